@@ -1,0 +1,61 @@
+"""The options of TOOD, all of them under ``cfg.MODEL.TOOD``."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_tood_config(cfg):
+    """
+    Add every TOOD option, with its released value, to a Detectron2 config.
+
+    Args:
+        cfg (CfgNode): as returned by :func:`detectron2.config.get_cfg`; changed in place.
+    """
+    cfg.MODEL.TOOD = CN()
+    tood = cfg.MODEL.TOOD
+
+    # Number of object classes. The one place where it is set.
+    tood.NUM_CLASSES = 80
+    # Feature maps that the head reads, from the finest to the coarsest.
+    tood.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # How a location turns four numbers into a box: "anchor_free" (distances to the four sides
+    # in units of the stride) or "anchor_based" (deltas of its anchor).
+    tood.ANCHOR_TYPE = "anchor_free"
+    # Weights of the deltas (dx, dy, dw, dh) of "anchor_based": the inverse of their stds.
+    tood.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+    # Task-aligned head: number of stacked interactive convolutions (N of Eq. 1), their channels
+    # and norm, and the score that every class starts with.
+    tood.NUM_CONVS = 6
+    tood.CONV_DIM = 256
+    tood.NORM = "GN"
+    tood.PRIOR_PROB = 0.01
+
+    # The first WARMUP_ITERS iterations assign by ATSS, those after it by task alignment
+    # learning (TAL). 0 turns the warm-up off. It is not the warm-up of the learning rate, which
+    # is SOLVER.WARMUP_ITERS. Released: 4 epochs, also when training takes 24.
+    tood.WARMUP_ITERS = 29320
+    # ATSS: candidates of each object on each level.
+    tood.ATSS_TOPK = 9
+    # TAL: candidates of each object (m), and the exponents of score and IoU in the alignment
+    # metric t = s^ALPHA * u^BETA (Eq. 9).
+    tood.TAL_TOPK = 13
+    tood.TAL_ALPHA = 1.0
+    tood.TAL_BETA = 6.0
+
+    # Classification loss: the exponent of |target - score| in both phases (Eq. 10, 11), and the
+    # weight of positives in the focal loss of the warm-up.
+    tood.FOCAL_LOSS_GAMMA = 2.0
+    tood.FOCAL_LOSS_ALPHA = 0.25
+    # Weights of the two losses in their sum.
+    tood.CLS_LOSS_WEIGHT = 1.0
+    tood.BOX_REG_LOSS_WEIGHT = 2.0
+
+    # Keep the running statistics of the backbone's batch norms while training; their weights and
+    # biases are trained. No effect on other norms.
+    tood.FREEZE_BN_STATS = True
+
+    # Inference: score threshold, candidates a level, and NMS. The number of detections of an
+    # image is TEST.DETECTIONS_PER_IMAGE.
+    tood.SCORE_THRESH_TEST = 0.05
+    tood.TOPK_CANDIDATES_TEST = 1000
+    tood.NMS_THRESH_TEST = 0.6

@@ -1,0 +1,102 @@
+"""
+The parts of the task-aligned head that no library has.
+
+Shapes: N images, C channels, L stacked interactive convolutions, H x W locations of one level.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+__all__ = ["TaskDecomposition", "geometric_mean_of_sigmoids", "sample_each_side"]
+
+
+class TaskDecomposition(nn.Module):
+    """
+    Layer attention and the 1x1 reduction behind it: from the features that both tasks share to
+    the features of one task (Eq. 2, 3 and the first half of Eq. 4).
+
+    Weighting the L layers and reducing them are both linear, so the weights are folded into the
+    kernel of the reduction: one matrix product instead of a scaled copy of all L layers.
+    """
+
+    def __init__(self, *, conv_dim: int, num_convs: int, norm: str):
+        """
+        Args:
+            conv_dim: channels C of each layer, and of the result. The attention's hidden width
+                is C / 8, as in the released models.
+            num_convs: number of layers L.
+            norm: norm behind the reduction, a name that Detectron2's ``get_norm`` knows.
+        """
+        super().__init__()
+        self.conv_dim = conv_dim
+        self.num_convs = num_convs
+        self.attention = nn.Sequential(
+            nn.Conv2d(conv_dim * num_convs, conv_dim // 8, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(conv_dim // 8, num_convs, 1),
+            nn.Sigmoid(),
+        )
+        self.reduction = nn.Conv2d(conv_dim * num_convs, conv_dim, 1, bias=norm == "")
+        self.norm = get_norm(norm, conv_dim)
+
+        for layer in self.attention:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.001)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.reduction.weight, std=0.01)
+        if self.reduction.bias is not None:
+            nn.init.zeros_(self.reduction.bias)
+
+    def forward(self, inter_features: Tensor, pooled_features: Tensor) -> Tensor:
+        """
+        Args:
+            inter_features: (N, L * C, H, W), the interactive features of all layers.
+            pooled_features: (N, L * C, 1, 1), their average over the locations.
+
+        Returns:
+            (N, C, H, W), the features of the task.
+        """
+        N, _, H, W = inter_features.shape
+        C, L = self.conv_dim, self.num_convs
+        layer_weights = self.attention(pooled_features).view(N, 1, L, 1)
+        kernels = (layer_weights * self.reduction.weight.view(1, C, L, C)).view(N, C, L * C)
+        x = torch.bmm(kernels, inter_features.flatten(2)).view(N, C, H, W)
+        if self.reduction.bias is not None:
+            x = x + self.reduction.bias.view(1, C, 1, 1)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu(x)
+
+
+def geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
+    """
+    ``sqrt(sigmoid(a) * sigmoid(b))`` (Eq. 5), elementwise and broadcast.
+
+    In log space: the plain form has a NaN gradient where the product underflows
+    (fcjian/TOOD#11, open-mmlab/mmdetection#7151).
+    """
+    return torch.exp(0.5 * (F.logsigmoid(a) + F.logsigmoid(b)))
+
+
+def sample_each_side(boxes: Tensor, offsets: Tensor) -> Tensor:
+    """
+    Read each side of a box at a place of its own (Eq. 6): bilinear, zero outside the map.
+
+    Args:
+        boxes: (N, 4, H, W), XYXY, any unit.
+        offsets: (N, 8, H, W), the offset (dy, dx) of each of the four sides from the location,
+            in locations of this level, not bounded.
+
+    Returns:
+        (N, 4, H, W), XYXY in the unit of ``boxes``. Where the sampled sides cross (x1 > x2 or
+        y1 > y2), the box of the location itself: GIoU of a crossed box is not a loss
+        (open-mmlab/mmdetection#7567).
+    """
+    # One group a side: each channel is sampled with its own offset and multiplied by one.
+    sampled = deform_conv2d(boxes, offsets, weight=boxes.new_ones(4, 1, 1, 1))
+    x1, y1, x2, y2 = sampled.unbind(dim=1)
+    crossed = (x1 > x2) | (y1 > y2)
+    return torch.where(crossed.unsqueeze(1), boxes, sampled)

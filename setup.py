@@ -1,0 +1,23 @@
+"""
+Installs the package ``tood``. It neither installs nor upgrades torch and Detectron2: which
+builds are right depends on the machine. On a machine without them: ``make demo``.
+"""
+
+from setuptools import setup
+
+setup(
+    name="tood-detectron2",
+    version="0.1.0",
+    description="TOOD: Task-aligned One-stage Object Detection, for Detectron2",
+    license="Apache-2.0",
+    packages=["tood"],
+    package_dir={"tood": "projects/TOOD/tood"},
+    python_requires=">=3.9",
+    install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tqdm"],
+    extras_require={
+        "test": ["pytest"],
+        "dev": ["pytest", "ruff"],
+        # Detectron2's Visualizer imports cv2, which some have from another package.
+        "draw": ["opencv-python"],
+    },
+)

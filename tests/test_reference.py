@@ -1,0 +1,114 @@
+"""The project against the reference implementation, on weights that both can rebuild."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from reference import PHASES, Reference, ROOT
+
+from tood.convert import detectron2_name
+
+NAMES = ["r18_anchor_free"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def reference(request):
+    return Reference(ROOT / "tests" / "data" / f"reference_{request.param}.npz")
+
+
+@pytest.fixture(scope="module")
+def model(reference):
+    return reference.model()
+
+
+@pytest.fixture(scope="module")
+def dense(reference, model):
+    model.eval()
+    with torch.no_grad():
+        return model.predict_dense(reference.batched_inputs())
+
+
+def test_scores(reference, dense):
+    torch.testing.assert_close(dense[0], reference.flat_levels("cls_score"), atol=1e-5, rtol=0)
+
+
+def test_boxes(reference, dense):
+    expected = reference.flat_levels("bbox_pred", scale_by_stride=True)
+    torch.testing.assert_close(dense[1], expected, atol=1e-2, rtol=0)
+
+
+def test_detections(reference, model):
+    model.eval()
+    with torch.no_grad():
+        outputs = model(reference.batched_inputs())
+    for i, output in enumerate(outputs):
+        detections = output["instances"]
+        expected_boxes = Boxes(torch.from_numpy(reference[f"det_boxes_{i}"]).float())
+        expected_boxes.clip(detections.image_size)
+        # Detectron2 drops what lies outside of the image; the reference keeps it.
+        seen = expected_boxes.nonempty()
+        assert seen.sum() > 50
+        expected_boxes = expected_boxes[seen]
+        expected_scores = torch.from_numpy(reference[f"det_scores_{i}"]).float()[seen]
+        expected_classes = torch.from_numpy(reference[f"det_classes_{i}"]).long()[seen]
+        torch.testing.assert_close(detections.scores, expected_scores, atol=1e-5, rtol=0)
+        assert torch.equal(detections.pred_classes, expected_classes)
+        torch.testing.assert_close(
+            detections.pred_boxes.tensor, expected_boxes.tensor, atol=1e-2, rtol=0
+        )
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_assignment(reference, model, dense, phase):
+    inputs = reference.batched_inputs()
+    images = model.preprocess_image(inputs)
+    with torch.no_grad():
+        features = model.backbone(images.tensor)
+        predictions = model.head([features[f] for f in model.head_in_features])
+    targets = model.label_batch(
+        images,
+        predictions,
+        dense[0],
+        dense[1],
+        [x["instances"] for x in inputs],
+        warmup=phase == "warmup",
+    )
+    K = reference.meta["classes"]
+    labels = torch.where(targets.positive, targets.cls_targets.argmax(dim=-1), K)
+    expected_labels = torch.from_numpy(reference[f"{phase}_labels"]).long()
+    assert (expected_labels < K).sum() > 0
+    assert torch.equal(labels, expected_labels)
+    metric = targets.cls_targets.amax(dim=-1)
+    expected_metric = torch.from_numpy(reference[f"{phase}_target_metric"]).float()
+    # The sixth power of the IoU makes six times as much of a rounding error.
+    torch.testing.assert_close(metric, expected_metric, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_losses_and_gradients(reference, model, phase):
+    model.train()
+    model.zero_grad()
+    with EventStorage(start_iter=PHASES.index(phase)):
+        losses = model(reference.batched_inputs())
+    assert losses["loss_cls"].item() == pytest.approx(
+        float(reference[f"{phase}_loss_cls"]), rel=1e-4
+    )
+    assert losses["loss_box_reg"].item() == pytest.approx(
+        float(reference[f"{phase}_loss_bbox"]), rel=1e-4
+    )
+
+    sum(losses.values()).backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    expected_norms = {
+        detectron2_name(n): norm for n, norm in reference.json(f"{phase}_grad_norm").items()
+    }
+    assert set(grads) == set(expected_norms)
+    for name, norm in expected_norms.items():
+        assert grads[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-7), name
+    whole = [key for key in reference.arrays.files if key.startswith(f"{phase}_grad:")]
+    assert whole
+    for key in whole:
+        name = detectron2_name(key.split(":", 1)[1])
+        expected = torch.from_numpy(reference[key]).float().view_as(grads[name])
+        difference = (grads[name] - expected).norm() / expected.norm()
+        assert difference.item() < 1e-3, name
