@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
-from reference import PHASES, Reference, ROOT
+from reference import PHASES, ROOT, Reference
 
 from tood.convert import detectron2_name
 

@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import tarfile
@@ -470,11 +469,7 @@ def has_module(python, name):
 
 def run(command, **kwargs):
     return subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        **kwargs
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **kwargs
     )
 
 

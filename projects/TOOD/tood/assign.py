@@ -145,7 +145,9 @@ def locations_of_image(
         indices (R',) int64 into the R locations of the batch, in order, and how many of them
         each level has.
     """
-    padded = [math.ceil(s / max(size_divisibility, 1)) * max(size_divisibility, 1) for s in image_size]
+    padded = [
+        math.ceil(s / max(size_divisibility, 1)) * max(size_divisibility, 1) for s in image_size
+    ]
     indices, level_sizes, start = [], [], 0
     for (H, W), stride in zip(grid_sizes, strides):
         h, w = (min(math.ceil(p / stride), size) for p, size in zip(padded, (H, W)))

@@ -10,7 +10,10 @@ _RULES = [
     (r"backbone\.bn1\.(.+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
     (r"backbone\.layer(\d)\.(\d+)\.conv(\d)\.(.+)", r"backbone.bottom_up.res{0}.\2.conv\3.\4"),
     (r"backbone\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"backbone.bottom_up.res{0}.\2.conv\3.norm.\4"),
-    (r"backbone\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"backbone.bottom_up.res{0}.\2.shortcut.\3"),
+    (
+        r"backbone\.layer(\d)\.(\d+)\.downsample\.0\.(.+)",
+        r"backbone.bottom_up.res{0}.\2.shortcut.\3",
+    ),
     (
         r"backbone\.layer(\d)\.(\d+)\.downsample\.1\.(.+)",
         r"backbone.bottom_up.res{0}.\2.shortcut.norm.\3",
@@ -20,7 +23,10 @@ _RULES = [
     (r"neck\.fpn_convs\.([34])\.conv\.(.+)", r"backbone.top_block.p{0}.\2"),
     (r"bbox_head\.inter_convs\.(\d+)\.conv\.(.+)", r"head.inter_convs.\1.0.\2"),
     (r"bbox_head\.inter_convs\.(\d+)\.gn\.(.+)", r"head.inter_convs.\1.1.\2"),
-    (r"bbox_head\.(cls|reg)_decomp\.layer_attention\.([02])\.(.+)", r"head.\1_decomp.attention.\2.\3"),
+    (
+        r"bbox_head\.(cls|reg)_decomp\.layer_attention\.([02])\.(.+)",
+        r"head.\1_decomp.attention.\2.\3",
+    ),
     (r"bbox_head\.(cls|reg)_decomp\.reduction_conv\.conv\.(.+)", r"head.\1_decomp.reduction.\2"),
     (r"bbox_head\.(cls|reg)_decomp\.reduction_conv\.gn\.(.+)", r"head.\1_decomp.norm.\2"),
     (r"bbox_head\.tood_(cls|reg)\.(.+)", r"head.\1_pred.\2"),

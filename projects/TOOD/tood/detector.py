@@ -142,7 +142,9 @@ class TOOD(DenseDetector):
                     module.eval()
         return self
 
-    def predict_dense(self, batched_inputs: List[Dict[str, Tensor]]) -> Tuple[Tensor, Tensor, Boxes]:
+    def predict_dense(
+        self, batched_inputs: List[Dict[str, Tensor]]
+    ) -> Tuple[Tensor, Tensor, Boxes]:
         """
         What the network says of every location, before any threshold or NMS: the base of
         analysis, export and checks. Gradients flow unless the caller turns them off.
@@ -274,9 +276,7 @@ class TOOD(DenseDetector):
         )
         loss_cls = (loss_cls * targets.valid.unsqueeze(-1)).sum()
 
-        loss_box_reg = giou_loss(
-            pred_boxes[targets.positive], targets.gt_boxes[targets.positive]
-        )
+        loss_box_reg = giou_loss(pred_boxes[targets.positive], targets.gt_boxes[targets.positive])
         loss_box_reg = (loss_box_reg * targets.box_weights[targets.positive]).sum()
 
         weight_sums = torch.stack([targets.cls_targets.sum(), targets.box_weights.sum()])

@@ -222,9 +222,7 @@ def decode_deltas(deltas: Tensor, anchors: Tensor, box2box_transform: Box2BoxTra
     bound = box2box_transform.scale_clamp
     lowest = deltas.new_tensor([-math.inf, -math.inf, -bound * ww, -bound * wh])
     deltas = torch.maximum(deltas, lowest)
-    boxes = box2box_transform.apply_deltas(
-        deltas.reshape(N * H * W, 4), anchors.repeat(N, 1)
-    )
+    boxes = box2box_transform.apply_deltas(deltas.reshape(N * H * W, 4), anchors.repeat(N, 1))
     return boxes.view(N, H, W, 4).permute(0, 3, 1, 2).contiguous()
 
 

@@ -1,0 +1,116 @@
+"""A small COCO-format data set of drawn shapes: something to train on without a download."""
+
+import colorsys
+import json
+import math
+import os
+from typing import Dict, List, Tuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+__all__ = ["SHAPES", "draw_scene", "write_shapes_dataset"]
+
+SHAPES = ("disc", "square", "triangle", "star")
+
+
+def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, List[Dict]]:
+    """
+    Args:
+        rng: every choice comes from it.
+        size: width and height in pixels.
+
+    Returns:
+        an image of one to six shapes of any colour, size and turn on a mottled ground, and an
+        object ``{"class": index into SHAPES, "box": (x1, y1, x2, y2)}`` for each, in pixels.
+        Shapes may touch, but a later one hides at most a part of an earlier one.
+    """
+    image = _mottled_ground(rng, size)
+    draw = ImageDraw.Draw(image)
+    objects = []
+    for _ in range(rng.integers(1, 7)):
+        shape = int(rng.integers(len(SHAPES)))
+        radius = size * rng.uniform(0.06, 0.22)
+        center = rng.uniform(radius + 1, size - radius - 1, 2)
+        outline = _outline(SHAPES[shape], center, radius, rng.uniform(0, 2 * math.pi))
+        low, high = outline.min(axis=0), outline.max(axis=0)
+        box = (*low.tolist(), *high.tolist())
+        if any(_overlap(box, other["box"]) > 0.2 for other in objects):
+            continue
+        draw.polygon([tuple(p) for p in outline], fill=_color(rng, value=rng.uniform(0.6, 1.0)))
+        objects.append({"class": shape, "box": box})
+    return image, objects
+
+
+def write_shapes_dataset(folder: str, num_images: int, seed: int, size: int = 128) -> str:
+    """
+    Write ``folder/images/*.jpg`` and ``folder/annotations.json``; the latter last, so that it
+    stands for a finished data set.
+
+    Returns:
+        path of the annotation file.
+    """
+    rng = np.random.default_rng(seed)
+    images_folder = os.path.join(folder, "images")
+    os.makedirs(images_folder, exist_ok=True)
+    images, annotations = [], []
+    for i in tqdm(range(num_images), desc=f"drawing {folder}"):
+        image, objects = draw_scene(rng, size)
+        file_name = f"{i:05d}.jpg"
+        image.save(os.path.join(images_folder, file_name), quality=90)
+        images.append({"id": i + 1, "file_name": file_name, "width": size, "height": size})
+        for o in objects:
+            annotations.append(_annotation(len(annotations) + 1, i + 1, o))
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)]
+    json_file = os.path.join(folder, "annotations.json")
+    with open(json_file + ".part", "w") as f:
+        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
+    os.replace(json_file + ".part", json_file)
+    return json_file
+
+
+def _annotation(annotation_id: int, image_id: int, shape: Dict) -> Dict:
+    x1, y1, x2, y2 = (round(v, 2) for v in shape["box"])
+    width, height = round(x2 - x1, 2), round(y2 - y1, 2)
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": shape["class"] + 1,
+        "bbox": [x1, y1, width, height],
+        "area": round(width * height, 2),
+        "iscrowd": 0,
+    }
+
+
+def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
+    """Soft blotches around a dull colour, with grain."""
+    base = np.array(_color(rng, value=rng.uniform(0.15, 0.5)), dtype=np.float32)
+    blotches = rng.normal(0, 60, (size, size, 3)) + base
+    image = Image.fromarray(blotches.clip(0, 255).astype(np.uint8))
+    image = image.filter(ImageFilter.GaussianBlur(size / 40))
+    grain = rng.normal(0, 8, (size, size, 3))
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+
+
+def _color(rng: np.random.Generator, value: float) -> Tuple[int, int, int]:
+    rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.4, 1.0), value)
+    return tuple(int(255 * c) for c in rgb)
+
+
+def _outline(shape: str, center: np.ndarray, radius: float, turn: float) -> np.ndarray:
+    """Corners of a shape, (P, 2) in pixels; a disc has many."""
+    corners = {"disc": 48, "square": 4, "triangle": 3, "star": 10}[shape]
+    angles = turn + np.arange(corners) * 2 * math.pi / corners
+    radii = np.full(corners, radius)
+    if shape == "star":
+        radii[1::2] *= 0.45
+    return center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _overlap(a: Tuple[float, ...], b: Tuple[float, ...]) -> float:
+    """The part of the smaller box that the other one covers."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return max(width, 0) * max(height, 0) / smaller

@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""
+Draw predictions beside ground truth, for some images of a data set, into one picture::
+
+    python tools/draw_predictions.py --config-file configs/tood_R18_GN_small_data.yaml \\
+        --val-data val.json:images --output predictions.png \\
+        MODEL.TOOD.NUM_CLASSES 3 MODEL.WEIGHTS output/small_data/model_final.pth
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import BoxMode
+from PIL import Image
+from tqdm import tqdm
+
+from tood.data import prepare_datasets
+from tood.draw import draw_boxes, stack_pictures
+from tood.engine import check_weights, load_config
+from tood.errors import UserError
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
+    )
+    parser.add_argument("--output", default="predictions.png", metavar="PNG")
+    parser.add_argument("--num-images", type=int, default=6, help="the first of the data set")
+    parser.add_argument("--columns", type=int, default=2, help="pairs in a row")
+    parser.add_argument("--score-thresh", type=float, default=0.3, help="of what is drawn")
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    return parser.parse_args()
+
+
+def main(args):
+    cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
+    prepare_datasets(cfg, training=False)
+    check_weights(cfg, eval_only=True, resume=False)
+    name = cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(name)[: args.num_images]
+    class_names = MetadataCatalog.get(name).thing_classes
+    predictor = DefaultPredictor(cfg)
+    pairs = [
+        draw_pair(record, predictor, class_names, args.score_thresh, args.scale)
+        for record in tqdm(records, desc="drawing")
+    ]
+    columns = args.columns
+    rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
+    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+    Image.fromarray(stack_pictures(rows)).save(args.output)
+    print(f"Predictions (left) and ground truth (right): {args.output}")
+
+
+def draw_pair(record, predictor, class_names, score_thresh, scale):
+    """Two pictures of an image: what the detector says, and what the annotations say."""
+    image = read_image(record["file_name"], format="RGB")
+    with torch.no_grad():
+        instances = predictor(image[:, :, ::-1])["instances"].to("cpu")
+    instances = instances[instances.scores > score_thresh]
+    predicted = draw_boxes(
+        image,
+        instances.pred_boxes.tensor.numpy(),
+        instances.pred_classes.tolist(),
+        class_names,
+        instances.scores.tolist(),
+        scale=scale,
+    )
+    boxes = [
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record["annotations"]
+    ]
+    classes = [a["category_id"] for a in record["annotations"]]
+    return [predicted, draw_boxes(image, boxes, classes, class_names, scale=scale)]
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")

@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""
+Generate the data set of drawn shapes: a train and a val split in COCO format::
+
+    python tools/make_shapes.py output/demo/shapes
+"""
+
+import argparse
+import os
+
+from tood.shapes import write_shapes_dataset
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("::")[0])
+    parser.add_argument("folder", help="where to write train/ and val/")
+    parser.add_argument("--num-train", type=int, default=500, help="images to train on")
+    parser.add_argument("--num-val", type=int, default=100, help="images to evaluate on")
+    parser.add_argument("--size", type=int, default=128, help="width and height in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    # Two streams of one seed: the val images do not depend on how many there are to train on.
+    for split, num_images, seed in (
+        ("train", args.num_train, 2 * args.seed),
+        ("val", args.num_val, 2 * args.seed + 1),
+    ):
+        print(write_shapes_dataset(os.path.join(args.folder, split), num_images, seed, args.size))
+
+
+if __name__ == "__main__":
+    main()

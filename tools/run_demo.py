@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""
+The demo: draw a data set of shapes, train a small TOOD on it, evaluate, and make a picture.
+
+Each step is a command that you can run on its own, and is printed before it runs. Options are
+passed on to train_net.py.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CONFIG = "configs/demo_shapes.yaml"
+OUTPUT = "output/demo"
+
+
+def main():
+    start = time.time()
+    steps = [
+        ["tools/make_shapes.py", f"{OUTPUT}/shapes"],
+        ["train_net.py", "--config-file", CONFIG, *sys.argv[1:]],
+        [
+            *("tools/draw_predictions.py", "--config-file", CONFIG),
+            *("--output", f"{OUTPUT}/predictions.png"),
+            *("--num-images", "8", "--scale", "2", "MODEL.WEIGHTS", f"{OUTPUT}/model_final.pth"),
+        ],
+    ]
+    for step in steps:
+        print("$ python " + " ".join(shlex.quote(word) for word in step), flush=True)
+        status = subprocess.call([sys.executable, *step], cwd=ROOT)
+        if status != 0:
+            return status
+    print(f"The demo took {time.time() - start:.0f} s.")
+    print(f"Predictions beside ground truth: {OUTPUT}/predictions.png")
+    print(f"Losses and AP over time:         tensorboard --logdir {OUTPUT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
