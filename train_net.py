@@ -30,7 +30,7 @@ from tood.errors import UserError
 logger = logging.getLogger("tood")
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = default_argument_parser(epilog=__doc__.split("::", 1)[1])
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):
         parser.add_argument(
@@ -40,7 +40,7 @@ def parse_args():
             help=f"data set in COCO format and the folder of its images, or a registered name, "
             f"in the place of {key}; may be repeated",
         )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         args.num_gpus = 0
     elif args.num_gpus > torch.cuda.device_count():
@@ -80,9 +80,10 @@ def main(args):
     return trainer.train()
 
 
-if __name__ == "__main__":
+def cli(argv=None):
+    """Users' mistakes end in one sentence and exit status 1."""
     try:
-        args = parse_args()
+        args = parse_args(argv)
         launch(
             main,
             args.num_gpus,
@@ -93,3 +94,7 @@ if __name__ == "__main__":
         )
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
+
+
+if __name__ == "__main__":
+    cli()

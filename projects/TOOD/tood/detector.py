@@ -16,8 +16,8 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import giou_loss
 from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
 
 from .assign import Assignment, assign_atss, assign_tal, locations_of_image
 from .head import DensePredictions, TOODHead
@@ -181,12 +181,17 @@ class TOOD(DenseDetector):
         warmup = get_event_storage().iter < self.warmup_iters
         # Assignment and loss stay in float32: t is a sixth power, and BCE takes a logarithm.
         with torch.autocast(self.device.type, enabled=False):
-            pred_scores = cat(predictions.pred_scores, dim=1)
+            pred_log_scores = cat(predictions.pred_log_scores, dim=1)
             pred_boxes = cat(predictions.pred_boxes, dim=1)
             targets = self.label_batch(
-                images, predictions, pred_scores, pred_boxes, gt_instances, warmup
+                images,
+                predictions,
+                pred_log_scores.detach().exp(),
+                pred_boxes.detach(),
+                gt_instances,
+                warmup,
             )
-            return self.losses(pred_scores, pred_boxes, targets, warmup)
+            return self.losses(pred_log_scores, pred_boxes, targets, warmup)
 
     @torch.no_grad()
     def label_batch(
@@ -259,24 +264,27 @@ class TOOD(DenseDetector):
         )
 
     def losses(
-        self, pred_scores: Tensor, pred_boxes: Tensor, targets: Targets, warmup: bool
+        self, pred_log_scores: Tensor, pred_boxes: Tensor, targets: Targets, warmup: bool
     ) -> Dict[str, Tensor]:
         """
         Both losses are sums over the batch, divided by the sum of their targets' weights over
         the batches of all processes.
 
         Args:
-            pred_scores, pred_boxes: (N, R, K) and (N, R, 4).
+            pred_log_scores, pred_boxes: (N, R, K) and (N, R, 4).
         """
         loss_cls = aligned_focal_loss(
-            pred_scores,
+            pred_log_scores,
             targets.cls_targets,
             gamma=self.focal_loss_gamma,
             alpha=self.focal_loss_alpha if warmup else None,
         )
         loss_cls = (loss_cls * targets.valid.unsqueeze(-1)).sum()
 
-        loss_box_reg = giou_loss(pred_boxes[targets.positive], targets.gt_boxes[targets.positive])
+        # fvcore's giou_loss is the same, but stops at NaN with an assertion about crossed boxes.
+        loss_box_reg = generalized_box_iou_loss(
+            pred_boxes[targets.positive], targets.gt_boxes[targets.positive]
+        )
         loss_box_reg = (loss_box_reg * targets.box_weights[targets.positive]).sum()
 
         weight_sums = torch.stack([targets.cls_targets.sum(), targets.box_weights.sum()])

@@ -18,7 +18,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from .layers import TaskDecomposition, geometric_mean_of_sigmoids, sample_each_side
+from .layers import TaskDecomposition, log_geometric_mean_of_sigmoids, sample_each_side
 
 __all__ = ["ANCHOR_TYPES", "DensePredictions", "TOODHead", "decode_deltas", "decode_distances"]
 
@@ -28,10 +28,15 @@ ANCHOR_TYPES = ("anchor_free", "anchor_based")
 class DensePredictions(NamedTuple):
     """What the head says of every location, level by level, before any threshold."""
 
-    pred_scores: List[Tensor]  # (N, H*W, K) each, aligned probabilities
+    pred_log_scores: List[Tensor]  # (N, H*W, K) each, logarithms of the aligned probabilities
     pred_boxes: List[Tensor]  # (N, H*W, 4) each, aligned boxes
     anchors: List[Boxes]  # H*W boxes each
     grid_sizes: List[torch.Size]  # (H, W) each
+
+    @property
+    def pred_scores(self) -> List[Tensor]:
+        """The aligned probabilities, (N, H*W, K) each."""
+        return [x.exp() for x in self.pred_log_scores]
 
 
 class TOODHead(nn.Module):
@@ -127,12 +132,13 @@ class TOODHead(nn.Module):
             features: one (N, C, H, W) a level, from fine to coarse.
         """
         anchors = self.anchor_generator(features)
-        pred_scores, pred_boxes = [], []
+        pred_log_scores, pred_boxes = [], []
         for level, x in enumerate(features):
-            scores, boxes = self._forward_level(x, anchors[level].tensor, level)
-            pred_scores.append(scores)
+            log_scores, boxes = self._forward_level(x, anchors[level].tensor, level)
+            pred_log_scores.append(log_scores)
             pred_boxes.append(boxes)
-        return DensePredictions(pred_scores, pred_boxes, anchors, [x.shape[-2:] for x in features])
+        grid_sizes = [x.shape[-2:] for x in features]
+        return DensePredictions(pred_log_scores, pred_boxes, anchors, grid_sizes)
 
     def _forward_level(self, x: Tensor, anchors: Tensor, level: int):
         """
@@ -141,7 +147,7 @@ class TOODHead(nn.Module):
             anchors: (H*W, 4).
 
         Returns:
-            scores (N, H*W, K) and boxes (N, H*W, 4), both float32.
+            log-scores (N, H*W, K) and boxes (N, H*W, 4), both float32.
         """
         inter_features = []
         for conv in self.inter_convs:
@@ -157,11 +163,11 @@ class TOODHead(nn.Module):
 
         # Half precision is too coarse for products of small probabilities and for pixels.
         with torch.autocast(x.device.type, enabled=False):
-            scores = geometric_mean_of_sigmoids(cls_logits.float(), align_logits.float())
+            log_scores = log_geometric_mean_of_sigmoids(cls_logits.float(), align_logits.float())
             boxes = self._decode(box_regression.float(), anchors, level)
             boxes = sample_each_side(boxes, offsets.float())
-        K = scores.shape[1]
-        return permute_to_N_HWA_K(scores, K), permute_to_N_HWA_K(boxes, 4)
+        K = log_scores.shape[1]
+        return permute_to_N_HWA_K(log_scores, K), permute_to_N_HWA_K(boxes, 4)
 
     def _decode(self, box_regression: Tensor, anchors: Tensor, level: int) -> Tensor:
         scale = self.scales[level].float()

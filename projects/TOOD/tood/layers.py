@@ -10,7 +10,7 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-__all__ = ["TaskDecomposition", "geometric_mean_of_sigmoids", "sample_each_side"]
+__all__ = ["TaskDecomposition", "log_geometric_mean_of_sigmoids", "sample_each_side"]
 
 
 class TaskDecomposition(nn.Module):
@@ -71,14 +71,14 @@ class TaskDecomposition(nn.Module):
         return F.relu(x)
 
 
-def geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
+def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
     """
-    ``sqrt(sigmoid(a) * sigmoid(b))`` (Eq. 5), elementwise and broadcast.
+    ``log(sqrt(sigmoid(a) * sigmoid(b)))`` (the logarithm of Eq. 5), elementwise and broadcast.
 
-    In log space: the plain form has a NaN gradient where the product underflows
-    (fcjian/TOOD#11, open-mmlab/mmdetection#7151).
+    The plain form has a NaN gradient where the product underflows (fcjian/TOOD#11,
+    open-mmlab/mmdetection#7151); a loss that starts from the logarithm has the right one.
     """
-    return torch.exp(0.5 * (F.logsigmoid(a) + F.logsigmoid(b)))
+    return 0.5 * (F.logsigmoid(a) + F.logsigmoid(b))
 
 
 def sample_each_side(boxes: Tensor, offsets: Tensor) -> Tensor:
@@ -95,6 +95,8 @@ def sample_each_side(boxes: Tensor, offsets: Tensor) -> Tensor:
         y1 > y2), the box of the location itself: GIoU of a crossed box is not a loss
         (open-mmlab/mmdetection#7567).
     """
+    # A NaN offset would crash torchvision's operator on the CPU; the box it belongs to is NaN.
+    offsets = torch.nan_to_num(offsets)
     # One group a side: each channel is sampled with its own offset and multiplied by one.
     sampled = deform_conv2d(boxes, offsets, weight=boxes.new_ones(4, 1, 1, 1))
     x1, y1, x2, y2 = sampled.unbind(dim=1)

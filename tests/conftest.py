@@ -1,0 +1,66 @@
+"""What the tests share: a tiny model, and a data set that takes no time."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # train_net, bootstrap
+
+warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+
+from tood import add_tood_config  # noqa: E402
+from tood.shapes import write_shapes_dataset  # noqa: E402
+
+# A model small enough for an iteration in a fraction of a second.
+TINY = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.FPN.OUT_CHANNELS", "32"),
+    *("MODEL.TOOD.CONV_DIM", "64"),
+    *("MODEL.TOOD.NUM_CONVS", "2"),
+    *("MODEL.RESNETS.DEPTH", "18"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_cfg():
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "tood_R18_GN_small_data.yaml"))
+    cfg.merge_from_list(TINY)
+    cfg.MODEL.TOOD.NUM_CLASSES = 4
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Folder of a data set of eight drawn images."""
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes_dataset(str(folder), num_images=8, seed=0, size=64)
+    return folder
+
+
+@pytest.fixture
+def make_input():
+    def make(height=64, width=96, boxes=((8.0, 8.0, 40.0, 48.0),), classes=None):
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+        classes = list(range(len(boxes))) if classes is None else classes
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        return {"image": image, "instances": instances}
+
+    return make

@@ -1,0 +1,193 @@
+"""The whole detector, tiny: both phases, objects and none, images of different size, bad values."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+
+from tood.detector import select_candidates
+
+PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    return build_model(tiny_cfg)
+
+
+def train_losses(model, inputs, phase):
+    model.train()
+    with EventStorage(start_iter=PHASES[phase]):
+        return model(inputs)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("anchor_type", ["anchor_free", "anchor_based"])
+def test_every_parameter_has_a_finite_gradient(tiny_cfg, make_input, phase, anchor_type):
+    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    tiny_cfg.MODEL.TOOD.ANCHOR_TYPE = anchor_type
+    model = build_model(tiny_cfg)
+    # An object for each level, so that the scales of all levels learn.
+    inputs = [
+        make_input(256, 256, [(8.0, 8, 40, 48), (100, 90, 180, 170), (0, 0, 256, 256)]),
+        make_input(192, 256, [(60.0, 60, 70, 70), (4, 4, 140, 130), (30, 50, 60, 90)]),
+    ]
+    losses = train_losses(model, inputs, phase)
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    moved = [n for n, p in model.named_parameters() if p.grad.abs().sum() == 0]
+    # A level without a positive teaches nothing to its scale; everything else learns.
+    assert all(n.startswith("head.scales.") for n in moved), moved
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("boxes", [[[]], [[], [(8.0, 8.0, 40.0, 48.0)]]], ids=["none", "in one"])
+def test_images_without_objects(model, make_input, phase, boxes):
+    inputs = [make_input(boxes=b) for b in boxes]
+    losses = train_losses(model, inputs, phase)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["loss_cls"] > 0
+    if len(boxes) == 1:
+        assert losses["loss_box_reg"] == 0
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_phase_follows_the_iteration(model, make_input):
+    inputs = [make_input()]
+    warmup, tal = (train_losses(model, inputs, phase) for phase in PHASES)
+    assert not torch.isclose(warmup["loss_cls"], tal["loss_cls"])
+    model.warmup_iters = 0
+    assert torch.equal(train_losses(model, inputs, "warmup")["loss_cls"], tal["loss_cls"])
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_targets_do_not_depend_on_the_rest_of_the_batch(model, make_input, phase):
+    small, large = make_input(64, 96), make_input(160, 224, [(20.0, 30, 120, 140)])
+    alone, together = label(model, [small], phase), label(model, [small, large], phase)
+    assert together.positive[0].sum() == alone.positive[0].sum() > 0
+    assert together.valid[0].sum() == alone.valid[0].sum() < together.valid.shape[1]
+    assert not (together.positive & ~together.valid).any()
+    valid = together.valid[0]
+    for a, b in zip(alone, together):
+        assert torch.equal(a[0], b[0][valid])
+
+
+def label(model, inputs, phase):
+    """Targets of made-up predictions that are the same for a location in every batch."""
+    images = model.preprocess_image(inputs)
+    with torch.no_grad():
+        features = model.backbone(images.tensor)
+        predictions = model.head([features[f] for f in model.head_in_features])
+    anchors = Boxes.cat(predictions.anchors).tensor
+    N = len(inputs)
+    scores = (anchors.sum(dim=1, keepdim=True) * 0.1).sin().abs().expand(-1, 4)
+    boxes = torch.cat([anchors[:, :2] * 0.7, anchors[:, 2:] * 0.6 + 10], dim=1)
+    return model.label_batch(
+        images,
+        predictions,
+        scores.repeat(N, 1, 1),
+        boxes.repeat(N, 1, 1),
+        [x["instances"] for x in inputs],
+        warmup=phase == "warmup",
+    )
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_inf_and_nan_features(model, make_input, value):
+    model.eval()
+    inputs = [make_input(64, 64)]
+    images = model.preprocess_image(inputs)
+    features = [torch.full((1, 32, 64 // s, 64 // s), value) for s in (8, 16, 32, 64)]
+    features.append(torch.full((1, 32, 1, 1), value))
+    predictions = model.head(features)
+    (instances,) = model.forward_inference(images, features, predictions)
+    assert torch.isfinite(instances.pred_boxes.tensor).all()
+    assert torch.isfinite(instances.scores).all()
+
+    gt = [x["instances"] for x in inputs]
+    for iteration in PHASES.values():
+        with EventStorage(start_iter=iteration):
+            losses = model.forward_training(images, features, predictions, gt)
+        assert not torch.isfinite(losses["loss_cls"])  # for the trainer to see, not hidden
+
+
+def test_predict_dense(model, make_input):
+    model.eval()
+    inputs = [make_input(64, 96), make_input(50, 70)]
+    scores, boxes, anchors = model.predict_dense(inputs)
+    R = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1
+    assert scores.shape == (2, R, 4) and boxes.shape == (2, R, 4) and len(anchors) == R
+    assert isinstance(anchors, Boxes)
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_inference_keeps_what_it_should(model, make_input):
+    model.eval()
+    torch.nn.init.normal_(model.head.cls_pred.weight, std=1.0)
+    torch.nn.init.zeros_(model.head.cls_align[-1].bias)
+    model.max_detections_per_image = 20
+    x = make_input(64, 96)
+    x["height"], x["width"] = 128, 192  # of the picture before resizing
+    with torch.no_grad():
+        instances = model([x])[0]["instances"]
+    assert 0 < len(instances) <= 20
+    assert instances.image_size == (128, 192)
+    assert instances.pred_boxes.tensor[:, 2].max() <= 192
+    assert instances.pred_boxes.tensor.max() > 96
+    assert (instances.scores > 0.05).all()
+    assert (instances.scores.diff() <= 0).all()
+    assert instances.pred_classes.dtype == torch.int64
+
+
+def test_select_candidates():
+    nan = float("nan")
+    scores = torch.tensor([[0.9, 0.01], [0.3, 0.8], [0.05, nan]])
+    candidates = select_candidates(scores, score_thresh=0.05, topk=2)
+    assert candidates.scores.tolist() == pytest.approx([0.9, 0.8])
+    assert candidates.locations.tolist() == [0, 1]
+    assert candidates.classes.tolist() == [0, 1]
+    assert len(select_candidates(scores, score_thresh=0.99, topk=2).scores) == 0
+
+
+def test_boxes_without_area_are_no_detections(model):
+    boxes = [torch.tensor([[0.0, 0, 0, 50], [5, 5, 25, 25]])]
+    scores = [torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0]])]
+    instances = model._inference_single_image(scores, boxes, (64, 64))
+    assert instances.scores.tolist() == pytest.approx([0.8])
+
+
+def test_batch_norm_keeps_its_statistics_and_learns_its_weights(tiny_cfg, make_input):
+    tiny_cfg.MODEL.RESNETS.NORM = "BN"
+    tiny_cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    model = build_model(tiny_cfg)
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    losses = train_losses(model, [make_input()], "warmup")
+    sum(losses.values()).backward()
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    norm = model.backbone.bottom_up.res3[0].conv1.norm
+    assert norm.weight.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in model.backbone.bottom_up.res2.parameters())
+
+    tiny_cfg.MODEL.TOOD.FREEZE_BN_STATS = False
+    model = build_model(tiny_cfg)
+    before = model.backbone.bottom_up.res3[0].conv1.norm.running_mean.clone()
+    train_losses(model, [make_input()], "warmup")
+    assert not torch.equal(before, model.backbone.bottom_up.res3[0].conv1.norm.running_mean)
+
+
+def test_autocast_keeps_assignment_and_loss_in_float32(model, make_input):
+    inputs = [make_input()]
+    plain = train_losses(model, inputs, "tal")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = train_losses(model, inputs, "tal")
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(plain[name].item(), rel=0.05)

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+
+from tood.head import TOODHead, decode_deltas, decode_distances
+
+
+def build_head(cfg, channels):
+    strides = (8, 16, 32, 64, 128)
+    return TOODHead(cfg, [ShapeSpec(channels=channels, stride=s) for s in strides])
+
+
+def test_number_of_parameters(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.merge_from_other_cfg(
+        type(tiny_cfg)({"NUM_CLASSES": 80, "CONV_DIM": 256, "NUM_CONVS": 6})
+    )
+    head = build_head(tiny_cfg, channels=256)
+    assert sum(p.numel() for p in head.parameters()) == 4_823_790
+
+
+@pytest.mark.parametrize("anchor_type", ["anchor_free", "anchor_based"])
+def test_shapes_and_first_predictions(tiny_cfg, anchor_type):
+    tiny_cfg.MODEL.TOOD.ANCHOR_TYPE = anchor_type
+    head = build_head(tiny_cfg, channels=32)
+    features = [torch.randn(2, 32, size, size + 1) for size in (16, 8, 4, 2, 1)]
+    predictions = head(features)
+    for x, scores, boxes, anchors in zip(
+        features, predictions.pred_scores, predictions.pred_boxes, predictions.anchors
+    ):
+        locations = x.shape[2] * x.shape[3]
+        assert scores.shape == (2, locations, 4)
+        assert boxes.shape == (2, locations, 4)
+        assert len(anchors) == locations
+        # Each class starts with the prior, each box around its location.
+        torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=4e-3, rtol=0)
+        assert (boxes[..., 2:] > boxes[..., :2]).all()
+
+
+def test_first_boxes_are_one_stride_to_each_side(tiny_cfg):
+    head = build_head(tiny_cfg, channels=32)
+    torch.nn.init.zeros_(head.reg_pred.weight)  # exp(0) = 1 stride
+    torch.nn.init.zeros_(head.reg_align[-1].weight)
+    features = [torch.randn(1, 32, 2, 2) for _ in range(5)]
+    boxes = head(features).pred_boxes
+    assert boxes[0][0, 0].tolist() == [-8, -8, 8, 8]
+    assert boxes[1][0, 3].tolist() == [0, 0, 32, 32]  # the location at (16, 16)
+
+
+def test_decode_distances():
+    # Locations at (0, 0) and (16, 0), stride 16.
+    anchors = torch.tensor([[-64.0, -64, 64, 64], [-48, -64, 80, 64]])
+    distances = torch.tensor([[1.0, 2, 3, 4], [0.5, 0.5, 0.5, 0.5]]).t().reshape(1, 4, 1, 2)
+    boxes = decode_distances(distances, anchors, stride=16)
+    assert boxes[0, :, 0, 0].tolist() == [-16, -32, 48, 64]
+    assert boxes[0, :, 0, 1].tolist() == [8, -8, 24, 8]
+
+
+def test_decode_deltas():
+    anchors = torch.tensor([[-32.0, -32, 32, 32]])
+    transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    # dx 0.5 of 64 px, twice the width, half the height.
+    deltas = torch.tensor([5.0, 0.0, 5 * math.log(2), -5 * math.log(2)]).view(1, 4, 1, 1)
+    boxes = decode_deltas(deltas, anchors, transform)
+    assert boxes.flatten().tolist() == pytest.approx([-32, -16, 96, 16], abs=1e-4)
+
+
+def test_decode_deltas_is_bounded_both_ways():
+    anchors = torch.tensor([[-32.0, -32, 32, 32]])
+    transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    deltas = torch.tensor([0.0, 0.0, 1000.0, -1000.0]).view(1, 4, 1, 1)
+    x1, y1, x2, y2 = decode_deltas(deltas, anchors, transform).flatten().tolist()
+    assert x2 - x1 == pytest.approx(64 * 1000 / 16, rel=1e-4)
+    assert y2 - y1 == pytest.approx(64 * 16 / 1000, rel=1e-4)
+
+
+def test_unknown_anchor_type_is_named(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.ANCHOR_TYPE = "anchor_made"
+    with pytest.raises(ValueError, match="ANCHOR_TYPE is 'anchor_made'"):
+        build_model(tiny_cfg)
+
+
+def test_more_than_one_anchor_a_location_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0]]
+    with pytest.raises(ValueError, match=r"ANCHOR_GENERATOR makes \[2, 2, 2, 2, 2\]"):
+        build_model(tiny_cfg)
+
+
+def test_anchors_are_centred_on_multiples_of_the_stride(tiny_cfg):
+    head = build_head(tiny_cfg, channels=32)
+    assert isinstance(head.anchor_generator, DefaultAnchorGenerator)
+    anchors = head([torch.zeros(1, 32, 2, 2) for _ in range(5)]).anchors
+    assert anchors[0].tensor[3].tolist() == [8 - 32, 8 - 32, 8 + 32, 8 + 32]
+    assert anchors[4].tensor[0].tolist() == [-512, -512, 512, 512]
