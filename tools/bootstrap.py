@@ -281,8 +281,9 @@ def share_packages(venv, python):
     folders = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
     say("Using the torch and Detectron2 that {0} has.".format(sys.executable))
     with open(shared, "w") as f:
-        # addsitedir, so that packages installed there in editable mode are found as well.
-        f.write("import site; [site.addsitedir(p) for p in {0!r}]\n".format(folders))
+        for folder in folders:
+            # addsitedir, so that packages installed there in editable mode are found as well.
+            f.write("import site; site.addsitedir({0!r})\n".format(folder))
 
 
 def install_detectron2(python):

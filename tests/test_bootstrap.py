@@ -1,0 +1,189 @@
+"""The set-up tool: its edits, and what it says when something is in the way."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import bootstrap
+import pytest
+from bootstrap import BootstrapError
+from conftest import ROOT
+
+TOOL = str(ROOT / "tools" / "bootstrap.py")
+
+
+def one_sentence(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 8)])
+def test_python_too_old(version):
+    with pytest.raises(BootstrapError) as error:
+        bootstrap.check_python(version)
+    assert f"This is Python {version[0]}.{version[1]}" in one_sentence(error)
+
+
+def test_python_new_enough():
+    for version in ((3, 9), (3, 13), (4, 0)):
+        bootstrap.check_python(version)
+
+
+def test_disk_too_small(tmp_path, monkeypatch):
+    bootstrap.check_disk(str(tmp_path))  # has to hold here, or nothing was installed
+    monkeypatch.setattr(bootstrap, "TORCH_DISK_GB", 10**9)
+    with pytest.raises(BootstrapError) as error:
+        bootstrap.check_disk(str(tmp_path))
+    assert str(tmp_path) in one_sentence(error) and "GB" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "output, says",
+    [
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
+            "    Expected sha256 5d2e\n         Got        aaaa",
+            bootstrap.SDIST_SHA256,
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on "
+            "device",
+            "no disk space left",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError("
+            "'<...>: Failed to establish a new connection: [Errno -2] Name or service not known')'"
+            "\nERROR: Could not find a version that satisfies the requirement torch>=2.0\n"
+            "ERROR: No matching distribution found for torch>=2.0",
+            "No package index could be reached",
+        ),
+        (
+            "ERROR: Could not find a version that satisfies the requirement torch>=2.0 (from "
+            "versions: none)\nERROR: No matching distribution found for torch>=2.0",
+            "has no torch>=2.0 for Python {}.{}".format(*sys.version_info[:2]),
+        ),
+        ("Collecting x\nerror: something else went wrong\n", "something else went wrong"),
+    ],
+)
+def test_failures_of_pip_are_explained(output, says):
+    sentence = bootstrap.explain(output)
+    assert says in sentence and "\n" not in sentence
+
+
+def test_failing_pip_is_explained_and_not_hidden():
+    script = "print('[Errno 28] No space left on device'); raise SystemExit(1)"
+    with pytest.raises(BootstrapError, match="no disk space left"):
+        bootstrap.run_pip([sys.executable, "-c", script])
+    bootstrap.run_pip([sys.executable, "-c", "print('fine')"])
+
+
+def test_torch_and_torchvision_that_do_not_go_together(monkeypatch):
+    bootstrap.check_torch(sys.executable)
+    failing = "raise RuntimeError('operator torchvision::nms does not exist')"
+    monkeypatch.setattr(bootstrap, "TORCH_CHECK", failing)
+    with pytest.raises(BootstrapError) as error:
+        bootstrap.check_torch(sys.executable)
+    message = one_sentence(error)
+    assert "torch 2." in message and "torchvision 0." in message
+    assert "do not go together" in message and "torchvision::nms" in message
+
+
+def test_edits_change_exactly_what_they_name(tmp_path):
+    file = tmp_path / "layers" / "a.py"
+    file.parent.mkdir()
+    file.write_text("from detectron2 import _C\nx = np.bool(1) + np.int(2) + np.int64(3)\n")
+    edits = [
+        ("layers/a.py", *bootstrap._OPTIONAL_EXTENSION, 1),
+        ("layers/a.py", *bootstrap._NUMPY_ALIASES, 2),
+    ]
+    bootstrap.apply_edits(str(tmp_path), edits)
+    text = file.read_text()
+    assert "x = bool(1) + int(2) + np.int64(3)\n" in text
+    assert "except ImportError" in text
+    compile(text, "a.py", "exec")
+
+    with pytest.raises(BootstrapError) as error:
+        bootstrap.apply_edits(str(tmp_path), edits[1:])  # nothing left to change
+    assert "layers/a.py" in one_sentence(error) and "0 times instead of 2" in str(error.value)
+
+
+def test_every_edit_leaves_a_file_that_compiles():
+    for _, old, new, count in bootstrap.EDITS:
+        assert count >= 1 and old != new
+
+
+def test_archive_is_unpacked(tmp_path):
+    archive = tmp_path / "a.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        info = tarfile.TarInfo("top/setup.py")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"x = 1"))
+    folder = bootstrap.unpack(str(archive), str(tmp_path / "out"))
+    assert folder == str(tmp_path / "out" / "top")
+
+
+def test_wheel_says_what_it_is(tmp_path):
+    for package in ("detectron2", "detectron2/model_zoo"):
+        (tmp_path / "source" / package).mkdir(parents=True)
+        (tmp_path / "source" / package / "__init__.py").write_text("")
+    configs = tmp_path / "source" / "detectron2" / "model_zoo" / "configs"
+    configs.mkdir()
+    (configs / "a.yaml").write_text("VERSION: 2\n")
+    for project in ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab"):
+        folder = tmp_path / "source" / "projects" / project
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("")
+    pytest.importorskip("setuptools", minversion="70.1")  # builds the wheel without an index
+    wheel = bootstrap.build_wheel(
+        sys.executable, str(tmp_path / "source"), str(tmp_path / "wheels")
+    )
+    assert wheel.endswith("detectron2-0.6+compat-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "detectron2/model_zoo/configs/a.yaml" in names
+    assert "detectron2/projects/point_rend/__init__.py" in names
+
+
+def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").write_text("")
+    state = {
+        "python": sys.version,
+        "prefix": sys.prefix,
+        "files": bootstrap.fingerprint(),
+    }
+    (venv / "tood-bootstrap.json").write_text(json.dumps(state))
+
+    def fail(*_):
+        raise AssertionError("nothing should run")
+
+    monkeypatch.setattr(bootstrap, "make_venv", fail)
+    monkeypatch.setattr(bootstrap.os, "name", "posix")
+    assert bootstrap.set_up(str(venv)) == str(venv / "bin" / "python")
+    monkeypatch.setattr(bootstrap, "fingerprint", lambda: "changed")
+    with pytest.raises(AssertionError, match="nothing should run"):
+        bootstrap.set_up(str(venv))
+
+
+def test_packages_of_the_chosen_python_are_shared(tmp_path):
+    """An environment that looks into this Python's packages, editable ones included."""
+    venv = tmp_path / "venv"
+    python = str(venv / "bin" / "python")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    assert not bootstrap.has_module(python, "torch")
+    bootstrap.share_packages(str(venv), python)
+    assert bootstrap.has_module(python, "torch")
+    assert bootstrap.has_module(python, "detectron2")
+
+
+def test_command_line_reports_and_fails(tmp_path):
+    done = subprocess.run(
+        [sys.executable, TOOL, "--venv", "/proc/none/venv"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Python's venv module could not create /proc/none/venv")
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,204 @@
+"""Data sets by file: what is accepted, and one clear sentence for what is not."""
+
+import json
+import shutil
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from PIL import Image
+
+from tood import add_tood_config
+from tood.data import CheckedMapper, OwnData, load_own_data, parse_own_data, prepare_datasets
+from tood.errors import UserError
+from tood.shapes import SHAPES
+
+
+@pytest.fixture
+def own(shapes, tmp_path):
+    """A copy of the shapes that a test may spoil: its annotations, and a way to write them."""
+    shutil.copytree(shapes / "images", tmp_path / "images")
+    annotations = json.loads((shapes / "annotations.json").read_text())
+
+    class Own:
+        file = tmp_path / "annotations.json"
+        images = tmp_path / "images"
+        entry = f"{file}:{images}"
+        content = annotations
+
+        def save(self):
+            self.file.write_text(json.dumps(self.content))
+            return self.entry
+
+    return Own()
+
+
+def config(train=(), test=(), num_classes=4):
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    cfg.MODEL.TOOD.NUM_CLASSES = num_classes
+    return cfg
+
+
+def complaint(cfg, training=True):
+    with pytest.raises(UserError) as error:
+        prepare_datasets(cfg, training=training)
+    sentence = error.value.sentence()
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "entry, expected",
+    [
+        ("coco_2017_train", None),
+        ("a/train.json:a/images", OwnData("a/train.json", "a/images")),
+        ("a/train.json", OwnData("a/train.json", "a")),
+        ("train.json", OwnData("train.json", ".")),
+        (r"C:\d\a.json:D:\images", OwnData(r"C:\d\a.json", r"D:\images")),
+    ],
+)
+def test_parse_own_data(entry, expected):
+    assert parse_own_data(entry) == expected
+
+
+def test_own_data_is_registered_with_its_class_names(own):
+    entry = own.save()
+    prepare_datasets(config([entry], [entry]), training=True)
+    assert MetadataCatalog.get(entry).thing_classes == list(SHAPES)
+    records = DatasetCatalog.get(entry)
+    assert len(records) == 8
+    assert sum(len(r["annotations"]) for r in records) == len(own.content["annotations"])
+    prepare_datasets(config([entry], [entry]), training=True)  # again does no harm
+
+
+def test_no_data_named():
+    assert "--train-data" in complaint(config())
+    assert "--val-data" in complaint(config(), training=False)
+
+
+def test_unknown_name():
+    sentence = complaint(config(["coco_2017_trian"]))
+    assert "'coco_2017_trian'" in sentence and "coco_2017_train?" in sentence
+
+
+def test_registered_data_that_is_not_there():
+    sentence = complaint(config(["coco_2017_train"], num_classes=80))
+    assert "instances_train2017.json" in sentence and "DETECTRON2_DATASETS" in sentence
+
+
+def test_missing_annotation_file(tmp_path):
+    sentence = complaint(config([f"{tmp_path}/nothing.json"]))
+    assert "nothing.json" in sentence and "No such file" in sentence
+
+
+def test_annotation_file_cut_off(own):
+    own.save()
+    own.file.write_text(own.file.read_text()[:200])
+    assert "annotations.json is not JSON" in complaint(config([own.entry]))
+
+
+@pytest.mark.parametrize("content", [[], {"images": []}, {"images": {}, "annotations": []}])
+def test_not_coco(own, content):
+    own.content = content
+    assert "not in COCO's instances format" in complaint(config([own.save()]))
+
+
+def test_empty_data_set(own):
+    own.content["images"] = []
+    assert "lists no images" in complaint(config([own.save()]))
+
+
+def test_nothing_to_train_on(own):
+    own.content["annotations"] = []
+    entry = own.save()
+    assert "nothing to train on" in complaint(config([entry]))
+    prepare_datasets(config(test=[entry]), training=False)  # but it can be evaluated on
+
+
+def test_number_of_classes(own):
+    sentence = complaint(config([own.save()], num_classes=80))
+    assert "has 4 classes" in sentence and "NUM_CLASSES is 80" in sentence
+
+
+def test_number_of_classes_of_data_registered_in_python(own):
+    own.save()
+    name = str(own.file) + " in Python"
+    register_coco_instances(name, {}, str(own.file), str(own.images))
+    assert "has 4 classes" in complaint(config([name], num_classes=3))
+    prepare_datasets(config([name]), training=True)
+
+
+@pytest.mark.parametrize(
+    "key, value, says",
+    [
+        ("category_id", 17, "annotation 1 has category_id 17"),
+        ("image_id", 99, "annotation 1 has image_id 99"),
+        ("bbox", [1, 2, 3], "annotation 1 has the bbox [1, 2, 3]"),
+        ("bbox", [1, 2, 3, float("nan")], "annotation 1 has the bbox [1, 2, 3, nan]"),
+        ("bbox", None, "annotation 1 has the bbox None"),
+    ],
+)
+def test_annotation_that_cannot_be(own, key, value, says):
+    own.content["annotations"][0][key] = value
+    assert says in complaint(config([own.save()]))
+
+
+def test_missing_keys(own):
+    del own.content["annotations"][2]["area"]
+    entry = own.save()
+    prepare_datasets(config([entry]), training=True)  # training does not need it
+    assert "annotation number 2 has no 'area'" in complaint(config([entry], [entry]))
+    del own.content["images"][1]["width"]
+    assert "image number 1 has no 'width'" in complaint(config([own.save()]))
+
+
+def test_same_id_twice(own):
+    own.content["images"][1]["id"] = own.content["images"][0]["id"]
+    assert "two images with the id 1" in complaint(config([own.save()]))
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, 0), (-5, 10)])
+def test_boxes_without_size_are_left_out_with_a_warning(own, caplog, size):
+    own.content["annotations"][0]["bbox"][2:] = size
+    own.save()
+    with caplog.at_level("WARNING", logger="tood"):
+        records = load_own_data(str(own.file), str(own.images))
+    total = sum(len(r["annotations"]) for r in records)
+    assert total == len(own.content["annotations"]) - 1
+    assert "left out 1 annotations" in caplog.text and "annotations.json" in caplog.text
+
+
+def test_missing_image(own):
+    own.save()
+    (own.images / "00003.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 8 images .*, for example .*00003\.jpg"):
+        load_own_data(str(own.file), str(own.images))
+
+
+@pytest.mark.parametrize("spoil", ["cut off", "empty", "text", "other size"])
+def test_image_that_cannot_be_used(own, tiny_cfg, spoil):
+    own.save()
+    path = own.images / "00000.jpg"
+    if spoil == "cut off":
+        path.write_bytes(path.read_bytes()[:300])
+    elif spoil == "other size":
+        Image.new("RGB", (10, 10)).save(path)
+    else:
+        path.write_bytes(b"" if spoil == "empty" else b"not an image")
+    record = load_own_data(str(own.file), str(own.images))[0]
+    for is_train in (True, False):
+        with pytest.raises(UserError, match=r"00000\.jpg cannot be used") as error:
+            CheckedMapper.from_config(tiny_cfg, is_train)(dict(record))
+        assert "\n" not in error.value.sentence()
+
+
+def test_sentence_of_an_error_from_a_worker_process():
+    inner = "The image a.jpg cannot be used (cut off); repair it."
+    wrapped = (
+        f"Caught UserError in DataLoader worker.\nTraceback ...\ntood.errors.UserError: {inner}\n"
+    )
+    assert UserError(wrapped).sentence() == inner
+    assert UserError(inner).sentence() == inner

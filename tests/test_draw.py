@@ -1,0 +1,35 @@
+import numpy as np
+
+from tood.draw import class_colors, draw_boxes, stack_pictures
+
+
+def test_boxes_are_drawn_in_the_colour_of_their_class():
+    image = np.full((60, 80, 3), 128, np.uint8)
+    picture = draw_boxes(image, [[20, 20, 60, 50]], [1], ["a", "b"], [0.9], scale=2.0)
+    assert picture.shape == (120, 160, 3) and picture.dtype == np.uint8
+    side = picture[70:90, 36:45].reshape(-1, 3).astype(float)  # around x = 20, twice as large
+    color = 255 * np.array(class_colors(2)[1])
+    # Half-transparent: half way from the ground, which is 200 away, to the colour.
+    assert np.abs(side - color).sum(axis=1).min() < 110
+    assert np.abs(picture[110:, :20].astype(int) - 128).max() <= 2  # nothing elsewhere
+
+
+def test_nothing_to_draw():
+    image = np.full((20, 30, 3), 128, np.uint8)
+    assert np.abs(draw_boxes(image, [], [], ["a"], []).astype(int) - 128).max() <= 2
+
+
+def test_colors_differ():
+    colors = np.array(class_colors(20))
+    distances = np.abs(colors[:, None] - colors[None]).sum(-1) + np.eye(20)
+    assert distances.min() > 0.05
+
+
+def test_stacked_pictures():
+    a, b = np.zeros((10, 20, 3), np.uint8), np.ones((5, 10, 3), np.uint8)
+    sheet = stack_pictures([[a, b], [b]], gap=4)
+    assert sheet.shape == (10 + 4 + 5, 20 + 4 + 10, 3)
+    assert (sheet[:10, :20] == 0).all()
+    assert (sheet[:5, 24:34] == 1).all()
+    assert (sheet[14:, :10] == 1).all()
+    assert (sheet[:10, 20:24] == 255).all()
