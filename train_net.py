@@ -9,6 +9,7 @@ Train or evaluate TOOD, with the options of Detectron2's own ``train_net.py`` an
 """
 
 import logging
+import os
 import sys
 import warnings
 
@@ -17,14 +18,14 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessRaisedException
 
 from tood.data import prepare_datasets
-from tood.engine import Trainer, check_weights, load_config
+from tood.engine import Checkpointer, Trainer, check_weights, load_config
 from tood.errors import UserError
 
 logger = logging.getLogger("tood")
@@ -52,10 +53,16 @@ def parse_args(argv=None):
 
 
 def setup(args):
-    """Nothing is written before the config, its data and its weights have been checked."""
+    """Nothing is written before the config, its weights and its annotations have been checked."""
     cfg = load_config(args.config_file, args.opts, args.train_data, args.val_data)
     prepare_datasets(cfg, training=not args.eval_only)
-    check_weights(cfg, eval_only=args.eval_only, resume=args.resume)
+    if not (args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+        if args.eval_only and not cfg.MODEL.WEIGHTS:
+            raise UserError(
+                "--eval-only needs weights: name a checkpoint with MODEL.WEIGHTS FILE behind the "
+                "other options, or add --resume for the last one in OUTPUT_DIR."
+            )
+        check_weights(cfg.MODEL.WEIGHTS)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
@@ -66,7 +73,7 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
@@ -93,6 +100,11 @@ def cli(argv=None):
             args=(args,),
         )
     except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
+    except ProcessRaisedException as error:  # of one of several processes
+        error = UserError(str(error))
+        if error.sentence() == str(error).strip():
+            raise
         sys.exit(f"error: {error.sentence()}")
 
 

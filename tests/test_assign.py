@@ -229,6 +229,15 @@ def test_one_pixel_boxes():
         assert torch.isfinite(assignment.box_weight).all()
 
 
+def test_a_location_on_the_border_is_outside():
+    anchors = three_locations()
+    scores, classes = torch.full((3, 1), 0.5), torch.tensor([0])
+    for x1, expected in ((8 - 0.005, [-1, -1, 0]), (8 - 0.02, [-1, 0, 0])):
+        gt_boxes = torch.tensor([[x1, -4.0, 20.0, 4.0]])  # (8, 0) is near its left side
+        assignment = assign_tal(scores, gt_boxes.expand(3, 4), anchors, gt_boxes, classes)
+        assert assignment.gt_index.tolist() == expected
+
+
 def test_no_objects():
     anchors = make_anchors()
     no_boxes, no_classes = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)

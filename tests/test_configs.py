@@ -20,6 +20,23 @@ def test_config_builds(path):
     assert cfg.MODEL.TOOD.WARMUP_ITERS == pytest.approx(cfg.SOLVER.MAX_ITER / 3, abs=1)
 
 
+def test_released_settings():
+    cfg = load_config(str(CONFIGS[0].parent / "tood_R50_FPN_1x.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert sum(p.numel() for p in build_model(cfg).head.parameters()) == 4_823_790
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 2 and not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.IMS_PER_BATCH) == (0.01, 0.9, 16)
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_NORM == 1e-4
+    assert cfg.SOLVER.WEIGHT_DECAY_BIAS in (None, 1e-4)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR) == (500, 0.001)
+    tood = cfg.MODEL.TOOD
+    assert (tood.TAL_TOPK, tood.TAL_ALPHA, tood.TAL_BETA, tood.ATSS_TOPK) == (13, 1.0, 6.0, 9)
+    assert (tood.SCORE_THRESH_TEST, tood.TOPK_CANDIDATES_TEST) == (0.05, 1000)
+    assert (tood.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.6, 100)
+
+
 def test_released_schedule():
     cfg = load_config(str(CONFIGS[0].parent / "tood_R50_FPN_1x.yaml"), ["MODEL.DEVICE", "cpu"])
     steps_an_epoch = -(-117_266 // cfg.SOLVER.IMS_PER_BATCH)

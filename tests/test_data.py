@@ -100,6 +100,16 @@ def test_annotation_file_cut_off(own):
     assert "annotations.json is not JSON" in complaint(config([own.entry]))
 
 
+def test_classes_in_another_order(own, tmp_path):
+    train = own.save()
+    first, second, *_ = own.content["categories"]
+    first["name"], second["name"] = second["name"], first["name"]
+    own.file = tmp_path / "val.json"
+    own.entry = f"{own.file}:{own.images}"
+    sentence = complaint(config([train], [own.save()]))
+    assert "where one has 'disc', the other has 'square'" in sentence
+
+
 @pytest.mark.parametrize("content", [[], {"images": []}, {"images": {}, "annotations": []}])
 def test_not_coco(own, content):
     own.content = content
@@ -116,6 +126,13 @@ def test_nothing_to_train_on(own):
     entry = own.save()
     assert "nothing to train on" in complaint(config([entry]))
     prepare_datasets(config(test=[entry]), training=False)  # but it can be evaluated on
+
+
+@pytest.mark.parametrize("change", [{"iscrowd": 1}, {"bbox": [5, 5, 0, 9]}])
+def test_nothing_but_crowds_or_empty_boxes_to_train_on(own, change):
+    for annotation in own.content["annotations"]:
+        annotation.update(change)
+    assert "nothing to train on" in complaint(config([own.save()]))
 
 
 def test_number_of_classes(own):
@@ -138,7 +155,10 @@ def test_number_of_classes_of_data_registered_in_python(own):
         ("image_id", 99, "annotation 1 has image_id 99"),
         ("bbox", [1, 2, 3], "annotation 1 has the bbox [1, 2, 3]"),
         ("bbox", [1, 2, 3, float("nan")], "annotation 1 has the bbox [1, 2, 3, nan]"),
-        ("bbox", None, "annotation 1 has the bbox None"),
+        ("bbox", None, "entry 0 of its annotations needs a 'bbox' of type list; it is None"),
+        ("ignore", 1, "annotation 1 is marked 'ignore'"),
+        ("id", 2, "two annotations with the id 2"),
+        ("id", [1], "entry 0 of its annotations needs a 'id' of type int; it is [1]"),
     ],
 )
 def test_annotation_that_cannot_be(own, key, value, says):
@@ -150,9 +170,10 @@ def test_missing_keys(own):
     del own.content["annotations"][2]["area"]
     entry = own.save()
     prepare_datasets(config([entry]), training=True)  # training does not need it
-    assert "annotation number 2 has no 'area'" in complaint(config([entry], [entry]))
+    sentence = complaint(config([entry], [entry]))
+    assert "entry 2 of its annotations needs a 'area' of type float; it is 'missing'" in sentence
     del own.content["images"][1]["width"]
-    assert "image number 1 has no 'width'" in complaint(config([own.save()]))
+    assert "entry 1 of its images needs a 'width'" in complaint(config([own.save()]))
 
 
 def test_same_id_twice(own):
@@ -172,10 +193,9 @@ def test_boxes_without_size_are_left_out_with_a_warning(own, caplog, size):
 
 
 def test_missing_image(own):
-    own.save()
     (own.images / "00003.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 8 images .*, for example .*00003\.jpg"):
-        load_own_data(str(own.file), str(own.images))
+    sentence = complaint(config([own.save()]))
+    assert "1 of 8 images" in sentence and "00003.jpg; name their folder" in sentence
 
 
 @pytest.mark.parametrize("spoil", ["cut off", "empty", "text", "other size"])
@@ -197,8 +217,7 @@ def test_image_that_cannot_be_used(own, tiny_cfg, spoil):
 
 def test_sentence_of_an_error_from_a_worker_process():
     inner = "The image a.jpg cannot be used (cut off); repair it."
-    wrapped = (
-        f"Caught UserError in DataLoader worker.\nTraceback ...\ntood.errors.UserError: {inner}\n"
-    )
+    wrapped = f"Caught UserError in a worker.\nTraceback ...\ntood.errors.UserError: {inner}\n"
     assert UserError(wrapped).sentence() == inner
     assert UserError(inner).sentence() == inner
+    assert UserError("About a UserError: no").sentence() == "About a UserError: no"

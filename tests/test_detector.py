@@ -1,6 +1,7 @@
 """The whole detector, tiny: both phases, objects and none, images of different size, bad values."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
-from tood.detector import select_candidates
+from tood.detector import Targets, select_candidates
 
 PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
 
@@ -42,9 +43,9 @@ def test_every_parameter_has_a_finite_gradient(tiny_cfg, make_input, phase, anch
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    moved = [n for n, p in model.named_parameters() if p.grad.abs().sum() == 0]
+    still = [n for n, p in model.named_parameters() if p.grad.abs().sum() == 0]
     # A level without a positive teaches nothing to its scale; everything else learns.
-    assert all(n.startswith("head.scales.") for n in moved), moved
+    assert all(n.startswith("head.scales.") for n in still), still
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -157,6 +158,47 @@ def test_select_candidates():
     assert len(select_candidates(scores, score_thresh=0.99, topk=2).scores) == 0
 
 
+def test_boxes_without_end_are_no_detections(model):
+    boxes = [torch.tensor([[0.0, 0, math.inf, 50], [5, 5, 25, 25], [5, 5, 25, 25.5]])]
+    scores = [torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0], [0.7, 0, 0, 0]])]
+    instances = model._inference_single_image(scores, boxes, (64, 64))
+    assert instances.scores.tolist() == pytest.approx([0.8])  # and NMS removed the last
+
+
+def test_losses_without_objects_are_divided_by_one(model):
+    log_scores = torch.full((1, 129, 4), math.log(0.5))
+    targets = Targets(
+        cls_targets=torch.zeros(1, 129, 4),
+        gt_boxes=torch.zeros(1, 129, 4),
+        box_weights=torch.zeros(1, 129),
+        positive=torch.zeros(1, 129, dtype=torch.bool),
+        valid=torch.ones(1, 129, dtype=torch.bool),
+    )
+    boxes = torch.zeros(1, 129, 4)
+    losses = model.losses(log_scores, boxes, targets, warmup=False)
+    assert losses["loss_cls"].item() == pytest.approx(129 * 4 * 0.25 * math.log(2), rel=1e-5)
+    # What is outside of the image does not count, whatever is predicted there.
+    targets.valid[0, 100:] = False
+    log_scores[0, 100:] = math.log(0.9)
+    losses = model.losses(log_scores, boxes, targets, warmup=False)
+    assert losses["loss_cls"].item() == pytest.approx(100 * 4 * 0.25 * math.log(2), rel=1e-5)
+
+
+def test_loss_weights_and_normalizers(model):
+    weights = torch.tensor([[1.0, 3.0, 0.0]])
+    targets = Targets(
+        cls_targets=torch.zeros(1, 3, 4),
+        gt_boxes=torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 0, 0]]]),
+        box_weights=weights,
+        positive=weights > 0,
+        valid=torch.ones(1, 3, dtype=torch.bool),
+    )
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 1, 1]]])
+    losses = model.losses(torch.full((1, 3, 4), -1.0), boxes, targets, warmup=False)
+    # GIoU losses 0 and 0.5, weighted by 1 and 3, over their sum 4; times 2.
+    assert losses["loss_box_reg"].item() == pytest.approx(2 * (3 * 0.5) / 4, rel=1e-5)
+
+
 def test_boxes_without_area_are_no_detections(model):
     boxes = [torch.tensor([[0.0, 0, 0, 50], [5, 5, 25, 25]])]
     scores = [torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0]])]
@@ -191,3 +233,9 @@ def test_autocast_keeps_assignment_and_loss_in_float32(model, make_input):
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(plain[name].item(), rel=0.05)
+    # What comes out of the half-precision convolutions is decoded in float32 as well.
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        scores, boxes, _ = model.predict_dense(inputs)
+    assert scores.dtype == boxes.dtype == torch.float32
+    widths = boxes[..., 2] - boxes[..., 0]
+    assert not torch.equal(widths, widths.bfloat16().float())

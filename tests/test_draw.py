@@ -1,6 +1,6 @@
 import numpy as np
 
-from tood.draw import class_colors, draw_boxes, stack_pictures
+from tood.draw import add_heading, class_colors, draw_boxes, stack_pictures
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
@@ -17,6 +17,14 @@ def test_boxes_are_drawn_in_the_colour_of_their_class():
 def test_nothing_to_draw():
     image = np.full((20, 30, 3), 128, np.uint8)
     assert np.abs(draw_boxes(image, [], [], ["a"], []).astype(int) - 128).max() <= 2
+
+
+def test_heading():
+    picture = np.zeros((10, 60, 3), np.uint8)
+    headed = add_heading(picture, "text", height=20)
+    assert headed.shape == (30, 60, 3)
+    assert (headed[20:] == 0).all()
+    assert headed[:20].min() < 50 and (headed[:20] == 255).mean() > 0.7  # black on white
 
 
 def test_colors_differ():

@@ -15,12 +15,22 @@ def build_head(cfg, channels):
     return TOODHead(cfg, [ShapeSpec(channels=channels, stride=s) for s in strides])
 
 
-def test_number_of_parameters(tiny_cfg):
-    tiny_cfg.MODEL.TOOD.merge_from_other_cfg(
-        type(tiny_cfg)({"NUM_CLASSES": 80, "CONV_DIM": 256, "NUM_CONVS": 6})
-    )
+def test_initial_values(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.CONV_DIM = 256
     head = build_head(tiny_cfg, channels=256)
-    assert sum(p.numel() for p in head.parameters()) == 4_823_790
+    for conv, std in [
+        (head.inter_convs[1][0], 0.01),
+        (head.reg_pred, 0.01),
+        (head.cls_align[0], 0.01),
+        (head.reg_align[0], 0.001),
+        (head.reg_align[2], 0.001),
+        (head.cls_decomp.reduction, 0.01),
+        (head.cls_decomp.attention[0], 0.001),
+    ]:
+        assert conv.weight.std().item() == pytest.approx(std, rel=0.1)
+    for bias in (head.cls_pred.bias, head.cls_align[2].bias):
+        assert bias.tolist() == pytest.approx([-math.log(99)] * len(bias))
+    assert [scale.item() for scale in head.scales] == [1] * 5
 
 
 @pytest.mark.parametrize("anchor_type", ["anchor_free", "anchor_based"])

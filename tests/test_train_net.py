@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, TINY
+from detectron2.utils.logger import setup_logger
 
 import train_net
 
@@ -15,13 +16,12 @@ CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
 
 
 @pytest.fixture(autouse=True)
-def quiet_loggers():
-    """Detectron2 adds handlers for each output folder; later tests must not write there."""
+def fresh_loggers():
+    """Each run sets up Detectron2's loggers; the next test must not write to its folder."""
     yield
     for name in ("detectron2", "fvcore", "tood"):
         logging.getLogger(name).handlers.clear()
-    from detectron2.utils.logger import setup_logger
-
+        logging.getLogger(name).propagate = True
     setup_logger.cache_clear()
 
 
@@ -35,7 +35,9 @@ def command(shapes, tmp_path):
         sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
         run = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "SOLVER.IMS_PER_BATCH", "2"]
         classes = ["MODEL.TOOD.NUM_CLASSES", "4", "MODEL.TOOD.WARMUP_ITERS", "2"]
-        output = ["OUTPUT_DIR", str(tmp_path / "out")]
+        # Two epochs teach nothing that passes a threshold.
+        low = ["MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
+        output = ["OUTPUT_DIR", str(tmp_path / "out"), *low]
         return [
             *("--config-file", CONFIG, *flags, *data),
             *(*TINY, *sizes, *run, *classes, *output, *opts),
@@ -52,26 +54,82 @@ def error_of(argv):
     return message
 
 
-def test_train_evaluate_and_resume(command, tmp_path):
+def test_train_and_evaluate(command, tmp_path):
     train_net.cli(command())
     out = tmp_path / "out"
-    log = (out / "log.txt").read_text()
-    assert "AP50" in log
+    assert "AP50" in (out / "log.txt").read_text()
     metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert {"loss_cls", "loss_box_reg", "bbox/AP"} <= set().union(*metrics)
-    assert (out / "inference" / "coco_instances_results.json").is_file()
 
-    # On with it: the schedule starts where it stopped, not at zero.
-    train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "6"]))
+    # The checkpoint alone detects what the model did at the end of training.
+    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
+    train_net.cli(command("--eval-only", opts=weights))
+    results = "inference/coco_instances_results.json"
+    detections = json.loads((out / results).read_text())
+    assert len(detections) > 100
+    assert detections == json.loads((tmp_path / "eval" / results).read_text())
+
+
+def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
+    out = tmp_path / "out"
+    train_net.cli(command())
+    trained = torch.load(out / "model_final.pth", map_location="cpu")
+    args = train_net.parse_args(command("--resume", opts=["SOLVER.MAX_ITER", "6"]))
+    trainer = train_net.Trainer(train_net.setup(args))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 4
+    assert trainer.scheduler.last_epoch == 4
+    for name, value in trainer._trainer.model.state_dict().items():
+        assert torch.equal(value, trained["model"][name])
+    saved = trained["trainer"]["_trainer"]["optimizer"]["state"]
+    loaded = trainer._trainer.optimizer.state_dict()["state"]
+    assert len(loaded) == len(saved) > 50
+    assert any(state["momentum_buffer"].abs().sum() > 0 for state in saved.values())
+    for i, state in saved.items():
+        assert torch.equal(state["momentum_buffer"], loaded[i]["momentum_buffer"])
+
+    del trained["trainer"]["_trainer"]  # as Detectron2 v0.6 writes it
+    torch.save(trained, out / "model_final.pth")
+    train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "5"]))
     log = (out / "log.txt").read_text()
     assert "Starting training from iteration 4" in log
+    assert "its momentum starts anew" in log
 
-    # The checkpoint alone gives the figures of the end of training.
-    expected = json.loads((out / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
-    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
-    args = train_net.parse_args(command("--eval-only", opts=weights))
-    results = train_net.main(args)
-    assert results["bbox"]["AP"] == pytest.approx(expected, nan_ok=True)
+
+@pytest.mark.parametrize("clip_type, bounded", [("full_model", True), ("value", False)])
+def test_full_model_gradient_clipping(tiny_cfg, clip_type, bounded):
+    tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
+    tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 2.0
+    tiny_cfg.SOLVER.WEIGHT_DECAY = tiny_cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MOMENTUM = 1.0, 0.0
+    model = torch.nn.Linear(100, 100)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    optimizer = train_net.Trainer.build_optimizer(tiny_cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    step = (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm()
+    assert (step.item() == pytest.approx(2.0, rel=1e-3)) == bounded
+
+
+def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
+    content = json.loads((shapes / "annotations.json").read_text())
+    empty = dict(content["annotations"][0], id=10**6, bbox=[3, 3, 0, 5], area=0)
+    content["annotations"].append(empty)
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    entry = f"{path}:{shapes}/images"
+    cfg = train_net.load_config(CONFIG, ["MODEL.TOOD.NUM_CLASSES", "4"], val_data=[entry])
+    train_net.prepare_datasets(cfg, training=False)
+    evaluator = train_net.Trainer.build_evaluator(cfg, entry)
+    assert len(evaluator._coco_api.anns) == len(content["annotations"]) - 1
+
+
+def test_a_warmup_that_never_ends_is_warned_of(command, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.WARMUP_ITERS", "9"]
+    train_net.cli(command(opts=opts))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "WARMUP_ITERS (9) is not less than SOLVER.MAX_ITER (1)" in log
 
 
 def test_same_seed_same_weights(command, tmp_path):
@@ -108,8 +166,34 @@ def test_weights_that_are_not_there(command):
     assert "no/such.pth" in message and "MODEL.WEIGHTS" in message
 
 
-def test_missing_config_file():
+def test_weights_of_another_kind_are_not_evaluated(command, tmp_path):
+    backbone = tmp_path / "backbone.pth"
+    torch.save(
+        {"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7)}}, backbone
+    )
+    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", str(backbone)]))
+    assert "do not fit the config" in message and "lack" in message
+
+
+def test_damaged_weights(command, tmp_path):
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"PK\x03\x04 and nothing more")
+    message = error_of(command(opts=["MODEL.WEIGHTS", str(damaged)]))
+    assert "damaged.pth cannot be loaded" in message
+    out = tmp_path / "out"
+    (out / "last_checkpoint").write_text("model_gone.pth")
+    assert "model_gone.pth cannot be loaded" in error_of(command("--resume"))
+
+
+def test_missing_config_file(tmp_path):
     assert "no.yaml does not exist" in error_of(["--config-file", "no.yaml"])
+    assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in error_of([])
+    broken = tmp_path / "broken.yaml"
+    for text in ("MODEL: [", "_BASE_: gone.yaml", "MODEL: 3"):
+        broken.write_text(text)
+        assert "broken.yaml or an option behind it is wrong" in error_of(
+            ["--config-file", str(broken)]
+        )
 
 
 @pytest.mark.parametrize(
@@ -118,6 +202,7 @@ def test_missing_config_file():
         (["MODEL.TOOD.NUM_CLASES", "3"], "MODEL.TOOD.NUM_CLASES"),
         (["SOLVER.MAX_ITER", "many"], "many"),
         (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER"),
+        (["MODEL.TOOD.NUM_CLASSES.X", "3"], "wrong"),
     ],
 )
 def test_wrong_option(opts, says):
@@ -143,6 +228,7 @@ def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
         [sys.executable, str(ROOT / "train_net.py"), *argv], capture_output=True, text=True
     )
     assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: The image ") and "cannot be used" in last
     assert str(broken) in last

@@ -8,12 +8,12 @@ Python and a package index, and then run one of its main jobs::
     python3 tools/bootstrap.py test     # run the test suite
 
 What the Python that runs this file has already is kept: if it has torch or Detectron2 (any
-version, compiled or not), the environment looks into its packages first. Without Detectron2, a
-pure-Python wheel of v0.6 is made from the source distribution on the package index; ``EDITS``
-lists all that is changed in it. To use another Python, run this file with it.
+version, compiled or not), the environment sees its packages. Without Detectron2, a pure-Python
+wheel of v0.6 is made from the source distribution on the package index; ``EDITS`` lists all that
+is changed in it. To use another Python, run this file with it.
 
-This file runs before anything is installed: standard library only, and a syntax that an old
-Python can read far enough to be told that it is too old.
+This file runs before anything is installed: standard library only, and a syntax that Python 3.6
+can read, in order to be told that it is too old.
 """
 
 import argparse
@@ -149,6 +149,8 @@ FAILURES = [
     ),
 ]
 
+STAMP = "tood-bootstrap.json"  # in the environment: what it was made of
+
 TORCH_CHECK = """
 import torch, torchvision
 torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)
@@ -188,12 +190,16 @@ def set_up(venv):
         path of the environment's Python.
     """
     python = os.path.join(venv, "Scripts" if os.name == "nt" else "bin", "python")
-    stamp = os.path.join(venv, "tood-bootstrap.json")
-    state = {"python": sys.version, "prefix": sys.prefix, "files": fingerprint()}
-    if read_json(stamp) == state and os.path.exists(python):
+    stamp = os.path.join(venv, STAMP)
+    state = {"python": [sys.version, sys.prefix], "root": ROOT, "files": fingerprint()}
+    before = read_json(stamp)
+    if before == state and os.path.exists(python):
         return python
 
-    make_venv(venv, python)
+    if before is None or before["python"] != state["python"]:
+        make_venv(venv)
+    # Until all is done, it says that the environment is there but not what is in it.
+    write_json(stamp, dict(state, files=None))
     share_packages(venv, python)
     if not has_module(python, "torch") or not has_module(python, "torchvision"):
         check_disk(venv)
@@ -208,8 +214,7 @@ def set_up(venv):
     # cv2 may be there under any of its four package names.
     opencv = [] if has_module(python, "cv2") else ["opencv-python-headless"]
     pip_install(python, opencv + ["-e", ROOT + "[test]"])
-    with open(stamp, "w") as f:
-        json.dump(state, f)
+    write_json(stamp, state)
     say("The environment {0} is ready.".format(os.path.relpath(venv)))
     return python
 
@@ -255,9 +260,14 @@ def check_torch(python):
         )
 
 
-def make_venv(venv, python):
-    if os.path.exists(python) and run([python, "-m", "pip", "--version"]).returncode == 0:
-        return
+def make_venv(venv):
+    """Make an empty environment, in the place of an earlier one but of nothing else."""
+    earlier = os.path.exists(os.path.join(venv, "pyvenv.cfg"))
+    if not earlier and os.path.isdir(venv) and os.listdir(venv):
+        raise BootstrapError(
+            "{0} holds something that is no virtual environment; name another folder with "
+            "--venv.".format(venv)
+        )
     say("Creating {0} with Python {1} ...".format(os.path.relpath(venv), sys.version.split()[0]))
     done = run([sys.executable, "-m", "venv", "--clear", venv])
     if done.returncode != 0:
@@ -472,6 +482,11 @@ def run(command, **kwargs):
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **kwargs
     )
+
+
+def write_json(path, content):
+    with open(path, "w") as f:
+        json.dump(content, f)
 
 
 def read_json(path):

@@ -19,9 +19,9 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
-from tood.data import prepare_datasets
-from tood.draw import draw_boxes, stack_pictures
-from tood.engine import check_weights, load_config
+from tood.data import CheckedMapper, prepare_datasets
+from tood.draw import add_heading, draw_boxes, stack_pictures
+from tood.engine import Checkpointer, check_weights, load_config
 from tood.errors import UserError
 
 
@@ -36,28 +36,41 @@ def parse_args():
         "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
     )
     parser.add_argument("--output", default="predictions.png", metavar="PNG")
-    parser.add_argument("--num-images", type=int, default=6, help="the first of the data set")
-    parser.add_argument("--columns", type=int, default=2, help="pairs in a row")
+    parser.add_argument("--num-images", type=positive, default=6, help="the first of the data set")
+    parser.add_argument("--columns", type=positive, default=2, help="pairs in a row")
     parser.add_argument("--score-thresh", type=float, default=0.3, help="of what is drawn")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     return parser.parse_args()
 
 
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
 def main(args):
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
     prepare_datasets(cfg, training=False)
-    check_weights(cfg, eval_only=True, resume=False)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
+    check_weights(cfg.MODEL.WEIGHTS)
     name = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(name)[: args.num_images]
     class_names = MetadataCatalog.get(name).thing_classes
+    weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
     predictor = DefaultPredictor(cfg)
+    Checkpointer(predictor.model, complete=True).load(weights)
     pairs = [
         draw_pair(record, predictor, class_names, args.score_thresh, args.scale)
         for record in tqdm(records, desc="drawing")
     ]
     columns = args.columns
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
+    headings = ("predictions", "ground truth")
+    rows[0] = [add_heading(picture, headings[i % 2]) for i, picture in enumerate(rows[0])]
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     Image.fromarray(stack_pictures(rows)).save(args.output)
     print(f"Predictions (left) and ground truth (right): {args.output}")
@@ -65,7 +78,10 @@ def main(args):
 
 def draw_pair(record, predictor, class_names, score_thresh, scale):
     """Two pictures of an image: what the detector says, and what the annotations say."""
-    image = read_image(record["file_name"], format="RGB")
+    try:
+        image = read_image(record["file_name"], format="RGB")
+    except CheckedMapper.ERRORS as error:
+        raise UserError(f"The image {record['file_name']} cannot be read ({error}).") from error
     with torch.no_grad():
         instances = predictor(image[:, :, ::-1])["instances"].to("cpu")
     instances = instances[instances.scores > score_thresh]

@@ -2,10 +2,10 @@
 """
 The demo: draw a data set of shapes, train a small TOOD on it, evaluate, and make a picture.
 
-Each step is a command that you can run on its own, and is printed before it runs. Options are
-passed on to train_net.py.
+Each step is a command that you can run on its own, and is printed before it runs.
 """
 
+import argparse
 import os
 import shlex
 import subprocess
@@ -18,10 +18,14 @@ OUTPUT = "output/demo"
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip()).parse_args()
     start = time.time()
+    # Threads that wait sleep instead of spinning: on a machine with few cores that does something
+    # else as well, spinning makes a step many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     steps = [
         ["tools/make_shapes.py", f"{OUTPUT}/shapes"],
-        ["train_net.py", "--config-file", CONFIG, *sys.argv[1:]],
+        ["train_net.py", "--config-file", CONFIG],
         [
             *("tools/draw_predictions.py", "--config-file", CONFIG),
             *("--output", f"{OUTPUT}/predictions.png"),

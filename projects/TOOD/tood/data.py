@@ -12,15 +12,16 @@ import logging
 import math
 import os
 import re
-from collections import Counter
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.data.detection_utils import SizeMismatchError
+from PIL import Image
 
 from .errors import UserError
 
-__all__ = ["CheckedMapper", "load_own_data", "parse_own_data", "prepare_datasets"]
+__all__ = ["CheckedMapper", "has_size", "load_own_data", "parse_own_data", "prepare_datasets"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
 
 def prepare_datasets(cfg, *, training: bool) -> None:
     """
-    Register the own data sets of a config, and check all its data sets as far as their
-    annotation files tell.
+    Register the own data sets of a config, and check all its data sets before a long run: all
+    that their files tell, short of reading the images.
 
     Args:
         cfg: its ``DATASETS`` and ``MODEL.TOOD.NUM_CLASSES`` are read.
@@ -58,7 +59,7 @@ def prepare_datasets(cfg, *, training: bool) -> None:
 
     Raises:
         UserError: for no data set at all, an unknown name, a missing or unusable file, no
-            objects to train on, or a number of classes that is not the config's.
+            objects to train on, or classes that are not the config's or not those of the others.
     """
     if training and not cfg.DATASETS.TRAIN:
         raise UserError(
@@ -71,49 +72,48 @@ def prepare_datasets(cfg, *, training: bool) -> None:
             "DATASETS.TEST."
         )
     train = list(cfg.DATASETS.TRAIN) if training else []
-    for entry in dict.fromkeys(train + list(cfg.DATASETS.TEST)):
+    entries = list(dict.fromkeys(train + list(cfg.DATASETS.TEST)))
+    for entry in entries:
         own_data = parse_own_data(entry)
         if own_data is None:
             _check_registered(entry)
         else:
             _register(entry, own_data, to_train=entry in train, to_test=entry in cfg.DATASETS.TEST)
-        _check_num_classes(entry, cfg.MODEL.TOOD.NUM_CLASSES)
+    _check_classes(entries, cfg.MODEL.TOOD.NUM_CLASSES)
 
 
 def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -> List[Dict]:
     """
-    Detectron2's ``load_coco_json`` with checks.
-
-    Boxes without width or height are left out with a warning, as Detectron2 leaves out boxes
-    that an augmentation emptied.
+    Detectron2's ``load_coco_json`` without the boxes that have no width or no height, which it
+    warns of.
 
     Returns:
         dicts in Detectron2's standard format.
-
-    Raises:
-        UserError: for an unusable file, or images that are not there.
     """
     records = load_coco_json(json_file, image_root, name)
-    missing = [r["file_name"] for r in records if not os.path.isfile(r["file_name"])]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(records)} images of {json_file} are not there, for example "
-            f"{missing[0]}; name their folder behind the file: {json_file}:IMAGES."
-        )
-    dropped = 0
+    left_out = 0
     for record in records:
-        boxes = record["annotations"]
-        record["annotations"] = [a for a in boxes if a["bbox"][2] > 0 and a["bbox"][3] > 0]
-        dropped += len(boxes) - len(record["annotations"])
-    if dropped:
+        annotations = record["annotations"]
+        record["annotations"] = [a for a in annotations if has_size(a["bbox"])]
+        left_out += len(annotations) - len(record["annotations"])
+    if left_out:
         logger.warning(
-            f"{json_file}: left out {dropped} annotations whose box has no width or no height."
+            f"{json_file}: left out {left_out} annotations whose box has no width or no height."
         )
     return records
 
 
+def has_size(bbox: List[float]) -> bool:
+    """Whether a COCO box [x, y, width, height] has a width and a height."""
+    return bbox[2] > 0 and bbox[3] > 0
+
+
 class CheckedMapper:
-    """A dataset mapper that names the image it could not read, instead of a traceback."""
+    """A dataset mapper that names the image it could not read."""
+
+    # What Pillow raises for files that are broken or too large, and Detectron2 for an image of
+    # another size than its annotations say.
+    ERRORS = (OSError, SyntaxError, Image.DecompressionBombError, SizeMismatchError)
 
     def __init__(self, mapper: Callable[[Dict], Dict]):
         self.mapper = mapper
@@ -125,8 +125,7 @@ class CheckedMapper:
     def __call__(self, dataset_dict: Dict) -> Dict:
         try:
             return self.mapper(dataset_dict)
-        # What Pillow raises for broken files, and Detectron2 for images of another size.
-        except (OSError, SyntaxError, ValueError) as error:
+        except self.ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"The image {dataset_dict['file_name']} cannot be used ({reason}); repair it, or "
@@ -135,20 +134,24 @@ class CheckedMapper:
 
 
 def _register(name: str, own_data: OwnData, *, to_train: bool, to_test: bool) -> None:
-    annotations = _read_annotations(own_data.json_file)
-    _check_annotations(annotations, own_data.json_file, to_test=to_test)
-    if to_train and not annotations["annotations"]:
+    json_file, image_root = own_data
+    content = _read_annotations(json_file)
+    _check_records(content, json_file, to_test=to_test)
+    _check_references(content, json_file)
+    _check_images(content["images"], own_data)
+    objects = [a for a in content["annotations"] if has_size(a["bbox"]) and not a.get("iscrowd")]
+    if to_train and not objects:
         raise UserError(
-            f"{own_data.json_file} has no annotations; there is nothing to train on in it."
+            f"{json_file} has no objects with a size; there is nothing to train on in it."
         )
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_own_data(*own_data, name))
-    categories = sorted(annotations["categories"], key=lambda c: c["id"])
+    DatasetCatalog.register(name, lambda: load_own_data(json_file, image_root, name))
+    categories = sorted(content["categories"], key=lambda c: c["id"])
     MetadataCatalog.get(name).set(
-        json_file=own_data.json_file,
-        image_root=own_data.image_root,
+        json_file=json_file,
+        image_root=image_root,
         evaluator_type="coco",
         thing_classes=[c["name"] for c in categories],
     )
@@ -175,49 +178,72 @@ def _read_annotations(json_file: str) -> Dict:
     return annotations
 
 
-def _check_annotations(annotations: Dict, json_file: str, *, to_test: bool) -> None:
-    """Raise UserError for the first thing in an annotation file that cannot be used."""
-    for key in ("images", "categories"):
-        if not annotations[key]:
-            raise UserError(f"{json_file} lists no {key}; the data set is empty.")
-    _check_keys(annotations["images"], ("id", "file_name", "width", "height"), json_file, "image")
-    _check_keys(annotations["categories"], ("id", "name"), json_file, "category")
-    # pycocotools evaluates with the last two.
-    needed = ("id", "image_id", "category_id", "bbox") + (("area", "iscrowd") if to_test else ())
-    _check_keys(annotations["annotations"], needed, json_file, "annotation")
+_INTEGER, _TEXT, _NUMBER = (int,), (str,), (int, float)
+# What the records must hold, for Detectron2 and for pycocotools behind it.
+_KEYS = {
+    "images": {"id": _INTEGER, "file_name": _TEXT, "width": _NUMBER, "height": _NUMBER},
+    "categories": {"id": _INTEGER, "name": _TEXT},
+    "annotations": {"id": _INTEGER, "image_id": _INTEGER, "category_id": _INTEGER, "bbox": (list,)},
+}
+_KEYS_TO_EVALUATE = {"area": _NUMBER, "iscrowd": _INTEGER}
 
-    for what, records in (("category", "categories"), ("image", "images")):
-        known = Counter(record["id"] for record in annotations[records])
-        twice = [i for i, count in known.items() if count > 1]
-        if twice:
-            raise UserError(f"{json_file} has two {records} with the id {twice[0]}.")
-        for annotation in annotations["annotations"]:
-            if annotation[f"{what}_id"] not in known:
+
+def _check_records(content: Dict, json_file: str, *, to_test: bool) -> None:
+    """Raise UserError for a record that lacks something or repeats an id."""
+    for records, keys in _KEYS.items():
+        if not content[records] and records != "annotations":
+            raise UserError(f"{json_file} lists no {records}; the data set is empty.")
+        if records == "annotations" and to_test:
+            keys = {**keys, **_KEYS_TO_EVALUATE}
+        seen = set()
+        for i, record in enumerate(content[records]):
+            for key, types in keys.items():
+                if not isinstance(record, dict) or not isinstance(record.get(key), types):
+                    value = record.get(key, "missing") if isinstance(record, dict) else record
+                    raise UserError(
+                        f"{json_file}: entry {i} of its {records} needs a {key!r} of type "
+                        f"{types[-1].__name__}; it is {value!r}."
+                    )
+            if record["id"] in seen:
+                raise UserError(f"{json_file} has two {records} with the id {record['id']}.")
+            seen.add(record["id"])
+
+
+def _check_references(content: Dict, json_file: str) -> None:
+    """Raise UserError for an annotation of an unknown image or category, or without a box."""
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        for key, known in (("category_id", categories), ("image_id", images)):
+            if annotation[key] not in known:
                 raise UserError(
-                    f"{json_file}: annotation {annotation['id']} has {what}_id "
-                    f"{annotation[f'{what}_id']}, which is not among its {records}."
+                    f"{json_file}: annotation {annotation['id']} has {key} {annotation[key]}, "
+                    f"which is not among its {'categories' if known is categories else 'images'}."
                 )
-    for annotation in annotations["annotations"]:
         if not _is_box(annotation["bbox"]):
             raise UserError(
                 f"{json_file}: annotation {annotation['id']} has the bbox {annotation['bbox']}; "
                 "it must be four numbers, [x, y, width, height]."
             )
+        if annotation.get("ignore"):
+            raise UserError(
+                f"{json_file}: annotation {annotation['id']} is marked 'ignore', which Detectron2 "
+                "does not support; mark it 'iscrowd' or take it out."
+            )
 
 
-def _check_keys(records: List, keys: Iterable[str], json_file: str, what: str) -> None:
-    for i, record in enumerate(records):
-        for key in keys:
-            if not isinstance(record, dict) or key not in record:
-                raise UserError(f"{json_file}: {what} number {i} has no {key!r}.")
+def _check_images(images: List[Dict], own_data: OwnData) -> None:
+    paths = (os.path.join(own_data.image_root, image["file_name"]) for image in images)
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(images)} images of {own_data.json_file} are not there, for "
+            f"example {missing[0]}; name their folder behind the file: {own_data.json_file}:IMAGES."
+        )
 
 
-def _is_box(bbox) -> bool:
-    return (
-        isinstance(bbox, list)
-        and len(bbox) == 4
-        and all(isinstance(x, (int, float)) and math.isfinite(x) for x in bbox)
-    )
+def _is_box(bbox: List) -> bool:
+    return len(bbox) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in bbox)
 
 
 def _check_registered(name: str) -> None:
@@ -237,13 +263,23 @@ def _check_registered(name: str) -> None:
         )
 
 
-def _check_num_classes(name: str, num_classes: int) -> None:
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)  # a set registered in Python learns its classes by loading
-    classes = metadata.get("thing_classes") or []
-    if len(classes) != num_classes:
-        raise UserError(
-            f"The data set {name} has {len(classes)} classes, but MODEL.TOOD.NUM_CLASSES is "
-            f"{num_classes}; set it to {len(classes)}."
-        )
+def _check_classes(names: List[str], num_classes: int) -> None:
+    """Raise UserError unless all data sets have the same classes, as many as the config says."""
+    first = None
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("thing_classes") is None:
+            DatasetCatalog.get(name)  # a set registered in Python learns its classes by loading
+        classes = list(metadata.get("thing_classes") or [])
+        if len(classes) != num_classes:
+            raise UserError(
+                f"The data set {name} has {len(classes)} classes, but MODEL.TOOD.NUM_CLASSES is "
+                f"{num_classes}; set it to {len(classes)}."
+            )
+        first = first or classes
+        if classes != first:
+            a, b = next((a, b) for a, b in zip(first, classes) if a != b)
+            raise UserError(
+                f"The data sets {names[0]} and {name} have different classes, or the same in "
+                f"another order of their ids: where one has {a!r}, the other has {b!r}."
+            )

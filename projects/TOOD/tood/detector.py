@@ -302,9 +302,10 @@ class TOOD(DenseDetector):
             for each image, ``pred_boxes`` in pixels of the network's input, ``scores`` and
             ``pred_classes``, by falling score.
         """
+        pred_scores = predictions.pred_scores
         return [
             self._inference_single_image(
-                [scores[i] for scores in predictions.pred_scores],
+                [scores[i] for scores in pred_scores],
                 [boxes[i] for boxes in predictions.pred_boxes],
                 image_size,
             )
@@ -328,8 +329,9 @@ class TOOD(DenseDetector):
         candidates = Instances(
             image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
         )
-        # Sampling far outside of the map leaves boxes without area; NMS would keep them all.
-        candidates = candidates[candidates.pred_boxes.nonempty()]
+        # Sampling far outside of the map leaves boxes without area; NMS would keep them all. One
+        # box without end would stop it from removing any other.
+        candidates = candidates[candidates.pred_boxes.nonempty() & boxes.isfinite().all(dim=1)]
         keep = batched_nms(
             candidates.pred_boxes.tensor,
             candidates.scores,

@@ -5,8 +5,9 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw
 
-__all__ = ["class_colors", "draw_boxes", "stack_pictures"]
+__all__ = ["add_heading", "class_colors", "draw_boxes", "stack_pictures"]
 
 
 def class_colors(num_classes: int) -> List[tuple]:
@@ -45,6 +46,14 @@ def draw_boxes(
         assigned_colors=[colors[c] for c in classes],
     )
     return output.get_image()
+
+
+def add_heading(picture: np.ndarray, text: str, height: int = 22) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with a line of text above it: (H + height, W, 3)."""
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), "white")
+    image.paste(Image.fromarray(picture), (0, height))
+    ImageDraw.Draw(image).text((4, height // 5), text, fill="black")
+    return np.asarray(image)
 
 
 def stack_pictures(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:

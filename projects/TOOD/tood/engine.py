@@ -2,9 +2,14 @@
 
 import logging
 import os
+import pickle
+import struct
+import weakref
 from typing import Optional, Sequence
 
 import torch
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
@@ -12,20 +17,56 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
 from .config import add_tood_config
-from .data import CheckedMapper
+from .data import CheckedMapper, has_size
 from .errors import UserError
 
-__all__ = ["Trainer", "check_weights", "load_config"]
+__all__ = ["Checkpointer", "Trainer", "check_weights", "load_config"]
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
     """
-    Detectron2's trainer with COCO evaluation, checked images, and one more
-    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``: "full_model" bounds the norm of all gradients together by
-    ``CLIP_VALUE``, where Detectron2's own "norm" bounds each parameter's.
+    Detectron2's trainer with COCO evaluation, checked images, the optimizer in its checkpoints
+    (Detectron2 v0.6 leaves it out), and one more ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``:
+    "full_model" bounds the norm of all gradients together by ``CLIP_VALUE``, where Detectron2's
+    own "norm" bounds each parameter's.
     """
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        warmup = cfg.MODEL.TOOD.WARMUP_ITERS
+        if warmup >= cfg.SOLVER.MAX_ITER:
+            logger.warning(
+                f"MODEL.TOOD.WARMUP_ITERS ({warmup}) is not less than SOLVER.MAX_ITER "
+                f"({cfg.SOLVER.MAX_ITER}): all of this training assigns by ATSS, none by TAL."
+            )
+
+    def build_hooks(self):
+        # Before the hooks, which hold on to it.
+        self.checkpointer = Checkpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    def train(self):
+        # Detectron2 logs a traceback of whatever ends training.
+        with _without_tracebacks_of_user_errors("detectron2.engine.train_loop"):
+            return super().train()
+
+    def state_dict(self):
+        state = super().state_dict()
+        # Optimizer and gradient scaler, where Detectron2's main branch has them.
+        state["_trainer"] = self._trainer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict):
+        # Not DefaultTrainer's, which on the main branch insists on an optimizer.
+        super(DefaultTrainer, self).load_state_dict(state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        else:
+            logger.warning("The checkpoint has no optimizer: its momentum starts anew.")
 
     @classmethod
     def build_train_loader(cls, cfg):
@@ -39,7 +80,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return SizedCOCOEvaluator(dataset_name, output_dir=output_dir)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -60,6 +102,60 @@ class Trainer(DefaultTrainer):
         return optimizer
 
 
+class SizedCOCOEvaluator(COCOEvaluator):
+    """
+    COCO evaluation without the objects that have no width or no height. Training leaves them out
+    as well, and no detection could ever match them.
+    """
+
+    def __init__(self, dataset_name, **kwargs):
+        super().__init__(dataset_name, **kwargs)
+        dataset = self._coco_api.dataset
+        annotations = dataset.get("annotations", [])
+        dataset["annotations"] = [a for a in annotations if has_size(a["bbox"])]
+        if len(dataset["annotations"]) < len(annotations):
+            self._coco_api.createIndex()
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's, with a sentence for a file that cannot be used."""
+
+    def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
+        """
+        Args:
+            complete: refuse weights that lack a part of the model, or have it in another shape:
+                right for evaluation, where Detectron2 would go on with a part drawn at random.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.complete = complete
+
+    def load(self, path, *args, **kwargs):
+        try:
+            return super().load(path, *args, **kwargs)
+        except (
+            *(AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError),
+            *(pickle.UnpicklingError, struct.error),
+        ) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
+                "MODEL.WEIGHTS, and leave out --resume if it was the last one of this folder."
+            ) from error
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        if self.complete and incompatible is not None:
+            lacking = list(incompatible.missing_keys)
+            lacking += [entry[0] for entry in incompatible.incorrect_shapes]
+            if lacking:
+                raise UserError(
+                    f"The weights do not fit the config: they lack {len(lacking)} entries of the "
+                    f"model, or have them in another shape, for example {lacking[0]}; evaluate "
+                    "with the config they were trained with."
+                )
+        return incompatible
+
+
 def load_config(
     config_file: str,
     opts: Sequence[str] = (),
@@ -71,7 +167,7 @@ def load_config(
     machine without a GPU its device is the CPU.
 
     Args:
-        config_file: path, or "" for the defaults.
+        config_file: path.
         opts: keys and values in turn.
         train_data, val_data: take the place of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
 
@@ -86,11 +182,19 @@ def load_config(
         if config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
-        reason = error.args[0] if error.args else type(error).__name__
+    except (
+        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError),
+        yaml.YAMLError,
+    ) as error:
+        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
         raise UserError(
             f"The config file {config_file} or an option behind it is wrong: {reason}."
         ) from error
+    if cfg.MODEL.META_ARCHITECTURE != "TOOD":
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
+            "files in configs/ with --config-file."
+        )
     if train_data:
         cfg.DATASETS.TRAIN = tuple(train_data)
     if val_data:
@@ -101,26 +205,41 @@ def load_config(
     return cfg
 
 
-def check_weights(cfg, *, eval_only: bool, resume: bool) -> None:
+def check_weights(weights: str) -> None:
     """
+    Args:
+        weights: ``MODEL.WEIGHTS``; what it names is downloaded, if it has to be.
+
     Raises:
-        UserError: for an evaluation without weights, or a file of weights that is not there.
+        UserError: where that cannot be had.
     """
-    weights = cfg.MODEL.WEIGHTS
-    if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    path = weights.split("?")[0]  # Detectron2 takes options behind a question mark
+    if not path or os.path.isfile(path):
         return
-    if eval_only and not weights:
+    try:
+        there = os.path.isfile(PathManager.get_local_path(path))
+        reason = "there is no such file"
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        there, reason = False, " ".join(str(error).split())
+    if not there:
         raise UserError(
-            "--eval-only needs weights: name a checkpoint with MODEL.WEIGHTS FILE behind the "
-            "other options, or add --resume for the last one in OUTPUT_DIR."
+            f"The weights {path} (MODEL.WEIGHTS) cannot be had: {reason}; name a file that is "
+            "here, or '' to train from scratch."
         )
-    if weights and not os.path.isfile(weights):
-        try:
-            PathManager.get_local_path(weights)  # downloads what "detectron2://" names
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"The weights {weights} (MODEL.WEIGHTS) cannot be had ({error}); name a file "
-                "that is here, or nothing to train from scratch."
-            ) from error
-        if "://" not in weights:
-            raise UserError(f"The weights {weights} (MODEL.WEIGHTS) are not there.")
+
+
+class _without_tracebacks_of_user_errors(logging.Filter):
+    """Keep a logger, for a while, from printing the traceback of what the user will be told."""
+
+    def __init__(self, logger_name: str):
+        super().__init__()
+        self.logger = logging.getLogger(logger_name)
+
+    def __enter__(self):
+        self.logger.addFilter(self)
+
+    def __exit__(self, *_):
+        self.logger.removeFilter(self)
+
+    def filter(self, record) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], UserError))

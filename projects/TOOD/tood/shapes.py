@@ -13,6 +13,7 @@ from tqdm import tqdm
 __all__ = ["SHAPES", "draw_scene", "write_shapes_dataset"]
 
 SHAPES = ("disc", "square", "triangle", "star")
+_OVERSAMPLING = 4
 
 
 def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, List[Dict]]:
@@ -22,25 +23,27 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, 
         size: width and height in pixels.
 
     Returns:
-        an image of one to six shapes of any colour, size and turn on a mottled ground, and an
+        an image of one to six shapes of any colour, a little tilted, on a mottled ground, and an
         object ``{"class": index into SHAPES, "box": (x1, y1, x2, y2)}`` for each, in pixels.
         Shapes may touch, but a later one hides at most a part of an earlier one.
     """
-    image = _mottled_ground(rng, size)
+    # Drawn larger and scaled down, for smooth edges.
+    image = _mottled_ground(rng, size).resize((size * _OVERSAMPLING,) * 2)
     draw = ImageDraw.Draw(image)
     objects = []
     for _ in range(rng.integers(1, 7)):
         shape = int(rng.integers(len(SHAPES)))
-        radius = size * rng.uniform(0.06, 0.22)
+        radius = size * rng.uniform(0.09, 0.24)
         center = rng.uniform(radius + 1, size - radius - 1, 2)
-        outline = _outline(SHAPES[shape], center, radius, rng.uniform(0, 2 * math.pi))
+        outline = _outline(SHAPES[shape], center, radius, tilt=rng.uniform(-0.3, 0.3))
         low, high = outline.min(axis=0), outline.max(axis=0)
         box = (*low.tolist(), *high.tolist())
         if any(_overlap(box, other["box"]) > 0.2 for other in objects):
             continue
-        draw.polygon([tuple(p) for p in outline], fill=_color(rng, value=rng.uniform(0.6, 1.0)))
+        corners = [tuple(p) for p in outline * _OVERSAMPLING]
+        draw.polygon(corners, fill=_color(rng, value=rng.uniform(0.6, 1.0)))
         objects.append({"class": shape, "box": box})
-    return image, objects
+    return image.resize((size, size), Image.Resampling.BOX), objects
 
 
 def write_shapes_dataset(folder: str, num_images: int, seed: int, size: int = 128) -> str:
@@ -98,10 +101,11 @@ def _color(rng: np.random.Generator, value: float) -> Tuple[int, int, int]:
     return tuple(int(255 * c) for c in rgb)
 
 
-def _outline(shape: str, center: np.ndarray, radius: float, turn: float) -> np.ndarray:
-    """Corners of a shape, (P, 2) in pixels; a disc has many."""
+def _outline(shape: str, center: np.ndarray, radius: float, tilt: float) -> np.ndarray:
+    """Corners of a shape, (P, 2) in pixels; a disc has many. Tilt in radians."""
     corners = {"disc": 48, "square": 4, "triangle": 3, "star": 10}[shape]
-    angles = turn + np.arange(corners) * 2 * math.pi / corners
+    upright = math.pi / 4 if shape == "square" else -math.pi / 2  # else a corner on top
+    angles = upright + tilt + np.arange(corners) * 2 * math.pi / corners
     radii = np.full(corners, radius)
     if shape == "star":
         radii[1::2] *= 0.45
