@@ -10,8 +10,9 @@ setup(
     version="0.1.0",
     description="TOOD: Task-aligned One-stage Object Detection, for Detectron2",
     license="Apache-2.0",
-    packages=["tood"],
-    package_dir={"tood": "projects/TOOD/tood"},
+    packages=["tood", "tood.configs"],
+    package_dir={"tood": "projects/TOOD/tood", "tood.configs": "configs"},
+    package_data={"tood.configs": ["*.yaml"]},
     python_requires=">=3.9",
     install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tqdm"],
     extras_require={

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from tood import add_tood_config
-from tood.convert import detectron2_name
+from tood.convert import to_detectron2
+from tood.identify import identify
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("warmup", "tal")
@@ -40,29 +39,18 @@ class Reference:
         """MMDetection name -> tensor."""
         return {n: self._weight(n, shape) for n, shape in self.state_shapes.items()}
 
-    def config(self):
-        cfg = get_cfg()
-        add_tood_config(cfg)
-        cfg.merge_from_file(str(ROOT / "configs" / "tood_R50_FPN_1x.yaml"))
-        cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.WEIGHTS = ""
-        cfg.MODEL.RESNETS.DEPTH = self.meta["depth"]
-        if self.meta["depth"] < 50:
-            cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-        cfg.MODEL.TOOD.NUM_CLASSES = self.meta["classes"]
-        cfg.MODEL.TOOD.ANCHOR_TYPE = self.meta["anchor_type"]
-        cfg.MODEL.TOOD.WARMUP_ITERS = 1
-        return cfg
-
     def model(self):
-        """The project's model with the reference's weights: the warm-up in iteration 0 only."""
-        model = build_model(self.config())
-        own = model.state_dict()
-        weights = {detectron2_name(n): w for n, w in self.state_dict().items()}
-        # Detectron2's frozen norms count no batches.
-        weights = {
-            n: w for n, w in weights.items() if n in own or not n.endswith("num_batches_tracked")
-        }
+        """
+        The project's model with the reference's weights, through the converter, from nothing but
+        names, shapes and the name of the reference's config. The warm-up is iteration 0 only.
+        """
+        state_dict = self.state_dict()
+        meta = {"config": f"{self.meta['config']} {self.meta['anchor_type']}"}
+        cfg = identify(state_dict, meta).make_config()
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.TOOD.WARMUP_ITERS = 1
+        model = build_model(cfg)
+        weights, _ = to_detectron2(state_dict, model.state_dict())
         model.load_state_dict(weights, strict=True)
         return model
 

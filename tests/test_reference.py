@@ -6,9 +6,38 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from reference import PHASES, ROOT, Reference
 
-from tood.convert import detectron2_name
+from tood.names import detectron2_name
 
-NAMES = ["r18_anchor_free"]
+NAMES = ["r18_anchor_free", "r50_anchor_free", "r50_anchor_based", "r50_dcn"]
+
+
+# What float32 allows. The random weights of the model with deformable convolutions make a chaos
+# of rounding errors: one of 1e-7 in its own weights moves its gradients by several percent, and
+# oneDNN's and PyTorch's own convolutions are as far apart there as either is from the reference.
+# See docs/differences.md.
+TOLERANCES = dict(
+    scores=1e-5,
+    boxes=1e-2,  # pixels
+    lost_detections=0,
+    targets=1e-4,
+    losses=1e-4,  # relative, as the next two
+    norms=1e-3,
+    gradients=1e-3,
+)
+TOLERANCES_DCN = dict(
+    scores=2e-4,
+    boxes=0.3,
+    lost_detections=2,
+    targets=2e-3,
+    losses=1e-3,
+    norms=0.1,
+    gradients=5e-3,
+)
+
+
+@pytest.fixture
+def tolerance(reference):
+    return TOLERANCES_DCN if "dconv" in reference.meta["config"] else TOLERANCES
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -28,16 +57,17 @@ def dense(reference, model):
         return model.predict_dense(reference.batched_inputs())
 
 
-def test_scores(reference, dense):
-    torch.testing.assert_close(dense[0], reference.flat_levels("cls_score"), atol=1e-5, rtol=0)
+def test_scores(reference, dense, tolerance):
+    expected = reference.flat_levels("cls_score")
+    torch.testing.assert_close(dense[0], expected, atol=tolerance["scores"], rtol=0)
 
 
-def test_boxes(reference, dense):
+def test_boxes(reference, dense, tolerance):
     expected = reference.flat_levels("bbox_pred", scale_by_stride=True)
-    torch.testing.assert_close(dense[1], expected, atol=1e-2, rtol=0)
+    torch.testing.assert_close(dense[1], expected, atol=tolerance["boxes"], rtol=0)
 
 
-def test_detections(reference, model):
+def test_detections(reference, model, tolerance):
     model.eval()
     with torch.no_grad():
         outputs = model(reference.batched_inputs())
@@ -48,18 +78,21 @@ def test_detections(reference, model):
         # Detectron2 drops what lies outside of the image; the reference keeps it.
         seen = expected_boxes.nonempty()
         assert seen.sum() > 50
-        expected_boxes = expected_boxes[seen]
+        expected_boxes = expected_boxes.tensor[seen]
         expected_scores = torch.from_numpy(reference[f"det_scores_{i}"]).float()[seen]
         expected_classes = torch.from_numpy(reference[f"det_classes_{i}"]).long()[seen]
-        torch.testing.assert_close(detections.scores, expected_scores, atol=1e-5, rtol=0)
-        assert torch.equal(detections.pred_classes, expected_classes)
-        torch.testing.assert_close(
-            detections.pred_boxes.tensor, expected_boxes.tensor, atol=1e-2, rtol=0
+        # Each pair of a detection and an expected one, (D, D'), whether they are the same.
+        same = ((detections.scores[:, None] - expected_scores).abs() <= tolerance["scores"]) & (
+            detections.pred_classes[:, None] == expected_classes
         )
+        distances = (detections.pred_boxes.tensor[:, None] - expected_boxes).abs().amax(dim=-1)
+        same &= distances <= tolerance["boxes"]
+        assert (~same.any(dim=0)).sum() <= tolerance["lost_detections"]
+        assert (~same.any(dim=1)).sum() <= tolerance["lost_detections"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_assignment(reference, model, dense, phase):
+def test_assignment(reference, model, dense, phase, tolerance):
     inputs = reference.batched_inputs()
     images = model.preprocess_image(inputs)
     with torch.no_grad():
@@ -81,20 +114,20 @@ def test_assignment(reference, model, dense, phase):
     metric = targets.cls_targets.amax(dim=-1)
     expected_metric = torch.from_numpy(reference[f"{phase}_target_metric"]).float()
     # The sixth power of the IoU makes six times as much of a rounding error.
-    torch.testing.assert_close(metric, expected_metric, atol=1e-4, rtol=0)
+    torch.testing.assert_close(metric, expected_metric, atol=tolerance["targets"], rtol=0)
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_losses_and_gradients(reference, model, phase):
+def test_losses_and_gradients(reference, model, phase, tolerance):
     model.train()
     model.zero_grad()
     with EventStorage(start_iter=PHASES.index(phase)):
         losses = model(reference.batched_inputs())
     assert losses["loss_cls"].item() == pytest.approx(
-        float(reference[f"{phase}_loss_cls"]), rel=1e-4
+        float(reference[f"{phase}_loss_cls"]), rel=tolerance["losses"]
     )
     assert losses["loss_box_reg"].item() == pytest.approx(
-        float(reference[f"{phase}_loss_bbox"]), rel=1e-4
+        float(reference[f"{phase}_loss_bbox"]), rel=tolerance["losses"]
     )
 
     sum(losses.values()).backward()
@@ -104,11 +137,13 @@ def test_losses_and_gradients(reference, model, phase):
     }
     assert set(grads) == set(expected_norms)
     for name, norm in expected_norms.items():
-        assert grads[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-7), name
+        assert grads[name].norm().item() == pytest.approx(norm, rel=tolerance["norms"], abs=1e-7), (
+            name
+        )
     whole = [key for key in reference.arrays.files if key.startswith(f"{phase}_grad:")]
     assert whole
     for key in whole:
         name = detectron2_name(key.split(":", 1)[1])
         expected = torch.from_numpy(reference[key]).float().view_as(grads[name])
         difference = (grads[name] - expected).norm() / expected.norm()
-        assert difference.item() < 1e-3, name
+        assert difference.item() < tolerance["gradients"], name

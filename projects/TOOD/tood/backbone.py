@@ -7,6 +7,8 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
+from .deform_conv import make_deform_convs_portable
+
 __all__ = ["LastLevelP6P7NoReLU", "build_tood_resnet_fpn_backbone"]
 
 
@@ -38,9 +40,11 @@ def build_tood_resnet_fpn_backbone(cfg, input_shape):
     Returns:
         FPN
     """
+    resnet = build_resnet_backbone(cfg, input_shape)
+    make_deform_convs_portable(resnet)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     backbone = FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
+        bottom_up=resnet,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=channels,
         norm=cfg.MODEL.FPN.NORM,

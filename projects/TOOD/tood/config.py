@@ -29,6 +29,9 @@ def add_tood_config(cfg):
     tood.CONV_DIM = 256
     tood.NORM = "GN"
     tood.PRIOR_PROB = 0.01
+    # How many of the first interactive convolutions are deformable (DCNv2), and their groups.
+    tood.NUM_DCN_CONVS = 0
+    tood.DCN_NUM_GROUPS = 4
 
     # The first WARMUP_ITERS iterations assign by ATSS, those after it by task alignment
     # learning (TAL). 0 turns the warm-up off. It is not the warm-up of the learning rate, which

@@ -18,6 +18,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from .deform_conv import DeformConvPack
 from .layers import TaskDecomposition, log_geometric_mean_of_sigmoids, sample_each_side
 
 __all__ = ["ANCHOR_TYPES", "DensePredictions", "TOODHead", "decode_deltas", "decode_distances"]
@@ -59,6 +60,8 @@ class TOODHead(nn.Module):
         conv_dim: int = 256,
         num_convs: int = 6,
         norm: str = "GN",
+        num_dcn_convs: int = 0,
+        dcn_num_groups: int = 4,
         prior_prob: float = 0.01,
     ):
         """
@@ -72,6 +75,8 @@ class TOODHead(nn.Module):
             conv_dim: channels C of the interactive convolutions.
             num_convs: number of interactive convolutions L.
             norm: norm of the convolutions, a name that Detectron2's ``get_norm`` knows.
+            num_dcn_convs: how many of the first interactive convolutions are deformable.
+            dcn_num_groups: deformable groups of these.
             prior_prob: score that each class starts with.
 
         Raises:
@@ -94,7 +99,12 @@ class TOODHead(nn.Module):
         self.box2box_transform = box2box_transform
 
         self.inter_convs = nn.ModuleList(
-            _conv_norm_relu(in_channels if i == 0 else conv_dim, conv_dim, norm)
+            _conv_norm_relu(
+                in_channels if i == 0 else conv_dim,
+                conv_dim,
+                norm,
+                dcn_num_groups if i < num_dcn_convs else 0,
+            )
             for i in range(num_convs)
         )
         decomposition = dict(conv_dim=conv_dim, num_convs=num_convs, norm=norm)
@@ -123,6 +133,8 @@ class TOODHead(nn.Module):
             "conv_dim": cfg.MODEL.TOOD.CONV_DIM,
             "num_convs": cfg.MODEL.TOOD.NUM_CONVS,
             "norm": cfg.MODEL.TOOD.NORM,
+            "num_dcn_convs": cfg.MODEL.TOOD.NUM_DCN_CONVS,
+            "dcn_num_groups": cfg.MODEL.TOOD.DCN_NUM_GROUPS,
             "prior_prob": cfg.MODEL.TOOD.PRIOR_PROB,
         }
 
@@ -179,10 +191,13 @@ class TOODHead(nn.Module):
     def _init_weights(self, prior_prob: float):
         plain = [*self.inter_convs, self.cls_pred, self.reg_pred, self.cls_align, self.reg_align]
         for layer in nn.ModuleList(plain).modules():
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, (nn.Conv2d, DeformConvPack)):
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+        for layer in self.inter_convs.modules():
+            if isinstance(layer, DeformConvPack):
+                nn.init.zeros_(layer.conv_offset.weight)
         # Offsets start near zero: boxes begin as what their own location says.
         for layer in self.reg_align:
             if isinstance(layer, nn.Conv2d):
@@ -232,9 +247,18 @@ def decode_deltas(deltas: Tensor, anchors: Tensor, box2box_transform: Box2BoxTra
     return boxes.view(N, H, W, 4).permute(0, 3, 1, 2).contiguous()
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
-    """3x3 convolution + norm + ReLU; the norm takes the place of the bias."""
-    layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "")]
+def _conv_norm_relu(
+    in_channels: int, out_channels: int, norm: str, dcn_num_groups: int
+) -> nn.Sequential:
+    """
+    3x3 convolution, deformable if it has deformable groups, + norm + ReLU; the norm takes the
+    place of the bias.
+    """
+    bias = norm == ""
+    if dcn_num_groups > 0:
+        layers = [DeformConvPack(in_channels, out_channels, num_groups=dcn_num_groups, bias=bias)]
+    else:
+        layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]
     if norm != "":
         layers.append(get_norm(norm, out_channels))
     return nn.Sequential(*layers, nn.ReLU(inplace=True))

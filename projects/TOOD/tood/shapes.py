@@ -23,7 +23,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, 
         size: width and height in pixels.
 
     Returns:
-        an image of one to six shapes of any colour, a little tilted, on a mottled ground, and an
+        an image of one to six shapes, a little tilted, on a mottled ground of any colour, and an
         object ``{"class": index into SHAPES, "box": (x1, y1, x2, y2)}`` for each, in pixels.
         Shapes may touch, but a later one hides at most a part of an earlier one.
     """
@@ -41,7 +41,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, 
         if any(_overlap(box, other["box"]) > 0.2 for other in objects):
             continue
         corners = [tuple(p) for p in outline * _OVERSAMPLING]
-        draw.polygon(corners, fill=_color(rng, value=rng.uniform(0.6, 1.0)))
+        draw.polygon(corners, fill=_color(rng, _hue(rng, shape), value=rng.uniform(0.6, 1.0)))
         objects.append({"class": shape, "box": box})
     return image.resize((size, size), Image.Resampling.BOX), objects
 
@@ -88,7 +88,7 @@ def _annotation(annotation_id: int, image_id: int, shape: Dict) -> Dict:
 
 def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
     """Soft blotches around a dull colour, with grain."""
-    base = np.array(_color(rng, value=rng.uniform(0.15, 0.5)), dtype=np.float32)
+    base = np.array(_color(rng, rng.uniform(), rng.uniform(0.15, 0.5)), dtype=np.float32)
     blotches = rng.normal(0, 60, (size, size, 3)) + base
     image = Image.fromarray(blotches.clip(0, 255).astype(np.uint8))
     image = image.filter(ImageFilter.GaussianBlur(size / 40))
@@ -96,8 +96,13 @@ def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
     return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
 
 
-def _color(rng: np.random.Generator, value: float) -> Tuple[int, int, int]:
-    rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.4, 1.0), value)
+def _hue(rng: np.random.Generator, shape: int) -> float:
+    """Each shape has its part of the colour circle, so that a short training tells them apart."""
+    return (shape + rng.uniform(0.1, 0.9)) / len(SHAPES)
+
+
+def _color(rng: np.random.Generator, hue: float, value: float) -> Tuple[int, int, int]:
+    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.4, 1.0), value)
     return tuple(int(255 * c) for c in rgb)
 
 

@@ -1,0 +1,65 @@
+"""
+The same training on another Detectron2, where one is at hand::
+
+    OTHER_DETECTRON2=/path/to/a/checkout/of/detectron2 python -m pytest tests
+
+for example of the main branch, beside the installed v0.6.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY
+
+OTHER = os.environ.get("OTHER_DETECTRON2")
+
+
+def loss_curve(shapes, output, python_path):
+    """Losses of each iteration, in both phases, of a run in a process of its own."""
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    options = {
+        "MODEL.TOOD.NUM_CLASSES": 4,
+        "MODEL.TOOD.WARMUP_ITERS": 3,
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "SOLVER.MAX_ITER": 6,
+        "SOLVER.STEPS": "(5,)",
+        "SOLVER.IMS_PER_BATCH": 2,
+        "OUTPUT_DIR": output,
+    }
+    command = [sys.executable, "-c", LOG_EVERY_LOSS]
+    command += ["--config-file", str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")]
+    command += ["--train-data", entry, "--val-data", entry, *TINY]
+    command += [str(x) for item in options.items() for x in item]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment["PYTHONPATH"] = os.pathsep.join([*python_path, str(ROOT)])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("LOSSES ")]
+    return [json.loads(line[7:]) for line in lines], done.stdout.split("DETECTRON2 ")[1].split()[0]
+
+
+LOG_EVERY_LOSS = """
+import json, sys
+import detectron2, tood
+print("DETECTRON2", detectron2.__file__)
+forward = tood.TOOD.forward_training
+def log(self, *args):
+    losses = forward(self, *args)
+    print("LOSSES", json.dumps({k: v.item() for k, v in losses.items()}))
+    return losses
+tood.TOOD.forward_training = log
+import train_net
+train_net.cli(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(OTHER is None, reason="OTHER_DETECTRON2 names no other Detectron2")
+def test_same_loss_curve_on_another_detectron2(shapes, tmp_path):
+    here, path_here = loss_curve(shapes, tmp_path / "here", [])
+    there, path_there = loss_curve(shapes, tmp_path / "there", [OTHER])
+    assert path_there.startswith(OTHER) and path_here != path_there
+    assert len(here) == 6
+    assert here == there

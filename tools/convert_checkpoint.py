@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""
+Convert a released TOOD checkpoint, MMDetection's or the authors', for this project::
+
+    python tools/convert_checkpoint.py tood_r50_fpn_1x_coco_20211210.pth tood_R50_FPN_1x.pth
+
+or the weights of an ImageNet ResNet or ResNeXt (torchvision's, open-mmlab's), to train from
+without a network; or, with --to-mmdet, a checkpoint of this project to MMDetection's names.
+"""
+
+import argparse
+import shlex
+import sys
+
+from tood.convert import (
+    convert_backbone,
+    convert_checkpoint,
+    convert_to_mmdet,
+    read_checkpoint,
+    write_atomically,
+)
+from tood.errors import UserError
+from tood.head import ANCHOR_TYPES
+from tood.identify import is_backbone
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="checkpoint to read; it is not changed")
+    parser.add_argument("target", help="file to write")
+    parser.add_argument(
+        "--anchor-type",
+        choices=ANCHOR_TYPES,
+        help="where neither the file nor its name tells it",
+    )
+    parser.add_argument("--to-mmdet", action="store_true", help="the way back")
+    return parser.parse_args()
+
+
+def main(args):
+    if args.to_mmdet:
+        convert_to_mmdet(args.source, args.target)
+        print(f"{args.target}: in MMDetection's names.")
+        return
+    source = read_checkpoint(args.source)
+    if is_backbone(source.state_dict):
+        write_atomically({"model": convert_backbone(source.state_dict)}, args.target)
+        print(f"{args.target}: an ImageNet backbone. To train from it: MODEL.WEIGHTS {args.target}")
+        return
+    description = convert_checkpoint(args.source, args.target, args.anchor_type)
+    for note in description.notes:
+        print(f"note: {note}")
+    options = " ".join(shlex.quote(str(x)) for x in description.options)
+    print(
+        f"{args.target}: a model of configs/{description.config}.yaml. To evaluate it:\n"
+        f"python train_net.py --config-file configs/{description.config}.yaml --eval-only "
+        f"MODEL.WEIGHTS {args.target} {options}".rstrip()
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
