@@ -29,7 +29,8 @@ def main():
         [
             *("tools/draw_predictions.py", "--config-file", CONFIG),
             *("--output", f"{OUTPUT}/predictions.png"),
-            *("--num-images", "8", "--scale", "2", "MODEL.WEIGHTS", f"{OUTPUT}/model_final.pth"),
+            *("--num-images", "8", "--score-thresh", "0.4", "--scale", "2"),
+            *("MODEL.WEIGHTS", f"{OUTPUT}/model_final.pth"),
         ],
     ]
     for step in steps:
