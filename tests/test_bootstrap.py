@@ -118,8 +118,15 @@ def test_edits_change_exactly_what_they_name(tmp_path):
     assert "layers/a.py" in one_sentence(error) and "0 times instead of 2" in str(error.value)
 
 
+def detectron2_version():
+    try:
+        return metadata.version("detectron2")
+    except metadata.PackageNotFoundError:  # used from its source, not installed
+        return ""
+
+
 @pytest.mark.skipif(
-    not metadata.version("detectron2").endswith("+compat"), reason="needs the wheel made here"
+    not detectron2_version().endswith("+compat"), reason="needs the wheel that the tool makes"
 )
 def test_edited_files_are_in_the_installed_wheel():
     package = Path(importlib.util.find_spec("detectron2").origin).parent
