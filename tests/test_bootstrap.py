@@ -1,6 +1,5 @@
 """The set-up tool: its edits, and what it says when something is in the way."""
 
-import importlib.util
 import io
 import json
 import re
@@ -129,7 +128,7 @@ def detectron2_version():
     not detectron2_version().endswith("+compat"), reason="needs the wheel that the tool makes"
 )
 def test_edited_files_are_in_the_installed_wheel():
-    package = Path(importlib.util.find_spec("detectron2").origin).parent
+    package = Path(metadata.distribution("detectron2").locate_file("detectron2"))
     for name, old, new, _ in bootstrap.EDITS:
         text = (package / name).read_text()
         compile(text, name, "exec")

@@ -320,6 +320,9 @@ def test_command(released, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "configs/tood_R50_FPN_1x.yaml --eval-only MODEL.WEIGHTS" in done.stdout
     assert "MODEL.RESNETS.DEPTH 18" in done.stdout and "NUM_CLASSES 3" in done.stdout
+    argv[3] = argv[2]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 1 and "is the source itself" in done.stderr
     argv[2] = str(tmp_path / "none.pth")
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 1

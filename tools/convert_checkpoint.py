@@ -9,6 +9,7 @@ without a network; or, with --to-mmdet, a checkpoint of this project to MMDetect
 """
 
 import argparse
+import os
 import shlex
 import sys
 
@@ -40,6 +41,8 @@ def parse_args():
 
 
 def main(args):
+    if os.path.realpath(args.source) == os.path.realpath(args.target):
+        raise UserError(f"{args.target} is the source itself; name another file to write.")
     if args.to_mmdet:
         convert_to_mmdet(args.source, args.target)
         print(f"{args.target}: in MMDetection's names.")

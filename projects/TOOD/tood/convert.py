@@ -186,7 +186,7 @@ def write_atomically(content: Dict, path: str) -> None:
     Raises:
         UserError: where it cannot be written.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.abspath(path))  # on the same disk, to be moved at once
     try:
         handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
         os.close(handle)

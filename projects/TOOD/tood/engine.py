@@ -151,7 +151,8 @@ class Checkpointer(DetectionCheckpointer):
                 raise UserError(
                     f"The weights do not fit the config: they lack {len(lacking)} entries of the "
                     f"model, or have them in another shape, for example {lacking[0]}; evaluate "
-                    "with the config they were trained with."
+                    "with the config they were trained with, and convert another project's file "
+                    "with tools/convert_checkpoint.py first."
                 )
         return incompatible
 
