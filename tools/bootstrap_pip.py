@@ -1,0 +1,97 @@
+"""
+Part of the set-up (``bootstrap.py``): running pip, and telling in one sentence what went wrong.
+Standard library only.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+# What stands in pip's output, and what it means. The first that fits is told.
+FAILURES = [
+    (
+        r"THESE PACKAGES DO NOT MATCH THE HASHES",
+        "A package from the index does not have the SHA-256 that is expected of it; nothing of it "
+        "was run. Use another index, or install Detectron2 yourself.",
+    ),
+    (
+        r"No space left on device|Errno 28|Disk quota exceeded",
+        "There is no disk space left for the environment; free some, or set TMPDIR to a larger "
+        "disk if only the temporary folder is full.",
+    ),
+    (
+        r"NewConnectionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|NameResolutionError"
+        r"|Temporary failure in name resolution|Failed to establish a new connection"
+        r"|Connection (refused|reset|aborted)|Network is unreachable|CERTIFICATE_VERIFY_FAILED",
+        "No package index could be reached; connect this machine to one, or name one with "
+        "PIP_INDEX_URL.",
+    ),
+    (
+        r"No matching distribution found for (\S+)",
+        "The package index has no {match} for Python {python}; use another Python, or another "
+        "index with PIP_INDEX_URL.",
+    ),
+]
+
+
+class BootstrapError(Exception):
+    """What went wrong and what to do, in one sentence for the user."""
+
+
+def pip_install(python, packages):
+    run_pip([python, "-m", "pip", "install"] + packages)
+
+
+def run_pip(command):
+    """Run pip, show what it downloads, and raise BootstrapError with what its failure means."""
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        env=environment,
+    )
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        # Large files take long enough to be told of.
+        if re.search(r"Downloading .*\(\d{2,}[.\d]* MB\)|Successfully installed", line):
+            print("    " + line.strip()[:100], flush=True)
+    if process.wait() != 0:
+        raise BootstrapError(explain("".join(output)))
+
+
+def explain(output):
+    """
+    Args:
+        output: what pip printed before it failed.
+
+    Returns:
+        one sentence for the user.
+    """
+    for pattern, sentence in FAILURES:
+        match = re.search(pattern, output)
+        if match:
+            return sentence.format(
+                match=match.group(match.lastindex or 0), python=sys.version.split()[0]
+            )
+    errors = [line for line in output.splitlines() if "error" in line.lower()]
+    return "pip failed: {0}".format(last_line("\n".join(errors) or output))
+
+
+def run(command, **kwargs):
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **kwargs
+    )
+
+
+def last_line(text):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def say(message):
+    print("[{0}] {1}".format(time.strftime("%H:%M:%S"), message), flush=True)
