@@ -17,11 +17,11 @@ from tood.convert import (
     convert_checkpoint,
     convert_to_mmdet,
     read_checkpoint,
-    read_tensors,
     to_detectron2,
     to_mmdet,
 )
 from tood.errors import UserError
+from tood.files import read_tensors
 from tood.identify import identify, is_backbone
 from tood.names import detectron2_name, mmdet_name
 
@@ -176,6 +176,14 @@ def test_averaged_duplicates_and_prefixes_are_taken_off(reference, released, tmp
         ({"config": "... anchor_type='anchor_based', ..."}, "x.pth", "anchor_based", 0),
         ({}, "tood_r50_fpn_anchor_based_1x_coco.pth", "anchor_based", 0),
         ({"config": "anchor_type='anchor_free'"}, "x.pth", "anchor_free", 0),
+        ({"cfg": 'anchor_type = "anchor_based"'}, "x.pth", "anchor_based", 0),
+        ({"experiment_name": "tood_r50_fpn_anchor-based_1x_coco"}, "x.pth", "anchor_based", 0),
+        (
+            {"config": "load_from='anchor_based.pth', anchor_type='anchor_free'"},
+            "anchor_based.pth",
+            "anchor_free",
+            0,
+        ),
         ({}, "x.pth", "anchor_free", 1),
     ],
 )
@@ -188,11 +196,71 @@ def test_anchor_type(reference, meta, name, expected, notes):
     assert other.make_config().MODEL.TOOD.ANCHOR_TYPE == "anchor_based"
 
 
+@pytest.mark.parametrize(
+    "meta, name, config",
+    [
+        ({}, "tood_r50_fpn_mstrain_2x_coco_2021.pth", "tood_R50_FPN_mstrain_2x"),
+        ({}, "tood_r50_fpn_1x_coco_2021.pth", "tood_R50_FPN_1x"),
+        ({"config": "max_epochs=24"}, "x.pth", "tood_R50_FPN_mstrain_2x"),
+        ({"config": "x101_32x4d max_epochs = 12"}, "x.pth", "tood_R50_FPN_1x"),
+    ],
+)
+def test_schedule(reference, meta, name, config):
+    assert identify(reference.state_dict(), meta, name).config == config
+
+
+@pytest.mark.parametrize("classes, expected", [("abc", None), (("a", "b"), None), (5, None)])
+def test_class_names_that_do_not_fit(reference, classes, expected):
+    meta = {"CLASSES": classes} if classes != 5 else {"dataset_meta": 5}
+    description = identify(reference.state_dict(), meta, "anchor_free.pth")
+    assert description.class_names is expected and len(description.notes) == 1
+
+
+def test_other_deformable_convolutions_and_styles_are_refused(reference):
+    state_dict = reference.state_dict()
+    assert "Caffe" in complaint(identify, state_dict, {"config": "style='caffe'"})
+    state_dict["backbone.layer2.0.conv2.conv_offset.weight"] = torch.ones(18, 128, 3, 3)
+    assert "has 18 channels" in complaint(identify, state_dict)
+
+
+def test_entries_twice(reference, released, tmp_path):
+    state_dict = reference.state_dict()
+    state_dict["module.bbox_head.tood_cls.bias"] = torch.zeros(3)
+    assert "tood_cls.bias twice" in complaint(read_checkpoint, released(state_dict))
+    state_dict = reference.state_dict()
+    state_dict["bbox_head.cls_prob_conv1.bias"] = state_dict["bbox_head.cls_prob_module.0.bias"]
+    target = str(tmp_path / "t.pth")
+    assert "twice, under two names" in complaint(convert_checkpoint, released(state_dict), target)
+
+
+def test_counters_may_be_missing(reference, released, tmp_path):
+    state_dict = {n: v for n, v in reference.state_dict().items() if "num_batches" not in n}
+    target = str(tmp_path / "t.pth")
+    convert_checkpoint(released(state_dict), target)
+    model = read_tensors(target)["model"]
+    assert model["backbone.bottom_up.res3.0.conv1.norm.num_batches_tracked"] == 0
+
+
+def test_way_back_refuses_what_mmdetection_cannot_have(tmp_path):
+    model = model_zoo.get_model("demo_shapes", device="cpu")  # with group norm
+    torch.save({"model": model.state_dict()}, tmp_path / "gn.pth")
+    target = str(tmp_path / "t.pth")
+    assert "batch norm" in complaint(convert_to_mmdet, str(tmp_path / "gn.pth"), target)
+    torch.save({"model": [1]}, tmp_path / "list.pth")
+    assert "no tensor" in complaint(convert_to_mmdet, str(tmp_path / "list.pth"), target)
+
+
 def test_what_does_not_fit_is_listed_and_nothing_is_written(reference, released, tmp_path):
     target = tmp_path / "t.pth"
     target.write_text("from before")
     for change, says in [
         (lambda s: s.pop("bbox_head.tood_reg.bias"), "missing bbox_head.tood_reg.bias"),
+        (lambda s: s.pop("bbox_head.tood_cls.weight"), "bbox_head.tood_cls.weight is missing"),
+        (lambda s: s.pop("backbone.layer1.0.conv2.weight"), "layer1.0 lacks a convolution"),
+        (
+            lambda s: [s.pop(n) for n in list(s) if n.startswith("backbone.layer3.1.")],
+            "stages have 2, 2, 1, 2 blocks",
+        ),
         (lambda s: s.pop("backbone.layer2.0.bn1.bias"), "missing backbone.layer2.0.bn1.bias"),
         (
             lambda s: s.pop("bbox_head.inter_convs.0.conv.weight"),
@@ -251,6 +319,7 @@ def test_files_that_cannot_be_read(released, tmp_path):
 def test_target_that_cannot_be_written(released):
     sentence = complaint(convert_checkpoint, released(), "/proc/none/t.pth")
     assert "/proc/none/t.pth cannot be written" in sentence
+    assert "must end in .pth" in complaint(convert_checkpoint, released(), "t.pkl")
 
 
 def test_imagenet_backbone_of_torchvision(tmp_path):
@@ -274,7 +343,10 @@ def test_imagenet_backbone_of_torchvision(tmp_path):
         expected = source.eval()(image)
         actual = resnet.eval()(image)["res5"].flatten(1)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-    assert "for example encoder.w" in complaint(convert_backbone, {"encoder.w": torch.ones(1)})
+    assert "no whole ResNet" in complaint(convert_backbone, {"conv1.weight": torch.ones(1)})
+    state_dict = resnet18(weights=None).state_dict()
+    del state_dict["layer2.0.bn1.bias"]
+    assert "missing backbone.layer2.0.bn1.bias" in complaint(convert_backbone, state_dict)
 
 
 def test_imagenet_weights_by_name(tmp_path, monkeypatch):
@@ -301,6 +373,17 @@ def test_imagenet_weights_by_name(tmp_path, monkeypatch):
         PathManager.get_local_path, "torchvision://resnet17"
     )
     assert set(pretrained.OPEN_MMLAB) == {"resnext101_64x4d"}
+
+
+def test_model_zoo_takes_a_converted_checkpoint(released, tmp_path):
+    target = str(tmp_path / "t.pth")
+    convert_checkpoint(released(), target)
+    model = model_zoo.get_model("tood_R50_FPN_1x", target, device="cpu")
+    assert model.num_classes == 3  # and a ResNet-18, as the file says
+    content = read_tensors(target)
+    torch.save({"model": content["model"]}, target)  # and now it does not
+    sentence = complaint(model_zoo.get_model, "tood_R50_FPN_1x", target, device="cpu")
+    assert "do not fit the config" in sentence
 
 
 def test_model_zoo(released, tmp_path):

@@ -18,9 +18,9 @@ from tood.convert import (
     convert_checkpoint,
     convert_to_mmdet,
     read_checkpoint,
-    write_atomically,
 )
 from tood.errors import UserError
+from tood.files import write_atomically
 from tood.head import ANCHOR_TYPES
 from tood.identify import is_backbone
 
@@ -59,7 +59,7 @@ def main(args):
     print(
         f"{args.target}: a model of configs/{description.config}.yaml. To evaluate it:\n"
         f"python train_net.py --config-file configs/{description.config}.yaml --eval-only "
-        f"MODEL.WEIGHTS {args.target} {options}".rstrip()
+        f"MODEL.WEIGHTS {shlex.quote(args.target)} {options}".rstrip()
     )
 
 

@@ -56,12 +56,19 @@ def multiply_adds(module, inputs):
         return sum(count.by_operator()[name] for name in COUNTED)
 
 
+def padded(text):
+    size = int(text)
+    if size < 32 or size % 32 != 0:
+        raise argparse.ArgumentTypeError(f"{size} is no multiple of 32")
+    return size
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("::")[0])
     parser.add_argument("configs", nargs="*", default=list(model_zoo.RELEASED_MODELS))
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--height", type=padded, default=800, help="a multiple of 32")
+    parser.add_argument("--width", type=padded, default=1280, help="a multiple of 32")
     args = parser.parse_args()
     rows = []
     for name in tqdm(args.configs, desc="counting"):

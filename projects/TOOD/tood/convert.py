@@ -7,19 +7,18 @@ In the order of use: a file is read (:func:`read_checkpoint`), its model is foun
 way back; :func:`convert_backbone` for ImageNet weights). No entry is dropped without a reason.
 """
 
-import os
-import pickle
 import re
-import tempfile
 from collections import OrderedDict
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model, build_resnet_backbone
 from torch import Tensor
 
 from .errors import UserError
-from .identify import ModelDescription, identify
+from .files import read_tensors, write_atomically
+from .identify import ModelDescription, backbone_config, identify
 from .names import detectron2_name, is_detectron2_name, is_mmdet_name, mmdet_name
 
 __all__ = [
@@ -28,10 +27,8 @@ __all__ = [
     "convert_checkpoint",
     "convert_to_mmdet",
     "read_checkpoint",
-    "read_tensors",
     "to_detectron2",
     "to_mmdet",
-    "write_atomically",
 ]
 
 
@@ -40,33 +37,6 @@ class SourceCheckpoint(NamedTuple):
 
     state_dict: Dict[str, Tensor]
     meta: Dict
-
-
-def read_tensors(path: str) -> Dict:
-    """
-    Read a file of tensors and plain values without running anything that is in it.
-
-    Raises:
-        UserError: for a file that is not there, is damaged, or holds more than that.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"The checkpoint {path} does not exist.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever their bytes lead to
-        refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise UserError(
-                f"The checkpoint {path} is refused: reading it would run code, for it needs "
-                f"{refused.group(1)}; save its state_dict alone, with the program that wrote it."
-            ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The checkpoint {path} is damaged, or is no checkpoint ({reason})."
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"The checkpoint {path} holds no state dict.")
-    return content
 
 
 def read_checkpoint(path: str) -> SourceCheckpoint:
@@ -82,12 +52,23 @@ def read_checkpoint(path: str) -> SourceCheckpoint:
     meta = content.get("meta")
     entries = next((content[k] for k in ("state_dict", "model") if k in content), content)
     state_dict = OrderedDict()
-    for name, value in entries.items() if isinstance(entries, dict) else [(path, None)]:
+    for name, value in check_entries(entries, path).items():
+        name = re.sub(r"^module\.", "", name)
+        if name in state_dict:
+            raise UserError(f"The checkpoint {path} has {name} twice, with and without module.")
+        if not name.startswith("ema_"):
+            state_dict[name] = value
+    if not state_dict:
+        raise UserError(f"The checkpoint {path} holds no state dict.")
+    return SourceCheckpoint(state_dict, meta if isinstance(meta, dict) else {})
+
+
+def check_entries(entries, path: str) -> Dict[str, Tensor]:
+    """Raise UserError unless something that was read maps names to tensors."""
+    for name, value in entries.items() if isinstance(entries, dict) else [(entries, None)]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"The checkpoint {path} has an entry {name!r} that is no tensor.")
-        if not name.startswith("ema_"):
-            state_dict[re.sub(r"^module\.", "", name)] = value
-    return SourceCheckpoint(state_dict, meta if isinstance(meta, dict) else {})
+    return entries
 
 
 def to_detectron2(
@@ -100,7 +81,8 @@ def to_detectron2(
 
     Returns:
         the entries in the names of this project, and those without a place here: how many
-        batches a frozen norm has seen, which nothing reads.
+        batches a frozen norm has seen. Nothing reads these counters, and where a file lacks them
+        they are 0.
 
     Raises:
         UserError: that lists what is unknown, missing, or of another shape.
@@ -110,6 +92,8 @@ def to_detectron2(
         target = detectron2_name(name) if is_mmdet_name(name) else None
         if target is None:
             problems.append(f"unknown {name}")
+        elif target in converted:
+            problems.append(f"{name} twice, under two names")
         elif target in expected and expected[target].shape == value.shape:
             converted[target] = value
         elif target in expected:
@@ -118,7 +102,11 @@ def to_detectron2(
             left_over[name] = value
         else:
             problems.append(f"unexpected {name}")
-    problems += [f"missing {mmdet_name(name)}" for name in expected if name not in converted]
+    for name, value in expected.items():
+        if name not in converted and name.endswith(".num_batches_tracked"):
+            converted[name] = torch.zeros_like(value)  # which nothing reads
+        elif name not in converted:
+            problems.append(f"missing {mmdet_name(name)}")
     if problems:
         raise UserError(
             f"{len(problems)} entries do not fit the model, nothing was written: "
@@ -141,10 +129,17 @@ def to_mmdet(
         UserError: that lists what is not TOOD's.
     """
     unknown = [n for n in state_dict if not is_detectron2_name(n)]
+    # MMDetection has other names for norms without statistics, and none of its models has them.
+    unknown += [
+        n
+        for n in state_dict
+        if re.match(r"backbone\.bottom_up\..*norm\.weight$", n)
+        and re.sub("weight$", "running_mean", n) not in state_dict
+    ]
     if unknown:
         raise UserError(
-            f"{len(unknown)} entries are not of a TOOD model with the backbone "
-            f"build_tood_resnet_fpn_backbone, for example {unknown[0]}; nothing was written."
+            f"{len(unknown)} entries are not of a TOOD model with a ResNet and batch norm, for "
+            f"example {unknown[0]}; nothing was written."
         )
     converted = OrderedDict((mmdet_name(n), v) for n, v in state_dict.items())
     for name in list(converted):
@@ -160,45 +155,17 @@ def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     classifier has no place in a detector and is dropped.
 
     Raises:
-        UserError: that lists what is unknown.
+        UserError: that lists what is unknown, missing, or of another shape.
     """
-    converted, unknown = OrderedDict(), []
-    for name, value in state_dict.items():
-        if re.match(r"(head\.)?fc\.", name):
-            continue
-        full = name if name.startswith("backbone.") else f"backbone.{name}"
-        if is_mmdet_name(full):
-            converted[detectron2_name(full)] = value
-        else:
-            unknown.append(name)
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} entries are not of a ResNet backbone, for example {unknown[0]}; "
-            "nothing was written."
-        )
-    return converted
-
-
-def write_atomically(content: Dict, path: str) -> None:
-    """
-    ``torch.save`` that leaves the whole file or nothing.
-
-    Raises:
-        UserError: where it cannot be written.
-    """
-    folder = os.path.dirname(os.path.abspath(path))  # on the same disk, to be moved at once
-    try:
-        handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
-        os.close(handle)
-        try:
-            torch.save(content, part)
-            os.chmod(part, 0o644)
-            os.replace(part, path)
-        except BaseException:
-            os.remove(part)
-            raise
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error
+    state_dict = {
+        n if n.startswith("backbone.") else f"backbone.{n}": v
+        for n, v in state_dict.items()
+        if not re.match(r"(head\.)?fc\.", n)
+    }
+    cfg = backbone_config(state_dict)
+    resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    expected = {f"backbone.bottom_up.{n}": v for n, v in resnet.state_dict().items()}
+    return to_detectron2(state_dict, expected)[0]
 
 
 def convert_checkpoint(
@@ -221,7 +188,10 @@ def convert_checkpoint(
     description = identify(*source, file_name=source_path, anchor_type=anchor_type)
     cfg = description.make_config()
     cfg.MODEL.DEVICE = "cpu"
-    expected = build_model(cfg).state_dict()
+    try:
+        expected = build_model(cfg).state_dict()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"No model has the shapes in {source_path} ({error}).") from error
     model, left_over = to_detectron2(source.state_dict, expected)
     content = {"model": model, "left_over": left_over, **description._asdict()}
     write_atomically(content, target_path)
@@ -236,7 +206,8 @@ def convert_to_mmdet(source_path: str, target_path: str) -> None:
         UserError: for everything that cannot be converted.
     """
     content = read_tensors(source_path)
-    state_dict = to_mmdet(content.get("model", content), content.get("left_over"))
+    entries = check_entries(content.get("model", content), source_path)
+    state_dict = to_mmdet(entries, content.get("left_over"))
     class_names = content.get("class_names")
     meta = {"CLASSES": tuple(class_names)} if class_names else {}
     write_atomically({"state_dict": state_dict, "meta": meta}, target_path)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from .config import add_tood_config
+from .engine import Checkpointer
 from .errors import UserError
+from .files import read_tensors
 
 __all__ = ["RELEASED_MODELS", "ReleasedModel", "get_config", "get_config_file", "get_model"]
 
@@ -75,15 +76,21 @@ def get_model(name: str, checkpoint: Optional[str] = None, device: Optional[str]
 
     Args:
         name: see :func:`get_config_file`.
-        checkpoint: file in this project's names, for example of ``tools/convert_checkpoint.py``;
-            without one, the weights are drawn at random.
-        device: default: the config's, or the CPU where there is no GPU.
+        checkpoint: file in this project's names. One of ``tools/convert_checkpoint.py`` says
+            itself where its model differs from the config, for example in its classes. Without
+            one, the weights are drawn at random.
+        device: default: "cuda", or "cpu" where there is no GPU.
+
+    Raises:
+        UserError: for an unknown name, and a checkpoint that is not of this model.
     """
     cfg = get_config(name)
+    if checkpoint is not None:
+        cfg.merge_from_list(read_tensors(checkpoint).get("options", []))
     cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(cfg)
     if checkpoint is not None:
-        DetectionCheckpointer(model).load(checkpoint)
+        Checkpointer(model, complete=True).load(checkpoint)
     return model.eval()
 
 

@@ -9,8 +9,9 @@ import os
 import torchvision
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from .convert import convert_backbone, read_checkpoint, write_atomically
+from .convert import convert_backbone, read_checkpoint
 from .errors import UserError
+from .files import write_atomically
 
 __all__ = ["BackboneHandler"]
 

@@ -1,0 +1,63 @@
+"""Files of tensors: read without running them, written whole or not at all."""
+
+import os
+import pickle
+import re
+import tempfile
+from typing import Dict
+
+import torch
+
+from .errors import UserError
+
+__all__ = ["read_tensors", "write_atomically"]
+
+
+def read_tensors(path: str) -> Dict:
+    """
+    Read a file of tensors and plain values without running anything that is in it.
+
+    Raises:
+        UserError: for a file that is not there, is damaged, or holds more than that.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"The checkpoint {path} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise whatever their bytes lead to
+        refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise UserError(
+                f"The checkpoint {path} is refused: reading it would run code, for it needs "
+                f"{refused.group(1)}; save its state_dict alone, with the program that wrote it."
+            ) from error
+        raise UserError(
+            f"The checkpoint {path} is damaged, or is no checkpoint; get it again."
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"The checkpoint {path} holds no state dict.")
+    return content
+
+
+def write_atomically(content: Dict, path: str) -> None:
+    """
+    ``torch.save`` that leaves the whole file or nothing.
+
+    Raises:
+        UserError: where it cannot be written, or could not be read by Detectron2.
+    """
+    if not path.endswith(".pth"):
+        raise UserError(f"The name {path} must end in .pth for Detectron2 to read it.")
+    folder = os.path.dirname(os.path.abspath(path))  # on the same disk, to be moved at once
+    try:
+        handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
+        os.close(handle)
+        try:
+            torch.save(content, part)
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+        except BaseException:
+            os.remove(part)
+            raise
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written ({error}).") from error
