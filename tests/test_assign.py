@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from detectron2.structures import Boxes, pairwise_iou
 
+from tood import assign
 from tood.assign import assign_atss, assign_tal, centerness, locations_of_image
 
 GRIDS, STRIDES = [(8, 10), (4, 5), (2, 3)], [8, 16, 32]
@@ -266,3 +268,62 @@ def test_locations_of_a_smaller_image_in_a_batch():
     assert indices[:32].tolist() == first_rows
     assert indices[32:40].tolist() == [96 + y * 6 + x for y in range(2) for x in range(4)]
     assert indices[40].item() == 96 + 24
+
+
+def crowd(num_objects):
+    """Objects all over a grid, and predictions that are near some of them."""
+    generator = torch.Generator().manual_seed(num_objects)
+    anchors = make_anchors(grids=[(20, 30), (10, 15), (5, 8)])
+    gt_boxes, gt_classes = random_objects(generator, num_objects)
+    gt_boxes = gt_boxes + torch.rand(num_objects, 1, generator=generator) * 100
+    guesses = torch.randint(num_objects, (len(anchors),), generator=generator)
+    pred_boxes = gt_boxes[guesses] + torch.randn(len(anchors), 4, generator=generator)
+    pred_scores = torch.rand(len(anchors), 3, generator=generator)
+    return pred_scores, pred_boxes, anchors, gt_boxes, gt_classes
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 299])
+def test_crowds_are_assigned_in_pieces_with_the_same_result(monkeypatch, at_once):
+    pred_scores, pred_boxes, anchors, gt_boxes, gt_classes = crowd(num_objects=300)
+    level_sizes = [600, 150, 40]
+
+    def assign_both():
+        return (
+            *assign_tal(pred_scores, pred_boxes, anchors, gt_boxes, gt_classes),
+            *assign_atss(anchors, level_sizes, gt_boxes),
+        )
+
+    monkeypatch.setattr(assign, "MAX_MATRIX_ELEMENTS", 300 * len(anchors))
+    whole = assign_both()
+    assert (whole[0] >= 0).sum() > 20 and (whole[3] >= 0).sum() > 10
+
+    largest = [0]
+    iou = assign._iou
+
+    def recorded_iou(a, b):
+        result = iou(a, b)
+        largest[0] = max(largest[0], result.numel() if result.shape[1] == len(anchors) else 0)
+        return result
+
+    monkeypatch.setattr(assign, "_iou", recorded_iou)
+    monkeypatch.setattr(assign, "MAX_MATRIX_ELEMENTS", at_once * len(anchors))
+    for a, b in zip(whole, assign_both()):
+        assert torch.equal(a, b)
+    assert largest == [at_once * len(anchors)]  # no larger matrix ever was
+
+
+def test_iou_equals_detectron2s():
+    a, b = (torch.rand(40, 2) * 50 for _ in range(2))
+    a, b = (torch.cat([x, x + torch.rand(40, 2) * 30], dim=1) for x in (a, b))
+    b[:3, 2:] = b[:3, :2]  # no area
+    b[3:6, 2:] = b[3:6, :2] - 5  # crossed
+    b[0] = a[0, [0, 1, 0, 1]]
+    a[1] = b[1]
+    ious = assign._iou(a[:, None], b)
+    assert torch.equal(ious, pairwise_iou(Boxes(a), Boxes(b))) and (ious > 0).sum() > 100
+
+
+def test_an_image_that_fills_its_batch_has_all_locations():
+    grids, strides = [(8, 12), (4, 6)], [8, 16]
+    indices, level_sizes = locations_of_image((64, 90), grids, strides, 32, torch.device("cpu"))
+    assert indices == slice(None) and level_sizes == [96, 24]

@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 
 from tood.detector import Targets, select_candidates
+from tood.head import DensePredictions
+from tood.losses import aligned_focal_loss
 
 PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
 
@@ -87,18 +89,15 @@ def label(model, inputs, phase):
     with torch.no_grad():
         features = model.backbone(images.tensor)
         predictions = model.head([features[f] for f in model.head_in_features])
-    anchors = Boxes.cat(predictions.anchors).tensor
+    anchors = predictions.anchors.tensor
     N = len(inputs)
     scores = (anchors.sum(dim=1, keepdim=True) * 0.1).sin().abs().expand(-1, 4)
     boxes = torch.cat([anchors[:, :2] * 0.7, anchors[:, 2:] * 0.6 + 10], dim=1)
-    return model.label_batch(
-        images,
-        predictions,
-        scores.repeat(N, 1, 1),
-        boxes.repeat(N, 1, 1),
-        [x["instances"] for x in inputs],
-        warmup=phase == "warmup",
+    predictions = predictions._replace(
+        pred_log_scores=scores.repeat(N, 1, 1).log(), pred_boxes=boxes.repeat(N, 1, 1)
     )
+    gt_instances = [x["instances"] for x in inputs]
+    return model.label_batch(images, predictions, gt_instances, warmup=phase == "warmup")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -150,60 +149,114 @@ def test_inference_keeps_what_it_should(model, make_input):
 
 def test_select_candidates():
     nan = float("nan")
-    scores = torch.tensor([[0.9, 0.01], [0.3, 0.8], [0.05, nan]])
-    candidates = select_candidates(scores, score_thresh=0.05, topk=2)
-    assert candidates.scores.tolist() == pytest.approx([0.9, 0.8])
-    assert candidates.locations.tolist() == [0, 1]
-    assert candidates.classes.tolist() == [0, 1]
-    assert len(select_candidates(scores, score_thresh=0.99, topk=2).scores) == 0
+    # Two levels of two locations and of one; boxes tell which location they are of.
+    scores = torch.tensor([[[0.9, 0.01], [0.3, 0.8], [0.05, nan]], [[0.0, 0], [0, 0], [0.2, 0.9]]])
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3]]).expand(2, 3, 4)
+    candidates = select_candidates(scores, boxes, [2, 1], score_thresh=0.05, topk=2)
+    assert candidates.counts.tolist() == [2, 2]
+    assert candidates.scores[0, :2].tolist() == pytest.approx([0.9, 0.8])
+    assert candidates.boxes[0, :2, 2].tolist() == [1, 2]
+    assert candidates.classes[0, :2].tolist() == [0, 1]
+    assert candidates.scores[1, :2].tolist() == pytest.approx([0.9, 0.2])
+    assert candidates.boxes[1, :2, 2].tolist() == [3, 3]
+    assert candidates.classes[1, :2].tolist() == [1, 0]
+    counts = select_candidates(scores, boxes, [2, 1], score_thresh=0.95, topk=2).counts
+    assert counts.tolist() == [0, 0]
+
+
+def detect(model, boxes, scores):
+    """Detections of the model for an image of made-up predictions."""
+    scores = torch.tensor(scores)[None, :, None]
+    predictions = DensePredictions(
+        pred_log_scores=torch.cat([scores, torch.zeros(1, len(boxes), 3)], dim=2).log(),
+        pred_boxes=torch.tensor([boxes]),
+        anchors=None,
+        grid_sizes=[(1, len(boxes))],
+    )
+    images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+    (instances,) = model.forward_inference(images, [], predictions)
+    return instances
 
 
 def test_boxes_without_end_are_no_detections(model):
-    boxes = [torch.tensor([[0.0, 0, math.inf, 50], [5, 5, 25, 25], [5, 5, 25, 25.5]])]
-    scores = [torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0], [0.7, 0, 0, 0]])]
-    instances = model._inference_single_image(scores, boxes, (64, 64))
+    boxes = [[0.0, 0, math.inf, 50], [5, 5, 25, 25], [5, 5, 25, 25.5]]
+    instances = detect(model, boxes, [0.9, 0.8, 0.7])
     assert instances.scores.tolist() == pytest.approx([0.8])  # and NMS removed the last
+
+
+def test_boxes_without_area_are_no_detections(model):
+    instances = detect(model, [[0.0, 0, 0, 50], [5, 5, 25, 25]], [0.9, 0.8])
+    assert instances.scores.tolist() == pytest.approx([0.8])
+
+
+def make_predictions(log_scores, boxes):
+    return DensePredictions(log_scores, boxes, anchors=None, grid_sizes=[])
+
+
+def make_targets(gt_index, **changes):
+    """Targets (N, R) of objects of class 1, with nothing else in them."""
+    gt_index = torch.as_tensor(gt_index)
+    N, R = gt_index.shape
+    targets = Targets(
+        gt_index=gt_index,
+        gt_classes=torch.ones(N, R, dtype=torch.int64),
+        gt_boxes=torch.zeros(N, R, 4),
+        cls_targets=torch.zeros(N, R),
+        box_weights=torch.zeros(N, R),
+        valid=torch.ones(N, R, dtype=torch.bool),
+    )
+    return targets._replace(**changes)
 
 
 def test_losses_without_objects_are_divided_by_one(model):
     log_scores = torch.full((1, 129, 4), math.log(0.5))
-    targets = Targets(
-        cls_targets=torch.zeros(1, 129, 4),
-        gt_boxes=torch.zeros(1, 129, 4),
-        box_weights=torch.zeros(1, 129),
-        positive=torch.zeros(1, 129, dtype=torch.bool),
-        valid=torch.ones(1, 129, dtype=torch.bool),
-    )
+    targets = make_targets([[-1] * 129])
     boxes = torch.zeros(1, 129, 4)
-    losses = model.losses(log_scores, boxes, targets, warmup=False)
+    losses = model.losses(make_predictions(log_scores, boxes), targets, warmup=False)
     assert losses["loss_cls"].item() == pytest.approx(129 * 4 * 0.25 * math.log(2), rel=1e-5)
     # What is outside of the image does not count, whatever is predicted there.
     targets.valid[0, 100:] = False
     log_scores[0, 100:] = math.log(0.9)
-    losses = model.losses(log_scores, boxes, targets, warmup=False)
+    losses = model.losses(make_predictions(log_scores, boxes), targets, warmup=False)
     assert losses["loss_cls"].item() == pytest.approx(100 * 4 * 0.25 * math.log(2), rel=1e-5)
 
 
-def test_loss_weights_and_normalizers(model):
-    weights = torch.tensor([[1.0, 3.0, 0.0]])
-    targets = Targets(
-        cls_targets=torch.zeros(1, 3, 4),
-        gt_boxes=torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 0, 0]]]),
-        box_weights=weights,
-        positive=weights > 0,
-        valid=torch.ones(1, 3, dtype=torch.bool),
+@pytest.mark.parametrize("warmup", [True, False])
+def test_loss_cls_against_the_loss_of_dense_targets(model, warmup):
+    log_scores = torch.nn.functional.logsigmoid(torch.randn(2, 30, 4)).requires_grad_()
+    positive = torch.rand(2, 30) < 0.3
+    targets = make_targets(
+        torch.where(positive, 0, -1),
+        gt_classes=torch.randint(4, (2, 30)),
+        cls_targets=torch.where(positive, 1.0 if warmup else torch.rand(2, 30), 0.0),
+        valid=positive | (torch.rand(2, 30) < 0.8),
     )
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 1, 1]]])
-    losses = model.losses(torch.full((1, 3, 4), -1.0), boxes, targets, warmup=False)
+    dense_targets = torch.zeros(2, 30, 4)
+    dense_targets.scatter_(2, targets.gt_classes[..., None], targets.cls_targets[..., None])
+    alpha = model.focal_loss_alpha if warmup else None
+    expected = aligned_focal_loss(log_scores, dense_targets, gamma=2.0, alpha=alpha)
+    expected = (expected * targets.valid[..., None]).sum() / targets.cls_targets.sum().clamp(min=1)
+    predictions = make_predictions(log_scores, torch.zeros(2, 30, 4))
+    actual = model.losses(predictions, targets, warmup)["loss_cls"]
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad(loss, log_scores)[0] for loss in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_loss_weights_and_normalizers(model):
+    targets = make_targets(
+        [[0, 0, -1]],
+        gt_boxes=torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 0, 0]]]),
+        box_weights=torch.tensor([[1.0, 3.0, 0.0]]),
+    )
+    # What background predicts of boxes is never looked at.
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, math.nan, math.inf, 1]]])
+    boxes.requires_grad_()
+    losses = model.losses(make_predictions(torch.full((1, 3, 4), -1.0), boxes), targets, False)
     # GIoU losses 0 and 0.5, weighted by 1 and 3, over their sum 4; times 2.
     assert losses["loss_box_reg"].item() == pytest.approx(2 * (3 * 0.5) / 4, rel=1e-5)
-
-
-def test_boxes_without_area_are_no_detections(model):
-    boxes = [torch.tensor([[0.0, 0, 0, 50], [5, 5, 25, 25]])]
-    scores = [torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0]])]
-    instances = model._inference_single_image(scores, boxes, (64, 64))
-    assert instances.scores.tolist() == pytest.approx([0.8])
+    losses["loss_box_reg"].backward()
+    assert boxes.grad[0, 1].abs().sum() > 0 and boxes.grad[0, 2].abs().sum() == 0
 
 
 def test_batch_norm_keeps_its_statistics_and_learns_its_weights(tiny_cfg, make_input):
@@ -239,3 +292,26 @@ def test_autocast_keeps_assignment_and_loss_in_float32(model, make_input):
     assert scores.dtype == boxes.dtype == torch.float32
     widths = boxes[..., 2] - boxes[..., 0]
     assert not torch.equal(widths, widths.bfloat16().float())
+
+
+def test_inference_in_half_precision(tiny_cfg, make_input):
+    torch.manual_seed(1)
+    model = build_model(tiny_cfg).eval()
+    model.score_thresh_test = 0.0
+    inputs = [make_input()]
+    with torch.no_grad():
+        exact = model(inputs)[0]["instances"]
+        model.precision_test = "bfloat16"
+        dtypes = []
+        model.head.reg_pred.register_forward_hook(lambda *x: dtypes.append(x[-1].dtype))
+        rounded = model(inputs)[0]["instances"]
+    assert set(dtypes) == {torch.bfloat16}
+    assert rounded.scores.dtype == rounded.pred_boxes.tensor.dtype == torch.float32
+    assert rounded.scores[0].item() == pytest.approx(exact.scores[0].item(), rel=0.05)
+    assert not torch.equal(rounded.scores, exact.scores)
+
+
+def test_unknown_precision_is_named(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.PRECISION_TEST = "half"
+    with pytest.raises(ValueError, match="PRECISION_TEST is 'half'"):
+        build_model(tiny_cfg)

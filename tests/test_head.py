@@ -39,16 +39,25 @@ def test_shapes_and_first_predictions(tiny_cfg, anchor_type):
     head = build_head(tiny_cfg, channels=32)
     features = [torch.randn(2, 32, size, size + 1) for size in (16, 8, 4, 2, 1)]
     predictions = head(features)
-    for x, scores, boxes, anchors in zip(
-        features, predictions.pred_scores, predictions.pred_boxes, predictions.anchors
-    ):
-        locations = x.shape[2] * x.shape[3]
-        assert scores.shape == (2, locations, 4)
-        assert boxes.shape == (2, locations, 4)
-        assert len(anchors) == locations
-        # Each class starts with the prior, each box around its location.
-        torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=4e-3, rtol=0)
-        assert (boxes[..., 2:] > boxes[..., :2]).all()
+    assert predictions.level_sizes == [16 * 17, 8 * 9, 4 * 5, 2 * 3, 1 * 2]
+    R = sum(predictions.level_sizes)
+    scores, boxes = predictions.pred_scores, predictions.pred_boxes
+    assert scores.shape == (2, R, 4) and boxes.shape == (2, R, 4)
+    assert len(predictions.anchors) == R
+    # Each class starts with the prior, each box around its location.
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=4e-3, rtol=0)
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+
+
+def test_memory_format_changes_nothing(tiny_cfg):
+    head = build_head(tiny_cfg, channels=32)
+    features = [torch.randn(2, 32, size, size + 1) for size in (16, 8, 4, 2, 1)]
+    plain = head(features)
+    channels_last = head([x.contiguous(memory_format=torch.channels_last) for x in features])
+    for name in ("pred_log_scores", "pred_boxes"):
+        torch.testing.assert_close(
+            getattr(channels_last, name), getattr(plain, name), atol=1e-4, rtol=1e-5
+        )
 
 
 def test_first_boxes_are_one_stride_to_each_side(tiny_cfg):
@@ -56,25 +65,24 @@ def test_first_boxes_are_one_stride_to_each_side(tiny_cfg):
     torch.nn.init.zeros_(head.reg_pred.weight)  # exp(0) = 1 stride
     torch.nn.init.zeros_(head.reg_align[-1].weight)
     features = [torch.randn(1, 32, 2, 2) for _ in range(5)]
-    boxes = head(features).pred_boxes
-    assert boxes[0][0, 0].tolist() == [-8, -8, 8, 8]
-    assert boxes[1][0, 3].tolist() == [0, 0, 32, 32]  # the location at (16, 16)
+    (boxes,) = head(features).pred_boxes
+    assert boxes[0].tolist() == [-8, -8, 8, 8]
+    assert boxes[4 + 3].tolist() == [0, 0, 32, 32]  # the location at (16, 16) of the next level
 
 
 def test_decode_distances():
-    # Locations at (0, 0) and (16, 0), stride 16.
+    # Locations at (0, 0) and (16, 0).
     anchors = torch.tensor([[-64.0, -64, 64, 64], [-48, -64, 80, 64]])
-    distances = torch.tensor([[1.0, 2, 3, 4], [0.5, 0.5, 0.5, 0.5]]).t().reshape(1, 4, 1, 2)
-    boxes = decode_distances(distances, anchors, stride=16)
-    assert boxes[0, :, 0, 0].tolist() == [-16, -32, 48, 64]
-    assert boxes[0, :, 0, 1].tolist() == [8, -8, 24, 8]
+    distances = torch.tensor([[[16.0, 32, 48, 64], [8, 8, 8, 8]]])
+    boxes = decode_distances(distances, anchors)
+    assert boxes.tolist() == [[[-16, -32, 48, 64], [8, -8, 24, 8]]]
 
 
 def test_decode_deltas():
     anchors = torch.tensor([[-32.0, -32, 32, 32]])
     transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     # dx 0.5 of 64 px, twice the width, half the height.
-    deltas = torch.tensor([5.0, 0.0, 5 * math.log(2), -5 * math.log(2)]).view(1, 4, 1, 1)
+    deltas = torch.tensor([[[5.0, 0.0, 5 * math.log(2), -5 * math.log(2)]]])
     boxes = decode_deltas(deltas, anchors, transform)
     assert boxes.flatten().tolist() == pytest.approx([-32, -16, 96, 16], abs=1e-4)
 
@@ -82,7 +90,7 @@ def test_decode_deltas():
 def test_decode_deltas_is_bounded_both_ways():
     anchors = torch.tensor([[-32.0, -32, 32, 32]])
     transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
-    deltas = torch.tensor([0.0, 0.0, 1000.0, -1000.0]).view(1, 4, 1, 1)
+    deltas = torch.tensor([[[0.0, 0.0, 1000.0, -1000.0]]])
     x1, y1, x2, y2 = decode_deltas(deltas, anchors, transform).flatten().tolist()
     assert x2 - x1 == pytest.approx(64 * 1000 / 16, rel=1e-4)
     assert y2 - y1 == pytest.approx(64 * 16 / 1000, rel=1e-4)
@@ -103,6 +111,6 @@ def test_more_than_one_anchor_a_location_is_refused(tiny_cfg):
 def test_anchors_are_centred_on_multiples_of_the_stride(tiny_cfg):
     head = build_head(tiny_cfg, channels=32)
     assert isinstance(head.anchor_generator, DefaultAnchorGenerator)
-    anchors = head([torch.zeros(1, 32, 2, 2) for _ in range(5)]).anchors
-    assert anchors[0].tensor[3].tolist() == [8 - 32, 8 - 32, 8 + 32, 8 + 32]
-    assert anchors[4].tensor[0].tolist() == [-512, -512, 512, 512]
+    anchors = head([torch.zeros(1, 32, 2, 2) for _ in range(5)]).anchors.tensor
+    assert anchors[3].tolist() == [8 - 32, 8 - 32, 8 + 32, 8 + 32]
+    assert anchors[16].tolist() == [-512, -512, 512, 512]

@@ -88,10 +88,12 @@ def test_folded_layer_attention_equals_weighting_the_layers(norm):
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(2, L * C, 4, 5)
     pooled = x.mean(dim=(2, 3), keepdim=True)
+    kernels = layer.kernels(pooled)
+    reduced = torch.stack([F.conv2d(x[i], kernels[i, :, :, None, None]) for i in range(2)])
 
     weights = layer.attention(pooled)  # (N, L, 1, 1)
     assert weights.std() > 0.01
     scaled = (x.view(2, L, C, 4, 5) * weights.unsqueeze(2)).view(2, L * C, 4, 5)
     expected = F.conv2d(scaled, layer.reduction.weight, layer.reduction.bias)
     expected = F.relu(expected if layer.norm is None else layer.norm(expected))
-    torch.testing.assert_close(layer(x, pooled), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(reduced), expected, atol=1e-5, rtol=1e-5)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from tood.losses import aligned_focal_loss
+from tood.losses import aligned_focal_loss, giou_loss
 
 
 def test_literal_values():
@@ -52,3 +52,27 @@ def test_saturated_logits_have_a_finite_loss_and_gradient(target):
 
 def test_nan_stays_nan():
     assert aligned_focal_loss(torch.tensor([math.nan]), torch.tensor([0.0])).isnan().all()
+
+
+def test_background_is_a_target_of_zero():
+    log_scores = torch.nn.functional.logsigmoid(torch.randn(50, 4) * 5)
+    for alpha in (None, 0.25):
+        expected = aligned_focal_loss(log_scores, torch.zeros(50, 4), alpha=alpha)
+        torch.testing.assert_close(aligned_focal_loss(log_scores, alpha=alpha), expected)
+
+
+def test_giou_loss_literal_values():
+    gt_boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(4, 4)
+    pred_boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10], [5, 5, 5, 5]])
+    # The third: no overlap, areas of 200 in a hull of 300; the last: no area.
+    assert giou_loss(pred_boxes, gt_boxes).tolist() == pytest.approx([0, 0.5, 4 / 3, 1])
+
+
+def test_giou_loss_equals_torchvisions():
+    low = torch.rand(2, 60, 2) * 50
+    pred_boxes, gt_boxes = torch.cat([low, low + torch.rand(2, 60, 2) * 40], dim=2)
+    pred_boxes.requires_grad_()
+    losses = [f(pred_boxes, gt_boxes) for f in (giou_loss, generalized_box_iou_loss)]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss.sum(), pred_boxes)[0] for loss in losses]
+    torch.testing.assert_close(*gradients)

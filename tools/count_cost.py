@@ -33,7 +33,7 @@ class Outputs(torch.nn.Module):
         if len(inputs) == 1:
             return tuple(self.module(inputs[0]).values())  # the backbone
         predictions = self.module(list(inputs))
-        return *predictions.pred_log_scores, *predictions.pred_boxes
+        return predictions.pred_log_scores, predictions.pred_boxes
 
 
 def count_deform_conv(inputs, outputs):

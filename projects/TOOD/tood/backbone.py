@@ -8,6 +8,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
 from .deform_conv import make_deform_convs_portable
+from .fixed_norm import use_fixed_norms
 
 __all__ = ["LastLevelP6P7NoReLU", "build_tood_resnet_fpn_backbone"]
 
@@ -42,6 +43,7 @@ def build_tood_resnet_fpn_backbone(cfg, input_shape):
     """
     resnet = build_resnet_backbone(cfg, input_shape)
     make_deform_convs_portable(resnet)
+    use_fixed_norms(resnet)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     backbone = FPN(
         bottom_up=resnet,

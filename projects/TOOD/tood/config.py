@@ -62,3 +62,6 @@ def add_tood_config(cfg):
     tood.SCORE_THRESH_TEST = 0.05
     tood.TOPK_CANDIDATES_TEST = 1000
     tood.NMS_THRESH_TEST = 0.6
+    # What the network computes in at inference: "float32", "bfloat16" or "float16", the latter two
+    # by autocast. Scores, boxes and NMS are float32 always. bfloat16 is what a CPU can do.
+    tood.PRECISION_TEST = "float32"

@@ -10,6 +10,8 @@ from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from .fixed_norm import fold_norm, is_fixed
+
 try:
     from detectron2 import _C  # noqa: F401
 
@@ -36,19 +38,25 @@ class PortableDeformConv(ModulatedDeformConv):
         # The compiled layer takes no mixed types, and autocast does not know it.
         if HAS_EXTENSION and x.is_cuda and not torch.is_autocast_enabled():
             return super().forward(x, offset, mask)
+        fold = not self.training and is_fixed(self.norm)
+        weight, bias = fold_norm(self, self.norm) if fold else (self.weight, self.bias)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, enabled=False):
-            dtype = self.weight.dtype
+            # At least float32: the operator has no bfloat16, and offsets are pixels.
+            dtype = torch.promote_types(weight.dtype, torch.float32)
             x = deform_conv2d(
                 x.to(dtype),
                 torch.nan_to_num(offset.to(dtype)),  # a NaN would crash it on the CPU
-                self.weight,
-                self.bias,
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
                 stride=self.stride,
                 padding=self.padding,
                 dilation=self.dilation,
                 mask=mask.to(dtype),
-            )
-        if self.norm is not None:
+            ).to(weight.dtype)
+        if channels_last:  # the operator's own output never is
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.norm is not None and not fold:
             x = self.norm(x)
         if self.activation is not None:
             x = self.activation(x)

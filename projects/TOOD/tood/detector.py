@@ -6,7 +6,7 @@ input. Start reading at :meth:`TOOD.forward_training` and :meth:`TOOD.forward_in
 they are called is in Detectron2's ``DenseDetector.forward``.
 """
 
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -17,23 +17,32 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
 
 from .assign import Assignment, assign_atss, assign_tal, locations_of_image
 from .head import DensePredictions, TOODHead
-from .losses import aligned_focal_loss
+from .losses import aligned_focal_loss, giou_loss
 
 __all__ = ["TOOD"]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The logarithm of a score that is as good as 0.
+LOG_ZERO = -100.0
 
 
 class Targets(NamedTuple):
     """What a batch has to learn, in one shape for both phases."""
 
-    cls_targets: Tensor  # (N, R, K) the score to reach
-    gt_boxes: Tensor  # (N, R, 4) the box of each location's object, anything for background
+    gt_index: Tensor  # (N, R) int64, the object that a location answers for, -1 for background
+    gt_classes: Tensor  # (N, R) int64, the class of this object, anything for background
+    gt_boxes: Tensor  # (N, R, 4) the box of this object, anything for background
+    cls_targets: Tensor  # (N, R) the score to reach for this class, 0 for background
     box_weights: Tensor  # (N, R) weight in the box loss, 0 for background
-    positive: Tensor  # (N, R) bool, whether the location answers for an object
     valid: Tensor  # (N, R) bool, whether the location takes part in the loss
+
+    @property
+    def positive(self) -> Tensor:
+        """(N, R) bool, whether a location answers for an object."""
+        return self.gt_index >= 0
 
 
 @META_ARCH_REGISTRY.register()
@@ -64,6 +73,7 @@ class TOOD(DenseDetector):
         topk_candidates_test: int = 1000,
         nms_thresh_test: float = 0.6,
         max_detections_per_image: int = 100,
+        precision_test: str = "float32",
         input_format: str = "RGB",
     ):
         """
@@ -82,8 +92,17 @@ class TOOD(DenseDetector):
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
             score_thresh_test, topk_candidates_test, nms_thresh_test, max_detections_per_image:
                 of inference; candidates are counted per level.
+            precision_test: one of ``PRECISIONS``, what the network computes in at inference.
             input_format: "RGB" or "BGR", what the images are.
+
+        Raises:
+            ValueError: for an unknown precision.
         """
+        if precision_test not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.TOOD.PRECISION_TEST is {precision_test!r}; it must be one of "
+                f"{', '.join(PRECISIONS)}."
+            )
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
@@ -103,6 +122,7 @@ class TOOD(DenseDetector):
         self.topk_candidates_test = topk_candidates_test
         self.nms_thresh_test = nms_thresh_test
         self.max_detections_per_image = max_detections_per_image
+        self.precision_test = precision_test
         self.input_format = input_format
 
     @classmethod
@@ -131,6 +151,7 @@ class TOOD(DenseDetector):
             "topk_candidates_test": tood.TOPK_CANDIDATES_TEST,
             "nms_thresh_test": tood.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "precision_test": tood.PRECISION_TEST,
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -141,6 +162,24 @@ class TOOD(DenseDetector):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def forward(self, batched_inputs: List[Dict[str, Tensor]]):
+        """As Detectron2's ``DenseDetector``; at inference in ``precision_test``."""
+        if self.training or self.precision_test == "float32":
+            return super().forward(batched_inputs)
+        with torch.autocast(self.device.type, PRECISIONS[self.precision_test]):
+            return super().forward(batched_inputs)
+
+    def preprocess_image(self, batched_inputs: List[Dict[str, Tensor]]) -> ImageList:
+        """
+        Detectron2's normalized, padded batch. At inference it is in channels-last memory, and so
+        are then all maps of the network, which takes less time. Training stays with the plain
+        order: on CPUs its rounding errors are half as large.
+        """
+        images = super().preprocess_image(batched_inputs)
+        if not self.training:
+            images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
+        return images
 
     def predict_dense(
         self, batched_inputs: List[Dict[str, Tensor]]
@@ -161,11 +200,7 @@ class TOOD(DenseDetector):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         predictions = self.head([features[f] for f in self.head_in_features])
-        return (
-            cat(predictions.pred_scores, dim=1),
-            cat(predictions.pred_boxes, dim=1),
-            Boxes.cat(predictions.anchors),
-        )
+        return predictions.pred_scores, predictions.pred_boxes, predictions.anchors
 
     def forward_training(
         self,
@@ -181,25 +216,14 @@ class TOOD(DenseDetector):
         warmup = get_event_storage().iter < self.warmup_iters
         # Assignment and loss stay in float32: t is a sixth power, and BCE takes a logarithm.
         with torch.autocast(self.device.type, enabled=False):
-            pred_log_scores = cat(predictions.pred_log_scores, dim=1)
-            pred_boxes = cat(predictions.pred_boxes, dim=1)
-            targets = self.label_batch(
-                images,
-                predictions,
-                pred_log_scores.detach().exp(),
-                pred_boxes.detach(),
-                gt_instances,
-                warmup,
-            )
-            return self.losses(pred_log_scores, pred_boxes, targets, warmup)
+            targets = self.label_batch(images, predictions, gt_instances, warmup)
+            return self.losses(predictions, targets, warmup)
 
     @torch.no_grad()
     def label_batch(
         self,
         images: ImageList,
         predictions: DensePredictions,
-        pred_scores: Tensor,
-        pred_boxes: Tensor,
         gt_instances: List[Instances],
         warmup: bool,
     ) -> Targets:
@@ -207,17 +231,19 @@ class TOOD(DenseDetector):
         Assign every image on its own.
 
         Args:
-            pred_scores, pred_boxes: (N, R, K) and (N, R, 4), the predictions of all levels.
             warmup: whether ATSS assigns, or TAL.
         """
-        N, R, K = pred_scores.shape
-        anchors = Boxes.cat(predictions.anchors).tensor
+        pred_scores, pred_boxes = predictions.pred_scores, predictions.pred_boxes
+        anchors = predictions.anchors.tensor
+        N, R, _ = pred_boxes.shape
+        indices = torch.zeros(N, R, dtype=torch.int64, device=pred_boxes.device)
         targets = Targets(
-            cls_targets=pred_scores.new_zeros(N, R, K),
-            gt_boxes=pred_boxes.new_zeros(N, R, 4),
+            gt_index=indices - 1,
+            gt_classes=indices,
+            gt_boxes=torch.zeros_like(pred_boxes),
+            cls_targets=pred_boxes.new_zeros(N, R),
             box_weights=pred_boxes.new_zeros(N, R),
-            positive=torch.zeros(N, R, dtype=torch.bool, device=self.device),
-            valid=torch.zeros(N, R, dtype=torch.bool, device=self.device),
+            valid=torch.zeros_like(indices, dtype=torch.bool),
         )
         for i, (gt, image_size) in enumerate(zip(gt_instances, images.image_sizes)):
             locations, level_sizes = locations_of_image(
@@ -225,7 +251,7 @@ class TOOD(DenseDetector):
                 predictions.grid_sizes,
                 self.strides,
                 self.backbone.size_divisibility,
-                self.device,
+                pred_boxes.device,
             )
             targets.valid[i, locations] = True
             if len(gt) == 0:
@@ -239,11 +265,11 @@ class TOOD(DenseDetector):
                 warmup,
             )
             matched = assignment.gt_index.clamp(min=0)
-            targets.positive[i, locations] = assignment.gt_index >= 0
-            targets.box_weights[i, locations] = assignment.box_weight
+            targets.gt_index[i, locations] = assignment.gt_index
+            targets.gt_classes[i, locations] = gt.gt_classes[matched]
             targets.gt_boxes[i, locations] = gt.gt_boxes.tensor.float()[matched]
-            # Background writes its 0 to the class of object 0, where 0 stands already.
-            targets.cls_targets[i, locations, gt.gt_classes[matched]] = assignment.cls_target
+            targets.cls_targets[i, locations] = assignment.cls_target
+            targets.box_weights[i, locations] = assignment.box_weight
         return targets
 
     def _assign(
@@ -264,35 +290,40 @@ class TOOD(DenseDetector):
         )
 
     def losses(
-        self, pred_log_scores: Tensor, pred_boxes: Tensor, targets: Targets, warmup: bool
+        self, predictions: DensePredictions, targets: Targets, warmup: bool
     ) -> Dict[str, Tensor]:
         """
         Both losses are sums over the batch, divided by the sum of their targets' weights over
         the batches of all processes.
-
-        Args:
-            pred_log_scores, pred_boxes: (N, R, K) and (N, R, 4).
         """
-        loss_cls = aligned_focal_loss(
-            pred_log_scores,
-            targets.cls_targets,
-            gamma=self.focal_loss_gamma,
-            alpha=self.focal_loss_alpha if warmup else None,
-        )
-        loss_cls = (loss_cls * targets.valid.unsqueeze(-1)).sum()
-
-        # fvcore's giou_loss is the same, but stops at NaN with an assertion about crossed boxes.
-        loss_box_reg = generalized_box_iou_loss(
-            pred_boxes[targets.positive], targets.gt_boxes[targets.positive]
-        )
-        loss_box_reg = (loss_box_reg * targets.box_weights[targets.positive]).sum()
-
+        loss_cls = self._loss_cls(predictions.pred_log_scores, targets, warmup)
+        loss_box_reg = self._loss_box_reg(predictions.pred_boxes, targets)
         weight_sums = torch.stack([targets.cls_targets.sum(), targets.box_weights.sum()])
         cls_normalizer, box_normalizer = _mean_over_processes(weight_sums).clamp(min=1)
         return {
             "loss_cls": self.cls_loss_weight * loss_cls / cls_normalizer,
             "loss_box_reg": self.box_reg_loss_weight * loss_box_reg / box_normalizer,
         }
+
+    def _loss_cls(self, pred_log_scores: Tensor, targets: Targets, warmup: bool) -> Tensor:
+        """
+        Nearly every number is background and needs half of the loss only; what positives say of
+        the class of their object is cut out of it and has the whole loss.
+        """
+        options = dict(gamma=self.focal_loss_gamma, alpha=self.focal_loss_alpha if warmup else None)
+        classes = targets.gt_classes.unsqueeze(2)
+        of_objects = pred_log_scores.gather(2, classes)
+        cut = torch.where(targets.positive.unsqueeze(2), LOG_ZERO, of_objects)
+        background = aligned_focal_loss(pred_log_scores.scatter(2, classes, cut), **options)
+        objects = aligned_focal_loss(of_objects.squeeze(2), targets.cls_targets, **options)
+        # Not a product with a mask: what takes no part may be infinite.
+        background = torch.where(targets.valid, background.sum(dim=2), 0.0)
+        return background.sum() + torch.where(targets.positive, objects, 0.0).sum()
+
+    def _loss_box_reg(self, pred_boxes: Tensor, targets: Targets) -> Tensor:
+        # Over all locations, for picking the positives would make a GPU wait for the CPU.
+        pred_boxes = torch.where(targets.positive.unsqueeze(2), pred_boxes, targets.gt_boxes)
+        return (giou_loss(pred_boxes, targets.gt_boxes) * targets.box_weights).sum()
 
     def forward_inference(
         self, images: ImageList, features: List[Tensor], predictions: DensePredictions
@@ -302,36 +333,27 @@ class TOOD(DenseDetector):
             for each image, ``pred_boxes`` in pixels of the network's input, ``scores`` and
             ``pred_classes``, by falling score.
         """
-        pred_scores = predictions.pred_scores
+        candidates = select_candidates(
+            predictions.pred_scores,
+            predictions.pred_boxes,
+            predictions.level_sizes,
+            self.score_thresh_test,
+            self.topk_candidates_test,
+        )
+        counts = candidates.counts.tolist()  # the one moment when the CPU waits for a GPU
         return [
-            self._inference_single_image(
-                [scores[i] for scores in pred_scores],
-                [boxes[i] for boxes in predictions.pred_boxes],
-                image_size,
+            self._suppress_non_maxima(
+                Instances(
+                    image_size,
+                    pred_boxes=Boxes(candidates.boxes[i, :count]),
+                    scores=candidates.scores[i, :count],
+                    pred_classes=candidates.classes[i, :count],
+                )
             )
-            for i, image_size in enumerate(images.image_sizes)
+            for i, (count, image_size) in enumerate(zip(counts, images.image_sizes))
         ]
 
-    def _inference_single_image(
-        self, pred_scores: List[Tensor], pred_boxes: List[Tensor], image_size: Tuple[int, int]
-    ) -> Instances:
-        """
-        Args:
-            pred_scores, pred_boxes: (H*W, K) and (H*W, 4) of each level.
-        """
-        levels = [
-            select_candidates(scores, self.score_thresh_test, self.topk_candidates_test)
-            for scores in pred_scores
-        ]
-        scores = cat([level.scores for level in levels])
-        classes = cat([level.classes for level in levels])
-        boxes = cat([boxes[level.locations] for boxes, level in zip(pred_boxes, levels)])
-        candidates = Instances(
-            image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
-        )
-        # Sampling far outside of the map leaves boxes without area; NMS would keep them all. One
-        # box without end would stop it from removing any other.
-        candidates = candidates[candidates.pred_boxes.nonempty() & boxes.isfinite().all(dim=1)]
+    def _suppress_non_maxima(self, candidates: Instances) -> Instances:
         keep = batched_nms(
             candidates.pred_boxes.tensor,
             candidates.scores,
@@ -342,27 +364,54 @@ class TOOD(DenseDetector):
 
 
 class Candidates(NamedTuple):
-    """(location, class) pairs of one level, by falling score; each (D,)."""
+    """
+    (location, class) pairs of each image by falling score, of which the first ``counts`` count;
+    the rest fills the rows.
+    """
 
-    scores: Tensor
-    locations: Tensor
-    classes: Tensor
+    counts: Tensor  # (N,) int64
+    scores: Tensor  # (N, T)
+    boxes: Tensor  # (N, T, 4)
+    classes: Tensor  # (N, T) int64
 
 
-def select_candidates(pred_scores: Tensor, score_thresh: float, topk: int) -> Candidates:
+def select_candidates(
+    pred_scores: Tensor,
+    pred_boxes: Tensor,
+    level_sizes: Sequence[int],
+    score_thresh: float,
+    topk: int,
+) -> Candidates:
     """
     Args:
-        pred_scores: (H*W, K). NaN is below every threshold.
+        pred_scores: (N, R, K). NaN is below every threshold.
+        pred_boxes: (N, R, 4).
+        level_sizes: locations of each level.
 
     Returns:
-        the best ``topk`` pairs above ``score_thresh``, or fewer.
+        the best ``topk`` pairs above ``score_thresh`` of each level, or fewer.
     """
-    above = pred_scores > score_thresh
-    scores = pred_scores[above]
-    pairs = above.nonzero()
-    scores, best = scores.topk(min(topk, len(scores)))
-    locations, classes = pairs[best].unbind(dim=1)
-    return Candidates(scores, locations, classes)
+    K = pred_scores.shape[2]
+    scores, pairs, start = [], [], 0
+    for level, size in zip(pred_scores.split(list(level_sizes), dim=1), level_sizes):
+        level = torch.where(level > score_thresh, level, -1.0).flatten(1)
+        best = level.topk(min(topk, level.shape[1]), dim=1)
+        scores.append(best.values)
+        pairs.append(best.indices + start * K)
+        start += size
+    scores, pairs = cat(scores, dim=1), cat(pairs, dim=1)
+    locations = torch.div(pairs, K, rounding_mode="floor")
+    boxes = pred_boxes.gather(1, locations.unsqueeze(2).expand(-1, -1, 4))
+    # Sampling far outside of the map leaves boxes without area; NMS would keep them all. One box
+    # without end would stop it from removing any other.
+    sound = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & boxes.isfinite().all(dim=2)
+    scores, order = torch.where(sound, scores, -1.0).sort(dim=1, descending=True, stable=True)
+    return Candidates(
+        counts=(scores >= 0).sum(dim=1),
+        scores=scores,
+        boxes=boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4)),
+        classes=(pairs % K).gather(1, order),
+    )
 
 
 def _mean_over_processes(x: Tensor) -> Tensor:

@@ -3,11 +3,11 @@ The task-aligned head (T-head, Section 3.1): from features to aligned scores and
 
 Shapes: N images, K classes, C channels, L stacked convolutions; a level has H x W locations
 with one anchor each, and R locations are those of all levels, from fine to coarse, row by row.
-Boxes are XYXY pixels of the network's input; stride units stay inside ``decode_distances``.
+Boxes are XYXY pixels of the network's input; stride units stay inside ``TOODHead._decode``.
 """
 
 import math
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -27,17 +27,22 @@ ANCHOR_TYPES = ("anchor_free", "anchor_based")
 
 
 class DensePredictions(NamedTuple):
-    """What the head says of every location, level by level, before any threshold."""
+    """What the head says of every location of all levels, before any threshold."""
 
-    pred_log_scores: List[Tensor]  # (N, H*W, K) each, logarithms of the aligned probabilities
-    pred_boxes: List[Tensor]  # (N, H*W, 4) each, aligned boxes
-    anchors: List[Boxes]  # H*W boxes each
-    grid_sizes: List[torch.Size]  # (H, W) each
+    pred_log_scores: Tensor  # (N, R, K), logarithms of the aligned probabilities
+    pred_boxes: Tensor  # (N, R, 4), aligned boxes
+    anchors: Boxes  # R boxes, whose centres are the locations
+    grid_sizes: List[torch.Size]  # (H, W) of each level
 
     @property
-    def pred_scores(self) -> List[Tensor]:
-        """The aligned probabilities, (N, H*W, K) each."""
-        return [x.exp() for x in self.pred_log_scores]
+    def pred_scores(self) -> Tensor:
+        """The aligned probabilities, (N, R, K)."""
+        return self.pred_log_scores.exp()
+
+    @property
+    def level_sizes(self) -> List[int]:
+        """The locations of each level; their sum is R."""
+        return [H * W for H, W in self.grid_sizes]
 
 
 class TOODHead(nn.Module):
@@ -143,50 +148,80 @@ class TOODHead(nn.Module):
         Args:
             features: one (N, C, H, W) a level, from fine to coarse.
         """
-        anchors = self.anchor_generator(features)
-        pred_log_scores, pred_boxes = [], []
-        for level, x in enumerate(features):
-            log_scores, boxes = self._forward_level(x, anchors[level].tensor, level)
-            pred_log_scores.append(log_scores)
-            pred_boxes.append(boxes)
+        anchors = Boxes.cat(self.anchor_generator(features))
         grid_sizes = [x.shape[-2:] for x in features]
+        levels = [self._forward_level(x) for x in features]
+        # Half precision is too coarse for products of small probabilities and for pixels.
+        with torch.autocast(features[0].device.type, enabled=False):
+            cls_logits, align_logits, box_regression, offsets = zip(*levels)
+            pred_log_scores = log_geometric_mean_of_sigmoids(
+                _flatten_levels(cls_logits), _flatten_levels(align_logits)
+            )
+            boxes = self._decode(_flatten_levels(box_regression), anchors.tensor, grid_sizes)
+            pred_boxes = _sample_levels(boxes, offsets, grid_sizes)
         return DensePredictions(pred_log_scores, pred_boxes, anchors, grid_sizes)
 
-    def _forward_level(self, x: Tensor, anchors: Tensor, level: int):
+    def _forward_level(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """
         Args:
             x: (N, C, H, W).
-            anchors: (H*W, 4).
 
         Returns:
-            log-scores (N, H*W, K) and boxes (N, H*W, 4), both float32.
+            what becomes P, M, B and O: maps (N, K, H, W), (N, 1, H, W), (N, 4, H, W) and
+            (N, 8, H, W).
         """
         inter_features = []
         for conv in self.inter_convs:
             x = conv(x)
             inter_features.append(x)
-        inter_features = cat(inter_features, dim=1)
-        pooled = inter_features.mean(dim=(2, 3), keepdim=True)
+        for_cls, for_reg, for_cls_align, for_reg_align = self._reduce(inter_features)
+        return (
+            self.cls_pred(self.cls_decomp(for_cls)),
+            self.cls_align[1:](for_cls_align),
+            self.reg_pred(self.reg_decomp(for_reg)),
+            self.reg_align[1:](for_reg_align),
+        )
 
-        cls_logits = self.cls_pred(self.cls_decomp(inter_features, pooled))
-        box_regression = self.reg_pred(self.reg_decomp(inter_features, pooled))
-        align_logits = self.cls_align(inter_features)
-        offsets = self.reg_align(inter_features)
+    def _reduce(self, inter_features: List[Tensor]) -> Tuple[Tensor, ...]:
+        """
+        The four 1x1 convolutions that read the interactive features of all layers, as one matrix
+        product a layer: the L maps (N, C, H, W) are never copied into one.
 
-        # Half precision is too coarse for products of small probabilities and for pixels.
-        with torch.autocast(x.device.type, enabled=False):
-            log_scores = log_geometric_mean_of_sigmoids(cls_logits.float(), align_logits.float())
-            boxes = self._decode(box_regression.float(), anchors, level)
-            boxes = sample_each_side(boxes, offsets.float())
-        K = log_scores.shape[1]
-        return permute_to_N_HWA_K(log_scores, K), permute_to_N_HWA_K(boxes, 4)
+        Returns:
+            the inputs of the norms in both decompositions, (N, C, H, W), and of the ReLUs in both
+            alignment branches, (N, C / 4, H, W).
+        """
+        N, C, H, W = inter_features[0].shape
+        pooled = cat([x.mean(dim=(2, 3), keepdim=True) for x in inter_features], dim=1)
+        aligns = (self.cls_align[0], self.reg_align[0])
+        kernels = [self.cls_decomp.kernels(pooled), self.reg_decomp.kernels(pooled)]
+        kernels += [conv.weight.flatten(1).expand(N, -1, -1) for conv in aligns]
+        widths = [k.shape[1] for k in kernels]
+        # Locations x channels, in and out: without a copy where the memory is channels-last.
+        layers = [x.flatten(2).transpose(1, 2) for x in inter_features]
+        kernels = cat(kernels, dim=1).transpose(1, 2).split(C, dim=1)
+        x = torch.bmm(layers[0], kernels[0])
+        for layer, kernel in zip(layers[1:], kernels[1:]):
+            x += torch.bmm(layer, kernel)
+        x = x.transpose(1, 2).unflatten(2, (H, W))
+        cls, reg, *hidden = x.split(widths, dim=1)
+        return cls, reg, *(h + conv.bias.view(1, -1, 1, 1) for h, conv in zip(hidden, aligns))
 
-    def _decode(self, box_regression: Tensor, anchors: Tensor, level: int) -> Tensor:
-        scale = self.scales[level].float()
-        if self.anchor_type == "anchor_free":
+    def _decode(
+        self, box_regression: Tensor, anchors: Tensor, grid_sizes: List[torch.Size]
+    ) -> Tensor:
+        """(N, R, 4) as predicted to (N, R, 4) boxes."""
+        anchor_free = self.anchor_type == "anchor_free"
+        units = self.strides if anchor_free else [1] * len(self.strides)
+        scales = [
+            (scale.float() * unit).expand(H * W)
+            for scale, unit, (H, W) in zip(self.scales, units, grid_sizes)
+        ]
+        scales = cat(scales).unsqueeze(1)
+        if anchor_free:
             # The scale is outside the exponential, as in the released models.
-            return decode_distances(scale * box_regression.exp(), anchors, self.strides[level])
-        return decode_deltas(scale * box_regression, anchors, self.box2box_transform)
+            return decode_distances(scales * box_regression.exp(), anchors)
+        return decode_deltas(scales * box_regression, anchors, self.box2box_transform)
 
     def _init_weights(self, prior_prob: float):
         plain = [*self.inter_convs, self.cls_pred, self.reg_pred, self.cls_align, self.reg_align]
@@ -208,43 +243,52 @@ class TOODHead(nn.Module):
         nn.init.constant_(self.cls_align[-1].bias, bias)
 
 
-def decode_distances(distances: Tensor, anchors: Tensor, stride: int) -> Tensor:
+def decode_distances(distances: Tensor, anchors: Tensor) -> Tensor:
     """
     Args:
-        distances: (N, 4, H, W), from the location to the left, top, right and bottom side, in
-            units of the stride.
-        anchors: (H*W, 4), whose centres are the locations.
-        stride: pixels.
+        distances: (N, R, 4), pixels from the location to the left, top, right and bottom side.
+        anchors: (R, 4), whose centres are the locations.
 
     Returns:
-        (N, 4, H, W), XYXY pixels.
+        (N, R, 4), XYXY pixels.
     """
-    H, W = distances.shape[-2:]
-    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-    points = centers.t().reshape(1, 2, H, W)
-    distances = distances * stride
-    return cat([points - distances[:, :2], points + distances[:, 2:]], dim=1)
+    points = (anchors[:, :2] + anchors[:, 2:]) / 2
+    return cat([points - distances[..., :2], points + distances[..., 2:]], dim=2)
 
 
 def decode_deltas(deltas: Tensor, anchors: Tensor, box2box_transform: Box2BoxTransform) -> Tensor:
     """
     Args:
-        deltas: (N, 4, H, W), (dx, dy, dw, dh) times the weights of the transform.
-        anchors: (H*W, 4).
+        deltas: (N, R, 4), (dx, dy, dw, dh) times the weights of the transform.
+        anchors: (R, 4).
 
     Returns:
-        (N, 4, H, W), XYXY pixels.
+        (N, R, 4), XYXY pixels.
     """
-    N, _, H, W = deltas.shape
-    deltas = permute_to_N_HWA_K(deltas, 4)
+    N, R, _ = deltas.shape
     # The released models bound how much a box shrinks as well as how much it grows; Detectron2
     # bounds growth only.
+    dx, dy, dw, dh = deltas.unbind(dim=2)
     _, _, ww, wh = box2box_transform.weights
     bound = box2box_transform.scale_clamp
-    lowest = deltas.new_tensor([-math.inf, -math.inf, -bound * ww, -bound * wh])
-    deltas = torch.maximum(deltas, lowest)
-    boxes = box2box_transform.apply_deltas(deltas.reshape(N * H * W, 4), anchors.repeat(N, 1))
-    return boxes.view(N, H, W, 4).permute(0, 3, 1, 2).contiguous()
+    deltas = torch.stack([dx, dy, dw.clamp(min=-bound * ww), dh.clamp(min=-bound * wh)], dim=2)
+    boxes = box2box_transform.apply_deltas(deltas.reshape(N * R, 4), anchors.repeat(N, 1))
+    return boxes.view(N, R, 4)
+
+
+def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """One (N, X, H, W) a level to (N, R, X), in float32."""
+    return cat([permute_to_N_HWA_K(x, x.shape[1]) for x in maps], dim=1).float()
+
+
+def _sample_levels(boxes: Tensor, offsets: Sequence[Tensor], grid_sizes: List[torch.Size]):
+    """:func:`sample_each_side` of (N, R, 4), with one (N, 8, H, W) a level."""
+    levels = boxes.split([H * W for H, W in grid_sizes], dim=1)
+    sampled = [
+        sample_each_side(x.transpose(1, 2).unflatten(2, tuple(size)), o.float())
+        for x, o, size in zip(levels, offsets, grid_sizes)
+    ]
+    return _flatten_levels(sampled)
 
 
 def _conv_norm_relu(

@@ -19,7 +19,8 @@ class TaskDecomposition(nn.Module):
     the features of one task (Eq. 2, 3 and the first half of Eq. 4).
 
     Weighting the L layers and reducing them are both linear, so the weights are folded into the
-    kernel of the reduction: one matrix product instead of a scaled copy of all L layers.
+    kernel of the reduction: one matrix product instead of a scaled copy of all L layers. The
+    product itself is the head's, which does it for both tasks at once.
     """
 
     def __init__(self, *, conv_dim: int, num_convs: int, norm: str):
@@ -50,22 +51,29 @@ class TaskDecomposition(nn.Module):
         if self.reduction.bias is not None:
             nn.init.zeros_(self.reduction.bias)
 
-    def forward(self, inter_features: Tensor, pooled_features: Tensor) -> Tensor:
+    def kernels(self, pooled_features: Tensor) -> Tensor:
         """
         Args:
-            inter_features: (N, L * C, H, W), the interactive features of all layers.
-            pooled_features: (N, L * C, 1, 1), their average over the locations.
+            pooled_features: (N, L * C, 1, 1), the average of the interactive features of all
+                layers over the locations.
+
+        Returns:
+            (N, C, L * C), the kernel of the reduction for each image, layer attention included.
+        """
+        N, C, L = len(pooled_features), self.conv_dim, self.num_convs
+        layer_weights = self.attention(pooled_features).view(N, 1, L, 1)
+        return (layer_weights * self.reduction.weight.view(1, C, L, C)).view(N, C, L * C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Args:
+            x: (N, C, H, W), the interactive features of all layers times :meth:`kernels`.
 
         Returns:
             (N, C, H, W), the features of the task.
         """
-        N, _, H, W = inter_features.shape
-        C, L = self.conv_dim, self.num_convs
-        layer_weights = self.attention(pooled_features).view(N, 1, L, 1)
-        kernels = (layer_weights * self.reduction.weight.view(1, C, L, C)).view(N, C, L * C)
-        x = torch.bmm(kernels, inter_features.flatten(2)).view(N, C, H, W)
         if self.reduction.bias is not None:
-            x = x + self.reduction.bias.view(1, C, 1, 1)
+            x = x + self.reduction.bias.view(1, -1, 1, 1)
         if self.norm is not None:
             x = self.norm(x)
         return F.relu(x)

@@ -1,0 +1,443 @@
+#!/usr/bin/env python
+"""
+Time and memory of TOOD beside those of Detectron2's RetinaNet, measured in turn in one run::
+
+    python tools/benchmark.py
+    python tools/benchmark.py --config-file configs/tood_R50_FPN_1x.yaml --size 800x1280 \\
+        --batch 1 --objects 300 --parts losses --json losses.json
+    python tools/benchmark.py --device cuda --dtype float16 --batch 16
+
+Weights and images are random: both models then have the score threshold that leaves them
+``--candidates`` detections an image before NMS. Each figure is the median of the counted rounds,
+with the smallest and the largest; ratios are medians over the rounds.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+
+import torch
+from detectron2 import model_zoo as detectron2_zoo
+from detectron2.data import build_detection_train_loader
+from detectron2.data.datasets import load_coco_json
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from tood.data import CheckedMapper
+from tood.engine import load_config
+from tood.errors import UserError
+from tood.shapes import write_shapes_dataset
+
+PARTS = ("step", "inference", "head", "losses", "data", "memory")
+RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What counts as a convolution or a matrix product in the profiler's names.
+PRODUCTS = ("conv", "mm", "linear", "addmv", "gemm", "deform_conv")
+AFTER_WARMUP = 10**9  # an iteration at which TAL assigns
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0], epilog=__doc__.split("::", 1)[1]
+    )
+    parser.add_argument("--config-file", default="configs/tood_R50_FPN_1x.yaml")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--size", type=height_and_width, default=(480, 640), metavar="HxW")
+    parser.add_argument("--batch", type=int, default=2, help="images")
+    parser.add_argument("--objects", type=int, default=20, help="objects of an image")
+    parser.add_argument("--candidates", type=int, default=500, help="of an image, before NMS")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="by autocast, of TOOD")
+    parser.add_argument("--compile", action="store_true", help="torch.compile TOOD's network")
+    parser.add_argument("--rounds", type=int, default=7, help="counted, after two that are not")
+    parser.add_argument("--no-retinanet", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--memory-of", choices=("tood", "retinanet"), help=argparse.SUPPRESS)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options")
+    args = parser.parse_args(argv)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
+    return args
+
+
+def height_and_width(text):
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HxW, as in 480x640")
+    return int(height), int(width)
+
+
+# --- what is measured -----------------------------------------------------------------------
+
+
+class Subject:
+    """One detector with what it takes to run it."""
+
+    def __init__(self, name, model, args, dtype):
+        self.name, self.model, self.args, self.dtype = name, model, args, dtype
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # So small a rate that the model stays as it is.
+        self.optimizer = torch.optim.SGD(parameters, 1e-9, momentum=0.9)
+        self.inputs = make_inputs(args)
+
+    def autocast(self):
+        enabled = self.dtype != torch.float32
+        return torch.autocast(torch.device(self.args.device).type, self.dtype, enabled=enabled)
+
+    def step(self):
+        self.model.train()
+        with EventStorage(AFTER_WARMUP):
+            with self.autocast():
+                losses = sum(self.model(self.inputs).values())
+            self.optimizer.zero_grad()
+            losses.backward()
+            self.optimizer.step()
+
+    @torch.no_grad()
+    def inference(self):
+        self.model.eval()
+        with self.autocast():
+            self.model(self.inputs)
+
+    @torch.no_grad()
+    def features(self):
+        self.model.eval()
+        with self.autocast():
+            images = self.model.preprocess_image(self.inputs)
+            features = self.model.backbone(images.tensor)
+        return images, [features[f] for f in self.model.head_in_features]
+
+    @torch.no_grad()
+    def set_threshold(self):
+        """The score threshold that ``--candidates`` detections of an image pass."""
+        _, features = self.features()
+        with self.autocast():
+            predictions = self.model.head(features)
+        if self.name == "TOOD":
+            scores = predictions.pred_scores
+        else:
+            scores = torch.cat([x.flatten(1) for x in predictions[0]], dim=1).sigmoid()
+        count = self.args.candidates * self.args.batch
+        threshold = scores.float().flatten().topk(min(count, scores.numel())).values[-1].item()
+        for key in ("score_thresh_test", "test_score_thresh"):
+            if hasattr(self.model, key):
+                setattr(self.model, key, threshold)
+
+
+def make_inputs(args):
+    """Random images, with boxes of 16 to 272 pixels that lie inside of them."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = args.size
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    inputs = []
+    for _ in range(args.batch):
+        centers = torch.rand(args.objects, 2, generator=generator) * limits[:2]
+        halves = torch.rand(args.objects, 2, generator=generator) * 128 + 8
+        boxes = torch.cat([centers - halves, centers + halves], dim=1)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.minimum(boxes.clamp(min=0), limits))
+        instances.gt_classes = torch.randint(args.num_classes, (args.objects,), generator=generator)
+        image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
+        inputs.append(
+            {
+                "image": image.to(args.device),
+                "instances": instances.to(args.device),
+                "height": height,
+                "width": width,
+            }
+        )
+    return inputs
+
+
+def make_tood(args):
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = args.device
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    if args.compile:
+        model.backbone.compile()
+        model.head.compile()
+    return Subject("TOOD", model, args, DTYPES[args.dtype])
+
+
+def make_retinanet(args):
+    """Always in float32, without compilation: what the ratios are of."""
+    cfg = detectron2_zoo.get_config(RETINANET)
+    cfg.MODEL.DEVICE = args.device
+    cfg.MODEL.RETINANET.NUM_CLASSES = args.num_classes
+    torch.manual_seed(0)
+    return Subject("RetinaNet", build_model(cfg), args, torch.float32)
+
+
+# --- timing ---------------------------------------------------------------------------------
+
+
+def in_turn(functions, args, desc):
+    """Seconds of each function in each counted round: {name: [...]}."""
+    seconds = defaultdict(list)
+    for i in tqdm(range(-2, args.rounds), desc=desc, leave=False):
+        for name, function in functions.items():
+            synchronize(args)
+            start = time.perf_counter()
+            function()
+            synchronize(args)
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronize(args):
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def summary(seconds):
+    """Median, smallest and largest of each name in milliseconds, and the ratio of the two."""
+    result = {
+        name: {
+            "median_ms": 1e3 * statistics.median(values),
+            "min_ms": 1e3 * min(values),
+            "max_ms": 1e3 * max(values),
+        }
+        for name, values in seconds.items()
+    }
+    if "RetinaNet" in seconds:
+        ratios = [a / b for a, b in zip(seconds["TOOD"], seconds["RetinaNet"])]
+        result["ratio"] = statistics.median(ratios)
+    return result
+
+
+def share_outside_products(function, args):
+    """The share of the operators' time that is not in convolutions and matrix products."""
+    activities = [ProfilerActivity.CPU]
+    cuda = args.device.startswith("cuda")
+    if cuda:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        function()
+        synchronize(args)
+    total = products = 0.0
+    for event in profiler.key_averages():
+        # PyTorch renamed the attribute on its way.
+        names = ("self_device_time_total", "self_cuda_time_total") if cuda else ()
+        spent = next((getattr(event, n) for n in names if hasattr(event, n)), None)
+        spent = event.self_cpu_time_total if spent is None else spent
+        total += spent
+        if any(word in event.key for word in PRODUCTS):
+            products += spent
+    return 1 - products / total
+
+
+def measure_head(subjects, args):
+    functions = {}
+    for subject in subjects:
+        _, features = subject.features()
+
+        @torch.no_grad()
+        def head(subject=subject, features=features):
+            with subject.autocast():
+                subject.model.head(features)
+
+        functions[subject.name] = head
+    return in_turn(functions, args, "head")
+
+
+def measure_losses(tood, args):
+    """Assignment and losses of predictions that are there, without and with their gradients."""
+    model = tood.model
+    images, features = tood.features()
+    with torch.no_grad(), tood.autocast():
+        predictions = model.head(features)
+    model.train()
+    instances = [x["instances"] for x in tood.inputs]
+    leaves = predictions._replace(
+        pred_log_scores=predictions.pred_log_scores.requires_grad_(),
+        pred_boxes=predictions.pred_boxes.requires_grad_(),
+    )
+
+    def losses():
+        with EventStorage(AFTER_WARMUP):
+            return sum(model.forward_training(images, features, leaves, instances).values())
+
+    def assignment(warmup):
+        model.label_batch(images, leaves, instances, warmup)
+
+    functions = {
+        "TOOD, forward": losses,
+        "TOOD, forward and backward": lambda: losses().backward(),
+        "assignment, TAL": lambda: assignment(warmup=False),
+        "assignment, ATSS": lambda: assignment(warmup=True),
+    }
+    added = added_memory(functions["assignment, TAL"], args)  # first, before memory is reused
+    figures = summary(in_turn(functions, args, "losses and assignment"))
+    figures["added_memory"] = {"assignment, TAL": added}
+    return figures
+
+
+def measure_data(args):
+    """Images a second through the training loader's mapper, one process, on drawn images."""
+    cfg = load_config(args.config_file, args.opts)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = args.batch
+    with tempfile.TemporaryDirectory() as folder:
+        write_shapes_dataset(folder, num_images=8, seed=0, size=max(args.size))
+        images = os.path.join(folder, "images")
+        dataset = load_coco_json(os.path.join(folder, "annotations.json"), images)
+        loader = iter(
+            build_detection_train_loader(
+                dataset=dataset,
+                mapper=CheckedMapper.from_config(cfg, is_train=True),
+                total_batch_size=args.batch,
+                num_workers=0,
+            )
+        )
+        return in_turn({"a batch": lambda: next(loader)}, args, "data loading")
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def measure_memory(args):
+    """
+    Peak of three training steps, each model in a process of its own, in MB: of the whole process
+    on a CPU, of what PyTorch allocated on a GPU.
+    """
+    names = ["tood"] if args.no_retinanet else ["tood", "retinanet"]
+    peaks = {}
+    for name in tqdm(names, desc="memory", leave=False):
+        command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
+        # In front of the options, which take all that follows them.
+        command[2:2] = ["--memory-of", name]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise UserError(f"The memory of {name} cannot be measured: {result.stderr[-300:]}")
+        peaks[name] = json.loads(result.stdout.splitlines()[-1])
+    return peaks
+
+
+def peak_memory(subject, args):
+    for _ in range(3):
+        subject.step()
+    if args.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    return of_process("VmHWM")
+
+
+def of_process(key):
+    """An entry of Linux's status of this process, in MB; elsewhere, the peak."""
+    if os.path.exists("/proc/self/status"):  # what getrusage says begins with the parent's peak
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith(key)) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def added_memory(function, args):
+    """MB above what there was before, at the peak; None where this cannot be told."""
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    if not os.path.exists("/proc/self/clear_refs"):
+        return None
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # the peak starts anew
+    before = of_process("VmRSS")
+    function()
+    return of_process("VmHWM") - before
+
+
+# --- the report -----------------------------------------------------------------------------
+
+
+def measure(args):
+    tood = make_tood(args)
+    subjects = [tood] if args.no_retinanet else [tood, make_retinanet(args)]
+    for subject in subjects:
+        subject.set_threshold()
+    figures = {}
+    for part in args.parts:
+        if part in ("step", "inference"):
+            functions = {s.name: getattr(s, part) for s in subjects}
+            figures[part] = summary(in_turn(functions, args, part))
+            figures[part]["outside_products"] = {
+                name: share_outside_products(function, args) for name, function in functions.items()
+            }
+        elif part == "head":
+            figures[part] = summary(measure_head(subjects, args))
+        elif part == "losses":
+            figures[part] = measure_losses(tood, args)
+        elif part == "data":
+            figures[part] = summary(measure_data(args))
+        elif part == "memory":
+            figures[part] = measure_memory(args)
+    return figures
+
+
+def table(figures):
+    rows = ["| what | of | median | smallest to largest | ratio |", "|---|---|---|---|---|"]
+    titles = {"step": "training step", "losses": "losses and assignment", "data": "data loading"}
+    for part, entry in figures.items():
+        if part == "memory":
+            ratio = f"{entry['tood'] / entry['retinanet']:.2f}" if len(entry) == 2 else ""
+            names = {"tood": "TOOD", "retinanet": "RetinaNet"}
+            for name, peak in entry.items():
+                rows.append(
+                    f"| peak memory, training | {names[name]} | {peak:.0f} MB | | {ratio} |"
+                )
+                ratio = ""
+            continue
+        ratio = f"{entry['ratio']:.2f}" if "ratio" in entry else ""
+        for name, times in entry.items():
+            if name in ("ratio", "outside_products", "added_memory"):
+                continue
+            spread = f"{times['min_ms']:.1f} to {times['max_ms']:.1f} ms"
+            title = titles.get(part, part)
+            rows.append(f"| {title} | {name} | {times['median_ms']:.1f} ms | {spread} | {ratio} |")
+            ratio = ""
+        for name, share in entry.get("outside_products", {}).items():
+            title = f"{titles.get(part, part)}, outside convolutions and matrix products"
+            rows.append(f"| {title} | {name} | {100 * share:.1f} % | | |")
+        for name, megabytes in entry.get("added_memory", {}).items():
+            if megabytes is not None:
+                rows.append(f"| memory above the model's | {name} | {megabytes:.0f} MB | | |")
+    return "\n".join(rows)
+
+
+def cli(argv=None):
+    args = parse_args(argv)
+    args.num_classes = load_config(args.config_file, args.opts).MODEL.TOOD.NUM_CLASSES
+    if args.memory_of:
+        subject = make_tood(args) if args.memory_of == "tood" else make_retinanet(args)
+        print(json.dumps(peak_memory(subject, args)))
+        return
+    figures = measure(args)
+    height, width = args.size
+    setting = (
+        f"{os.path.basename(args.config_file)}, {args.batch} images of {height} x {width}, "
+        f"{args.objects} objects each, TOOD in {args.dtype}{' compiled' * args.compile}, "
+        f"{args.device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+    print(f"{setting}\n\n{table(figures)}")
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump({"setting": setting, "figures": figures}, f, indent=1)
+
+
+if __name__ == "__main__":
+    try:
+        cli()
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
