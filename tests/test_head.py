@@ -60,6 +60,17 @@ def test_memory_format_changes_nothing(tiny_cfg):
         )
 
 
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="needs a torch.compile that is mature")
+def test_compiled_head_is_the_same(tiny_cfg):
+    head = build_head(tiny_cfg, channels=32)
+    features = [torch.randn(1, 32, size, size) for size in (8, 4, 2, 1, 1)]
+    with torch.no_grad():
+        expected = head(features)
+        actual = torch.compile(head, backend="aot_eager")(features)  # needs no C++ compiler
+    torch.testing.assert_close(actual.pred_log_scores, expected.pred_log_scores)
+    torch.testing.assert_close(actual.pred_boxes, expected.pred_boxes, atol=1e-3, rtol=1e-4)
+
+
 def test_first_boxes_are_one_stride_to_each_side(tiny_cfg):
     head = build_head(tiny_cfg, channels=32)
     torch.nn.init.zeros_(head.reg_pred.weight)  # exp(0) = 1 stride

@@ -13,6 +13,7 @@ with the smallest and the largest; ratios are medians over the rounds.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -279,9 +280,12 @@ def measure_losses(tood, args):
         "assignment, TAL": lambda: assignment(warmup=False),
         "assignment, ATSS": lambda: assignment(warmup=True),
     }
-    added = added_memory(functions["assignment, TAL"], args)  # first, before memory is reused
     figures = summary(in_turn(functions, args, "losses and assignment"))
-    figures["added_memory"] = {"assignment, TAL": added}
+    figures["added_memory"] = {
+        name: added_memory(function, args)
+        for name, function in functions.items()
+        if name.startswith("assignment")
+    }
     return figures
 
 
@@ -351,8 +355,10 @@ def added_memory(function, args):
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     if not os.path.exists("/proc/self/clear_refs"):
         return None
+    # What was freed goes back to the system, and the peak starts anew.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # the peak starts anew
+        f.write("5")
     before = of_process("VmRSS")
     function()
     return of_process("VmHWM") - before
