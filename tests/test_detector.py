@@ -315,3 +315,43 @@ def test_unknown_precision_is_named(tiny_cfg):
     tiny_cfg.MODEL.TOOD.PRECISION_TEST = "half"
     with pytest.raises(ValueError, match="PRECISION_TEST is 'half'"):
         build_model(tiny_cfg)
+
+
+def extreme_predictions(kind, R):
+    """Log-scores (1, R, 4) and boxes (1, R, 4) that no sound network makes."""
+    logits = {"high": 200.0, "low": -200.0, "equal": 0.0, "far": 0.0}[kind]
+    logits = torch.full((1, R, 4), logits, requires_grad=True)
+    boxes = torch.tensor([0.0, 0, 30, 30]).repeat(1, R, 1)
+    if kind == "far":
+        boxes = boxes * 1e6 + 1e8
+    return logits, boxes.requires_grad_()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", ["high", "low", "equal", "far"])
+def test_extreme_predictions_have_a_finite_loss_and_gradient(model, make_input, kind, phase):
+    inputs = [make_input(64, 96, [(8.0, 8.0, 40.0, 48.0), (0.0, 0.0, 96.0, 64.0)])]
+    images = model.preprocess_image(inputs)
+    features = model.backbone(images.tensor)
+    predictions = model.head([features[f] for f in model.head_in_features])
+    logits, boxes = extreme_predictions(kind, len(predictions.anchors))
+    log_scores = torch.nn.functional.logsigmoid(logits)
+    predictions = predictions._replace(pred_log_scores=log_scores, pred_boxes=boxes)
+    with EventStorage(start_iter=PHASES[phase]):
+        losses = model.forward_training(images, [], predictions, [x["instances"] for x in inputs])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert torch.isfinite(logits.grad).all() and torch.isfinite(boxes.grad).all()
+
+
+def test_gradients_in_bfloat16_on_the_smallest_maps(tiny_cfg, make_input):
+    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    model = build_model(tiny_cfg)
+    inputs = [make_input(64, 64)]  # P6 is one location
+    gradients = {}
+    for model.precision_train in ("float32", "bfloat16"):
+        model.zero_grad()
+        sum(train_losses(model, inputs, "warmup").values()).backward()
+        gradients[model.precision_train] = model.backbone.top_block.p7.weight.grad.clone()
+    expected, actual = gradients.values()
+    assert (actual - expected).norm() < 0.2 * expected.norm()

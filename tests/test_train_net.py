@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, TINY
+from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 
 import train_net
@@ -232,3 +234,45 @@ def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: The image ") and "cannot be used" in last
     assert str(broken) in last
+
+
+@pytest.mark.parametrize("key", ["MODEL.TOOD.PRECISION_TRAIN bfloat16", "SOLVER.AMP.ENABLED True"])
+def test_training_in_half_precision(command, key):
+    args = train_net.parse_args(command(opts=key.split()))
+    trainer = train_net.Trainer(train_net.setup(args))
+    dtypes = set()
+    trainer.model.head.reg_pred.register_forward_hook(lambda *x: dtypes.add(x[-1].dtype))
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    for trainer.iter in range(2):
+        with EventStorage(trainer.iter) as storage:
+            trainer.run_step()
+        assert storage.latest()["grad_norm"][0] > 0
+    assert dtypes == {torch.bfloat16}
+    for parameter in trainer.model.parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.isfinite(parameter).all()
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+
+def test_precision_that_cannot_be_had(command):
+    message = error_of(command(opts=["MODEL.TOOD.PRECISION_TEST", "half"]))
+    assert "PRECISION_TEST is 'half'" in message and "bfloat16" in message
+    message = error_of(command(opts=["MODEL.TOOD.PRECISION_TRAIN", "float16"]))
+    assert "float16 needs a GPU" in message
+
+
+def test_divergence_stops_training(command, tmp_path):
+    diverge = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "30"]
+    diverge += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    message = error_of(command(opts=diverge))
+    iteration = int(re.search(r"stopped at iteration (\d+), before its step", message)[1])
+    assert iteration < 30
+    assert "largest gradient is that of" in message and re.search(r"/\d{5}\.jpg", message)
+    # The last checkpoint is of the step before, and sound.
+    out = tmp_path / "out"
+    if iteration > 0:
+        last = (out / "last_checkpoint").read_text()
+        assert last == f"model_{iteration - 1:07d}.pth"
+        weights = torch.load(out / last, map_location="cpu")["model"]
+        assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
+    assert not (out / "model_final.pth").exists()

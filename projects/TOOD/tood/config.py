@@ -62,6 +62,10 @@ def add_tood_config(cfg):
     tood.SCORE_THRESH_TEST = 0.05
     tood.TOPK_CANDIDATES_TEST = 1000
     tood.NMS_THRESH_TEST = 0.6
-    # What the network computes in at inference: "float32", "bfloat16" or "float16", the latter two
-    # by autocast. Scores, boxes and NMS are float32 always. bfloat16 is what a CPU can do.
+
+    # What the network computes in while training and at inference: "float32", "bfloat16" or
+    # "float16", the latter two by autocast, and float16 with scaled gradients, on a GPU only.
+    # Weights, assignment, losses, scores, boxes and NMS are float32 always. SOLVER.AMP.ENABLED
+    # True is PRECISION_TRAIN "float16" on a GPU and "bfloat16" on a CPU.
+    tood.PRECISION_TRAIN = "float32"
     tood.PRECISION_TEST = "float32"

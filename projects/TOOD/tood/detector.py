@@ -73,6 +73,7 @@ class TOOD(DenseDetector):
         topk_candidates_test: int = 1000,
         nms_thresh_test: float = 0.6,
         max_detections_per_image: int = 100,
+        precision_train: str = "float32",
         precision_test: str = "float32",
         input_format: str = "RGB",
     ):
@@ -92,17 +93,19 @@ class TOOD(DenseDetector):
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
             score_thresh_test, topk_candidates_test, nms_thresh_test, max_detections_per_image:
                 of inference; candidates are counted per level.
-            precision_test: one of ``PRECISIONS``, what the network computes in at inference.
+            precision_train, precision_test: of ``PRECISIONS``, what the network computes in while
+                training and at inference.
             input_format: "RGB" or "BGR", what the images are.
 
         Raises:
             ValueError: for an unknown precision.
         """
-        if precision_test not in PRECISIONS:
-            raise ValueError(
-                f"MODEL.TOOD.PRECISION_TEST is {precision_test!r}; it must be one of "
-                f"{', '.join(PRECISIONS)}."
-            )
+        for key, value in (("TRAIN", precision_train), ("TEST", precision_test)):
+            if value not in PRECISIONS:
+                raise ValueError(
+                    f"MODEL.TOOD.PRECISION_{key} is {value!r}; it must be one of "
+                    f"{', '.join(PRECISIONS)}."
+                )
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
@@ -122,6 +125,7 @@ class TOOD(DenseDetector):
         self.topk_candidates_test = topk_candidates_test
         self.nms_thresh_test = nms_thresh_test
         self.max_detections_per_image = max_detections_per_image
+        self.precision_train = precision_train
         self.precision_test = precision_test
         self.input_format = input_format
 
@@ -151,6 +155,7 @@ class TOOD(DenseDetector):
             "topk_candidates_test": tood.TOPK_CANDIDATES_TEST,
             "nms_thresh_test": tood.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "precision_train": tood.PRECISION_TRAIN,
             "precision_test": tood.PRECISION_TEST,
             "input_format": cfg.INPUT.FORMAT,
         }
@@ -164,10 +169,11 @@ class TOOD(DenseDetector):
         return self
 
     def forward(self, batched_inputs: List[Dict[str, Tensor]]):
-        """As Detectron2's ``DenseDetector``; at inference in ``precision_test``."""
-        if self.training or self.precision_test == "float32":
+        """As Detectron2's ``DenseDetector``, in the precision of training or of inference."""
+        precision = self.precision_train if self.training else self.precision_test
+        if precision == "float32":  # or whatever a caller's autocast says
             return super().forward(batched_inputs)
-        with torch.autocast(self.device.type, PRECISIONS[self.precision_test]):
+        with torch.autocast(self.device.type, PRECISIONS[precision]):
             return super().forward(batched_inputs)
 
     def preprocess_image(self, batched_inputs: List[Dict[str, Tensor]]) -> ImageList:

@@ -18,7 +18,9 @@ from detectron2.utils.file_io import PathManager
 
 from .config import add_tood_config
 from .data import CheckedMapper, has_size
+from .detector import PRECISIONS
 from .errors import UserError
+from .training_step import TrainingStep
 
 __all__ = ["Checkpointer", "Trainer", "check_weights", "load_config"]
 
@@ -35,6 +37,13 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg):
         super().__init__(cfg)
+        parts = self._trainer
+        self._trainer = TrainingStep(
+            parts.model,
+            parts.data_loader,
+            parts.optimizer,
+            scale_gradients=cfg.MODEL.TOOD.PRECISION_TRAIN == "float16",
+        )
         warmup = cfg.MODEL.TOOD.WARMUP_ITERS
         if warmup >= cfg.SOLVER.MAX_ITER:
             logger.warning(
@@ -203,7 +212,24 @@ def load_config(
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
+    _set_precision(cfg)
     return cfg
+
+
+def _set_precision(cfg) -> None:
+    """Check both precisions; ``SOLVER.AMP.ENABLED``, Detectron2's key, is the device's own half."""
+    tood, on_cpu = cfg.MODEL.TOOD, cfg.MODEL.DEVICE == "cpu"
+    if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
+        tood.PRECISION_TRAIN = "bfloat16" if on_cpu else "float16"
+    cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make a step of its own
+    for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
+        value = tood[key]
+        if value not in PRECISIONS:
+            raise UserError(
+                f"MODEL.TOOD.{key} is {value!r}; it must be one of {', '.join(PRECISIONS)}."
+            )
+        if on_cpu and value == "float16":
+            raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
 
 
 def check_weights(weights: str) -> None:
