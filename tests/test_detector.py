@@ -344,14 +344,14 @@ def test_extreme_predictions_have_a_finite_loss_and_gradient(model, make_input, 
     assert torch.isfinite(logits.grad).all() and torch.isfinite(boxes.grad).all()
 
 
-def test_gradients_in_bfloat16_on_the_smallest_maps(tiny_cfg, make_input):
-    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
-    model = build_model(tiny_cfg)
-    inputs = [make_input(64, 64)]  # P6 is one location
-    gradients = {}
-    for model.precision_train in ("float32", "bfloat16"):
-        model.zero_grad()
-        sum(train_losses(model, inputs, "warmup").values()).backward()
-        gradients[model.precision_train] = model.backbone.top_block.p7.weight.grad.clone()
-    expected, actual = gradients.values()
-    assert (actual - expected).norm() < 0.2 * expected.norm()
+def test_gradients_in_bfloat16_on_the_smallest_maps(tiny_cfg):
+    top_block = build_model(tiny_cfg).backbone.top_block
+    p5 = torch.randn(2, 32, 2, 1)
+    gradients = []
+    for enabled in (False, True):
+        top_block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            sum(p.float().sum() for p in top_block(p5)).backward()
+        gradients.append([p.grad.clone() for p in top_block.parameters()])
+    for exact, rounded in zip(*gradients):
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
