@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import struct
 import weakref
 from typing import Optional, Sequence
@@ -16,9 +17,9 @@ from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
+from .check_config import check_config, nearest_key
 from .config import add_tood_config
 from .data import CheckedMapper, has_size
-from .detector import PRECISIONS
 from .errors import UserError
 from .training_step import TrainingStep
 
@@ -197,8 +198,11 @@ def load_config(
         yaml.YAMLError,
     ) as error:
         reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
+        unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
+        nearest = nearest_key(cfg, unknown[1]) if unknown else None
         raise UserError(
-            f"The config file {config_file} or an option behind it is wrong: {reason}."
+            f"The config file {config_file} or an option behind it is wrong: {reason}"
+            + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
     if cfg.MODEL.META_ARCHITECTURE != "TOOD":
         raise UserError(
@@ -212,23 +216,19 @@ def load_config(
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg)
     _set_precision(cfg)
     return cfg
 
 
 def _set_precision(cfg) -> None:
-    """Check both precisions; ``SOLVER.AMP.ENABLED``, Detectron2's key, is the device's own half."""
+    """``SOLVER.AMP.ENABLED``, Detectron2's key, is the half precision of the device."""
     tood, on_cpu = cfg.MODEL.TOOD, cfg.MODEL.DEVICE == "cpu"
     if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
         tood.PRECISION_TRAIN = "bfloat16" if on_cpu else "float16"
     cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make a step of its own
     for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
-        value = tood[key]
-        if value not in PRECISIONS:
-            raise UserError(
-                f"MODEL.TOOD.{key} is {value!r}; it must be one of {', '.join(PRECISIONS)}."
-            )
-        if on_cpu and value == "float16":
+        if on_cpu and tood[key] == "float16":
             raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
 
 

@@ -1,0 +1,150 @@
+"""What a config must hold before anything is built from it: each mistake is one sentence."""
+
+import difflib
+import math
+from typing import List, NamedTuple, Optional
+
+from detectron2.config import CfgNode
+
+from .detector import PRECISIONS
+from .errors import UserError
+from .head import ANCHOR_TYPES
+
+__all__ = ["check_config", "known_keys", "nearest_key"]
+
+
+class Range(NamedTuple):
+    """The numbers that an option may be, both ends included."""
+
+    low: float
+    high: float = math.inf
+    above_low: bool = False  # the lower end is not included
+
+    def holds(self, value) -> bool:
+        return self.low <= value <= self.high and not (self.above_low and value == self.low)
+
+    def __str__(self):
+        text = f"more than {self.low}" if self.above_low else f"at least {self.low}"
+        return text if self.high == math.inf else f"{text} and at most {self.high}"
+
+
+POSITIVE = Range(0, above_low=True)
+RANGES = {
+    "MODEL.TOOD.NUM_CLASSES": Range(1),
+    "MODEL.TOOD.NUM_CONVS": Range(1),
+    "MODEL.TOOD.CONV_DIM": Range(8),
+    "MODEL.TOOD.PRIOR_PROB": Range(0, 0.99, above_low=True),
+    "MODEL.TOOD.NUM_DCN_CONVS": Range(0),
+    "MODEL.TOOD.DCN_NUM_GROUPS": Range(1),
+    "MODEL.TOOD.WARMUP_ITERS": Range(0),
+    "MODEL.TOOD.ATSS_TOPK": Range(1),
+    "MODEL.TOOD.TAL_TOPK": Range(1),
+    "MODEL.TOOD.TAL_ALPHA": Range(0),
+    "MODEL.TOOD.TAL_BETA": Range(0),
+    "MODEL.TOOD.FOCAL_LOSS_GAMMA": Range(0),
+    "MODEL.TOOD.FOCAL_LOSS_ALPHA": Range(0, 1),
+    "MODEL.TOOD.CLS_LOSS_WEIGHT": Range(0),
+    "MODEL.TOOD.BOX_REG_LOSS_WEIGHT": Range(0),
+    "MODEL.TOOD.SCORE_THRESH_TEST": Range(0, 1),
+    "MODEL.TOOD.TOPK_CANDIDATES_TEST": Range(1),
+    "MODEL.TOOD.NMS_THRESH_TEST": Range(0, 1),
+    "TEST.DETECTIONS_PER_IMAGE": Range(1),
+    "SOLVER.IMS_PER_BATCH": Range(1),
+    "SOLVER.BASE_LR": POSITIVE,
+    "SOLVER.MAX_ITER": Range(0),
+    "SOLVER.WARMUP_ITERS": Range(0),
+    "SOLVER.CHECKPOINT_PERIOD": Range(1),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "DATALOADER.NUM_WORKERS": Range(0),
+}
+CHOICES = {
+    "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
+    "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
+    "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
+}
+
+
+def check_config(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: with key and value, for the first that cannot be.
+    """
+    for key, allowed in RANGES.items():
+        value = _value(cfg, key)
+        if not allowed.holds(value):
+            raise UserError(f"{key} is {value}; it must be {allowed}.")
+    for key, allowed in CHOICES.items():
+        value = _value(cfg, key)
+        if value not in allowed:
+            raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+    _check_head(cfg.MODEL.TOOD)
+    _check_levels(cfg)
+
+
+def _check_head(tood: CfgNode) -> None:
+    if tood.NORM == "GN" and tood.CONV_DIM % 32:
+        raise UserError(
+            f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; with MODEL.TOOD.NORM GN it must be a "
+            "multiple of 32, the number of its groups."
+        )
+    if tood.CONV_DIM % 8:
+        raise UserError(
+            f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; it must be a multiple of 8, for the layer "
+            "attention has an eighth of it."
+        )
+    if tood.NUM_DCN_CONVS > tood.NUM_CONVS:
+        raise UserError(
+            f"MODEL.TOOD.NUM_DCN_CONVS is {tood.NUM_DCN_CONVS}, but there are only "
+            f"{tood.NUM_CONVS} convolutions (MODEL.TOOD.NUM_CONVS)."
+        )
+    if tood.NUM_DCN_CONVS and tood.CONV_DIM % tood.DCN_NUM_GROUPS:
+        raise UserError(
+            f"MODEL.TOOD.DCN_NUM_GROUPS is {tood.DCN_NUM_GROUPS}; it must divide "
+            f"MODEL.TOOD.CONV_DIM, {tood.CONV_DIM}."
+        )
+    weights = tood.BBOX_REG_WEIGHTS
+    if len(weights) != 4 or not all(w > 0 for w in weights):
+        raise UserError(
+            f"MODEL.TOOD.BBOX_REG_WEIGHTS is {tuple(weights)}; it must be four numbers above 0."
+        )
+
+
+def _check_levels(cfg: CfgNode) -> None:
+    """One anchor a location, and as many sizes as there are feature maps."""
+    features = cfg.MODEL.TOOD.IN_FEATURES
+    if not features:
+        raise UserError("MODEL.TOOD.IN_FEATURES is empty; name the feature maps, as p3 to p7.")
+    generator = cfg.MODEL.ANCHOR_GENERATOR
+    for key, values in (("SIZES", generator.SIZES), ("ASPECT_RATIOS", generator.ASPECT_RATIOS)):
+        if not values or any(len(v) != 1 for v in values):
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{key} is {values}; TOOD has one anchor a location, so "
+                "each level needs one, as in [[64], [128]]."
+            )
+        if len(values) not in (1, len(features)):
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{key} has {len(values)} levels, but "
+                f"MODEL.TOOD.IN_FEATURES has {len(features)}: {', '.join(features)}."
+            )
+
+
+def known_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
+    """Every key of a config, with dots."""
+    keys = []
+    for name, value in cfg.items():
+        keys.append(prefix + name)
+        if isinstance(value, CfgNode):
+            keys += known_keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def nearest_key(cfg: CfgNode, key: str) -> Optional[str]:
+    """The known key that an unknown one was probably meant to be."""
+    close = difflib.get_close_matches(key, known_keys(cfg), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _value(cfg: CfgNode, key: str):
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
