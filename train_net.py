@@ -22,10 +22,11 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.engine import Checkpointer, Trainer, check_weights, load_config
+from tood.engine import Trainer, check_weights, load_config
 from tood.errors import UserError
 
 logger = logging.getLogger("tood")
@@ -101,6 +102,8 @@ def cli(argv=None):
         )
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
+    except ProcessExitedException as error:  # of several processes, stopped by a signal
+        sys.exit(error.exit_code)
     except ProcessRaisedException as error:  # of one of several processes
         error = UserError(str(error))
         if error.sentence() == str(error).strip():

@@ -1,5 +1,6 @@
-"""What the tests share: a tiny model, and a data set that takes no time."""
+"""What the tests share: a tiny model, a data set that takes no time, and training runs."""
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -14,10 +15,13 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
+from detectron2.utils.logger import setup_logger  # noqa: E402
 
+import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
 from tood.shapes import write_shapes_dataset  # noqa: E402
 
+CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
 # A model small enough for an iteration in a fraction of a second.
 TINY = [
     *("MODEL.DEVICE", "cpu"),
@@ -39,7 +43,7 @@ def seed():
 def tiny_cfg():
     cfg = get_cfg()
     add_tood_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / "tood_R18_GN_small_data.yaml"))
+    cfg.merge_from_file(CONFIG)
     cfg.merge_from_list(TINY)
     cfg.MODEL.TOOD.NUM_CLASSES = 4
     return cfg
@@ -64,3 +68,42 @@ def make_input():
         return {"image": image, "instances": instances}
 
     return make
+
+
+@pytest.fixture
+def fresh_loggers():
+    """Each run sets up Detectron2's loggers; the next test must not write to its folder."""
+    yield
+    for name in ("detectron2", "fvcore", "tood"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    setup_logger.cache_clear()
+
+
+@pytest.fixture
+def command(shapes, tmp_path, fresh_loggers):
+    """Builds the arguments of a run of four iterations on the shapes."""
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+
+    def build(*flags, opts=(), train=entry, val=entry):
+        data = ["--train-data", train, "--val-data", val]
+        sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
+        run = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "SOLVER.IMS_PER_BATCH", "2"]
+        classes = ["MODEL.TOOD.NUM_CLASSES", "4", "MODEL.TOOD.WARMUP_ITERS", "2"]
+        # Two epochs teach nothing that passes a threshold.
+        low = ["MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
+        output = ["OUTPUT_DIR", str(tmp_path / "out"), *low]
+        return [
+            *("--config-file", CONFIG, *flags, *data),
+            *(*TINY, *sizes, *run, *classes, *output, *opts),
+        ]
+
+    return build
+
+
+def error_of(argv):
+    with pytest.raises(SystemExit) as error:
+        train_net.cli(argv)
+    message = str(error.value)
+    assert message.startswith("error: ") and "\n" not in message
+    return message

@@ -25,8 +25,15 @@ def models(tiny_cfg):
 
 @pytest.fixture
 def inputs(make_input):
-    objects = [(8.0, 8.0, 40.0, 48.0), (30.0, 5.0, 90.0, 60.0)]
+    # Of no symmetry to the grid: devices break ties between locations differently.
+    objects = [(8.3, 7.1, 41.9, 49.7), (30.2, 5.4, 89.1, 60.6)]
     return [make_input(64, 96, objects), make_input(128, 128, objects[:1])]
+
+
+@pytest.fixture
+def exact_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def on_gpu(inputs):
@@ -42,8 +49,7 @@ def train_losses(model, inputs, phase):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_losses_and_gradients_equal_the_cpus(models, inputs, phase):
-    torch.backends.cudnn.allow_tf32 = False
+def test_losses_and_gradients_equal_the_cpus(models, inputs, phase, exact_float32):
     cpu, gpu = (train_losses(m, x, phase) for m, x in zip(models, (inputs, on_gpu(inputs))))
     for name, loss in cpu.items():
         assert gpu[name].item() == pytest.approx(loss.item(), rel=1e-3)
@@ -54,8 +60,7 @@ def test_losses_and_gradients_equal_the_cpus(models, inputs, phase):
             assert b.grad.norm().item() == pytest.approx(a.grad.norm().item(), rel=0.02, abs=1e-5)
 
 
-def test_predictions_equal_the_cpus(models, inputs):
-    torch.backends.cudnn.allow_tf32 = False
+def test_predictions_equal_the_cpus(models, inputs, exact_float32):
     with torch.no_grad():
         cpu, gpu = (m.eval().predict_dense(x) for m, x in zip(models, (inputs, on_gpu(inputs))))
     torch.testing.assert_close(gpu[0].cpu(), cpu[0], atol=1e-4, rtol=1e-3)

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from tood.head import TOODHead, decode_deltas, decode_distances
+from tood.head import TOODHead, decode_deltas, decode_distances, make_anchors
 
 
 def build_head(cfg, channels):
@@ -117,6 +117,16 @@ def test_more_than_one_anchor_a_location_is_refused(tiny_cfg):
     tiny_cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0]]
     with pytest.raises(ValueError, match=r"ANCHOR_GENERATOR makes \[2, 2, 2, 2, 2\]"):
         build_model(tiny_cfg)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_anchors_equal_detectron2s(tiny_cfg, offset):
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.OFFSET = offset
+    generator = build_head(tiny_cfg, channels=32).anchor_generator
+    grid_sizes = [(3, 4), (2, 2), (1, 2), (1, 1), (1, 1)]
+    expected = generator([torch.zeros(1, 1, *size) for size in grid_sizes])
+    actual = make_anchors(generator, grid_sizes)
+    assert torch.equal(actual, torch.cat([boxes.tensor for boxes in expected]))
 
 
 def test_anchors_are_centred_on_multiples_of_the_stride(tiny_cfg):

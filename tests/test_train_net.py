@@ -1,59 +1,16 @@
 """``train_net.py`` as its users call it: small real runs, and mistakes."""
 
 import json
-import logging
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import CONFIG, ROOT, error_of
 from detectron2.utils.events import EventStorage
-from detectron2.utils.logger import setup_logger
 
 import train_net
-
-CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Each run sets up Detectron2's loggers; the next test must not write to its folder."""
-    yield
-    for name in ("detectron2", "fvcore", "tood"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
-    setup_logger.cache_clear()
-
-
-@pytest.fixture
-def command(shapes, tmp_path):
-    """Builds the arguments of a run of four iterations on the shapes."""
-    entry = f"{shapes}/annotations.json:{shapes}/images"
-
-    def build(*flags, opts=(), train=entry, val=entry):
-        data = ["--train-data", train, "--val-data", val]
-        sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
-        run = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "SOLVER.IMS_PER_BATCH", "2"]
-        classes = ["MODEL.TOOD.NUM_CLASSES", "4", "MODEL.TOOD.WARMUP_ITERS", "2"]
-        # Two epochs teach nothing that passes a threshold.
-        low = ["MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
-        output = ["OUTPUT_DIR", str(tmp_path / "out"), *low]
-        return [
-            *("--config-file", CONFIG, *flags, *data),
-            *(*TINY, *sizes, *run, *classes, *output, *opts),
-        ]
-
-    return build
-
-
-def error_of(argv):
-    with pytest.raises(SystemExit) as error:
-        train_net.cli(argv)
-    message = str(error.value)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
 
 
 def test_train_and_evaluate(command, tmp_path):

@@ -32,6 +32,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
@@ -44,7 +45,7 @@ PARTS = ("step", "inference", "head", "losses", "data", "memory")
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What counts as a convolution or a matrix product in the profiler's names.
-PRODUCTS = ("conv", "mm", "linear", "addmv", "gemm", "deform_conv")
+PRODUCTS = ("conv", "mm", "linear")
 AFTER_WARMUP = 10**9  # an iteration at which TAL assigns
 
 
@@ -66,7 +67,11 @@ def parse_args(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
     parser.add_argument("--memory-of", choices=("tood", "retinanet"), help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    args.argv = argv
+    if args.compile and not hasattr(torch.nn.Module, "compile"):
+        raise UserError(f"--compile needs a newer PyTorch than {torch.__version__}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
     return args
@@ -230,6 +235,8 @@ def share_outside_products(function, args):
         synchronize(args)
     total = products = 0.0
     for event in profiler.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time its operator has as well
         # PyTorch renamed the attribute on its way.
         names = ("self_device_time_total", "self_cuda_time_total") if cuda else ()
         spent = next((getattr(event, n) for n in names if hasattr(event, n)), None)
@@ -290,7 +297,7 @@ def measure_losses(tood, args):
 
 
 def measure_data(args):
-    """Images a second through the training loader's mapper, one process, on drawn images."""
+    """A batch of drawn images through the training loader, in one process."""
     cfg = load_config(args.config_file, args.opts)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = args.batch
@@ -320,7 +327,7 @@ def measure_memory(args):
     names = ["tood"] if args.no_retinanet else ["tood", "retinanet"]
     peaks = {}
     for name in tqdm(names, desc="memory", leave=False):
-        command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:]]
+        command = [sys.executable, os.path.abspath(__file__), *args.argv]
         # In front of the options, which take all that follows them.
         command[2:2] = ["--memory-of", name]
         result = subprocess.run(command, capture_output=True, text=True)

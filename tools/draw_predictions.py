@@ -19,9 +19,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
+from tood.checkpoint import Checkpointer
 from tood.data import CheckedMapper, prepare_datasets
 from tood.draw import add_heading, draw_boxes, stack_pictures
-from tood.engine import Checkpointer, check_weights, load_config
+from tood.engine import check_weights, load_config
 from tood.errors import UserError
 
 

@@ -178,12 +178,12 @@ class TOOD(DenseDetector):
 
     def preprocess_image(self, batched_inputs: List[Dict[str, Tensor]]) -> ImageList:
         """
-        Detectron2's normalized, padded batch. At inference it is in channels-last memory, and so
-        are then all maps of the network, which takes less time. Training stays with the plain
-        order: on CPUs its rounding errors are half as large.
+        Detectron2's normalized, padded batch. At inference on a CPU it is in channels-last memory,
+        and so are then all maps of the network, which takes less time. Training stays with the
+        plain order, whose rounding errors are half as large.
         """
         images = super().preprocess_image(batched_inputs)
-        if not self.training:
+        if not self.training and self.device.type == "cpu":
             images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
         return images
 
@@ -192,7 +192,8 @@ class TOOD(DenseDetector):
     ) -> Tuple[Tensor, Tensor, Boxes]:
         """
         What the network says of every location, before any threshold or NMS: the base of
-        analysis, export and checks. Gradients flow unless the caller turns them off.
+        analysis, export and checks. Gradients flow unless the caller turns them off, and the
+        precision is the caller's, not ``precision_test``.
 
         Args:
             batched_inputs: as for the model itself; only "image" is read.
@@ -239,8 +240,8 @@ class TOOD(DenseDetector):
         Args:
             warmup: whether ATSS assigns, or TAL.
         """
-        pred_scores, pred_boxes = predictions.pred_scores, predictions.pred_boxes
-        anchors = predictions.anchors.tensor
+        pred_boxes, anchors = predictions.pred_boxes, predictions.anchors.tensor
+        pred_scores = None if warmup else predictions.pred_scores  # ATSS does without
         N, R, _ = pred_boxes.shape
         indices = torch.zeros(N, R, dtype=torch.int64, device=pred_boxes.device)
         targets = Targets(
@@ -259,11 +260,12 @@ class TOOD(DenseDetector):
                 self.backbone.size_divisibility,
                 pred_boxes.device,
             )
-            targets.valid[i, locations] = True
+            # Not True: PyTorch would copy it to a GPU, and wait.
+            targets.valid[i, locations] = indices.new_ones(sum(level_sizes), dtype=torch.bool)
             if len(gt) == 0:
                 continue
             assignment = self._assign(
-                pred_scores[i, locations],
+                None if warmup else pred_scores[i, locations],
                 pred_boxes[i, locations],
                 anchors[locations],
                 level_sizes,
@@ -322,7 +324,7 @@ class TOOD(DenseDetector):
         cut = torch.where(targets.positive.unsqueeze(2), LOG_ZERO, of_objects)
         background = aligned_focal_loss(pred_log_scores.scatter(2, classes, cut), **options)
         objects = aligned_focal_loss(of_objects.squeeze(2), targets.cls_targets, **options)
-        # Not a product with a mask: what takes no part may be infinite.
+        # Not a product with a mask: infinity times zero is no number.
         background = torch.where(targets.valid, background.sum(dim=2), 0.0)
         return background.sum() + torch.where(targets.positive, objects, 0.0).sum()
 

@@ -2,28 +2,27 @@
 
 import logging
 import os
-import pickle
 import re
-import struct
 import weakref
 from typing import Optional, Sequence
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
 from .check_config import check_config, nearest_key
+from .checkpoint import Checkpointer
 from .config import add_tood_config
 from .data import CheckedMapper, has_size
 from .errors import UserError
+from .stop_on_signal import StopOnSignal
 from .training_step import TrainingStep
 
-__all__ = ["Checkpointer", "Trainer", "check_weights", "load_config"]
+__all__ = ["Trainer", "check_weights", "load_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,10 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        return super().build_hooks()
+        built = super().build_hooks()
+        # Behind what changes the state of the training, before what takes time.
+        i = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        return [*built[:i], StopOnSignal(self.checkpointer), *built[i:]]
 
     def train(self):
         # Detectron2 logs a traceback of whatever ends training.
@@ -125,46 +127,6 @@ class SizedCOCOEvaluator(COCOEvaluator):
         dataset["annotations"] = [a for a in annotations if has_size(a["bbox"])]
         if len(dataset["annotations"]) < len(annotations):
             self._coco_api.createIndex()
-
-
-class Checkpointer(DetectionCheckpointer):
-    """Detectron2's, with a sentence for a file that cannot be used."""
-
-    def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
-        """
-        Args:
-            complete: refuse weights that lack a part of the model, or have it in another shape:
-                right for evaluation, where Detectron2 would go on with a part drawn at random.
-        """
-        super().__init__(model, save_dir, **kwargs)
-        self.complete = complete
-
-    def load(self, path, *args, **kwargs):
-        try:
-            return super().load(path, *args, **kwargs)
-        except (
-            *(AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError),
-            *(pickle.UnpicklingError, struct.error),
-        ) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
-                "MODEL.WEIGHTS, and leave out --resume if it was the last one of this folder."
-            ) from error
-
-    def _load_model(self, checkpoint):
-        incompatible = super()._load_model(checkpoint)
-        if self.complete and incompatible is not None:
-            lacking = list(incompatible.missing_keys)
-            lacking += [entry[0] for entry in incompatible.incorrect_shapes]
-            if lacking:
-                raise UserError(
-                    f"The weights do not fit the config: they lack {len(lacking)} entries of the "
-                    f"model, or have them in another shape, for example {lacking[0]}; evaluate "
-                    "with the config they were trained with, and convert another project's file "
-                    "with tools/convert_checkpoint.py first."
-                )
-        return incompatible
 
 
 def load_config(

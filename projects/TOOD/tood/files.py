@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import tempfile
 from typing import Dict
 
 import torch
@@ -48,16 +47,17 @@ def write_atomically(content: Dict, path: str) -> None:
     """
     if not path.endswith(".pth"):
         raise UserError(f"The name {path} must end in .pth for Detectron2 to read it.")
-    folder = os.path.dirname(os.path.abspath(path))  # on the same disk, to be moved at once
+    part = f"{path}.part"  # what a killed process leaves is written over by the next
     try:
-        handle, part = tempfile.mkstemp(suffix=".part", dir=folder)
-        os.close(handle)
         try:
-            torch.save(content, part)
-            os.chmod(part, 0o644)
+            with open(part, "wb") as f:
+                torch.save(content, f)
+                f.flush()
+                os.fsync(f.fileno())  # the machine may go down, too
             os.replace(part, path)
         except BaseException:
-            os.remove(part)
+            if os.path.exists(part):
+                os.remove(part)
             raise
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written ({error}).") from error

@@ -89,7 +89,8 @@ class _ConvFixedNorm(torch.autograd.Function):
             of_folded = conv2d_weight(x.to(grad.dtype), weight.shape, grad, *ctx.options)
             of_folded = of_folded.to(weight.dtype)
         if any(ctx.needs_input_grad[2:4]):
-            grad_norm_bias = grad.sum(dim=(0, 2, 3)).to(norm_weight.dtype)
+            # In the norm's own type: a sum over all locations overflows float16.
+            grad_norm_bias = grad.sum(dim=(0, 2, 3), dtype=norm_weight.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = of_folded * scale
         if ctx.needs_input_grad[2]:

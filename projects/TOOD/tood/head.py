@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from .deform_conv import DeformConvPack
 from .layers import TaskDecomposition, log_geometric_mean_of_sigmoids, sample_each_side
 
-__all__ = ["ANCHOR_TYPES", "DensePredictions", "TOODHead", "decode_deltas", "decode_distances"]
+__all__ = [
+    "ANCHOR_TYPES",
+    "DensePredictions",
+    "TOODHead",
+    "decode_deltas",
+    "decode_distances",
+    "make_anchors",
+]
 
 ANCHOR_TYPES = ("anchor_free", "anchor_based")
 
@@ -148,8 +155,8 @@ class TOODHead(nn.Module):
         Args:
             features: one (N, C, H, W) a level, from fine to coarse.
         """
-        anchors = Boxes.cat(self.anchor_generator(features))
         grid_sizes = [x.shape[-2:] for x in features]
+        anchors = Boxes(make_anchors(self.anchor_generator, grid_sizes))
         levels = [self._forward_level(x) for x in features]
         # Half precision is too coarse for products of small probabilities and for pixels.
         with torch.autocast(features[0].device.type, enabled=False):
@@ -175,11 +182,13 @@ class TOODHead(nn.Module):
             x = conv(x)
             inter_features.append(x)
         for_cls, for_reg, for_cls_align, for_reg_align = self._reduce(inter_features)
+        _, relu, cls_align = self.cls_align
+        _, relu, reg_align = self.reg_align
         return (
             self.cls_pred(self.cls_decomp(for_cls)),
-            self.cls_align[1:](for_cls_align),
+            cls_align(relu(for_cls_align)),
             self.reg_pred(self.reg_decomp(for_reg)),
-            self.reg_align[1:](for_reg_align),
+            reg_align(relu(for_reg_align)),
         )
 
     def _reduce(self, inter_features: List[Tensor]) -> Tuple[Tensor, ...]:
@@ -205,7 +214,8 @@ class TOODHead(nn.Module):
             x += torch.bmm(layer, kernel)
         x = x.transpose(1, 2).unflatten(2, (H, W))
         cls, reg, *hidden = x.split(widths, dim=1)
-        return cls, reg, *(h + conv.bias.view(1, -1, 1, 1) for h, conv in zip(hidden, aligns))
+        biases = [conv.bias.to(x.dtype).view(1, -1, 1, 1) for conv in aligns]
+        return cls, reg, *(h + bias for h, bias in zip(hidden, biases))
 
     def _decode(
         self, box_regression: Tensor, anchors: Tensor, grid_sizes: List[torch.Size]
@@ -241,6 +251,30 @@ class TOODHead(nn.Module):
         bias = -math.log((1 - prior_prob) / prior_prob)
         nn.init.constant_(self.cls_pred.bias, bias)
         nn.init.constant_(self.cls_align[-1].bias, bias)
+
+
+def make_anchors(generator: nn.Module, grid_sizes: Sequence[Tuple[int, int]]) -> Tensor:
+    """
+    The anchors of Detectron2's ``DefaultAnchorGenerator`` with one anchor a location, made where
+    they are needed: Detectron2's main branch makes them on the CPU, and a GPU waits for the copy.
+
+    Args:
+        grid_sizes: (H, W) of each level.
+
+    Returns:
+        (R, 4), XYXY pixels.
+    """
+    levels = []
+    for (H, W), stride, cell_anchor in zip(grid_sizes, generator.strides, generator.cell_anchors):
+        x, y = (
+            (torch.arange(size, dtype=torch.float32, device=cell_anchor.device) + generator.offset)
+            * stride
+            for size in (W, H)
+        )
+        x, y = x.expand(H, W), y.unsqueeze(1).expand(H, W)
+        centers = torch.stack([x, y, x, y], dim=2).view(H * W, 4)
+        levels.append(centers + cell_anchor)
+    return cat(levels)
 
 
 def decode_distances(distances: Tensor, anchors: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class TaskDecomposition(nn.Module):
             (N, C, H, W), the features of the task.
         """
         if self.reduction.bias is not None:
-            x = x + self.reduction.bias.view(1, -1, 1, 1)
+            x = x + self.reduction.bias.to(x.dtype).view(1, -1, 1, 1)
         if self.norm is not None:
             x = self.norm(x)
         return F.relu(x)

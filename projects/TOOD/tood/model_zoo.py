@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
+from .checkpoint import Checkpointer
 from .config import add_tood_config
-from .engine import Checkpointer
 from .errors import UserError
 from .files import read_tensors
 

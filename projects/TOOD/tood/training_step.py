@@ -1,10 +1,12 @@
 """One step of training: forward, backward, a look at the numbers, and only then the optimizer."""
 
+import math
 import time
 from typing import Dict, List, Optional
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
@@ -57,17 +59,19 @@ class TrainingStep(SimpleTrainer):
         gradients = {
             name: p.grad.detach() for name, p in self.model.named_parameters() if p.grad is not None
         }
-        finite = sum(losses.values()).isfinite()
+        norms = torch.stack([gradient.norm() for gradient in gradients.values()])
+        # The one moment when the CPU waits for a GPU, as for the losses in Detectron2's log.
+        total, grad_norm = torch.stack([sum(losses.values()).detach(), norms.norm()]).tolist()
+        finite = math.isfinite(total)
         if with_gradients:
-            norms = torch.stack([gradient.norm() for gradient in gradients.values()])
-            grad_norm = norms.norm()
-            finite &= grad_norm.isfinite()
-            get_event_storage().put_scalar("grad_norm", grad_norm.item())
+            # Processes share their gradients, and so the answer.
+            finite = finite and math.isfinite(grad_norm)
+            get_event_storage().put_scalar("grad_norm", grad_norm)
+        else:
+            finite = all(comm.all_gather(finite))
         if finite:
             return
-        # Of NaN and numbers, argmax takes NaN.
-        norms = torch.stack([gradient.norm() for gradient in gradients.values()])
-        largest = norms.argmax().item()
+        largest = norms.argmax().item()  # of NaN and numbers, NaN
         values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
         images = ", ".join(str(x.get("file_name", "without a name")) for x in data)
         raise UserError(

@@ -1,0 +1,126 @@
+"""Checkpoints that are whole or not there, and sentences for those that cannot be used."""
+
+import logging
+import os
+import pickle
+import re
+import struct
+from typing import Any, Dict, List
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .errors import UserError
+from .files import write_atomically
+
+__all__ = ["Checkpointer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer(DetectionCheckpointer):
+    """
+    Detectron2's, in its format. A process that is killed while it writes leaves the checkpoints
+    before it as they were; and resuming goes back to the newest one that can be read.
+    """
+
+    def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
+        """
+        Args:
+            complete: refuse weights that lack a part of the model, or have it in another shape:
+                right for evaluation, where Detectron2 would go on with a part drawn at random.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.complete = complete
+        self.resuming = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """
+        Write model, checkpointables and ``kwargs`` to ``name``.pth.
+
+        Raises:
+            UserError: where it cannot be written. Nothing is left of it then.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if "://" in self.save_dir:
+            return super().save(name, **kwargs)
+        content = {"model": self.model.state_dict()}
+        content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        content.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info(f"Saving checkpoint to {path}")
+        write_atomically(content, path)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if "://" in self.save_dir:
+            return super().tag_last_checkpoint(last_filename_basename)
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with open(f"{path}.part", "w") as f:
+            f.write(last_filename_basename)
+        os.replace(f"{path}.part", path)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        """
+        Args:
+            path: weights to start from, where there is nothing to resume.
+            resume: go on from the newest checkpoint in ``save_dir`` that can be read whole.
+        """
+        if not resume or not self.has_checkpoint():
+            return self.load(path, checkpointables=[])
+        self.resuming = True
+        try:
+            return self._load_newest()
+        finally:
+            self.resuming = False
+
+    def _load_newest(self) -> Dict[str, Any]:
+        paths = self._newest_first()
+        for path, before in zip(paths, paths[1:]):
+            try:
+                return self.load(path)
+            except UserError as error:
+                logger.warning(f"{error.sentence()} Trying the one before it, {before}.")
+        return self.load(paths[-1])
+
+    def _newest_first(self) -> List[str]:
+        last = self.get_checkpoint_file()
+        numbered = sorted(
+            path
+            for path in self.get_all_checkpoint_files()
+            if re.fullmatch(r"model_\d+\.pth", os.path.basename(path))
+        )
+        return [last, *(path for path in reversed(numbered) if path != last)]
+
+    def load(self, path, *args, **kwargs):
+        try:
+            return super().load(path, *args, **kwargs)
+        except (
+            *(AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError),
+            *(pickle.UnpicklingError, struct.error),
+        ) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
+                "MODEL.WEIGHTS, and leave out --resume if it was the last one of this folder."
+            ) from error
+
+    def _load_file(self, filename):
+        content = super()._load_file(filename)
+        if self.resuming and "trainer" not in content:
+            raise ValueError("it holds weights, but no state of a training to go on with")
+        return content
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        if (self.complete or self.resuming) and incompatible is not None:
+            lacking = list(incompatible.missing_keys)
+            lacking += [entry[0] for entry in incompatible.incorrect_shapes]
+            if lacking:
+                raise UserError(
+                    f"The weights do not fit the config: they lack {len(lacking)} entries of the "
+                    f"model, or have them in another shape, for example {lacking[0]}; use the "
+                    "config they were trained with, and convert another project's file "
+                    "with tools/convert_checkpoint.py first."
+                )
+        return incompatible
