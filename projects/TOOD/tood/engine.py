@@ -9,9 +9,14 @@ from typing import Optional, Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from .check_config import check_config, nearest_key
@@ -20,6 +25,7 @@ from .config import add_tood_config
 from .data import CheckedMapper, has_size
 from .errors import UserError
 from .stop_on_signal import StopOnSignal
+from .training_data import AugmentedDataset, TrainingBatches, TrainingLoader
 from .training_step import TrainingStep
 
 __all__ = ["Trainer", "check_weights", "load_config"]
@@ -70,6 +76,10 @@ class Trainer(DefaultTrainer):
         state = super().state_dict()
         # Optimizer and gradient scaler, where Detectron2's main branch has them.
         state["_trainer"] = self._trainer.state_dict()
+        # Detectron2 v0.6 leaves it out beside PyTorch 2.
+        state["scheduler"] = self.scheduler.state_dict()
+        if isinstance(self.data_loader, TrainingLoader):
+            state["data_seed"] = self.data_loader.batches.seed
         return state
 
     def load_state_dict(self, state_dict):
@@ -79,11 +89,49 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
         else:
             logger.warning("The checkpoint has no optimizer: its momentum starts anew.")
+        if "scheduler" in state_dict:
+            self.scheduler.load_state_dict(state_dict["scheduler"])
+        if isinstance(self.data_loader, TrainingLoader):
+            self._trainer.set_data_loader(
+                self.build_train_loader(
+                    self.cfg,
+                    seed=state_dict.get("data_seed"),
+                    skip=state_dict["iteration"] + 1,
+                )
+            )
 
     @classmethod
-    def build_train_loader(cls, cfg):
+    def build_train_loader(cls, cfg, *, seed: Optional[int] = None, skip: int = 0):
+        """
+        Args:
+            seed: of order and augmentation, instead of ``cfg.SEED`` or one drawn at random.
+            skip: batches that a training had before it was stopped.
+        """
         mapper = CheckedMapper.from_config(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            return build_detection_train_loader(cfg, mapper=mapper)
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        if seed is None:
+            seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+        if rest or not batch_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of "
+                f"the number of processes, {comm.get_world_size()}."
+            )
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        batches = TrainingBatches(
+            [int(grouped and r["width"] > r["height"]) for r in records],
+            batch_size,
+            seed=seed,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            skip=skip,
+        )
+        dataset = AugmentedDataset(records, mapper, seed)
+        return TrainingLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):

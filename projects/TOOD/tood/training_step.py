@@ -30,10 +30,16 @@ class TrainingStep(SimpleTrainer):
         """
         super().__init__(model, data_loader, optimizer)
         self.grad_scaler = _make_grad_scaler() if scale_gradients else None
+        self.set_data_loader(data_loader)
+
+    def set_data_loader(self, data_loader) -> None:
+        """Take the next batch, and all after it, from another loader."""
+        self.data_loader = data_loader
+        self._batches = iter(data_loader)
 
     def run_step(self):
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = next(self._batches)
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()  # before the forward pass: gradients take memory
