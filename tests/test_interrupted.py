@@ -1,4 +1,4 @@
-"""Training that is stopped, killed or out of disk, and goes on."""
+"""Training that is stopped, killed or out of disk, and goes on; weights of other classes."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from conftest import error_of
+from detectron2.modeling import build_model
 
 import train_net
 from tood import files
@@ -104,3 +105,21 @@ def test_disk_full_while_saving(tmp_path, monkeypatch):
         checkpointer.save("model_0000002", iteration=2)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_fine_tuning_with_other_classes_says_one_line(tiny_cfg, tmp_path, caplog):
+    model = build_model(tiny_cfg)
+    Checkpointer(model, str(tmp_path)).save("four_classes")
+    tiny_cfg.MODEL.TOOD.NUM_CLASSES = 7
+    other = build_model(tiny_cfg)
+    drawn = other.head.cls_pred.weight.clone()
+    with caplog.at_level("WARNING"):
+        Checkpointer(other).load(str(tmp_path / "four_classes.pth"))
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "The weights are of 4 classes, the config has 7: the class predictor (head.cls_pred) "
+        "starts anew, all else from the weights."
+    ]
+    assert torch.equal(other.head.cls_pred.weight, drawn)
+    assert torch.equal(other.head.reg_pred.weight, model.head.reg_pred.weight)
+    with pytest.raises(UserError, match="lack 2 entries"):  # evaluation needs all of them
+        Checkpointer(other, complete=True).load(str(tmp_path / "four_classes.pth"))

@@ -124,3 +124,25 @@ class Checkpointer(DetectionCheckpointer):
                     "with tools/convert_checkpoint.py first."
                 )
         return incompatible
+
+    def _log_incompatible_keys(self, incompatible):
+        """One line for a class predictor of another number of classes: that is fine-tuning."""
+        predictor = {
+            name: (old, new)
+            for name, old, new in incompatible.incorrect_shapes
+            if name.startswith("head.cls_pred.")
+        }
+        if predictor:
+            old, new = next(iter(predictor.values()))
+            logger.warning(
+                f"The weights are of {old[0]} classes, the config has {new[0]}: the class "
+                "predictor (head.cls_pred) starts anew, all else from the weights."
+            )
+        super()._log_incompatible_keys(
+            incompatible._replace(
+                incorrect_shapes=[
+                    e for e in incompatible.incorrect_shapes if e[0] not in predictor
+                ],
+                missing_keys=[n for n in incompatible.missing_keys if n not in predictor],
+            )
+        )
