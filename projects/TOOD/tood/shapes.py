@@ -98,11 +98,11 @@ def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
 
 def _hue(rng: np.random.Generator, shape: int) -> float:
     """Each shape has its part of the colour circle, so that a short training tells them apart."""
-    return (shape + rng.uniform(0.1, 0.9)) / len(SHAPES)
+    return (shape + rng.uniform(0.25, 0.75)) / len(SHAPES)
 
 
 def _color(rng: np.random.Generator, hue: float, value: float) -> Tuple[int, int, int]:
-    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.4, 1.0), value)
+    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1.0), value)
     return tuple(int(255 * c) for c in rgb)
 
 
