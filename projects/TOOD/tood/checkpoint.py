@@ -95,10 +95,15 @@ class Checkpointer(DetectionCheckpointer):
     def load(self, path, *args, **kwargs):
         try:
             return super().load(path, *args, **kwargs)
+        except UserError:
+            self._parsed_url_during_load = None  # as below
+            raise
         except (
             *(AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError),
             *(pickle.UnpicklingError, struct.error),
         ) as error:
+            # Detectron2's main branch refuses another load as long as this one seems to go on.
+            self._parsed_url_during_load = None
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
                 f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
@@ -114,8 +119,8 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
         if (self.complete or self.resuming) and incompatible is not None:
-            lacking = list(incompatible.missing_keys)
-            lacking += [entry[0] for entry in incompatible.incorrect_shapes]
+            lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
+            lacking = list(dict.fromkeys(lacking))  # the latter are missing, too
             if lacking:
                 raise UserError(
                     f"The weights do not fit the config: they lack {len(lacking)} entries of the "
