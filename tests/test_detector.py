@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tood.detector import Targets, select_candidates
 from tood.head import DensePredictions
@@ -315,6 +316,39 @@ def test_unknown_precision_is_named(tiny_cfg):
     tiny_cfg.MODEL.TOOD.PRECISION_TEST = "half"
     with pytest.raises(ValueError, match="PRECISION_TEST is 'half'"):
         build_model(tiny_cfg)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make a CPU wait for a GPU: to read a value, or to pick by a mask."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        assert name not in self.FORBIDDEN, name
+        if name in ("index", "index_put", "index_put_"):
+            masks = [x for x in args[1] if x is not None and x.dtype == torch.bool]
+            assert not masks, f"{name} by a mask"
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_waiting_tells():
+    x = torch.ones(3)
+    for wait in (lambda: x[x > 0], lambda: x.sum().item(), lambda: x.nonzero()):
+        with NoWaiting(), pytest.raises(AssertionError):
+            wait()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_nothing_in_head_assignment_and_losses_waits_for_a_gpu(model, make_input, phase):
+    inputs = [make_input(64, 96), make_input(128, 128, [])]
+    images = model.preprocess_image(inputs)
+    features = model.backbone(images.tensor)
+    features = [features[f] for f in model.head_in_features]
+    gt_instances = [x["instances"] for x in inputs]
+    with EventStorage(start_iter=PHASES[phase]), NoWaiting():
+        losses = model.forward_training(images, features, model.head(features), gt_instances)
+    assert losses["loss_box_reg"] > 0
 
 
 def extreme_predictions(kind, R):

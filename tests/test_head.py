@@ -60,7 +60,7 @@ def test_memory_format_changes_nothing(tiny_cfg):
         )
 
 
-@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="needs a torch.compile that is mature")
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="needs PyTorch 2.1")
 def test_compiled_head_is_the_same(tiny_cfg):
     head = build_head(tiny_cfg, channels=32)
     features = [torch.randn(1, 32, size, size) for size in (8, 4, 2, 1, 1)]

@@ -26,27 +26,23 @@ import time
 from collections import defaultdict
 
 import torch
-from detectron2 import model_zoo as detectron2_zoo
+from benchmark_subjects import AFTER_WARMUP, make_retinanet, make_tood
 from detectron2.data import build_detection_train_loader
 from detectron2.data.datasets import load_coco_json
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from tood.data import CheckedMapper
+from tood.detector import PRECISIONS
 from tood.engine import load_config
 from tood.errors import UserError
 from tood.shapes import write_shapes_dataset
 
 PARTS = ("step", "inference", "head", "losses", "data", "memory")
-RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What counts as a convolution or a matrix product in the profiler's names.
 PRODUCTS = ("conv", "mm", "linear")
-AFTER_WARMUP = 10**9  # an iteration at which TAL assigns
 
 
 def parse_args(argv=None):
@@ -60,7 +56,9 @@ def parse_args(argv=None):
     parser.add_argument("--objects", type=int, default=20, help="objects of an image")
     parser.add_argument("--candidates", type=int, default=500, help="of an image, before NMS")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="by autocast, of TOOD")
+    parser.add_argument(
+        "--dtype", choices=PRECISIONS, default="float32", help="by autocast, of TOOD"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile TOOD's network")
     parser.add_argument("--rounds", type=int, default=7, help="counted, after two that are not")
     parser.add_argument("--no-retinanet", action="store_true")
@@ -82,108 +80,6 @@ def height_and_width(text):
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is no HxW, as in 480x640")
     return int(height), int(width)
-
-
-# --- what is measured -----------------------------------------------------------------------
-
-
-class Subject:
-    """One detector with what it takes to run it."""
-
-    def __init__(self, name, model, args, dtype):
-        self.name, self.model, self.args, self.dtype = name, model, args, dtype
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        # So small a rate that the model stays as it is.
-        self.optimizer = torch.optim.SGD(parameters, 1e-9, momentum=0.9)
-        self.inputs = make_inputs(args)
-
-    def autocast(self):
-        enabled = self.dtype != torch.float32
-        return torch.autocast(torch.device(self.args.device).type, self.dtype, enabled=enabled)
-
-    def step(self):
-        self.model.train()
-        with EventStorage(AFTER_WARMUP):
-            with self.autocast():
-                losses = sum(self.model(self.inputs).values())
-            self.optimizer.zero_grad()
-            losses.backward()
-            self.optimizer.step()
-
-    @torch.no_grad()
-    def inference(self):
-        self.model.eval()
-        with self.autocast():
-            self.model(self.inputs)
-
-    @torch.no_grad()
-    def features(self):
-        self.model.eval()
-        with self.autocast():
-            images = self.model.preprocess_image(self.inputs)
-            features = self.model.backbone(images.tensor)
-        return images, [features[f] for f in self.model.head_in_features]
-
-    @torch.no_grad()
-    def set_threshold(self):
-        """The score threshold that ``--candidates`` detections of an image pass."""
-        _, features = self.features()
-        with self.autocast():
-            predictions = self.model.head(features)
-        if self.name == "TOOD":
-            scores = predictions.pred_scores
-        else:
-            scores = torch.cat([x.flatten(1) for x in predictions[0]], dim=1).sigmoid()
-        count = self.args.candidates * self.args.batch
-        threshold = scores.float().flatten().topk(min(count, scores.numel())).values[-1].item()
-        for key in ("score_thresh_test", "test_score_thresh"):
-            if hasattr(self.model, key):
-                setattr(self.model, key, threshold)
-
-
-def make_inputs(args):
-    """Random images, with boxes of 16 to 272 pixels that lie inside of them."""
-    generator = torch.Generator().manual_seed(0)
-    height, width = args.size
-    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-    inputs = []
-    for _ in range(args.batch):
-        centers = torch.rand(args.objects, 2, generator=generator) * limits[:2]
-        halves = torch.rand(args.objects, 2, generator=generator) * 128 + 8
-        boxes = torch.cat([centers - halves, centers + halves], dim=1)
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.minimum(boxes.clamp(min=0), limits))
-        instances.gt_classes = torch.randint(args.num_classes, (args.objects,), generator=generator)
-        image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
-        inputs.append(
-            {
-                "image": image.to(args.device),
-                "instances": instances.to(args.device),
-                "height": height,
-                "width": width,
-            }
-        )
-    return inputs
-
-
-def make_tood(args):
-    cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.DEVICE = args.device
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    if args.compile:
-        model.backbone.compile()
-        model.head.compile()
-    return Subject("TOOD", model, args, DTYPES[args.dtype])
-
-
-def make_retinanet(args):
-    """Always in float32, without compilation: what the ratios are of."""
-    cfg = detectron2_zoo.get_config(RETINANET)
-    cfg.MODEL.DEVICE = args.device
-    cfg.MODEL.RETINANET.NUM_CLASSES = args.num_classes
-    torch.manual_seed(0)
-    return Subject("RetinaNet", build_model(cfg), args, torch.float32)
 
 
 # --- timing ---------------------------------------------------------------------------------

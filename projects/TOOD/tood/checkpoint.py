@@ -56,9 +56,12 @@ class Checkpointer(DetectionCheckpointer):
         if "://" in self.save_dir:
             return super().tag_last_checkpoint(last_filename_basename)
         path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{path}.part", "w") as f:
-            f.write(last_filename_basename)
-        os.replace(f"{path}.part", path)
+        try:
+            with open(f"{path}.part", "w") as f:
+                f.write(last_filename_basename)
+            os.replace(f"{path}.part", path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error}).") from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """
@@ -96,19 +99,19 @@ class Checkpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         except UserError:
-            self._parsed_url_during_load = None  # as below
             raise
         except (
             *(AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError),
             *(pickle.UnpicklingError, struct.error),
         ) as error:
-            # Detectron2's main branch refuses another load as long as this one seems to go on.
-            self._parsed_url_during_load = None
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
                 f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
                 "MODEL.WEIGHTS, and leave out --resume if it was the last one of this folder."
             ) from error
+        finally:
+            # Detectron2's main branch refuses another load as long as this one seems to go on.
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename):
         content = super()._load_file(filename)

@@ -35,10 +35,11 @@ logger = logging.getLogger(__name__)
 
 class Trainer(DefaultTrainer):
     """
-    Detectron2's trainer with COCO evaluation, checked images, the optimizer in its checkpoints
-    (Detectron2 v0.6 leaves it out), and one more ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``:
-    "full_model" bounds the norm of all gradients together by ``CLIP_VALUE``, where Detectron2's
-    own "norm" bounds each parameter's.
+    Detectron2's trainer with COCO evaluation, checked images, an exact ``--resume`` (optimizer,
+    schedule and order of the images are in its checkpoints), a :class:`TrainingStep` that watches
+    its numbers, a checkpoint when a signal stops it, and one more
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``: "full_model" bounds the norm of all gradients together by
+    ``CLIP_VALUE``, where Detectron2's own "norm" bounds each parameter's.
     """
 
     def __init__(self, cfg):

@@ -87,7 +87,7 @@ def _annotation(annotation_id: int, image_id: int, shape: Dict) -> Dict:
 
 
 def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
-    """Soft blotches around a dull colour, with grain."""
+    """Soft blotches around a dark colour, with grain."""
     base = np.array(_color(rng, rng.uniform(), rng.uniform(0.15, 0.5)), dtype=np.float32)
     blotches = rng.normal(0, 60, (size, size, 3)) + base
     image = Image.fromarray(blotches.clip(0, 255).astype(np.uint8))

@@ -61,7 +61,10 @@ class TrainingStep(SimpleTrainer):
     def _check_numbers(
         self, losses: Dict[str, Tensor], data: List[Dict], *, with_gradients: bool = True
     ) -> None:
-        """Raise UserError for a loss or a gradient that is not finite, with what led to it."""
+        """
+        Raise UserError for a loss or, ``with_gradients``, a gradient that is not finite, with what
+        led to it; log the norm of the gradients.
+        """
         gradients = {
             name: p.grad.detach() for name, p in self.model.named_parameters() if p.grad is not None
         }
