@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """
-Train or evaluate TOOD, with the options of Detectron2's own ``train_net.py`` and two more::
+Train or evaluate TOOD, with the options of Detectron2's own ``train_net.py`` and some more::
 
     python train_net.py --config-file configs/tood_R50_FPN_1x.yaml --num-gpus 8
     python train_net.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --train-data train.json:images --val-data val.json:images MODEL.TOOD.NUM_CLASSES 3
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+    torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
 import logging
@@ -18,7 +19,8 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,8 +28,12 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.engine import Trainer, check_weights, load_config
+from tood.engine import Trainer
 from tood.errors import UserError
+from tood.files import check_folder
+from tood.processes import launch
+from tood.read_config import check_weights, load_config
+from tood.schedule import Schedule, scale_schedule
 
 logger = logging.getLogger("tood")
 
@@ -42,6 +48,19 @@ def parse_args(argv=None):
             help=f"data set in COCO format and the folder of its images, or a registered name, "
             f"in the place of {key}; may be repeated",
         )
+    parser.add_argument(
+        "--epochs",
+        type=float,
+        metavar="E",
+        help="length of training; everything counted in iterations keeps its share of it",
+    )
+    parser.add_argument(
+        "--images-per-step",
+        type=int,
+        metavar="B",
+        help="of all processes together; learning rate and iterations of the config, which are "
+        "for its SOLVER.IMS_PER_BATCH, are scaled to it",
+    )
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         args.num_gpus = 0
@@ -56,7 +75,8 @@ def parse_args(argv=None):
 def setup(args):
     """Nothing is written before the config, its weights and its annotations have been checked."""
     cfg = load_config(args.config_file, args.opts, args.train_data, args.val_data)
-    prepare_datasets(cfg, training=not args.eval_only)
+    reports = prepare_datasets(cfg, training=not args.eval_only)
+    scaled = set_schedule(cfg, args)
     if not (args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         if args.eval_only and not cfg.MODEL.WEIGHTS:
             raise UserError(
@@ -65,9 +85,32 @@ def setup(args):
             )
         check_weights(cfg.MODEL.WEIGHTS)
     cfg.freeze()
+    check_folder(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
+    for report in reports:
+        logger.info(str(report))
+    if scaled:
+        logger.info(f"Scaled by --epochs and --images-per-step: {scaled}")
     return cfg
+
+
+def set_schedule(cfg, args):
+    """Change a config to what the flags ask for; the new schedule, or None without a flag."""
+    if args.eval_only or (args.epochs is None and args.images_per_step is None):
+        return None
+    num_images = None
+    if args.epochs is not None:
+        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        num_images = len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty))
+    schedule = scale_schedule(
+        Schedule.from_config(cfg),
+        images_per_step=args.images_per_step,
+        epochs=args.epochs,
+        num_images=num_images,
+    )
+    schedule.to_config(cfg)
+    return schedule
 
 
 def main(args):
@@ -92,14 +135,7 @@ def cli(argv=None):
     """Users' mistakes end in one sentence and exit status 1."""
     try:
         args = parse_args(argv)
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        launch(main, args)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
     except ProcessExitedException as error:  # of several processes, stopped by a signal

@@ -4,8 +4,8 @@ import pytest
 from conftest import ROOT
 
 from tood.check_config import RANGES, check_config, known_keys, nearest_key
-from tood.engine import load_config
 from tood.errors import UserError
+from tood.read_config import load_config
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
 

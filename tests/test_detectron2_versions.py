@@ -55,9 +55,9 @@ def log(self, *args):
 tood.TOOD.forward_training = log
 import train_net
 from detectron2.data import DatasetCatalog
-from tood.data import CheckedMapper
+from tood.mapper import CheckedMapper
 def in_order(cls, cfg):
-    mapper = CheckedMapper.from_config(cfg, is_train=True)
+    mapper = CheckedMapper(cfg, is_train=True)
     records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
     while True:
         for i in range(0, len(records), 2):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CONFIG, ROOT, error_of
 from detectron2.utils.events import EventStorage
+from PIL import Image
 
 import train_net
 
@@ -175,11 +176,13 @@ def test_wrong_data_leaves_no_output(command, tmp_path):
 
 
 def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
-    # An image that a worker process cannot read, in a process of its own.
+    # Images that look whole, but that a worker process cannot read.
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in (shapes / "images").iterdir():
-        (broken / path.name).write_bytes(path.read_bytes()[:200])
+        Image.open(path).save(broken / path.name, format="PNG")
+        png = (broken / path.name).read_bytes()
+        (broken / path.name).write_bytes(png[:200] + bytes(200) + png[400:])
     argv = command(
         train=f"{shapes}/annotations.json:{broken}", opts=["DATALOADER.NUM_WORKERS", "1"]
     )

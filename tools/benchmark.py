@@ -34,10 +34,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from tood.data import CheckedMapper
 from tood.detector import PRECISIONS
-from tood.engine import load_config
 from tood.errors import UserError
+from tood.mapper import CheckedMapper
+from tood.read_config import load_config
 from tood.shapes import write_shapes_dataset
 
 PARTS = ("step", "inference", "head", "losses", "data", "memory")
@@ -204,7 +204,7 @@ def measure_data(args):
         loader = iter(
             build_detection_train_loader(
                 dataset=dataset,
-                mapper=CheckedMapper.from_config(cfg, is_train=True),
+                mapper=CheckedMapper(cfg, is_train=True),
                 total_batch_size=args.batch,
                 num_workers=0,
             )

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from tood.detector import PRECISIONS
-from tood.engine import load_config
+from tood.read_config import load_config
 
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 AFTER_WARMUP = 10**9  # an iteration at which TAL assigns

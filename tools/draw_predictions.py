@@ -13,17 +13,17 @@ import sys
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
 from tood.checkpoint import Checkpointer
-from tood.data import CheckedMapper, prepare_datasets
+from tood.data import prepare_datasets
 from tood.draw import add_heading, draw_boxes, stack_pictures
-from tood.engine import check_weights, load_config
 from tood.errors import UserError
+from tood.images import IMAGE_ERRORS, read_image
+from tood.read_config import check_weights, load_config
 
 
 def parse_args():
@@ -80,8 +80,8 @@ def main(args):
 def draw_pair(record, predictor, class_names, score_thresh, scale):
     """Two pictures of an image: what the detector says, and what the annotations say."""
     try:
-        image = read_image(record["file_name"], format="RGB")
-    except CheckedMapper.ERRORS as error:
+        image = read_image(record["file_name"])
+    except IMAGE_ERRORS as error:
         raise UserError(f"The image {record['file_name']} cannot be read ({error}).") from error
     with torch.no_grad():
         instances = predictor(image[:, :, ::-1])["instances"].to("cpu")

@@ -1,27 +1,26 @@
 """
 Data sets by name or by file: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` may hold beside
-Detectron2's registered names, and the checks that come before a long run.
+Detectron2's registered names.
 
 A user's own data set is an entry ``ANNOTATIONS.json`` or ``ANNOTATIONS.json:IMAGES``, a file in
 COCO's instances format and the folder of its images (the folder of the file if left out).
 """
 
 import difflib
-import json
 import logging
-import math
 import os
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.detection_utils import SizeMismatchError
-from PIL import Image
+from detectron2.utils import comm
 
+from .annotations import has_size, read_annotations
+from .data_check import DataReport, InputSize, check_data, check_images
 from .errors import UserError
 
-__all__ = ["CheckedMapper", "has_size", "load_own_data", "parse_own_data", "prepare_datasets"]
+__all__ = ["load_own_data", "parse_own_data", "prepare_datasets"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +47,17 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
     return OwnData(json_file, image_root or os.path.dirname(json_file) or ".")
 
 
-def prepare_datasets(cfg, *, training: bool) -> None:
+def prepare_datasets(cfg, *, training: bool) -> List[DataReport]:
     """
     Register the own data sets of a config, and check all its data sets before a long run: all
-    that their files tell, short of reading the images.
+    that their files tell, short of decoding the images.
 
     Args:
-        cfg: its ``DATASETS`` and ``MODEL.TOOD.NUM_CLASSES`` are read.
+        cfg: its ``DATASETS``, ``MODEL.TOOD.NUM_CLASSES`` and sizes of images are read.
         training: whether ``DATASETS.TRAIN`` is going to be used, too.
+
+    Returns:
+        what was found in the own data sets, none of it an error.
 
     Raises:
         UserError: for no data set at all, an unknown name, a missing or unusable file, no
@@ -73,13 +75,16 @@ def prepare_datasets(cfg, *, training: bool) -> None:
         )
     train = list(cfg.DATASETS.TRAIN) if training else []
     entries = list(dict.fromkeys(train + list(cfg.DATASETS.TEST)))
+    reports = []
     for entry in entries:
         own_data = parse_own_data(entry)
         if own_data is None:
             _check_registered(entry)
         else:
-            _register(entry, own_data, to_train=entry in train, to_test=entry in cfg.DATASETS.TEST)
+            uses = dict(to_train=entry in train, to_test=entry in cfg.DATASETS.TEST)
+            reports.append(_register(entry, own_data, cfg, **uses))
     _check_classes(entries, cfg.MODEL.TOOD.NUM_CLASSES)
+    return reports
 
 
 def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -> List[Dict]:
@@ -103,44 +108,25 @@ def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -
     return records
 
 
-def has_size(bbox: List[float]) -> bool:
-    """Whether a COCO box [x, y, width, height] has a width and a height."""
-    return bbox[2] > 0 and bbox[3] > 0
-
-
-class CheckedMapper:
-    """A dataset mapper that names the image it could not read."""
-
-    # What Pillow raises for files that are broken or too large, and Detectron2 for an image of
-    # another size than its annotations say.
-    ERRORS = (OSError, SyntaxError, Image.DecompressionBombError, SizeMismatchError)
-
-    def __init__(self, mapper: Callable[[Dict], Dict]):
-        self.mapper = mapper
-
-    @classmethod
-    def from_config(cls, cfg, is_train: bool) -> "CheckedMapper":
-        return cls(DatasetMapper(cfg, is_train))
-
-    def __call__(self, dataset_dict: Dict) -> Dict:
-        try:
-            return self.mapper(dataset_dict)
-        except self.ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"The image {dataset_dict['file_name']} cannot be used ({reason}); repair it, or "
-                "take it out of the annotation file."
-            ) from error
-
-
-def _register(name: str, own_data: OwnData, *, to_train: bool, to_test: bool) -> None:
+def _register(name: str, own_data: OwnData, cfg, *, to_train: bool, to_test: bool) -> DataReport:
     json_file, image_root = own_data
-    content = _read_annotations(json_file)
-    _check_records(content, json_file, to_test=to_test)
-    _check_references(content, json_file)
-    _check_images(content["images"], own_data)
-    objects = [a for a in content["annotations"] if has_size(a["bbox"]) and not a.get("iscrowd")]
-    if to_train and not objects:
+    content = read_annotations(json_file, to_test=to_test)
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    report = check_data(
+        json_file,
+        content,
+        _input_size(cfg, to_train),
+        _finest_stride(cfg),
+        filter_empty=filter_empty,
+    )
+    # One of several processes is enough to open every file.
+    if comm.is_main_process():
+        found = check_images(content["images"], image_root)
+        report = report._replace(findings=[*report.findings, *found])
+    _raise_errors(report)
+    if to_train and not any(
+        has_size(a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")
+    ):
         raise UserError(
             f"{json_file} has no objects with a size; there is nothing to train on in it."
         )
@@ -155,95 +141,31 @@ def _register(name: str, own_data: OwnData, *, to_train: bool, to_test: bool) ->
         evaluator_type="coco",
         thing_classes=[c["name"] for c in categories],
     )
+    return report
 
 
-def _read_annotations(json_file: str) -> Dict:
-    try:
-        with open(json_file, encoding="utf-8") as f:
-            annotations = json.load(f)
-    except OSError as error:
-        raise UserError(
-            f"The annotation file {json_file} cannot be read ({error.strerror})."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"The annotation file {json_file} is not JSON ({error}).") from error
-    keys = ("images", "annotations", "categories")
-    if not isinstance(annotations, dict) or not all(
-        isinstance(annotations.get(key), list) for key in keys
-    ):
-        raise UserError(
-            f"{json_file} is not in COCO's instances format: it must hold the lists "
-            f"{', '.join(keys)}."
-        )
-    return annotations
+def _raise_errors(report: DataReport) -> None:
+    if not report.errors:
+        return
+    logger.error(str(report))
+    first = report.errors[0]
+    more = sum(finding.count for finding in report.errors) - 1
+    raise UserError(
+        f"{report.json_file} has {first.count} {first.what}, for example {first.example}; "
+        f"{first.consequence}" + (f" (the table above has {more} more)." if more else ".")
+    )
 
 
-_INTEGER, _TEXT, _NUMBER = (int,), (str,), (int, float)
-# What the records must hold, for Detectron2 and for pycocotools behind it.
-_KEYS = {
-    "images": {"id": _INTEGER, "file_name": _TEXT, "width": _NUMBER, "height": _NUMBER},
-    "categories": {"id": _INTEGER, "name": _TEXT},
-    "annotations": {"id": _INTEGER, "image_id": _INTEGER, "category_id": _INTEGER, "bbox": (list,)},
-}
-_KEYS_TO_EVALUATE = {"area": _NUMBER, "iscrowd": _INTEGER}
+def _input_size(cfg, to_train: bool) -> InputSize:
+    if to_train:
+        return InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
+    return InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
-def _check_records(content: Dict, json_file: str, *, to_test: bool) -> None:
-    """Raise UserError for a record that lacks something or repeats an id."""
-    for records, keys in _KEYS.items():
-        if not content[records] and records != "annotations":
-            raise UserError(f"{json_file} lists no {records}; the data set is empty.")
-        if records == "annotations" and to_test:
-            keys = {**keys, **_KEYS_TO_EVALUATE}
-        seen = set()
-        for i, record in enumerate(content[records]):
-            for key, types in keys.items():
-                if not isinstance(record, dict) or not isinstance(record.get(key), types):
-                    value = record.get(key, "missing") if isinstance(record, dict) else record
-                    raise UserError(
-                        f"{json_file}: entry {i} of its {records} needs a {key!r} of type "
-                        f"{types[-1].__name__}; it is {value!r}."
-                    )
-            if record["id"] in seen:
-                raise UserError(f"{json_file} has two {records} with the id {record['id']}.")
-            seen.add(record["id"])
-
-
-def _check_references(content: Dict, json_file: str) -> None:
-    """Raise UserError for an annotation of an unknown image or category, or without a box."""
-    images = {image["id"] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for annotation in content["annotations"]:
-        for key, known in (("category_id", categories), ("image_id", images)):
-            if annotation[key] not in known:
-                raise UserError(
-                    f"{json_file}: annotation {annotation['id']} has {key} {annotation[key]}, "
-                    f"which is not among its {'categories' if known is categories else 'images'}."
-                )
-        if not _is_box(annotation["bbox"]):
-            raise UserError(
-                f"{json_file}: annotation {annotation['id']} has the bbox {annotation['bbox']}; "
-                "it must be four numbers, [x, y, width, height]."
-            )
-        if annotation.get("ignore"):
-            raise UserError(
-                f"{json_file}: annotation {annotation['id']} is marked 'ignore', which Detectron2 "
-                "does not support; mark it 'iscrowd' or take it out."
-            )
-
-
-def _check_images(images: List[Dict], own_data: OwnData) -> None:
-    paths = (os.path.join(own_data.image_root, image["file_name"]) for image in images)
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(images)} images of {own_data.json_file} are not there, for "
-            f"example {missing[0]}; name their folder behind the file: {own_data.json_file}:IMAGES."
-        )
-
-
-def _is_box(bbox: List) -> bool:
-    return len(bbox) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in bbox)
+def _finest_stride(cfg) -> int:
+    """Feature maps are named after the logarithm of their stride: p3, res4."""
+    level = re.search(r"\d+$", cfg.MODEL.TOOD.IN_FEATURES[0])
+    return 2 ** int(level[0]) if level else 8
 
 
 def _check_registered(name: str) -> None:

@@ -1,34 +1,29 @@
-"""What Detectron2's ``DefaultTrainer`` leaves to a project, and a config that has been checked."""
+"""What Detectron2's ``DefaultTrainer`` leaves to a project."""
 
 import logging
 import os
-import re
 import weakref
-from typing import Optional, Sequence
+from typing import Optional
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
 from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
-from .check_config import check_config, nearest_key
+from .annotations import has_size
 from .checkpoint import Checkpointer
-from .config import add_tood_config
-from .data import CheckedMapper, has_size
 from .errors import UserError
+from .mapper import CheckedMapper
 from .stop_on_signal import StopOnSignal
 from .training_data import AugmentedDataset, TrainingBatches, TrainingLoader
 from .training_step import TrainingStep
 
-__all__ = ["Trainer", "check_weights", "load_config"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +38,23 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg):
-        super().__init__(cfg)
-        parts = self._trainer
+        # Not DefaultTrainer's, which makes a step of its own and puts the model of each process on
+        # a GPU.
+        super(DefaultTrainer, self).__init__()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainingStep(
-            parts.model,
-            parts.data_loader,
-            parts.optimizer,
+            create_ddp_model(model, broadcast_buffers=False, device_ids=None),
+            self.build_train_loader(cfg),
+            optimizer,
             scale_gradients=cfg.MODEL.TOOD.PRECISION_TRAIN == "float16",
         )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
         warmup = cfg.MODEL.TOOD.WARMUP_ITERS
         if warmup >= cfg.SOLVER.MAX_ITER:
             logger.warning(
@@ -58,11 +62,19 @@ class Trainer(DefaultTrainer):
                 f"({cfg.SOLVER.MAX_ITER}): all of this training assigns by ATSS, none by TAL."
             )
 
+    @staticmethod
+    def auto_scale_workers(cfg, num_workers):
+        """``SOLVER.REFERENCE_WORLD_SIZE`` scales the iterations before TAL as well."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        factor = cfg.SOLVER.IMS_PER_BATCH / scaled.SOLVER.IMS_PER_BATCH
+        if factor != 1:
+            scaled = scaled.clone()
+            scaled.defrost()
+            scaled.MODEL.TOOD.WARMUP_ITERS = round(factor * cfg.MODEL.TOOD.WARMUP_ITERS)
+            scaled.freeze()
+        return scaled
+
     def build_hooks(self):
-        # Before the hooks, which hold on to it.
-        self.checkpointer = Checkpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
         built = super().build_hooks()
         # Behind what changes the state of the training, before what takes time.
         i = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
@@ -108,7 +120,7 @@ class Trainer(DefaultTrainer):
             seed: of order and augmentation, instead of ``cfg.SEED`` or one drawn at random.
             skip: batches that a training had before it was stopped.
         """
-        mapper = CheckedMapper.from_config(cfg, is_train=True)
+        mapper = CheckedMapper(cfg, is_train=True)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
             return build_detection_train_loader(cfg, mapper=mapper)
         records = get_detection_dataset_dicts(
@@ -136,7 +148,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        mapper = CheckedMapper.from_config(cfg, is_train=False)
+        mapper = CheckedMapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -176,94 +188,6 @@ class SizedCOCOEvaluator(COCOEvaluator):
         dataset["annotations"] = [a for a in annotations if has_size(a["bbox"])]
         if len(dataset["annotations"]) < len(annotations):
             self._coco_api.createIndex()
-
-
-def load_config(
-    config_file: str,
-    opts: Sequence[str] = (),
-    train_data: Optional[Sequence[str]] = None,
-    val_data: Optional[Sequence[str]] = None,
-) -> CfgNode:
-    """
-    The config of a command: defaults, file, KEY VALUE options, data sets, in this order. On a
-    machine without a GPU its device is the CPU.
-
-    Args:
-        config_file: path.
-        opts: keys and values in turn.
-        train_data, val_data: take the place of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-
-    Raises:
-        UserError: for a file or an option that cannot be used.
-    """
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    if config_file and not os.path.isfile(config_file):
-        raise UserError(f"The config file {config_file} does not exist.")
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(list(opts))
-    except (
-        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError),
-        yaml.YAMLError,
-    ) as error:
-        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
-        unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
-        nearest = nearest_key(cfg, unknown[1]) if unknown else None
-        raise UserError(
-            f"The config file {config_file} or an option behind it is wrong: {reason}"
-            + (f"; did you mean {nearest}?" if nearest else ".")
-        ) from error
-    if cfg.MODEL.META_ARCHITECTURE != "TOOD":
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
-            "files in configs/ with --config-file."
-        )
-    if train_data:
-        cfg.DATASETS.TRAIN = tuple(train_data)
-    if val_data:
-        cfg.DATASETS.TEST = tuple(val_data)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
-        cfg.MODEL.DEVICE = "cpu"
-    check_config(cfg)
-    _set_precision(cfg)
-    return cfg
-
-
-def _set_precision(cfg) -> None:
-    """``SOLVER.AMP.ENABLED``, Detectron2's key, is the half precision of the device."""
-    tood, on_cpu = cfg.MODEL.TOOD, cfg.MODEL.DEVICE == "cpu"
-    if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
-        tood.PRECISION_TRAIN = "bfloat16" if on_cpu else "float16"
-    cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make a step of its own
-    for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
-        if on_cpu and tood[key] == "float16":
-            raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
-
-
-def check_weights(weights: str) -> None:
-    """
-    Args:
-        weights: ``MODEL.WEIGHTS``; what it names is downloaded, if it has to be.
-
-    Raises:
-        UserError: where that cannot be had.
-    """
-    path = weights.split("?")[0]  # Detectron2 takes options behind a question mark
-    if not path or os.path.isfile(path):
-        return
-    try:
-        there = os.path.isfile(PathManager.get_local_path(path))
-        reason = "there is no such file"
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        there, reason = False, " ".join(str(error).split())
-    if not there:
-        raise UserError(
-            f"The weights {path} (MODEL.WEIGHTS) cannot be had: {reason}; name a file that is "
-            "here, or '' to train from scratch."
-        )
 
 
 class _without_tracebacks_of_user_errors(logging.Filter):

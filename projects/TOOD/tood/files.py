@@ -1,15 +1,36 @@
-"""Files of tensors: read without running them, written whole or not at all."""
+"""Files of tensors: read without running them, written whole or not at all; and their folder."""
 
 import os
 import pickle
 import re
+import tempfile
 from typing import Dict
 
 import torch
 
 from .errors import UserError
 
-__all__ = ["read_tensors", "write_atomically"]
+__all__ = ["check_folder", "read_tensors", "write_atomically"]
+
+
+def check_folder(folder: str) -> None:
+    """
+    Make a folder to write to, if there is none.
+
+    Raises:
+        UserError: where that, or writing into it, cannot be done.
+    """
+    if "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} (OUTPUT_DIR) cannot be written to ({error.strerror}); name "
+            "another one with OUTPUT_DIR FOLDER behind the other options."
+        ) from error
 
 
 def read_tensors(path: str) -> Dict:

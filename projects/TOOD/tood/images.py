@@ -1,0 +1,65 @@
+"""Pictures in files: read as the network wants them, and looked at quickly before a long run."""
+
+from typing import Tuple
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+__all__ = ["IMAGE_ERRORS", "probe_image", "read_image"]
+
+# What Pillow raises for files that are broken, empty, too large, or of no size at all.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# How the formats end that say so: without it, something is missing.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # the orientations that change width and height
+
+
+def read_image(path: str, format: str = "RGB") -> np.ndarray:
+    """
+    Detectron2's ``read_image`` for pictures of any depth: of 16 bits, the upper eight are taken,
+    where Pillow would cut everything above 255.
+
+    Args:
+        path: local, or whatever Detectron2's PathManager knows.
+        format: "RGB" or "BGR".
+
+    Returns:
+        (H, W, 3) uint8, upright.
+
+    Raises:
+        one of IMAGE_ERRORS: for a file that is no picture, or not a whole one.
+    """
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
+            return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), format)
+        if image.mode == "F":
+            raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
+        deep = np.asarray(ImageOps.exif_transpose(image))
+    if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
+        raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
+    return np.repeat((deep // 256).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def probe_image(path: str) -> Tuple[int, int]:
+    """
+    Look at a picture without decoding it, unless its end is not what it should be.
+
+    Returns:
+        width and height in pixels, upright.
+
+    Raises:
+        one of IMAGE_ERRORS.
+    """
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        width, height = image.size
+        if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
+            width, height = height, width
+        end = _ENDS.get(image.format)
+        f.seek(-min(f.seek(0, 2), 64), 2)
+        if end is None or end not in f.read():
+            f.seek(0)
+            image.load()  # some files are whole and have something behind them
+    return width, height

@@ -1,0 +1,107 @@
+"""From a command line to a config that has been checked."""
+
+import logging
+import os
+import re
+from typing import Optional, Sequence
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .check_config import check_config, nearest_key
+from .config import add_tood_config
+from .errors import UserError
+
+__all__ = ["check_weights", "load_config"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(
+    config_file: str,
+    opts: Sequence[str] = (),
+    train_data: Optional[Sequence[str]] = None,
+    val_data: Optional[Sequence[str]] = None,
+) -> CfgNode:
+    """
+    The config of a command: defaults, file, KEY VALUE options, data sets, in this order. On a
+    machine without a GPU its device is the CPU.
+
+    Args:
+        config_file: path.
+        opts: keys and values in turn.
+        train_data, val_data: take the place of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+
+    Raises:
+        UserError: for a file or an option that cannot be used.
+    """
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise UserError(f"The config file {config_file} does not exist.")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(list(opts))
+    except (
+        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError),
+        yaml.YAMLError,
+    ) as error:
+        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
+        unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
+        nearest = nearest_key(cfg, unknown[1]) if unknown else None
+        raise UserError(
+            f"The config file {config_file} or an option behind it is wrong: {reason}"
+            + (f"; did you mean {nearest}?" if nearest else ".")
+        ) from error
+    if cfg.MODEL.META_ARCHITECTURE != "TOOD":
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
+            "files in configs/ with --config-file."
+        )
+    if train_data:
+        cfg.DATASETS.TRAIN = tuple(train_data)
+    if val_data:
+        cfg.DATASETS.TEST = tuple(val_data)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
+        cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg)
+    _set_precision(cfg)
+    return cfg
+
+
+def _set_precision(cfg) -> None:
+    """``SOLVER.AMP.ENABLED``, Detectron2's key, is the half precision of the device."""
+    tood, on_cpu = cfg.MODEL.TOOD, cfg.MODEL.DEVICE == "cpu"
+    if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
+        tood.PRECISION_TRAIN = "bfloat16" if on_cpu else "float16"
+    cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make a step of its own
+    for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
+        if on_cpu and tood[key] == "float16":
+            raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
+
+
+def check_weights(weights: str) -> None:
+    """
+    Args:
+        weights: ``MODEL.WEIGHTS``; what it names is downloaded, if it has to be.
+
+    Raises:
+        UserError: where that cannot be had.
+    """
+    path = weights.split("?")[0]  # Detectron2 takes options behind a question mark
+    if not path or os.path.isfile(path):
+        return
+    try:
+        there = os.path.isfile(PathManager.get_local_path(path))
+        reason = "there is no such file"
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        there, reason = False, " ".join(str(error).split())
+    if not there:
+        raise UserError(
+            f"The weights {path} (MODEL.WEIGHTS) cannot be had: {reason}; name a file that is "
+            "here, or '' to train from scratch."
+        )

@@ -1,0 +1,73 @@
+"""Scaling of schedules: literal values."""
+
+import pytest
+
+from tood.errors import UserError
+from tood.schedule import Schedule, scale_schedule
+
+RELEASED = Schedule(
+    ims_per_batch=16,
+    base_lr=0.01,
+    max_iter=87960,
+    steps=(58640, 80630),
+    warmup_iters=500,
+    atss_iters=29320,
+    checkpoint_period=5000,
+    eval_period=0,
+)
+
+
+def test_one_gpu_in_the_place_of_eight():
+    assert scale_schedule(RELEASED, images_per_step=2) == Schedule(
+        ims_per_batch=2,
+        base_lr=0.00125,
+        max_iter=703680,
+        steps=(469120, 645040),
+        warmup_iters=4000,
+        atss_iters=234560,
+        checkpoint_period=40000,
+        eval_period=0,
+    )
+
+
+def test_epochs_of_a_small_data_set():
+    # 60 epochs of 205 images, 4 a step: 3,075 iterations, of which an eighth is 384.
+    scaled = scale_schedule(RELEASED, images_per_step=4, epochs=60, num_images=205)
+    assert scaled == Schedule(
+        ims_per_batch=4,
+        base_lr=0.0025,
+        max_iter=3075,
+        steps=(2050, 2819),
+        warmup_iters=384,
+        atss_iters=1025,
+        checkpoint_period=175,
+        eval_period=0,
+    )
+
+
+def test_epochs_alone_keep_the_learning_rate():
+    scaled = scale_schedule(RELEASED, epochs=24, num_images=117280)
+    assert scaled.base_lr == 0.01 and scaled.warmup_iters == 500
+    assert scaled.max_iter == 2 * 87960 and scaled.steps == (2 * 58640, 2 * 80630)
+
+
+def test_nothing_to_scale():
+    assert scale_schedule(RELEASED) == RELEASED
+
+
+def test_training_of_a_step_or_none_at_all():
+    assert scale_schedule(RELEASED, epochs=0.001, num_images=3).max_iter == 1
+    none = RELEASED._replace(max_iter=0, steps=(), atss_iters=0)
+    assert scale_schedule(none, images_per_step=4, epochs=2, num_images=10).max_iter == 5
+
+
+@pytest.mark.parametrize("flag", ["images_per_step", "epochs"])
+@pytest.mark.parametrize("value", [0, -2, float("nan")])
+def test_numbers_that_cannot_be(flag, value):
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} is {value}; it must be more"):
+        scale_schedule(RELEASED, **{flag: value}, num_images=10)
+
+
+def test_to_and_from_a_config(tiny_cfg):
+    RELEASED.to_config(tiny_cfg)
+    assert Schedule.from_config(tiny_cfg) == RELEASED
