@@ -17,6 +17,8 @@ import warnings
 # From PyTorch about Detectron2; nothing that a user could act on.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
 
 import torch
 from detectron2.data import get_detection_dataset_dicts

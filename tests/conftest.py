@@ -1,6 +1,7 @@
 """What the tests share: a tiny model, a data set that takes no time, and training runs."""
 
 import logging
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -99,6 +100,12 @@ def command(shapes, tmp_path, fresh_loggers):
         ]
 
     return build
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def error_of(argv):

@@ -298,14 +298,14 @@ def test_crowds_are_assigned_in_pieces_with_the_same_result(monkeypatch, at_once
     assert (whole[0] >= 0).sum() > 20 and (whole[3] >= 0).sum() > 10
 
     largest = [0]
-    iou = assign._iou
+    iou = assign.box_iou_of_pairs
 
     def recorded_iou(a, b):
         result = iou(a, b)
         largest[0] = max(largest[0], result.numel() if result.shape[1] == len(anchors) else 0)
         return result
 
-    monkeypatch.setattr(assign, "_iou", recorded_iou)
+    monkeypatch.setattr(assign, "box_iou_of_pairs", recorded_iou)
     monkeypatch.setattr(assign, "MAX_MATRIX_ELEMENTS", at_once * len(anchors))
     for a, b in zip(whole, assign_both()):
         assert torch.equal(a, b)
@@ -319,7 +319,7 @@ def test_iou_equals_detectron2s():
     b[3:6, 2:] = b[3:6, :2] - 5  # crossed
     b[0] = a[0, [0, 1, 0, 1]]
     a[1] = b[1]
-    ious = assign._iou(a[:, None], b)
+    ious = assign.box_iou_of_pairs(a[:, None], b)
     assert torch.equal(ious, pairwise_iou(Boxes(a), Boxes(b))) and (ious > 0).sum() > 100
 
 

@@ -1,9 +1,8 @@
 """Two CPU processes over gloo: the losses of a batch do not depend on how it is split."""
 
-import socket
-
 import pytest
 import torch
+from conftest import free_port
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -49,13 +48,10 @@ def test_batch_in_two_processes(tiny_cfg, make_input, empty):
         make_input(64, 96, [] if empty else [(8.0, 8.0, 40.0, 48.0)]),
     ]
     state_dict = build_model(tiny_cfg).state_dict()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     torch.multiprocessing.spawn(
-        work, (port, tiny_cfg, state_dict, inputs, results), nprocs=2, join=True
+        work, (free_port(), tiny_cfg, state_dict, inputs, results), nprocs=2, join=True
     )
     for _ in PHASES:
         iteration, split, split_grad = results.get()

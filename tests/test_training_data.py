@@ -76,6 +76,7 @@ def test_resumed_training_ends_with_the_same_weights(command, tmp_path, monkeypa
     out = tmp_path / "out"
     opts = ["SOLVER.MAX_ITER", "6", "MODEL.TOOD.WARMUP_ITERS", str(warmup), "SEED", str(seed)]
     opts += ["SOLVER.CHECKPOINT_PERIOD", "3", "DATASETS.TEST", "()"]
+    opts += ["MODEL.TOOD.EMA_DECAY", "0.9"]
     argv = command(opts=opts)
     del argv[argv.index("--val-data") : argv.index("--val-data") + 2]
     train_net.cli(argv)
@@ -90,6 +91,8 @@ def test_resumed_training_ends_with_the_same_weights(command, tmp_path, monkeypa
     assert "Starting training from iteration 3" in (out / "log.txt").read_text()
     for name, weight in expected["model"].items():
         assert torch.equal(actual["model"][name], weight), name
+    for name, average in expected["ema"].items():
+        assert torch.equal(actual["ema"][name], average), name
     momenta = [c["trainer"]["_trainer"]["optimizer"]["state"] for c in (expected, actual)]
     assert all(
         torch.equal(a["momentum_buffer"], momenta[1][i]["momentum_buffer"])

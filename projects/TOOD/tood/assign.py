@@ -12,7 +12,14 @@ from typing import List, NamedTuple, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
-__all__ = ["Assignment", "assign_atss", "assign_tal", "centerness", "locations_of_image"]
+__all__ = [
+    "Assignment",
+    "assign_atss",
+    "assign_tal",
+    "box_iou_of_pairs",
+    "centerness",
+    "locations_of_image",
+]
 
 # A location belongs to a box only if it is more than this many pixels inside of it.
 INSIDE_MARGIN = 0.01
@@ -104,7 +111,7 @@ def assign_atss(
     chunks = gt_boxes.split(_objects_at_once(len(anchors)))
     locations = torch.cat([_nearest_of_each_level(points, level_sizes, b, topk) for b in chunks])
 
-    ious = _iou(gt_boxes[:, None], anchors[locations])
+    ious = box_iou_of_pairs(gt_boxes[:, None], anchors[locations])
     thresholds = ious.mean(1, keepdim=True) + ious.std(1, keepdim=True)
     chosen = (ious >= thresholds) & _inside(points[locations], gt_boxes[:, None])
     gt_index = _one_object_each(locations, chosen, ious, len(anchors))
@@ -186,7 +193,7 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.minimum(low, high).amin(dim=-1) > INSIDE_MARGIN
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
+def box_iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
     """
     IoU of boxes (..., 4), broadcast. The same as Detectron2's ``pairwise_iou``, which takes six
     times as long on a CPU, for its inner dimension of two.
@@ -216,7 +223,7 @@ def _most_aligned(
     beta: float,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """The best ``topk`` locations of each object, their IoUs and their metrics t; (M, topk)."""
-    ious = _iou(gt_boxes[:, None], pred_boxes)
+    ious = box_iou_of_pairs(gt_boxes[:, None], pred_boxes)
     # Eq. 9. Of u^6 as (u^2)^3, PyTorch makes products, which are quicker than its power.
     metrics = ious.square().pow_(beta / 2).mul_(pred_scores.t()[gt_classes] ** alpha)
     best = metrics.topk(min(topk, metrics.shape[1]), dim=1)

@@ -48,7 +48,11 @@ RANGES = {
     "MODEL.TOOD.SCORE_THRESH_TEST": Range(0, 1),
     "MODEL.TOOD.TOPK_CANDIDATES_TEST": Range(1),
     "MODEL.TOOD.NMS_THRESH_TEST": Range(0, 1),
+    "MODEL.TOOD.EMA_DECAY": Range(0, 0.999999),
+    "MODEL.TOOD.EARLY_STOP_PATIENCE": Range(0),
     "TEST.DETECTIONS_PER_IMAGE": Range(1),
+    "TEST.EVAL_PERIOD": Range(0),
+    "VIS_PERIOD": Range(0),
     "SOLVER.IMS_PER_BATCH": Range(1),
     "SOLVER.BASE_LR": POSITIVE,
     "SOLVER.MAX_ITER": Range(0),
@@ -77,6 +81,12 @@ def check_config(cfg: CfgNode) -> None:
         value = _value(cfg, key)
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+    patience = cfg.MODEL.TOOD.EARLY_STOP_PATIENCE
+    if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        raise UserError(
+            f"MODEL.TOOD.EARLY_STOP_PATIENCE is {patience}, but nothing is evaluated on the way; "
+            "set TEST.EVAL_PERIOD to a number of iterations, and name data with --val-data."
+        )
     _check_head(cfg.MODEL.TOOD)
     _check_levels(cfg)
 

@@ -63,6 +63,13 @@ def add_tood_config(cfg):
     tood.TOPK_CANDIDATES_TEST = 1000
     tood.NMS_THRESH_TEST = 0.6
 
+    # At each evaluation of a training, every TEST.EVAL_PERIOD iterations: the losses on
+    # DATASETS.TEST as well; beside the weights, their moving average by this decay (0: none; 0.999
+    # is usual); and how many evaluations in a row without a better AP end training (0: none do).
+    tood.VAL_LOSS = False
+    tood.EMA_DECAY = 0.0
+    tood.EARLY_STOP_PATIENCE = 0
+
     # What the network computes in while training and at inference: "float32", "bfloat16" or
     # "float16", the latter two by autocast, and float16 with scaled gradients, on a GPU only.
     # Weights, assignment, losses, scores, boxes and NMS are float32 always. SOLVER.AMP.ENABLED

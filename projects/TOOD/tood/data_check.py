@@ -5,6 +5,7 @@ look at its images, in one table. Some of it must be mended first; the rest is g
 
 import math
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, List, NamedTuple, Sequence
 
@@ -13,7 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from .annotations import has_size
-from .images import IMAGE_ERRORS, probe_image
+from .images import IMAGE_ERRORS, probe_image, read_image
 
 __all__ = ["DataReport", "Finding", "InputSize", "check_data", "check_images"]
 
@@ -89,10 +90,13 @@ def check_data(
         filter_empty: whether images without objects are left out of training.
     """
     annotations, broken = _split_broken(content)
-    findings = [finding for finding in broken if finding.count]
     objects = [a for a in annotations if not a.get("iscrowd")]
-    findings += _box_findings(objects, content["images"], input_size, stride)
-    findings += _count_findings(content, annotations, objects, filter_empty)
+    findings = [
+        *broken,
+        _slender_images(content["images"], input_size),
+        *_box_findings(objects, content["images"], input_size, stride),
+        *_count_findings(content, annotations, objects, filter_empty),
+    ]
     return DataReport(
         json_file,
         len(content["images"]),
@@ -141,14 +145,17 @@ def _fault(image: Dict, path: str):
     """The kind of a fault, "" for none, and its details."""
     if not os.path.isfile(path):
         return "missing", ""
+    listed = (image["width"], image["height"])
     try:
         size = probe_image(path)
+        if size != listed:
+            height, width, _ = read_image(path).shape
+            size = (width, height)
     except IMAGE_ERRORS as error:
-        reason = str(error).replace(f" {path!r}", "")
-        return "unreadable", " ".join(reason.split()) or type(error).__name__
-    if size != (image["width"], image["height"]):
-        said = f"{image['width']} x {image['height']}"
-        return "size", f"{size[0]} x {size[1]} when upright, not {said}"
+        reason = re.sub(r" <_io\..*>$", "", " ".join(str(error).split()))
+        return "unreadable", reason or type(error).__name__
+    if size != listed:
+        return "size", f"upright it has {size[0]} x {size[1]}, not {listed[0]} x {listed[1]}"
     return "", ""
 
 
@@ -179,6 +186,15 @@ def _split_broken(content: Dict):
         for kind in kinds
     ]
     return sound, [finding._replace(is_error=True) for finding in findings]
+
+
+def _slender_images(images: List[Dict], input_size: InputSize) -> Finding:
+    sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shorter = sizes.min(axis=1) * input_size.scale(*sizes.T)
+    names = [images[i]["file_name"] for i in np.flatnonzero(shorter < 0.5)]
+    consequence = "nothing is left of them at the network's size; cut them into pieces"
+    return _finding("images too slender", consequence, names)._replace(is_error=True)
 
 
 def _box_findings(

@@ -10,6 +10,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from .assign import Assignment, assign_atss, assign_tal, locations_of_image
 from .head import DensePredictions, TOODHead
 from .losses import aligned_focal_loss, giou_loss
+from .watch import STATISTICS_PERIOD, assignment_statistics
 
 __all__ = ["TOOD"]
 
@@ -75,6 +77,8 @@ class TOOD(DenseDetector):
         max_detections_per_image: int = 100,
         precision_train: str = "float32",
         precision_test: str = "float32",
+        vis_period: int = 0,
+        class_names: Sequence[str] = (),
         input_format: str = "RGB",
     ):
         """
@@ -95,6 +99,8 @@ class TOOD(DenseDetector):
                 of inference; candidates are counted per level.
             precision_train, precision_test: of ``PRECISIONS``, what the network computes in while
                 training and at inference.
+            vis_period: iterations between two pictures of the training, 0 for none.
+            class_names: for these pictures.
             input_format: "RGB" or "BGR", what the images are.
 
         Raises:
@@ -127,6 +133,8 @@ class TOOD(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
         self.precision_train = precision_train
         self.precision_test = precision_test
+        self.vis_period = vis_period
+        self.class_names = class_names or [str(i) for i in range(num_classes)]
         self.input_format = input_format
 
     @classmethod
@@ -157,6 +165,8 @@ class TOOD(DenseDetector):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "precision_train": tood.PRECISION_TRAIN,
             "precision_test": tood.PRECISION_TEST,
+            "vis_period": cfg.VIS_PERIOD,
+            "class_names": _class_names(cfg.DATASETS.TRAIN),
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -224,7 +234,58 @@ class TOOD(DenseDetector):
         # Assignment and loss stay in float32: t is a sixth power, and BCE takes a logarithm.
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, warmup)
+            self._watch(images, features, predictions, targets, gt_instances)
             return self.losses(predictions, targets, warmup)
+
+    @torch.no_grad()
+    def _watch(self, images, features, predictions, targets: Targets, gt_instances) -> None:
+        """Figures and pictures of the training, now and then: they make a GPU wait."""
+        storage = get_event_storage()
+        if (storage.iter + 1) % STATISTICS_PERIOD == 0:
+            figures = assignment_statistics(
+                predictions.pred_log_scores,
+                predictions.pred_boxes,
+                targets,
+                [len(gt) for gt in gt_instances],
+            )
+            storage.put_scalars(**{f"assignment/{name}": x for name, x in figures.items()})
+        if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
+            from .draw import draw_training  # a step needs no drawing library
+
+            detections = self.forward_inference(images, features, predictions)
+            picture = draw_training(
+                self._picture(images),
+                gt_instances[0],
+                predictions.anchors.get_centers(),
+                targets.positive[0],
+                targets.box_weights[0],
+                detections[0],
+                self.class_names,
+            )
+            storage.put_image("training", picture.transpose(2, 0, 1))
+
+    def _picture(self, images: ImageList):
+        """The first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
+        picture = (images[0] * self.pixel_std + self.pixel_mean).clamp(0, 255).byte()
+        picture = picture.permute(1, 2, 0).cpu().numpy()
+        return picture if self.input_format == "RGB" else picture[:, :, ::-1]
+
+    def loss_sums_of(
+        self, batched_inputs: List[Dict[str, Tensor]], warmup: bool
+    ) -> Tuple[Tensor, Tensor]:
+        """
+        What :meth:`loss_sums` says of images that the model is not trained on: call it in
+        evaluation mode. It talks to no other process.
+        """
+        precision = PRECISIONS[self.precision_test]
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            images = self.preprocess_image(batched_inputs)
+            features = self.backbone(images.tensor)
+            predictions = self.head([features[f] for f in self.head_in_features])
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        with torch.autocast(self.device.type, enabled=False):
+            targets = self.label_batch(images, predictions, gt_instances, warmup)
+            return self.loss_sums(predictions, targets, warmup)
 
     @torch.no_grad()
     def label_batch(
@@ -304,14 +365,24 @@ class TOOD(DenseDetector):
         Both losses are sums over the batch, divided by the sum of their targets' weights over
         the batches of all processes.
         """
+        sums, weights = self.loss_sums(predictions, targets, warmup)
+        loss_cls, loss_box_reg = sums / _mean_over_processes(weights).clamp(min=1)
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+
+    def loss_sums(
+        self, predictions: DensePredictions, targets: Targets, warmup: bool
+    ) -> Tuple[Tensor, Tensor]:
+        """
+        Returns:
+            (2,) the weighted sums of the classification and the box loss over the batch, and (2,)
+            the sums of their targets' weights.
+        """
         loss_cls = self._loss_cls(predictions.pred_log_scores, targets, warmup)
         loss_box_reg = self._loss_box_reg(predictions.pred_boxes, targets)
-        weight_sums = torch.stack([targets.cls_targets.sum(), targets.box_weights.sum()])
-        cls_normalizer, box_normalizer = _mean_over_processes(weight_sums).clamp(min=1)
-        return {
-            "loss_cls": self.cls_loss_weight * loss_cls / cls_normalizer,
-            "loss_box_reg": self.box_reg_loss_weight * loss_box_reg / box_normalizer,
-        }
+        return (
+            torch.stack([self.cls_loss_weight * loss_cls, self.box_reg_loss_weight * loss_box_reg]),
+            torch.stack([targets.cls_targets.sum(), targets.box_weights.sum()]),
+        )
 
     def _loss_cls(self, pred_log_scores: Tensor, targets: Targets, warmup: bool) -> Tensor:
         """
@@ -420,6 +491,12 @@ def select_candidates(
         boxes=boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4)),
         classes=(pairs % K).gather(1, order),
     )
+
+
+def _class_names(datasets: Sequence[str]) -> List[str]:
+    """Of the first data set, if it is registered."""
+    registered = [name for name in datasets if name in DatasetCatalog.list()]
+    return list(MetadataCatalog.get(registered[0]).get("thing_classes") or []) if registered else []
 
 
 def _mean_over_processes(x: Tensor) -> Tensor:

@@ -4,10 +4,23 @@ import colorsys
 from typing import List, Optional, Sequence
 
 import numpy as np
+from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-__all__ = ["add_heading", "class_colors", "draw_boxes", "stack_pictures"]
+__all__ = [
+    "add_heading",
+    "class_colors",
+    "draw_boxes",
+    "draw_points",
+    "draw_training",
+    "stack_pictures",
+]
+
+# Shorter side in pixels of a picture of a training image.
+_SMALLEST_PICTURE = 400
 
 
 def class_colors(num_classes: int) -> List[tuple]:
@@ -46,6 +59,66 @@ def draw_boxes(
         assigned_colors=[colors[c] for c in classes],
     )
     return output.get_image()
+
+
+def draw_training(
+    image: np.ndarray,
+    gt_instances: Instances,
+    points: Tensor,
+    positive: Tensor,
+    weights: Tensor,
+    detections: Instances,
+    class_names: Sequence[str],
+) -> np.ndarray:
+    """
+    One image of a training batch, twice: with its objects and the locations that answer for them,
+    and with what is detected in it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        gt_instances: with "gt_boxes" and "gt_classes".
+        points: (R, 2), x and y of the locations.
+        positive, weights: (R,), whether a location answers for an object, and its weight in the
+            box loss: t_hat in TAL, the centerness in the warm-up. Dots are larger and brighter
+            the larger it is.
+        detections: with "pred_boxes", "scores" and "pred_classes", the best first; 20 are drawn.
+
+    Returns:
+        (H', W', 3) uint8, RGB; small images are enlarged.
+    """
+    scale = max(1.0, _SMALLEST_PICTURE / min(image.shape[:2]))
+    boxes, classes = gt_instances.gt_boxes.tensor.cpu(), gt_instances.gt_classes.tolist()
+    objects = draw_boxes(image, boxes, classes, class_names, scale=scale)
+    objects = draw_points(objects, points[positive] * scale, weights[positive])
+    best = detections[:20].to("cpu")
+    detected = draw_boxes(
+        image,
+        best.pred_boxes.tensor,
+        best.pred_classes.tolist(),
+        class_names,
+        best.scores.tolist(),
+        scale=scale,
+    )
+    headings = ("objects and their positives", "detections")
+    return stack_pictures([[add_heading(*x) for x in zip((objects, detected), headings)]])
+
+
+def draw_points(picture: np.ndarray, points: Tensor, weights: Tensor) -> np.ndarray:
+    """
+    Args:
+        picture: (H, W, 3) uint8, RGB.
+        points: (P, 2), x and y in pixels of the picture.
+        weights: (P,) in [0, 1]; a dot is larger and brighter the larger it is.
+    """
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    order = weights.argsort()  # the brightest on top
+    for (x, y), weight in zip(points[order].tolist(), weights[order].tolist()):
+        radius = 2 + 4 * weight
+        color = tuple(int(255 * c) for c in colormaps["plasma"](weight)[:3])
+        corners = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(corners, fill=color, outline="black")
+    return np.asarray(image)
 
 
 def add_heading(picture: np.ndarray, text: str, height: int = 22) -> np.ndarray:

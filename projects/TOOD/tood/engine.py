@@ -11,6 +11,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
@@ -18,10 +19,14 @@ from detectron2.utils import comm
 from .annotations import has_size
 from .checkpoint import Checkpointer
 from .errors import UserError
+from .keep_best import BestWeights, EarlyStop, StopEarly
 from .mapper import CheckedMapper
 from .stop_on_signal import StopOnSignal
 from .training_data import AugmentedDataset, TrainingBatches, TrainingLoader
 from .training_step import TrainingStep
+from .validation import validation_loss
+from .watch import StatusPrinter
+from .weight_average import AverageWeights, make_average
 
 __all__ = ["Trainer"]
 
@@ -51,7 +56,13 @@ class Trainer(DefaultTrainer):
             scale_gradients=cfg.MODEL.TOOD.PRECISION_TRAIN == "float16",
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        parts = {"trainer": weakref.proxy(self)}
+        self.averaged = None
+        if cfg.MODEL.TOOD.EMA_DECAY:
+            parts["ema"] = self.averaged = make_average(model, cfg.MODEL.TOOD.EMA_DECAY)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, **parts)
+        self.best = BestWeights(cfg.OUTPUT_DIR)
+        self.stopped_early = False
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -78,12 +89,68 @@ class Trainer(DefaultTrainer):
         built = super().build_hooks()
         # Behind what changes the state of the training, before what takes time.
         i = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        return [*built[:i], StopOnSignal(self.checkpointer), *built[i:]]
+        evaluation = [
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate),
+            StopEarly(self.cfg.TEST.EVAL_PERIOD, self.cfg.MODEL.TOOD.EARLY_STOP_PATIENCE),
+        ]
+        built = [*built[:i], StopOnSignal(self.checkpointer), *evaluation, *built[i + 1 :]]
+        if self.averaged is not None:  # before what saves or evaluates it
+            average = AverageWeights(self._model, self.averaged, self.cfg.OUTPUT_DIR)
+            built.insert(0, average)
+        return built
+
+    def build_writers(self):
+        # In this order: the losses first in the log, but its figures also in the other writers.
+        printer, *others = super().build_writers()
+        return [printer, StatusPrinter(self.cfg.SOLVER.IMS_PER_BATCH), *others]
 
     def train(self):
         # Detectron2 logs a traceback of whatever ends training.
         with _without_tracebacks_of_user_errors("detectron2.engine.train_loop"):
-            return super().train()
+            try:
+                return super().train()
+            except EarlyStop:
+                return getattr(self, "_last_eval_results", None)
+
+    def resume_or_load(self, resume=True):
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self.best.resume()
+
+    def evaluate(self):
+        """
+        Evaluate the model, its average and the validation losses, and keep the best weights.
+
+        Returns:
+            Detectron2's results, with "ema" and "val_loss" beside them, in the main process.
+        """
+        self._last_eval_results = self.test(self.cfg, self._model)
+        results = dict(self._last_eval_results)
+        evaluated = {"the weights": (self._model, self._last_eval_results)}
+        if self.averaged is not None:
+            results["ema"] = self.test(self.cfg, self.averaged.module)
+            evaluated["the averaged weights"] = (self.averaged.module, results["ema"])
+        if self.cfg.MODEL.TOOD.VAL_LOSS:
+            results["val_loss"] = self._validation_losses()
+        if comm.is_main_process():
+            for name, (model, found) in evaluated.items():
+                self.best.offer(model, _first_AP(found), self.iter, name)
+        return results
+
+    def _validation_losses(self):
+        warmup = self.iter < self.cfg.MODEL.TOOD.WARMUP_ITERS
+        losses = {
+            name: validation_loss(
+                self._model, self.build_validation_loader(self.cfg, name), warmup=warmup
+            )
+            for name in self.cfg.DATASETS.TEST
+        }
+        return next(iter(losses.values())) if len(losses) == 1 else losses
+
+    @property
+    def _model(self):
+        """Not wrapped for several processes."""
+        return getattr(self._trainer.model, "module", self._trainer.model)
 
     def state_dict(self):
         state = super().state_dict()
@@ -152,6 +219,16 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
+    def build_validation_loader(cls, cfg, dataset_name):
+        """As the test loader, but with the objects."""
+        mapper = CheckedMapper(
+            is_train=True,
+            augmentations=build_augmentation(cfg, is_train=False),
+            image_format=cfg.INPUT.FORMAT,
+        )
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
         return SizedCOCOEvaluator(dataset_name, output_dir=output_dir)
@@ -188,6 +265,13 @@ class SizedCOCOEvaluator(COCOEvaluator):
         dataset["annotations"] = [a for a in annotations if has_size(a["bbox"])]
         if len(dataset["annotations"]) < len(annotations):
             self._coco_api.createIndex()
+
+
+def _first_AP(results) -> float:
+    """Box AP on the first data set of an evaluation."""
+    if results and "bbox" not in results:
+        results = next(iter(results.values()))
+    return results.get("bbox", {}).get("AP", float("nan")) if results else float("nan")
 
 
 class _without_tracebacks_of_user_errors(logging.Filter):

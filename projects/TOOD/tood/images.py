@@ -48,14 +48,15 @@ def probe_image(path: str) -> Tuple[int, int]:
     Look at a picture without decoding it, unless its end is not what it should be.
 
     Returns:
-        width and height in pixels, upright.
+        width and height in pixels, upright (save for a PNG that says so behind its pixels).
 
     Raises:
         one of IMAGE_ERRORS.
     """
     with PathManager.open(path, "rb") as f, Image.open(f) as image:
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
+        # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
+        if Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED:
             width, height = height, width
         end = _ENDS.get(image.format)
         f.seek(-min(f.seek(0, 2), 64), 2)

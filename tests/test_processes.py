@@ -1,0 +1,142 @@
+"""Processes that torchrun or SLURM starts: what the environment says, and whole trainings."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, free_port
+from detectron2.modeling import build_model
+
+import train_net
+from tood.errors import UserError
+from tood.processes import Place, first_host, place_from_environment
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "5",
+}
+SLURM = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
+
+
+def test_torchrun():
+    assert place_from_environment(TORCHRUN) == Place(3, 8, 1, "a", 5)
+
+
+def test_slurm():
+    assert place_from_environment(SLURM) == Place(3, 8, 1, "gpu07", 23456)
+    own = {**SLURM, "MASTER_ADDR": "here", "MASTER_PORT": "99"}
+    assert place_from_environment(own) == Place(3, 8, 1, "here", 99)
+    assert place_from_environment({**SLURM, **TORCHRUN}) == Place(3, 8, 1, "a", 5)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"},
+        # The script of a job, before srun: one process, whatever the job asked for.
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
+        {**SLURM, "SLURM_STEP_NUM_TASKS": "1"},
+    ],
+)
+def test_one_process(environ):
+    assert place_from_environment(environ) is None
+
+
+@pytest.mark.parametrize(
+    "key, value", [("LOCAL_RANK", None), ("WORLD_SIZE", "many"), ("RANK", "-1")]
+)
+def test_environment_that_cannot_be(key, value):
+    environ = {k: v for k, v in {**TORCHRUN, key: value}.items() if v is not None}
+    with pytest.raises(UserError, match=f"{key} is {value!r}"):
+        place_from_environment(environ)
+
+
+@pytest.mark.parametrize(
+    "node_list, host",
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("gpu[07-09,12],other3", "gpu07"),
+        ("gpu[4,7]", "gpu4"),
+        ("rack[1-2]-ib", "rack1-ib"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_first_host(node_list, host):
+    assert first_host(node_list) == host
+
+
+@pytest.fixture
+def half_empty(shapes, tmp_path):
+    """The shapes, of which every other image has no objects."""
+    content = json.loads((shapes / "annotations.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] % 2]
+    (tmp_path / "half.json").write_text(json.dumps(content))
+    return f"{tmp_path}/half.json:{shapes}/images"
+
+
+def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg):
+    """Batches of two images, one in each process, some without an object."""
+    start = build_model(tiny_cfg).state_dict()
+    torch.save({"model": start}, tmp_path / "start.pth")
+    opts = ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "TEST.EVAL_PERIOD", "2"]
+    opts += ["MODEL.WEIGHTS", str(tmp_path / "start.pth"), "SOLVER.WARMUP_ITERS", "0"]
+    outs = {name: tmp_path / name for name in ("one", "torchrun", "srun")}
+    argv = {
+        name: command(train=half_empty, val=half_empty, opts=[*opts, "OUTPUT_DIR", str(out)])
+        for name, out in outs.items()
+    }
+    train_net.cli(argv["one"])
+    script = str(ROOT / "train_net.py")
+    quiet = dict(os.environ, OMP_NUM_THREADS="1")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--master-port", str(free_port()), script, *argv["torchrun"]]
+    started = [subprocess.Popen(torchrun, env=quiet, stdout=subprocess.DEVNULL)]
+    slurm = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    for rank in "01":
+        environ = {**quiet, **slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, script, *argv["srun"]], env=environ, stdout=subprocess.DEVNULL
+            )
+        )
+    assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
+
+    one, *others = (torch.load(out / "model_final.pth", weights_only=True) for out in outs.values())
+    for other in others:
+        assert other["iteration"] == one["iteration"] == 3
+        way = sum((x - start[name]).double().norm() ** 2 for name, x in one["model"].items())
+        apart = sum(
+            (x - other["model"][name]).double().norm() ** 2 for name, x in one["model"].items()
+        )
+        assert 0 < apart.sqrt() < 0.01 * way.sqrt()
+    metrics = [(out / "metrics.json").read_text().splitlines()[-1] for out in outs.values()]
+    APs = [json.loads(line)["bbox/AP"] for line in metrics]
+    assert APs[1:] == pytest.approx([APs[0]] * 2, abs=0.5)
+
+
+def test_a_mistake_ends_all_processes(command, tmp_path):
+    argv = command(train=f"{tmp_path}/missing.json")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--master-port", str(free_port()), str(ROOT / "train_net.py"), *argv]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error: The annotation file" in done.stderr and "missing.json" in done.stderr
