@@ -16,8 +16,8 @@ setup(
     python_requires=">=3.9",
     install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tqdm"],
     extras_require={
-        "test": ["pytest"],
-        "dev": ["pytest", "ruff"],
+        "test": ["hypothesis", "pytest"],
+        "dev": ["hypothesis", "pytest", "ruff"],
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],
     },

@@ -172,7 +172,7 @@ def test_missing_keys(own):
     entry = own.save()
     prepare_datasets(config([entry]), training=True)  # training does not need it
     sentence = complaint(config([entry], [entry]))
-    assert "entry 2 of its annotations needs a 'area' of type float; it is 'missing'" in sentence
+    assert "entry 2 of its annotations needs a 'area' of type float; it is missing" in sentence
     del own.content["images"][1]["width"]
     assert "entry 1 of its images needs a 'width'" in complaint(config([own.save()]))
 

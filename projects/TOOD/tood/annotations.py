@@ -17,6 +17,14 @@ _KEYS = {
 _KEYS_TO_EVALUATE = {"area": _NUMBER, "iscrowd": _INTEGER}
 
 
+class _Missing:
+    def __repr__(self):
+        return "missing"
+
+
+_MISSING = _Missing()
+
+
 def read_annotations(json_file: str, *, to_test: bool) -> Dict:
     """
     Args:
@@ -67,7 +75,7 @@ def _check_records(content, records: str, keys: Dict, json_file: str) -> None:
     seen = set()
     for i, record in enumerate(content):
         for key, types in keys.items():
-            value = record.get(key, "missing") if isinstance(record, dict) else record
+            value = record.get(key, _MISSING) if isinstance(record, dict) else record
             # JSON's true is a number in Python, and none here.
             if not isinstance(record, dict) or type(value) not in types:
                 raise UserError(

@@ -10,7 +10,7 @@ from .detector import PRECISIONS
 from .errors import UserError
 from .head import ANCHOR_TYPES
 
-__all__ = ["check_config", "known_keys", "nearest_key"]
+__all__ = ["check_config", "check_nothing_removed", "known_keys", "nearest_key"]
 
 
 class Range(NamedTuple):
@@ -62,10 +62,23 @@ RANGES = {
     "DATALOADER.NUM_WORKERS": Range(0),
 }
 CHOICES = {
+    "INPUT.FORMAT": ("RGB", "BGR"),
     "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
+
+
+def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
+    """
+    A config file can set anything to null, which yacs does not mind.
+
+    Raises:
+        UserError: with the key, for the first that has a default and is None.
+    """
+    for key in known_keys(defaults):
+        if _value(cfg, key) is None and _value(defaults, key) is not None:
+            raise UserError(f"{key} is None; leave it out, or set it.")
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -113,7 +126,7 @@ def _check_head(tood: CfgNode) -> None:
             f"MODEL.TOOD.CONV_DIM, {tood.CONV_DIM}."
         )
     weights = tood.BBOX_REG_WEIGHTS
-    if len(weights) != 4 or not all(w > 0 for w in weights):
+    if len(weights) != 4 or not all(type(w) in (int, float) and w > 0 for w in weights):
         raise UserError(
             f"MODEL.TOOD.BBOX_REG_WEIGHTS is {tuple(weights)}; it must be four numbers above 0."
         )
@@ -124,9 +137,17 @@ def _check_levels(cfg: CfgNode) -> None:
     features = cfg.MODEL.TOOD.IN_FEATURES
     if not features:
         raise UserError("MODEL.TOOD.IN_FEATURES is empty; name the feature maps, as p3 to p7.")
+    if cfg.MODEL.BACKBONE.NAME == "build_tood_resnet_fpn_backbone":
+        known = [f"p{name[len('res') :]}" for name in cfg.MODEL.FPN.IN_FEATURES] + ["p6", "p7"]
+        unknown = [name for name in features if name not in known]
+        if unknown:
+            raise UserError(
+                f"MODEL.TOOD.IN_FEATURES has {unknown[0]!r}, but the backbone makes "
+                f"{', '.join(known)}."
+            )
     generator = cfg.MODEL.ANCHOR_GENERATOR
     for key, values in (("SIZES", generator.SIZES), ("ASPECT_RATIOS", generator.ASPECT_RATIOS)):
-        if not values or any(len(v) != 1 for v in values):
+        if not values or not all(isinstance(v, (list, tuple)) and len(v) == 1 for v in values):
             raise UserError(
                 f"MODEL.ANCHOR_GENERATOR.{key} is {values}; TOOD has one anchor a location, so "
                 "each level needs one, as in [[64], [128]]."

@@ -101,7 +101,8 @@ class Checkpointer(DetectionCheckpointer):
         except UserError:
             raise
         except (
-            *(AssertionError, EOFError, KeyError, OSError, RuntimeError, ValueError),
+            *(AssertionError, AttributeError, EOFError, KeyError, OSError, RuntimeError),
+            *(TypeError, ValueError),
             *(pickle.UnpicklingError, struct.error),
         ) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__

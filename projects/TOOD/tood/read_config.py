@@ -10,7 +10,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
-from .check_config import check_config, nearest_key
+from .check_config import check_config, check_nothing_removed, nearest_key
 from .config import add_tood_config
 from .errors import UserError
 
@@ -39,6 +39,7 @@ def load_config(
     """
     cfg = get_cfg()
     add_tood_config(cfg)
+    defaults = cfg.clone()
     if config_file and not os.path.isfile(config_file):
         raise UserError(f"The config file {config_file} does not exist.")
     try:
@@ -56,6 +57,7 @@ def load_config(
             f"The config file {config_file} or an option behind it is wrong: {reason}"
             + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
+    check_nothing_removed(cfg, defaults)
     if cfg.MODEL.META_ARCHITECTURE != "TOOD":
         raise UserError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
