@@ -1,4 +1,7 @@
 import numpy as np
+import pytest
+import visualize_data
+from PIL import Image
 
 from tood.draw import add_heading, class_colors, draw_boxes, stack_pictures
 
@@ -41,3 +44,18 @@ def test_stacked_pictures():
     assert (sheet[:5, 24:34] == 1).all()
     assert (sheet[14:, :10] == 1).all()
     assert (sheet[:10, 20:24] == 255).all()
+
+
+def test_visualize_data(command, tmp_path, capsys):
+    argv = command()
+    config, data, opts = argv[1], argv[3], argv[6:]
+    picture = tmp_path / "new" / "data.png"
+    flags = ["--num-images", "10", "--columns", "4", "--scale", "2", "--output", str(picture)]
+    visualize_data.main(
+        visualize_data.parse_args(["--config-file", config, "--train-data", data, *flags, *opts])
+    )
+    assert "8 images, 21 objects, 4 classes" in capsys.readouterr().out
+    # Three rows of four pictures of 128 x 128 below a heading.
+    assert Image.open(picture).size == (4 * 128 + 3 * 4, 3 * (128 + 22) + 2 * 4)
+    with pytest.raises(SystemExit):
+        visualize_data.parse_args(["--config-file", config, "--columns", "0"])

@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+"""
+Check data sets, and draw what the trainer gets to see of them: resized, augmented, with its boxes::
+
+    python tools/visualize_data.py --config-file configs/tood_R18_GN_small_data.yaml \\
+        --train-data train.json:images --output data.png MODEL.TOOD.NUM_CLASSES 3
+"""
+
+import argparse
+import itertools
+import os
+import sys
+
+from detectron2.data import MetadataCatalog
+from PIL import Image
+from tqdm import tqdm
+
+from tood.data import prepare_datasets
+from tood.draw import add_heading, draw_boxes, stack_pictures
+from tood.engine import Trainer
+from tood.errors import UserError
+from tood.read_config import load_config
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--train-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
+    )
+    parser.add_argument("--output", default="data.png", metavar="PNG")
+    parser.add_argument("--num-images", type=int, default=12, help="the first of the training")
+    parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    args = parser.parse_args(argv)
+    for flag in ("num_images", "columns", "scale"):
+        if getattr(args, flag) <= 0:
+            parser.error(f"--{flag.replace('_', '-')} must be more than 0")
+    return args
+
+
+def main(args):
+    cfg = load_config(args.config_file, args.opts, train_data=args.train_data)
+    cfg.DATASETS.TEST = ()  # training data only
+    for report in prepare_datasets(cfg, training=True):
+        print(report)
+    class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    images = itertools.chain.from_iterable(Trainer.build_train_loader(cfg))
+    images = itertools.islice(images, args.num_images)
+    pictures = [
+        draw(image, cfg.INPUT.FORMAT, class_names, args.scale)
+        for image in tqdm(images, total=args.num_images, desc="drawing")
+    ]
+    rows = [pictures[i : i + args.columns] for i in range(0, len(pictures), args.columns)]
+    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
+    Image.fromarray(stack_pictures(rows)).save(args.output)
+    print(f"The first {len(pictures)} images of the training: {args.output}")
+
+
+def draw(image, image_format, class_names, scale):
+    """One image of a batch, below its file's name and its size at the network's input."""
+    pixels = image["image"].permute(1, 2, 0).numpy()
+    if image_format == "BGR":
+        pixels = pixels[:, :, ::-1]
+    gt = image["instances"]
+    boxes, classes = gt.gt_boxes.tensor.numpy(), gt.gt_classes.tolist()
+    picture = draw_boxes(pixels, boxes, classes, class_names, scale=scale)
+    height, width, _ = pixels.shape
+    name = os.path.basename(image["file_name"])
+    return add_heading(picture, f"{width} x {height}  {name}")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
