@@ -14,7 +14,7 @@ setup(
     package_dir={"tood": "projects/TOOD/tood", "tood.configs": "configs"},
     package_data={"tood.configs": ["*.yaml"]},
     python_requires=">=3.9",
-    install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tqdm"],
+    install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
         "test": ["hypothesis", "pytest"],
         "dev": ["hypothesis", "pytest", "ruff"],

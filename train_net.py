@@ -28,14 +28,15 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from tood.check_config import check_training
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_folder
 from tood.processes import launch
-from tood.read_config import check_weights, load_config
-from tood.schedule import Schedule, scale_schedule
+from tood.read_config import check_weights, load_config, read_schedule
+from tood.schedule import scale_schedule
 
 logger = logging.getLogger("tood")
 
@@ -77,6 +78,8 @@ def parse_args(argv=None):
 def setup(args):
     """Nothing is written before the config, its weights and its annotations have been checked."""
     cfg = load_config(args.config_file, args.opts, args.train_data, args.val_data)
+    if not args.eval_only:
+        check_training(cfg)
     reports = prepare_datasets(cfg, training=not args.eval_only)
     scaled = set_schedule(cfg, args)
     if not (args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
@@ -93,26 +96,35 @@ def setup(args):
     for report in reports:
         logger.info(str(report))
     if scaled:
-        logger.info(f"Scaled by --epochs and --images-per-step: {scaled}")
+        texts = (f"{key} {value}" for key, value in scaled.items())
+        logger.info(f"Scaled by --epochs and --images-per-step: {', '.join(texts)}")
     return cfg
 
 
 def set_schedule(cfg, args):
-    """Change a config to what the flags ask for; the new schedule, or None without a flag."""
+    """
+    Change a config to what the flags ask for, save for the keys that were typed: what was changed,
+    or None without a flag.
+    """
     if args.eval_only or (args.epochs is None and args.images_per_step is None):
         return None
+    as_typed = set(args.opts[::2])
     num_images = None
     if args.epochs is not None:
         filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         num_images = len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty))
     schedule = scale_schedule(
-        Schedule.from_config(cfg),
-        images_per_step=args.images_per_step,
+        read_schedule(args.config_file),
+        images_per_step=cfg.SOLVER.IMS_PER_BATCH
+        if args.images_per_step is None
+        else args.images_per_step,
         epochs=args.epochs,
         num_images=num_images,
     )
-    schedule.to_config(cfg)
-    return schedule
+    options = {key: value for key, value in schedule.options().items() if key not in as_typed}
+    for key, value in options.items():
+        cfg.merge_from_list([key, value])
+    return options
 
 
 def main(args):

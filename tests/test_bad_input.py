@@ -16,6 +16,7 @@ import torch
 from conftest import CONFIG, ROOT, error_of
 from PIL import Image
 
+import tood
 import train_net
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -156,7 +157,6 @@ def test_disk_full_while_saving(command, tmp_path):
 
     done = subprocess.run(
         [sys.executable, str(ROOT / "train_net.py"), *command()],
-        *(),
         capture_output=True,
         text=True,
         preexec_fn=limit,
@@ -179,9 +179,23 @@ def test_checkpoint_of_another_model(command, tmp_path):
     assert "other.pth cannot be loaded" in message
 
 
-@pytest.mark.parametrize("flag, value", [("--epochs", "0"), ("--images-per-step", "-2")])
-def test_schedules(command, flag, value):
-    assert f"{flag} is {float(value):g}" in error_of(command(flag, value)).replace(".0;", ";")
+@pytest.mark.parametrize(
+    "flag, value, says",
+    [
+        ("--epochs", "0", "--epochs is 0.0; it must be more than 0"),
+        ("--epochs", "1e30", "--epochs is 1e+30; that would be 4e+30 iterations"),
+        ("--images-per-step", "-2", "--images-per-step is -2; it must be more than 0"),
+    ],
+)
+def test_schedules(command, flag, value, says):
+    assert says in error_of(command(flag, value))
+
+
+def test_pictures_without_a_library_to_draw_them(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tood.draw", None)
+    monkeypatch.delattr(tood, "draw", raising=False)
+    message = error_of(command(opts=["VIS_PERIOD", "5"]))
+    assert "VIS_PERIOD is 5" in message and "pip install opencv-python" in message
 
 
 def test_no_such_config_file():

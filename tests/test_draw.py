@@ -4,6 +4,7 @@ import visualize_data
 from PIL import Image
 
 from tood.draw import add_heading, class_colors, draw_boxes, stack_pictures
+from tood.errors import UserError
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
@@ -50,12 +51,24 @@ def test_visualize_data(command, tmp_path, capsys):
     argv = command()
     config, data, opts = argv[1], argv[3], argv[6:]
     picture = tmp_path / "new" / "data.png"
-    flags = ["--num-images", "10", "--columns", "4", "--scale", "2", "--output", str(picture)]
+    flags = ["--num-images", "8", "--columns", "3", "--scale", "2", "--output", str(picture)]
     visualize_data.main(
         visualize_data.parse_args(["--config-file", config, "--train-data", data, *flags, *opts])
     )
     assert "8 images, 21 objects, 4 classes" in capsys.readouterr().out
-    # Three rows of four pictures of 128 x 128 below a heading.
-    assert Image.open(picture).size == (4 * 128 + 3 * 4, 3 * (128 + 22) + 2 * 4)
+    # Three rows of three pictures of 128 x 128 below a heading.
+    sheet = np.asarray(Image.open(picture))
+    first, second = sheet[22:150, :128], sheet[22:150, 132:260]
+    assert first.std() > 10 and second.std() > 10 and (first != second).any()
+    assert (sheet[304:, 264:] == 255).all()  # there are eight images, not ten
+    assert sheet.shape[1::-1] == (3 * 128 + 2 * 4, 3 * (128 + 22) + 2 * 4)
+    for name, says in (("d.xyz", "end in .png or .jpg"), (f"{picture}/d.png", "cannot be written")):
+        flags[-1] = str(tmp_path / name)
+        with pytest.raises(UserError, match=says):
+            visualize_data.main(
+                visualize_data.parse_args(
+                    ["--config-file", config, "--train-data", data, *flags, *opts]
+                )
+            )
     with pytest.raises(SystemExit):
         visualize_data.parse_args(["--config-file", config, "--columns", "0"])

@@ -1,7 +1,10 @@
 """Scaling of schedules: literal values."""
 
 import pytest
+import torch
+from detectron2.solver import build_lr_scheduler
 
+import train_net
 from tood.errors import UserError
 from tood.schedule import Schedule, scale_schedule
 
@@ -55,6 +58,19 @@ def test_nothing_to_scale():
     assert scale_schedule(RELEASED) == RELEASED
 
 
+@pytest.mark.parametrize("max_iter", [*range(1, 12), 100])
+def test_schedules_of_a_few_steps_can_be_built(tiny_cfg, max_iter):
+    scaled = scale_schedule(RELEASED, epochs=max_iter, num_images=16)
+    assert scaled.max_iter == max_iter
+    tiny_cfg.merge_from_list([x for item in scaled.options().items() for x in item])
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=scaled.base_lr)
+    scheduler = build_lr_scheduler(tiny_cfg, optimizer)
+    for _ in range(max_iter):
+        optimizer.step()
+        scheduler.step()
+
+
 def test_training_of_a_step_or_none_at_all():
     assert scale_schedule(RELEASED, epochs=0.001, num_images=3).max_iter == 1
     none = RELEASED._replace(max_iter=0, steps=(), atss_iters=0)
@@ -69,5 +85,24 @@ def test_numbers_that_cannot_be(flag, value):
 
 
 def test_to_and_from_a_config(tiny_cfg):
-    RELEASED.to_config(tiny_cfg)
+    tiny_cfg.merge_from_list([x for item in RELEASED.options().items() for x in item])
     assert Schedule.from_config(tiny_cfg) == RELEASED
+
+
+def test_flags_scale_the_file_and_leave_what_was_typed(command):
+    typed = ["TEST.EVAL_PERIOD", "2", "SOLVER.STEPS", "(3,)"]
+    argv = command("--epochs", "5", "--images-per-step", "2")
+    start = argv.index("SOLVER.MAX_ITER")
+    del argv[start : start + 6]  # MAX_ITER, STEPS, IMS_PER_BATCH
+    cfg = train_net.setup(train_net.parse_args([*argv, *typed]))
+    # 5 epochs of 8 images; the file has a learning rate of 0.01 for 4.
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (20, 2, 0.005)
+    assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (3,))
+    assert cfg.MODEL.TOOD.WARMUP_ITERS == 2  # typed by the fixture
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 10  # 400 of 800
+
+
+def test_typed_images_a_step_count_as_the_flag(command):
+    cfg = train_net.setup(train_net.parse_args(command("--epochs", "5")))
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.005)
+    assert cfg.SOLVER.MAX_ITER == 4  # typed

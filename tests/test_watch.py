@@ -17,7 +17,7 @@ from tood.draw import draw_points, draw_training
 from tood.keep_best import BestWeights
 from tood.validation import validation_loss
 from tood.watch import StatusPrinter, assignment_statistics
-from tood.weight_average import make_average
+from tood.weight_average import WeightAverage
 
 
 @pytest.fixture
@@ -129,40 +129,87 @@ def test_patience_needs_evaluations(command):
     assert "EARLY_STOP_PATIENCE is 2" in message and "TEST.EVAL_PERIOD" in message
 
 
+def test_a_stopped_training_stays_stopped(command, out):
+    opts = ["SOLVER.BASE_LR", "1e-12", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "50"]
+    opts += ["MODEL.TOOD.EARLY_STOP_PATIENCE", "1"]
+    train_net.cli(command(opts=opts))
+    train_net.cli(command("--resume", opts=opts))
+    log = (out / "log.txt").read_text()
+    assert log.count("Stopped after iteration 1: 1 evaluations in a row") == 2
+    assert torch.load(out / "model_final.pth", weights_only=False)["iteration"] == 1
+    opts[-1] = "2"  # more patience: another evaluation
+    train_net.cli(command("--resume", opts=opts))
+    assert "Stopped after iteration 2: 2 evaluations" in (out / "log.txt").read_text()
+
+
+def test_the_best_weights_of_another_training_do_not_count(command, out):
+    opts = ["TEST.EVAL_PERIOD", "2"]
+    train_net.cli(command(opts=opts))
+    best = torch.load(out / "model_best.pth", weights_only=True)
+    torch.save({**best, "AP": 99.0, "iteration": 4999}, out / "model_best.pth")
+    train_net.cli(command("--resume", opts=[*opts, "SOLVER.MAX_ITER", "6"]))
+    assert torch.load(out / "model_best.pth", weights_only=True)["AP"] == 99.0  # its own
+    train_net.cli(command(opts=opts))
+    assert torch.load(out / "model_best.pth", weights_only=True)["AP"] == best["AP"]
+
+
 def test_best_weights(tmp_path):
     model = torch.nn.Linear(1, 1)
     best = BestWeights(str(tmp_path))
-    best.resume()  # there is nothing yet
+    best.resume("this")  # there is nothing yet
     for iteration, AP in enumerate((float("nan"), 3.0, 5.0, 4.0, 5.0)):
         torch.nn.init.constant_(model.weight, iteration)
-        best.offer(model, AP, iteration)
+        best.offer(model, AP, iteration, run_id="this", name="weights")
+    other = BestWeights(str(tmp_path))
+    other.resume("other")
+    assert other.AP is None
     resumed = BestWeights(str(tmp_path))
-    resumed.resume()
+    resumed.resume("this")
     assert (resumed.AP, resumed.iteration) == (best.AP, best.iteration) == (5.0, 2)
-    resumed.offer(model, 4.5, 9)
+    resumed.offer(model, 4.5, 9, run_id="this", name="weights")
     content = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert content["model"]["weight"].item() == 2 and content["AP"] == 5.0
+    (tmp_path / "model_best.pth").write_bytes(b"cut off")
+    damaged = BestWeights(str(tmp_path))
+    damaged.resume("this")
+    assert damaged.AP is None
 
 
 def test_average_of_weights():
     model = torch.nn.BatchNorm1d(1)
-    averaged = make_average(model, decay=0.4)
+    averaged = WeightAverage(model, decay=0.4)
     for value in (1.0, 2.0, 4.0, 8.0):
         torch.nn.init.constant_(model.weight, value)
-        averaged.update_parameters(model)
+        averaged.update(model)
     # The first is taken as it is; the decays after it are 2/11, 3/12, 4/13.
     expected = 1.0
     for value, decay in ((2.0, 2 / 11), (4.0, 3 / 12), (8.0, 4 / 13)):
         expected = decay * expected + (1 - decay) * value
-    assert averaged.module.weight.item() == pytest.approx(expected)
+    assert averaged.model.weight.item() == pytest.approx(expected)
     for _ in range(20):
-        averaged.update_parameters(model)
-    before = averaged.module.weight.item()
+        averaged.update(model)
+    before = averaged.model.weight.item()
     torch.nn.init.constant_(model.weight, 9.0)
     model.num_batches_tracked += 3
-    averaged.update_parameters(model)
-    assert averaged.module.weight.item() == pytest.approx(0.4 * before + 0.6 * 9)
-    assert averaged.module.num_batches_tracked == 3
+    averaged.update(model)
+    assert averaged.model.weight.item() == pytest.approx(0.4 * before + 0.6 * 9)
+    assert averaged.model.num_batches_tracked == 3
+    copy = WeightAverage(torch.nn.BatchNorm1d(1), decay=0.4)
+    copy.load_state_dict(averaged.state_dict())
+    assert copy.num_steps == 25 and torch.equal(copy.model.weight, averaged.model.weight)
+
+
+def test_average_makes_a_gpu_wait_for_nothing(monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    averaged = WeightAverage(model, decay=0.9)
+
+    def read(self):
+        raise AssertionError("a value was read")
+
+    for name in ("__float__", "__bool__", "__int__", "item"):
+        monkeypatch.setattr(torch.Tensor, name, read)
+    for _ in range(3):
+        averaged.update(model)
 
 
 @pytest.mark.parametrize("warmup", [True, False])

@@ -8,7 +8,6 @@ Draw predictions beside ground truth, for some images of a data set, into one pi
 """
 
 import argparse
-import os
 import sys
 
 import torch
@@ -22,6 +21,7 @@ from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
 from tood.draw import add_heading, draw_boxes, stack_pictures
 from tood.errors import UserError
+from tood.files import check_picture
 from tood.images import IMAGE_ERRORS, read_image
 from tood.read_config import check_weights, load_config
 
@@ -54,6 +54,7 @@ def positive(text):
 
 def main(args):
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
+    check_picture(args.output)
     prepare_datasets(cfg, training=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
@@ -72,7 +73,6 @@ def main(args):
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")
     rows[0] = [add_heading(picture, headings[i % 2]) for i, picture in enumerate(rows[0])]
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     Image.fromarray(stack_pictures(rows)).save(args.output)
     print(f"Predictions (left) and ground truth (right): {args.output}")
 

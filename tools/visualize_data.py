@@ -19,6 +19,7 @@ from tood.data import prepare_datasets
 from tood.draw import add_heading, draw_boxes, stack_pictures
 from tood.engine import Trainer
 from tood.errors import UserError
+from tood.files import check_picture
 from tood.read_config import load_config
 
 
@@ -46,6 +47,7 @@ def parse_args(argv=None):
 
 def main(args):
     cfg = load_config(args.config_file, args.opts, train_data=args.train_data)
+    check_picture(args.output)
     cfg.DATASETS.TEST = ()  # training data only
     for report in prepare_datasets(cfg, training=True):
         print(report)
@@ -57,7 +59,6 @@ def main(args):
         for image in tqdm(images, total=args.num_images, desc="drawing")
     ]
     rows = [pictures[i : i + args.columns] for i in range(0, len(pictures), args.columns)]
-    os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     Image.fromarray(stack_pictures(rows)).save(args.output)
     print(f"The first {len(pictures)} images of the training: {args.output}")
 

@@ -6,11 +6,11 @@ from typing import List, NamedTuple, Optional
 
 from detectron2.config import CfgNode
 
-from .detector import PRECISIONS
+from .dense_head import ANCHOR_TYPES
+from .detector import ASSIGNERS, HEADS, PRECISIONS
 from .errors import UserError
-from .head import ANCHOR_TYPES
 
-__all__ = ["check_config", "check_nothing_removed", "known_keys", "nearest_key"]
+__all__ = ["check_config", "check_nothing_removed", "check_training", "known_keys", "nearest_key"]
 
 
 class Range(NamedTuple):
@@ -64,6 +64,8 @@ RANGES = {
 CHOICES = {
     "INPUT.FORMAT": ("RGB", "BGR"),
     "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
+    "MODEL.TOOD.HEAD": tuple(HEADS),
+    "MODEL.TOOD.ASSIGNER": ASSIGNERS,
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
@@ -94,14 +96,21 @@ def check_config(cfg: CfgNode) -> None:
         value = _value(cfg, key)
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+    _check_head(cfg.MODEL.TOOD)
+    _check_levels(cfg)
+
+
+def check_training(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: for what a training cannot do, though all of it can be.
+    """
     patience = cfg.MODEL.TOOD.EARLY_STOP_PATIENCE
     if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
         raise UserError(
             f"MODEL.TOOD.EARLY_STOP_PATIENCE is {patience}, but nothing is evaluated on the way; "
             "set TEST.EVAL_PERIOD to a number of iterations, and name data with --val-data."
         )
-    _check_head(cfg.MODEL.TOOD)
-    _check_levels(cfg)
 
 
 def _check_head(tood: CfgNode) -> None:
@@ -109,6 +118,11 @@ def _check_head(tood: CfgNode) -> None:
         raise UserError(
             f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; with MODEL.TOOD.NORM GN it must be a "
             "multiple of 32, the number of its groups."
+        )
+    if tood.CENTERNESS and (tood.HEAD, tood.ASSIGNER) != ("parallel", "atss"):
+        raise UserError(
+            f"MODEL.TOOD.CENTERNESS is True with the head {tood.HEAD} and the assigner "
+            f"{tood.ASSIGNER}; it is for MODEL.TOOD.HEAD parallel with MODEL.TOOD.ASSIGNER atss."
         )
     if tood.CONV_DIM % 8:
         raise UserError(

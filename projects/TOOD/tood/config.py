@@ -23,16 +23,25 @@ def add_tood_config(cfg):
     # Weights of the deltas (dx, dy, dw, dh) of "anchor_based": the inverse of their stds.
     tood.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
-    # Task-aligned head: number of stacked interactive convolutions (N of Eq. 1), their channels
-    # and norm, and the score that every class starts with.
+    # "task_aligned" (T-head), or "parallel": a tower of convolutions for each task, as ATSS has it.
+    tood.HEAD = "task_aligned"
+    # Whether scores are corrected by the map M (Eq. 5), and boxes by the offsets O (Eq. 6).
+    tood.ALIGN_CLS = True
+    tood.ALIGN_BOX = True
+    # Of the parallel head with ATSS throughout: learn the centerness, and rank detections by it.
+    tood.CENTERNESS = False
+    # Number of stacked convolutions (N of Eq. 1; of each tower in the parallel head), their
+    # channels and norm, and the score that every class starts with.
     tood.NUM_CONVS = 6
     tood.CONV_DIM = 256
     tood.NORM = "GN"
     tood.PRIOR_PROB = 0.01
-    # How many of the first interactive convolutions are deformable (DCNv2), and their groups.
+    # How many of the first convolutions are deformable (DCNv2), and their groups.
     tood.NUM_DCN_CONVS = 0
     tood.DCN_NUM_GROUPS = 4
 
+    # "tal": task alignment learning behind a warm-up; or "atss" throughout.
+    tood.ASSIGNER = "tal"
     # The first WARMUP_ITERS iterations assign by ATSS, those after it by task alignment
     # learning (TAL). 0 turns the warm-up off. It is not the warm-up of the learning rate, which
     # is SOLVER.WARMUP_ITERS. Released: 4 epochs, also when training takes 24.
@@ -69,6 +78,9 @@ def add_tood_config(cfg):
     tood.VAL_LOSS = False
     tood.EMA_DECAY = 0.0
     tood.EARLY_STOP_PATIENCE = 0
+
+    # Measure the alignment of classification and localization in each evaluation as well.
+    tood.EVAL_ALIGNMENT = False
 
     # What the network computes in while training and at inference: "float32", "bfloat16" or
     # "float16", the latter two by autocast, and float16 with scaled gradients, on a GPU only.

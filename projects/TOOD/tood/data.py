@@ -24,6 +24,10 @@ __all__ = ["load_own_data", "parse_own_data", "prepare_datasets"]
 
 logger = logging.getLogger(__name__)
 
+# The images of a larger data set are not opened before a training; on a network's disk that could
+# take an hour.
+MAX_IMAGES_LOOKED_AT = 50_000
+
 
 class OwnData(NamedTuple):
     """A COCO-format data set that is named by its files."""
@@ -57,7 +61,7 @@ def prepare_datasets(cfg, *, training: bool) -> List[DataReport]:
         training: whether ``DATASETS.TRAIN`` is going to be used, too.
 
     Returns:
-        what was found in the own data sets, none of it an error.
+        what was found in the data sets whose files are known, none of it an error.
 
     Raises:
         UserError: for no data set at all, an unknown name, a missing or unusable file, no
@@ -78,11 +82,13 @@ def prepare_datasets(cfg, *, training: bool) -> List[DataReport]:
     reports = []
     for entry in entries:
         own_data = parse_own_data(entry)
+        uses = dict(to_train=entry in train, to_test=entry in cfg.DATASETS.TEST)
         if own_data is None:
-            _check_registered(entry)
+            report = _check_registered(entry, cfg, **uses)
         else:
-            uses = dict(to_train=entry in train, to_test=entry in cfg.DATASETS.TEST)
-            reports.append(_register(entry, own_data, cfg, **uses))
+            report = _register(entry, own_data, cfg, **uses)
+        if report is not None:
+            reports.append(report)
     _check_classes(entries, cfg.MODEL.TOOD.NUM_CLASSES)
     return reports
 
@@ -111,25 +117,7 @@ def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -
 def _register(name: str, own_data: OwnData, cfg, *, to_train: bool, to_test: bool) -> DataReport:
     json_file, image_root = own_data
     content = read_annotations(json_file, to_test=to_test)
-    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    report = check_data(
-        json_file,
-        content,
-        _input_size(cfg, to_train),
-        _finest_stride(cfg),
-        filter_empty=filter_empty,
-    )
-    # One of several processes is enough to open every file.
-    if comm.is_main_process():
-        found = check_images(content["images"], image_root)
-        report = report._replace(findings=[*report.findings, *found])
-    _raise_errors(report)
-    if to_train and not any(
-        has_size(a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")
-    ):
-        raise UserError(
-            f"{json_file} has no objects with a size; there is nothing to train on in it."
-        )
+    report = _check_content(content, own_data, cfg, to_train)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -144,10 +132,37 @@ def _register(name: str, own_data: OwnData, cfg, *, to_train: bool, to_test: boo
     return report
 
 
+def _check_content(content: Dict, own_data: OwnData, cfg, to_train: bool) -> DataReport:
+    json_file, image_root = own_data
+    report = check_data(
+        json_file,
+        content,
+        _input_size(cfg, to_train),
+        _finest_stride(cfg),
+        to_train=to_train,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )
+    # One of several processes opens the files, and all hear of it: they must end together.
+    found = []
+    if comm.is_main_process() and len(content["images"]) <= MAX_IMAGES_LOOKED_AT:
+        found = check_images(content["images"], image_root)
+    found = comm.all_gather(found)[0]
+    report = report._replace(findings=[*report.findings, *found])
+    _raise_errors(report)
+    if to_train and not any(
+        has_size(a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")
+    ):
+        raise UserError(
+            f"{json_file} has no objects with a size; there is nothing to train on in it."
+        )
+    return report
+
+
 def _raise_errors(report: DataReport) -> None:
     if not report.errors:
         return
-    logger.error(str(report))
+    if comm.is_main_process():
+        logger.error(str(report))
     first = report.errors[0]
     more = sum(finding.count for finding in report.errors) - 1
     raise UserError(
@@ -168,7 +183,8 @@ def _finest_stride(cfg) -> int:
     return 2 ** int(level[0]) if level else 8
 
 
-def _check_registered(name: str) -> None:
+def _check_registered(name: str, cfg, *, to_train: bool, to_test: bool) -> Optional[DataReport]:
+    """As much as its metadata allow: None for a set that does not say where its files are."""
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -183,6 +199,14 @@ def _check_registered(name: str) -> None:
             "variable DETECTRON2_DATASETS to the folder that holds it, or name other data with "
             "--train-data and --val-data."
         )
+    metadata = MetadataCatalog.get(name)
+    image_root = metadata.get("image_root")
+    if metadata.get("evaluator_type") != "coco" or not (json_file and image_root):
+        return None
+    if "://" in json_file or "://" in image_root:
+        return None
+    content = read_annotations(json_file, to_test=to_test)
+    return _check_content(content, OwnData(json_file, image_root), cfg, to_train)
 
 
 def _check_classes(names: List[str], num_classes: int) -> None:

@@ -77,7 +77,13 @@ class DataReport(NamedTuple):
 
 
 def check_data(
-    json_file: str, content: Dict, input_size: InputSize, stride: int, *, filter_empty: bool = True
+    json_file: str,
+    content: Dict,
+    input_size: InputSize,
+    stride: int,
+    *,
+    to_train: bool = True,
+    filter_empty: bool = True,
 ) -> DataReport:
     """
     Look through annotations, without their images.
@@ -87,6 +93,7 @@ def check_data(
         content: as :func:`tood.annotations.read_annotations` returns it.
         input_size: of the network.
         stride: of the finest feature map, in pixels of the network's input.
+        to_train: what the findings mean is told for training, or else for evaluation.
         filter_empty: whether images without objects are left out of training.
     """
     annotations, broken = _split_broken(content)
@@ -94,8 +101,8 @@ def check_data(
     findings = [
         *broken,
         _slender_images(content["images"], input_size),
-        *_box_findings(objects, content["images"], input_size, stride),
-        *_count_findings(content, annotations, objects, filter_empty),
+        *_box_findings(objects, content["images"], input_size, stride, to_train),
+        *_count_findings(content, annotations, objects, to_train, filter_empty),
     ]
     return DataReport(
         json_file,
@@ -198,7 +205,7 @@ def _slender_images(images: List[Dict], input_size: InputSize) -> Finding:
 
 
 def _box_findings(
-    objects: List[Dict], images: List[Dict], input_size: InputSize, stride: int
+    objects: List[Dict], images: List[Dict], input_size: InputSize, stride: int, to_train: bool
 ) -> List[Finding]:
     if not objects:
         return []
@@ -217,13 +224,19 @@ def _box_findings(
         ("boxes without width or height", "left out", ~sized),
         (
             "boxes wholly outside of their image",
-            "not trained on, but missed in evaluation",
+            "not trained on" if to_train else "always missed",
             outside,
         ),
-        ("boxes partly outside of their image", "trained on what is inside", partly),
+        (
+            "boxes partly outside of their image",
+            "trained on what is inside" if to_train else "found with a lower IoU",
+            partly,
+        ),
         (
             f"boxes narrower or lower than {stride} px, the finest stride, at the network's size",
-            "may get no positive; larger images (INPUT.MIN_SIZE_TRAIN) help",
+            "may get no positive; larger images (INPUT.MIN_SIZE_TRAIN) help"
+            if to_train
+            else "hard to find; larger images (INPUT.MIN_SIZE_TEST) help",
             small,
         ),
     ]
@@ -238,14 +251,20 @@ def _box_findings(
 
 
 def _count_findings(
-    content: Dict, annotations: List[Dict], objects: List[Dict], filter_empty: bool
+    content: Dict,
+    annotations: List[Dict],
+    objects: List[Dict],
+    to_train: bool,
+    filter_empty: bool,
 ) -> List[Finding]:
     with_objects = {a["image_id"] for a in objects if has_size(a["bbox"])}
     used = {a["category_id"] for a in objects}
     key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
-    empty = f"left out of training; as negatives with {key} False"
-    if not filter_empty:
-        empty = f"negatives ({key} is False)"
+    empty = "every detection in them is wrong"
+    if to_train:
+        empty = f"left out of training; as negatives with {key} False"
+        if not filter_empty:
+            empty = f"negatives ({key} is False)"
     crowds = [f"annotation {a['id']}" for a in annotations if a.get("iscrowd")]
     return [
         _finding(
@@ -255,10 +274,14 @@ def _count_findings(
         ),
         _finding(
             "classes without objects",
-            "never learned",
+            "never learned" if to_train else "not in the figures",
             [c["name"] for c in content["categories"] if c["id"] not in used],
         ),
-        _finding("boxes of crowds (iscrowd)", "background in training", crowds),
+        _finding(
+            "boxes of crowds (iscrowd)",
+            "background in training" if to_train else "detections in them do not count",
+            crowds,
+        ),
     ]
 
 

@@ -6,11 +6,11 @@ input. Start reading at :meth:`TOOD.forward_training` and :meth:`TOOD.forward_in
 they are called is in Detectron2's ``DenseDetector.forward``.
 """
 
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -20,13 +20,16 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from .assign import Assignment, assign_atss, assign_tal, locations_of_image
-from .head import DensePredictions, TOODHead
+from .dense_head import DensePredictions
+from .head import TOODHead
 from .losses import aligned_focal_loss, giou_loss
-from .watch import STATISTICS_PERIOD, assignment_statistics
+from .parallel_head import ParallelHead
 
 __all__ = ["TOOD"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEADS = {"task_aligned": TOODHead, "parallel": ParallelHead}
+ASSIGNERS = ("tal", "atss")
 # The logarithm of a score that is as good as 0.
 LOG_ZERO = -100.0
 
@@ -62,6 +65,7 @@ class TOOD(DenseDetector):
         pixel_std,
         num_classes: int,
         warmup_iters: int,
+        assigner: str = "tal",
         atss_topk: int = 9,
         tal_topk: int = 13,
         tal_alpha: float = 1.0,
@@ -77,8 +81,6 @@ class TOOD(DenseDetector):
         max_detections_per_image: int = 100,
         precision_train: str = "float32",
         precision_test: str = "float32",
-        vis_period: int = 0,
-        class_names: Sequence[str] = (),
         input_format: str = "RGB",
     ):
         """
@@ -89,6 +91,7 @@ class TOOD(DenseDetector):
             pixel_mean, pixel_std: of each channel, in the order of ``input_format``.
             num_classes: number of classes K.
             warmup_iters: iterations of ATSS before TAL.
+            assigner: "tal", or "atss" throughout.
             atss_topk: candidates of an object on each level in ATSS.
             tal_topk, tal_alpha, tal_beta: candidates of an object in TAL, and the exponents of
                 score and IoU in its metric.
@@ -99,18 +102,19 @@ class TOOD(DenseDetector):
                 of inference; candidates are counted per level.
             precision_train, precision_test: of ``PRECISIONS``, what the network computes in while
                 training and at inference.
-            vis_period: iterations between two pictures of the training, 0 for none.
-            class_names: for these pictures.
             input_format: "RGB" or "BGR", what the images are.
 
         Raises:
-            ValueError: for an unknown precision.
+            ValueError: for an unknown precision or assigner.
         """
-        for key, value in (("TRAIN", precision_train), ("TEST", precision_test)):
-            if value not in PRECISIONS:
+        for key, value, choices in (
+            ("PRECISION_TRAIN", precision_train, PRECISIONS),
+            ("PRECISION_TEST", precision_test, PRECISIONS),
+            ("ASSIGNER", assigner, ASSIGNERS),
+        ):
+            if value not in choices:
                 raise ValueError(
-                    f"MODEL.TOOD.PRECISION_{key} is {value!r}; it must be one of "
-                    f"{', '.join(PRECISIONS)}."
+                    f"MODEL.TOOD.{key} is {value!r}; it must be one of {', '.join(choices)}."
                 )
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -118,6 +122,7 @@ class TOOD(DenseDetector):
         self.strides = [backbone.output_shape()[f].stride for f in head_in_features]
         self.num_classes = num_classes
         self.warmup_iters = warmup_iters
+        self.assigner = assigner
         self.atss_topk = atss_topk
         self.tal_topk = tal_topk
         self.tal_alpha = tal_alpha
@@ -133,9 +138,9 @@ class TOOD(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
         self.precision_train = precision_train
         self.precision_test = precision_test
-        self.vis_period = vis_period
-        self.class_names = class_names or [str(i) for i in range(num_classes)]
         self.input_format = input_format
+        # Called in each training step with what was made of the batch: see TrainingWatcher.
+        self.watcher: Optional[Callable] = None
 
     @classmethod
     def from_config(cls, cfg):
@@ -144,11 +149,12 @@ class TOOD(DenseDetector):
         feature_shapes = [backbone.output_shape()[f] for f in tood.IN_FEATURES]
         return {
             "backbone": backbone,
-            "head": TOODHead(cfg, feature_shapes),
+            "head": HEADS[tood.HEAD](cfg, feature_shapes),
             "head_in_features": tood.IN_FEATURES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_classes": tood.NUM_CLASSES,
+            "assigner": tood.ASSIGNER,
             "warmup_iters": tood.WARMUP_ITERS,
             "atss_topk": tood.ATSS_TOPK,
             "tal_topk": tood.TAL_TOPK,
@@ -165,8 +171,6 @@ class TOOD(DenseDetector):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "precision_train": tood.PRECISION_TRAIN,
             "precision_test": tood.PRECISION_TEST,
-            "vis_period": cfg.VIS_PERIOD,
-            "class_names": _class_names(cfg.DATASETS.TRAIN),
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -214,10 +218,13 @@ class TOOD(DenseDetector):
               padded image, not the picture in the file
             - anchors, R boxes, whose centres are the locations
         """
+        _, predictions = self._predict(batched_inputs)
+        return predictions.pred_scores, predictions.pred_boxes, predictions.anchors
+
+    def _predict(self, batched_inputs: List[Dict[str, Tensor]]):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        predictions = self.head([features[f] for f in self.head_in_features])
-        return predictions.pred_scores, predictions.pred_boxes, predictions.anchors
+        return images, self.head([features[f] for f in self.head_in_features])
 
     def forward_training(
         self,
@@ -228,60 +235,31 @@ class TOOD(DenseDetector):
     ) -> Dict[str, Tensor]:
         """
         Returns:
-            the weighted "loss_cls" and "loss_box_reg".
+            the weighted "loss_cls" and "loss_box_reg", and "loss_centerness" where the head
+            predicts it.
         """
-        warmup = get_event_storage().iter < self.warmup_iters
+        warmup = self.assigns_by_atss(get_event_storage().iter)
         # Assignment and loss stay in float32: t is a sixth power, and BCE takes a logarithm.
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, warmup)
-            self._watch(images, features, predictions, targets, gt_instances)
+            if self.watcher is not None:
+                self.watcher(self, images, features, predictions, targets, gt_instances)
             return self.losses(predictions, targets, warmup)
 
-    @torch.no_grad()
-    def _watch(self, images, features, predictions, targets: Targets, gt_instances) -> None:
-        """Figures and pictures of the training, now and then: they make a GPU wait."""
-        storage = get_event_storage()
-        if (storage.iter + 1) % STATISTICS_PERIOD == 0:
-            figures = assignment_statistics(
-                predictions.pred_log_scores,
-                predictions.pred_boxes,
-                targets,
-                [len(gt) for gt in gt_instances],
-            )
-            storage.put_scalars(**{f"assignment/{name}": x for name, x in figures.items()})
-        if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
-            from .draw import draw_training  # a step needs no drawing library
-
-            detections = self.forward_inference(images, features, predictions)
-            picture = draw_training(
-                self._picture(images),
-                gt_instances[0],
-                predictions.anchors.get_centers(),
-                targets.positive[0],
-                targets.box_weights[0],
-                detections[0],
-                self.class_names,
-            )
-            storage.put_image("training", picture.transpose(2, 0, 1))
-
-    def _picture(self, images: ImageList):
-        """The first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
-        picture = (images[0] * self.pixel_std + self.pixel_mean).clamp(0, 255).byte()
-        picture = picture.permute(1, 2, 0).cpu().numpy()
-        return picture if self.input_format == "RGB" else picture[:, :, ::-1]
+    def assigns_by_atss(self, iteration: int) -> bool:
+        """Whether an iteration is one of the warm-up, or of a training that never leaves it."""
+        return self.assigner == "atss" or iteration < self.warmup_iters
 
     def loss_sums_of(
         self, batched_inputs: List[Dict[str, Tensor]], warmup: bool
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> Tuple[Dict[str, Tensor], Tensor]:
         """
         What :meth:`loss_sums` says of images that the model is not trained on: call it in
         evaluation mode. It talks to no other process.
         """
         precision = PRECISIONS[self.precision_test]
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            images = self.preprocess_image(batched_inputs)
-            features = self.backbone(images.tensor)
-            predictions = self.head([features[f] for f in self.head_in_features])
+            images, predictions = self._predict(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, warmup)
@@ -362,27 +340,32 @@ class TOOD(DenseDetector):
         self, predictions: DensePredictions, targets: Targets, warmup: bool
     ) -> Dict[str, Tensor]:
         """
-        Both losses are sums over the batch, divided by the sum of their targets' weights over
+        The losses are sums over the batch, divided by the sum of their targets' weights over
         the batches of all processes.
         """
         sums, weights = self.loss_sums(predictions, targets, warmup)
-        loss_cls, loss_box_reg = sums / _mean_over_processes(weights).clamp(min=1)
-        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+        losses = torch.stack(list(sums.values())) / _mean_over_processes(weights).clamp(min=1)
+        return dict(zip(sums, losses))
 
     def loss_sums(
         self, predictions: DensePredictions, targets: Targets, warmup: bool
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> Tuple[Dict[str, Tensor], Tensor]:
         """
         Returns:
-            (2,) the weighted sums of the classification and the box loss over the batch, and (2,)
-            the sums of their targets' weights.
+            the weighted sum of each loss over the batch, and of each the sum of its targets'
+            weights, as one tensor.
         """
         loss_cls = self._loss_cls(predictions.pred_log_scores, targets, warmup)
         loss_box_reg = self._loss_box_reg(predictions.pred_boxes, targets)
-        return (
-            torch.stack([self.cls_loss_weight * loss_cls, self.box_reg_loss_weight * loss_box_reg]),
-            torch.stack([targets.cls_targets.sum(), targets.box_weights.sum()]),
-        )
+        sums = {
+            "loss_cls": self.cls_loss_weight * loss_cls,
+            "loss_box_reg": self.box_reg_loss_weight * loss_box_reg,
+        }
+        weights = [targets.cls_targets.sum(), targets.box_weights.sum()]
+        if predictions.centerness_logits is not None:
+            sums["loss_centerness"] = _loss_centerness(predictions.centerness_logits, targets)
+            weights.append(weights[0])  # of ATSS, the number of positives
+        return sums, torch.stack(weights)
 
     def _loss_cls(self, pred_log_scores: Tensor, targets: Targets, warmup: bool) -> Tensor:
         """
@@ -493,10 +476,12 @@ def select_candidates(
     )
 
 
-def _class_names(datasets: Sequence[str]) -> List[str]:
-    """Of the first data set, if it is registered."""
-    registered = [name for name in datasets if name in DatasetCatalog.list()]
-    return list(MetadataCatalog.get(registered[0]).get("thing_classes") or []) if registered else []
+def _loss_centerness(centerness_logits: Tensor, targets: Targets) -> Tensor:
+    """Binary cross-entropy of the positives, whose centerness is their box's weight in ATSS."""
+    losses = F.binary_cross_entropy_with_logits(
+        centerness_logits, targets.box_weights, reduction="none"
+    )
+    return torch.where(targets.positive, losses, 0.0).sum()
 
 
 def _mean_over_processes(x: Tensor) -> Tensor:

@@ -2,31 +2,34 @@
 
 import logging
 import os
+import uuid
 import weakref
 from typing import Optional
 
 import torch
 from detectron2.data import (
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 
-from .annotations import has_size
+from .alignment_evaluator import AlignmentEvaluator
 from .checkpoint import Checkpointer
 from .errors import UserError
+from .evaluation import SizedCOCOEvaluator, first_AP
 from .keep_best import BestWeights, EarlyStop, StopEarly
 from .mapper import CheckedMapper
 from .stop_on_signal import StopOnSignal
 from .training_data import AugmentedDataset, TrainingBatches, TrainingLoader
 from .training_step import TrainingStep
 from .validation import validation_loss
-from .watch import StatusPrinter
-from .weight_average import AverageWeights, make_average
+from .watch import StatusPrinter, TrainingWatcher
+from .weight_average import AverageWeights, WeightAverage
 
 __all__ = ["Trainer"]
 
@@ -59,15 +62,20 @@ class Trainer(DefaultTrainer):
         parts = {"trainer": weakref.proxy(self)}
         self.averaged = None
         if cfg.MODEL.TOOD.EMA_DECAY:
-            parts["ema"] = self.averaged = make_average(model, cfg.MODEL.TOOD.EMA_DECAY)
+            parts["ema"] = self.averaged = WeightAverage(model, cfg.MODEL.TOOD.EMA_DECAY)
+        if comm.is_main_process():
+            names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+            names = names or [str(i) for i in range(model.num_classes)]
+            model.watcher = TrainingWatcher(cfg.VIS_PERIOD, names, cfg.INPUT.FORMAT)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, **parts)
         self.best = BestWeights(cfg.OUTPUT_DIR)
         self.stopped_early = False
+        self.run_id = uuid.uuid4().hex  # a resumed training keeps that of its start
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
         warmup = cfg.MODEL.TOOD.WARMUP_ITERS
-        if warmup >= cfg.SOLVER.MAX_ITER:
+        if cfg.MODEL.TOOD.ASSIGNER == "tal" and warmup >= cfg.SOLVER.MAX_ITER:
             logger.warning(
                 f"MODEL.TOOD.WARMUP_ITERS ({warmup}) is not less than SOLVER.MAX_ITER "
                 f"({cfg.SOLVER.MAX_ITER}): all of this training assigns by ATSS, none by TAL."
@@ -115,7 +123,7 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume=True):
         super().resume_or_load(resume)
         if self.start_iter > 0:
-            self.best.resume()
+            self.best.resume(self.run_id)
 
     def evaluate(self):
         """
@@ -128,17 +136,18 @@ class Trainer(DefaultTrainer):
         results = dict(self._last_eval_results)
         evaluated = {"the weights": (self._model, self._last_eval_results)}
         if self.averaged is not None:
-            results["ema"] = self.test(self.cfg, self.averaged.module)
-            evaluated["the averaged weights"] = (self.averaged.module, results["ema"])
+            results["ema"] = self.test(self.cfg, self.averaged.model)
+            evaluated["the averaged weights"] = (self.averaged.model, results["ema"])
         if self.cfg.MODEL.TOOD.VAL_LOSS:
             results["val_loss"] = self._validation_losses()
         if comm.is_main_process():
+            iteration = min(self.iter, self.max_iter - 1)  # behind the last, it is counted on
             for name, (model, found) in evaluated.items():
-                self.best.offer(model, _first_AP(found), self.iter, name)
+                self.best.offer(model, first_AP(found), iteration, run_id=self.run_id, name=name)
         return results
 
     def _validation_losses(self):
-        warmup = self.iter < self.cfg.MODEL.TOOD.WARMUP_ITERS
+        warmup = self._model.assigns_by_atss(self.iter)
         losses = {
             name: validation_loss(
                 self._model, self.build_validation_loader(self.cfg, name), warmup=warmup
@@ -158,6 +167,7 @@ class Trainer(DefaultTrainer):
         state["_trainer"] = self._trainer.state_dict()
         # Detectron2 v0.6 leaves it out beside PyTorch 2.
         state["scheduler"] = self.scheduler.state_dict()
+        state["run_id"] = self.run_id
         if isinstance(self.data_loader, TrainingLoader):
             state["data_seed"] = self.data_loader.batches.seed
         return state
@@ -169,6 +179,7 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
         else:
             logger.warning("The checkpoint has no optimizer: its momentum starts anew.")
+        self.run_id = state_dict.get("run_id", self.run_id)
         if "scheduler" in state_dict:
             self.scheduler.load_state_dict(state_dict["scheduler"])
         if isinstance(self.data_loader, TrainingLoader):
@@ -234,6 +245,19 @@ class Trainer(DefaultTrainer):
         return SizedCOCOEvaluator(dataset_name, output_dir=output_dir)
 
     @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Detectron2's, with the alignment beside COCO's figures (``EVAL_ALIGNMENT``)."""
+        if evaluators is None and cfg.MODEL.TOOD.EVAL_ALIGNMENT:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+            evaluators = [
+                DatasetEvaluators(
+                    [cls.build_evaluator(cfg, name), AlignmentEvaluator(name, model, folder)]
+                )
+                for name in cfg.DATASETS.TEST
+            ]
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_optimizer(cls, cfg, model):
         clip = cfg.SOLVER.CLIP_GRADIENTS
         if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
@@ -250,28 +274,6 @@ class Trainer(DefaultTrainer):
 
         optimizer.register_step_pre_hook(clip_gradients)
         return optimizer
-
-
-class SizedCOCOEvaluator(COCOEvaluator):
-    """
-    COCO evaluation without the objects that have no width or no height. Training leaves them out
-    as well, and no detection could ever match them.
-    """
-
-    def __init__(self, dataset_name, **kwargs):
-        super().__init__(dataset_name, **kwargs)
-        dataset = self._coco_api.dataset
-        annotations = dataset.get("annotations", [])
-        dataset["annotations"] = [a for a in annotations if has_size(a["bbox"])]
-        if len(dataset["annotations"]) < len(annotations):
-            self._coco_api.createIndex()
-
-
-def _first_AP(results) -> float:
-    """Box AP on the first data set of an evaluation."""
-    if results and "bbox" not in results:
-        results = next(iter(results.values()))
-    return results.get("bbox", {}).get("AP", float("nan")) if results else float("nan")
 
 
 class _without_tracebacks_of_user_errors(logging.Filter):

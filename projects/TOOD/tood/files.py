@@ -1,5 +1,7 @@
-"""Files of tensors: read without running them, written whole or not at all; and their folder."""
+"""Files that are written whole or not at all, and read without running what is in them."""
 
+import json
+import math
 import os
 import pickle
 import re
@@ -7,15 +9,19 @@ import tempfile
 from typing import Dict
 
 import torch
+from PIL import Image
 
 from .errors import UserError
 
-__all__ = ["check_folder", "read_tensors", "write_atomically"]
+__all__ = ["check_folder", "check_picture", "read_tensors", "write_atomically", "write_json"]
 
 
-def check_folder(folder: str) -> None:
+def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
     """
     Make a folder to write to, if there is none.
+
+    Args:
+        key: what named it.
 
     Raises:
         UserError: where that, or writing into it, cannot be done.
@@ -28,9 +34,22 @@ def check_folder(folder: str) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"The folder {folder} (OUTPUT_DIR) cannot be written to ({error.strerror}); name "
-            "another one with OUTPUT_DIR FOLDER behind the other options."
+            f"The folder {folder} ({key}) cannot be written to ({error.strerror}); name another "
+            f"one with {key}."
         ) from error
+
+
+def check_picture(path: str) -> None:
+    """
+    Make the folder of a picture that is going to be written.
+
+    Raises:
+        UserError: for a kind of picture that Pillow cannot write, or a folder that cannot be used.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise UserError(f"No picture can be written to {path}; let its name end in .png or .jpg.")
+    check_folder(os.path.dirname(path) or ".", "--output")
 
 
 def read_tensors(path: str) -> Dict:
@@ -82,3 +101,18 @@ def write_atomically(content: Dict, path: str) -> None:
             raise
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written ({error}).") from error
+
+
+def write_json(content, path: str) -> None:
+    """A JSON file, whole or not at all; what is no number, as null."""
+    text = json.dumps(_without_nan(content), indent=1)
+    with open(f"{path}.part", "w", encoding="utf-8") as f:
+        f.write(text)
+    os.replace(f"{path}.part", path)
+
+
+def _without_nan(content):
+    """JSON has no NaN."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content

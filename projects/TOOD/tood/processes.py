@@ -113,22 +113,25 @@ def _integer(environ: Mapping[str, str], key: str, default: Optional[int] = None
 
 def _join(place: Place) -> None:
     """Meet the other processes, and let Detectron2 know which ones share this machine."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu and place.local_rank >= torch.cuda.device_count():
+    on_gpu, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
+    # A process that sees one GPU alone has it to itself: SLURM's --gpus-per-task 1.
+    device = place.local_rank if num_gpus > 1 else 0
+    if on_gpu and device >= num_gpus:
         raise UserError(
-            f"This is process {place.local_rank} on a machine with {torch.cuda.device_count()} "
-            "GPUs, counted from 0; start as many processes on a machine as it has GPUs."
+            f"This is process {place.local_rank} on a machine with {num_gpus} GPUs, counted from "
+            "0; start as many processes on a machine as it has GPUs."
         )
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=f"tcp://{place.master_addr}:{place.master_port}"
-        if "TORCHELASTIC_RUN_ID" not in os.environ
-        else "env://",
+        # torchrun's agent listens at the address already; env:// knows how to join it.
+        init_method="env://"
+        if "TORCHELASTIC_RUN_ID" in os.environ
+        else f"tcp://{place.master_addr}:{place.master_port}",
         rank=place.rank,
         world_size=place.world_size,
     )
     if on_gpu:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(device)
     # As Detectron2's launch does; v0.6 has no function for it.
     hosts: List[str] = [""] * place.world_size
     dist.all_gather_object(hosts, socket.gethostname())

@@ -13,8 +13,9 @@ from detectron2.utils.file_io import PathManager
 from .check_config import check_config, check_nothing_removed, nearest_key
 from .config import add_tood_config
 from .errors import UserError
+from .schedule import Schedule
 
-__all__ = ["check_weights", "load_config"]
+__all__ = ["check_weights", "load_config", "read_schedule"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,34 @@ def load_config(
     cfg = get_cfg()
     add_tood_config(cfg)
     defaults = cfg.clone()
+    _merge(cfg, config_file, opts)
+    check_nothing_removed(cfg, defaults)
+    if cfg.MODEL.META_ARCHITECTURE != "TOOD":
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
+            "files in configs/ with --config-file."
+        )
+    if train_data:
+        cfg.DATASETS.TRAIN = tuple(train_data)
+    if val_data:
+        cfg.DATASETS.TEST = tuple(val_data)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
+        cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg)
+    _set_precision(cfg)
+    return cfg
+
+
+def read_schedule(config_file: str) -> Schedule:
+    """The schedule that a config file states, before any option behind it."""
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    _merge(cfg, config_file, ())
+    return Schedule.from_config(cfg)
+
+
+def _merge(cfg, config_file: str, opts: Sequence[str]) -> None:
     if config_file and not os.path.isfile(config_file):
         raise UserError(f"The config file {config_file} does not exist.")
     try:
@@ -57,22 +86,6 @@ def load_config(
             f"The config file {config_file} or an option behind it is wrong: {reason}"
             + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
-    check_nothing_removed(cfg, defaults)
-    if cfg.MODEL.META_ARCHITECTURE != "TOOD":
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
-            "files in configs/ with --config-file."
-        )
-    if train_data:
-        cfg.DATASETS.TRAIN = tuple(train_data)
-    if val_data:
-        cfg.DATASETS.TEST = tuple(val_data)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
-        cfg.MODEL.DEVICE = "cpu"
-    check_config(cfg)
-    _set_precision(cfg)
-    return cfg
 
 
 def _set_precision(cfg) -> None:

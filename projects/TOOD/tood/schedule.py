@@ -1,7 +1,7 @@
 """A training schedule for another number of images a step, or of epochs, in its own proportions."""
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 from .errors import UserError
 
@@ -9,6 +9,7 @@ __all__ = ["Schedule", "scale_schedule"]
 
 # The warm-up of the learning rate takes no more than this part of a training.
 MAX_WARMUP_SHARE = 1 / 8
+MAX_ITERATIONS = 10**9
 
 
 class Schedule(NamedTuple):
@@ -37,16 +38,18 @@ class Schedule(NamedTuple):
             eval_period=cfg.TEST.EVAL_PERIOD,
         )
 
-    def to_config(self, cfg) -> None:
-        solver = cfg.SOLVER
-        solver.IMS_PER_BATCH = self.ims_per_batch
-        solver.BASE_LR = self.base_lr
-        solver.MAX_ITER = self.max_iter
-        solver.STEPS = self.steps
-        solver.WARMUP_ITERS = self.warmup_iters
-        cfg.MODEL.TOOD.WARMUP_ITERS = self.atss_iters
-        solver.CHECKPOINT_PERIOD = self.checkpoint_period
-        cfg.TEST.EVAL_PERIOD = self.eval_period
+    def options(self) -> Dict[str, object]:
+        """Its keys and values in a config."""
+        return {
+            "SOLVER.IMS_PER_BATCH": self.ims_per_batch,
+            "SOLVER.BASE_LR": self.base_lr,
+            "SOLVER.MAX_ITER": self.max_iter,
+            "SOLVER.STEPS": self.steps,
+            "SOLVER.WARMUP_ITERS": self.warmup_iters,
+            "MODEL.TOOD.WARMUP_ITERS": self.atss_iters,
+            "SOLVER.CHECKPOINT_PERIOD": self.checkpoint_period,
+            "TEST.EVAL_PERIOD": self.eval_period,
+        }
 
 
 def scale_schedule(
@@ -79,6 +82,8 @@ def scale_schedule(
     max_iter = schedule.max_iter / batch_factor
     if epochs is not None:
         max_iter = epochs * num_images / images_per_step
+    if not max_iter < MAX_ITERATIONS:
+        raise UserError(f"--epochs is {epochs}; that would be {max_iter:.3g} iterations.")
     max_iter = max(1, round(max_iter))
     factor = max_iter / max(1, schedule.max_iter)
 
@@ -90,7 +95,8 @@ def scale_schedule(
         ims_per_batch=images_per_step,
         base_lr=schedule.base_lr * batch_factor,
         max_iter=max_iter,
-        steps=tuple(share(step) for step in schedule.steps),
+        # Short trainings have no room for all of them.
+        steps=tuple(sorted({s for s in map(share, schedule.steps) if s < max_iter})),
         warmup_iters=min(warmup_iters, int(max_iter * MAX_WARMUP_SHARE)),
         atss_iters=share(schedule.atss_iters),
         checkpoint_period=share(schedule.checkpoint_period),

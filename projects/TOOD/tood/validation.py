@@ -18,19 +18,22 @@ def validation_loss(model, data_loader, *, warmup: bool) -> Dict[str, float]:
         warmup: whether it is the loss of the warm-up, or of TAL.
 
     Returns:
-        "loss_cls", "loss_box_reg": over the data set as if it were one batch, whatever its real
+        the losses over the data set as if it were one batch, whatever its real
         batches and the number of processes.
     """
     was_training = model.training
     model.eval()
-    total = torch.zeros(2, 2, dtype=torch.float64)
+    total, names = torch.zeros(()), ()
     show = comm.is_main_process() and len(data_loader) > 50
     try:
         for batch in tqdm(data_loader, desc="validation loss", disable=not show):
             sums, weights = model.loss_sums_of(batch, warmup)
-            total += torch.stack([sums, weights]).double().cpu()
+            names = tuple(sums)
+            total = total + torch.stack([torch.stack(list(sums.values())), weights]).double().cpu()
     finally:
         model.train(was_training)
-    sums, weights = sum(comm.all_gather(total))
-    loss_cls, loss_box_reg = (sums / weights.clamp(min=1)).tolist()
-    return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+    # A process may have had no image at all.
+    parts = comm.all_gather((names, total))
+    names = max(part[0] for part in parts)
+    sums, weights = sum(part[1] for part in parts)
+    return dict(zip(names, (sums / weights.clamp(min=1)).tolist()))

@@ -1,7 +1,6 @@
-"""How a training is going: figures of the assignment, speed and memory."""
+"""How a training is going: figures of the assignment, pictures, speed and memory."""
 
 import logging
-import resource
 import sys
 from typing import Dict, Sequence
 
@@ -10,13 +9,75 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
 from .assign import box_iou_of_pairs
+from .errors import UserError
 
-__all__ = ["STATISTICS_PERIOD", "StatusPrinter", "assignment_statistics"]
+__all__ = ["StatusPrinter", "TrainingWatcher", "assignment_statistics"]
 
 logger = logging.getLogger(__name__)
 
 # Iterations between two looks at the assignment: as often as Detectron2 writes its log.
 STATISTICS_PERIOD = 20
+
+
+class TrainingWatcher:
+    """
+    What a detector calls in each training step, as its ``watcher``, with what it made of a batch:
+    now and then, it leaves figures and pictures in Detectron2's event storage. These make a GPU
+    wait, and are for the main process, whose writers clear the storage.
+    """
+
+    def __init__(self, vis_period: int, class_names: Sequence[str], image_format: str):
+        """
+        Args:
+            vis_period: iterations between two pictures, 0 for none.
+            class_names: for the pictures.
+            image_format: "RGB" or "BGR", of the network's input.
+
+        Raises:
+            UserError: for pictures without a library to draw them.
+        """
+        self.vis_period, self.class_names, self.image_format = vis_period, class_names, image_format
+        if vis_period:
+            try:
+                from . import draw  # noqa: F401
+            except ImportError as error:
+                raise UserError(
+                    f"VIS_PERIOD is {vis_period}, but its pictures cannot be drawn ({error}); "
+                    "pip install opencv-python, or set VIS_PERIOD 0."
+                ) from error
+
+    @torch.no_grad()
+    def __call__(self, model, images, features, predictions, targets, gt_instances) -> None:
+        """Arguments as in the detector's ``forward_training``, and its ``Targets``."""
+        storage = get_event_storage()
+        if (storage.iter + 1) % STATISTICS_PERIOD == 0:
+            figures = assignment_statistics(
+                predictions.pred_log_scores,
+                predictions.pred_boxes,
+                targets,
+                [len(gt) for gt in gt_instances],
+            )
+            storage.put_scalars(**{f"assignment/{name}": x for name, x in figures.items()})
+        if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
+            from .draw import draw_training  # a training without pictures needs no such library
+
+            detections = model.forward_inference(images, features, predictions)
+            picture = draw_training(
+                self._picture(model, images),
+                gt_instances[0],
+                predictions.anchors.get_centers(),
+                targets.positive[0],
+                targets.box_weights[0],
+                detections[0],
+                self.class_names,
+            )
+            storage.put_image("training", picture.transpose(2, 0, 1))
+
+    def _picture(self, model, images):
+        """The first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
+        picture = (images[0] * model.pixel_std + model.pixel_mean).clamp(0, 255).byte()
+        picture = picture.permute(1, 2, 0).cpu().numpy()
+        return picture if self.image_format == "RGB" else picture[:, :, ::-1]
 
 
 @torch.no_grad()
@@ -45,12 +106,13 @@ def assignment_statistics(
         statistics["positives_per_object"] = len(pairs) / objects
         statistics["objects_without_positive"] = 1 - found / objects
     if len(image):
-        classes = targets.gt_classes[image, location]
-        scores = pred_log_scores[image, location, classes].float().exp()
         ious = box_iou_of_pairs(pred_boxes[image, location], targets.gt_boxes[image, location])
-        correlation = torch.corrcoef(torch.stack([scores, ious]))[0, 1]
         statistics["mean_target"] = targets.cls_targets[image, location].mean().item()
         statistics["mean_iou"] = ious.mean().item()
+    if len(image) > 1:
+        classes = targets.gt_classes[image, location]
+        scores = pred_log_scores[image, location, classes].float().exp()
+        correlation = torch.corrcoef(torch.stack([scores, ious]))[0, 1]
         if correlation.isfinite():
             statistics["score_iou_correlation"] = correlation.item()
     return statistics
@@ -81,8 +143,7 @@ class StatusPrinter(EventWriter):
 
     def write(self):
         storage = get_event_storage()
-        latest = storage.latest()
-        if "time" in latest:
+        if "time" in storage.latest():
             seconds = storage.history("time").avg(STATISTICS_PERIOD)
             speed = self.ims_per_batch / seconds
             storage.put_scalar("images_per_second", speed, smoothing_hint=False)
@@ -96,5 +157,7 @@ def _peak_memory_mb() -> float:
     """Of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # there is none on Windows
+
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

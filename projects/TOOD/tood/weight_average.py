@@ -1,43 +1,67 @@
 """An exponential moving average of the weights, which often detects better than the last ones."""
 
+import copy
 import os
+from typing import Dict
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from .files import write_atomically
 
-__all__ = ["AverageWeights", "make_average"]
+__all__ = ["AverageWeights", "WeightAverage"]
 
 
-def make_average(model, decay: float) -> AveragedModel:
+class WeightAverage:
     """
-    Args:
-        model: not wrapped; its buffers are copied, not averaged.
-        decay: of the average at each step. The first steps have a smaller one, (1 + n) / (10 + n)
-            after n steps, so that the average does not hang on to the weights of the start.
+    A copy of a model whose parameters follow its own slowly; its buffers are copied. (PyTorch's
+    ``AveragedModel`` reads its count of steps from a tensor for every parameter, for which a GPU
+    would wait.)
     """
 
-    def average(averaged, current, num_averaged):
-        n = float(num_averaged)
-        return torch.lerp(current, averaged, min(decay, (1 + n) / (10 + n)))
+    def __init__(self, model: nn.Module, decay: float):
+        """
+        Args:
+            model: not wrapped.
+            decay: of the average at each step. The first steps have a smaller one,
+                (1 + n) / (10 + n) after n steps, and none at the very first, so that the average
+                does not hang on to the weights of the start.
+        """
+        self.decay = decay
+        self.num_steps = 0
+        self.model = copy.deepcopy(model).requires_grad_(False)
 
-    return AveragedModel(model, avg_fn=average)
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        n = self.num_steps
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        for average, current in zip(self.model.parameters(), model.parameters()):
+            average.lerp_(current, 1 - decay)
+        for average, current in zip(self.model.buffers(), model.buffers()):
+            average.copy_(current)
+        self.num_steps += 1
+
+    def state_dict(self) -> Dict:
+        return {"num_steps": self.num_steps, "model": self.model.state_dict()}
+
+    def load_state_dict(self, state: Dict) -> None:
+        self.num_steps = state["num_steps"]
+        self.model.load_state_dict(state["model"])
 
 
 class AverageWeights(HookBase):
     """Updates the average after each step, and leaves it in ``model_final_ema.pth`` at the end."""
 
-    def __init__(self, model, averaged: AveragedModel, folder: str):
+    def __init__(self, model: nn.Module, averaged: WeightAverage, folder: str):
         self.model, self.averaged, self.folder = model, averaged, folder
 
     def after_step(self):
-        self.averaged.update_parameters(self.model)
+        self.averaged.update(self.model)
 
     def after_train(self):
         finished = self.trainer.iter + 1 >= self.trainer.max_iter or self.trainer.stopped_early
         if finished and comm.is_main_process():
-            content = {"model": self.averaged.module.state_dict(), "iteration": self.trainer.iter}
+            content = {"model": self.averaged.model.state_dict(), "iteration": self.trainer.iter}
             write_atomically(content, os.path.join(self.folder, "model_final_ema.pth"))
