@@ -60,7 +60,7 @@ def main(args):
     ]
     rows = [pictures[i : i + args.columns] for i in range(0, len(pictures), args.columns)]
     Image.fromarray(stack_pictures(rows)).save(args.output)
-    print(f"The first {len(pictures)} images of the training: {args.output}")
+    print(f"{len(pictures)} images, as a training may begin with them: {args.output}")
 
 
 def draw(image, image_format, class_names, scale):

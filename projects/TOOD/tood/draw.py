@@ -81,7 +81,8 @@ def draw_training(
         positive, weights: (R,), whether a location answers for an object, and its weight in the
             box loss: t_hat in TAL, the centerness in the warm-up. Dots are larger and brighter
             the larger it is.
-        detections: with "pred_boxes", "scores" and "pred_classes", the best first; 20 are drawn.
+        detections: with "pred_boxes", "scores" and "pred_classes", the best first; drawn are
+            those of at least a third of the best score, and at most 20.
 
     Returns:
         (H', W', 3) uint8, RGB; small images are enlarged.
@@ -90,7 +91,8 @@ def draw_training(
     boxes, classes = gt_instances.gt_boxes.tensor.cpu(), gt_instances.gt_classes.tolist()
     objects = draw_boxes(image, boxes, classes, class_names, scale=scale)
     objects = draw_points(objects, points[positive] * scale, weights[positive])
-    best = detections[:20].to("cpu")
+    # Early on, all scores are low: what is drawn is measured by the best of them.
+    best = detections[detections.scores >= detections.scores[:1].sum() / 3][:20].to("cpu")
     detected = draw_boxes(
         image,
         best.pred_boxes.tensor,
