@@ -63,15 +63,15 @@ def test_each_alignment_can_be_turned_off(tiny_cfg, head, cls, box):
     for branch in (model.cls_align, model.reg_align):
         if branch is not None:
             torch.nn.init.normal_(branch[-1].weight, std=0.5)
-    seen = {}
-    model.cls_pred.register_forward_hook(lambda m, i, o: seen.setdefault("cls", o))
-    model.reg_pred.register_forward_hook(lambda m, i, o: seen.setdefault("reg", o))
+    cls_maps, reg_maps = [], []
+    model.cls_pred.register_forward_hook(lambda m, i, o: cls_maps.append(o))
+    model.reg_pred.register_forward_hook(lambda m, i, o: reg_maps.append(o))
     predictions = model(features_of())
-    scores = seen["cls"].sigmoid().flatten(2).transpose(1, 2)
+    scores = cls_maps[0].sigmoid().flatten(2).transpose(1, 2)
     finest = slice(0, 16 * 16)
     assert torch.allclose(predictions.pred_scores[:, finest], scores, atol=1e-5) == (not cls)
     y, x = torch.meshgrid(torch.arange(16.0) * 8, torch.arange(16.0) * 8, indexing="ij")
-    sides = seen["reg"].exp() * 8
+    sides = reg_maps[0].exp() * 8
     boxes = torch.stack([x - sides[:, 0], y - sides[:, 1], x + sides[:, 2], y + sides[:, 3]], dim=1)
     plain = boxes.flatten(2).transpose(1, 2)
     assert torch.allclose(predictions.pred_boxes[:, finest], plain, atol=1e-3) == (not box)
