@@ -219,6 +219,9 @@ def test_retinanet_can_be_measured():
     assert reader.latest.scores.shape == (1, locations, 3)
     assert reader.latest.boxes.shape == (1, locations, 4)
     assert reader.latest.points.shape == (locations, 2)
+    assert reader.latest.strides.unique(return_counts=True)[1].tolist() == [
+        6 * n for n in (96, 24, 6, 2, 1)
+    ]
     # Its detections are what some locations say.
     model.test_score_thresh = 0.0
     with torch.no_grad():

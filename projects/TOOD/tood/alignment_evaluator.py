@@ -25,7 +25,14 @@ from .alignment import (
 from .detector import TOOD
 from .files import write_json
 
-__all__ = ["AlignmentEvaluator", "DenseOutputs", "DenseReader", "ObjectFigures", "summarize"]
+__all__ = [
+    "AlignmentEvaluator",
+    "DenseOutputs",
+    "DenseReader",
+    "ObjectFigures",
+    "summarize",
+    "table_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,7 @@ class DenseOutputs(NamedTuple):
     scores: Tensor  # (N, R, K), probabilities
     boxes: Tensor  # (N, R, 4), XYXY pixels of the network's input
     points: Tensor  # (R, 2), x and y of the locations
+    strides: Tensor  # (R,), of their feature maps, pixels
 
 
 class DenseReader:
@@ -74,19 +82,26 @@ class DenseReader:
 
 
 def _read_tood(model, inputs, predictions) -> DenseOutputs:
-    return DenseOutputs(
-        predictions.pred_scores, predictions.pred_boxes, predictions.anchors.get_centers()
-    )
+    points = predictions.anchors.get_centers()
+    strides = torch.tensor(model.strides, device=points.device)
+    strides = strides.repeat_interleave(torch.tensor(predictions.level_sizes, device=points.device))
+    return DenseOutputs(predictions.pred_scores, predictions.pred_boxes, points, strides)
 
 
 def _read_retinanet(model, inputs, outputs) -> DenseOutputs:
     (features,) = inputs
     pred_logits, pred_deltas = outputs
-    anchors = Boxes.cat(model.anchor_generator(features)).tensor
+    levels = model.anchor_generator(features)
+    anchors = Boxes.cat(levels).tensor
+    strides = [
+        anchors.new_full((len(level),), stride)
+        for level, stride in zip(levels, model.anchor_generator.strides)
+    ]
     logits = cat([permute_to_N_HWA_K(x, model.num_classes) for x in pred_logits], dim=1)
     deltas = cat([permute_to_N_HWA_K(x, 4) for x in pred_deltas], dim=1)
     boxes = [model.box2box_transform.apply_deltas(x.float(), anchors) for x in deltas]
-    return DenseOutputs(logits.float().sigmoid(), torch.stack(boxes), Boxes(anchors).get_centers())
+    points = Boxes(anchors).get_centers()
+    return DenseOutputs(logits.float().sigmoid(), torch.stack(boxes), points, cat(strides))
 
 
 ADAPTERS = {TOOD: _read_tood, RetinaNet: _read_retinanet}

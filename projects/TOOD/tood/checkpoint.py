@@ -31,6 +31,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.complete = complete
+        self.constants: Dict[str, Any] = {}  # what every file holds as well
         self.resuming = False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -44,7 +45,7 @@ class Checkpointer(DetectionCheckpointer):
             return
         if "://" in self.save_dir:
             return super().save(name, **kwargs)
-        content = {"model": self.model.state_dict()}
+        content = {"model": self.model.state_dict(), **self.constants}
         content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         content.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")

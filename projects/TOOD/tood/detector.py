@@ -218,10 +218,13 @@ class TOOD(DenseDetector):
               padded image, not the picture in the file
             - anchors, R boxes, whose centres are the locations
         """
-        _, predictions = self._predict(batched_inputs)
+        _, predictions = self.predict_with_images(batched_inputs)
         return predictions.pred_scores, predictions.pred_boxes, predictions.anchors
 
-    def _predict(self, batched_inputs: List[Dict[str, Tensor]]):
+    def predict_with_images(
+        self, batched_inputs: List[Dict[str, Tensor]]
+    ) -> Tuple[ImageList, DensePredictions]:
+        """The normalized batch, and what the head says of it: for :meth:`label_batch`."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         return images, self.head([features[f] for f in self.head_in_features])
@@ -259,7 +262,7 @@ class TOOD(DenseDetector):
         """
         precision = PRECISIONS[self.precision_test]
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            images, predictions = self._predict(batched_inputs)
+            images, predictions = self.predict_with_images(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, warmup)

@@ -63,12 +63,14 @@ class Trainer(DefaultTrainer):
         self.averaged = None
         if cfg.MODEL.TOOD.EMA_DECAY:
             parts["ema"] = self.averaged = WeightAverage(model, cfg.MODEL.TOOD.EMA_DECAY)
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        names = list(names or [str(i) for i in range(model.num_classes)])
+        self.constants = {"class_names": names}
         if comm.is_main_process():
-            names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-            names = names or [str(i) for i in range(model.num_classes)]
             model.watcher = TrainingWatcher(cfg.VIS_PERIOD, names, cfg.INPUT.FORMAT)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, **parts)
-        self.best = BestWeights(cfg.OUTPUT_DIR)
+        self.checkpointer.constants = self.constants
+        self.best = BestWeights(cfg.OUTPUT_DIR, self.constants)
         self.stopped_early = False
         self.run_id = uuid.uuid4().hex  # a resumed training keeps that of its start
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -103,7 +105,9 @@ class Trainer(DefaultTrainer):
         ]
         built = [*built[:i], StopOnSignal(self.checkpointer), *evaluation, *built[i + 1 :]]
         if self.averaged is not None:  # before what saves or evaluates it
-            average = AverageWeights(self._model, self.averaged, self.cfg.OUTPUT_DIR)
+            average = AverageWeights(
+                self._model, self.averaged, self.cfg.OUTPUT_DIR, self.constants
+            )
             built.insert(0, average)
         return built
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from typing import Optional
+from typing import Dict, Optional
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -26,7 +26,12 @@ class BestWeights:
     figure, so that a training that is resumed at an earlier iteration does not lose it.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, constants: Optional[Dict] = None):
+        """
+        Args:
+            constants: what the file holds as well.
+        """
+        self.constants = constants or {}
         self.path = os.path.join(folder, "model_best.pth")
         self.AP: Optional[float] = None
         self.iteration = -1
@@ -54,7 +59,8 @@ class BestWeights:
         """
         if math.isnan(AP) or (self.AP is not None and AP <= self.AP):
             return
-        content = {"model": model.state_dict(), "AP": AP, "iteration": iteration, "run_id": run_id}
+        figures = {"AP": AP, "iteration": iteration, "run_id": run_id}
+        content = {"model": model.state_dict(), **figures, **self.constants}
         write_atomically(content, self.path)
         self.AP, self.iteration = AP, iteration
         logger.info(f"AP {AP:.2f} of {name} is the best so far: saved to {self.path}")

@@ -25,6 +25,7 @@ def load_config(
     opts: Sequence[str] = (),
     train_data: Optional[Sequence[str]] = None,
     val_data: Optional[Sequence[str]] = None,
+    architectures: Sequence[str] = ("TOOD",),
 ) -> CfgNode:
     """
     The config of a command: defaults, file, KEY VALUE options, data sets, in this order. On a
@@ -34,6 +35,7 @@ def load_config(
         config_file: path.
         opts: keys and values in turn.
         train_data, val_data: take the place of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        architectures: that ``MODEL.META_ARCHITECTURE`` may be; only TOOD's options are checked.
 
     Raises:
         UserError: for a file or an option that cannot be used.
@@ -43,10 +45,10 @@ def load_config(
     defaults = cfg.clone()
     _merge(cfg, config_file, opts)
     check_nothing_removed(cfg, defaults)
-    if cfg.MODEL.META_ARCHITECTURE != "TOOD":
+    if cfg.MODEL.META_ARCHITECTURE not in architectures:
         raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not TOOD; name one of the "
-            "files in configs/ with --config-file."
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
+            f"{' or '.join(architectures)}; name one of the files in configs/ with --config-file."
         )
     if train_data:
         cfg.DATASETS.TRAIN = tuple(train_data)
@@ -55,8 +57,9 @@ def load_config(
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
-    check_config(cfg)
-    _set_precision(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+        check_config(cfg)
+        _set_precision(cfg)
     return cfg
 
 

@@ -54,8 +54,15 @@ class WeightAverage:
 class AverageWeights(HookBase):
     """Updates the average after each step, and leaves it in ``model_final_ema.pth`` at the end."""
 
-    def __init__(self, model: nn.Module, averaged: WeightAverage, folder: str):
-        self.model, self.averaged, self.folder = model, averaged, folder
+    def __init__(self, model: nn.Module, averaged: WeightAverage, folder: str, constants: Dict):
+        """
+        Args:
+            model: not wrapped.
+            folder: of the file.
+            constants: what the file holds as well.
+        """
+        self.model, self.averaged = model, averaged
+        self.folder, self.constants = folder, constants
 
     def after_step(self):
         self.averaged.update(self.model)
@@ -63,5 +70,5 @@ class AverageWeights(HookBase):
     def after_train(self):
         finished = self.trainer.iter + 1 >= self.trainer.max_iter or self.trainer.stopped_early
         if finished and comm.is_main_process():
-            content = {"model": self.averaged.model.state_dict(), "iteration": self.trainer.iter}
+            content = {"model": self.averaged.model.state_dict(), **self.constants}
             write_atomically(content, os.path.join(self.folder, "model_final_ema.pth"))

@@ -1,0 +1,153 @@
+#!/usr/bin/env python
+"""
+Measure the alignment of classification and localization of one or more detectors, and draw it::
+
+    python tools/analyze_alignment.py --val-data val.json:images --output output/alignment \\
+        --model ATSS configs/paper/thead_ATSS_R50_FPN_1x.yaml atss/model_final.pth \\
+        --model TOOD configs/tood_R50_FPN_1x.yaml tood/model_final.pth
+
+writes a table (table.md, alignment.json), maps of score and IoU over some images (maps_*.png), and
+scatter.png and histograms.png over all objects. Detectron2's RetinaNet can be one of the models.
+docs/alignment.md tells what the figures are.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
+from detectron2.modeling import build_model
+from PIL import Image
+from tabulate import tabulate
+
+from tood.alignment_evaluator import AlignmentEvaluator, DenseReader, summarize, table_of
+from tood.alignment_pictures import draw_histograms, draw_maps, draw_scatter
+from tood.checkpoint import Checkpointer
+from tood.data import prepare_datasets
+from tood.draw import stack_pictures
+from tood.engine import Trainer
+from tood.errors import UserError
+from tood.evaluation import first_AP
+from tood.files import check_folder, write_json
+from tood.read_config import check_weights, load_config
+
+ARCHITECTURES = ("TOOD", "RetinaNet")
+
+
+def parse_args(argv=None):
+    usage, _, note = __doc__.split("::", 1)[1].rpartition("writes a table")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=f"{usage}writes a table{note}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        nargs=3,
+        required=True,
+        metavar=("NAME", "CONFIG", "WEIGHTS"),
+        help="may be repeated",
+    )
+    parser.add_argument(
+        "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
+    )
+    parser.add_argument("--output", required=True, metavar="FOLDER")
+    parser.add_argument("--num-images", type=int, default=4, help="to draw maps of")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all configs")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    check_folder(args.output, "--output")
+    names, figures, pairs, rows, maps = [], {}, {}, {}, {}
+    for name, config_file, weights in args.model:
+        cfg = read_model_config(config_file, weights, args)
+        prepare_datasets(cfg, training=False)
+        model = build_model(cfg)
+        Checkpointer(model, complete=True).load(weights)
+        dataset = cfg.DATASETS.TEST[0]
+        alignment = AlignmentEvaluator(dataset, model)
+        evaluators = DatasetEvaluators([Trainer.build_evaluator(cfg, dataset), alignment])
+        loader = Trainer.build_test_loader(cfg, dataset)
+        results = inference_on_dataset(model, loader, evaluators)
+        names.append(name)
+        figures[name], pairs[name] = alignment.figures, alignment.pairs
+        class_names = MetadataCatalog.get(dataset).thing_classes
+        rows[name] = summarize(alignment.figures, class_names)
+        rows[name]["all"]["AP"] = first_AP(results)
+        maps[name] = draw_some_maps(model, cfg, loader, alignment, name, args.num_images)
+    write_tables(rows, args.output)
+    for i, pictures in enumerate(zip(*maps.values())):
+        save(stack_pictures([[picture] for picture in pictures]), args.output, f"maps_{i}.png")
+    save(draw_scatter(pairs), args.output, "scatter.png")
+    save(draw_histograms(figures), args.output, "histograms.png")
+    print(f"Tables and pictures: {args.output}")
+
+
+def read_model_config(config_file, weights, args):
+    cfg = load_config(config_file, args.opts, val_data=args.val_data, architectures=ARCHITECTURES)
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        cfg.MODEL.TOOD.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES  # which the data are held to
+    check_weights(weights)
+    cfg.OUTPUT_DIR = args.output
+    return cfg
+
+
+def draw_some_maps(model, cfg, loader, alignment, name, num_images):
+    """Score and IoU over the first images with objects."""
+    reader = DenseReader(model)
+    pictures = []
+    with torch.no_grad():
+        for inputs in itertools.islice(loader, 10 * num_images):
+            gt_boxes, gt_classes = (
+                x.to(model.device) for x in alignment.objects[inputs[0]["image_id"]]
+            )
+            if len(gt_boxes) == 0 or len(pictures) == num_images:
+                continue
+            model.eval()(inputs)
+            image = inputs[0]["image"].permute(1, 2, 0).numpy()
+            height, width = image.shape[:2]
+            scale = [width / inputs[0]["width"], height / inputs[0]["height"]] * 2
+            pictures.append(
+                draw_maps(
+                    image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1],
+                    reader.latest,
+                    0,
+                    gt_boxes * gt_boxes.new_tensor(scale),
+                    gt_classes,
+                    f"{name}: {os.path.basename(inputs[0]['file_name'])}",
+                )
+            )
+    reader.close()
+    return pictures
+
+
+def write_tables(rows, output):
+    headers = ["", "AP", "PCC top-50", "IoU top-10", "correct", "redundant", "error"]
+    keys = ("AP", "PCC", "IoU", "correct", "redundant", "error")
+    body = [[name, *(found["all"][key] for key in keys)] for name, found in rows.items()]
+    table = tabulate(body, headers=headers, tablefmt="pipe", floatfmt=("", ".1f", ".3f", ".3f"))
+    slices = [f"\n## {name}\n\n{table_of(without_AP(found))}" for name, found in rows.items()]
+    with open(os.path.join(output, "table.md"), "w", encoding="utf-8") as f:
+        f.write("\n".join([table, *slices]) + "\n")
+    write_json(rows, os.path.join(output, "alignment.json"))
+    print(table)
+
+
+def without_AP(found):
+    return {key: {k: v for k, v in row.items() if k != "AP"} for key, row in found.items()}
+
+
+def save(picture, folder, name):
+    Image.fromarray(picture).save(os.path.join(folder, name))
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")

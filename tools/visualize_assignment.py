@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+"""
+Draw which locations answer for which object, by ATSS and by task alignment learning (TAL)::
+
+    python tools/visualize_assignment.py --config-file configs/demo_shapes.yaml \\
+        --output assignment.png --num-images 3 --weights output/demo/model_final.pth
+
+One row an image; with several checkpoints of a training behind --weights, one row each of the
+first image. Dots are larger and brighter the larger their weight in the box loss: the centerness in
+ATSS, t_hat in TAL. A table lists, for each object, positives, metric t, t_hat and IoU, and the
+objects that get none.
+"""
+
+import argparse
+import os
+import sys
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+from tabulate import tabulate
+
+from tood.assign import box_iou_of_pairs
+from tood.checkpoint import Checkpointer
+from tood.data import prepare_datasets
+from tood.draw import add_heading, draw_boxes, draw_points, stack_pictures
+from tood.engine import Trainer
+from tood.errors import UserError
+from tood.files import check_picture
+from tood.read_config import check_weights, load_config
+
+PHASES = {"ATSS": True, "TAL": False}
+SMALLEST = 360  # shorter side of a drawn image, pixels
+
+
+def parse_args(argv=None):
+    usage, _, note = __doc__.split("::", 1)[1].rpartition("One row an image")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=f"{usage}One row an image{note}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="checkpoints")
+    parser.add_argument(
+        "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
+    )
+    parser.add_argument(
+        "--image", metavar="FILE_NAME", help="of the data set, instead of the first"
+    )
+    parser.add_argument("--num-images", type=int, default=1)
+    parser.add_argument("--output", default="assignment.png", metavar="PNG")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    check_picture(args.output)
+    cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
+    prepare_datasets(cfg, training=False)
+    dataset = cfg.DATASETS.TEST[0]
+    class_names = MetadataCatalog.get(dataset).thing_classes
+    images = images_of(Trainer.build_validation_loader(cfg, dataset), args)
+    model = build_model(cfg).eval()
+    rows = []
+    for weights in args.weights:
+        check_weights(weights)
+        Checkpointer(model, complete=True).load(weights)
+        for image in images:
+            title = os.path.basename(image["file_name"])
+            if len(args.weights) > 1:
+                title = f"{os.path.basename(weights)}: {title}"
+            rows.append(draw_row(model, image, class_names, cfg.INPUT.FORMAT, title))
+    Image.fromarray(stack_pictures(rows)).save(args.output)
+    print(f"ATSS (left) and TAL (right): {args.output}")
+
+
+def images_of(loader, args):
+    """The named image, or the first ones that have objects."""
+    wanted = 1 if args.image or len(args.weights) > 1 else args.num_images
+    found = []
+    for (image,) in loader:
+        name = image["file_name"]
+        named = args.image in (None, name, os.path.basename(name))
+        if named and len(image["instances"]):
+            found.append(image)
+        if len(found) == wanted:
+            return found
+    if not found:
+        raise UserError(
+            f"There is no image {args.image or 'with objects'} in the data; --image takes the name "
+            "of a file in it."
+        )
+    return found
+
+
+def draw_row(model, image, class_names, image_format, title):
+    """An image under both assignments, and their table on the standard output."""
+    gt = image["instances"]
+    assigned = assign(model, image)
+    print(f"\n{title}\n{table_of(assigned, gt, class_names)}")
+    pixels = image["image"].permute(1, 2, 0).numpy()
+    pixels = pixels if image_format == "RGB" else pixels[:, :, ::-1]
+    scale = max(1.0, SMALLEST / min(pixels.shape[:2]))
+    boxes, classes = gt.gt_boxes.tensor, gt.gt_classes.tolist()
+    row = []
+    for phase, found in assigned.items():
+        picture = draw_boxes(pixels, boxes, classes, class_names, scale=scale)
+        mine = found["gt_index"] >= 0
+        picture = draw_points(picture, found["points"][mine] * scale, found["weights"][mine])
+        without = len(gt) - len(found["gt_index"][mine].unique())
+        heading = f"{phase}: {int(mine.sum())} positives, {without} objects without   {title}"
+        row.append(add_heading(picture, heading))
+    return row
+
+
+@torch.no_grad()
+def assign(model, image):
+    """Of each phase: objects, weights, scores, IoUs and the metric t of all locations."""
+    images, predictions = model.predict_with_images([image])
+    gt = image["instances"].to(model.device)
+    assigned = {}
+    for phase, warmup in PHASES.items():
+        targets = model.label_batch(images, predictions, [gt], warmup)
+        gt_index = targets.gt_index[0]
+        scores = predictions.pred_scores[0].gather(1, targets.gt_classes[0][:, None]).squeeze(1)
+        ious = box_iou_of_pairs(predictions.pred_boxes[0], targets.gt_boxes[0])
+        found = {
+            "gt_index": gt_index,
+            "points": predictions.anchors.get_centers(),
+            "weights": targets.box_weights[0],
+            "targets": targets.cls_targets[0],
+            "ious": ious,
+            "t": scores**model.tal_alpha * ious**model.tal_beta,  # Eq. 9
+        }
+        assigned[phase] = {name: x.cpu() for name, x in found.items()}
+    return assigned
+
+
+def table_of(assigned, gt, class_names):
+    """A line for each object."""
+    headers = ["object", "class"]
+    headers += [
+        f"{phase}: {what}"
+        for phase in assigned
+        for what in ("positives", "largest t", "largest target", "mean IoU")
+    ]
+    rows = []
+    for i, c in enumerate(gt.gt_classes.tolist()):
+        row = [i, class_names[c]]
+        for found in assigned.values():
+            mine = found["gt_index"] == i
+            if not mine.any():
+                row += ["none", "", "", ""]
+                continue
+            largest = (found[key][mine].max().item() for key in ("t", "targets"))
+            row += [int(mine.sum()), *largest, found["ious"][mine].mean().item()]
+        rows.append(row)
+    return tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".3f")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
