@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # train_net, bootstrap
+sys.path[:0] = [str(ROOT / "demo"), str(ROOT), str(ROOT / "tools")]  # demo, train_net, bootstrap
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 

@@ -12,6 +12,7 @@ on where it was stopped, and renews the table after every run.
 """
 
 import argparse
+import glob
 import itertools
 import json
 import os
@@ -128,8 +129,15 @@ def call(command, folder, jobs):
 
 
 def collect(folder):
-    """The figures of a finished run."""
-    raise NotImplementedError
+    """The figures of a finished run: AP at the end of its training, alignment, minutes."""
+    with open(os.path.join(folder, "metrics.json")) as f:
+        metrics = [json.loads(line) for line in f]
+    final = next(line for line in reversed(metrics) if "bbox/AP" in line)
+    (alignment,) = glob.glob(os.path.join(folder, "inference", "alignment_*.json"))
+    figures = {key: final[f"bbox/{key}"] for key in ("AP", "AP50", "AP75")}
+    figures.update(read_json(alignment)["all"])
+    figures["minutes"] = read_json(os.path.join(folder, "training.json"))["seconds"] / 60
+    return {key: None if value != value else value for key, value in figures.items()}  # NaN
 
 
 def read_json(path):
@@ -154,7 +162,7 @@ def main(args):
         for (_, experiment), result in zip(tasks, tqdm(runs, total=len(tasks), desc="runs")):
             results[experiment.name].append(result)
             table = markdown_table(experiments, results)
-            with open(os.path.join(args.output, "table.md"), "w") as f:
+            with open(os.path.join(args.output, "table.md"), "w", encoding="utf-8") as f:
                 f.write(table)
             draw_table(experiments, results, os.path.join(args.output, "table.png"))
     print(table)

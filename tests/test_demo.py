@@ -1,0 +1,230 @@
+"""The predictor, the demo on it, and the tools that draw what a checkpoint does."""
+
+import json
+import shutil
+import threading
+
+import analyze_alignment
+import cv2
+import numpy as np
+import pytest
+import torch
+import visualize_assignment
+from conftest import TINY
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor
+from PIL import Image
+
+import demo
+import train_net
+from tood import add_tood_config
+from tood.errors import UserError
+from tood.predictor import Predictor
+from tood.shapes import SHAPES
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """The folder of a training of a few steps, and its arguments."""
+    out = tmp_path_factory.mktemp("trained")
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    config = out / "c.yaml"
+    small = {"INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": "64", "OUTPUT_DIR": str(out)}
+    small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.WARMUP_ITERS": "2"})
+    small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
+    small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
+    opts = [x for item in small.items() for x in item]
+    base = train_net.load_config("configs/tood_R18_GN_small_data.yaml", [*TINY, *opts])
+    config.write_text(base.dump())
+    data = ["--train-data", entry, "--val-data", entry]
+    train_net.main(train_net.parse_args(["--config-file", str(config), *data]))
+    return out
+
+
+@pytest.fixture
+def pictures(shapes, tmp_path):
+    """A folder with three pictures of different sizes, and a broken one."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(shapes / "images", folder)
+    for path in sorted(folder.iterdir())[3:]:
+        path.unlink()
+    with Image.open(folder / "00000.jpg") as image:
+        image.resize((100, 64)).save(folder / "00000.jpg")
+    return folder
+
+
+def run_demo(trained, *argv):
+    demo.main(demo.parse_args([*argv, "MODEL.WEIGHTS", str(trained / "model_final.pth")]))
+
+
+def test_predictor_says_what_evaluation_does(trained, shapes):
+    predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    assert predictor.class_names == list(SHAPES)
+    results = json.loads((trained / "inference" / "coco_instances_results.json").read_text())
+    paths = sorted((shapes / "images").iterdir())
+    for image_id, instances in enumerate(predictor(paths), 1):
+        expected = [r for r in results if r["image_id"] == image_id]
+        assert instances.scores.tolist() == pytest.approx([r["score"] for r in expected], rel=1e-4)
+        x1, y1, x2, y2 = instances.pred_boxes.tensor.unbind(dim=1)
+        boxes = torch.stack([x1, y1, x2 - x1, y2 - y1], dim=1)
+        torch.testing.assert_close(
+            boxes, torch.tensor([r["bbox"] for r in expected]), atol=1e-2, rtol=1e-4
+        )
+
+
+def test_predictor_takes_lists_paths_and_arrays(trained, pictures):
+    predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    paths = sorted(pictures.iterdir())
+    arrays = [cv2.imread(str(path)) for path in paths]
+    one_by_one = [predictor(str(path)) for path in paths]
+    together = predictor(paths)
+    found = [None] * len(paths)
+    threads = [
+        threading.Thread(target=lambda i=i: found.__setitem__(i, predictor(paths[i])))
+        for i in range(len(paths))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for alone, other, threaded in zip(one_by_one, together, found):
+        torch.testing.assert_close(alone.scores, other.scores, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(alone.pred_boxes.tensor, threaded.pred_boxes.tensor)
+    plain = predictor.as_dicts(arrays[1:2])[0]
+    assert plain["boxes"].shape == (len(plain["scores"]), 4)
+    assert plain["names"][0] == SHAPES[plain["classes"][0]]
+    assert predictor.as_dicts(arrays[1])["scores"] == pytest.approx(plain["scores"])
+
+
+def test_predictor_equals_default_predictor(trained, pictures):
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.merge_from_file(str(trained / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
+    image = cv2.imread(str(pictures / "00000.jpg"))
+    expected = DefaultPredictor(cfg)(image)["instances"]
+    actual = Predictor(cfg)(image)
+    torch.testing.assert_close(actual.scores, expected.scores)
+    torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_predictor_options(trained, pictures):
+    files = (str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    all_of_them = Predictor(*files, score_threshold=0.0)(pictures / "00001.jpg")
+    threshold = all_of_them.scores[10].item()
+    few = Predictor(*files, score_threshold=threshold, device="cpu", precision="bfloat16")
+    assert few.model.precision_test == "bfloat16"
+    assert 0 < len(few(pictures / "00001.jpg")) < len(all_of_them)
+
+
+@pytest.mark.parametrize(
+    "image, says",
+    [
+        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) of uint8"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+        ("no/such.jpg", r"no/such.jpg cannot be read"),
+    ],
+)
+def test_predictor_refuses(trained, image, says):
+    predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    with pytest.raises(UserError, match=says):
+        predictor(image)
+
+
+def test_predictor_without_weights(trained):
+    with pytest.raises(UserError, match="name a checkpoint"):
+        Predictor(str(trained / "config.yaml"))
+    with pytest.raises(UserError, match="There is no config named 'tood_R51'"):
+        Predictor("tood_R51", "weights.pth")
+
+
+def test_demo_of_a_folder(trained, pictures, tmp_path, capsys):
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    (pictures / "notes.txt").write_text("not meant")
+    out = tmp_path / "new" / "out"
+    flags = ["--score-thresh", "0.0", "--json", str(out / "d.json"), "--sheet", str(out / "s.png")]
+    run_demo(trained, "--input", str(pictures), "--output", str(out), *flags)
+    printed = capsys.readouterr()
+    assert "3 pictures" in printed.out and "1 inputs skipped" in printed.out
+    assert "broken.png cannot be read" in printed.err
+    with Image.open(out / "00000.jpg") as drawn, Image.open(pictures / "00000.jpg") as original:
+        assert drawn.size == original.size == (100, 64)
+        assert np.asarray(drawn).astype(int).std() > 5
+        assert (np.asarray(drawn) != np.asarray(original)).any()
+    content = json.loads((out / "d.json").read_text())
+    assert [i["width"] for i in content["images"]] == [100, 64, 64]
+    assert [c["name"] for c in content["categories"]] == list(SHAPES)
+    assert len(content["annotations"]) > 3 and content["annotations"][0]["score"] > 0
+    assert (out / "s.png").exists()
+
+    # Nothing is overwritten without being asked.
+    before = (out / "00001.jpg").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"00000.jpg is there already, and 4 more.*--overwrite"):
+        run_demo(trained, "--input", str(pictures), "--output", str(out), *flags)
+    assert (out / "00001.jpg").stat().st_mtime_ns == before
+    run_demo(trained, "--overwrite", "--input", str(pictures / "*1.jpg"), "--output", str(out))
+    assert (out / "00001.jpg").stat().st_mtime_ns > before
+
+
+def test_demo_of_one_file_and_by_default(trained, pictures, tmp_path):
+    run_demo(trained, "--input", str(pictures / "00002.jpg"), "--output", str(tmp_path / "one.png"))
+    assert Image.open(tmp_path / "one.png").size == (64, 64)
+    run_demo(trained)
+    found = trained / "detections"
+    assert len(list(found.glob("*.jpg"))) == 8 and (found / "sheet.png").exists()
+
+
+def test_demo_of_a_video(trained, tmp_path):
+    path = str(tmp_path / "a.mp4")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (96, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no videos")
+    for value in range(5):
+        writer.write(np.full((64, 96, 3), 40 * value, np.uint8))
+    writer.release()
+    run_demo(trained, "--input", path, "--output", str(tmp_path / "out"))
+    reader = cv2.VideoCapture(str(tmp_path / "out" / "a.mp4"))
+    assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
+    assert reader.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert reader.read()[1].shape == (64, 96, 3)
+
+
+def test_demo_of_nothing(trained, tmp_path):
+    with pytest.raises(UserError, match="no picture or video at .*nothing"):
+        run_demo(trained, "--input", str(tmp_path / "nothing*"))
+    (tmp_path / "b.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="None of the inputs could be read"):
+        run_demo(trained, "--input", str(tmp_path / "b.jpg"), "--output", str(tmp_path / "o"))
+    with pytest.raises(UserError, match="There is no config"):
+        demo.main(demo.parse_args(["MODEL.WEIGHTS", str(tmp_path / "w.pth")]))
+
+
+def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
+    model = [str(trained / "config.yaml"), str(trained / "model_final.pth")]
+    out = tmp_path / "alignment"
+    argv = ["--model", "one", *model, "--model", "other", *model, "--output", str(out)]
+    analyze_alignment.main(analyze_alignment.parse_args([*argv, "--num-images", "2"]))
+    rows = json.loads((out / "alignment.json").read_text())
+    assert rows["one"] == rows["other"] and rows["one"]["all"]["objects"] == 21
+    trained_rows = rows["one"]["all"]
+    assert f"{trained_rows['IoU']:.3f}" in capsys.readouterr().out
+    assert "## other" in (out / "table.md").read_text()
+    for name in ("maps_0.png", "maps_1.png", "scatter.png", "histograms.png"):
+        assert np.asarray(Image.open(out / name)).std() > 10
+    assert not (out / "maps_2.png").exists()
+
+
+def test_visualize_assignment(trained, tmp_path, capsys):
+    picture, weights = tmp_path / "a.png", str(trained / "model_final.pth")
+    argv = ["--config-file", str(trained / "config.yaml"), "--output", str(picture)]
+    main, parse = visualize_assignment.main, visualize_assignment.parse_args
+    main(parse([*argv, "--num-images", "2", "--weights", weights]))
+    printed = capsys.readouterr().out
+    assert "00000.jpg" in printed and "TAL: largest t" in printed
+    width, height = Image.open(picture).size
+    assert width == 2 * 360 + 4 and height == 2 * (360 + 22) + 4
+    main(parse([*argv, "--image", "00003.jpg", "--weights", weights, weights]))
+    assert capsys.readouterr().out.count("model_final.pth: 00003.jpg") == 2
+    with pytest.raises(UserError, match="There is no image 7.jpg"):
+        main(parse([*argv, "--image", "7.jpg", "--weights", weights]))

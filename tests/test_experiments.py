@@ -1,0 +1,106 @@
+"""The runner of experiments, on runs of four iterations."""
+
+import json
+
+import pytest
+import run_experiments
+import yaml
+from conftest import ROOT
+from experiment_table import Experiment, markdown_table
+
+from tood import model_zoo
+
+
+def args_for(command, output, *flags):
+    argv = command()
+    start = argv.index("OUTPUT_DIR")
+    opts = [*argv[6:start], *argv[start + 2 :]]
+    flags = ["--config-file", argv[1], "--output", str(output), *flags]
+    return run_experiments.parse_args([*flags, *argv[2:6], *opts])
+
+
+def test_runs_are_done_once_and_go_on(command, tmp_path, capsys):
+    experiments = {
+        "groups": {
+            "few": [
+                {"name": "T-head + TAL", "options": {}, "paper": {"AP": 42.5}},
+                {"name": "atss", "options": {"MODEL.TOOD.ASSIGNER": "atss"}, "paper": {}},
+            ],
+            "others": [{"name": "not this", "options": {"NO.SUCH": 1}, "paper": {}}],
+        }
+    }
+    listed = tmp_path / "experiments.yaml"
+    listed.write_text(yaml.safe_dump(experiments))
+    flags = ("--experiments", str(listed), "--groups", "few", "--seeds", "3", "--jobs", "2")
+    args = args_for(command, tmp_path / "runs", *flags)
+    run_experiments.main(args)
+    table = (tmp_path / "runs" / "table.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| T-head + TAL", "| atss"]
+    assert "| 42.5 |" in rows[2] and table in capsys.readouterr().out
+    assert (tmp_path / "runs" / "table.png").stat().st_size > 1000
+    folder = tmp_path / "runs" / "T_head_TAL" / "seed3"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["objects"] == 21 and result["minutes"] > 0
+    assert "SEED: 3" in (folder / "config.yaml").read_text()
+
+    # A second call reads what is there; without the result, it measures and does not train.
+    log = (folder / "commands.txt").read_text()
+    run_experiments.main(args)
+    assert (folder / "commands.txt").read_text() == log
+    (folder / "result.json").unlink()
+    run_experiments.main(args)
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert (folder / "commands.txt").read_text().count("Starting training") == 1
+
+
+def test_a_run_that_fails_is_named(command, tmp_path):
+    listed = tmp_path / "experiments.yaml"
+    listed.write_text("groups: {a: [{name: wrong, options: {NO.SUCH: 1}, paper: {}}]}")
+    args = args_for(command, tmp_path / "runs", "--experiments", str(listed))
+    with pytest.raises(RuntimeError, match=r"ended with status 1; see .*wrong/seed1/commands.txt"):
+        run_experiments.main(args)
+
+
+@pytest.mark.parametrize("text", ["groups: [", "[]", "groups: {a: [{name: b}]}"])
+def test_files_that_list_no_experiments(tmp_path, text):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=r"e.yaml needs 'groups'"):
+        run_experiments.load_experiments(str(tmp_path / "e.yaml"))
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run_experiments.load_experiments(str(tmp_path / "gone.yaml"))
+
+
+def test_table_of_means_and_spreads():
+    experiments = [Experiment("a", {}, {"AP": 40.0}), Experiment("b", {}, {})]
+    results = {"a": [{"AP": 10.0, "PCC": None}, {"AP": 12.0, "PCC": 0.5}], "b": []}
+    lines = markdown_table(experiments, results).splitlines()
+    assert lines[2].startswith("| a | 2 | 11.0 ± 1.4 |  |  | 0.500 |")
+    assert lines[2].endswith("| 40.0 |  |  |  |  |  |")
+    assert lines[3].startswith("| b | 0 |  |  |")
+
+
+CONFIGS = {
+    "parallel + ATSS": "parallel_ATSS_R50_FPN_1x",
+    "T-head + ATSS": "thead_ATSS_R50_FPN_1x",
+    "parallel + TAL": "parallel_TAL_R50_FPN_1x",
+    "T-head + TAL": None,
+    "parallel + TAL + TAP": "parallel_TAL_TAP_R50_FPN_18e",
+}
+
+
+@pytest.mark.parametrize(
+    "experiment", run_experiments.load_experiments(run_experiments.EXPERIMENTS)
+)
+def test_experiments_are_the_configs_of_the_paper(experiment):
+    base = model_zoo.get_config("tood_R50_FPN_1x")
+    base.merge_from_list([x for item in experiment.options.items() for x in item])
+    parts = experiment.name.split()
+    name = CONFIGS.get(experiment.name, f"tood_m{parts[-1]}_R50_FPN_1x")
+    if parts[0] == "alpha":
+        name = f"tood_alpha{float(parts[1])}_beta{parts[3]}_R50_FPN_1x"
+    config = model_zoo.get_config(f"paper/{name}" if name else "tood_R50_FPN_1x")
+    assert base.MODEL.TOOD == config.MODEL.TOOD
+    comment = "" if name is None else (ROOT / "configs/paper" / f"{name}.yaml").read_text()
+    if name and "AP" in experiment.paper:
+        assert f"AP {experiment.paper['AP']} in the paper" in comment
