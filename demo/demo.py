@@ -26,6 +26,7 @@ from tood.draw import add_heading, draw_boxes, stack_pictures
 from tood.errors import UserError
 from tood.files import check_folder, write_json
 from tood.predictor import Predictor, read_picture
+from tood.read_config import split_options
 
 logger = logging.getLogger("demo")
 
@@ -53,6 +54,9 @@ def parse_args(argv=None):
     parser.add_argument("--overwrite", action="store_true", help="files that are there already")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = parser.parse_args(argv)
+    if args.input:
+        args.input, opts = split_options(args.input)
+        args.opts = [*opts, *args.opts]
     if args.columns < 1:
         parser.error("--columns must be at least 1")
     return args

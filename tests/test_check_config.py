@@ -5,7 +5,7 @@ from conftest import ROOT
 
 from tood.check_config import RANGES, check_config, known_keys, nearest_key
 from tood.errors import UserError
-from tood.read_config import load_config
+from tood.read_config import load_config, split_options
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
 
@@ -77,3 +77,9 @@ def test_unknown_keys_are_told_the_nearest(tmp_path, where):
         opts = ["SOLVER.BASE_LRR", "0.1"]
     with pytest.raises(UserError, match=r"SOLVER.BASE_LRR; did you mean SOLVER.BASE_LR\?"):
         load_config(str(config), opts)
+
+
+def test_options_behind_a_list_of_values():
+    options = ["MODEL.WEIGHTS", "a.pth", "SEED", "1"]
+    assert split_options(["a.jpg", "B.jpg", *options]) == (["a.jpg", "B.jpg"], options)
+    assert split_options(["a.jpg"]) == (["a.jpg"], [])

@@ -26,6 +26,8 @@ import yaml
 from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
+from tood.read_config import split_options
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXPERIMENTS = os.path.join(ROOT, "tools", "paper_experiments.yaml")
 
@@ -46,8 +48,9 @@ def parse_args(argv=None):
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all runs")
     args = parser.parse_args(argv)
-    if args.opts[:1] == ["--"]:
-        del args.opts[0]
+    if args.groups:
+        args.groups, opts = split_options(args.groups)
+        args.opts = [*opts, *args.opts]
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
     return args

@@ -28,7 +28,7 @@ from tood.draw import add_heading, draw_boxes, draw_points, stack_pictures
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_picture
-from tood.read_config import check_weights, load_config
+from tood.read_config import check_weights, load_config, split_options
 
 PHASES = {"ATSS": True, "TAL": False}
 SMALLEST = 360  # shorter side of a drawn image, pixels
@@ -52,7 +52,10 @@ def parse_args(argv=None):
     parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--output", default="assignment.png", metavar="PNG")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.weights, opts = split_options(args.weights)
+    args.opts = [*opts, *args.opts]
+    return args
 
 
 def main(args):

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import yaml
@@ -15,7 +15,7 @@ from .config import add_tood_config
 from .errors import UserError
 from .schedule import Schedule
 
-__all__ = ["check_weights", "load_config", "read_schedule"]
+__all__ = ["check_weights", "load_config", "read_schedule", "split_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,20 @@ def load_config(
         check_config(cfg)
         _set_precision(cfg)
     return cfg
+
+
+def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """
+    Where a flag takes several values, argparse gives it the KEY VALUE options behind them as well.
+
+    Returns:
+        the values in front of the first config key, and the options from there on.
+    """
+    values = list(values)
+    for i, value in enumerate(values):
+        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", value) and not os.path.exists(value):
+            return values[:i], values[i:]
+    return values, []
 
 
 def read_schedule(config_file: str) -> Schedule:
