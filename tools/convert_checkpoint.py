@@ -19,9 +19,9 @@ from tood.convert import (
     convert_to_mmdet,
     read_checkpoint,
 )
+from tood.dense_head import ANCHOR_TYPES
 from tood.errors import UserError
 from tood.files import write_atomically
-from tood.head import ANCHOR_TYPES
 from tood.identify import is_backbone
 
 
