@@ -398,6 +398,20 @@ class TOOD(DenseDetector):
             for each image, ``pred_boxes`` in pixels of the network's input, ``scores`` and
             ``pred_classes``, by falling score.
         """
+        candidates = self._candidates(images, predictions)
+        return [self.suppress_non_maxima(x) for x in candidates]
+
+    def find_candidates(self, batched_inputs: List[Dict[str, Tensor]]) -> List[Instances]:
+        """
+        What :meth:`forward_inference` hands to NMS, for images as the model itself takes them: for
+        test-time augmentation, which collects the candidates of several looks at an image first.
+        """
+        precision = PRECISIONS[self.precision_test]
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            images, predictions = self.predict_with_images(batched_inputs)
+        return self._candidates(images, predictions)
+
+    def _candidates(self, images: ImageList, predictions: DensePredictions) -> List[Instances]:
         candidates = select_candidates(
             predictions.pred_scores,
             predictions.pred_boxes,
@@ -407,18 +421,17 @@ class TOOD(DenseDetector):
         )
         counts = candidates.counts.tolist()  # the one moment when the CPU waits for a GPU
         return [
-            self._suppress_non_maxima(
-                Instances(
-                    image_size,
-                    pred_boxes=Boxes(candidates.boxes[i, :count]),
-                    scores=candidates.scores[i, :count],
-                    pred_classes=candidates.classes[i, :count],
-                )
+            Instances(
+                image_size,
+                pred_boxes=Boxes(candidates.boxes[i, :count]),
+                scores=candidates.scores[i, :count],
+                pred_classes=candidates.classes[i, :count],
             )
             for i, (count, image_size) in enumerate(zip(counts, images.image_sizes))
         ]
 
-    def _suppress_non_maxima(self, candidates: Instances) -> Instances:
+    def suppress_non_maxima(self, candidates: Instances) -> Instances:
+        """The best of the candidates of an image that do not overlap, by falling score."""
         keep = batched_nms(
             candidates.pred_boxes.tensor,
             candidates.scores,

@@ -4,6 +4,7 @@ import logging
 import os
 import uuid
 import weakref
+from collections import OrderedDict
 from typing import Optional
 
 import torch
@@ -27,6 +28,7 @@ from .mapper import CheckedMapper
 from .stop_on_signal import StopOnSignal
 from .training_data import AugmentedDataset, TrainingBatches, TrainingLoader
 from .training_step import TrainingStep
+from .tta import TOODWithTTA
 from .validation import validation_loss
 from .watch import StatusPrinter, TrainingWatcher
 from .weight_average import AverageWeights, WeightAverage
@@ -260,6 +262,18 @@ class Trainer(DefaultTrainer):
                 for name in cfg.DATASETS.TEST
             ]
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model):
+        """The results of test-time augmentation (``TEST.AUG``), as "bbox_TTA" and so on."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        # It resizes the pictures itself, from their own size, and has no dense output of its own.
+        cfg.INPUT.MIN_SIZE_TEST = 0
+        cfg.MODEL.TOOD.EVAL_ALIGNMENT = False
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
+        results = cls.test(cfg, TOODWithTTA(cfg, model))
+        return OrderedDict((f"{name}_TTA", figures) for name, figures in results.items())
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -20,6 +20,7 @@ from .errors import UserError
 from .files import read_tensors
 from .images import IMAGE_ERRORS, read_image
 from .read_config import check_weights, load_config
+from .tta import TOODWithTTA
 
 __all__ = ["Predictor", "class_names_of", "read_picture"]
 
@@ -40,6 +41,7 @@ class Predictor:
         device: Optional[str] = None,
         precision: Optional[str] = None,
         score_threshold: Optional[float] = None,
+        augment: Optional[bool] = None,
         opts: Sequence[str] = (),
     ):
         """
@@ -50,6 +52,8 @@ class Predictor:
             device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
             score_threshold: of detections; default: the config's.
+            augment: look at each picture in several sizes and flipped, as ``TEST.AUG`` says;
+                default: ``TEST.AUG.ENABLED``.
             opts: further keys and values of the config.
 
         Raises:
@@ -65,6 +69,7 @@ class Predictor:
             if value is not None:
                 opts += [key, value]
         self.cfg = _config_of(config, opts)
+        augment = self.cfg.TEST.AUG.ENABLED if augment is None else augment
         weights = self.cfg.MODEL.WEIGHTS
         if not weights:
             raise UserError("There is nothing to predict with: name a checkpoint.")
@@ -73,6 +78,8 @@ class Predictor:
         self.class_names = class_names_of(self.cfg, content)
         self.model = build_model(self.cfg).eval()
         Checkpointer(self.model, complete=True).load(weights)
+        self._detect = TOODWithTTA(self.cfg, self.model) if augment else self.model
+        self._min_size = 0 if augment else self.cfg.INPUT.MIN_SIZE_TEST
         self._resize = T.ResizeShortestEdge(
             [self.cfg.INPUT.MIN_SIZE_TEST] * 2, self.cfg.INPUT.MAX_SIZE_TEST
         )
@@ -122,7 +129,7 @@ class Predictor:
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
         for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
             same = list(same)
-            for i, output in zip(same, self.model([inputs[i] for i in same])):
+            for i, output in zip(same, self._detect([inputs[i] for i in same])):
                 results[i] = output["instances"].to("cpu")
         return results
 
@@ -131,7 +138,7 @@ class Predictor:
         height, width = image.shape[:2]
         if self.cfg.INPUT.FORMAT == "RGB":
             image = image[:, :, ::-1]
-        if self.cfg.INPUT.MIN_SIZE_TEST > 0:
+        if self._min_size > 0:
             image = self._resize.get_transform(image).apply_image(np.ascontiguousarray(image))
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": image, "height": height, "width": width}
