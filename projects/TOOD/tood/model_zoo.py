@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
 from .checkpoint import Checkpointer
 from .config import add_tood_config
@@ -70,7 +71,13 @@ def get_config(name: str) -> CfgNode:
     return cfg
 
 
-def get_model(name: str, checkpoint: Optional[str] = None, device: Optional[str] = None):
+def get_model(
+    name: str,
+    checkpoint: Optional[str] = None,
+    device: Optional[str] = None,
+    *,
+    pretrained: bool = False,
+):
     """
     A model by its name, in evaluation mode.
 
@@ -80,11 +87,15 @@ def get_model(name: str, checkpoint: Optional[str] = None, device: Optional[str]
             itself where its model differs from the config, for example in its classes. Without
             one, the weights are drawn at random.
         device: default: "cuda", or "cpu" where there is no GPU.
+        pretrained: with the released weights, which are fetched if they are not here.
 
     Raises:
-        UserError: for an unknown name, and a checkpoint that is not of this model.
+        UserError: for an unknown name, a checkpoint that is not of this model, and released
+            weights that cannot be had.
     """
     cfg = get_config(name)
+    if pretrained:
+        checkpoint = PathManager.get_local_path(f"tood://{name}")
     if checkpoint is not None:
         cfg.merge_from_list(read_tensors(checkpoint).get("options", []))
     cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")

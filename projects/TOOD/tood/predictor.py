@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
 
 from . import model_zoo
 from .annotations import read_annotations
@@ -47,8 +48,8 @@ class Predictor:
         """
         Args:
             config: a config, its file, or a name of the project's, as "tood_R50_FPN_1x".
-            weights: a checkpoint, instead of the config's ``MODEL.WEIGHTS``. One that was converted
-                or trained here names its classes.
+            weights: a checkpoint, instead of the config's ``MODEL.WEIGHTS``; "tood://NAME" are the
+                released ones. One that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
             score_threshold: of detections; default: the config's.
@@ -74,7 +75,8 @@ class Predictor:
         if not weights:
             raise UserError("There is nothing to predict with: name a checkpoint.")
         check_weights(weights)
-        content = read_tensors(weights) if os.path.isfile(weights) else {}
+        path = PathManager.get_local_path(weights)
+        content = read_tensors(path) if path.endswith(".pth") else {}
         self.class_names = class_names_of(self.cfg, content)
         self.model = build_model(self.cfg).eval()
         Checkpointer(self.model, complete=True).load(weights)
