@@ -62,14 +62,14 @@ def test_predictor_says_what_evaluation_does(trained, shapes):
     assert predictor.class_names == list(SHAPES)
     results = json.loads((trained / "inference" / "coco_instances_results.json").read_text())
     paths = sorted((shapes / "images").iterdir())
-    for image_id, instances in enumerate(predictor(paths), 1):
+    # One at a time, as the evaluation; a batch may swap detections whose scores are all but equal.
+    for image_id, path in enumerate(paths, 1):
+        instances = predictor(path)
         expected = [r for r in results if r["image_id"] == image_id]
-        assert instances.scores.tolist() == pytest.approx([r["score"] for r in expected], rel=1e-4)
+        assert instances.scores.tolist() == [r["score"] for r in expected]
         x1, y1, x2, y2 = instances.pred_boxes.tensor.unbind(dim=1)
         boxes = torch.stack([x1, y1, x2 - x1, y2 - y1], dim=1)
-        torch.testing.assert_close(
-            boxes, torch.tensor([r["bbox"] for r in expected]), atol=1e-2, rtol=1e-4
-        )
+        torch.testing.assert_close(boxes, torch.tensor([r["bbox"] for r in expected]))
 
 
 def test_predictor_takes_lists_paths_and_arrays(trained, pictures):
