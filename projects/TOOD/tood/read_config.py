@@ -10,7 +10,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
-from .check_config import check_config, check_nothing_removed, nearest_key
+from .check_config import check_config, check_nothing_removed, known_keys, nearest_key
 from .config import add_tood_config
 from .errors import UserError
 from .schedule import Schedule
@@ -70,9 +70,15 @@ def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
     Returns:
         the values in front of the first config key, and the options from there on.
     """
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    keys = set(known_keys(cfg))
     values = list(values)
     for i, value in enumerate(values):
-        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", value) and not os.path.exists(value):
+        misspelt = re.fullmatch(
+            r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+", value
+        )
+        if value in keys or misspelt:
             return values[:i], values[i:]
     return values, []
 
