@@ -22,11 +22,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from tood.data import parse_own_data
-from tood.draw import add_heading, draw_boxes, stack_pictures
+from tood.draw import draw_boxes
 from tood.errors import UserError
 from tood.files import check_folder, write_json
 from tood.predictor import Predictor, read_picture
 from tood.read_config import split_options
+from tood.sheets import add_heading, stack_pictures
 
 logger = logging.getLogger("demo")
 

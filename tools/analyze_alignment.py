@@ -27,12 +27,12 @@ from tood.alignment_evaluator import AlignmentEvaluator, DenseReader, summarize,
 from tood.alignment_pictures import draw_histograms, draw_maps, draw_scatter
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.draw import stack_pictures
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.evaluation import first_AP
 from tood.files import check_folder, write_json
 from tood.read_config import check_weights, load_config
+from tood.sheets import stack_pictures
 
 ARCHITECTURES = ("TOOD", "RetinaNet")
 

@@ -24,11 +24,12 @@ from tabulate import tabulate
 from tood.assign import box_iou_of_pairs
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.draw import add_heading, draw_boxes, draw_points, stack_pictures
+from tood.draw import draw_boxes, draw_points
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_picture
 from tood.read_config import check_weights, load_config, split_options
+from tood.sheets import add_heading, stack_pictures
 
 PHASES = {"ATSS": True, "TAL": False}
 SMALLEST = 360  # shorter side of a drawn image, pixels

@@ -15,7 +15,7 @@ from .config import add_tood_config
 from .errors import UserError
 from .schedule import Schedule
 
-__all__ = ["check_weights", "load_config", "read_schedule", "split_options"]
+__all__ = ["check_weights", "finish_config", "load_config", "read_schedule", "split_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,23 @@ def load_config(
         cfg.DATASETS.TRAIN = tuple(train_data)
     if val_data:
         cfg.DATASETS.TEST = tuple(val_data)
+    finish_config(cfg)
+    return cfg
+
+
+def finish_config(cfg) -> None:
+    """
+    What a config needs behind its last change: the CPU where there is no GPU, and its checks.
+
+    Raises:
+        UserError: for a value that cannot be.
+    """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         check_config(cfg)
         _set_precision(cfg)
-    return cfg
 
 
 def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
