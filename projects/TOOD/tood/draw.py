@@ -105,19 +105,27 @@ def draw_training(
     return stack_pictures([[add_heading(*x) for x in zip((objects, detected), headings)]])
 
 
-def draw_points(picture: np.ndarray, points: Tensor, weights: Tensor) -> np.ndarray:
+def draw_points(
+    picture: np.ndarray,
+    points: Tensor,
+    weights: Tensor,
+    outlines: Optional[Sequence[tuple]] = None,
+) -> np.ndarray:
     """
     Args:
         picture: (H, W, 3) uint8, RGB.
         points: (P, 2), x and y in pixels of the picture.
         weights: (P,) in [0, 1]; a dot is larger and brighter the larger it is.
+        outlines: (P,) colours around the dots, RGB in [0, 1]; black if left out.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     order = weights.argsort()  # the brightest on top
-    for (x, y), weight in zip(points[order].tolist(), weights[order].tolist()):
+    for i in order.tolist():
+        (x, y), weight = points[i].tolist(), weights[i].item()
         radius = 2 + 4 * weight
         color = tuple(int(255 * c) for c in colormaps["plasma"](weight)[:3])
         corners = (x - radius, y - radius, x + radius, y + radius)
-        draw.ellipse(corners, fill=color, outline="black")
+        outline = tuple(int(255 * c) for c in outlines[i]) if outlines else "black"
+        draw.ellipse(corners, fill=color, outline=outline, width=2 if outlines else 1)
     return np.asarray(image)
