@@ -33,7 +33,7 @@ from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
 from tood.engine import Trainer
 from tood.errors import UserError
-from tood.files import check_folder
+from tood.files import check_folder, write_json
 from tood.processes import launch
 from tood.read_config import check_weights, load_config, read_schedule
 from tood.schedule import scale_schedule
@@ -137,6 +137,7 @@ def main(args):
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
+            write_json(results, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
             verify_results(cfg, results)
         return results
 

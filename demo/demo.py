@@ -12,23 +12,25 @@ pictures of its validation data; without --output, a folder "detections" beside 
 
 import argparse
 import glob
-import logging
 import os
 import sys
 import time
 
-import cv2
 from PIL import Image
 from tqdm import tqdm
 
+try:
+    import cv2
+except ImportError:
+    sys.exit("error: OpenCV is missing, which reads videos and draws: pip install -e .[draw]")
+
 from tood.data import parse_own_data
-from tood.draw import add_heading, draw_boxes, stack_pictures
+from tood.draw import draw_boxes
 from tood.errors import UserError
-from tood.files import check_folder, write_json
+from tood.files import check_folder, check_picture, write_json
 from tood.predictor import Predictor, read_picture
 from tood.read_config import split_options
-
-logger = logging.getLogger("demo")
+from tood.sheets import add_heading, stack_pictures
 
 PICTURES = set(Image.registered_extensions())
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
@@ -69,26 +71,37 @@ def main(args):
     if args.input is None and args.sheet is None:
         args.sheet = os.path.join(output, "sheet.png")
     targets = targets_of(inputs, output)
-    refuse_to_overwrite([*targets.values(), args.json, args.sheet], args.overwrite)
-    run = Run(predictor, args.score_thresh, keep_thumbnails=bool(args.sheet))
+    check_outputs(inputs, targets, args)
+    run = Run(predictor, args.score_thresh, args.json, args.sheet)
     for path, target in tqdm(targets.items(), desc="detecting"):
-        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-        if path == "webcam" or is_video(path):
+        if is_video(path):
             run.video(path, target)
         else:
             run.picture(path, target)
-    if args.json:
-        check_folder(os.path.dirname(args.json) or ".", "--json")
-        write_json(run.detections(), args.json)
-    if args.sheet and run.thumbnails:
-        check_folder(os.path.dirname(args.sheet) or ".", "--sheet")
-        columns = args.columns
-        rows = [run.thumbnails[i : i + columns] for i in range(0, len(run.thumbnails), columns)]
-        Image.fromarray(stack_pictures(rows)).save(args.sheet)
+    run.write_json()
+    run.write_sheet(args.columns)
     print(run.summary())
-    print(f"Pictures: {output}" + (f", and on one sheet: {args.sheet}" if args.sheet else ""))
-    if not run.images:
+    print(f"They are in {output}")
+    if not run.num_images:
         raise UserError("None of the inputs could be read; see the warnings above.")
+
+
+def check_outputs(inputs, targets, args):
+    """Before any work: what could not be written, or must not be written over."""
+    files = [*targets.values(), *(x for x in (args.json, args.sheet) if x)]
+    originals = {os.path.realpath(path) for path in inputs}
+    for path in files:
+        if os.path.realpath(path) in originals:
+            raise UserError(
+                f"{path} is an input, and would be written over; name another --output."
+            )
+        if files.count(path) > 1:
+            raise UserError(f"{path} would be written twice; name another file.")
+    refuse_to_overwrite(files, args.overwrite)
+    if args.sheet:
+        check_picture(args.sheet)
+    for path in files:
+        check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
 
 
 def config_of(args):
@@ -111,7 +124,7 @@ def folder_of_weights(cfg):
 
 
 def is_video(path):
-    return os.path.splitext(path)[1].lower() in VIDEOS
+    return path == "webcam" or os.path.splitext(path)[1].lower() in VIDEOS
 
 
 def inputs_of(patterns, cfg):
@@ -147,13 +160,17 @@ def validation_pictures(cfg):
 
 def targets_of(inputs, output):
     """{input: the file that is written for it}; two inputs of one name get different ones."""
-    if len(inputs) == 1 and os.path.splitext(output)[1]:
-        return {inputs[0]: output}
-    check_folder(output, "--output")
+    if len(inputs) == 1 and not os.path.isdir(output):
+        suffix = os.path.splitext(output)[1].lower()
+        if suffix in (VIDEOS if is_video(inputs[0]) else PICTURES):
+            return {inputs[0]: output}
+        if suffix in VIDEOS | PICTURES:
+            kind = "video" if is_video(inputs[0]) else "picture"
+            raise UserError(f"{output} is no name for a {kind}, as {inputs[0]} is one (--output).")
     targets, taken = {}, set()
     for path in inputs:
         stem, suffix = os.path.splitext(os.path.basename(path))
-        if path == "webcam" or is_video(path):
+        if is_video(path):
             suffix = ".mp4"
         elif Image.registered_extensions().get(suffix.lower()) not in ("JPEG", "PNG"):
             suffix = ".png"
@@ -179,11 +196,12 @@ class Run:
 
     THUMBNAIL = 320  # longer side, pixels
 
-    def __init__(self, predictor, score_thresh, keep_thumbnails):
+    def __init__(self, predictor, score_thresh, json_file, sheet):
         self.predictor, self.score_thresh = predictor, score_thresh
-        self.keep_thumbnails, self.thumbnails = keep_thumbnails, []
-        self.images, self.annotations = [], []
-        self.skipped, self.seconds, self.start = 0, 0.0, time.perf_counter()
+        self.json_file, self.sheet = json_file, sheet
+        self.images, self.annotations, self.thumbnails = [], [], []  # only what is asked for
+        self.num_images = self.num_shown = self.skipped = 0
+        self.seconds, self.start = 0.0, time.perf_counter()
 
     def picture(self, path, target):
         try:
@@ -193,7 +211,7 @@ class Run:
             return
         drawn = self.detect(image, path)
         Image.fromarray(drawn).save(target)
-        if self.keep_thumbnails:
+        if self.sheet:
             scale = self.THUMBNAIL / max(drawn.shape[:2])
             size = [max(1, round(x * scale)) for x in drawn.shape[1::-1]]
             small = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
@@ -208,13 +226,15 @@ class Run:
         if not ok:
             self.skip(f"The video {path} cannot be read.")
             return
+        # Under another name until it is whole.
+        part = "{}.part{}".format(*os.path.splitext(target))
         size = frame.shape[1::-1]
-        writer = cv2.VideoWriter(target, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        writer = cv2.VideoWriter(part, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
         if not writer.isOpened():
             raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")
         progress = tqdm(total=total, desc=os.path.basename(path), leave=False)
+        number = 0
         try:
-            number = 0
             while ok:
                 drawn = self.detect(frame, f"{path}#{number}")[:, :, ::-1]
                 writer.write(drawn.copy())
@@ -224,19 +244,24 @@ class Run:
                 number += 1
                 ok, frame = reader.read()
         except KeyboardInterrupt:
-            logger.warning(f"Stopped; {target} holds {number} frames.")
+            if path != "webcam":  # whose end this is
+                raise
         finally:
             reader.release()
             writer.release()
             progress.close()
+        os.replace(part, target)
 
     def detect(self, image, name):
         """The picture (H, W, 3), RGB, with its detections; counted."""
         start = time.perf_counter()
         instances = self.predictor(image)
         self.seconds += time.perf_counter() - start
-        self.note(instances, image.shape, name)
+        self.num_images += 1
+        if self.json_file:
+            self.note(instances, image.shape, name)
         shown = instances[instances.scores >= self.score_thresh]
+        self.num_shown += len(shown)
         return draw_boxes(
             image[:, :, ::-1],
             shown.pred_boxes.tensor.numpy(),
@@ -268,24 +293,34 @@ class Run:
                 }
             )
 
-    def detections(self):
-        """COCO's instances format, with a score for each annotation."""
+    def write_json(self):
+        """COCO's instances format, with a score for each annotation; ids are counted from 1."""
+        if not self.json_file:
+            return
         names = enumerate(self.predictor.class_names, 1)
-        return {
+        content = {
             "images": self.images,
             "annotations": self.annotations,
             "categories": [{"id": i, "name": name} for i, name in names],
         }
+        write_json(content, self.json_file)
+
+    def write_sheet(self, columns):
+        if not (self.sheet and self.thumbnails):
+            return
+        small = self.thumbnails
+        rows = [small[i : i + columns] for i in range(0, len(small), columns)]
+        Image.fromarray(stack_pictures(rows)).save(self.sheet)
 
     def skip(self, sentence):
         self.skipped += 1
         tqdm.write(f"warning: {sentence} It is skipped.", file=sys.stderr)
 
     def summary(self):
-        shown = sum(a["score"] >= self.score_thresh for a in self.annotations)
-        text = f"{len(self.images)} pictures, {shown} detections of at least {self.score_thresh:g}"
-        if self.images:
-            text += f", {self.seconds / len(self.images):.3f} s each to detect"
+        text = f"{self.num_images} pictures, {self.num_shown} detections of at least "
+        text += f"{self.score_thresh:g}"
+        if self.num_images:
+            text += f", {self.seconds / self.num_images:.3f} s each to detect"
         text += f", {time.perf_counter() - self.start:.1f} s in all"
         return text + (f"; {self.skipped} inputs skipped." if self.skipped else ".")
 
@@ -301,5 +336,7 @@ def show_and_ask_to_stop(frame):
 if __name__ == "__main__":
     try:
         main(parse_args())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")

@@ -19,7 +19,14 @@ from tood.alignment import (
     measure_alignment,
     rank_correlation,
 )
-from tood.alignment_evaluator import AlignmentEvaluator, DenseReader, ObjectFigures, summarize
+from tood.alignment_evaluator import (
+    AlignmentEvaluator,
+    DenseOutputs,
+    DenseReader,
+    ObjectFigures,
+    summarize,
+)
+from tood.alignment_pictures import _paint, draw_histograms, draw_scatter, location_values
 from tood.data import load_own_data
 
 
@@ -130,14 +137,13 @@ def test_detections_are_counted():
         torch.tensor([b for b, _ in detections]),
         torch.tensor([c for _, c in detections]),
     )
-    scores = torch.linspace(1, 0.1, len(boxes))
-    counts = [x.tolist() for x in count_detections(boxes, scores, classes, gt_boxes, gt_classes)]
+    counts = [x.tolist() for x in count_detections(boxes, classes, gt_boxes, gt_classes)]
     assert counts == [[1, 0, 1], [2, 0, 0], [1, 1, 0]]
-    none = count_detections(boxes[:0], scores[:0], classes[:0], gt_boxes, gt_classes)
+    none = count_detections(boxes[:0], classes[:0], gt_boxes, gt_classes)
     assert [x.tolist() for x in none] == [[0, 0, 0]] * 3
-    assert [
-        len(x) for x in count_detections(boxes, scores, classes, gt_boxes[:0], gt_classes[:0])
-    ] == [0] * 3
+    assert [len(x) for x in count_detections(boxes, classes, gt_boxes[:0], gt_classes[:0])] == [
+        0
+    ] * 3
 
 
 def test_summary_by_size_and_class():
@@ -160,9 +166,7 @@ def test_summary_by_size_and_class():
 
 def test_evaluation_with_alignment(command, tmp_path, shapes):
     opts = ["MODEL.TOOD.EVAL_ALIGNMENT", "True", "MODEL.TOOD.SCORE_THRESH_TEST", "0.001"]
-    args = train_net.parse_args(command(opts=opts))
-    results = train_net.main(args)
-    assert results is None or "alignment" in results
+    train_net.main(train_net.parse_args(command(opts=opts)))
     metrics = [json.loads(x) for x in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     last = metrics[-1]
     (path,) = (tmp_path / "out" / "inference").glob("alignment_*.json")
@@ -170,6 +174,11 @@ def test_evaluation_with_alignment(command, tmp_path, shapes):
     assert rows["all"]["objects"] == 21 and -1 <= rows["all"]["PCC"] <= 1
     assert last["alignment/PCC"] == pytest.approx(rows["all"]["PCC"])
     assert sum(rows[s]["objects"] for s in ("small", "medium", "large")) == 21
+    opts += ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
+    results = train_net.main(train_net.parse_args(command("--eval-only", opts=opts)))
+    assert results["alignment"]["PCC"] == pytest.approx(rows["all"]["PCC"])
+    written = json.loads((tmp_path / "out" / "inference" / "results.json").read_text())
+    assert written["alignment"]["objects"] == 21 and "AP50" in written["bbox"]
 
 
 def test_evaluator_sees_what_the_model_says(tiny_cfg, shapes):
@@ -240,3 +249,37 @@ def test_retinanet_can_be_measured():
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="a Linear says .* TOOD and RetinaNet"):
         DenseReader(torch.nn.Linear(1, 1))
+
+
+def dense_of(values, points, strides):
+    count = len(points)
+    scores = torch.tensor(values).reshape(1, count, 1)
+    centers = torch.tensor(points)
+    boxes = torch.cat([centers - 5, centers + 5], dim=1)[None]
+    return DenseOutputs(scores, boxes, centers, torch.tensor(strides))
+
+
+def test_a_location_counts_for_the_smallest_object():
+    dense = dense_of([0.9, 0.4, 0.7], [[10.0, 10], [30.0, 10], [90.0, 90]], [8, 8, 8])
+    gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
+    matched, scores, ious = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
+    assert matched.tolist() == [0, 1, -1]
+    assert scores.tolist() == pytest.approx([0.9, 0.4, 0.0])
+    assert ious.tolist() == pytest.approx([100 / 2400, 100 / 400, 0.0])
+
+
+def test_maps_stay_in_their_objects():
+    """A coarse location of the larger object does not paint the smaller one."""
+    dense = dense_of([0.9, 0.4], [[12.0, 20], [30.0, 10]], [64, 8])
+    gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
+    matched, scores, _ = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
+    heat = _paint(scores, matched, gt_boxes, dense, (50, 80))
+    assert heat[30, 30] == heat[10, 10] == pytest.approx(0.9)
+    assert heat[10, 30] == pytest.approx(0.4) and heat[2, 22] == 0
+    assert (heat[40:] == 0).all() and (heat[:, 60:] == 0).all()
+
+
+def test_pictures_of_nothing():
+    nothing = ObjectFigures.cat([])
+    assert draw_scatter({"a": np.zeros((0, 2))}).ndim == 3
+    assert draw_histograms({"a": nothing}).ndim == 3

@@ -82,4 +82,6 @@ def test_unknown_keys_are_told_the_nearest(tmp_path, where):
 def test_options_behind_a_list_of_values():
     options = ["MODEL.WEIGHTS", "a.pth", "SEED", "1"]
     assert split_options(["a.jpg", "B.jpg", *options]) == (["a.jpg", "B.jpg"], options)
-    assert split_options(["a.jpg"]) == (["a.jpg"], [])
+    assert split_options(["a.jpg", "SEED", "1"]) == (["a.jpg"], ["SEED", "1"])
+    assert split_options(["a.jpg", "NOPE.JPG"]) == (["a.jpg", "NOPE.JPG"], [])
+    assert split_options(["a", "MODEL.TOOD.NUM_CLASES", "1"])[1] == ["MODEL.TOOD.NUM_CLASES", "1"]

@@ -132,6 +132,17 @@ def test_predictor_refuses(trained, image, says):
         predictor(image)
 
 
+def test_predictor_checks_a_config_of_python(trained, pictures):
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.merge_from_file(str(trained / "config.yaml"))
+    weights = str(trained / "model_final.pth")
+    cfg.MODEL.DEVICE = "cuda"
+    assert len(Predictor(cfg, weights, score_threshold=1)(pictures / "00001.jpg")) == 0
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        Predictor(cfg, weights, precision="float16", device="cpu")
+
+
 def test_predictor_without_weights(trained):
     with pytest.raises(UserError, match="name a checkpoint"):
         Predictor(str(trained / "config.yaml"))
@@ -150,12 +161,20 @@ def test_demo_of_a_folder(trained, pictures, tmp_path, capsys):
     assert "broken.png cannot be read" in printed.err
     with Image.open(out / "00000.jpg") as drawn, Image.open(pictures / "00000.jpg") as original:
         assert drawn.size == original.size == (100, 64)
-        assert np.asarray(drawn).astype(int).std() > 5
-        assert (np.asarray(drawn) != np.asarray(original)).any()
+    run_demo(trained, "--score-thresh", "2", "--input", str(pictures), "--output", f"{out}2")
+    with Image.open(out / "00001.jpg") as drawn, Image.open(f"{out}2/00001.jpg") as plain:
+        changed = np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)).max(axis=2) > 60
+        assert changed.mean() > 0.01  # boxes
     content = json.loads((out / "d.json").read_text())
     assert [i["width"] for i in content["images"]] == [100, 64, 64]
     assert [c["name"] for c in content["categories"]] == list(SHAPES)
-    assert len(content["annotations"]) > 3 and content["annotations"][0]["score"] > 0
+    found = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    instances = found(pictures / "00001.jpg")
+    mine = [a for a in content["annotations"] if a["image_id"] == 2]
+    assert [a["score"] for a in mine] == pytest.approx(instances.scores.tolist(), rel=1e-4)
+    x1, y1, x2, y2 = instances.pred_boxes.tensor[0].tolist()
+    assert mine[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
+    assert mine[0]["category_id"] == instances.pred_classes[0].item() + 1
     assert (out / "s.png").exists()
 
     # Nothing is overwritten without being asked.
@@ -190,6 +209,35 @@ def test_demo_of_a_video(trained, tmp_path):
     assert reader.read()[1].shape == (64, 96, 3)
 
 
+def test_demo_writes_over_no_input(trained, pictures):
+    paths = sorted(pictures.iterdir())
+    before = [path.read_bytes() for path in paths]
+    for flags in (
+        ["--input", str(pictures), "--output", str(pictures)],
+        ["--input", str(paths[0]), "--output", str(paths[0])],
+        ["--input", str(paths[0]), "--output", "o.jpg", "--json", str(paths[0])],
+    ):
+        with pytest.raises(UserError, match="is an input, and would be written over"):
+            run_demo(trained, *flags, "--overwrite")
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--output", "o.mp4"], "is no name for a picture"),
+        (["--output", "o.jpg", "--sheet", "s.xyz"], "end in .png or .jpg"),
+        (["--output", "o.jpg", "--json", "o.jpg"], "would be written twice"),
+        (["--output", "o.jpg", "--json", "00000.jpg/d.json"], "cannot be written to"),
+    ],
+)
+def test_demo_checks_its_outputs_first(trained, pictures, monkeypatch, flags, says):
+    monkeypatch.chdir(pictures)
+    with pytest.raises(UserError, match=says):
+        run_demo(trained, "--input", "00000.jpg", *flags)
+    assert not (pictures / "o.jpg").exists()
+
+
 def test_demo_of_nothing(trained, tmp_path):
     with pytest.raises(UserError, match="no picture or video at .*nothing"):
         run_demo(trained, "--input", str(tmp_path / "nothing*"))
@@ -201,14 +249,33 @@ def test_demo_of_nothing(trained, tmp_path):
 
 
 def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
-    model = [str(trained / "config.yaml"), str(trained / "model_final.pth")]
+    config, weights = str(trained / "config.yaml"), str(trained / "model_final.pth")
+    content = torch.load(weights, weights_only=False)
+    content["model"]["head.reg_pred.bias"] += 1.0  # larger boxes
+    torch.save(content, tmp_path / "other.pth")
+    models = [
+        "--model",
+        "one",
+        config,
+        weights,
+        "--model",
+        "other",
+        config,
+        f"{tmp_path}/other.pth",
+    ]
     out = tmp_path / "alignment"
-    argv = ["--model", "one", *model, "--model", "other", *model, "--output", str(out)]
-    analyze_alignment.main(analyze_alignment.parse_args([*argv, "--num-images", "2"]))
+    argv = [*models, "--output", str(out), "--num-images", "2"]
+    analyze_alignment.main(analyze_alignment.parse_args(argv))
     rows = json.loads((out / "alignment.json").read_text())
-    assert rows["one"] == rows["other"] and rows["one"]["all"]["objects"] == 21
-    trained_rows = rows["one"]["all"]
-    assert f"{trained_rows['IoU']:.3f}" in capsys.readouterr().out
+    one, other = (rows[name]["all"] for name in ("one", "other"))
+    assert one["objects"] == other["objects"] == 21 and one["IoU"] != other["IoU"]
+    printed = capsys.readouterr().out
+    assert all(f"{found['IoU']:.3f}" in printed for found in (one, other))
+    with pytest.raises(UserError, match="table.md is there already"):
+        analyze_alignment.main(analyze_alignment.parse_args(argv))
+    twice = analyze_alignment.parse_args([*models[:4], *models[:4], "--output", str(out)])
+    with pytest.raises(UserError, match="Two models have one name"):
+        analyze_alignment.main(twice)
     assert "## other" in (out / "table.md").read_text()
     for name in ("maps_0.png", "maps_1.png", "scatter.png", "histograms.png"):
         assert np.asarray(Image.open(out / name)).std() > 10

@@ -1,6 +1,7 @@
 """The runner of experiments, on runs of four iterations."""
 
 import json
+from pathlib import Path
 
 import pytest
 import run_experiments
@@ -9,6 +10,7 @@ from conftest import ROOT
 from experiment_table import Experiment, markdown_table
 
 from tood import model_zoo
+from tood.errors import UserError
 
 
 def args_for(command, output, *flags):
@@ -52,22 +54,58 @@ def test_runs_are_done_once_and_go_on(command, tmp_path, capsys):
     run_experiments.main(args)
     assert json.loads((folder / "result.json").read_text()) == result
     assert (folder / "commands.txt").read_text().count("Starting training") == 1
+    # Other options are another experiment.
+    other = args_for(command, tmp_path / "runs", *flags)
+    other.opts += ["SOLVER.BASE_LR", "0.1"]
+    with pytest.raises(UserError, match="2 of 2 runs failed.*holds a run of other options"):
+        run_experiments.main(other)
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_what_was_killed_behind_its_last_checkpoint_goes_on(command, tmp_path, monkeypatch):
+    experiment = Experiment("a", {}, {})
+    args = args_for(command, tmp_path / "runs", "--seeds", "1", "--groups", "table6")
+    calls = []
+
+    def stopped(words, folder, jobs):
+        calls.append(words)
+        raise UserError("killed")
+
+    monkeypatch.setattr(run_experiments, "call", stopped)
+    folder = run_experiments.folder_of(experiment, 1, args.output)
+    for _ in range(2):
+        with pytest.raises(UserError, match="killed"):
+            run_experiments.run(experiment, 1, args)
+        (Path(folder) / "model_final.pth").touch()  # written before the last evaluation
+    assert all("--resume" in words for words in calls) and len(calls) == 2
+    progress = run_experiments.read_json(f"{folder}/training.json")
+    assert progress["seconds"] > 0 and not progress["finished"]
+
+
+def test_names_that_share_a_folder(tmp_path):
+    entries = "{name: a, options: {}, paper: {}}, {name: a!, options: {}, paper: {}}"
+    (tmp_path / "e.yaml").write_text(f"groups: {{a: [{entries}]}}")
+    with pytest.raises(UserError, match="two experiments named 'a!'"):
+        run_experiments.load_experiments(str(tmp_path / "e.yaml"))
+    (tmp_path / "e.yaml").write_text("groups: {}")
+    with pytest.raises(UserError, match="has no experiments"):
+        run_experiments.load_experiments(str(tmp_path / "e.yaml"))
 
 
 def test_a_run_that_fails_is_named(command, tmp_path):
     listed = tmp_path / "experiments.yaml"
     listed.write_text("groups: {a: [{name: wrong, options: {NO.SUCH: 1}, paper: {}}]}")
-    args = args_for(command, tmp_path / "runs", "--experiments", str(listed))
-    with pytest.raises(RuntimeError, match=r"ended with status 1; see .*wrong/seed1/commands.txt"):
+    args = args_for(command, tmp_path / "runs", "--experiments", str(listed), "--seeds", "1")
+    with pytest.raises(UserError, match=r"1 of 1 runs failed.*see .*wrong/seed1/commands.txt"):
         run_experiments.main(args)
 
 
 @pytest.mark.parametrize("text", ["groups: [", "[]", "groups: {a: [{name: b}]}"])
 def test_files_that_list_no_experiments(tmp_path, text):
     (tmp_path / "e.yaml").write_text(text)
-    with pytest.raises(SystemExit, match=r"e.yaml needs 'groups'"):
+    with pytest.raises(UserError, match=r"e.yaml needs 'groups'"):
         run_experiments.load_experiments(str(tmp_path / "e.yaml"))
-    with pytest.raises(SystemExit, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         run_experiments.load_experiments(str(tmp_path / "gone.yaml"))
 
 
@@ -85,7 +123,7 @@ CONFIGS = {
     "T-head + ATSS": "thead_ATSS_R50_FPN_1x",
     "parallel + TAL": "parallel_TAL_R50_FPN_1x",
     "T-head + TAL": None,
-    "parallel + TAL + TAP": "parallel_TAL_TAP_R50_FPN_18e",
+    "parallel + TAL + TAP (paper 18 epochs)": "parallel_TAL_TAP_R50_FPN_18e",
 }
 
 

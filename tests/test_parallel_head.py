@@ -116,13 +116,27 @@ def test_centerness_ranks_detections_and_is_learned(tiny_cfg, make_input):
             ).item()
             for r in targets.positive[0].nonzero()[:, 0]
         ]
-        ranked = (
-            predictions.pred_log_scores.exp() * predictions.centerness_logits.sigmoid()[..., None]
-        )
+        centerness = predictions.centerness_logits.sigmoid()[..., None]
+        ranked = (predictions.pred_log_scores.exp() * centerness).sqrt()
         torch.testing.assert_close(predictions.pred_scores, ranked)
     assert losses["loss_centerness"].item() == pytest.approx(
         sum(expected) / len(expected), rel=1e-4
     )
+
+
+def test_threshold_is_for_the_class_alone(tiny_cfg, make_input):
+    model = build_model(with_options(tiny_cfg, **CENTERNESS, SCORE_THRESH_TEST=0.05)).eval()
+    torch.nn.init.constant_(model.head.cls_pred.bias, 0.0)  # 0.5
+    torch.nn.init.constant_(model.head.centerness.bias, -5.0)  # 0.007: the product is below 0.05
+    with torch.no_grad():
+        (output,) = model([make_input()])
+    scores = output["instances"].scores
+    assert len(scores) > 0 and scores.max() < 0.1
+    torch.nn.init.constant_(model.head.cls_pred.bias, -5.0)
+    torch.nn.init.constant_(model.head.centerness.bias, 5.0)
+    with torch.no_grad():
+        (output,) = model([make_input()])
+    assert len(output["instances"]) == 0
 
 
 def test_atss_throughout(tiny_cfg, make_input):

@@ -12,7 +12,6 @@ docs/alignment.md tells what the figures are.
 """
 
 import argparse
-import itertools
 import os
 import sys
 
@@ -23,16 +22,22 @@ from detectron2.modeling import build_model
 from PIL import Image
 from tabulate import tabulate
 
-from tood.alignment_evaluator import AlignmentEvaluator, DenseReader, summarize, table_of
+from tood.alignment_evaluator import (
+    AlignmentEvaluator,
+    DenseReader,
+    scale_of_input,
+    summarize,
+    table_of,
+)
 from tood.alignment_pictures import draw_histograms, draw_maps, draw_scatter
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.draw import stack_pictures
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.evaluation import first_AP
 from tood.files import check_folder, write_json
 from tood.read_config import check_weights, load_config
+from tood.sheets import stack_pictures
 
 ARCHITECTURES = ("TOOD", "RetinaNet")
 
@@ -57,35 +62,57 @@ def parse_args(argv=None):
     )
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--num-images", type=int, default=4, help="to draw maps of")
+    parser.add_argument("--overwrite", action="store_true", help="files that are there already")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all configs")
     return parser.parse_args(argv)
 
 
 def main(args):
     check_folder(args.output, "--output")
-    names, figures, pairs, rows, maps = [], {}, {}, {}, {}
-    for name, config_file, weights in args.model:
-        cfg = read_model_config(config_file, weights, args)
-        prepare_datasets(cfg, training=False)
-        model = build_model(cfg)
-        Checkpointer(model, complete=True).load(weights)
-        dataset = cfg.DATASETS.TEST[0]
-        alignment = AlignmentEvaluator(dataset, model)
-        evaluators = DatasetEvaluators([Trainer.build_evaluator(cfg, dataset), alignment])
-        loader = Trainer.build_test_loader(cfg, dataset)
-        results = inference_on_dataset(model, loader, evaluators)
-        names.append(name)
-        figures[name], pairs[name] = alignment.figures, alignment.pairs
-        class_names = MetadataCatalog.get(dataset).thing_classes
-        rows[name] = summarize(alignment.figures, class_names)
-        rows[name]["all"]["AP"] = first_AP(results)
-        maps[name] = draw_some_maps(model, cfg, loader, alignment, name, args.num_images)
-    write_tables(rows, args.output)
+    names = [name for name, _, _ in args.model]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two models have one name: {', '.join(names)} (--model).")
+    table_file = os.path.join(args.output, "table.md")
+    if os.path.exists(table_file) and not args.overwrite:
+        raise UserError(f"{table_file} is there already; name another --output, or --overwrite.")
+    configs = {name: read_model_config(file, w, args) for name, file, w in args.model}
+    dataset = the_dataset(configs)
+    measured, maps = {}, {}
+    for name, _, weights in args.model:
+        measured[name], maps[name] = measure(configs[name], dataset, weights, name, args.num_images)
+    write_tables({name: rows for name, (rows, _) in measured.items()}, args.output)
     for i, pictures in enumerate(zip(*maps.values())):
         save(stack_pictures([[picture] for picture in pictures]), args.output, f"maps_{i}.png")
+    evaluators = {name: alignment for name, (_, alignment) in measured.items()}
+    pairs = {name: alignment.pairs for name, alignment in evaluators.items()}
     save(draw_scatter(pairs), args.output, "scatter.png")
+    figures = {name: alignment.figures for name, alignment in evaluators.items()}
     save(draw_histograms(figures), args.output, "histograms.png")
     print(f"Tables and pictures: {args.output}")
+
+
+def the_dataset(configs):
+    """The one data set of all models, registered."""
+    datasets = {tuple(cfg.DATASETS.TEST) for cfg in configs.values()}
+    if len(datasets) > 1 or len(min(datasets)) > 1:
+        raise UserError("One table is of one data set: name it with --val-data, once.")
+    for cfg in configs.values():
+        prepare_datasets(cfg, training=False)
+    return min(datasets)[0]
+
+
+def measure(cfg, dataset, weights, name, num_images):
+    """Its rows and its evaluator, and maps of some images."""
+    model = build_model(cfg)
+    Checkpointer(model, complete=True).load(weights)
+    alignment = AlignmentEvaluator(dataset, model)
+    evaluators = DatasetEvaluators([Trainer.build_evaluator(cfg, dataset), alignment])
+    loader = Trainer.build_test_loader(cfg, dataset)
+    results = inference_on_dataset(model, loader, evaluators)
+    rows = summarize(alignment.figures, MetadataCatalog.get(dataset).thing_classes)
+    rows["all"]["AP"] = first_AP(results)
+    maps = draw_some_maps(model, cfg, loader, alignment, name, num_images)
+    return (rows, alignment), maps
 
 
 def read_model_config(config_file, weights, args):
@@ -100,26 +127,28 @@ def read_model_config(config_file, weights, args):
 def draw_some_maps(model, cfg, loader, alignment, name, num_images):
     """Score and IoU over the first images with objects."""
     reader = DenseReader(model)
+    model.eval()
     pictures = []
     with torch.no_grad():
-        for inputs in itertools.islice(loader, 10 * num_images):
+        for inputs in loader:
+            if len(pictures) == num_images:
+                break
+            (record,) = inputs
             gt_boxes, gt_classes = (
-                x.to(model.device) for x in alignment.objects[inputs[0]["image_id"]]
+                x.to(model.device) for x in alignment.objects[record["image_id"]]
             )
-            if len(gt_boxes) == 0 or len(pictures) == num_images:
+            if len(gt_boxes) == 0:
                 continue
-            model.eval()(inputs)
-            image = inputs[0]["image"].permute(1, 2, 0).numpy()
-            height, width = image.shape[:2]
-            scale = [width / inputs[0]["width"], height / inputs[0]["height"]] * 2
+            model(inputs)
+            image = record["image"].permute(1, 2, 0).numpy()
             pictures.append(
                 draw_maps(
                     image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1],
                     reader.latest,
                     0,
-                    gt_boxes * gt_boxes.new_tensor(scale),
+                    gt_boxes * scale_of_input(record).to(gt_boxes),
                     gt_classes,
-                    f"{name}: {os.path.basename(inputs[0]['file_name'])}",
+                    f"{name}: {os.path.basename(record['file_name'])}",
                 )
             )
     reader.close()

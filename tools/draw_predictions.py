@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.draw import add_heading, draw_boxes, stack_pictures
+from tood.draw import draw_boxes
 from tood.errors import UserError
 from tood.files import check_picture
 from tood.images import IMAGE_ERRORS, read_image
 from tood.read_config import check_weights, load_config
+from tood.sheets import add_heading, stack_pictures
 
 
 def parse_args():

@@ -12,7 +12,6 @@ on where it was stopped, and renews the table after every run.
 """
 
 import argparse
-import glob
 import itertools
 import json
 import os
@@ -26,6 +25,8 @@ import yaml
 from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
+from tood.errors import UserError
+from tood.files import check_folder, write_json
 from tood.read_config import split_options
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -43,16 +44,22 @@ def parse_args(argv=None):
         parser.add_argument(flag, action="append", metavar="JSON[:FOLDER]", help="as train_net.py")
     parser.add_argument("--experiments", default=EXPERIMENTS, metavar="YAML", help="the variants")
     parser.add_argument("--groups", nargs="+", metavar="NAME", help="of the file; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", default=["1", "2"])
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all runs")
     args = parser.parse_args(argv)
-    if args.groups:
-        args.groups, opts = split_options(args.groups)
+    for name in ("groups", "seeds"):
+        values, opts = split_options(getattr(args, name) or [])
+        setattr(args, name, values)
         args.opts = [*opts, *args.opts]
+    if not all(seed.isdecimal() for seed in args.seeds):
+        parser.error(f"--seeds must be numbers, not {' '.join(args.seeds)}")
+    args.seeds = [int(seed) for seed in args.seeds]
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
+    if len(args.val_data or ()) > 1:
+        parser.error("the table is of one --val-data")
     return args
 
 
@@ -60,32 +67,55 @@ def load_experiments(path, groups=None):
     """
     Args:
         path: a YAML file like tools/paper_experiments.yaml.
-        groups: names, or None for all.
+        groups: names, or None for all. What is in several of them is one experiment.
+
+    Raises:
+        UserError: for a file that is not like it, and two experiments of one name.
     """
     try:
         with open(path, encoding="utf-8") as f:
             known = yaml.safe_load(f)["groups"]
         chosen = [known[group] for group in groups or known]
-        return [Experiment(**entry) for entry in itertools.chain.from_iterable(chosen)]
+        found = [Experiment(**entry) for entry in itertools.chain.from_iterable(chosen)]
     except OSError as error:
-        sys.exit(f"error: The file {path} cannot be read ({error.strerror}).")
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"The file {path} cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        sys.exit(
-            f"error: {path} needs 'groups', each a list of entries with name, options and paper, "
+        raise UserError(
+            f"{path} needs 'groups', each a list of entries with name, options and paper, "
             f"and among them those named with --groups ({reason})."
-        )
+        ) from error
+    experiments = {}
+    for experiment in found:
+        folder = folder_name(experiment)
+        if experiments.setdefault(folder, experiment) != experiment:
+            raise UserError(f"{path} has two experiments named {experiment.name!r}, or nearly so.")
+    if not experiments:
+        raise UserError(f"{path} has no experiments in the groups that were asked for.")
+    return list(experiments.values())
+
+
+def folder_name(experiment):
+    return re.sub(r"[^\w.]+", "_", experiment.name).strip("_")
 
 
 def folder_of(experiment, seed, output):
-    name = re.sub(r"[^\w.]+", "_", experiment.name).strip("_")
-    return os.path.join(output, name, f"seed{seed}")
+    return os.path.join(output, folder_name(experiment), f"seed{seed}")
 
 
 def run(experiment, seed, args):
-    """Train and measure one variant with one seed, if that has not been done; its figures."""
+    """
+    Train and measure one variant with one seed, if that has not been done.
+
+    Returns:
+        its figures.
+
+    Raises:
+        UserError: for a folder of another command, and for a command that failed.
+    """
     folder = folder_of(experiment, seed, args.output)
     result_file = os.path.join(folder, "result.json")
+    check_same_command(experiment, seed, args, folder)
     if not os.path.isfile(result_file):
         train(experiment, seed, args, folder)
         measure(experiment, seed, args, folder)
@@ -93,12 +123,32 @@ def run(experiment, seed, args):
     return read_json(result_file)
 
 
+def check_same_command(experiment, seed, args, folder):
+    """A folder belongs to one command for ever; figures of another one are not its figures."""
+    command_file = os.path.join(folder, "command.json")
+    command = command_of(experiment, seed, args, folder)[1:]
+    if os.path.isfile(command_file) and read_json(command_file) != command:
+        raise UserError(
+            f"{folder} holds a run of other options or data (command.json); name another --output."
+        )
+    write_json(command, command_file)
+
+
 def train(experiment, seed, args, folder):
-    """Until there is a final checkpoint; how long that took is kept beside it."""
-    if os.path.isfile(os.path.join(folder, "model_final.pth")):
+    """To its end, from wherever it was stopped; the seconds of all calls are added up."""
+    progress_file = os.path.join(folder, "training.json")
+    progress = {"seconds": 0.0, "finished": False}
+    if os.path.isfile(progress_file):
+        progress = read_json(progress_file)
+    if progress["finished"]:
         return
-    seconds = call(command_of(experiment, seed, args, folder, "--resume"), folder, args.jobs)
-    write_json({"seconds": seconds}, os.path.join(folder, "training.json"))
+    start = time.time()
+    try:
+        call(command_of(experiment, seed, args, folder, "--resume"), folder, args.jobs)
+        progress["finished"] = True
+    finally:
+        progress["seconds"] += time.time() - start
+        write_json(progress, progress_file)
 
 
 def measure(experiment, seed, args, folder):
@@ -108,8 +158,17 @@ def measure(experiment, seed, args, folder):
     call([*command, "MODEL.TOOD.EVAL_ALIGNMENT", "True"], folder, args.jobs)
 
 
-def command_of(experiment, seed, args, folder, flag):
-    command = [sys.executable, os.path.join(ROOT, "train_net.py"), flag]
+def collect(folder):
+    """The figures of a finished run, of its evaluation and its training."""
+    results = read_json(os.path.join(folder, "inference", "results.json"))
+    figures = {key: results["bbox"][key] for key in ("AP", "AP50", "AP75")}
+    figures.update(results["alignment"])
+    figures["minutes"] = read_json(os.path.join(folder, "training.json"))["seconds"] / 60
+    return figures
+
+
+def command_of(experiment, seed, args, folder, *flags):
+    command = [sys.executable, os.path.join(ROOT, "train_net.py"), *flags]
     command += ["--config-file", args.config_file]
     for name, entries in (("--train-data", args.train_data), ("--val-data", args.val_data)):
         command += [word for entry in entries or () for word in (name, entry)]
@@ -118,62 +177,49 @@ def command_of(experiment, seed, args, folder, flag):
 
 
 def call(command, folder, jobs):
-    """Run a command with its share of the cores; the seconds it took."""
+    """Run a command with its share of the cores; UserError if it fails."""
     os.makedirs(folder, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     log_file = os.path.join(folder, "commands.txt")
-    start = time.time()
-    with open(log_file, "a") as log:
+    with open(log_file, "a", encoding="utf-8") as log:
         status = subprocess.call(command, stdout=log, stderr=subprocess.STDOUT, env=environ)
     if status != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with status {status}; see {log_file}.")
-    return time.time() - start
-
-
-def collect(folder):
-    """The figures of a finished run: AP at the end of its training, alignment, minutes."""
-    with open(os.path.join(folder, "metrics.json")) as f:
-        metrics = [json.loads(line) for line in f]
-    final = next(line for line in reversed(metrics) if "bbox/AP" in line)
-    (alignment,) = glob.glob(os.path.join(folder, "inference", "alignment_*.json"))
-    figures = {key: final[f"bbox/{key}"] for key in ("AP", "AP50", "AP75")}
-    figures.update(read_json(alignment)["all"])
-    figures["minutes"] = read_json(os.path.join(folder, "training.json"))["seconds"] / 60
-    return {key: None if value != value else value for key, value in figures.items()}  # NaN
+        raise UserError(f"{' '.join(command)} ended with status {status}; see {log_file}.")
 
 
 def read_json(path):
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         return json.load(f)
-
-
-def write_json(content, path):
-    with open(path + ".part", "w") as f:
-        json.dump(content, f)
-    os.replace(path + ".part", path)
 
 
 def main(args):
     experiments = load_experiments(args.experiments, args.groups)
-    os.makedirs(args.output, exist_ok=True)
+    check_folder(args.output, "--output")
     # Seeds outermost: every variant has a figure early on.
     tasks = list(itertools.product(args.seeds, experiments))
     results = {experiment.name: [] for experiment in experiments}
+    failures = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = pool.map(lambda task: run(task[1], task[0], args), tasks)
-        for (_, experiment), result in zip(tasks, tqdm(runs, total=len(tasks), desc="runs")):
-            results[experiment.name].append(result)
+        runs = [pool.submit(run, experiment, seed, args) for seed, experiment in tasks]
+        for (_, experiment), future in zip(tasks, tqdm(runs, desc="runs")):
+            try:
+                results[experiment.name].append(future.result())
+            except UserError as error:  # the others go on
+                failures.append(error)
+                tqdm.write(f"error: {error.sentence()}", file=sys.stderr)
             table = markdown_table(experiments, results)
             with open(os.path.join(args.output, "table.md"), "w", encoding="utf-8") as f:
                 f.write(table)
             draw_table(experiments, results, os.path.join(args.output, "table.png"))
     print(table)
     print(f"The table, and as a picture: {args.output}/table.md, table.png")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(tasks)} runs failed; the first: {failures[0]}")
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")

@@ -6,9 +6,9 @@ Draw which locations answer for which object, by ATSS and by task alignment lear
         --output assignment.png --num-images 3 --weights output/demo/model_final.pth
 
 One row an image; with several checkpoints of a training behind --weights, one row each of the
-first image. Dots are larger and brighter the larger their weight in the box loss: the centerness in
-ATSS, t_hat in TAL. A table lists, for each object, positives, metric t, t_hat and IoU, and the
-objects that get none.
+first image. Dots are larger and brighter the larger their weight in the box loss, the centerness in
+ATSS and t_hat in TAL, and have the colour of their object around them. A table lists, for each
+object, positives, metric t, t_hat and IoU, and the objects that get none.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from tabulate import tabulate
 from tood.assign import box_iou_of_pairs
 from tood.checkpoint import Checkpointer
 from tood.data import prepare_datasets
-from tood.draw import add_heading, draw_boxes, draw_points, stack_pictures
+from tood.draw import class_colors, draw_boxes, draw_points
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_picture
 from tood.read_config import check_weights, load_config, split_options
+from tood.sheets import add_heading, stack_pictures
 
 PHASES = {"ATSS": True, "TAL": False}
 SMALLEST = 360  # shorter side of a drawn image, pixels
@@ -55,6 +56,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.weights, opts = split_options(args.weights)
     args.opts = [*opts, *args.opts]
+    if args.num_images < 1:
+        parser.error("--num-images must be at least 1")
     return args
 
 
@@ -106,14 +109,22 @@ def draw_row(model, image, class_names, image_format, title):
     pixels = image["image"].permute(1, 2, 0).numpy()
     pixels = pixels if image_format == "RGB" else pixels[:, :, ::-1]
     scale = max(1.0, SMALLEST / min(pixels.shape[:2]))
-    boxes, classes = gt.gt_boxes.tensor, gt.gt_classes.tolist()
+    # Each object has a colour and a number of its own, and its dots have its colour around them.
+    labels = [f"{i} {class_names[c]}" for i, c in enumerate(gt.gt_classes.tolist())]
+    colors = class_colors(len(gt))
     row = []
     for phase, found in assigned.items():
-        picture = draw_boxes(pixels, boxes, classes, class_names, scale=scale)
+        picture = draw_boxes(pixels, gt.gt_boxes.tensor, range(len(gt)), labels, scale=scale)
         mine = found["gt_index"] >= 0
-        picture = draw_points(picture, found["points"][mine] * scale, found["weights"][mine])
-        without = len(gt) - len(found["gt_index"][mine].unique())
-        heading = f"{phase}: {int(mine.sum())} positives, {without} objects without   {title}"
+        owners = found["gt_index"][mine]
+        picture = draw_points(
+            picture,
+            found["points"][mine] * scale,
+            found["weights"][mine],
+            outlines=[colors[i] for i in owners.tolist()],
+        )
+        without = sorted(set(range(len(gt))) - set(owners.tolist()))
+        heading = f"{phase}: {len(owners)} positives, none for {without or 'no object'}   {title}"
         row.append(add_heading(picture, heading))
     return row
 

@@ -16,11 +16,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from tood.data import prepare_datasets
-from tood.draw import add_heading, draw_boxes, stack_pictures
+from tood.draw import draw_boxes
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_picture
 from tood.read_config import load_config
+from tood.sheets import add_heading, stack_pictures
 
 
 def parse_args(argv=None):

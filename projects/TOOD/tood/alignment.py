@@ -125,14 +125,14 @@ def _centered_ranks(x: Tensor, valid: Tensor) -> Tensor:
 
 @torch.no_grad()
 def count_detections(
-    boxes: Tensor, scores: Tensor, classes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+    boxes: Tensor, classes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """
     What the detections of an image, behind NMS, are to its objects. A detection belongs to the
     object of its class with the largest IoU, of equals the first.
 
     Args:
-        boxes, scores, classes: (D, 4), (D,), (D,) int64, of the detections.
+        boxes, classes: (D, 4), (D,) int64, of the detections.
         gt_boxes, gt_classes: (M, 4), (M,) int64.
 
     Returns:

@@ -30,6 +30,7 @@ __all__ = [
     "DenseOutputs",
     "DenseReader",
     "ObjectFigures",
+    "scale_of_input",
     "summarize",
     "table_of",
 ]
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # COCO's limits between small, medium and large, of the box: square pixels of the picture.
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
-# Pairs of score and IoU that are kept for a picture.
+# Pairs of score and IoU that are kept for a picture, the first of the data set.
 MAX_PAIRS = 20_000
 
 
@@ -165,11 +166,12 @@ class AlignmentEvaluator(DatasetEvaluator):
             )
             if len(gt_boxes) == 0:
                 continue
-            height, width = record["image"].shape[-2:]
-            scale = gt_boxes.new_tensor([width / record["width"], height / record["height"]] * 2)
-            seen = (dense.scores[i], dense.boxes[i], dense.points, gt_boxes * scale, gt_classes)
+            seen_boxes = gt_boxes * scale_of_input(record).to(gt_boxes)
+            seen = (dense.scores[i], dense.boxes[i], dense.points, seen_boxes, gt_classes)
             alignment = measure_alignment(*seen)
-            counts = self._count(output["instances"], gt_boxes, gt_classes)
+            detections = output["instances"].to(gt_boxes.device)
+            boxes, classes = detections.pred_boxes.tensor, detections.pred_classes
+            counts = count_detections(boxes, classes, gt_boxes, gt_classes)
             areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
             columns = (*alignment, *counts, areas, gt_classes)
             self._parts.append(ObjectFigures(*(x.cpu().numpy() for x in columns)))
@@ -177,14 +179,6 @@ class AlignmentEvaluator(DatasetEvaluator):
                 top = belonging_predictions(*seen, TOP_LOCALIZED)
                 pairs = torch.stack([top.scores[top.valid], top.ious[top.valid]], dim=1)
                 self._pairs.append(pairs.cpu().numpy())
-
-    @staticmethod
-    def _count(instances, gt_boxes: Tensor, gt_classes: Tensor):
-        boxes = instances.pred_boxes.tensor.to(gt_boxes.device)
-        scores, classes = (
-            x.to(gt_boxes.device) for x in (instances.scores, instances.pred_classes)
-        )
-        return count_detections(boxes, scores, classes, gt_boxes, gt_classes)
 
     def evaluate(self) -> Optional[Dict]:
         """
@@ -244,6 +238,12 @@ def table_of(rows: Dict[str, Dict[str, float]]) -> str:
     headers = ["", "objects", "PCC top-50", "IoU top-10", "correct", "redundant", "error"]
     body = [[name, *row.values()] for name, row in rows.items()]
     return tabulate(body, headers=headers, tablefmt="pipe", floatfmt=".3f")
+
+
+def scale_of_input(record: Dict) -> Tensor:
+    """(4,), from boxes in pixels of the picture to those of the network's input."""
+    height, width = record["image"].shape[-2:]
+    return torch.tensor([width / record["width"], height / record["height"]] * 2)
 
 
 def _mean(x: np.ndarray) -> float:

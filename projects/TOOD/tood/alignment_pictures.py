@@ -29,7 +29,8 @@ def location_values(
 
     Args:
         dense: of a batch.
-        gt_boxes, gt_classes: (M, 4) and (M,), of one image, pixels of the network's input.
+        gt_boxes, gt_classes: (M, 4) and (M,), of one image, pixels of the network's input; at
+            least one.
 
     Returns:
         (R,) int64, the object, -1 for none; (R,) the score for its class; (R,) the IoU of the
@@ -77,14 +78,11 @@ def draw_maps(
         if mine.any()
     ]
     grey = image.mean(axis=2)
-    inside = np.zeros((height, width))
-    for x1, y1, x2, y2 in gt_boxes.clamp(min=0).round().int().tolist():
-        inside[y1:y2, x1:x2] = 1
     for axes, values, name in zip(figure.subplots(1, 2), (scores, ious), ("score", "IoU")):
         axes.set_title(name)
         axes.axis("off")
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        heat = _paint(values, dense.points, dense.strides, (height, width)) * inside
+        heat = _paint(values, matched, gt_boxes, dense, (height, width))
         top = max(float(values.max()), 1e-6) if name == "score" else 1.0
         shown = axes.imshow(heat, cmap="inferno", vmin=0, vmax=top, alpha=0.75 * (heat > 0))
         figure.colorbar(shown, ax=axes, fraction=0.04)
@@ -114,10 +112,11 @@ def draw_scatter(pairs: Dict[str, np.ndarray]) -> np.ndarray:
     for axes, (name, points) in zip(panels, pairs.items()):
         axes.set_title(f"{name}\nthe ten most confident predictions of each object", fontsize=9)
         axes.set_xlabel("score")
-        shown = axes.hexbin(
-            *points.T, gridsize=30, extent=(0, 1, 0, 1), bins="log", mincnt=1, cmap="viridis"
-        )
-        figure.colorbar(shown, ax=axes, label="predictions")
+        if len(points):
+            shown = axes.hexbin(
+                *points.T, gridsize=30, extent=(0, 1, 0, 1), bins="log", mincnt=1, cmap="viridis"
+            )
+            figure.colorbar(shown, ax=axes, label="predictions")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
     panels[0].set_ylabel("IoU of the predicted box")
@@ -156,15 +155,25 @@ def draw_histograms(figures: Dict[str, ObjectFigures]) -> np.ndarray:
     return _pixels(figure)
 
 
-def _paint(values: Tensor, points: Tensor, strides: Tensor, size: Sequence[int]) -> np.ndarray:
-    """(H, W): each location fills the square of its stride; the larger value wins."""
+def _paint(
+    values: Tensor, matched: Tensor, gt_boxes: Tensor, dense: DenseOutputs, size: Sequence[int]
+) -> np.ndarray:
+    """
+    (H, W): inside of its object, each location fills the square of its stride; the larger value
+    wins. A smaller object covers a larger one.
+    """
     canvas = np.zeros(size)
-    keep = values > 0
-    rows = zip(values[keep].tolist(), points[keep].tolist(), strides[keep].tolist())
-    for value, (x, y), stride in rows:
-        x1, y1 = max(int(x - stride / 2), 0), max(int(y - stride / 2), 0)
-        square = canvas[y1 : int(y + stride / 2), x1 : int(x + stride / 2)]
-        np.maximum(square, value, out=square)
+    areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
+    for i in areas.argsort(descending=True).tolist():
+        left, top, right, bottom = (int(x) for x in gt_boxes[i].clamp(min=0).round().tolist())
+        canvas[top:bottom, left:right] = 0
+        mine = (matched == i) & (values > 0)
+        rows = zip(*(x[mine].tolist() for x in (values, dense.points, dense.strides)))
+        for value, (x, y), stride in rows:
+            x1, y1 = max(int(x - stride / 2), left), max(int(y - stride / 2), top)
+            x2, y2 = min(int(x + stride / 2), right), min(int(y + stride / 2), bottom)
+            square = canvas[y1 : max(y2, y1), x1 : max(x2, x1)]
+            np.maximum(square, value, out=square)
     return canvas
 
 

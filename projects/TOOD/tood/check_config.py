@@ -126,8 +126,8 @@ def _check_head(tood: CfgNode) -> None:
         )
     if tood.CONV_DIM % 8:
         raise UserError(
-            f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; it must be a multiple of 8, for the layer "
-            "attention has an eighth of it."
+            f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; it must be a multiple of 8, for some layers "
+            "have an eighth or a quarter of it."
         )
     if tood.NUM_DCN_CONVS > tood.NUM_CONVS:
         raise UserError(

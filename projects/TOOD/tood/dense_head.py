@@ -49,10 +49,14 @@ class DensePredictions(NamedTuple):
 
     @property
     def pred_scores(self) -> Tensor:
-        """The probabilities that detections are ranked by, (N, R, K)."""
+        """
+        What detections are ranked by, (N, R, K): the aligned probabilities, or, of a head that
+        predicts it, their geometric means with the centerness, as ATSS's authors have it.
+        """
         if self.centerness_logits is None:
             return self.pred_log_scores.exp()
-        return (self.pred_log_scores + F.logsigmoid(self.centerness_logits).unsqueeze(2)).exp()
+        log_centerness = F.logsigmoid(self.centerness_logits).unsqueeze(2)
+        return (0.5 * (self.pred_log_scores + log_centerness)).exp()
 
     @property
     def level_sizes(self) -> List[int]:

@@ -10,13 +10,13 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .sheets import add_heading, stack_pictures
+
 __all__ = [
-    "add_heading",
     "class_colors",
     "draw_boxes",
     "draw_points",
     "draw_training",
-    "stack_pictures",
 ]
 
 # Shorter side in pixels of a picture of a training image.
@@ -105,49 +105,27 @@ def draw_training(
     return stack_pictures([[add_heading(*x) for x in zip((objects, detected), headings)]])
 
 
-def draw_points(picture: np.ndarray, points: Tensor, weights: Tensor) -> np.ndarray:
+def draw_points(
+    picture: np.ndarray,
+    points: Tensor,
+    weights: Tensor,
+    outlines: Optional[Sequence[tuple]] = None,
+) -> np.ndarray:
     """
     Args:
         picture: (H, W, 3) uint8, RGB.
         points: (P, 2), x and y in pixels of the picture.
         weights: (P,) in [0, 1]; a dot is larger and brighter the larger it is.
+        outlines: (P,) colours around the dots, RGB in [0, 1]; black if left out.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     order = weights.argsort()  # the brightest on top
-    for (x, y), weight in zip(points[order].tolist(), weights[order].tolist()):
+    for i in order.tolist():
+        (x, y), weight = points[i].tolist(), weights[i].item()
         radius = 2 + 4 * weight
         color = tuple(int(255 * c) for c in colormaps["plasma"](weight)[:3])
         corners = (x - radius, y - radius, x + radius, y + radius)
-        draw.ellipse(corners, fill=color, outline="black")
+        outline = tuple(int(255 * c) for c in outlines[i]) if outlines else "black"
+        draw.ellipse(corners, fill=color, outline=outline, width=2 if outlines else 1)
     return np.asarray(image)
-
-
-def add_heading(picture: np.ndarray, text: str, height: int = 22) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with a line of text above it: (H + height, W, 3)."""
-    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), "white")
-    image.paste(Image.fromarray(picture), (0, height))
-    ImageDraw.Draw(image).text((4, height // 5), text, fill="black")
-    return np.asarray(image)
-
-
-def stack_pictures(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """
-    Args:
-        rows: pictures (H, W, 3) uint8 of any size, row by row.
-        gap: white pixels between them.
-
-    Returns:
-        one picture; each row is as high as its highest member.
-    """
-    row_heights = [max(p.shape[0] for p in row) for row in rows]
-    width = max(sum(p.shape[1] + gap for p in row) for row in rows) - gap
-    sheet = np.full((sum(row_heights) + gap * (len(rows) - 1), width, 3), 255, dtype=np.uint8)
-    y = 0
-    for row, height in zip(rows, row_heights):
-        x = 0
-        for picture in row:
-            sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-            x += picture.shape[1] + gap
-        y += height + gap
-    return sheet

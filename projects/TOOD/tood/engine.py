@@ -142,7 +142,7 @@ class Trainer(DefaultTrainer):
         results = dict(self._last_eval_results)
         evaluated = {"the weights": (self._model, self._last_eval_results)}
         if self.averaged is not None:
-            results["ema"] = self.test(self.cfg, self.averaged.model)
+            results["ema"] = self.test(_in_folder(self.cfg, "ema"), self.averaged.model)
             evaluated["the averaged weights"] = (self.averaged.model, results["ema"])
         if self.cfg.MODEL.TOOD.VAL_LOSS:
             results["val_loss"] = self._validation_losses()
@@ -292,6 +292,14 @@ class Trainer(DefaultTrainer):
 
         optimizer.register_step_pre_hook(clip_gradients)
         return optimizer
+
+
+def _in_folder(cfg, name: str):
+    """A config with an output folder of its own inside of the other's."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, name)
+    return cfg
 
 
 class _without_tracebacks_of_user_errors(logging.Filter):

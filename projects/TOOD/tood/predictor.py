@@ -20,7 +20,7 @@ from .data import parse_own_data
 from .errors import UserError
 from .files import read_tensors
 from .images import IMAGE_ERRORS, read_image
-from .read_config import check_weights, load_config
+from .read_config import check_weights, finish_config, load_config
 from .tta import TOODWithTTA
 
 __all__ = ["Predictor", "class_names_of", "read_picture"]
@@ -65,7 +65,10 @@ class Predictor:
             ("MODEL.WEIGHTS", weights or None),
             ("MODEL.DEVICE", device),
             ("MODEL.TOOD.PRECISION_TEST", precision),
-            ("MODEL.TOOD.SCORE_THRESH_TEST", score_threshold),
+            (
+                "MODEL.TOOD.SCORE_THRESH_TEST",
+                None if score_threshold is None else float(score_threshold),
+            ),
         ):
             if value is not None:
                 opts += [key, value]
@@ -181,6 +184,7 @@ def _config_of(config: Union[str, CfgNode], opts: List) -> CfgNode:
         config = config.clone()
         config.defrost()
         config.merge_from_list(opts)
+        finish_config(config)
         return config
     if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):
         config = model_zoo.get_config_file(str(config))

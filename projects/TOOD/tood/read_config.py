@@ -10,12 +10,12 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
-from .check_config import check_config, check_nothing_removed, nearest_key
+from .check_config import check_config, check_nothing_removed, known_keys, nearest_key
 from .config import add_tood_config
 from .errors import UserError
 from .schedule import Schedule
 
-__all__ = ["check_weights", "load_config", "read_schedule", "split_options"]
+__all__ = ["check_weights", "finish_config", "load_config", "read_schedule", "split_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,23 @@ def load_config(
         cfg.DATASETS.TRAIN = tuple(train_data)
     if val_data:
         cfg.DATASETS.TEST = tuple(val_data)
+    finish_config(cfg)
+    return cfg
+
+
+def finish_config(cfg) -> None:
+    """
+    What a config needs behind its last change: the CPU where there is no GPU, and its checks.
+
+    Raises:
+        UserError: for a value that cannot be.
+    """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         check_config(cfg)
         _set_precision(cfg)
-    return cfg
 
 
 def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
@@ -70,9 +80,15 @@ def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
     Returns:
         the values in front of the first config key, and the options from there on.
     """
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    keys = set(known_keys(cfg))
     values = list(values)
     for i, value in enumerate(values):
-        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", value) and not os.path.exists(value):
+        misspelt = re.fullmatch(
+            r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+", value
+        )
+        if value in keys or misspelt:
             return values[:i], values[i:]
     return values, []
 
