@@ -398,7 +398,6 @@ class TOOD(DenseDetector):
             for each image, ``pred_boxes`` in pixels of the network's input, ``scores`` and
             ``pred_classes``, by falling score.
         """
-<<<<<<< HEAD
         candidates = self._candidates(images, predictions)
         return [self.suppress_non_maxima(x) for x in candidates]
 
@@ -413,12 +412,10 @@ class TOOD(DenseDetector):
         return self._candidates(images, predictions)
 
     def _candidates(self, images: ImageList, predictions: DensePredictions) -> List[Instances]:
-=======
         scores, threshold = predictions.pred_scores, self.score_thresh_test
         if predictions.centerness_logits is not None:  # the threshold is for the class alone
             sure = predictions.pred_log_scores.exp() > threshold
             scores, threshold = torch.where(sure, scores, -1.0), 0.0
->>>>>>> main
         candidates = select_candidates(
             scores,
             predictions.pred_boxes,
