@@ -37,15 +37,15 @@ def work(rank, port, cfg, state_dict, inputs, results):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["objects in both", "objects in one"])
-def test_batch_in_two_processes(tiny_cfg, make_input, empty):
+def test_batch_in_two_processes(tiny_cfg, make_input):
+    """One of them has no objects."""
     tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
     # Enough objects for normalisers above 1 in each half: below, they are cut at 1 once a batch.
     many = [(4.0, 4.0, 60.0, 50.0), (20.0, 10.0, 90.0, 60.0)]
     many += [(x, y, x + 24.0, y + 24.0) for x in (6.0, 34.0, 62.0) for y in (6.0, 34.0)]
     inputs = [
         make_input(64, 96, many, classes=[0, 1, 2, 3] * 2),
-        make_input(64, 96, [] if empty else [(8.0, 8.0, 40.0, 48.0)]),
+        make_input(64, 96, []),
     ]
     state_dict = build_model(tiny_cfg).state_dict()
     context = torch.multiprocessing.get_context("spawn")

@@ -25,7 +25,7 @@ from tood.files import write_atomically
 from tood.identify import is_backbone
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +37,7 @@ def parse_args():
         help="where neither the file nor its name tells it",
     )
     parser.add_argument("--to-mmdet", action="store_true", help="the way back")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args):
