@@ -121,6 +121,12 @@ def set_schedule(cfg, args):
         epochs=args.epochs,
         num_images=num_images,
     )
+    typed = cfg.SOLVER.IMS_PER_BATCH
+    if "SOLVER.IMS_PER_BATCH" in as_typed and typed != schedule.ims_per_batch:
+        raise UserError(
+            f"--images-per-step is {schedule.ims_per_batch}, but SOLVER.IMS_PER_BATCH {typed} is "
+            "typed as well; leave out one of them."
+        )
     options = {key: value for key, value in schedule.options().items() if key not in as_typed}
     for key, value in options.items():
         cfg.merge_from_list([key, value])

@@ -38,10 +38,9 @@ DEFAULT_INPUTS = 12
 
 
 def parse_args(argv=None):
-    usage, _, note = __doc__.split("::", 1)[1].rpartition("Without --config-file")
     parser = argparse.ArgumentParser(
         description=__doc__.split("::")[0],
-        epilog=f"{usage}Without --config-file{note}",
+        epilog=__doc__.split("::", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", metavar="FILE")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import error_of
 from detectron2.solver import build_lr_scheduler
 
 import train_net
@@ -106,3 +107,9 @@ def test_typed_images_a_step_count_as_the_flag(command):
     cfg = train_net.setup(train_net.parse_args(command("--epochs", "5")))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.005)
     assert cfg.SOLVER.MAX_ITER == 4  # typed
+
+
+def test_images_a_step_of_two_minds(command):
+    assert "--images-per-step is 4, but SOLVER.IMS_PER_BATCH 2 is typed" in error_of(
+        command("--images-per-step", "4")
+    )

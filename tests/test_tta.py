@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 
 import train_net
 from tood.detector import TOOD
+from tood.errors import UserError
 from tood.predictor import Predictor
 from tood.tta import TOODWithTTA
 
@@ -90,6 +91,11 @@ def test_one_look_is_the_model_itself(tiny_cfg, make_input):
     torch.testing.assert_close(
         actual["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor
     )
+
+
+def test_no_size_to_look_in(tiny_cfg):
+    with pytest.raises(UserError, match="TEST.AUG.MIN_SIZES is empty"):
+        TOODWithTTA(with_aug(tiny_cfg, [], flip=True), BrightSpots())
 
 
 def test_nothing_found(tiny_cfg):

@@ -43,10 +43,9 @@ ARCHITECTURES = ("TOOD", "RetinaNet")
 
 
 def parse_args(argv=None):
-    usage, _, note = __doc__.split("::", 1)[1].rpartition("writes a table")
     parser = argparse.ArgumentParser(
         description=__doc__.split("::")[0],
-        epilog=f"{usage}writes a table{note}",
+        epilog=__doc__.split("::", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -131,7 +130,7 @@ def draw_some_maps(model, cfg, loader, alignment, name, num_images):
     pictures = []
     with torch.no_grad():
         for inputs in loader:
-            if len(pictures) == num_images:
+            if len(pictures) >= num_images:
                 break
             (record,) = inputs
             gt_boxes, gt_classes = (

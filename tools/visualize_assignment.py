@@ -36,10 +36,9 @@ SMALLEST = 360  # shorter side of a drawn image, pixels
 
 
 def parse_args(argv=None):
-    usage, _, note = __doc__.split("::", 1)[1].rpartition("One row an image")
     parser = argparse.ArgumentParser(
         description=__doc__.split("::")[0],
-        epilog=f"{usage}One row an image{note}",
+        epilog=__doc__.split("::", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")

@@ -15,6 +15,7 @@ from .assign import MAX_MATRIX_ELEMENTS, box_iou_of_pairs
 
 __all__ = [
     "Belonging",
+    "alignment_of",
     "InstanceAlignment",
     "belonging_predictions",
     "count_detections",
@@ -57,9 +58,16 @@ def measure_alignment(
         gt_boxes: (M, 4).
         gt_classes: (M,) int64.
     """
-    top = belonging_predictions(
-        pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED
+    return alignment_of(
+        belonging_predictions(pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED)
     )
+
+
+def alignment_of(top: Belonging) -> InstanceAlignment:
+    """
+    Args:
+        top: the ``TOP_CORRELATED`` most confident predictions of each object.
+    """
     correlation = rank_correlation(top.scores, top.ious, top.valid)
     best = top.valid[:, :TOP_LOCALIZED]
     sums = torch.where(best, top.ious[:, :TOP_LOCALIZED], 0.0).sum(dim=1)

@@ -17,10 +17,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from .alignment import (
+    TOP_CORRELATED,
     TOP_LOCALIZED,
+    alignment_of,
     belonging_predictions,
     count_detections,
-    measure_alignment,
 )
 from .detector import TOOD
 from .files import write_json
@@ -168,16 +169,17 @@ class AlignmentEvaluator(DatasetEvaluator):
                 continue
             seen_boxes = gt_boxes * scale_of_input(record).to(gt_boxes)
             seen = (dense.scores[i], dense.boxes[i], dense.points, seen_boxes, gt_classes)
-            alignment = measure_alignment(*seen)
+            top = belonging_predictions(*seen, TOP_CORRELATED)
             detections = output["instances"].to(gt_boxes.device)
             boxes, classes = detections.pred_boxes.tensor, detections.pred_classes
             counts = count_detections(boxes, classes, gt_boxes, gt_classes)
             areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-            columns = (*alignment, *counts, areas, gt_classes)
+            columns = (*alignment_of(top), *counts, areas, gt_classes)
             self._parts.append(ObjectFigures(*(x.cpu().numpy() for x in columns)))
             if sum(map(len, self._pairs)) < MAX_PAIRS:
-                top = belonging_predictions(*seen, TOP_LOCALIZED)
-                pairs = torch.stack([top.scores[top.valid], top.ious[top.valid]], dim=1)
+                best = top.valid[:, :TOP_LOCALIZED]
+                pairs = [x[:, :TOP_LOCALIZED][best] for x in (top.scores, top.ious)]
+                pairs = torch.stack(pairs, dim=1)
                 self._pairs.append(pairs.cpu().numpy())
 
     def evaluate(self) -> Optional[Dict]:

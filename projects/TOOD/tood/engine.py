@@ -266,12 +266,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test_with_TTA(cls, cfg, model):
         """The results of test-time augmentation (``TEST.AUG``), as "bbox_TTA" and so on."""
-        cfg = cfg.clone()
-        cfg.defrost()
+        cfg = _in_folder(cfg, "TTA")
         # It resizes the pictures itself, from their own size, and has no dense output of its own.
         cfg.INPUT.MIN_SIZE_TEST = 0
         cfg.MODEL.TOOD.EVAL_ALIGNMENT = False
-        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
         results = cls.test(cfg, TOODWithTTA(cfg, model))
         return OrderedDict((f"{name}_TTA", figures) for name, figures in results.items())
 

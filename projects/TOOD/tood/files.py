@@ -104,12 +104,20 @@ def write_atomically(content: Dict, path: str) -> None:
 
 
 def write_json(content, path: str) -> None:
-    """A JSON file, whole or not at all; what is no number, as null."""
+    """
+    A JSON file, whole or not at all; what is no number, as null.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
     text = json.dumps(_without_nan(content), indent=1)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.part", "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(f"{path}.part", path)
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(f"{path}.part", "w", encoding="utf-8") as f:
+            f.write(text)
+        os.replace(f"{path}.part", path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
 
 
 def _without_nan(content):

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .detector import TOOD
+from .errors import UserError
 
 __all__ = ["TOODWithTTA"]
 
@@ -30,8 +31,13 @@ class TOODWithTTA(nn.Module):
             cfg: its ``TEST.AUG`` is read.
             model: not wrapped.
             batch_size: augmented images of one size that are looked at together.
+
+        Raises:
+            UserError: for no size at all.
         """
         super().__init__()
+        if not cfg.TEST.AUG.MIN_SIZES:
+            raise UserError("TEST.AUG.MIN_SIZES is empty; name the sizes to look at pictures in.")
         self.model = model
         self.augment = DatasetMapperTTA(cfg)
         self.batch_size = batch_size
