@@ -11,7 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tood.dense_head import DensePredictions
-from tood.detector import Targets, select_candidates
+from tood.candidates import select_candidates
+from tood.detector import Targets
 from tood.losses import aligned_focal_loss
 
 PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one

@@ -5,10 +5,10 @@ extension and CUDA. The parameters have the same names and the results are the s
 """
 
 import torch
+import torchvision
 from detectron2.layers import ModulatedDeformConv
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from .fixed_norm import fold_norm, is_fixed
 
@@ -24,6 +24,9 @@ __all__ = ["DeformConvPack", "PortableDeformConv", "make_deform_convs_portable"]
 
 class PortableDeformConv(ModulatedDeformConv):
     """Detectron2's ``ModulatedDeformConv``, with another operator where its own cannot run."""
+
+    # That operator. An export sets another one that its target knows.
+    deform_conv2d = staticmethod(torchvision.ops.deform_conv2d)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """
@@ -44,7 +47,7 @@ class PortableDeformConv(ModulatedDeformConv):
         with torch.autocast(x.device.type, enabled=False):
             # At least float32: the operator has no bfloat16, and offsets are pixels.
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            x = deform_conv2d(
+            x = self.deform_conv2d(
                 x.to(dtype),
                 torch.nan_to_num(offset.to(dtype)),  # a NaN would crash it on the CPU
                 weight.to(dtype),

@@ -11,6 +11,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from detectron2.layers import ShapeSpec, cat, get_norm
 from detectron2.modeling import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -80,6 +81,9 @@ class DenseHead(nn.Module):
     Eq. 5 and 6 where there are maps for it. The weights are shared by all levels, except for one
     scale of the box regression a level.
     """
+
+    # What the sides of the boxes are sampled by. An export sets another one that its target knows.
+    deform_conv2d = staticmethod(torchvision.ops.deform_conv2d)
 
     def __init__(
         self,
@@ -159,7 +163,7 @@ class DenseHead(nn.Module):
             box_regression = _flatten_levels(levels.box_regression)
             pred_boxes = self._decode(box_regression, anchors.tensor, grid_sizes)
             if levels.offsets[0] is not None:
-                pred_boxes = _sample_levels(pred_boxes, levels.offsets, grid_sizes)
+                pred_boxes = self._sample(pred_boxes, levels.offsets, grid_sizes)
             centerness_logits = None
             if levels.centerness_logits[0] is not None:
                 centerness_logits = _flatten_levels(levels.centerness_logits).squeeze(2)
@@ -187,6 +191,20 @@ class DenseHead(nn.Module):
             # The scale is outside the exponential, as in the released models.
             return decode_distances(scales * box_regression.exp(), anchors)
         return decode_deltas(scales * box_regression, anchors, self.box2box_transform)
+
+
+    def _sample(
+        self, boxes: Tensor, offsets: Sequence[Tensor], grid_sizes: List[torch.Size]
+    ) -> Tensor:
+        """:func:`sample_each_side` of (N, R, 4), with one (N, 8, H, W) a level."""
+        levels = boxes.split([H * W for H, W in grid_sizes], dim=1)
+        sampled = [
+            sample_each_side(
+                x.transpose(1, 2).unflatten(2, tuple(size)), o.float(), self.deform_conv2d
+            )
+            for x, o, size in zip(levels, offsets, grid_sizes)
+        ]
+        return _flatten_levels(sampled)
 
 
 def make_anchors(generator: nn.Module, grid_sizes: Sequence[Tuple[int, int]]) -> Tensor:
@@ -249,16 +267,6 @@ def decode_deltas(deltas: Tensor, anchors: Tensor, box2box_transform: Box2BoxTra
 def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
     """One (N, X, H, W) a level to (N, R, X), in float32."""
     return cat([permute_to_N_HWA_K(x, x.shape[1]) for x in maps], dim=1).float()
-
-
-def _sample_levels(boxes: Tensor, offsets: Sequence[Tensor], grid_sizes: List[torch.Size]):
-    """:func:`sample_each_side` of (N, R, 4), with one (N, 8, H, W) a level."""
-    levels = boxes.split([H * W for H, W in grid_sizes], dim=1)
-    sampled = [
-        sample_each_side(x.transpose(1, 2).unflatten(2, tuple(size)), o.float())
-        for x, o, size in zip(levels, offsets, grid_sizes)
-    ]
-    return _flatten_levels(sampled)
 
 
 def conv_norm_relu(

@@ -6,12 +6,12 @@ input. Start reading at :meth:`TOOD.forward_training` and :meth:`TOOD.forward_in
 they are called is in Detectron2's ``DenseDetector.forward``.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import batched_nms, cat
+from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
@@ -20,6 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from .assign import Assignment, assign_atss, assign_tal, locations_of_image
+from .candidates import Candidates, select_candidates
 from .dense_head import DensePredictions
 from .head import TOODHead
 from .losses import aligned_focal_loss, giou_loss
@@ -398,8 +399,7 @@ class TOOD(DenseDetector):
             for each image, ``pred_boxes`` in pixels of the network's input, ``scores`` and
             ``pred_classes``, by falling score.
         """
-        candidates = self._candidates(images, predictions)
-        return [self.suppress_non_maxima(x) for x in candidates]
+        return [self.suppress_non_maxima(x) for x in self._candidates(images, predictions)]
 
     def find_candidates(self, batched_inputs: List[Dict[str, Tensor]]) -> List[Instances]:
         """
@@ -412,17 +412,7 @@ class TOOD(DenseDetector):
         return self._candidates(images, predictions)
 
     def _candidates(self, images: ImageList, predictions: DensePredictions) -> List[Instances]:
-        scores, threshold = predictions.pred_scores, self.score_thresh_test
-        if predictions.centerness_logits is not None:  # the threshold is for the class alone
-            sure = predictions.pred_log_scores.exp() > threshold
-            scores, threshold = torch.where(sure, scores, -1.0), 0.0
-        candidates = select_candidates(
-            scores,
-            predictions.pred_boxes,
-            predictions.level_sizes,
-            threshold,
-            self.topk_candidates_test,
-        )
+        candidates = self.select(predictions)
         counts = candidates.counts.tolist()  # the one moment when the CPU waits for a GPU
         return [
             Instances(
@@ -434,6 +424,20 @@ class TOOD(DenseDetector):
             for i, (count, image_size) in enumerate(zip(counts, images.image_sizes))
         ]
 
+    def select(self, predictions: DensePredictions) -> Candidates:
+        """What takes part in NMS, of the whole batch and in tensors alone."""
+        scores, threshold = predictions.pred_scores, self.score_thresh_test
+        if predictions.centerness_logits is not None:  # the threshold is for the class alone
+            sure = predictions.pred_log_scores.exp() > threshold
+            scores, threshold = torch.where(sure, scores, -1.0), 0.0
+        return select_candidates(
+            scores,
+            predictions.pred_boxes,
+            predictions.level_sizes,
+            threshold,
+            self.topk_candidates_test,
+        )
+
     def suppress_non_maxima(self, candidates: Instances) -> Instances:
         """The best of the candidates of an image that do not overlap, by falling score."""
         keep = batched_nms(
@@ -443,57 +447,6 @@ class TOOD(DenseDetector):
             self.nms_thresh_test,
         )
         return candidates[keep[: self.max_detections_per_image]]
-
-
-class Candidates(NamedTuple):
-    """
-    (location, class) pairs of each image by falling score, of which the first ``counts`` count;
-    the rest fills the rows.
-    """
-
-    counts: Tensor  # (N,) int64
-    scores: Tensor  # (N, T)
-    boxes: Tensor  # (N, T, 4)
-    classes: Tensor  # (N, T) int64
-
-
-def select_candidates(
-    pred_scores: Tensor,
-    pred_boxes: Tensor,
-    level_sizes: Sequence[int],
-    score_thresh: float,
-    topk: int,
-) -> Candidates:
-    """
-    Args:
-        pred_scores: (N, R, K). NaN is below every threshold.
-        pred_boxes: (N, R, 4).
-        level_sizes: locations of each level.
-
-    Returns:
-        the best ``topk`` pairs above ``score_thresh`` of each level, or fewer.
-    """
-    K = pred_scores.shape[2]
-    scores, pairs, start = [], [], 0
-    for level, size in zip(pred_scores.split(list(level_sizes), dim=1), level_sizes):
-        level = torch.where(level > score_thresh, level, -1.0).flatten(1)
-        best = level.topk(min(topk, level.shape[1]), dim=1)
-        scores.append(best.values)
-        pairs.append(best.indices + start * K)
-        start += size
-    scores, pairs = cat(scores, dim=1), cat(pairs, dim=1)
-    locations = torch.div(pairs, K, rounding_mode="floor")
-    boxes = pred_boxes.gather(1, locations.unsqueeze(2).expand(-1, -1, 4))
-    # Sampling far outside of the map leaves boxes without area; NMS would keep them all. One box
-    # without end would stop it from removing any other.
-    sound = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & boxes.isfinite().all(dim=2)
-    scores, order = torch.where(sound, scores, -1.0).sort(dim=1, descending=True, stable=True)
-    return Candidates(
-        counts=(scores >= 0).sum(dim=1),
-        scores=scores,
-        boxes=boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4)),
-        classes=(pairs % K).gather(1, order),
-    )
 
 
 def _loss_centerness(centerness_logits: Tensor, targets: Targets) -> Tensor:

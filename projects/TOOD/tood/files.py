@@ -1,19 +1,27 @@
 """Files that are written whole or not at all, and read without running what is in them."""
 
+import contextlib
 import json
 import math
 import os
 import pickle
 import re
 import tempfile
-from typing import Dict
+from typing import Dict, Iterator
 
 import torch
 from PIL import Image
 
 from .errors import UserError
 
-__all__ = ["check_folder", "check_picture", "read_tensors", "write_atomically", "write_json"]
+__all__ = [
+    "check_folder",
+    "check_picture",
+    "read_tensors",
+    "replace_when_done",
+    "write_atomically",
+    "write_json",
+]
 
 
 def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
@@ -100,6 +108,30 @@ def write_atomically(content: Dict, path: str) -> None:
                 os.remove(part)
             raise
     except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written ({error}).") from error
+
+
+@contextlib.contextmanager
+def replace_when_done(path: str, suffix: str = "") -> Iterator[str]:
+    """
+    Gives the name of a file to write, which takes the place of ``path`` if all goes well and is
+    taken away otherwise.
+
+    Args:
+        suffix: of that name, for writers that look at it.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
+    part = f"{path}.part{suffix}"
+    try:
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
+    except OSError as error:
         raise UserError(f"{path} cannot be written ({error}).") from error
 
 

@@ -12,12 +12,12 @@ from typing import Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ModulatedDeformConv
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["FixedNormConv2d", "fold_norm", "is_fixed", "use_fixed_norms"]
+__all__ = ["FixedNormConv2d", "fold_fixed_norms", "fold_norm", "is_fixed", "use_fixed_norms"]
 
 
 def is_fixed(norm: nn.Module) -> bool:
@@ -41,6 +41,16 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[Tensor, Tensor]:
     if conv.bias is not None:
         bias = bias + conv.bias * scale
     return conv.weight * scale.view(-1, 1, 1, 1), bias
+
+
+@torch.no_grad()
+def fold_fixed_norms(module: nn.Module) -> None:
+    """Leave convolutions alone of every Detectron2 convolution with a fixed norm, in place."""
+    for conv in module.modules():
+        if isinstance(conv, (Conv2d, ModulatedDeformConv)) and is_fixed(conv.norm):
+            weight, bias = fold_norm(conv, conv.norm)
+            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+            conv.norm = None
 
 
 class FixedNormConv2d(Conv2d):

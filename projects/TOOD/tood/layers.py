@@ -4,6 +4,8 @@ The parts of the task-aligned head that no library has.
 Shapes: N images, C channels, L stacked interactive convolutions, H x W locations of one level.
 """
 
+from typing import Callable
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
@@ -60,7 +62,7 @@ class TaskDecomposition(nn.Module):
         Returns:
             (N, C, L * C), the kernel of the reduction for each image, layer attention included.
         """
-        N, C, L = len(pooled_features), self.conv_dim, self.num_convs
+        N, C, L = pooled_features.shape[0], self.conv_dim, self.num_convs
         layer_weights = self.attention(pooled_features).view(N, 1, L, 1)
         return (layer_weights * self.reduction.weight.view(1, C, L, C)).view(N, C, L * C)
 
@@ -89,7 +91,9 @@ def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
     return 0.5 * (F.logsigmoid(a) + F.logsigmoid(b))
 
 
-def sample_each_side(boxes: Tensor, offsets: Tensor) -> Tensor:
+def sample_each_side(
+    boxes: Tensor, offsets: Tensor, deform_conv2d: Callable = deform_conv2d
+) -> Tensor:
     """
     Read each side of a box at a place of its own (Eq. 6): bilinear, zero outside the map.
 
@@ -97,6 +101,7 @@ def sample_each_side(boxes: Tensor, offsets: Tensor) -> Tensor:
         boxes: (N, 4, H, W), XYXY, any unit.
         offsets: (N, 8, H, W), the offset (dy, dx) of each of the four sides from the location,
             in locations of this level, not bounded.
+        deform_conv2d: torchvision's, or an operator that does the same.
 
     Returns:
         (N, 4, H, W), XYXY in the unit of ``boxes``. Where the sampled sides cross (x1 > x2 or
