@@ -22,7 +22,15 @@ from .errors import UserError
 from .export import ExportableTOOD, export_program, keep_by_nms, quiet
 from .files import replace_when_done
 
-__all__ = ["OPSET", "deform_conv2d_by_grid_sample", "exportable_to_onnx", "save_onnx"]
+__all__ = [
+    "INPUT",
+    "OPSET",
+    "deform_conv2d_by_grid_sample",
+    "exportable_to_onnx",
+    "import_onnx",
+    "save_checked",
+    "save_onnx",
+]
 
 OPSET = 18
 INPUT = "images"
@@ -48,7 +56,7 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
     Raises:
         UserError: where packages are missing, or PyTorch is too old.
     """
-    onnx = import_onnx()
+    import_onnx()
     program = export_program(module)
     names = list(module.output_names)
     table = {torch.ops.aten.sort.stable: _translate_sort}
@@ -68,10 +76,7 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
     proto = exported.model_proto
     _forget_its_making(proto)
     _name_dimensions(proto, names)
-    write_metadata(proto, {**metadata, "opset": OPSET})
-    onnx.checker.check_model(proto, full_check=True)
-    with replace_when_done(path) as part:
-        onnx.save(proto, part)
+    save_checked(proto, path, **metadata, opset=OPSET)
 
 
 def import_onnx():
@@ -92,12 +97,22 @@ def import_onnx():
     return onnx
 
 
-def write_metadata(proto, metadata: Dict[str, Any]) -> None:
-    """Into the metadata properties of a model: texts as they are, all else as JSON."""
-    del proto.metadata_props[:]
+def save_checked(proto, path: str, **metadata: Any) -> None:
+    """
+    Check a model, and write it.
+
+    Args:
+        metadata: added to its properties: texts as they are, all else as JSON.
+    """
+    onnx = import_onnx()
+    for entry in [entry for entry in proto.metadata_props if entry.key in metadata]:
+        proto.metadata_props.remove(entry)
     for key, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
         proto.metadata_props.add(key=key, value=text)
+    onnx.checker.check_model(proto, full_check=True)
+    with replace_when_done(path) as part:
+        onnx.save(proto, part)
 
 
 def _forget_its_making(proto) -> None:

@@ -1,0 +1,178 @@
+"""
+ONNX files in float16 and int8, by ONNX Runtime's own tools: the network alone. The normalization of
+the images, where deformable convolutions read, scores, boxes and NMS stay float32.
+"""
+
+import logging
+import os
+import tempfile
+from typing import Dict, Iterable, List, Optional, Set
+
+import numpy as np
+
+from .export import quiet
+from .export_onnx import INPUT, import_onnx, save_checked
+
+__all__ = ["to_float16", "to_int8"]
+
+
+def to_float16(source: str, target: str) -> None:
+    """
+    Args:
+        source: an ONNX file in float32.
+        target: file to write, with the same inputs and outputs.
+    """
+    onnx = import_onnx()
+    proto = onnx.shape_inference.infer_shapes(onnx.load(source))
+    _cast_nodes(onnx, proto, _Graph(proto).network())
+    save_checked(proto, target, precision="float16")
+
+
+def _cast_nodes(onnx, proto, inside: Set[str]) -> None:
+    """
+    Let some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
+    would round outputs, and constants of the nodes that stay, to float16 as well.)
+    """
+    FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    graph = proto.graph
+    infos = {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.input)}
+    weights = {w.name: w for w in graph.initializer if w.data_type == FLOAT}
+    outputs = {v.name for v in graph.output}
+    used_outside = {v for n in graph.node if n.name not in inside for v in n.input} | outputs
+    halves: Dict[str, str] = {}  # name of a float32 value -> of the same in float16
+    nodes = []
+    for node in graph.node:
+        if node.name not in inside:
+            nodes.append(node)
+            continue
+        for i, value in enumerate(node.input):
+            if node.op_type == "Resize" and i > 0:
+                continue  # its scales are float32 always
+            if value in weights and value not in halves:
+                halves[value] = f"{value}.float16"
+                array = onnx.numpy_helper.to_array(weights[value]).astype(np.float16)
+                graph.initializer.append(onnx.numpy_helper.from_array(array, halves[value]))
+            elif value not in halves and value in infos and infos[value].elem_type == FLOAT:
+                halves[value] = f"{value}.float16"
+                nodes.append(onnx.helper.make_node("Cast", [value], [halves[value]], to=HALF))
+            node.input[i] = halves.get(value, value)
+        nodes.append(node)
+        for i, value in enumerate(node.output):
+            if value in infos and infos[value].elem_type == FLOAT:
+                halves[value] = node.output[i] = f"{value}.float16"
+                if value in used_outside:
+                    nodes.append(onnx.helper.make_node("Cast", [halves[value]], [value], to=FLOAT))
+    for i, node in enumerate(nodes):
+        node.name = node.name or f"cast_{i}"
+    kept = [w for w in graph.initializer if w.name not in halves or w.name in used_outside]
+    for field, content in ((graph.node, nodes), (graph.initializer, kept)):
+        content = [type(x).FromString(x.SerializeToString()) for x in content]
+        del field[:]
+        field.extend(content)
+    del graph.value_info[:]  # of values that are not there any more
+
+
+def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = None) -> None:
+    """
+    Convolutions in int8, save for those that predict or find weights and offsets.
+
+    Args:
+        source: an ONNX file in float32.
+        target: file to write, with the same inputs and outputs.
+        images: each what the file takes, to find the range of every map with; without any, ranges
+            are found anew for each image when the file runs.
+    """
+    onnx = import_onnx()
+    from onnxruntime.quantization import quantize_dynamic, quantize_static
+
+    options = dict(nodes_to_quantize=_Graph(onnx.load(source)).roomy_convs(), per_channel=True)
+    with tempfile.TemporaryDirectory() as folder, _without_advice():
+        part = os.path.join(folder, "int8.onnx")
+        if images is None:
+            quantize_dynamic(source, part, **options)
+        else:
+            quantize_static(source, part, _reader(images), **options)
+        save_checked(onnx.load(part), target, precision="int8")
+
+
+class _Graph:
+    """Who makes what of whom in an ONNX graph."""
+
+    def __init__(self, proto):
+        self.nodes = {node.name: node for node in proto.graph.node}
+        self.maker = {out: node.name for node in proto.graph.node for out in node.output}
+        self.makers: Dict[str, List[str]] = {name: [] for name in self.nodes}
+        self.users: Dict[str, List[str]] = {name: [] for name in self.nodes}
+        for name, node in self.nodes.items():
+            for value in node.input:
+                if value in self.maker:
+                    self.makers[name].append(self.maker[value])
+                    self.users[self.maker[value]].append(name)
+        weights = {w.name for w in proto.graph.initializer if w.name.startswith("model.")}
+        # A convolution without such a weight is one of those that sample boxes.
+        self.convs = {
+            name: node.input[1]
+            for name, node in self.nodes.items()
+            if node.op_type == "Conv" and node.input[1] in weights
+        }
+
+    def network(self) -> Set[str]:
+        """Names of the nodes from the first convolution to the last ones."""
+        inside = self._reach(self.convs, self.users) & self._reach(self.convs, self.makers)
+        return inside - self._positions()
+
+    def roomy_convs(self) -> List[str]:
+        """Names of the convolutions whose results are features, which have room for rounding."""
+        before_others = set()
+        for name in self.convs:
+            before_others |= self._reach(self.makers[name], self.makers)
+        delicate = (".attention.", ".conv_offset.")
+        return [
+            name
+            for name, weight in self.convs.items()
+            if name in before_others and not any(part in weight for part in delicate)
+        ]
+
+    def _positions(self) -> Set[str]:
+        """What finds out where a map is read, and reads there."""
+        samplers = [name for name, node in self.nodes.items() if node.op_type == "GridSample"]
+        grids = [self.maker[self.nodes[name].input[1]] for name in samplers]
+        return {*samplers, *self._reach(grids, self.makers, stop=self.convs)}
+
+    @staticmethod
+    def _reach(start: Iterable[str], next_: Dict[str, List[str]], stop=()) -> Set[str]:
+        """``start`` and all that can be got to from there, without ``stop`` and what it hides."""
+        found, waiting = set(), list(start)
+        while waiting:
+            name = waiting.pop()
+            if name not in found and name not in stop:
+                found.add(name)
+                waiting += next_[name]
+        return found
+
+
+def _reader(images: Iterable[np.ndarray]):
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.images = iter(images)
+
+        def get_next(self):
+            image = next(self.images, None)
+            return None if image is None else {INPUT: image}
+
+    return Reader()
+
+
+class _without_advice(logging.Filter):
+    """Keep ONNX Runtime from advising, on the root logger, what does not help here."""
+
+    def __enter__(self):
+        logging.getLogger().addFilter(self)
+
+    def __exit__(self, *_):
+        logging.getLogger().removeFilter(self)
+
+    def filter(self, record) -> bool:
+        return record.levelno > logging.WARNING
