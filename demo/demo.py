@@ -28,11 +28,11 @@ from tood.data import parse_own_data
 from tood.draw import draw_boxes
 from tood.errors import UserError
 from tood.files import check_folder, check_picture, write_json
+from tood.images import PICTURES, pictures_in
 from tood.predictor import Predictor, read_picture
 from tood.read_config import split_options
 from tood.sheets import add_heading, stack_pictures
 
-PICTURES = set(Image.registered_extensions())
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 DEFAULT_INPUTS = 12
 
@@ -149,9 +149,7 @@ def inputs_of(patterns, cfg):
 
 def validation_pictures(cfg):
     own_data = parse_own_data(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
-    folder = own_data.image_root if own_data else ""
-    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*"))) if folder else []
-    paths = [p for p in paths if os.path.splitext(p)[1].lower() in PICTURES][:DEFAULT_INPUTS]
+    paths = pictures_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
     if not paths:
         raise UserError("There is nothing to look at: name pictures with --input.")
     return paths

@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tood.dense_head import DensePredictions
 from tood.candidates import select_candidates
+from tood.dense_head import DensePredictions
 from tood.detector import Targets
 from tood.losses import aligned_focal_loss
 

@@ -192,7 +192,6 @@ class DenseHead(nn.Module):
             return decode_distances(scales * box_regression.exp(), anchors)
         return decode_deltas(scales * box_regression, anchors, self.box2box_transform)
 
-
     def _sample(
         self, boxes: Tensor, offsets: Sequence[Tensor], grid_sizes: List[torch.Size]
     ) -> Tensor:

@@ -233,9 +233,7 @@ def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
         )
     dimensions = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with torch.no_grad(), quiet(), _any_size():
-        return torch.export.export(
-            module, (_sample(),), dynamic_shapes=(dimensions,), strict=False
-        )
+        return torch.export.export(module, (_sample(),), dynamic_shapes=(dimensions,), strict=False)
 
 
 def _any_size():

@@ -164,7 +164,7 @@ def _keep_by_operator(candidates: Candidates, num_classes: int, iou_threshold: f
     return _nms_operator()(candidates.boxes, class_scores, iou_threshold)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _nms_operator():
     """``tood::keep_by_nms``: boxes (N, T, 4) and class scores (N, K, T) to (N, T) bool."""
 

@@ -7,7 +7,7 @@ Shapes: N images; outputs as in :class:`tood.export.ExportableTOOD`.
 
 import json
 import os
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .candidates import select_candidates
 from .errors import UserError
 from .export import METADATA_FILE
 
-__all__ = ["RUNTIMES", "ExportedDetector", "ExportedFile"]
+__all__ = ["RUNTIMES", "Comparison", "ExportedDetector", "ExportedFile", "compare_detections"]
 
 
 class ExportedFile:
@@ -123,6 +123,43 @@ class ExportedDetector:
         )
         height, width = (image.get(k, s) for k, s in zip(("height", "width"), pixels.shape[1:]))
         return detector_postprocess(instances, height, width)
+
+
+class Comparison(NamedTuple):
+    """Two lists of detections of one image."""
+
+    matched: int  # detections that are in both
+    unmatched: int  # that are in one of them only
+    score_difference: float  # the largest among the matched
+    box_difference: float  # the same, of one side, in pixels
+
+
+def compare_detections(
+    expected: Dict[str, np.ndarray], actual: Dict[str, np.ndarray]
+) -> Comparison:
+    """
+    Args:
+        expected, actual: as :meth:`ExportedFile.detect` returns them. Two detections match that
+            have one class and boxes within a hundredth of their longer side and a pixel of each
+            other.
+    """
+    free = set(range(len(actual["scores"])))
+    score_difference = box_difference = 0.0
+    matched = 0
+    for box, score, label in zip(*(expected[key] for key in ("boxes", "scores", "classes"))):
+        distances = {
+            i: np.abs(actual["boxes"][i] - box).max() for i in free if actual["classes"][i] == label
+        }
+        nearest = min(distances, key=distances.get, default=None)
+        side = max(box[2] - box[0], box[3] - box[1])
+        if nearest is None or distances[nearest] > 1 + 0.01 * side:
+            continue
+        free.remove(nearest)
+        matched += 1
+        box_difference = max(box_difference, float(distances[nearest]))
+        score_difference = max(score_difference, abs(float(actual["scores"][nearest] - score)))
+    unmatched = len(expected["scores"]) - matched + len(free)
+    return Comparison(matched, unmatched, score_difference, box_difference)
 
 
 # --- the runtimes: a path to a function of arrays, and the file's metadata ---------------------

@@ -1,20 +1,33 @@
 """Pictures in files: read as the network wants them, and looked at quickly before a long run."""
 
-from typing import Tuple
+import os
+from typing import List, Tuple
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-__all__ = ["IMAGE_ERRORS", "probe_image", "read_image"]
+__all__ = ["IMAGE_ERRORS", "PICTURES", "pictures_in", "probe_image", "read_image"]
 
 # What Pillow raises for files that are broken, empty, too large, or of no size at all.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# The endings of the files that Pillow can read.
+PICTURES = frozenset(Image.registered_extensions())
 # How the formats end that say so: without it, something is missing.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
+
+
+def pictures_in(folder: str) -> List[str]:
+    """Paths of the files in a folder whose names are those of pictures, sorted."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [
+        os.path.join(folder, name)
+        for name in names
+        if os.path.splitext(name)[1].lower() in PICTURES
+    ]
 
 
 def read_image(path: str, format: str = "RGB") -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Dict, Iterable, List, Optional, Set
 
 import numpy as np
 
-from .export import quiet
 from .export_onnx import INPUT, import_onnx, save_checked
 
 __all__ = ["to_float16", "to_int8"]

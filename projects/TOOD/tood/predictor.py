@@ -128,7 +128,7 @@ class Predictor:
 
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:
-        inputs = [self._input_of(image) for image in images]
+        inputs = [self.input_of(image) for image in images]
         # Only pictures of one size share a batch: padding would change what is seen.
         results: List[Optional[Instances]] = [None] * len(inputs)
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
@@ -138,7 +138,12 @@ class Predictor:
                 results[i] = output["instances"].to("cpu")
         return results
 
-    def _input_of(self, image: Image) -> Dict:
+    def input_of(self, image: Image) -> Dict:
+        """
+        Returns:
+            what the model takes: "image" (3, H, W) uint8, resized and in the channels' order of
+            ``INPUT.FORMAT``, and the picture's own "height" and "width".
+        """
         image = _pixels_of(image)
         height, width = image.shape[:2]
         if self.cfg.INPUT.FORMAT == "RGB":

@@ -1,0 +1,251 @@
+#!/usr/bin/env python
+"""
+Detect objects in pictures with an exported file. This program needs onnxruntime, numpy and opencv,
+and neither PyTorch nor Detectron2 nor this project: it may be copied to where the file is used::
+
+    python detect_onnx.py mine.onnx --input photos/ a.jpg --output found --json found.json
+
+The files are those of ``tools/export_model.py --format onnx``. They say themselves how pictures are
+resized, what the classes are called, and so on; detections are those of the model they are of.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import cv2
+import numpy as np
+import onnxruntime
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class Error(Exception):
+    """What a user can mend, in one sentence."""
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="FILE.onnx")
+    parser.add_argument("--input", nargs="+", required=True, help="files and folders")
+    parser.add_argument("--output", metavar="FOLDER", help="for the pictures with boxes")
+    parser.add_argument("--json", metavar="FILE", help="detections, boxes as x1, y1, x2, y2")
+    parser.add_argument("--score-thresh", type=float, default=0.4, help="of what is drawn")
+    parser.add_argument("--overwrite", action="store_true", help="files that are there already")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    detector = Detector(args.model)
+    paths = pictures_of(args.input)
+    targets = targets_of(paths, args)
+    found, seconds = [], 0.0
+    for path, target in zip(paths, targets):
+        image = cv2.imread(path)  # BGR, upright
+        if image is None:
+            print(f"warning: {path} cannot be read. It is skipped.", file=sys.stderr)
+            continue
+        start = time.perf_counter()
+        boxes, scores, classes = detector(image)
+        seconds += time.perf_counter() - start
+        names = [detector.classes[c] for c in classes]
+        found.append(
+            {
+                "file_name": path,
+                "boxes": boxes.tolist(),
+                "scores": scores.tolist(),
+                "classes": classes.tolist(),
+                "names": names,
+            }
+        )
+        shown = scores >= args.score_thresh
+        print(f"{path}: {shown.sum()} of at least {args.score_thresh:g}")
+        if target:
+            draw(image, boxes[shown], scores[shown], [n for n, s in zip(names, shown) if s])
+            write_picture(target, image)
+    if not found:
+        raise Error("None of the inputs could be read; see the warnings above.")
+    if args.json:
+        write_text(args.json, json.dumps(found, indent=1))
+    print(f"{len(found)} pictures, {seconds / len(found):.3f} s each to detect")
+
+
+class Detector:
+    """From a picture to what is in it."""
+
+    def __init__(self, path):
+        if not os.path.isfile(path):
+            raise Error(f"The file {path} does not exist.")
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path, providers=onnxruntime.get_available_providers()
+            )
+        except Exception as error:  # ONNX Runtime has many
+            reason = " ".join(str(error).split())[:200]
+            raise Error(f"{path} cannot be read by ONNX Runtime ({reason}).") from error
+        about = self.session.get_modelmeta().custom_metadata_map
+        if about.get("model") != "TOOD" or "num_detections" not in about.get("outputs", ""):
+            raise Error(
+                f"{path} makes no detections; write one with tools/export_model.py, without --raw."
+            )
+        self.input_name = self.session.get_inputs()[0].name
+        self.output_names = json.loads(about["outputs"])
+        self.classes = json.loads(about["classes"])
+        self.rgb = about["input_format"] == "RGB"
+        self.min_size, self.max_size = json.loads(about["min_size"]), json.loads(about["max_size"])
+        self.mean_and_std = None
+        if about["preprocessing"] == "outside":
+            self.mean_and_std = [
+                np.array(json.loads(about[key]), np.float32) for key in ("pixel_mean", "pixel_std")
+            ]
+
+    def __call__(self, image):
+        """
+        Args:
+            image: (H, W, 3) uint8, BGR.
+
+        Returns:
+            boxes (D, 4), x1, y1, x2, y2 in pixels of the image; scores (D,), falling; classes (D,).
+        """
+        height, width = image.shape[:2]
+        resized = resize(image, *size_of_shorter_edge(height, width, self.min_size, self.max_size))
+        outputs = self.session.run(None, {self.input_name: self.input_of(resized)})
+        outputs = dict(zip(self.output_names, outputs))
+        count = outputs["num_detections"][0]
+        boxes, scores, classes = (outputs[key][0, :count] for key in ("boxes", "scores", "classes"))
+        scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2, np.float32)
+        boxes = (boxes * scale).clip(0, np.array([width, height] * 2, np.float32))
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return boxes[inside], scores[inside], classes[inside]
+
+    def input_of(self, image):
+        image = (image[:, :, ::-1] if self.rgb else image).astype(np.float32)
+        if self.mean_and_std:
+            mean, std = self.mean_and_std
+            image = (image - mean) / std
+        return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+
+
+def size_of_shorter_edge(height, width, min_size, max_size):
+    """Height and width with a shorter side of ``min_size``, or a longer one of ``max_size``."""
+    if not min_size:
+        return height, width
+    scale = min_size / min(height, width)
+    height, width = (min_size, scale * width) if height < width else (scale * height, min_size)
+    if max(height, width) > max_size:
+        scale = max_size / max(height, width)
+        height, width = height * scale, width * scale
+    return int(height + 0.5), int(width + 0.5)
+
+
+def resize(image, height, width):
+    """
+    Bilinear and antialiased, bit by bit as Pillow does it, by which the model was trained; OpenCV
+    has no such way. (H, W, C) uint8 to (height, width, C).
+    """
+    if image.shape[1] != width:
+        image = resize_rows(image.transpose(1, 0, 2), width).transpose(1, 0, 2)
+    return image if image.shape[0] == height else resize_rows(image, height)
+
+
+def resize_rows(image, number):
+    """(H, W, C) uint8 to (number, W, C)."""
+    H = len(image)
+    scale = H / number
+    reach = max(scale, 1.0)  # rows to either side that count; more than one against aliasing
+    centers = (np.arange(number) + 0.5) * scale
+    first = (centers - reach + 0.5).clip(0).astype(int)
+    last = (centers + reach + 0.5).clip(max=H).astype(int)
+    taps = np.arange((last - first).max())
+    rows = first[:, None] + taps
+    weights = (1 - abs(rows - centers[:, None] + 0.5) / reach).clip(0)
+    weights[rows >= last[:, None]] = 0
+    # Fixed point, as Pillow: 22 bits behind the point, so that a sum fits into 32.
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    weights = (0.5 + weights * 2**22).astype(np.int32)
+    total = np.full((number, *image.shape[1:]), 2**21, np.int32)
+    for tap in taps:
+        total += image[rows[:, tap].clip(max=H - 1)] * weights[:, tap, None, None]
+    return (total >> 22).clip(0, 255).astype(np.uint8)
+
+
+# --- files and pictures ----------------------------------------------------------------------
+
+
+def pictures_of(inputs):
+    paths = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = sorted(n for n in os.listdir(path) if n.lower().endswith(PICTURES))
+            paths += [os.path.join(path, name) for name in found]
+        elif os.path.isfile(path):
+            paths.append(path)
+        else:
+            raise Error(f"There is no picture at {path} (--input).")
+    if not paths:
+        raise Error(f"There are no pictures in {', '.join(inputs)} (--input).")
+    return list(dict.fromkeys(paths))
+
+
+def targets_of(paths, args):
+    """The file that is written for each picture, or None; nothing is written over unasked."""
+    targets = [None] * len(paths)
+    if args.output:
+        targets = [os.path.join(args.output, os.path.basename(path)) for path in paths]
+    files = [path for path in (*targets, args.json) if path]
+    originals = {os.path.realpath(path) for path in paths}
+    for path in files:
+        if os.path.realpath(path) in originals:
+            raise Error(f"{path} is an input, and would be written over; name another --output.")
+        if files.count(path) > 1:
+            raise Error(f"{path} would be written twice; give one folder at a time.")
+        if os.path.exists(path) and not args.overwrite:
+            raise Error(f"{path} is there already; name another --output, or add --overwrite.")
+    for path in files:
+        try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        except OSError as error:
+            raise Error(f"{path} cannot be written ({error.strerror}).") from error
+    return targets
+
+
+def draw(image, boxes, scores, names):
+    """Boxes and labels, onto the picture."""
+    thickness = max(1, round(max(image.shape[:2]) / 400))
+    for box, score, name in zip(boxes.round().astype(int).tolist(), scores, names):
+        # A colour of its own for each name, the same in every picture and every run.
+        hue = sum((i + 1) * ord(letter) * 37 for i, letter in enumerate(name)) % 180
+        color = cv2.cvtColor(np.uint8([[[hue, 200, 230]]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+        cv2.rectangle(image, box[:2], box[2:], color, thickness)
+        place = (box[0] + thickness, max(box[1] - 2 * thickness, 10 * thickness))
+        text = f"{name} {score:.0%}"
+        font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness
+        cv2.putText(image, text, place, font, size, (0, 0, 0), 2 * thickness + 1, cv2.LINE_AA)
+        cv2.putText(image, text, place, font, size, color, thickness, cv2.LINE_AA)
+
+
+def write_picture(path, image):
+    if not cv2.imwrite(path, image):
+        raise Error(f"The picture {path} cannot be written (--output).")
+
+
+def write_text(path, text):
+    try:
+        with open(f"{path}.part", "w", encoding="utf-8") as f:
+            f.write(text)
+        os.replace(f"{path}.part", path)
+    except OSError as error:
+        raise Error(f"{path} cannot be written ({error.strerror}).") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except Error as error:
+        sys.exit(f"error: {error}")

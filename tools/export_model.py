@@ -1,0 +1,195 @@
+#!/usr/bin/env python
+"""
+Write a trained detector to a file that runs without this project::
+
+    python tools/export_model.py --format onnx --config-file output/mine/config.yaml \\
+        --output mine.onnx MODEL.WEIGHTS output/mine/model_best.pth
+    python tools/export_model.py --format onnx --precision int8 --calibrate photos/ ...
+    python tools/export_model.py --format torchscript --output mine.ts ...
+    python tools/export_model.py --format exported --output mine.pt2 ...
+
+The file takes any number of images of any size, and finds objects in them: normalization, padding
+and NMS are inside, unless --preprocessing outside or --raw say otherwise. What was written is read
+again and compared with the model in PyTorch. docs/deploy.md tells how such files are used.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tood.data import parse_own_data
+from tood.errors import UserError
+from tood.export import (
+    DETECTIONS,
+    SMALLEST_SIDE_OF_PROGRAM,
+    ExportableTOOD,
+    describe,
+    save_program,
+    save_torchscript,
+)
+from tood.export_onnx import exportable_to_onnx, save_onnx
+from tood.exported import ExportedFile, compare_detections
+from tood.files import check_folder
+from tood.images import pictures_in
+from tood.onnx_precision import to_float16, to_int8
+from tood.predictor import Predictor
+
+ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
+CHECKED_IMAGES = 3
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="or a model's name")
+    parser.add_argument("--format", choices=ENDINGS, default="onnx")
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument(
+        "--raw", action="store_true", help="scores and boxes of every location, without NMS"
+    )
+    parser.add_argument(
+        "--preprocessing",
+        choices=("inside", "outside"),
+        default="inside",
+        help="whether the file normalizes pixel values, or takes normalized ones",
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "float16", "int8"), default="float32", help="of ONNX"
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="pictures to find the ranges of int8 with; without, they are found for each image",
+    )
+    parser.add_argument("--calibration-images", type=int, default=100, metavar="N", help="at most")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    args = parser.parse_args(argv)
+    check_args(args)
+    return args
+
+
+def check_args(args):
+    """What can be told before the model is built."""
+    if os.path.splitext(args.output)[1] != ENDINGS[args.format]:
+        raise UserError(
+            f"{args.output} (--output) must end in {ENDINGS[args.format]}, for --format "
+            f"{args.format}."
+        )
+    if os.path.exists(args.output) and not args.overwrite:
+        raise UserError(f"{args.output} is there already; name another --output, or --overwrite.")
+    if args.precision != "float32" and args.format != "onnx":
+        raise UserError(f"--precision {args.precision} is for --format onnx only.")
+    if args.calibrate and args.precision != "int8":
+        raise UserError("--calibrate is for --precision int8 only.")
+    if args.calibrate and not pictures_in(args.calibrate):
+        raise UserError(f"There are no pictures in {args.calibrate} (--calibrate).")
+    check_folder(os.path.dirname(args.output) or ".", "--output")
+
+
+def main(args):
+    predictor = Predictor(args.config_file, device="cpu", precision="float32", opts=args.opts)
+    options = dict(preprocess=args.preprocessing == "inside", nms=not args.raw)
+    calibration = calibration_images(args, predictor) if args.calibrate else None
+    if args.format == "onnx":
+        export_onnx(args, predictor, options, calibration)
+    else:
+        export_pytorch(args, predictor, options)
+    print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB")
+    print(compare(args, predictor))
+
+
+def export_onnx(args, predictor, options, calibration):
+    module = exportable_to_onnx(predictor.model, **options).eval()
+    metadata = describe(predictor.cfg, module, predictor.class_names, precision="float32")
+    if args.precision == "float32":
+        save_onnx(module, args.output, metadata)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        part = os.path.join(folder, "float32.onnx")
+        save_onnx(module, part, metadata)
+        if args.precision == "float16":
+            to_float16(part, args.output)
+        else:
+            to_int8(part, args.output, calibration)
+
+
+def export_pytorch(args, predictor, options):
+    cfg = predictor.cfg
+    if args.format == "exported" and 0 < cfg.INPUT.MIN_SIZE_TEST < SMALLEST_SIDE_OF_PROGRAM:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, but PyTorch exports programs for "
+            f"sides of {SMALLEST_SIDE_OF_PROGRAM} pixels and more; use --format torchscript."
+        )
+    save = save_program if args.format == "exported" else save_torchscript
+    module = ExportableTOOD(predictor.model, channels_last=True, **options).eval()
+    metadata = describe(cfg, module, predictor.class_names, precision="float32")
+    save(module, args.output, metadata)
+
+
+def calibration_images(args, predictor):
+    """What the file takes, one picture after the other."""
+    paths = pictures_in(args.calibrate)
+    # From all over the folder, whose order may mean something.
+    number = min(len(paths), args.calibration_images)
+    paths = [paths[i * len(paths) // number] for i in range(number)]
+    for path in tqdm(paths, desc="calibrating"):
+        yield given(predictor.input_of(path)["image"][None].float(), predictor.model, args)
+
+
+def given(images, model, args):
+    """Pixel values (N, 3, H, W) as the file wants them, an array."""
+    if args.preprocessing == "outside":
+        images = (images - model.pixel_mean.cpu()) / model.pixel_std.cpu()
+    return images.numpy()
+
+
+def compare(args, predictor):
+    """What differs between the file and PyTorch, on pictures of several sizes, in one sentence."""
+    file = ExportedFile(args.output)
+    module = ExportableTOOD(predictor.model).eval()
+    rows = []
+    for pixels in tqdm(check_images(args, predictor), desc="checking"):
+        with torch.no_grad():
+            outputs = dict(zip(DETECTIONS, module(pixels[None].float())))
+        count = int(outputs.pop("num_detections"))
+        expected = {name: x[0, :count].numpy() for name, x in outputs.items()}
+        rows.append(compare_detections(expected, file.detect(pixels.numpy())))
+    matched, unmatched, scores, boxes = zip(*rows)
+    if not sum(matched) + sum(unmatched):
+        return "Neither the file nor PyTorch found anything in the pictures it was checked with."
+    return (
+        f"Checked against PyTorch on {len(rows)} images: {sum(matched)} detections in both, "
+        f"{sum(unmatched)} in one only; scores differ by at most {max(scores):.1e}, boxes by "
+        f"{max(boxes):.1e} pixels."
+    )
+
+
+def check_images(args, predictor):
+    """Of the calibration or the data sets, or noise; whole, and a part of another size."""
+    folders = [args.calibrate] if args.calibrate else []
+    for entry in (*predictor.cfg.DATASETS.TEST, *predictor.cfg.DATASETS.TRAIN):
+        own_data = parse_own_data(entry)
+        folders += [own_data.image_root] if own_data else []
+    paths = [path for folder in folders for path in pictures_in(folder)][:CHECKED_IMAGES]
+    pictures = paths or list(
+        np.random.default_rng(0).integers(256, size=(1, 480, 640, 3), dtype="u1")
+    )
+    images = [predictor.input_of(picture)["image"] for picture in pictures]
+    smallest = SMALLEST_SIDE_OF_PROGRAM
+    return images + [x[:, : max(smallest, x.shape[1] * 3 // 4), 7:] for x in images]
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
