@@ -199,7 +199,7 @@ def _program(path: str):
     extra = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=extra)
     try:
-        # They ask for two images at least, by which the graph was found and which it can do without.
+        # They ask for two images at least, though the graph can do without.
         module = program.module(check_guards=False)
     except TypeError:  # of a PyTorch that has no guards
         module = program.module()

@@ -1,0 +1,406 @@
+"""Exported files: what they compute, what they say of themselves, and the tools around them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import compare_exports
+import cv2
+import detect_onnx
+import export_model
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import CONFIG, ROOT, TINY
+from detectron2.layers import FrozenBatchNorm2d, batched_nms
+from detectron2.modeling import build_model
+from PIL import Image
+
+from tood.candidates import Candidates
+from tood.deform_conv import PortableDeformConv
+from tood.errors import UserError
+from tood.export import DETECTIONS, ExportableTOOD, describe, keep_by_nms, save_program
+from tood.export_onnx import deform_conv2d_by_grid_sample
+from tood.exported import ExportedDetector, ExportedFile, compare_detections
+from tood.fixed_norm import FixedNormConv2d, fold_fixed_norms
+from tood.onnx_precision import to_float16, to_int8
+from tood.predictor import Predictor
+from tood.read_config import load_config
+
+pytest.importorskip("onnxscript")
+
+CLASSES = ["square", "disc", "ring", "cross"]
+# Two levels, one of which is a single location for small images: exporting takes time by level.
+SMALL = [
+    *TINY,
+    *("MODEL.TOOD.NUM_CLASSES", "4"),
+    *("MODEL.TOOD.IN_FEATURES", "['p3','p6']"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[64],[512]]"),
+    *("INPUT.MIN_SIZE_TEST", "64"),
+    *("MODEL.TOOD.TOPK_CANDIDATES_TEST", "60"),
+]
+# Sizes that are multiples of the divisibility and are not, batches of one and of more.
+INPUTS = [(1, 3, 64, 96), (3, 3, 70, 130), (1, 3, 200, 150), (2, 3, 33, 20)]
+
+
+def save_random(folder, *opts):
+    """Checkpoint of a model of random weights, whose scores lie far enough from each other."""
+    cfg = load_config(CONFIG, [*SMALL, *opts])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.head.cls_pred.weight, std=0.5)
+    torch.nn.init.normal_(model.head.reg_pred.weight, std=0.05)
+    if model.head.reg_align is not None:
+        torch.nn.init.normal_(model.head.reg_align[-1].weight, std=0.3)
+    path = str(folder / "weights.pth")
+    torch.save({"model": model.state_dict(), "class_names": CLASSES}, path)
+    return path
+
+
+def export(path, output, *flags, opts=()):
+    argv = ["--config-file", CONFIG, "--output", str(output), *flags]
+    export_model.main(export_model.parse_args([*argv, *SMALL, *opts, "MODEL.WEIGHTS", path]))
+    return str(output)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_random(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def predictor(weights):
+    return Predictor(CONFIG, weights, opts=SMALL)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(weights, tmp_path_factory):
+    return export(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
+
+
+def images_of(shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(256, shape, generator=generator).float()
+
+
+def run(module, images):
+    with torch.no_grad():
+        return dict(zip(module.output_names, (x.numpy() for x in module(images))))
+
+
+def assert_same_detections(actual, expected, score_atol=1e-4, box_atol=1e-2):
+    assert actual["num_detections"].tolist() == expected["num_detections"].tolist()
+    for i, count in enumerate(expected["num_detections"]):
+        a, e = ({k: x[k][i, :count] for k in DETECTIONS[1:]} for x in (actual, expected))
+        same = compare_detections(e, a)
+        assert same.matched == count and same.unmatched == 0
+        assert same.score_difference < score_atol and same.box_difference < box_atol
+        rest = actual["scores"][i, count:], actual["classes"][i, count:], actual["boxes"][i, count:]
+        assert (rest[0] == 0).all() and (rest[1] == -1).all() and (rest[2] == 0).all()
+
+
+# --- the parts -------------------------------------------------------------------------------
+
+
+def test_exportable_is_the_model(predictor):
+    module = ExportableTOOD(predictor.model, channels_last=True).eval()
+    before = {name: x.clone() for name, x in predictor.model.state_dict().items()}
+    images = images_of((3, 3, 70, 130))
+    found = run(module, images)
+    with torch.no_grad():
+        expected = predictor.model([{"image": x} for x in images])
+    for i, output in enumerate(expected):
+        instances = output["instances"]
+        count = found["num_detections"][i]
+        assert 10 < len(instances) <= count
+        # Detectron2 clips boxes and leaves out those that are outside; nothing else is done.
+        boxes = torch.from_numpy(found["boxes"][i, :count])
+        limit = torch.tensor([130.0, 70.0] * 2)
+        boxes = boxes.clamp(min=torch.zeros(4)).minimum(limit)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        torch.testing.assert_close(boxes[inside], instances.pred_boxes.tensor)
+        scores = torch.from_numpy(found["scores"][i, :count])[inside]
+        torch.testing.assert_close(scores, instances.scores)
+    assert all(torch.equal(x, before[name]) for name, x in predictor.model.state_dict().items())
+
+
+def test_keep_by_nms_is_detectron2s():
+    N, T, K = 3, 60, 4
+    points = torch.rand(N, T, 2) * 40 - 10
+    boxes = torch.cat([points, points + 5 + torch.rand(N, T, 2) * 20], dim=2)
+    scores = torch.rand(N, T).sort(dim=1, descending=True).values
+    scores[1, 20:] = -1  # these do not count
+    scores[2] = -1
+    candidates = Candidates((scores >= 0).sum(1), scores, boxes, torch.randint(K, (N, T)))
+    kept = keep_by_nms(candidates, K, 0.3)
+    for i, count in enumerate([60, 20, 0]):
+        parts = (x[i, :count] for x in (candidates.boxes, candidates.scores, candidates.classes))
+        keep = batched_nms(*parts, 0.3)
+        assert kept[i].nonzero().squeeze(1).tolist() == sorted(keep.tolist())
+    assert 5 < kept[0].sum() < 60
+
+
+@pytest.mark.parametrize(
+    "offset_groups, weight_groups, stride, padding, dilation, kernel",
+    [
+        (1, 1, 1, 1, 1, 3),
+        (4, 1, 1, 1, 1, 3),
+        (2, 2, 2, 1, 1, 3),
+        (4, 4, 1, 0, 1, 1),
+        (1, 1, 1, 2, 2, 3),
+    ],
+)
+def test_deform_conv2d_by_grid_sample(
+    offset_groups, weight_groups, stride, padding, dilation, kernel
+):
+    x, taps = torch.randn(2, 8, 9, 11), kernel * kernel
+    weight, bias = torch.randn(12, 8 // weight_groups, kernel, kernel), torch.randn(12)
+    size = [(s + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for s in (9, 11)]
+    offset = torch.randn(2, 2 * offset_groups * taps, *size) * 4  # many of them outside
+    mask = torch.rand(2, offset_groups * taps, *size)
+    options = (weight, bias, (stride,) * 2, (padding,) * 2, (dilation,) * 2, mask)
+    expected = torchvision.ops.deform_conv2d(x, offset, *options)
+    actual = deform_conv2d_by_grid_sample(x, offset, *options)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_fold_fixed_norms():
+    def norm():
+        norm = FrozenBatchNorm2d(6)
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(torch.rand(6) + 0.5)
+        return norm
+
+    plain = FixedNormConv2d(4, 6, 3, bias=True, norm=norm()).eval()
+    deformable = PortableDeformConv(4, 6, 3, bias=False, norm=norm()).eval()
+    both = torch.nn.ModuleList([plain, deformable])
+    x, offset, mask = torch.randn(2, 4, 8, 8), torch.randn(2, 18, 6, 6), torch.rand(2, 9, 6, 6)
+    before = plain(x), deformable(x, offset, mask)
+    fold_fixed_norms(both)
+    assert plain.norm is None and deformable.norm is None
+    for a, b in zip((plain(x), deformable(x, offset, mask)), before):
+        torch.testing.assert_close(a, b)
+
+
+def test_compare_detections():
+    def found(*rows):
+        columns = list(zip(*rows)) if rows else [(), (), ()]
+        return {
+            "boxes": np.array(columns[0], float).reshape(-1, 4),
+            "scores": np.array(columns[1]),
+            "classes": np.array(columns[2]),
+        }
+
+    one, other = ([0, 0, 10, 10], 0.9, 0), ([0, 0, 100, 10], 0.5, 1)
+    assert compare_detections(found(one, other), found(other, one)) == (2, 0, 0, 0)
+    moved = ([0, 0, 100, 11.5], 0.25, 1)
+    assert compare_detections(found(one, other), found(moved)) == (1, 1, 0.25, 1.5)
+    assert compare_detections(found(one), found(([0, 0, 10, 10], 0.9, 1))) == (0, 2, 0, 0)
+    assert compare_detections(found(), found(one)) == (0, 1, 0, 0)
+
+
+# --- the formats -----------------------------------------------------------------------------
+
+
+def test_onnx(onnx_file, predictor):
+    file = ExportedFile(onnx_file)
+    module = ExportableTOOD(predictor.model).eval()
+    for shape in INPUTS:
+        images = images_of(shape)
+        assert_same_detections(file(images.numpy()), run(module, images))
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(onnx_file)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(x.domain, x.version) for x in proto.opset_import if x.domain == ""] == [("", 18)]
+    # Standard operators only, and nothing of the machine it was made on.
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert str(ROOT).encode() not in proto.SerializeToString()
+    assert file.metadata["classes"] == CLASSES and file.metadata["opset"] == 18
+    about = {"input_format": "RGB", "min_size": 64, "max_size": 320, "strides": [8, 64]}
+    about.update(score_threshold=0.05, nms_threshold=0.6, max_detections=100, precision="float32")
+    assert {key: file.metadata[key] for key in about} == about
+
+
+def test_reduced_precision(onnx_file, predictor, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    images = [images_of((1, 3, 64, 96)), images_of((1, 3, 90, 64))]
+    half, static, dynamic = (str(tmp_path / f"{n}.onnx") for n in ("half", "static", "dynamic"))
+    to_float16(onnx_file, half)
+    to_int8(onnx_file, static, [x.numpy() for x in images])
+    to_int8(onnx_file, dynamic)
+    expected = ExportedFile(onnx_file)(images[0].numpy())
+    top = expected["boxes"][0, :3]
+    for path, precision, share, pixels in (
+        (half, "float16", 0.55, 0.5),
+        (static, "int8", 0.4, 5),
+        (dynamic, "int8", 0.4, 5),
+    ):
+        file = ExportedFile(path)
+        assert file.metadata["precision"] == precision and file.metadata["classes"] == CLASSES
+        actual = file(images[0].numpy())["boxes"][0]
+        for box in top:
+            assert np.abs(actual - box).max(axis=1).min() < pixels
+        assert os.path.getsize(path) < share * os.path.getsize(onnx_file)
+    assert not np.array_equal(actual[:3], top)
+    graph = onnx.load(half).graph
+    types = {w.name: w.data_type for w in graph.initializer}
+    assert types["model.head.cls_pred.weight.float16"] == onnx.TensorProto.FLOAT16
+    # Pixels and coordinates are not rounded.
+    assert types["model.pixel_mean"] == onnx.TensorProto.FLOAT
+    weights = {w.name: w.data_type for w in onnx.load(static).graph.initializer}
+    assert weights["model.head.cls_pred.weight"] == onnx.TensorProto.FLOAT
+    assert weights["model.head.inter_convs.0.0.weight_quantized"] == onnx.TensorProto.INT8
+
+
+def test_raw_onnx_of_an_anchor_based_model_with_deformable_convolutions(tmp_path):
+    opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
+    path = save_random(tmp_path, *opts)
+    flags = ["--raw", "--preprocessing", "outside"]
+    file = ExportedFile(export(path, tmp_path / "a.onnx", *flags, opts=opts))
+    predictor = Predictor(CONFIG, path, opts=[*SMALL, *opts])
+    model = predictor.model
+    for shape in INPUTS:
+        images = images_of(shape)
+        outputs = file(((images - model.pixel_mean) / model.pixel_std).numpy())
+        with torch.no_grad():
+            scores, boxes, _ = model.predict_dense([{"image": x} for x in images])
+        np.testing.assert_allclose(outputs["scores"], scores, atol=1e-4)
+        np.testing.assert_allclose(outputs["boxes"], boxes, atol=1e-2)
+    # What the file leaves to others is done when it is used like a model.
+    image = {"image": images_of((3, 70, 130)).byte(), "height": 140, "width": 260}
+    with torch.no_grad():
+        expected = model([image])[0]["instances"]
+    (actual,) = ExportedDetector(file)([image])
+    torch.testing.assert_close(actual["instances"].scores, expected.scores, atol=1e-4, rtol=0)
+    a, e = (x.pred_boxes.tensor for x in (actual["instances"], expected))
+    torch.testing.assert_close(a, e, atol=1e-2, rtol=0)
+    with pytest.raises(detect_onnx.Error, match="makes no detections"):
+        detect_onnx.Detector(file.path)
+
+
+def test_torchscript(weights, predictor, tmp_path, capsys):
+    path = export(weights, tmp_path / "a.ts", "--format", "torchscript")
+    assert "Checked against PyTorch on 2 images" in capsys.readouterr().out
+    file = ExportedFile(path)
+    assert file.metadata["classes"] == CLASSES
+    module = ExportableTOOD(predictor.model).eval()
+    for shape in INPUTS:
+        images = images_of(shape)
+        assert_same_detections(file(images.numpy()), run(module, images))
+
+
+def test_exported_program(predictor, tmp_path):
+    module = ExportableTOOD(predictor.model).eval()
+    path = str(tmp_path / "a.pt2")
+    save_program(module, path, describe(predictor.cfg, module, CLASSES))
+    file = ExportedFile(path)
+    for shape in ((1, 3, 140, 170), (3, 3, 256, 192)):
+        images = images_of(shape)
+        assert_same_detections(file(images.numpy()), run(module, images))
+
+
+# --- the tools -------------------------------------------------------------------------------
+
+
+def test_a_file_is_the_model_to_detectron2(onnx_file, weights, shapes, capsys):
+    data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]
+    argv = ["--config-file", CONFIG, onnx_file, "--rounds", "1", *SMALL, *data]
+    compare_exports.main(compare_exports.parse_args([*argv, "MODEL.WEIGHTS", weights]))
+    rows = [r.split("|")[1:-1] for r in capsys.readouterr().out.splitlines() if r[:1] == "|"][2:]
+    assert len(rows) == 2 and rows[0][1:4] == rows[1][1:4]
+    assert "PyTorch" in rows[0][0] and "onnxruntime" in rows[1][0]
+    assert float(rows[1][5]) == pytest.approx(os.path.getsize(onnx_file) / 1e6, abs=0.06)
+
+
+def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
+    """The same detections as the predictor's, where nothing but three packages can be imported."""
+    found = tmp_path / "found.json"
+    code = (
+        "import sys, runpy\n"
+        "for name in ('torch', 'torchvision', 'detectron2', 'fvcore', 'PIL', 'tood'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    flags = ["--input", str(shapes / "images"), "--output", str(tmp_path), "--json", str(found)]
+    command = [sys.executable, "-c", code, str(ROOT / "demo" / "detect_onnx.py"), onnx_file, *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(found.read_text())
+    paths = [x["file_name"] for x in content]
+    assert paths == [str(p) for p in sorted((shapes / "images").iterdir())]
+    for x, instances in zip(content, predictor(paths)):
+        assert len(instances) > 10
+        expected = {
+            "boxes": instances.pred_boxes.tensor.numpy(),
+            "scores": instances.scores.numpy(),
+            "classes": instances.pred_classes.numpy(),
+        }
+        actual = {key: np.array(x[key]) for key in expected}
+        same = compare_detections(expected, actual)
+        assert same.matched == len(instances) and same.unmatched == 0
+        assert same.score_difference < 1e-4 and same.box_difference < 1e-2
+        assert x["names"] == [CLASSES[c] for c in x["classes"]]
+    drawn = cv2.imread(str(tmp_path / os.path.basename(paths[0])))
+    assert drawn.shape == cv2.imread(paths[0]).shape
+    # Nothing is written over unasked.
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1 and "is there already; name another --output" in again.stderr
+
+
+@pytest.mark.parametrize("size", [(75, 100), (800, 1067), (17, 23), (300, 400), (480, 641)])
+def test_resizing_is_pillows(size):
+    image = np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8)
+    expected = Image.fromarray(image).resize(size[::-1], Image.BILINEAR)
+    assert np.array_equal(detect_onnx.resize(image, *size), np.asarray(expected))
+
+
+def test_size_of_shorter_edge():
+    assert detect_onnx.size_of_shorter_edge(480, 640, 800, 1333) == (800, 1067)
+    assert detect_onnx.size_of_shorter_edge(1000, 300, 800, 1333) == (1333, 400)
+    assert detect_onnx.size_of_shorter_edge(5, 7, 0, 1333) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--output", "a.pt"], "must end in .onnx, for --format onnx"),
+        (["--output", "there.onnx"], "there already"),
+        (["--output", "a.ts", "--format", "torchscript", "--precision", "int8"], "onnx only"),
+        (["--output", "a.onnx", "--calibrate", "x"], "--precision int8 only"),
+        (["--output", "a.onnx", "--precision", "int8", "--calibrate", "x"], "no pictures in x"),
+    ],
+)
+def test_export_refuses(tmp_path, monkeypatch, flags, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.onnx").write_text("precious")
+    with pytest.raises(UserError, match=says):
+        export_model.parse_args(["--config-file", CONFIG, *flags, "MODEL.WEIGHTS", "w.pth"])
+    assert (tmp_path / "there.onnx").read_text() == "precious"
+
+
+def test_export_without_what_it_needs(weights, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST is 64, but PyTorch exports"):
+        export(weights, tmp_path / "a.pt2", "--format", "exported")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"onnxscript is missing: pip install -e .\[export\]"):
+        export(weights, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    broken = tmp_path / "a.onnx"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read by onnxruntime"):
+        ExportedFile(str(broken))
+    with pytest.raises(UserError, match="does not exist"):
+        ExportedFile(str(tmp_path / "b.ts"))
+    with pytest.raises(UserError, match="is no file for openvino.*exported reads .pt2"):
+        ExportedFile(str(tmp_path / "b.ts"), "openvino")
+    with pytest.raises(detect_onnx.Error, match="cannot be read by ONNX Runtime"):
+        detect_onnx.Detector(str(broken))
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), str(tmp_path / "c.ts"))
+    with pytest.raises(UserError, match="c.ts (is not from|cannot be read)"):
+        ExportedFile(str(tmp_path / "c.ts"))

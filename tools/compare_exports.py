@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+"""
+Exported files beside the model they are of: AP, time and size, as Markdown::
+
+    python tools/compare_exports.py --config-file output/mine/config.yaml \\
+        mine.onnx mine_int8.onnx mine.onnx@openvino mine.ts \\
+        MODEL.WEIGHTS output/mine/model_best.pth
+
+AP is COCO's on the first of DATASETS.TEST, of the very pixels that ``train_net.py --eval-only``
+gives to the model. Times are of one image, from pixels to detections, all in turn: medians.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import sys
+import time
+
+import torch
+from detectron2.evaluation import inference_on_dataset
+from tqdm import tqdm
+
+from tood.data import prepare_datasets
+from tood.detector import PRECISIONS
+from tood.engine import Trainer
+from tood.errors import UserError
+from tood.evaluation import SizedCOCOEvaluator
+from tood.exported import RUNTIMES, ExportedDetector, ExportedFile
+from tood.predictor import Predictor
+from tood.read_config import split_options
+
+WARMUP_ROUNDS = 2
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="or a model's name")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="of PyTorch's rows"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="of timing")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE[@RUNTIME]", help=f"runtimes are {', '.join(RUNTIMES)}"
+    )
+    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
+    args.opts = opts
+    return args
+
+
+def main(args):
+    detectors = {}
+    for precision in args.precisions:
+        predictor = Predictor(args.config_file, device="cpu", precision=precision, opts=args.opts)
+        detectors[f"PyTorch {torch.__version__.split('+')[0]}, {precision}"] = predictor.model
+    sizes = dict.fromkeys(detectors, weights_size(predictor.model))
+    for entry in args.files:
+        path, _, runtime = entry.partition("@")
+        file = ExportedFile(path, runtime)
+        name = f"{file.runtime}, {os.path.basename(path)}"
+        detectors[name] = ExportedDetector(file)
+        sizes[name] = os.path.getsize(path)
+    if not predictor.cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty; name the data to evaluate on.")
+    prepare_datasets(predictor.cfg, training=False)
+    results = {}
+    for name, detector in tqdm(detectors.items(), desc="evaluating"):
+        results[name] = evaluate(predictor.cfg, detector)
+    times = measure(predictor.cfg, detectors, args.rounds)
+    print("| | AP | AP50 | AP75 | ms an image | MB |\n|---|---|---|---|---|---|")
+    for name, figures in results.items():
+        aps = " | ".join(f"{figures[key]:.3f}" for key in ("AP", "AP50", "AP75"))
+        milliseconds = 1e3 * statistics.median(times[name])
+        print(f"| {name} | {aps} | {milliseconds:.1f} | {sizes[name] / 1e6:.1f} |")
+
+
+def evaluate(cfg, detector):
+    """COCO's figures, of boxes."""
+    name = cfg.DATASETS.TEST[0]
+    evaluator = SizedCOCOEvaluator(name)
+    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        return inference_on_dataset(detector, Trainer.build_test_loader(cfg, name), evaluator)[
+            "bbox"
+        ]
+
+
+def measure(cfg, detectors, rounds):
+    """{name: seconds for an image, one a round}."""
+    seconds = {name: [] for name in detectors}
+    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    batches = list(itertools.islice(loader, WARMUP_ROUNDS + rounds))
+    for i, batch in enumerate(tqdm(batches, desc="timing")):
+        for name, detector in detectors.items():
+            start = time.perf_counter()
+            with torch.no_grad():
+                detector(batch)
+            if i >= WARMUP_ROUNDS:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def weights_size(model):
+    return sum(x.numel() * x.element_size() for x in model.state_dict().values())
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
