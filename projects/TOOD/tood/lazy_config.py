@@ -13,9 +13,10 @@ import inspect
 import os
 import re
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -35,7 +36,7 @@ __all__ = [
     "lazy_names",
     "overridden_keys",
     "read_lazy_config",
-    "target_name",
+    "target_of",
 ]
 
 # Keys of a yacs config, and where a lazy one has the same values.
@@ -119,11 +120,11 @@ VALUES = {
     "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
     "DATALOADER.ASPECT_RATIO_GROUPING": "dataloader.train.aspect_ratio_grouping",
     "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
-    "INPUT.MIN_SIZE_TRAIN": "dataloader.train.mapper.augmentations[0].short_edge_length",
-    "INPUT.MAX_SIZE_TRAIN": "dataloader.train.mapper.augmentations[0].max_size",
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "dataloader.train.mapper.augmentations[0].sample_style",
-    "INPUT.MIN_SIZE_TEST": "dataloader.test.mapper.augmentations[0].short_edge_length",
-    "INPUT.MAX_SIZE_TEST": "dataloader.test.mapper.augmentations[0].max_size",
+    "INPUT.MIN_SIZE_TRAIN": "dataloader.train.mapper.augmentations.0.short_edge_length",
+    "INPUT.MAX_SIZE_TRAIN": "dataloader.train.mapper.augmentations.0.max_size",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "dataloader.train.mapper.augmentations.0.sample_style",
+    "INPUT.MIN_SIZE_TEST": "dataloader.test.mapper.augmentations.0.short_edge_length",
+    "INPUT.MAX_SIZE_TEST": "dataloader.test.mapper.augmentations.0.max_size",
     #
     "SOLVER.BASE_LR": "optimizer.lr",
     "SOLVER.MOMENTUM": "optimizer.momentum",
@@ -285,12 +286,23 @@ def lazy_names(text: str) -> str:
     return re.sub(r"\b([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)*)( FILE\b)?", name, text)
 
 
-def target_name(node) -> str:
-    """What a node calls, as "module.name"; "" for none."""
+def target_of(node) -> Optional[Callable]:
+    """
+    What a node calls, None for none.
+
+    Raises:
+        UserError: where that cannot be had.
+    """
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    if target is None or isinstance(target, str):
-        return target or ""
-    return f"{target.__module__}.{target.__qualname__}"
+    if not isinstance(target, str):
+        return target
+    try:
+        found = locate(target)
+    except Exception as error:  # of an import
+        raise UserError(f"{target} (_target_) cannot be had: {_reason(error)}.") from error
+    if not callable(found):
+        raise UserError(f"{target} (_target_) cannot be called.")
+    return found
 
 
 def _load(config_file: str) -> DictConfig:
@@ -311,7 +323,7 @@ def _load(config_file: str) -> DictConfig:
 
 
 def _override(lazy: DictConfig, override: str, config_file: str) -> None:
-    match = re.fullmatch(r"\+*([\w.\[\]]+)=(.*)", override, re.DOTALL)
+    match = re.fullmatch(r"\+*([\w.]+)=(.*)", override, re.DOTALL)
     key = match[1] if match else override
     if key in LAZY_KEYS:
         raise UserError(
@@ -352,39 +364,28 @@ def _find(lazy: DictConfig, key: str) -> Any:
 def _may_be_added(lazy: DictConfig, key: str) -> bool:
     """Another argument of a call, whose name is checked later, or a key that is read."""
     parent = _find(lazy, key.rpartition(".")[0]) if "." in key else None
-    return bool(target_name(parent)) or key in VALUES.values()
+    return target_of(parent) is not None or key in VALUES.values()
 
 
 def _check_keywords(lazy: DictConfig) -> None:
     """Raise UserError for an argument that what is called does not take."""
     for path, node in _calls(lazy):
-        name = target_name(node)
-        target = locate_target(name, path)
+        target = target_of(node)
         keywords = _keywords_of(target)
         for key in node:
             if keywords is None or key == "_target_" or key in keywords:
                 continue
             close = difflib.get_close_matches(key, keywords, n=1)
             raise UserError(
-                f"{path}.{key} is no argument of {name}"
+                f"{path}.{key} is no argument of {getattr(target, '__name__', target)}"
                 + (f"; did you mean {path}.{close[0]}?" if close else ".")
             )
-
-
-def locate_target(name: str, path: str) -> Any:
-    try:
-        target = locate(name)
-    except Exception as error:  # of an import
-        raise UserError(f"{path}._target_, {name}, cannot be had: {_reason(error)}.") from error
-    if not callable(target):
-        raise UserError(f"{path}._target_ is {name}, which cannot be called.")
-    return target
 
 
 def _calls(node, path: str = "") -> Iterator[Tuple[str, DictConfig]]:
     """Every node that is a call, with its path."""
     if isinstance(node, DictConfig):
-        if target_name(node):
+        if "_target_" in node:
             yield path, node
         keys = list(node)
     elif isinstance(node, ListConfig):
@@ -432,25 +433,24 @@ def _paths(lazy: DictConfig) -> Dict[str, str]:
             (
                 i
                 for i, node in enumerate(OmegaConf.select(lazy, before) or ())
-                if target_name(node).endswith(".ResizeShortestEdge")
+                if target_of(node) is ResizeShortestEdge
             ),
             None,
         )
         for key, path in VALUES.items():
-            if path.startswith(f"{before}[0]"):
+            if path.startswith(f"{before}.0."):
                 if index is None:
                     del paths[key]
                 else:
-                    paths[key] = path.replace("[0]", f"[{index}]")
+                    paths[key] = path.replace(".0.", f".{index}.")
     return paths
 
 
 def _describe_targets(cfg: CfgNode, lazy: DictConfig) -> None:
     """What a yacs config says by names."""
-    heads = {f"{head.__module__}.{head.__qualname__}": name for name, head in HEADS.items()}
-    cfg.MODEL.TOOD.HEAD = heads.get(target_name(lazy.model.get("head")), cfg.MODEL.TOOD.HEAD)
-    backbone = target_name(lazy.model.get("backbone"))
-    if backbone == f"{make_tood_fpn.__module__}.{make_tood_fpn.__qualname__}":
+    heads = {head: name for name, head in HEADS.items()}
+    cfg.MODEL.TOOD.HEAD = heads.get(target_of(lazy.model.get("head")), cfg.MODEL.TOOD.HEAD)
+    if target_of(lazy.model.get("backbone")) is make_tood_fpn:
         cfg.MODEL.BACKBONE.NAME = "build_tood_resnet_fpn_backbone"
     if "max_norm" in lazy.optimizer:
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True

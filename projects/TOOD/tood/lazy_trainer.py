@@ -7,7 +7,7 @@ from detectron2.engine import hooks
 from detectron2.solver import LRMultiplier
 
 from .engine import Trainer
-from .lazy_config import LazyView, build_part, target_name
+from .lazy_config import LazyView, build_part, target_of
 from .training_data import build_training_loader
 
 __all__ = ["LazyTrainer"]
@@ -31,7 +31,7 @@ class LazyTrainer(Trainer):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 return hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer)
             if isinstance(hook, hooks.PeriodicWriter):
-                return hooks.PeriodicWriter(self.build_writers(), train.log_period)
+                return hooks.PeriodicWriter(self.build_writers(), train.get("log_period", 20))
             return hook
 
         return [by_this_config(hook) for hook in super().build_hooks()]
@@ -61,7 +61,7 @@ class LazyTrainer(Trainer):
         """As :meth:`Trainer.build_train_loader`; another loader begins anew with every start."""
         lazy = cfg.to_lazy()
         node = lazy.dataloader.train
-        if target_name(node).endswith(f".{build_training_loader.__name__}"):
+        if target_of(node) is build_training_loader:
             node.seed = cfg.SEED if seed is None and cfg.SEED >= 0 else seed
             node.skip = skip
         return build_part(lazy, "dataloader.train")
