@@ -12,6 +12,7 @@ import difflib
 import inspect
 import os
 import re
+import traceback
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -277,13 +278,13 @@ def keys_as_in(config_file: str) -> Iterator[None]:
 
 
 def lazy_names(text: str) -> str:
-    """A text with the keys of a lazy config in the place of yacs's."""
+    """A text with the keys of a lazy config in the place of yacs's, save for those in quotes."""
 
     def name(match):
         key, file = match.groups()
         return f"{LAZY_KEYS[key]}{'=FILE' if file else ''}" if key in LAZY_KEYS else match[0]
 
-    return re.sub(r"\b([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)*)( FILE\b)?", name, text)
+    return re.sub(r"(?<!')\b([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)*)( FILE\b)?", name, text)
 
 
 def target_of(node) -> Optional[Callable]:
@@ -313,7 +314,7 @@ def _load(config_file: str) -> DictConfig:
         lazy = LazyConfig.load(config_file)
     except Exception as error:  # of whatever a config in Python does
         raise UserError(
-            f"The config file {config_file} cannot be used: {_reason(error)}."
+            f"The config file {config_file} cannot be used: {_reason(error)}{_place(error)}."
         ) from error
     finally:
         builtins.__import__ = import_function  # Detectron2 leaves its own behind an error
@@ -327,12 +328,13 @@ def _override(lazy: DictConfig, override: str, config_file: str) -> None:
     key = match[1] if match else override
     if key in LAZY_KEYS:
         raise UserError(
-            f"{key} is a key of .yaml configs; for {config_file}, write {LAZY_KEYS[key]}=VALUE."
+            f"{key!r} is a key of .yaml configs; for {config_file}, write {LAZY_KEYS[key]}=VALUE."
         )
     if match is None:
-        raise UserError(
-            f"{override!r} is no option for {config_file}; write KEY=VALUE, as train.max_iter=100."
-        )
+        advice = "write KEY=VALUE, as train.max_iter=100"
+        if override.startswith("--"):
+            advice = "flags stand before the options"
+        raise UserError(f"{override!r} is no option for {config_file}; {advice}.")
     before = _find(lazy, key)
     if before is _MISSING and not _may_be_added(lazy, key):
         close = difflib.get_close_matches(key, [*_all_keys(lazy), *VALUES.values()], n=1)
@@ -521,9 +523,14 @@ def _put(cfg: CfgNode, key: str, value: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """An error, and where it says so the line that caused it, in one line."""
-    texts = [str(error).strip("'\"").rstrip(".") or type(error).__name__]
-    cause = error.__cause__
-    if isinstance(cause, SyntaxError):
-        texts.append(f"line {cause.lineno}: {cause.msg}")
-    return " ".join(": ".join(texts).split())
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).strip("'\"").splitlines() if line.strip()]
+    return lines[0].rstrip(".!") if lines else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """The line of a config in Python that an error is from."""
+    if isinstance(error.__cause__, SyntaxError):
+        return f" (line {error.__cause__.lineno}: {error.__cause__.msg})"
+    frames = [x for x in traceback.extract_tb(error.__traceback__) if x.name == "<module>"]
+    return f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
