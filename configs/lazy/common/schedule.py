@@ -11,11 +11,13 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 def multi_step(milestones, warmup_iters):
     """
     Args:
-        milestones: iterations of the two steps, and of the end.
+        milestones: iterations of the steps, each to a tenth, and of the end.
         warmup_iters: of the learning rate.
     """
     return L(WarmupParamScheduler)(
-        scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=milestones),
+        scheduler=L(MultiStepParamScheduler)(
+            values=[0.1**i for i in range(len(milestones))], milestones=milestones
+        ),
         warmup_factor=0.001,
         warmup_length=warmup_iters / milestones[-1],
         warmup_method="linear",
