@@ -29,7 +29,11 @@ dataloader = dict(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
         mapper=L(CheckedMapper)(
             is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            augmentations=[
+                L(T.ResizeShortestEdge)(
+                    short_edge_length=800, max_size=1333, sample_style="choice"
+                ),
+            ],
             image_format="${...train.mapper.image_format}",
         ),
         num_workers="${..train.num_workers}",

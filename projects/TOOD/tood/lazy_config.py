@@ -295,10 +295,10 @@ def target_of(node) -> Optional[Callable]:
         UserError: where that cannot be had.
     """
     target = node.get("_target_") if isinstance(node, DictConfig) else None
-    if not isinstance(target, str):
-        return target
+    if target is None:
+        return None
     try:
-        found = locate(target)
+        found = locate(target) if isinstance(target, str) else target
     except Exception as error:  # of an import
         raise UserError(f"{target} (_target_) cannot be had: {_reason(error)}.") from error
     if not callable(found):
@@ -524,7 +524,9 @@ def _put(cfg: CfgNode, key: str, value: Any) -> None:
 
 def _reason(error: BaseException) -> str:
     """What an error says, in one line."""
-    lines = [line.strip() for line in str(error).strip("'\"").splitlines() if line.strip()]
+    # A KeyError is its key, in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".!") if lines else type(error).__name__
 
 
