@@ -12,7 +12,7 @@ setup(
     license="Apache-2.0",
     packages=["tood", "tood.configs"],
     package_dir={"tood": "projects/TOOD/tood", "tood.configs": "configs"},
-    package_data={"tood.configs": ["*.yaml", "paper/*.yaml"]},
+    package_data={"tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py", "lazy/common/*.py"]},
     python_requires=">=3.9",
     install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={

@@ -5,6 +5,7 @@ Train or evaluate TOOD, with the options of Detectron2's own ``train_net.py`` an
     python train_net.py --config-file configs/tood_R50_FPN_1x.yaml --num-gpus 8
     python train_net.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --train-data train.json:images --val-data val.json:images MODEL.TOOD.NUM_CLASSES 3
+    python train_net.py --config-file configs/lazy/tood_R50_FPN_1x.py train.max_iter=1000
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
@@ -34,8 +35,10 @@ from tood.data import prepare_datasets
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_folder, write_json
+from tood.lazy_config import LazyView, is_lazy, keys_as_in, lazy_names
+from tood.lazy_trainer import LazyTrainer
 from tood.processes import launch
-from tood.read_config import check_weights, load_config, read_schedule
+from tood.read_config import check_weights, load_config, read_schedule, typed_keys
 from tood.schedule import scale_schedule
 
 logger = logging.getLogger("tood")
@@ -91,13 +94,14 @@ def setup(args):
         check_weights(cfg.MODEL.WEIGHTS)
     cfg.freeze()
     check_folder(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
+    default_setup(cfg.to_lazy() if isinstance(cfg, LazyView) else cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
     for report in reports:
         logger.info(str(report))
     if scaled:
         texts = (f"{key} {value}" for key, value in scaled.items())
-        logger.info(f"Scaled by --epochs and --images-per-step: {', '.join(texts)}")
+        text = f"Scaled by --epochs and --images-per-step: {', '.join(texts)}"
+        logger.info(lazy_names(text) if is_lazy(args.config_file) else text)
     return cfg
 
 
@@ -108,7 +112,7 @@ def set_schedule(cfg, args):
     """
     if args.eval_only or (args.epochs is None and args.images_per_step is None):
         return None
-    as_typed = set(args.opts[::2])
+    as_typed = typed_keys(args.config_file, args.opts)
     num_images = None
     if args.epochs is not None:
         filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -134,20 +138,28 @@ def set_schedule(cfg, args):
 
 
 def main(args):
-    cfg = setup(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_TTA(cfg, model))
-        if comm.is_main_process():
-            write_json(results, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
-            verify_results(cfg, results)
-        return results
+    with keys_as_in(args.config_file):
+        cfg = setup(args)
+        trainer_type = LazyTrainer if isinstance(cfg, LazyView) else Trainer
+        run = evaluate if args.eval_only else train
+        return run(cfg, args, trainer_type)
 
-    trainer = Trainer(cfg)
+
+def evaluate(cfg, args, trainer_type):
+    model = trainer_type.build_model(cfg)
+    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = trainer_type.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(trainer_type.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        write_json(results, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
+        verify_results(cfg, results)
+    return results
+
+
+def train(cfg, args, trainer_type):
+    trainer = trainer_type(cfg)
     if args.resume and not trainer.checkpointer.has_checkpoint():
         logger.warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR} yet, training from the start.")
     trainer.resume_or_load(resume=args.resume)

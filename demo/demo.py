@@ -29,6 +29,7 @@ from tood.draw import draw_boxes
 from tood.errors import UserError
 from tood.files import check_folder, check_picture, write_json
 from tood.images import PICTURES, pictures_in
+from tood.lazy_config import keys_as_in
 from tood.predictor import Predictor, read_picture
 from tood.read_config import split_options
 from tood.sheets import add_heading, stack_pictures
@@ -53,7 +54,7 @@ def parse_args(argv=None):
     parser.add_argument("--sheet", metavar="PNG", help="all pictures on one sheet")
     parser.add_argument("--columns", type=int, default=4, help="of the sheet")
     parser.add_argument("--overwrite", action="store_true", help="files that are there already")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config")
     args = parser.parse_args(argv)
     if args.input:
         args.input, opts = split_options(args.input)
@@ -64,7 +65,12 @@ def parse_args(argv=None):
 
 
 def main(args):
-    predictor = Predictor(config_of(args), opts=[*args.opts])
+    config_file = config_of(args)
+    with keys_as_in(config_file):
+        detect(Predictor(config_file, opts=[*args.opts]), args)
+
+
+def detect(predictor, args):
     inputs = inputs_of(args.input, predictor.cfg)
     output = args.output or os.path.join(folder_of_weights(predictor.cfg), "detections")
     if args.input is None and args.sheet is None:
@@ -108,12 +114,13 @@ def config_of(args):
     if args.config_file:
         return args.config_file
     options = dict(zip(args.opts[::2], args.opts[1::2]))
-    weights = options.get("MODEL.WEIGHTS", "")
+    options.update(opt.split("=", 1) for opt in args.opts if "=" in opt)  # of a config in Python
+    weights = options.get("MODEL.WEIGHTS") or options.get("train.init_checkpoint", "")
     beside = os.path.join(os.path.dirname(weights), "config.yaml")
     if not weights or not os.path.isfile(beside):
         raise UserError(
             "There is no config: name one with --config-file, or a checkpoint that a training left "
-            "with MODEL.WEIGHTS FILE."
+            "with MODEL.WEIGHTS FILE, or train.init_checkpoint=FILE where its config is in Python."
         )
     return beside
 

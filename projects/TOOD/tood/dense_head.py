@@ -114,7 +114,7 @@ class DenseHead(nn.Module):
                 f"{list(anchor_generator.num_anchors)} on its levels; "
                 "give one size a level and the single aspect ratio 1.0."
             )
-        self.strides = strides
+        self.strides = list(strides)
         self.anchor_generator = anchor_generator
         self.anchor_type = anchor_type
         self.box2box_transform = box2box_transform

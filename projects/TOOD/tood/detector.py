@@ -118,7 +118,7 @@ class TOOD(DenseDetector):
                     f"MODEL.TOOD.{key} is {value!r}; it must be one of {', '.join(choices)}."
                 )
         super().__init__(
-            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+            backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
         )
         self.strides = [backbone.output_shape()[f].stride for f in head_in_features]
         self.num_classes = num_classes

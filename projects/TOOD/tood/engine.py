@@ -7,7 +7,6 @@ import weakref
 from collections import OrderedDict
 from typing import Optional
 
-import torch
 from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
@@ -25,8 +24,9 @@ from .errors import UserError
 from .evaluation import SizedCOCOEvaluator, first_AP
 from .keep_best import BestWeights, EarlyStop, StopEarly
 from .mapper import CheckedMapper
+from .optimizer import clip_full_model
 from .stop_on_signal import StopOnSignal
-from .training_data import AugmentedDataset, TrainingBatches, TrainingLoader
+from .training_data import TrainingLoader, build_training_loader
 from .training_step import TrainingStep
 from .tta import TOODWithTTA
 from .validation import validation_loss
@@ -55,7 +55,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainingStep(
-            create_ddp_model(model, broadcast_buffers=False, device_ids=None),
+            create_ddp_model(model, device_ids=None, **self.ddp_options(cfg)),
             self.build_train_loader(cfg),
             optimizer,
             scale_gradients=cfg.MODEL.TOOD.PRECISION_TRAIN == "float16",
@@ -96,6 +96,11 @@ class Trainer(DefaultTrainer):
             scaled.MODEL.TOOD.WARMUP_ITERS = round(factor * cfg.MODEL.TOOD.WARMUP_ITERS)
             scaled.freeze()
         return scaled
+
+    @classmethod
+    def ddp_options(cls, cfg):
+        """Of Detectron2's ``create_ddp_model``, for a training of several processes."""
+        return {"broadcast_buffers": False}
 
     def build_hooks(self):
         built = super().build_hooks()
@@ -210,25 +215,17 @@ class Trainer(DefaultTrainer):
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        if seed is None:
-            seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
-        if rest or not batch_size:
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of "
-                f"the number of processes, {comm.get_world_size()}."
-            )
-        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        batches = TrainingBatches(
-            [int(grouped and r["width"] > r["height"]) for r in records],
-            batch_size,
+        if seed is None and cfg.SEED >= 0:
+            seed = cfg.SEED
+        return build_training_loader(
+            dataset=records,
+            mapper=mapper,
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=seed,
-            rank=comm.get_rank(),
-            world_size=comm.get_world_size(),
             skip=skip,
         )
-        dataset = AugmentedDataset(records, mapper, seed)
-        return TrainingLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -282,13 +279,7 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         optimizer = super().build_optimizer(cfg, model)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-
-        # In the optimizer's step, where a gradient scaler has undone its scaling already.
-        def clip_gradients(*_):
-            torch.nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
-
-        optimizer.register_step_pre_hook(clip_gradients)
+        clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
 
 

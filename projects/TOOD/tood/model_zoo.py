@@ -5,12 +5,13 @@ The published AP is the authors' or MMDetection's, on COCO val2017.
 """
 
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
 
 from .checkpoint import Checkpointer
 from .config import add_tood_config
@@ -51,20 +52,24 @@ def get_config_file(name: str) -> str:
     Path of a config of this project.
 
     Args:
-        name: without ".yaml", for example "tood_R50_FPN_1x".
+        name: without ".yaml", for example "tood_R50_FPN_1x"; "tood_R50_FPN_1x.py" is the same in
+            Python.
 
     Raises:
         UserError: for an unknown name; lists the known ones.
     """
-    path = _config_folder() / f"{name}.yaml"
+    folder = _config_folder()
+    path = folder / "lazy" / name if name.endswith(".py") else folder / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in _config_folder().glob("*.yaml") if p.stem[:4] != "Base")
+        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem[:4] != "Base")
         raise UserError(f"There is no config named {name!r}; there are {', '.join(known)}.")
     return str(path)
 
 
-def get_config(name: str) -> CfgNode:
-    """Config of a model by its name; see :func:`get_config_file`."""
+def get_config(name: str) -> Union[CfgNode, DictConfig]:
+    """Config of a model by its name, see :func:`get_config_file`; of "NAME.py", a lazy one."""
+    if name.endswith(".py"):
+        return LazyConfig.load(get_config_file(name))
     cfg = get_cfg()
     add_tood_config(cfg)
     cfg.merge_from_file(get_config_file(name))
@@ -82,7 +87,7 @@ def get_model(
     A model by its name, in evaluation mode.
 
     Args:
-        name: see :func:`get_config_file`.
+        name: see :func:`get_config_file`; of a yacs config.
         checkpoint: file in this project's names. One of ``tools/convert_checkpoint.py`` says
             itself where its model differs from the config, for example in its classes. Without
             one, the weights are drawn at random.

@@ -47,7 +47,8 @@ class Predictor:
     ):
         """
         Args:
-            config: a config, its file, or a name of the project's, as "tood_R50_FPN_1x".
+            config: a config, its file, yacs's or Python, or a name of the project's, as
+                "tood_R50_FPN_1x" or "tood_R50_FPN_1x.py".
             weights: a checkpoint, instead of the config's ``MODEL.WEIGHTS``; "tood://NAME" are the
                 released ones. One that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
@@ -55,24 +56,21 @@ class Predictor:
             score_threshold: of detections; default: the config's.
             augment: look at each picture in several sizes and flipped, as ``TEST.AUG`` says;
                 default: ``TEST.AUG.ENABLED``.
-            opts: further keys and values of the config.
+            opts: further keys and values of the config; of one in Python, "key=value" each.
 
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
         """
-        opts = [*opts]
-        for key, value in (
-            ("MODEL.WEIGHTS", weights or None),
-            ("MODEL.DEVICE", device),
-            ("MODEL.TOOD.PRECISION_TEST", precision),
-            (
-                "MODEL.TOOD.SCORE_THRESH_TEST",
-                None if score_threshold is None else float(score_threshold),
-            ),
-        ):
-            if value is not None:
-                opts += [key, value]
-        self.cfg = _config_of(config, opts)
+        changes = {
+            "MODEL.WEIGHTS": weights or None,
+            "MODEL.DEVICE": device,
+            "MODEL.TOOD.PRECISION_TEST": precision,
+            "MODEL.TOOD.SCORE_THRESH_TEST": None
+            if score_threshold is None
+            else float(score_threshold),
+        }
+        changes = {key: value for key, value in changes.items() if value is not None}
+        self.cfg = _config_of(config, opts, changes)
         augment = self.cfg.TEST.AUG.ENABLED if augment is None else augment
         weights = self.cfg.MODEL.WEIGHTS
         if not weights:
@@ -183,17 +181,17 @@ def _class_names_of_data(entry: str) -> Optional[List[str]]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def _config_of(config: Union[str, CfgNode], opts: List) -> CfgNode:
+def _config_of(config: Union[str, CfgNode], opts: Sequence, changes: Dict) -> CfgNode:
     opts = [str(x) for x in opts]
     if isinstance(config, CfgNode):
         config = config.clone()
         config.defrost()
-        config.merge_from_list(opts)
+        config.merge_from_list([*opts, *(x for item in changes.items() for x in item)])
         finish_config(config)
         return config
     if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):
         config = model_zoo.get_config_file(str(config))
-    return load_config(str(config), opts)
+    return load_config(str(config), opts, changes=changes)
 
 
 def read_picture(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 import yaml
@@ -13,9 +13,24 @@ from detectron2.utils.file_io import PathManager
 from .check_config import check_config, check_nothing_removed, known_keys, nearest_key
 from .config import add_tood_config
 from .errors import UserError
+from .lazy_config import (
+    LAZY_ARCHITECTURE,
+    LAZY_KEYS,
+    is_lazy,
+    keys_as_in,
+    overridden_keys,
+    read_lazy_config,
+)
 from .schedule import Schedule
 
-__all__ = ["check_weights", "finish_config", "load_config", "read_schedule", "split_options"]
+__all__ = [
+    "check_weights",
+    "finish_config",
+    "load_config",
+    "read_schedule",
+    "split_options",
+    "typed_keys",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,35 +41,37 @@ def load_config(
     train_data: Optional[Sequence[str]] = None,
     val_data: Optional[Sequence[str]] = None,
     architectures: Sequence[str] = ("TOOD",),
+    changes: Optional[Dict[str, object]] = None,
 ) -> CfgNode:
     """
-    The config of a command: defaults, file, KEY VALUE options, data sets, in this order. On a
-    machine without a GPU its device is the CPU.
+    The config of a command: defaults, file, options, data sets, in this order. On a machine
+    without a GPU its device is the CPU.
 
     Args:
-        config_file: path.
-        opts: keys and values in turn.
+        config_file: path, of a yacs config or of one in Python, which gives a ``LazyView``.
+        opts: keys and values in turn; for a config in Python, "key=value" each.
         train_data, val_data: take the place of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         architectures: that ``MODEL.META_ARCHITECTURE`` may be; only TOOD's options are checked.
+        changes: further values by their yacs key.
 
     Raises:
         UserError: for a file or an option that cannot be used.
     """
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    defaults = cfg.clone()
-    _merge(cfg, config_file, opts)
-    check_nothing_removed(cfg, defaults)
-    if cfg.MODEL.META_ARCHITECTURE not in architectures:
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
-            f"{' or '.join(architectures)}; name one of the files in configs/ with --config-file."
-        )
-    if train_data:
-        cfg.DATASETS.TRAIN = tuple(train_data)
-    if val_data:
-        cfg.DATASETS.TEST = tuple(val_data)
-    finish_config(cfg)
+    with keys_as_in(config_file):
+        cfg = _read(config_file, opts)
+        if cfg.MODEL.META_ARCHITECTURE not in (*architectures, LAZY_ARCHITECTURE):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
+                f"{' or '.join(architectures)}; name one of the files in configs/ with "
+                "--config-file."
+            )
+        if train_data:
+            cfg.DATASETS.TRAIN = tuple(train_data)
+        if val_data:
+            cfg.DATASETS.TEST = tuple(val_data)
+        for key, value in (changes or {}).items():
+            cfg.merge_from_list([key, value])
+        finish_config(cfg)
     return cfg
 
 
@@ -68,14 +85,14 @@ def finish_config(cfg) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+    if cfg.MODEL.META_ARCHITECTURE in ("TOOD", LAZY_ARCHITECTURE):
         check_config(cfg)
         _set_precision(cfg)
 
 
 def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
     """
-    Where a flag takes several values, argparse gives it the KEY VALUE options behind them as well.
+    Where a flag takes several values, argparse gives it the options behind them as well.
 
     Returns:
         the values in front of the first config key, and the options from there on.
@@ -88,22 +105,37 @@ def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
         misspelt = re.fullmatch(
             r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+", value
         )
-        if value in keys or misspelt:
+        of_lazy = re.match(r"(model|dataloader|optimizer|lr_multiplier|train)\.[\w.]+=", value)
+        if value in keys or misspelt or of_lazy:
             return values[:i], values[i:]
     return values, []
 
 
 def read_schedule(config_file: str) -> Schedule:
     """The schedule that a config file states, before any option behind it."""
+    return Schedule.from_config(_read(config_file, ()))
+
+
+def typed_keys(config_file: str, opts: Sequence[str]) -> Set[str]:
+    """The yacs keys of a command's options."""
+    return overridden_keys(opts) if is_lazy(config_file) else set(opts[::2])
+
+
+def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
+    if is_lazy(config_file):
+        return read_lazy_config(config_file, opts)
     cfg = get_cfg()
     add_tood_config(cfg)
-    _merge(cfg, config_file, ())
-    return Schedule.from_config(cfg)
+    defaults = cfg.clone()
+    _merge(cfg, config_file, opts)
+    check_nothing_removed(cfg, defaults)
+    return cfg
 
 
 def _merge(cfg, config_file: str, opts: Sequence[str]) -> None:
     if config_file and not os.path.isfile(config_file):
         raise UserError(f"The config file {config_file} does not exist.")
+    _refuse_overrides(opts, config_file)
     try:
         if config_file:
             cfg.merge_from_file(config_file)
@@ -119,6 +151,18 @@ def _merge(cfg, config_file: str, opts: Sequence[str]) -> None:
             f"The config file {config_file} or an option behind it is wrong: {reason}"
             + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
+
+
+def _refuse_overrides(opts: Sequence[str], config_file: str) -> None:
+    """Raise UserError for an option of a config in Python."""
+    for opt in opts[::2]:
+        path, equals, value = str(opt).partition("=")
+        if equals:
+            key = {lazy: key for key, lazy in LAZY_KEYS.items()}.get(path, "KEY")
+            raise UserError(
+                f"{opt} is an option for configs in Python; for {config_file or 'a .yaml config'}, "
+                f"write {key} {value}, with a space."
+            )
 
 
 def _set_precision(cfg) -> None:

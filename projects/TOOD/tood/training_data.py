@@ -7,15 +7,18 @@ Detectron2's loader begins anew with every start, and what it draws depends on i
 
 import itertools
 import random
-from typing import Callable, Dict, Iterator, List, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["AugmentedDataset", "TrainingBatches", "TrainingLoader"]
+from .errors import UserError
+
+__all__ = ["AugmentedDataset", "TrainingBatches", "TrainingLoader", "build_training_loader"]
 
 
 class AugmentedDataset(Dataset):
@@ -105,6 +108,50 @@ class TrainingLoader:
             collate_fn=_as_they_are,
             worker_init_fn=_seed_worker,
         )
+
+
+def build_training_loader(
+    *,
+    dataset: List[Dict],
+    mapper: Callable[[Dict], Dict],
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    seed: Optional[int] = None,
+    skip: int = 0,
+) -> TrainingLoader:
+    """
+    As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
+
+    Args:
+        dataset: records in Detectron2's format.
+        mapper: from a record to the network's input.
+        total_batch_size: images of a step, of all processes together.
+        aspect_ratio_grouping: whether wide and tall images are in batches of their own.
+        num_workers: of each process.
+        seed: of order and augmentation; left out, it is drawn, the same in all processes.
+        skip: batches that a training had before it was stopped.
+
+    Raises:
+        UserError: for a batch that the processes cannot share evenly.
+    """
+    batch_size, rest = divmod(total_batch_size, comm.get_world_size())
+    if rest or not batch_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be a multiple of "
+            f"the number of processes, {comm.get_world_size()}."
+        )
+    if seed is None:
+        seed = comm.shared_random_seed()
+    batches = TrainingBatches(
+        [int(aspect_ratio_grouping and r["width"] > r["height"]) for r in dataset],
+        batch_size,
+        seed=seed,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        skip=skip,
+    )
+    return TrainingLoader(AugmentedDataset(dataset, mapper, seed), batches, num_workers)
 
 
 def _as_they_are(batch: List[Dict]) -> List[Dict]:
