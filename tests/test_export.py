@@ -1,6 +1,7 @@
 """Exported files: what they compute, what they say of themselves, and the tools around them."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def export(path, output, *flags, opts=()):
     argv = ["--config-file", CONFIG, "--output", str(output), *flags]
     export_model.main(export_model.parse_args([*argv, *SMALL, *opts, "MODEL.WEIGHTS", path]))
     return str(output)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_traces():
+    """PyTorch's exporter writes a trace for whoever listens, as pytest does: three times slower."""
+    logging.getLogger("torch.__trace").handlers.clear()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +176,7 @@ def test_deform_conv2d_by_grid_sample(
 def test_fold_fixed_norms():
     def norm():
         norm = FrozenBatchNorm2d(6)
-        for name, buffer in norm.named_buffers():
+        for buffer in norm.buffers():
             buffer.copy_(torch.rand(6) + 0.5)
         return norm
 

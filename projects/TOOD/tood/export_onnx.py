@@ -10,11 +10,12 @@ import io
 import json
 import logging
 from contextlib import redirect_stdout
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 from .candidates import Candidates
 from .detector import TOOD
@@ -212,9 +213,9 @@ def deform_conv2d_by_grid_sample(
     offset: Tensor,
     weight: Tensor,
     bias: Optional[Tensor] = None,
-    stride: Tuple[int, int] = (1, 1),
-    padding: Tuple[int, int] = (0, 0),
-    dilation: Tuple[int, int] = (1, 1),
+    stride: Union[int, Tuple[int, int]] = 1,
+    padding: Union[int, Tuple[int, int]] = 0,
+    dilation: Union[int, Tuple[int, int]] = 1,
     mask: Optional[Tensor] = None,
 ) -> Tensor:
     """
@@ -233,6 +234,7 @@ def deform_conv2d_by_grid_sample(
     """
     N, C, H, W = x.shape
     C_out, C_in, h, w = weight.shape
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     taps, (H_out, W_out) = h * w, offset.shape[2:]
     groups = offset.shape[1] // (2 * taps)
 
