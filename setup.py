@@ -5,6 +5,9 @@ builds are right depends on the machine. On a machine without them: ``make demo`
 
 from setuptools import setup
 
+# For ONNX; the other formats are PyTorch's own.
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+
 setup(
     name="tood-detectron2",
     version="0.1.0",
@@ -16,8 +19,9 @@ setup(
     python_requires=">=3.9",
     install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
-        "test": ["hypothesis", "pytest"],
-        "dev": ["hypothesis", "pytest", "ruff"],
+        "test": ["hypothesis", "pytest", *EXPORT],
+        "dev": ["hypothesis", "pytest", "ruff", *EXPORT],
+        "export": EXPORT,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],
     },

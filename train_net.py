@@ -35,8 +35,9 @@ from tood.data import prepare_datasets
 from tood.engine import Trainer
 from tood.errors import UserError
 from tood.files import check_folder, write_json
-from tood.lazy_config import LazyView, is_lazy, keys_as_in, lazy_names
+from tood.lazy_config import is_lazy, keys_as_in, lazy_names
 from tood.lazy_trainer import LazyTrainer
+from tood.lazy_view import LazyView
 from tood.processes import launch
 from tood.read_config import check_weights, load_config, read_schedule, typed_keys
 from tood.schedule import scale_schedule

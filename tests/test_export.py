@@ -36,12 +36,14 @@ CLASSES = ["square", "disc", "ring", "cross"]
 # Two levels, one of which is a single location for small images: exporting takes time by level.
 SMALL = [
     *TINY,
+    *("MODEL.TOOD.NUM_CONVS", "1"),
     *("MODEL.TOOD.NUM_CLASSES", "4"),
     *("MODEL.TOOD.IN_FEATURES", "['p3','p6']"),
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[64],[512]]"),
     *("INPUT.MIN_SIZE_TEST", "64"),
     *("MODEL.TOOD.TOPK_CANDIDATES_TEST", "60"),
 ]
+ONE_LEVEL = ["MODEL.TOOD.IN_FEATURES", "['p5']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[64]]"]
 # Sizes that are multiples of the divisibility and are not, batches of one and of more.
 INPUTS = [(1, 3, 64, 96), (3, 3, 70, 130), (1, 3, 200, 150), (2, 3, 33, 20)]
 
@@ -262,7 +264,7 @@ def test_reduced_precision(onnx_file, predictor, tmp_path):
 
 
 def test_raw_onnx_of_an_anchor_based_model_with_deformable_convolutions(tmp_path):
-    opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
+    opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1", *ONE_LEVEL]
     path = save_random(tmp_path, *opts)
     flags = ["--raw", "--preprocessing", "outside"]
     file = ExportedFile(export(path, tmp_path / "a.onnx", *flags, opts=opts))
@@ -298,7 +300,8 @@ def test_torchscript(weights, predictor, tmp_path, capsys):
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
-def test_exported_program(predictor, tmp_path):
+def test_exported_program(tmp_path):
+    predictor = Predictor(CONFIG, save_random(tmp_path, *ONE_LEVEL), opts=[*SMALL, *ONE_LEVEL])
     module = ExportableTOOD(predictor.model).eval()
     path = str(tmp_path / "a.pt2")
     save_program(module, path, describe(predictor.cfg, module, CLASSES))

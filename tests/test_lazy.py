@@ -23,8 +23,9 @@ import train_net
 from tood import model_zoo
 from tood.engine import Trainer
 from tood.errors import UserError
-from tood.lazy_config import LAZY_KEYS, LazyView, is_lazy, lazy_names, read_lazy_config
+from tood.lazy_config import is_lazy, lazy_names, read_lazy_config
 from tood.lazy_trainer import LazyTrainer
+from tood.lazy_view import LAZY_KEYS, LazyView
 from tood.mapper import CheckedMapper
 from tood.read_config import load_config, split_options
 from tood.schedule import Schedule

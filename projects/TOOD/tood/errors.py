@@ -1,6 +1,6 @@
 """Mistakes that users can mend: told in one sentence."""
 
-__all__ = ["UserError"]
+__all__ = ["UserError", "first_line"]
 
 
 class UserError(Exception):
@@ -15,3 +15,11 @@ class UserError(Exception):
         message = str(self).strip()
         _, marker, inner = message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")
         return inner.strip() if marker else message
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    # A KeyError is its key, in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0].rstrip(".!") if lines else type(error).__name__

@@ -7,7 +7,7 @@ from detectron2.engine import hooks
 from detectron2.solver import LRMultiplier
 
 from .engine import Trainer
-from .lazy_config import LazyView, build_part, target_of
+from .lazy_view import LazyView, build_part, target_of
 from .training_data import build_training_loader
 
 __all__ = ["LazyTrainer"]

@@ -23,52 +23,8 @@ def to_float16(source: str, target: str) -> None:
     """
     onnx = import_onnx()
     proto = onnx.shape_inference.infer_shapes(onnx.load(source))
-    _cast_nodes(onnx, proto, _Graph(proto).network())
+    _HalfNodes(onnx, proto, _Graph(proto).network()).apply()
     save_checked(proto, target, precision="float16")
-
-
-def _cast_nodes(onnx, proto, inside: Set[str]) -> None:
-    """
-    Let some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
-    would round outputs, and constants of the nodes that stay, to float16 as well.)
-    """
-    FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-    graph = proto.graph
-    infos = {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.input)}
-    weights = {w.name: w for w in graph.initializer if w.data_type == FLOAT}
-    outputs = {v.name for v in graph.output}
-    used_outside = {v for n in graph.node if n.name not in inside for v in n.input} | outputs
-    halves: Dict[str, str] = {}  # name of a float32 value -> of the same in float16
-    nodes = []
-    for node in graph.node:
-        if node.name not in inside:
-            nodes.append(node)
-            continue
-        for i, value in enumerate(node.input):
-            if node.op_type == "Resize" and i > 0:
-                continue  # its scales are float32 always
-            if value in weights and value not in halves:
-                halves[value] = f"{value}.float16"
-                array = onnx.numpy_helper.to_array(weights[value]).astype(np.float16)
-                graph.initializer.append(onnx.numpy_helper.from_array(array, halves[value]))
-            elif value not in halves and value in infos and infos[value].elem_type == FLOAT:
-                halves[value] = f"{value}.float16"
-                nodes.append(onnx.helper.make_node("Cast", [value], [halves[value]], to=HALF))
-            node.input[i] = halves.get(value, value)
-        nodes.append(node)
-        for i, value in enumerate(node.output):
-            if value in infos and infos[value].elem_type == FLOAT:
-                halves[value] = node.output[i] = f"{value}.float16"
-                if value in used_outside:
-                    nodes.append(onnx.helper.make_node("Cast", [halves[value]], [value], to=FLOAT))
-    for i, node in enumerate(nodes):
-        node.name = node.name or f"cast_{i}"
-    kept = [w for w in graph.initializer if w.name not in halves or w.name in used_outside]
-    for field, content in ((graph.node, nodes), (graph.initializer, kept)):
-        content = [type(x).FromString(x.SerializeToString()) for x in content]
-        del field[:]
-        field.extend(content)
-    del graph.value_info[:]  # of values that are not there any more
 
 
 def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = None) -> None:
@@ -148,6 +104,85 @@ class _Graph:
                 found.add(name)
                 waiting += next_[name]
         return found
+
+
+class _HalfNodes:
+    """
+    Lets some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
+    would round outputs, and constants of the nodes that stay, to float16 as well.)
+    """
+
+    def __init__(self, onnx, proto, inside: Set[str]):
+        """
+        Args:
+            proto: with the types of all values; changed by :meth:`apply`.
+            inside: names of the nodes.
+        """
+        self.onnx, self.graph, self.inside = onnx, proto.graph, inside
+        float32 = onnx.TensorProto.FLOAT
+        values = (*self.graph.value_info, *self.graph.input)
+        self.floats = {v.name for v in values if v.type.tensor_type.elem_type == float32}
+        self.weights = {w.name: w for w in self.graph.initializer if w.data_type == float32}
+        self.used_outside = {v.name for v in self.graph.output}
+        for node in self.graph.node:
+            if node.name not in inside:
+                self.used_outside.update(node.input)
+        self.halves: Dict[str, str] = {}  # name of a float32 value -> of the same in float16
+
+    def apply(self) -> None:
+        nodes = []
+        for node in self.graph.node:
+            if node.name in self.inside:
+                nodes += [*self._halve_inputs(node), node, *self._halve_outputs(node)]
+            else:
+                nodes.append(node)
+        for i, node in enumerate(nodes):
+            node.name = node.name or f"cast_{i}"
+        weights = [
+            w
+            for w in self.graph.initializer
+            if w.name not in self.halves or w.name in self.used_outside
+        ]
+        for field, content in ((self.graph.node, nodes), (self.graph.initializer, weights)):
+            content = [type(x).FromString(x.SerializeToString()) for x in content]
+            del field[:]
+            field.extend(content)
+        del self.graph.value_info[:]  # of values that are not there any more
+
+    def _halve_inputs(self, node) -> List:
+        """The casts that have to stand before a node."""
+        casts = []
+        # The scales of Resize are float32 always.
+        number = 1 if node.op_type == "Resize" else len(node.input)
+        for i, value in enumerate(node.input[:number]):
+            if value in self.weights and value not in self.halves:
+                self._add_half_weight(value)
+            elif value in self.floats and value not in self.halves:
+                casts.append(self._cast(value, self._half(value), "FLOAT16"))
+            node.input[i] = self.halves.get(value, value)
+        return casts
+
+    def _halve_outputs(self, node) -> List:
+        """The casts that have to stand behind a node."""
+        casts = []
+        for i, value in enumerate(node.output):
+            if value in self.floats:
+                node.output[i] = self._half(value)
+                if value in self.used_outside:
+                    casts.append(self._cast(node.output[i], value, "FLOAT"))
+        return casts
+
+    def _add_half_weight(self, name: str) -> None:
+        numpy_helper = self.onnx.numpy_helper
+        array = numpy_helper.to_array(self.weights[name]).astype(np.float16)
+        self.graph.initializer.append(numpy_helper.from_array(array, self._half(name)))
+
+    def _half(self, value: str) -> str:
+        return self.halves.setdefault(value, f"{value}.float16")
+
+    def _cast(self, source: str, target: str, dtype: str):
+        to = getattr(self.onnx.TensorProto, dtype)
+        return self.onnx.helper.make_node("Cast", [source], [target], to=to)
 
 
 def _reader(images: Iterable[np.ndarray]):

@@ -13,14 +13,8 @@ from detectron2.utils.file_io import PathManager
 from .check_config import check_config, check_nothing_removed, known_keys, nearest_key
 from .config import add_tood_config
 from .errors import UserError
-from .lazy_config import (
-    LAZY_ARCHITECTURE,
-    LAZY_KEYS,
-    is_lazy,
-    keys_as_in,
-    overridden_keys,
-    read_lazy_config,
-)
+from .lazy_config import is_lazy, keys_as_in, overridden_keys, read_lazy_config
+from .lazy_view import LAZY_ARCHITECTURE, LAZY_KEYS
 from .schedule import Schedule
 
 __all__ = [
