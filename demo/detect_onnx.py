@@ -10,6 +10,7 @@ resized, what the classes are called, and so on; detections are those of the mod
 """
 
 import argparse
+import collections
 import json
 import os
 import sys
@@ -47,7 +48,7 @@ def main(args):
     targets = targets_of(paths, args)
     found, seconds = [], 0.0
     for path, target in zip(paths, targets):
-        image = cv2.imread(path)  # BGR, upright
+        image = read_picture(path)
         if image is None:
             print(f"warning: {path} cannot be read. It is skipped.", file=sys.stderr)
             continue
@@ -72,7 +73,7 @@ def main(args):
     if not found:
         raise Error("None of the inputs could be read; see the warnings above.")
     if args.json:
-        write_text(args.json, json.dumps(found, indent=1))
+        write_whole(args.json, json.dumps(found, indent=1).encode())
     print(f"{len(found)} pictures, {seconds / len(found):.3f} s each to detect")
 
 
@@ -83,9 +84,7 @@ class Detector:
         if not os.path.isfile(path):
             raise Error(f"The file {path} does not exist.")
         try:
-            self.session = onnxruntime.InferenceSession(
-                path, providers=onnxruntime.get_available_providers()
-            )
+            self.session = onnxruntime.InferenceSession(path, providers=providers())
         except Exception as error:  # ONNX Runtime has many
             reason = " ".join(str(error).split())[:200]
             raise Error(f"{path} cannot be read by ONNX Runtime ({reason}).") from error
@@ -132,6 +131,12 @@ class Detector:
         return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
 
+def providers():
+    """A GPU where there is one. Others than CUDA would compute in another precision."""
+    there = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
+
+
 def size_of_shorter_edge(height, width, min_size, max_size):
     """Height and width with a shorter side of ``min_size``, or a longer one of ``max_size``."""
     if not min_size:
@@ -141,7 +146,7 @@ def size_of_shorter_edge(height, width, min_size, max_size):
     if max(height, width) > max_size:
         scale = max_size / max(height, width)
         height, width = height * scale, width * scale
-    return int(height + 0.5), int(width + 0.5)
+    return max(1, int(height + 0.5)), max(1, int(width + 0.5))
 
 
 def resize(image, height, width):
@@ -199,11 +204,15 @@ def targets_of(paths, args):
     if args.output:
         targets = [os.path.join(args.output, os.path.basename(path)) for path in paths]
     files = [path for path in (*targets, args.json) if path]
-    originals = {os.path.realpath(path) for path in paths}
+    originals = {os.path.realpath(path) for path in (*paths, args.model)}
+    times = collections.Counter(files)
+    for path in filter(None, targets):
+        if not cv2.haveImageWriter(path):
+            raise Error(f"OpenCV cannot write pictures like {path}; convert it to .jpg or .png.")
     for path in files:
         if os.path.realpath(path) in originals:
             raise Error(f"{path} is an input, and would be written over; name another --output.")
-        if files.count(path) > 1:
+        if times[path] > 1:
             raise Error(f"{path} would be written twice; give one folder at a time.")
         if os.path.exists(path) and not args.overwrite:
             raise Error(f"{path} is there already; name another --output, or add --overwrite.")
@@ -230,16 +239,37 @@ def draw(image, boxes, scores, names):
         cv2.putText(image, text, place, font, size, color, thickness, cv2.LINE_AA)
 
 
-def write_picture(path, image):
-    if not cv2.imwrite(path, image):
-        raise Error(f"The picture {path} cannot be written (--output).")
-
-
-def write_text(path, text):
+def read_picture(path):
+    """(H, W, 3) uint8, BGR, upright; None where there is no whole picture."""
+    with open(path, "rb") as f:
+        content = f.read()
+    # OpenCV would fill up what is missing. In front, there may be the end of a thumbnail.
+    rest = content[min(2**16, len(content) // 2) :]
+    for beginning, end in ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND")):
+        if content.startswith(beginning) and end not in rest:
+            return None
     try:
-        with open(f"{path}.part", "w", encoding="utf-8") as f:
-            f.write(text)
-        os.replace(f"{path}.part", path)
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # empty, or too large
+        return None
+
+
+def write_picture(path, image):
+    _, content = cv2.imencode(os.path.splitext(path)[1], image)
+    write_whole(path, content.tobytes())
+
+
+def write_whole(path, content):
+    """The whole file, or nothing."""
+    part = f"{path}.part"
+    try:
+        try:
+            with open(part, "wb") as f:
+                f.write(content)
+            os.replace(part, path)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
     except OSError as error:
         raise Error(f"{path} cannot be written ({error.strerror}).") from error
 

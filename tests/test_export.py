@@ -17,6 +17,7 @@ import torchvision
 from conftest import CONFIG, ROOT, TINY
 from detectron2.layers import FrozenBatchNorm2d, batched_nms
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from PIL import Image
 
 from tood.candidates import Candidates
@@ -30,7 +31,9 @@ from tood.onnx_precision import to_float16, to_int8
 from tood.predictor import Predictor
 from tood.read_config import load_config
 
-pytest.importorskip("onnxscript")
+for name in ("onnx", "onnxruntime", "onnxscript"):
+    pytest.importorskip(name)
+import onnx  # noqa: E402
 
 CLASSES = ["square", "disc", "ring", "cross"]
 # Two levels, one of which is a single location for small images: exporting takes time by level.
@@ -219,7 +222,6 @@ def test_onnx(onnx_file, predictor):
     for shape in INPUTS:
         images = images_of(shape)
         assert_same_detections(file(images.numpy()), run(module, images))
-    onnx = pytest.importorskip("onnx")
     proto = onnx.load(onnx_file)
     onnx.checker.check_model(proto, full_check=True)
     assert [(x.domain, x.version) for x in proto.opset_import if x.domain == ""] == [("", 18)]
@@ -233,26 +235,27 @@ def test_onnx(onnx_file, predictor):
 
 
 def test_reduced_precision(onnx_file, predictor, tmp_path):
-    onnx = pytest.importorskip("onnx")
     images = [images_of((1, 3, 64, 96)), images_of((1, 3, 90, 64))]
     half, static, dynamic = (str(tmp_path / f"{n}.onnx") for n in ("half", "static", "dynamic"))
     to_float16(onnx_file, half)
     to_int8(onnx_file, static, [x.numpy() for x in images])
     to_int8(onnx_file, dynamic)
     expected = ExportedFile(onnx_file)(images[0].numpy())
-    top = expected["boxes"][0, :3]
-    for path, precision, share, pixels in (
-        (half, "float16", 0.55, 0.5),
-        (static, "int8", 0.4, 5),
-        (dynamic, "int8", 0.4, 5),
+    for path, precision, share, pixels, tolerance in (
+        (half, "float16", 0.55, 0.5, 0.01),
+        (static, "int8", 0.4, 5, 0.1),
+        (dynamic, "int8", 0.4, 5, 0.1),
     ):
         file = ExportedFile(path)
         assert file.metadata["precision"] == precision and file.metadata["classes"] == CLASSES
-        actual = file(images[0].numpy())["boxes"][0]
-        for box in top:
-            assert np.abs(actual - box).max(axis=1).min() < pixels
+        actual = file(images[0].numpy())
+        for box, score, label in zip(*(expected[k][0, :3] for k in ("boxes", "scores", "classes"))):
+            distances = np.abs(actual["boxes"][0] - box).max(axis=1)
+            distances[actual["classes"][0] != label] = np.inf
+            assert distances.min() < pixels
+            assert actual["scores"][0][distances.argmin()] == pytest.approx(score, abs=tolerance)
+        assert not np.array_equal(actual["scores"][0], expected["scores"][0])
         assert os.path.getsize(path) < share * os.path.getsize(onnx_file)
-    assert not np.array_equal(actual[:3], top)
     graph = onnx.load(half).graph
     types = {w.name: w.data_type for w in graph.initializer}
     assert types["model.head.cls_pred.weight.float16"] == onnx.TensorProto.FLOAT16
@@ -277,6 +280,13 @@ def test_raw_onnx_of_an_anchor_based_model_with_deformable_convolutions(tmp_path
             scores, boxes, _ = model.predict_dense([{"image": x} for x in images])
         np.testing.assert_allclose(outputs["scores"], scores, atol=1e-4)
         np.testing.assert_allclose(outputs["boxes"], boxes, atol=1e-2)
+    # What offsets are made by is not for int8.
+    to_int8(file.path, str(tmp_path / "int8.onnx"))
+    weights = {w.name: w for w in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
+    offset = weights["model.head.inter_convs.0.0.conv_offset.weight"]
+    assert offset.data_type == onnx.TensorProto.FLOAT
+    block = DeformBottleneckBlock(32, 32, bottleneck_channels=32, deform_modulated=True)
+    assert hasattr(block, "conv2_offset")  # as theirs in the backbone are called
     # What the file leaves to others is done when it is used like a model.
     image = {"image": images_of((3, 70, 130)).byte(), "height": 140, "width": 260}
     with torch.no_grad():
@@ -381,6 +391,7 @@ def test_size_of_shorter_edge():
         (["--output", "a.ts", "--format", "torchscript", "--precision", "int8"], "onnx only"),
         (["--output", "a.onnx", "--calibrate", "x"], "--precision int8 only"),
         (["--output", "a.onnx", "--precision", "int8", "--calibrate", "x"], "no pictures in x"),
+        (["--output", "a.onnx", "--calibration-images", "0"], "must be above 0"),
     ],
 )
 def test_export_refuses(tmp_path, monkeypatch, flags, says):
@@ -398,6 +409,51 @@ def test_export_without_what_it_needs(weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"onnxscript is missing: pip install -e .\[export\]"):
         export(weights, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_raw_outputs_of_a_model_with_centerness(tiny_cfg):
+    tood = tiny_cfg.MODEL.TOOD
+    tood.HEAD, tood.ASSIGNER, tood.CENTERNESS = "parallel", "atss", True
+    with pytest.raises(UserError, match="MODEL.TOOD.CENTERNESS"):
+        ExportableTOOD(build_model(tiny_cfg), nms=False)
+
+
+def test_a_file_that_finds_something_else_is_told(weights, tmp_path, monkeypatch):
+    def wrong(module, path, metadata):
+        module.model.head.scales[0].data *= 1.5
+        export_model_save(module, path, metadata)
+
+    export_model_save = export_model.save_torchscript
+    monkeypatch.setattr(export_model, "save_torchscript", wrong)
+    with pytest.raises(UserError, match="does not find what the model finds: .* in one only"):
+        export(weights, tmp_path / "a.ts", "--format", "torchscript")
+
+
+def test_comparison_refuses(onnx_file, weights, shapes):
+    argv = ["--config-file", CONFIG, onnx_file]
+    with pytest.raises(UserError, match="a.onnx is named twice"):
+        compare_exports.parse_args([*argv, onnx_file])
+    with pytest.raises(UserError, match="--rounds is 0"):
+        compare_exports.parse_args([*argv, "--rounds", "0"])
+    data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]
+    other = [*argv, *SMALL, *data, "INPUT.FORMAT", "BGR", "MODEL.WEIGHTS", weights]
+    with pytest.raises(UserError, match="its input_format is RGB, not BGR"):
+        compare_exports.main(compare_exports.parse_args(other))
+    assert compare_exports.split_runtime("a@b/c.onnx@openvino") == ("a@b/c.onnx", "openvino")
+    assert compare_exports.split_runtime("a@b/c.onnx") == ("a@b/c.onnx", "")
+
+
+def test_pictures_that_are_not_whole(tmp_path):
+    image = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    for name in ("a.jpg", "a.png"):
+        path = str(tmp_path / name)
+        detect_onnx.write_picture(path, image)
+        assert detect_onnx.read_picture(path).shape == (64, 64, 3)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) * 3 // 4])
+        assert detect_onnx.read_picture(path) is None
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert detect_onnx.read_picture(str(tmp_path / "empty.png")) is None
 
 
 def test_files_that_cannot_be_used(tmp_path):

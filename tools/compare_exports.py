@@ -43,7 +43,10 @@ def parse_args(argv=None):
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="or a model's name")
     parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="of PyTorch's rows"
+        "--precision",
+        action="append",
+        choices=PRECISIONS,
+        help="of a row of PyTorch; may be repeated",
     )
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     parser.add_argument(
@@ -51,20 +54,29 @@ def parse_args(argv=None):
     )
     argv, opts = split_options(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
-    args.opts = opts
+    args.opts, args.precisions = opts, args.precision or ["float32"]
+    if args.rounds < 1:
+        raise UserError(f"--rounds is {args.rounds}; it must be above 0.")
+    for values in (args.files, args.precisions):
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"{value} is named twice; name it once.")
     return args
 
 
 def main(args):
     detectors = {}
     for precision in args.precisions:
-        predictor = Predictor(args.config_file, device="cpu", precision=precision, opts=args.opts)
+        predictor = Predictor(
+            args.config_file, device="cpu", precision=precision, augment=False, opts=args.opts
+        )
         detectors[f"PyTorch {torch.__version__.split('+')[0]}, {precision}"] = predictor.model
     sizes = dict.fromkeys(detectors, weights_size(predictor.model))
     for entry in args.files:
-        path, _, runtime = entry.partition("@")
+        path, runtime = split_runtime(entry)
         file = ExportedFile(path, runtime)
-        name = f"{file.runtime}, {os.path.basename(path)}"
+        check_same_model(file, predictor)
+        name = f"{file.runtime}, {path}"
         detectors[name] = ExportedDetector(file)
         sizes[name] = os.path.getsize(path)
     if not predictor.cfg.DATASETS.TEST:
@@ -81,6 +93,22 @@ def main(args):
         print(f"| {name} | {aps} | {milliseconds:.1f} | {sizes[name] / 1e6:.1f} |")
 
 
+def split_runtime(entry):
+    """A path may have an @ as well."""
+    path, _, runtime = entry.rpartition("@")
+    return (path, runtime) if path and runtime in RUNTIMES else (entry, "")
+
+
+def check_same_model(file, predictor):
+    about = {"classes": predictor.class_names, "input_format": predictor.cfg.INPUT.FORMAT}
+    for key, value in about.items():
+        if file.metadata[key] != value:
+            raise UserError(
+                f"{file.path} is of another model than MODEL.WEIGHTS: its {key} is "
+                f"{file.metadata[key]}, not {value}."
+            )
+
+
 def evaluate(cfg, detector):
     """COCO's figures, of boxes."""
     name = cfg.DATASETS.TEST[0]
@@ -95,7 +123,8 @@ def measure(cfg, detectors, rounds):
     """{name: seconds for an image, one a round}."""
     seconds = {name: [] for name in detectors}
     loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
-    batches = list(itertools.islice(loader, WARMUP_ROUNDS + rounds))
+    batches = list(itertools.islice(loader, rounds))
+    batches = [batches[0]] * WARMUP_ROUNDS + batches
     for i, batch in enumerate(tqdm(batches, desc="timing")):
         for name, detector in detectors.items():
             start = time.perf_counter()

@@ -8,6 +8,7 @@ Boxes are XYXY pixels of the images that are given.
 
 import contextlib
 import copy
+import io
 import json
 import warnings
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
@@ -23,7 +24,7 @@ from .deform_conv import PortableDeformConv
 from .dense_head import DenseHead
 from .detector import TOOD
 from .errors import UserError
-from .files import replace_when_done
+from .files import write_whole
 from .fixed_norm import fold_fixed_norms
 
 __all__ = [
@@ -73,7 +74,16 @@ class ExportableTOOD(nn.Module):
             keep: in the place of :func:`keep_by_nms`.
             deform_conv2d: in the place of torchvision's operator.
             channels_last: memory order of the maps, the quicker one in PyTorch on a CPU.
+
+        Raises:
+            UserError: for raw outputs of a head with centerness, whose threshold is for scores that
+                are not among them.
         """
+        if not nms and getattr(model.head, "centerness", None) is not None:
+            raise UserError(
+                "Raw outputs cannot be had of a model with centerness (MODEL.TOOD.CENTERNESS), for "
+                "its threshold is for another score than detections have; export it with NMS."
+            )
         super().__init__()
         self.model = _copy_for_export(model, deform_conv2d)
         self.preprocess, self.nms, self.channels_last = preprocess, nms, channels_last
@@ -93,8 +103,9 @@ class ExportableTOOD(nn.Module):
             - ``RAW_OUTPUTS``: the scores (N, R, K) and boxes (N, R, 4) of every location, of the
               images as they were padded;
             - or ``DETECTIONS``: how many there are of each image (N,) int64, and their boxes
-              (N, D, 4), scores (N, D) by falling score and classes (N, D) int64, filled up to
-              ``max_detections_per_image`` with the score 0, the class -1 and boxes of zeros.
+              (N, D, 4), scores (N, D) by falling score and classes (N, D) int64, filled up with
+              the score 0, the class -1 and boxes of zeros. D is ``max_detections_per_image``, or
+              the number of candidates if that is less.
         """
         model = self.model
         if self.preprocess:
@@ -205,16 +216,19 @@ def save_torchscript(module: ExportableTOOD, path: str, metadata: Dict[str, Any]
     """Trace, and write a file for ``torch.jit.load``, with ``METADATA_FILE`` in it."""
     with torch.no_grad(), quiet():
         traced = torch.jit.trace(module, _sample(), check_trace=False)
-    extra = {METADATA_FILE: json.dumps(metadata)}
-    with replace_when_done(path) as part:
-        torch.jit.save(traced, part, _extra_files=extra)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
+    write_whole(path, buffer.getvalue())
 
 
 def save_program(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
     """Export, and write a file for ``torch.export.load``, with ``METADATA_FILE`` in it."""
-    program = export_program(module)
-    with replace_when_done(path, suffix=".pt2") as part, quiet():
-        torch.export.save(program, part, extra_files={METADATA_FILE: json.dumps(metadata)})
+    program, buffer = export_program(module), io.BytesIO()
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    with quiet():
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+    write_whole(path, buffer.getvalue())
 
 
 def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
@@ -225,24 +239,23 @@ def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
     Raises:
         UserError: where PyTorch is too old.
     """
-    Dim = getattr(getattr(torch, "export", None), "Dim", None)
-    if not hasattr(Dim, "DYNAMIC"):
+    try:
+        from torch.export import Dim
+        from torch.fx.experimental import _config as fx_config
+
+        found = hasattr(Dim, "DYNAMIC") and hasattr(fx_config, "backed_size_oblivious")
+    except ImportError:
+        found = False
+    if not found:
         raise UserError(
-            f"This PyTorch, {torch.__version__}, cannot export graphs of any size; use a newer "
-            "one, or --format torchscript."
+            f"This PyTorch, {torch.__version__}, cannot export graphs of any size; use 2.8 or a "
+            "newer one, or --format torchscript."
         )
     dimensions = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    with torch.no_grad(), quiet(), _any_size():
+    # Without it, the exporter asks of each size whether it is 1, and takes the answer as given.
+    any_size = fx_config.patch(backed_size_oblivious=True)
+    with torch.no_grad(), quiet(), any_size:
         return torch.export.export(module, (_sample(),), dynamic_shapes=(dimensions,), strict=False)
-
-
-def _any_size():
-    """Without it, the exporter asks of each size whether it is 1, and takes the answer as given."""
-    from torch.fx.experimental import _config
-
-    if hasattr(_config, "backed_size_oblivious"):
-        return _config.patch(backed_size_oblivious=True)
-    return contextlib.nullcontext()
 
 
 def _sample() -> Tensor:

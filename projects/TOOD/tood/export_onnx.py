@@ -21,7 +21,7 @@ from .candidates import Candidates
 from .detector import TOOD
 from .errors import UserError
 from .export import ExportableTOOD, export_program, keep_by_nms, quiet
-from .files import replace_when_done
+from .files import write_whole
 
 __all__ = [
     "INPUT",
@@ -112,8 +112,7 @@ def save_checked(proto, path: str, **metadata: Any) -> None:
         text = value if isinstance(value, str) else json.dumps(value)
         proto.metadata_props.add(key=key, value=text)
     onnx.checker.check_model(proto, full_check=True)
-    with replace_when_done(path) as part:
-        onnx.save(proto, part)
+    write_whole(path, proto.SerializeToString())
 
 
 def _forget_its_making(proto) -> None:

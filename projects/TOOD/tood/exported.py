@@ -16,8 +16,8 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from .candidates import select_candidates
-from .errors import UserError
-from .export import METADATA_FILE
+from .errors import UserError, first_line
+from .export import METADATA_FILE, quiet
 
 __all__ = ["RUNTIMES", "Comparison", "ExportedDetector", "ExportedFile", "compare_detections"]
 
@@ -48,10 +48,13 @@ class ExportedFile:
         try:
             self._run, self.metadata = RUNTIMES[self.runtime][1](path)
         except ImportError as error:
-            raise UserError(f"For {path}, the package {error.name} is missing.") from error
+            raise UserError(
+                f"For {path}, the package {error.name} is missing: pip install {error.name}"
+            ) from error
         except Exception as error:  # of each runtime its own
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} cannot be read by {self.runtime} ({reason}).") from error
+            raise UserError(
+                f"{path} cannot be read by {self.runtime} ({first_line(error)[:200]})."
+            ) from error
         if self.metadata.get("model") != "TOOD":
             raise UserError(f"{path} is not from tools/export_model.py: it does not say TOOD.")
 
@@ -59,8 +62,16 @@ class ExportedFile:
         """
         Args:
             images: (N, 3, H, W) float32, pixel values or normalized, as the file wants them.
+
+        Raises:
+            UserError: for a size that the file does not take.
         """
-        return dict(zip(self.metadata["outputs"], self._run(images)))
+        try:
+            return dict(zip(self.metadata["outputs"], self._run(images)))
+        except Exception as error:  # of each runtime its own
+            raise UserError(
+                f"{self.path} refuses images of the shape {images.shape}: {first_line(error)}."
+            ) from error
 
     def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
         """
@@ -191,7 +202,8 @@ def _openvino(path: str):
 
 def _torchscript(path: str):
     extra = {METADATA_FILE: ""}
-    module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+    with quiet():  # that all of TorchScript is deprecated
+        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
     return _run_torch(module), json.loads(extra[METADATA_FILE])
 
 

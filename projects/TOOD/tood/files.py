@@ -1,13 +1,12 @@
 """Files that are written whole or not at all, and read without running what is in them."""
 
-import contextlib
 import json
 import math
 import os
 import pickle
 import re
 import tempfile
-from typing import Dict, Iterator
+from typing import Dict
 
 import torch
 from PIL import Image
@@ -18,9 +17,9 @@ __all__ = [
     "check_folder",
     "check_picture",
     "read_tensors",
-    "replace_when_done",
     "write_atomically",
     "write_json",
+    "write_whole",
 ]
 
 
@@ -111,28 +110,24 @@ def write_atomically(content: Dict, path: str) -> None:
         raise UserError(f"{path} cannot be written ({error}).") from error
 
 
-@contextlib.contextmanager
-def replace_when_done(path: str, suffix: str = "") -> Iterator[str]:
+def write_whole(path: str, content: bytes) -> None:
     """
-    Gives the name of a file to write, which takes the place of ``path`` if all goes well and is
-    taken away otherwise.
-
-    Args:
-        suffix: of that name, for writers that look at it.
+    Write a file whole or not at all.
 
     Raises:
         UserError: where it cannot be written.
     """
-    part = f"{path}.part{suffix}"
+    part = f"{path}.part"
     try:
         try:
-            yield part
+            with open(part, "wb") as f:
+                f.write(content)
             os.replace(part, path)
         finally:
             if os.path.exists(part):
                 os.remove(part)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
 
 
 def write_json(content, path: str) -> None:
@@ -145,11 +140,9 @@ def write_json(content, path: str) -> None:
     text = json.dumps(_without_nan(content), indent=1)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(f"{path}.part", "w", encoding="utf-8") as f:
-            f.write(text)
-        os.replace(f"{path}.part", path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}).") from error
+    write_whole(path, text.encode())
 
 
 def _without_nan(content):

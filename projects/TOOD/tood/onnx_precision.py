@@ -1,6 +1,7 @@
 """
-ONNX files in float16 and int8, by ONNX Runtime's own tools: the network alone. The normalization of
-the images, where deformable convolutions read, scores, boxes and NMS stay float32.
+ONNX files in float16, and in int8 by ONNX Runtime's own tools: the network alone. The normalization
+of the images, the grids that deformable convolutions and boxes are read at, scores, boxes and NMS
+stay float32.
 """
 
 import logging
@@ -81,7 +82,8 @@ class _Graph:
         before_others = set()
         for name in self.convs:
             before_others |= self._reach(self.makers[name], self.makers)
-        delicate = (".attention.", ".conv_offset.")
+        # The last is what Detectron2's deformable blocks call theirs.
+        delicate = (".attention.", ".conv_offset.", ".conv2_offset.")
         return [
             name
             for name, weight in self.convs.items()
