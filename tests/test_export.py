@@ -24,7 +24,7 @@ from tood.candidates import Candidates
 from tood.deform_conv import PortableDeformConv
 from tood.errors import UserError
 from tood.export import DETECTIONS, ExportableTOOD, describe, keep_by_nms, save_program
-from tood.export_onnx import deform_conv2d_by_grid_sample
+from tood.export_onnx import deform_conv2d_by_grid_sample, exportable_to_onnx, save_checked
 from tood.exported import ExportedDetector, ExportedFile, compare_detections
 from tood.fixed_norm import FixedNormConv2d, fold_fixed_norms
 from tood.onnx_precision import to_float16, to_int8
@@ -36,9 +36,11 @@ for name in ("onnx", "onnxruntime", "onnxscript"):
 import onnx  # noqa: E402
 
 CLASSES = ["square", "disc", "ring", "cross"]
-# Two levels, one of which is a single location for small images: exporting takes time by level.
+# Two levels, one of which is a single location for small images: exporting takes time by level, and
+# by every norm that cannot be folded.
 SMALL = [
     *TINY,
+    *("MODEL.RESNETS.NORM", "BN"),
     *("MODEL.TOOD.NUM_CONVS", "1"),
     *("MODEL.TOOD.NUM_CLASSES", "4"),
     *("MODEL.TOOD.IN_FEATURES", "['p3','p6']"),
@@ -266,13 +268,49 @@ def test_reduced_precision(onnx_file, predictor, tmp_path):
     assert weights["model.head.inter_convs.0.0.weight_quantized"] == onnx.TensorProto.INT8
 
 
-def test_raw_onnx_of_an_anchor_based_model_with_deformable_convolutions(tmp_path):
-    opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1", *ONE_LEVEL]
+def test_what_is_for_int8(tmp_path):
+    """Not what predicts, nor what makes offsets, as Detectron2's deformable blocks name theirs."""
+    block = DeformBottleneckBlock(32, 32, bottleneck_channels=32, deform_modulated=True)
+    assert hasattr(block, "conv2_offset")
+    names = ["stem.conv1", "res2.0.conv2_offset", "head.0.conv_offset", "head.attention.0", "pred"]
+    values = ["x", *"abcde"]
+    weight = np.ones((1, 1, 1, 1), np.float32)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node(
+                "Conv", [values[i], f"model.{name}.weight"], [values[i + 1]], name
+            )
+            for i, name in enumerate(names)
+        ],
+        "chain",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 4, 4])],
+        [onnx.helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, [1, 1, 4, 4])],
+        [onnx.numpy_helper.from_array(weight, f"model.{name}.weight") for name in names],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), str(tmp_path / "chain.onnx"))
+    to_int8(str(tmp_path / "chain.onnx"), str(tmp_path / "int8.onnx"))
+    weights = {w.name for w in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
+    assert "model.stem.conv1.weight_quantized" in weights
+    assert {f"model.{name}.weight" for name in names[1:]} <= weights
+
+
+def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions(tmp_path):
+    opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
+    model = Predictor(CONFIG, save_random(tmp_path, *opts), opts=[*SMALL, *opts]).model
+    module = exportable_to_onnx(model).eval()
+    for shape in INPUTS:
+        images = images_of(shape)
+        expected = run(ExportableTOOD(model).eval(), images)
+        assert_same_detections(run(module, images), expected)
+
+
+def test_raw_outputs_of_normalized_images(tmp_path):
+    opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
     path = save_random(tmp_path, *opts)
-    flags = ["--raw", "--preprocessing", "outside"]
-    file = ExportedFile(export(path, tmp_path / "a.onnx", *flags, opts=opts))
-    predictor = Predictor(CONFIG, path, opts=[*SMALL, *opts])
-    model = predictor.model
+    flags = ["--format", "torchscript", "--raw", "--preprocessing", "outside"]
+    file = ExportedFile(export(path, tmp_path / "a.ts", *flags, opts=opts))
+    model = Predictor(CONFIG, path, opts=[*SMALL, *opts]).model
     for shape in INPUTS:
         images = images_of(shape)
         outputs = file(((images - model.pixel_mean) / model.pixel_std).numpy())
@@ -280,13 +318,6 @@ def test_raw_onnx_of_an_anchor_based_model_with_deformable_convolutions(tmp_path
             scores, boxes, _ = model.predict_dense([{"image": x} for x in images])
         np.testing.assert_allclose(outputs["scores"], scores, atol=1e-4)
         np.testing.assert_allclose(outputs["boxes"], boxes, atol=1e-2)
-    # What offsets are made by is not for int8.
-    to_int8(file.path, str(tmp_path / "int8.onnx"))
-    weights = {w.name: w for w in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
-    offset = weights["model.head.inter_convs.0.0.conv_offset.weight"]
-    assert offset.data_type == onnx.TensorProto.FLOAT
-    block = DeformBottleneckBlock(32, 32, bottleneck_channels=32, deform_modulated=True)
-    assert hasattr(block, "conv2_offset")  # as theirs in the backbone are called
     # What the file leaves to others is done when it is used like a model.
     image = {"image": images_of((3, 70, 130)).byte(), "height": 140, "width": 260}
     with torch.no_grad():
@@ -295,8 +326,13 @@ def test_raw_onnx_of_an_anchor_based_model_with_deformable_convolutions(tmp_path
     torch.testing.assert_close(actual["instances"].scores, expected.scores, atol=1e-4, rtol=0)
     a, e = (x.pred_boxes.tensor for x in (actual["instances"], expected))
     torch.testing.assert_close(a, e, atol=1e-2, rtol=0)
+
+
+def test_raw_onnx_is_not_for_the_program_without_this_project(onnx_file, tmp_path):
+    proto = onnx.load(onnx_file)
+    save_checked(proto, str(tmp_path / "raw.onnx"), outputs=["scores", "boxes"])
     with pytest.raises(detect_onnx.Error, match="makes no detections"):
-        detect_onnx.Detector(file.path)
+        detect_onnx.Detector(str(tmp_path / "raw.onnx"))
 
 
 def test_torchscript(weights, predictor, tmp_path, capsys):
