@@ -39,13 +39,14 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
             are found anew for each image when the file runs.
     """
     onnx = import_onnx()
-    from onnxruntime.quantization import quantize_dynamic, quantize_static
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     options = dict(nodes_to_quantize=_Graph(onnx.load(source)).roomy_convs(), per_channel=True)
     with tempfile.TemporaryDirectory() as folder, _without_advice():
         part = os.path.join(folder, "int8.onnx")
         if images is None:
-            quantize_dynamic(source, part, **options)
+            # Runtimes before 1.20 know convolutions of unsigned weights only.
+            quantize_dynamic(source, part, weight_type=QuantType.QUInt8, **options)
         else:
             quantize_static(source, part, _reader(images), **options)
         save_checked(onnx.load(part), target, precision="int8")
