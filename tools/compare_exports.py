@@ -29,6 +29,7 @@ from tood.engine import Trainer
 from tood.errors import UserError
 from tood.evaluation import SizedCOCOEvaluator
 from tood.exported import RUNTIMES, ExportedDetector, ExportedFile
+from tood.lazy_config import keys_as_in
 from tood.predictor import Predictor
 from tood.read_config import split_options
 
@@ -141,6 +142,8 @@ def weights_size(model):
 
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        args = parse_args()
+        with keys_as_in(args.config_file):
+            main(args)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")

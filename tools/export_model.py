@@ -36,6 +36,7 @@ from tood.export_onnx import exportable_to_onnx, save_onnx
 from tood.exported import ExportedFile, compare_detections
 from tood.files import check_folder
 from tood.images import IMAGE_ERRORS, pictures_in, probe_image
+from tood.lazy_config import keys_as_in
 from tood.onnx_precision import to_float16, to_int8
 from tood.predictor import Predictor
 from tood.read_config import split_options
@@ -213,6 +214,8 @@ def check_images(args, predictor):
 
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        args = parse_args()
+        with keys_as_in(args.config_file):
+            main(args)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
