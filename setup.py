@@ -3,7 +3,7 @@ Installs the package ``tood``. It neither installs nor upgrades torch and Detect
 builds are right depends on the machine. On a machine without them: ``make demo``.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # For ONNX; the other formats are PyTorch's own.
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
@@ -13,8 +13,8 @@ setup(
     version="0.1.0",
     description="TOOD: Task-aligned One-stage Object Detection, for Detectron2",
     license="Apache-2.0",
-    packages=["tood", "tood.configs"],
-    package_dir={"tood": "projects/TOOD/tood", "tood.configs": "configs"},
+    packages=[*find_packages("projects/TOOD"), "tood.configs"],
+    package_dir={"": "projects/TOOD", "tood.configs": "configs"},
     package_data={"tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py", "lazy/common/*.py"]},
     python_requires=">=3.9",
     install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],

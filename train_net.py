@@ -29,18 +29,18 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from tood.check_config import check_training
-from tood.checkpoint import Checkpointer
-from tood.data import prepare_datasets
-from tood.engine import Trainer
-from tood.errors import UserError
-from tood.files import check_folder, write_json
-from tood.lazy_config import is_lazy, keys_as_in, lazy_names
-from tood.lazy_trainer import LazyTrainer
-from tood.lazy_view import LazyView
-from tood.processes import launch
-from tood.read_config import check_weights, load_config, read_schedule, typed_keys
-from tood.schedule import scale_schedule
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.check import check_training
+from tood.config.lazy import is_lazy, keys_as_in, lazy_names
+from tood.config.lazy_view import LazyView
+from tood.config.read import check_weights, load_config, read_schedule, typed_keys
+from tood.config.schedule import scale_schedule
+from tood.data.datasets import prepare_datasets
+from tood.engine.launch import launch
+from tood.engine.lazy_trainer import LazyTrainer
+from tood.engine.trainer import Trainer
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, write_json
 
 logger = logging.getLogger("tood")
 

@@ -24,15 +24,14 @@ try:
 except ImportError:
     sys.exit("error: OpenCV is missing, which reads videos and draws: pip install -e .[draw]")
 
-from tood.data import parse_own_data
-from tood.draw import draw_boxes
-from tood.errors import UserError
-from tood.files import check_folder, check_picture, write_json
-from tood.images import PICTURES, pictures_in
-from tood.lazy_config import keys_as_in
+from tood.config.lazy import keys_as_in
+from tood.config.read import split_options
+from tood.data.datasets import parse_own_data
+from tood.data.images import PICTURES, pictures_in
 from tood.predictor import Predictor, read_picture
-from tood.read_config import split_options
-from tood.sheets import add_heading, stack_pictures
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, check_picture, write_json
+from tood.visualization.draw import add_heading, draw_boxes, stack_pictures
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 DEFAULT_INPUTS = 12

@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 
 import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
-from tood.shapes import write_shapes_dataset  # noqa: E402
+from tood.data.shapes import write_shapes_dataset  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
 # A model small enough for an iteration in a fraction of a second.

@@ -12,22 +12,22 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
 import train_net
-from tood import alignment
-from tood.alignment import (
+from tood.data.datasets import load_own_data
+from tood.evaluation import alignment
+from tood.evaluation.alignment import (
     belonging_predictions,
     count_detections,
     measure_alignment,
     rank_correlation,
 )
-from tood.alignment_evaluator import (
+from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
     DenseOutputs,
     DenseReader,
     ObjectFigures,
     summarize,
 )
-from tood.alignment_pictures import _paint, draw_histograms, draw_scatter, location_values
-from tood.data import load_own_data
+from tood.visualization.alignment import _paint, draw_histograms, draw_scatter, location_values
 
 
 def all_valid(x):

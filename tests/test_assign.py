@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-from tood import assign
-from tood.assign import assign_atss, assign_tal, centerness, locations_of_image
+from tood.modeling import assign
+from tood.modeling.assign import assign_atss, assign_tal, centerness, locations_of_image
 
 GRIDS, STRIDES = [(8, 10), (4, 5), (2, 3)], [8, 16, 32]
 LEVEL_SIZES = [h * w for h, w in GRIDS]

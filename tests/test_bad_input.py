@@ -192,7 +192,7 @@ def test_schedules(command, flag, value, says):
 
 
 def test_pictures_without_a_library_to_draw_them(command, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tood.draw", None)
+    monkeypatch.setitem(sys.modules, "tood.visualization.draw", None)
     monkeypatch.delattr(tood, "draw", raising=False)
     message = error_of(command(opts=["VIS_PERIOD", "5"]))
     assert "VIS_PERIOD is 5" in message and "pip install opencv-python" in message

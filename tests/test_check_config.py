@@ -3,9 +3,9 @@
 import pytest
 from conftest import ROOT
 
-from tood.check_config import RANGES, check_config, known_keys, nearest_key
-from tood.errors import UserError
-from tood.read_config import load_config, split_options
+from tood.config.check import RANGES, check_config, known_keys, nearest_key
+from tood.config.read import load_config, split_options
+from tood.utils.errors import UserError
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
 

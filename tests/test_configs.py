@@ -4,7 +4,7 @@ import pytest
 from detectron2.modeling import build_model
 
 from tood import TOOD
-from tood.read_config import load_config
+from tood.config.read import load_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

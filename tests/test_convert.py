@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from reference import Reference
 
 from tood import TOOD, model_zoo
-from tood.convert import (
+from tood.checkpoint.convert import (
     convert_backbone,
     convert_checkpoint,
     convert_to_mmdet,
@@ -21,10 +21,10 @@ from tood.convert import (
     to_detectron2,
     to_mmdet,
 )
-from tood.errors import UserError
-from tood.files import read_tensors
-from tood.identify import identify, is_backbone
-from tood.names import detectron2_name, mmdet_name
+from tood.checkpoint.identify import identify, is_backbone
+from tood.checkpoint.names import detectron2_name, mmdet_name
+from tood.utils.errors import UserError
+from tood.utils.files import read_tensors
 
 TOOL = str(ROOT / "tools" / "convert_checkpoint.py")
 
@@ -354,7 +354,7 @@ def test_imagenet_weights_by_name(tmp_path, monkeypatch):
     from detectron2.utils.file_io import PathManager
     from torchvision.models import resnet18
 
-    from tood import pretrained
+    from tood.checkpoint import catalog
 
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
     asked = []
@@ -373,7 +373,7 @@ def test_imagenet_weights_by_name(tmp_path, monkeypatch):
     assert "There are no weights torchvision://resnet17" in complaint(
         PathManager.get_local_path, "torchvision://resnet17"
     )
-    assert set(pretrained.OPEN_MMLAB) == {"resnext101_64x4d"}
+    assert set(catalog.OPEN_MMLAB) == {"resnext101_64x4d"}
 
 
 def test_model_zoo_takes_a_converted_checkpoint(released, tmp_path):

@@ -6,7 +6,7 @@ from count_cost import multiply_adds
 from detectron2.layers import ShapeSpec
 
 from tood import TOODHead, model_zoo
-from tood.deform_conv import DeformConvPack
+from tood.modeling.backbone.deform_conv import DeformConvPack
 
 
 def test_multiply_adds_at_1280_x_800():

@@ -10,10 +10,10 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from tood import add_tood_config
-from tood.data import OwnData, load_own_data, parse_own_data, prepare_datasets
-from tood.errors import UserError
-from tood.mapper import CheckedMapper
-from tood.shapes import SHAPES
+from tood.data.datasets import OwnData, load_own_data, parse_own_data, prepare_datasets
+from tood.data.mapper import CheckedMapper
+from tood.data.shapes import SHAPES
+from tood.utils.errors import UserError
 
 
 @pytest.fixture
@@ -219,7 +219,9 @@ def test_image_that_cannot_be_used(own, tiny_cfg, spoil):
 
 def test_sentence_of_an_error_from_a_worker_process():
     inner = "The image a.jpg cannot be used (cut off); repair it."
-    wrapped = f"Caught UserError in a worker.\nTraceback ...\ntood.errors.UserError: {inner}\n"
+    wrapped = (
+        f"Caught UserError in a worker.\nTraceback ...\ntood.utils.errors.UserError: {inner}\n"
+    )
     assert UserError(wrapped).sentence() == inner
     assert UserError(inner).sentence() == inner
     assert UserError("About a UserError: no").sentence() == "About a UserError: no"

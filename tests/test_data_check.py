@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tood.data_check import InputSize, check_data, check_images
+from tood.data.check import InputSize, check_data, check_images
 
 AS_IT_IS = InputSize(0, 0)
 IMAGES = [
@@ -120,8 +120,8 @@ def test_images(tmp_path):
 
 
 def test_a_json_that_was_nested_without_end(tmp_path):
-    from tood.annotations import read_annotations
-    from tood.errors import UserError
+    from tood.data.annotations import read_annotations
+    from tood.utils.errors import UserError
 
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)

@@ -6,7 +6,7 @@ from detectron2.layers import ModulatedDeformConv
 from detectron2.modeling import build_model
 
 from tood import model_zoo
-from tood.deform_conv import (
+from tood.modeling.backbone.deform_conv import (
     HAS_EXTENSION,
     DeformConvPack,
     PortableDeformConv,

@@ -18,9 +18,9 @@ from PIL import Image
 import demo
 import train_net
 from tood import add_tood_config
-from tood.errors import UserError
+from tood.data.shapes import SHAPES
 from tood.predictor import Predictor
-from tood.shapes import SHAPES
+from tood.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

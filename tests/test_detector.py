@@ -10,10 +10,10 @@ from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tood.candidates import select_candidates
-from tood.dense_head import DensePredictions
-from tood.detector import Targets
-from tood.losses import aligned_focal_loss
+from tood.modeling.dense_head import DensePredictions
+from tood.modeling.detector import Targets
+from tood.modeling.losses import aligned_focal_loss
+from tood.modeling.postprocess import select_candidates
 
 PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
 

@@ -55,7 +55,7 @@ def log(self, *args):
 tood.TOOD.forward_training = log
 import train_net
 from detectron2.data import DatasetCatalog
-from tood.mapper import CheckedMapper
+from tood.data.mapper import CheckedMapper
 def in_order(cls, cfg):
     mapper = CheckedMapper(cfg, is_train=True)
     records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])

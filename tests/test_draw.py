@@ -3,9 +3,8 @@ import pytest
 import visualize_data
 from PIL import Image
 
-from tood.draw import class_colors, draw_boxes
-from tood.errors import UserError
-from tood.sheets import add_heading, stack_pictures
+from tood.utils.errors import UserError
+from tood.visualization.draw import add_heading, class_colors, draw_boxes, stack_pictures
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():

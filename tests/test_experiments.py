@@ -10,7 +10,7 @@ from conftest import ROOT
 from experiment_table import Experiment, markdown_table
 
 from tood import model_zoo
-from tood.errors import UserError
+from tood.utils.errors import UserError
 
 
 def args_for(command, output, *flags):

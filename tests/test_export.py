@@ -20,16 +20,16 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from PIL import Image
 
-from tood.candidates import Candidates
-from tood.deform_conv import PortableDeformConv
-from tood.errors import UserError
-from tood.export import DETECTIONS, ExportableTOOD, describe, keep_by_nms, save_program
-from tood.export_onnx import deform_conv2d_by_grid_sample, exportable_to_onnx, save_checked
-from tood.exported import ExportedDetector, ExportedFile, compare_detections
-from tood.fixed_norm import FixedNormConv2d, fold_fixed_norms
-from tood.onnx_precision import to_float16, to_int8
+from tood.config.read import load_config
+from tood.export.module import DETECTIONS, ExportableTOOD, describe, keep_by_nms, save_program
+from tood.export.onnx import deform_conv2d_by_grid_sample, exportable_to_onnx, save_checked
+from tood.export.precision import to_float16, to_int8
+from tood.export.runtime import ExportedDetector, ExportedFile, compare_detections
+from tood.modeling.backbone.deform_conv import PortableDeformConv
+from tood.modeling.backbone.fixed_norm import FixedNormConv2d, fold_fixed_norms
+from tood.modeling.postprocess import Candidates
 from tood.predictor import Predictor
-from tood.read_config import load_config
+from tood.utils.errors import UserError
 
 for name in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(name)

@@ -7,7 +7,7 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from torch import nn
 
-from tood.fixed_norm import FixedNormConv2d, use_fixed_norms
+from tood.modeling.backbone.fixed_norm import FixedNormConv2d, use_fixed_norms
 
 
 def make_layers(norm="BN", **options):

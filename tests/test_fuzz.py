@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tood import add_tood_config
-from tood.check_config import known_keys
-from tood.data import prepare_datasets
-from tood.errors import UserError
-from tood.read_config import load_config
+from tood.config.check import known_keys
+from tood.config.read import load_config
+from tood.data.datasets import prepare_datasets
+from tood.utils.errors import UserError
 
 fuzzed = settings(
     max_examples=400,

@@ -7,8 +7,8 @@ from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from tood.dense_head import decode_deltas, decode_distances, make_anchors
-from tood.head import TOODHead
+from tood.modeling.dense_head import decode_deltas, decode_distances, make_anchors
+from tood.modeling.head import TOODHead
 
 
 def build_head(cfg, channels):

@@ -5,7 +5,7 @@ import pytest
 from detectron2.data import detection_utils
 from PIL import Image
 
-from tood.images import IMAGE_ERRORS, probe_image, read_image
+from tood.data.images import IMAGE_ERRORS, probe_image, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

@@ -9,9 +9,9 @@ from conftest import error_of
 from detectron2.modeling import build_model
 
 import train_net
-from tood import files
-from tood.checkpoint import Checkpointer
-from tood.errors import UserError
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.utils import files
+from tood.utils.errors import UserError
 
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1"]
 

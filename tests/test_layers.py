@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tood.layers import TaskDecomposition, log_geometric_mean_of_sigmoids, sample_each_side
+from tood.modeling.layers import TaskDecomposition, log_geometric_mean_of_sigmoids, sample_each_side
 
 
 def test_geometric_mean_values():

@@ -21,14 +21,14 @@ import demo
 import tood
 import train_net
 from tood import model_zoo
-from tood.engine import Trainer
-from tood.errors import UserError
-from tood.lazy_config import is_lazy, lazy_names, read_lazy_config
-from tood.lazy_trainer import LazyTrainer
-from tood.lazy_view import LAZY_KEYS, LazyView
-from tood.mapper import CheckedMapper
-from tood.read_config import load_config, split_options
-from tood.schedule import Schedule
+from tood.config.lazy import is_lazy, lazy_names, read_lazy_config
+from tood.config.lazy_view import LAZY_KEYS, LazyView
+from tood.config.read import load_config, split_options
+from tood.config.schedule import Schedule
+from tood.data.mapper import CheckedMapper
+from tood.engine.lazy_trainer import LazyTrainer
+from tood.engine.trainer import Trainer
+from tood.utils.errors import UserError
 
 LAZY = ROOT / "configs" / "lazy"
 NAMES = sorted(path.stem for path in LAZY.glob("*.py"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from tood.losses import aligned_focal_loss, giou_loss
+from tood.modeling.losses import aligned_focal_loss, giou_loss
 
 
 def test_literal_values():

@@ -10,10 +10,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from tood import model_zoo
-from tood.check_config import check_config
-from tood.detector import HEADS
-from tood.errors import UserError
-from tood.layers import sample_each_side
+from tood.config.check import check_config
+from tood.modeling.detector import HEADS
+from tood.modeling.layers import sample_each_side
+from tood.utils.errors import UserError
 
 PAPER = sorted(p.stem for p in (ROOT / "configs" / "paper").glob("*.yaml"))
 STRIDES = (8, 16, 32, 64, 128)

@@ -11,8 +11,8 @@ from conftest import ROOT, free_port
 from detectron2.modeling import build_model
 
 import train_net
-from tood.errors import UserError
-from tood.processes import Place, first_host, place_from_environment
+from tood.engine.launch import Place, first_host, place_from_environment
+from tood.utils.errors import UserError
 
 TORCHRUN = {
     "RANK": "3",

@@ -6,7 +6,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from reference import PHASES, ROOT, Reference
 
-from tood.names import detectron2_name
+from tood.checkpoint.names import detectron2_name
 
 NAMES = ["r18_anchor_free", "r50_anchor_free", "r50_anchor_based", "r50_dcn"]
 

@@ -13,9 +13,10 @@ from detectron2.utils.file_io import PathManager
 from reference import Reference
 
 import tood
-from tood import model_zoo, released
-from tood.errors import UserError
-from tood.read_config import check_weights
+from tood import model_zoo
+from tood.checkpoint import catalog
+from tood.config.read import check_weights
+from tood.utils.errors import UserError
 
 NAME = "tood_R50_FPN_1x"
 STEM = model_zoo.RELEASED_MODELS[NAME].checkpoint
@@ -63,8 +64,8 @@ def published(tmp_path, monkeypatch):
     (folder / "new.pth").rename(folder / f"{STEM}_{date_and_hash}.pth")
     server = Server(tmp_path / "served")
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(released, "BASE_URL", server.url)
-    monkeypatch.setitem(released.FILES, NAME, date_and_hash)
+    monkeypatch.setattr(catalog, "BASE_URL", server.url)
+    monkeypatch.setitem(catalog.FILES, NAME, date_and_hash)
     for handler in PathManager._path_handlers.values():  # they remember what they have fetched
         getattr(handler, "cache_map", {}).clear()
     yield server, folder / f"{STEM}_{date_and_hash}.pth", content
@@ -130,10 +131,10 @@ def test_names_that_are_not_released():
 
 
 def test_every_file_has_a_date_and_a_hash():
-    assert set(released.FILES) == set(model_zoo.RELEASED_MODELS) - {
+    assert set(catalog.FILES) == set(model_zoo.RELEASED_MODELS) - {
         "tood_X101_64x4d_DCN_FPN_mstrain_2x"
     }
-    for name in released.FILES:
-        assert released._url_of(name).count(model_zoo.RELEASED_MODELS[name].checkpoint) == 2
-        date, digest = released.FILES[name].split("-")
+    for name in catalog.FILES:
+        assert catalog._url_of(name).count(model_zoo.RELEASED_MODELS[name].checkpoint) == 2
+        date, digest = catalog.FILES[name].split("-")
         assert len(date) == 15 and len(bytes.fromhex(digest)) == 4

@@ -6,8 +6,8 @@ from conftest import error_of
 from detectron2.solver import build_lr_scheduler
 
 import train_net
-from tood.errors import UserError
-from tood.schedule import Schedule, scale_schedule
+from tood.config.schedule import Schedule, scale_schedule
+from tood.utils.errors import UserError
 
 RELEASED = Schedule(
     ims_per_batch=16,

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tood.shapes import SHAPES, draw_scene, write_shapes_dataset
+from tood.data.shapes import SHAPES, draw_scene, write_shapes_dataset
 
 
 def test_scene_is_reproducible_and_its_boxes_hold_the_shapes():

@@ -9,7 +9,7 @@ import torch
 from detectron2.data.samplers import TrainingSampler
 
 import train_net
-from tood.training_data import AugmentedDataset, TrainingBatches, TrainingLoader
+from tood.data.loader import AugmentedDataset, TrainingBatches, TrainingLoader
 
 GROUPS = [0, 1, 1, 0, 1, 0, 0]
 

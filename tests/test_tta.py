@@ -9,10 +9,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 import train_net
-from tood.detector import TOOD
-from tood.errors import UserError
+from tood.modeling.detector import TOOD
+from tood.modeling.tta import TOODWithTTA
 from tood.predictor import Predictor
-from tood.tta import TOODWithTTA
+from tood.utils.errors import UserError
 
 
 def with_aug(cfg, min_sizes, flip):

@@ -12,12 +12,11 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 import train_net
-from tood.detector import Targets
-from tood.draw import draw_points, draw_training
-from tood.keep_best import BestWeights
-from tood.validation import validation_loss
-from tood.watch import StatusPrinter, assignment_statistics
-from tood.weight_average import WeightAverage
+from tood.engine.hooks import BestWeights, WeightAverage
+from tood.engine.watch import StatusPrinter, assignment_statistics
+from tood.evaluation.coco import validation_loss
+from tood.modeling.detector import Targets
+from tood.visualization.draw import draw_points, draw_training
 
 
 @pytest.fixture

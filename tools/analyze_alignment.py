@@ -22,22 +22,22 @@ from detectron2.modeling import build_model
 from PIL import Image
 from tabulate import tabulate
 
-from tood.alignment_evaluator import (
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.read import check_weights, load_config
+from tood.data.datasets import prepare_datasets
+from tood.engine.trainer import Trainer
+from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
     DenseReader,
     scale_of_input,
     summarize,
     table_of,
 )
-from tood.alignment_pictures import draw_histograms, draw_maps, draw_scatter
-from tood.checkpoint import Checkpointer
-from tood.data import prepare_datasets
-from tood.engine import Trainer
-from tood.errors import UserError
-from tood.evaluation import first_AP
-from tood.files import check_folder, write_json
-from tood.read_config import check_weights, load_config
-from tood.sheets import stack_pictures
+from tood.evaluation.coco import first_AP
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, write_json
+from tood.visualization.alignment import draw_histograms, draw_maps, draw_scatter
+from tood.visualization.draw import stack_pictures
 
 ARCHITECTURES = ("TOOD", "RetinaNet")
 

@@ -34,11 +34,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from tood.detector import PRECISIONS
-from tood.errors import UserError
-from tood.mapper import CheckedMapper
-from tood.read_config import load_config
-from tood.shapes import write_shapes_dataset
+from tood.config.read import load_config
+from tood.data.mapper import CheckedMapper
+from tood.data.shapes import write_shapes_dataset
+from tood.modeling.detector import PRECISIONS
+from tood.utils.errors import UserError
 
 PARTS = ("step", "inference", "head", "losses", "data", "memory")
 # What counts as a convolution or a matrix product in the profiler's names.

@@ -6,8 +6,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from tood.detector import PRECISIONS
-from tood.read_config import load_config
+from tood.config.read import load_config
+from tood.modeling.detector import PRECISIONS
 
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 AFTER_WARMUP = 10**9  # an iteration at which TAL assigns

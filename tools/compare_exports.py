@@ -23,15 +23,15 @@ import torch
 from detectron2.evaluation import inference_on_dataset
 from tqdm import tqdm
 
-from tood.data import prepare_datasets
-from tood.detector import PRECISIONS
-from tood.engine import Trainer
-from tood.errors import UserError
-from tood.evaluation import SizedCOCOEvaluator
-from tood.exported import RUNTIMES, ExportedDetector, ExportedFile
-from tood.lazy_config import keys_as_in
+from tood.config.lazy import keys_as_in
+from tood.config.read import split_options
+from tood.data.datasets import prepare_datasets
+from tood.engine.trainer import Trainer
+from tood.evaluation.coco import SizedCOCOEvaluator
+from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
+from tood.modeling.detector import PRECISIONS
 from tood.predictor import Predictor
-from tood.read_config import split_options
+from tood.utils.errors import UserError
 
 WARMUP_ROUNDS = 2
 

@@ -13,16 +13,16 @@ import os
 import shlex
 import sys
 
-from tood.convert import (
+from tood.checkpoint.convert import (
     convert_backbone,
     convert_checkpoint,
     convert_to_mmdet,
     read_checkpoint,
 )
-from tood.dense_head import ANCHOR_TYPES
-from tood.errors import UserError
-from tood.files import write_atomically
-from tood.identify import is_backbone
+from tood.checkpoint.identify import is_backbone
+from tood.modeling.dense_head import ANCHOR_TYPES
+from tood.utils.errors import UserError
+from tood.utils.files import write_atomically
 
 
 def parse_args(argv=None):

@@ -17,7 +17,7 @@ from fvcore.nn import FlopCountAnalysis
 from tqdm import tqdm
 
 from tood import model_zoo
-from tood.errors import UserError
+from tood.utils.errors import UserError
 
 COUNTED = ("conv", "bmm", "linear", "deform_conv2d")
 

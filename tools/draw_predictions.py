@@ -17,14 +17,13 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
-from tood.checkpoint import Checkpointer
-from tood.data import prepare_datasets
-from tood.draw import draw_boxes
-from tood.errors import UserError
-from tood.files import check_picture
-from tood.images import IMAGE_ERRORS, read_image
-from tood.read_config import check_weights, load_config
-from tood.sheets import add_heading, stack_pictures
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.read import check_weights, load_config
+from tood.data.datasets import prepare_datasets
+from tood.data.images import IMAGE_ERRORS, read_image
+from tood.utils.errors import UserError
+from tood.utils.files import check_picture
+from tood.visualization.draw import add_heading, draw_boxes, stack_pictures
 
 
 def parse_args():

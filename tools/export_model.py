@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tood.data import parse_own_data
-from tood.errors import UserError, first_line
-from tood.export import (
+from tood.config.lazy import keys_as_in
+from tood.config.read import split_options
+from tood.data.datasets import parse_own_data
+from tood.data.images import IMAGE_ERRORS, pictures_in, probe_image
+from tood.export.module import (
     DETECTIONS,
     SMALLEST_SIDE_OF_PROGRAM,
     ExportableTOOD,
@@ -32,14 +34,12 @@ from tood.export import (
     save_program,
     save_torchscript,
 )
-from tood.export_onnx import exportable_to_onnx, save_onnx
-from tood.exported import ExportedFile, compare_detections
-from tood.files import check_folder
-from tood.images import IMAGE_ERRORS, pictures_in, probe_image
-from tood.lazy_config import keys_as_in
-from tood.onnx_precision import to_float16, to_int8
+from tood.export.onnx import exportable_to_onnx, save_onnx
+from tood.export.precision import to_float16, to_int8
+from tood.export.runtime import ExportedFile, compare_detections
 from tood.predictor import Predictor
-from tood.read_config import split_options
+from tood.utils.errors import UserError, first_line
+from tood.utils.files import check_folder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
 CHECKED_IMAGES = 3

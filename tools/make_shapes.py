@@ -8,7 +8,7 @@ Generate the data set of drawn shapes: a train and a val split in COCO format::
 import argparse
 import os
 
-from tood.shapes import write_shapes_dataset
+from tood.data.shapes import write_shapes_dataset
 
 
 def main():

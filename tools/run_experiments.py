@@ -25,9 +25,9 @@ import yaml
 from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
-from tood.errors import UserError
-from tood.files import check_folder, write_json
-from tood.read_config import split_options
+from tood.config.read import split_options
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, write_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXPERIMENTS = os.path.join(ROOT, "tools", "paper_experiments.yaml")

@@ -21,15 +21,20 @@ from detectron2.modeling import build_model
 from PIL import Image
 from tabulate import tabulate
 
-from tood.assign import box_iou_of_pairs
-from tood.checkpoint import Checkpointer
-from tood.data import prepare_datasets
-from tood.draw import class_colors, draw_boxes, draw_points
-from tood.engine import Trainer
-from tood.errors import UserError
-from tood.files import check_picture
-from tood.read_config import check_weights, load_config, split_options
-from tood.sheets import add_heading, stack_pictures
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.read import check_weights, load_config, split_options
+from tood.data.datasets import prepare_datasets
+from tood.engine.trainer import Trainer
+from tood.modeling.assign import box_iou_of_pairs
+from tood.utils.errors import UserError
+from tood.utils.files import check_picture
+from tood.visualization.draw import (
+    add_heading,
+    class_colors,
+    draw_boxes,
+    draw_points,
+    stack_pictures,
+)
 
 PHASES = {"ATSS": True, "TAL": False}
 SMALLEST = 360  # shorter side of a drawn image, pixels

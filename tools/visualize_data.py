@@ -15,13 +15,12 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from tood.data import prepare_datasets
-from tood.draw import draw_boxes
-from tood.engine import Trainer
-from tood.errors import UserError
-from tood.files import check_picture
-from tood.read_config import load_config
-from tood.sheets import add_heading, stack_pictures
+from tood.config.read import load_config
+from tood.data.datasets import prepare_datasets
+from tood.engine.trainer import Trainer
+from tood.utils.errors import UserError
+from tood.utils.files import check_picture
+from tood.visualization.draw import add_heading, draw_boxes, stack_pictures
 
 
 def parse_args(argv=None):

@@ -3,7 +3,7 @@
 #
 #   python train_net.py --config-file configs/lazy/tood_R18_GN_small_data.py \
 #       --train-data train.json:images --val-data val.json:images model.num_classes=3
-from tood.optimizer import clipped_sgd
+from tood.engine.optimizer import clipped_sgd
 
 from .common.data import dataloader
 from .common.model import model

@@ -4,9 +4,9 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 
-from tood.evaluation import SizedCOCOEvaluator
-from tood.mapper import CheckedMapper
-from tood.training_data import build_training_loader
+from tood.data.loader import build_training_loader
+from tood.data.mapper import CheckedMapper
+from tood.evaluation.coco import SizedCOCOEvaluator
 
 dataloader = dict(
     train=L(build_training_loader)(

@@ -6,7 +6,7 @@ from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from tood import TOOD, TOODHead
-from tood.backbone import make_resnet_stages, make_tood_fpn
+from tood.modeling.backbone.fpn import make_resnet_stages, make_tood_fpn
 
 model = L(TOOD)(
     backbone=L(make_tood_fpn)(

@@ -3,13 +3,14 @@ TOOD for Detectron2. Importing this package registers the architecture and its b
 names of ImageNet weights that the configs use.
 """
 
-from . import model_zoo, pretrained, released
-from .backbone import build_tood_resnet_fpn_backbone
-from .config import add_tood_config
-from .detector import TOOD
-from .head import TOODHead
-from .model_zoo import get_model
-from .predictor import Predictor
+from tood import model_zoo
+from tood.checkpoint import catalog  # noqa: F401  (registers names of weights)
+from tood.config.defaults import add_tood_config
+from tood.model_zoo import get_model
+from tood.modeling.backbone.fpn import build_tood_resnet_fpn_backbone
+from tood.modeling.detector import TOOD
+from tood.modeling.head import TOODHead
+from tood.predictor import Predictor
 
 __all__ = [
     "Predictor",
@@ -19,6 +20,4 @@ __all__ = [
     "build_tood_resnet_fpn_backbone",
     "get_model",
     "model_zoo",
-    "pretrained",
-    "released",
 ]

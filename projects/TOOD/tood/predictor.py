@@ -13,15 +13,15 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
-from . import model_zoo
-from .annotations import read_annotations
-from .checkpoint import Checkpointer
-from .data import parse_own_data
-from .errors import UserError
-from .files import read_tensors
-from .images import IMAGE_ERRORS, read_image
-from .read_config import check_weights, finish_config, load_config
-from .tta import TOODWithTTA
+from tood import model_zoo
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.read import check_weights, finish_config, load_config
+from tood.data.annotations import read_annotations
+from tood.data.datasets import parse_own_data
+from tood.data.images import IMAGE_ERRORS, read_image
+from tood.modeling.tta import TOODWithTTA
+from tood.utils.errors import UserError
+from tood.utils.files import read_tensors
 
 __all__ = ["Predictor", "class_names_of", "read_picture"]
 

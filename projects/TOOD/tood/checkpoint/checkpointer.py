@@ -1,0 +1,158 @@
+"""Checkpoints that are whole or not there, and sentences for those that cannot be used."""
+
+import logging
+import os
+import pickle
+import re
+import struct
+from typing import Any, Dict, List
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from tood.utils.errors import UserError
+from tood.utils.files import write_atomically
+
+__all__ = ["Checkpointer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer(DetectionCheckpointer):
+    """
+    Detectron2's, in its format. A process that is killed while it writes leaves the checkpoints
+    before it as they were; and resuming goes back to the newest one that can be read.
+    """
+
+    def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
+        """
+        Args:
+            complete: refuse weights that lack a part of the model, or have it in another shape:
+                right for evaluation, where Detectron2 would go on with a part drawn at random.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.complete = complete
+        self.constants: Dict[str, Any] = {}  # what every file holds as well
+        self.resuming = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """
+        Write model, checkpointables and ``kwargs`` to ``name``.pth.
+
+        Raises:
+            UserError: where it cannot be written. Nothing is left of it then.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if "://" in self.save_dir:
+            return super().save(name, **kwargs)
+        content = {"model": self.model.state_dict(), **self.constants}
+        content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        content.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info(f"Saving checkpoint to {path}")
+        write_atomically(content, path)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if "://" in self.save_dir:
+            return super().tag_last_checkpoint(last_filename_basename)
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            with open(f"{path}.part", "w") as f:
+                f.write(last_filename_basename)
+            os.replace(f"{path}.part", path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error}).") from error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        """
+        Args:
+            path: weights to start from, where there is nothing to resume.
+            resume: go on from the newest checkpoint in ``save_dir`` that can be read whole.
+        """
+        if not resume or not self.has_checkpoint():
+            return self.load(path, checkpointables=[])
+        self.resuming = True
+        try:
+            return self._load_newest()
+        finally:
+            self.resuming = False
+
+    def _load_newest(self) -> Dict[str, Any]:
+        paths = self._newest_first()
+        for path, before in zip(paths, paths[1:]):
+            try:
+                return self.load(path)
+            except UserError as error:
+                logger.warning(f"{error.sentence()} Trying the one before it, {before}.")
+        return self.load(paths[-1])
+
+    def _newest_first(self) -> List[str]:
+        last = self.get_checkpoint_file()
+        numbered = sorted(
+            path
+            for path in self.get_all_checkpoint_files()
+            if re.fullmatch(r"model_\d+\.pth", os.path.basename(path))
+        )
+        return [last, *(path for path in reversed(numbered) if path != last)]
+
+    def load(self, path, *args, **kwargs):
+        try:
+            return super().load(path, *args, **kwargs)
+        except UserError:
+            raise
+        except (
+            *(AssertionError, AttributeError, EOFError, KeyError, OSError, RuntimeError),
+            *(TypeError, ValueError),
+            *(pickle.UnpicklingError, struct.error),
+        ) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
+                "MODEL.WEIGHTS, and leave out --resume if it was the last one of this folder."
+            ) from error
+        finally:
+            # Detectron2's main branch refuses another load as long as this one seems to go on.
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename):
+        content = super()._load_file(filename)
+        if self.resuming and "trainer" not in content:
+            raise ValueError("it holds weights, but no state of a training to go on with")
+        return content
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        if (self.complete or self.resuming) and incompatible is not None:
+            lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
+            lacking = list(dict.fromkeys(lacking))  # the latter are missing, too
+            if lacking:
+                raise UserError(
+                    f"The weights do not fit the config: they lack {len(lacking)} entries of the "
+                    f"model, or have them in another shape, for example {lacking[0]}; use the "
+                    "config they were trained with, and convert another project's file "
+                    "with tools/convert_checkpoint.py first."
+                )
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible):
+        """One line for a class predictor of another number of classes: that is fine-tuning."""
+        predictor = {
+            name: (old, new)
+            for name, old, new in incompatible.incorrect_shapes
+            if name.startswith("head.cls_pred.")
+        }
+        if predictor:
+            old, new = next(iter(predictor.values()))
+            logger.warning(
+                f"The weights are of {old[0]} classes, the config has {new[0]}: the class "
+                "predictor (head.cls_pred) starts anew, all else from the weights."
+            )
+        super()._log_incompatible_keys(
+            incompatible._replace(
+                incorrect_shapes=[
+                    e for e in incompatible.incorrect_shapes if e[0] not in predictor
+                ],
+                missing_keys=[n for n in incompatible.missing_keys if n not in predictor],
+            )
+        )

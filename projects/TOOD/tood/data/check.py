@@ -1,0 +1,295 @@
+"""
+What a data set would bring into a training: all that can be told from its annotations and from a
+look at its images, in one table. Some of it must be mended first; the rest is good to know.
+"""
+
+import math
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+import numpy as np
+from tabulate import tabulate
+from tqdm import tqdm
+
+from tood.data.annotations import has_size
+from tood.data.images import IMAGE_ERRORS, probe_image, read_image
+
+__all__ = ["DataReport", "Finding", "InputSize", "check_data", "check_images"]
+
+# Reading the head of a file is waiting, mostly.
+_READERS = 16
+
+
+class InputSize(NamedTuple):
+    """How Detectron2 resizes images: to a shorter side, but the longer one is limited. Pixels."""
+
+    shorter: int  # 0: as they are
+    longer: int
+
+    def scale(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """By how much images of these sizes are resized."""
+        if self.shorter <= 0:
+            return np.ones(np.shape(width))
+        return np.minimum(
+            self.shorter / np.minimum(width, height), self.longer / np.maximum(width, height)
+        )
+
+
+class Finding(NamedTuple):
+    """Something that several images, objects or classes of a data set have in common."""
+
+    what: str
+    count: int
+    example: str
+    consequence: str
+    is_error: bool = False
+
+
+class DataReport(NamedTuple):
+    """A data set and what was found in it."""
+
+    json_file: str
+    num_images: int
+    num_objects: int
+    num_classes: int
+    findings: List[Finding]
+
+    @property
+    def errors(self) -> List[Finding]:
+        """What must be mended before training."""
+        return [finding for finding in self.findings if finding.is_error]
+
+    def __str__(self):
+        head = (
+            f"{self.json_file}: {self.num_images} images, {self.num_objects} objects, "
+            f"{self.num_classes} classes"
+        )
+        if not self.findings:
+            return f"{head}; nothing to complain of."
+        rows = [
+            ("error" if f.is_error else "", f.count, f.what, f.example, f.consequence)
+            for f in sorted(self.findings, key=lambda f: not f.is_error)
+        ]
+        headers = ["", "count", "what", "for example", "what it means"]
+        return f"{head}\n" + tabulate(rows, headers=headers, tablefmt="pipe")
+
+
+def check_data(
+    json_file: str,
+    content: Dict,
+    input_size: InputSize,
+    stride: int,
+    *,
+    to_train: bool = True,
+    filter_empty: bool = True,
+) -> DataReport:
+    """
+    Look through annotations, without their images.
+
+    Args:
+        json_file: where they are from.
+        content: as :func:`tood.data.annotations.read_annotations` returns it.
+        input_size: of the network.
+        stride: of the finest feature map, in pixels of the network's input.
+        to_train: what the findings mean is told for training, or else for evaluation.
+        filter_empty: whether images without objects are left out of training.
+    """
+    annotations, broken = _split_broken(content)
+    objects = [a for a in annotations if not a.get("iscrowd")]
+    findings = [
+        *broken,
+        _slender_images(content["images"], input_size),
+        *_box_findings(objects, content["images"], input_size, stride, to_train),
+        *_count_findings(content, annotations, objects, to_train, filter_empty),
+    ]
+    return DataReport(
+        json_file,
+        len(content["images"]),
+        len(objects),
+        len(content["categories"]),
+        [finding for finding in findings if finding.count],
+    )
+
+
+def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
+    """
+    Open every image of a data set, without decoding it if it seems to be whole.
+
+    Args:
+        images: COCO's records of them.
+        image_root: their folder.
+    """
+    paths = [os.path.join(image_root, image["file_name"]) for image in images]
+    quick = len(paths) < 5_000
+    with ThreadPoolExecutor(_READERS) as pool:
+        faults = list(
+            tqdm(
+                pool.map(_fault, images, paths),
+                total=len(paths),
+                desc="looking at the images",
+                disable=quick,
+            )
+        )
+    mend = "mend them, or take them out of the annotation file"
+    kinds = {
+        "missing": ("images that are not there", "name their folder: FILE.json:FOLDER"),
+        "unreadable": ("images that cannot be read", mend),
+        "size": ("images of another size than the file says", mend),
+    }
+    findings = []
+    for kind, (what, remedy) in kinds.items():
+        found = [(p, why) for p, (k, why) in zip(paths, faults) if k == kind]
+        if found:
+            path, why = found[0]
+            example = f"{path} ({why})" if why else path
+            findings.append(Finding(what, len(found), example, remedy, is_error=True))
+    return findings
+
+
+def _fault(image: Dict, path: str):
+    """The kind of a fault, "" for none, and its details."""
+    if not os.path.isfile(path):
+        return "missing", ""
+    listed = (image["width"], image["height"])
+    try:
+        size = probe_image(path)
+        if size != listed:
+            height, width, _ = read_image(path).shape
+            size = (width, height)
+    except IMAGE_ERRORS as error:
+        reason = re.sub(r" <_io\..*>$", "", " ".join(str(error).split()))
+        return "unreadable", reason or type(error).__name__
+    if size != listed:
+        return "size", f"upright it has {size[0]} x {size[1]}, not {listed[0]} x {listed[1]}"
+    return "", ""
+
+
+def _split_broken(content: Dict):
+    """The annotations that make sense, and what is wrong with the others."""
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    mend = "correct them, or take them out"
+    kinds: Dict[str, Callable[[Dict], bool]] = {
+        "category_id": lambda a: a["category_id"] not in categories,
+        "image_id": lambda a: a["image_id"] not in images,
+        "bbox": lambda a: not _is_box(a["bbox"]),
+        "ignore": lambda a: bool(a.get("ignore")),
+    }
+    texts = {
+        "category_id": ("annotations of a category_id that is not among the categories", mend),
+        "image_id": ("annotations of an image_id that is not among the images", mend),
+        "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", mend),
+        "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
+    }
+    found = {kind: [] for kind in kinds}
+    sound = []
+    for annotation in content["annotations"]:
+        kind = next((k for k, is_broken in kinds.items() if is_broken(annotation)), None)
+        (sound if kind is None else found[kind]).append(annotation)
+    findings = [
+        _finding(*texts[kind], [f"annotation {a['id']} has {kind} {a[kind]}" for a in found[kind]])
+        for kind in kinds
+    ]
+    return sound, [finding._replace(is_error=True) for finding in findings]
+
+
+def _slender_images(images: List[Dict], input_size: InputSize) -> Finding:
+    sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shorter = sizes.min(axis=1) * input_size.scale(*sizes.T)
+    names = [images[i]["file_name"] for i in np.flatnonzero(shorter < 0.5)]
+    consequence = "nothing is left of them at the network's size; cut them into pieces"
+    return _finding("images too slender", consequence, names)._replace(is_error=True)
+
+
+def _box_findings(
+    objects: List[Dict], images: List[Dict], input_size: InputSize, stride: int, to_train: bool
+) -> List[Finding]:
+    if not objects:
+        return []
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    x, y, w, h = np.array([a["bbox"] for a in objects], dtype=np.float64).T
+    width, height = np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64).T
+    sized = (w > 0) & (h > 0)
+    # Annotation tools round to the next pixel, and nobody minds.
+    beyond = np.maximum.reduce([-x, -y, x + w - width, y + h - height])
+    outside = sized & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
+    partly = sized & ~outside & (beyond > 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = input_size.scale(width, height)
+    small = sized & ~outside & (np.minimum(w, h) * scale < stride)
+    rows = [
+        ("boxes without width or height", "left out", ~sized),
+        (
+            "boxes wholly outside of their image",
+            "not trained on" if to_train else "always missed",
+            outside,
+        ),
+        (
+            "boxes partly outside of their image",
+            "trained on what is inside" if to_train else "found with a lower IoU",
+            partly,
+        ),
+        (
+            f"boxes narrower or lower than {stride} px, the finest stride, at the network's size",
+            "may get no positive; larger images (INPUT.MIN_SIZE_TRAIN) help"
+            if to_train
+            else "hard to find; larger images (INPUT.MIN_SIZE_TEST) help",
+            small,
+        ),
+    ]
+    return [
+        _finding(
+            what,
+            consequence,
+            [f"annotation {objects[i]['id']}: {objects[i]['bbox']}" for i in np.flatnonzero(mask)],
+        )
+        for what, consequence, mask in rows
+    ]
+
+
+def _count_findings(
+    content: Dict,
+    annotations: List[Dict],
+    objects: List[Dict],
+    to_train: bool,
+    filter_empty: bool,
+) -> List[Finding]:
+    with_objects = {a["image_id"] for a in objects if has_size(a["bbox"])}
+    used = {a["category_id"] for a in objects}
+    key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+    empty = "every detection in them is wrong"
+    if to_train:
+        empty = f"left out of training; as negatives with {key} False"
+        if not filter_empty:
+            empty = f"negatives ({key} is False)"
+    crowds = [f"annotation {a['id']}" for a in annotations if a.get("iscrowd")]
+    return [
+        _finding(
+            "images without objects",
+            empty,
+            [image["file_name"] for image in content["images"] if image["id"] not in with_objects],
+        ),
+        _finding(
+            "classes without objects",
+            "never learned" if to_train else "not in the figures",
+            [c["name"] for c in content["categories"] if c["id"] not in used],
+        ),
+        _finding(
+            "boxes of crowds (iscrowd)",
+            "background in training" if to_train else "detections in them do not count",
+            crowds,
+        ),
+    ]
+
+
+def _finding(what: str, consequence: str, examples: Sequence[str]) -> Finding:
+    return Finding(what, len(examples), examples[0] if examples else "", consequence)
+
+
+def _is_box(bbox: List) -> bool:
+    return len(bbox) == 4 and all(
+        type(x) in (int, float) and abs(x) < 1e9 and math.isfinite(x) for x in bbox
+    )

@@ -1,0 +1,52 @@
+"""From a record of a data set to the network's input, with a sentence for what cannot be read."""
+
+import copy
+from typing import Dict
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+
+from tood.data.images import IMAGE_ERRORS, read_image
+from tood.utils.errors import UserError
+
+__all__ = ["CheckedMapper"]
+
+
+class CheckedMapper(DatasetMapper):
+    """Detectron2's mapper, of boxes alone, that reads 16 bits and names what it could not read."""
+
+    def __call__(self, dataset_dict: Dict) -> Dict:
+        """
+        Args:
+            dataset_dict: in Detectron2's format.
+
+        Returns:
+            with "image" (3, H, W) uint8, and "instances" for training.
+
+        Raises:
+            UserError: with the name of an image that cannot be used.
+        """
+        try:
+            return self._map(copy.deepcopy(dataset_dict))
+        except (*IMAGE_ERRORS, SizeMismatchError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"The image {dataset_dict['file_name']} cannot be used ({reason}); repair it, or "
+                "take it out of the annotation file."
+            ) from error
+
+    def _map(self, record: Dict) -> Dict:
+        image = read_image(record["file_name"], self.image_format)
+        check_image_size(record, image)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image = augmented.image
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, image.shape[:2])
+        return record

@@ -1,0 +1,228 @@
+"""Hooks of a training: the best weights, early stop, averaged weights, and signals."""
+
+import copy
+import logging
+import math
+import os
+import signal
+import threading
+from typing import Dict, Optional
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+from tood.utils.errors import UserError
+from tood.utils.files import read_tensors, write_atomically
+
+__all__ = [
+    "AverageWeights",
+    "BestWeights",
+    "EarlyStop",
+    "StopEarly",
+    "StopOnSignal",
+    "WeightAverage",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStop(BaseException):
+    """Training is over before its last iteration. Detectron2 logs a trace of every Exception."""
+
+
+class BestWeights:
+    """
+    The weights of the best evaluation so far, alone, in ``model_best.pth``. The file holds its own
+    figure, so that a training that is resumed at an earlier iteration does not lose it.
+    """
+
+    def __init__(self, folder: str, constants: Optional[Dict] = None):
+        """
+        Args:
+            constants: what the file holds as well.
+        """
+        self.constants = constants or {}
+        self.path = os.path.join(folder, "model_best.pth")
+        self.AP: Optional[float] = None
+        self.iteration = -1
+
+    def resume(self, run_id: str) -> None:
+        """Go on from the file, if there is one of the same training."""
+        if not os.path.isfile(self.path):
+            return
+        try:
+            content = read_tensors(self.path)
+        except UserError as error:
+            logger.warning(f"{error.sentence()} The next evaluation writes it anew.")
+            return
+        if content.get("run_id") == run_id:
+            self.AP, self.iteration = content["AP"], content["iteration"]
+
+    def offer(self, model, AP: float, iteration: int, *, run_id: str, name: str) -> None:
+        """
+        Keep the weights of a model if its AP is the best so far; NaN, of a model that detects
+        nothing, never is.
+
+        Args:
+            run_id: of the training.
+            name: of the weights, for the log.
+        """
+        if math.isnan(AP) or (self.AP is not None and AP <= self.AP):
+            return
+        figures = {"AP": AP, "iteration": iteration, "run_id": run_id}
+        content = {"model": model.state_dict(), **figures, **self.constants}
+        write_atomically(content, self.path)
+        self.AP, self.iteration = AP, iteration
+        logger.info(f"AP {AP:.2f} of {name} is the best so far: saved to {self.path}")
+
+
+class StopEarly(HookBase):
+    """
+    Ends a training when several evaluations in a row have not found better weights, with a
+    checkpoint; and at once, when such a training is resumed. Its trainer has ``best``, a
+    :class:`BestWeights` that only the main process keeps, and ``stopped_early``.
+    """
+
+    def __init__(self, eval_period: int, patience: int):
+        """
+        Args:
+            eval_period: iterations between two evaluations.
+            patience: evaluations without better weights that end the training, 0 for never.
+        """
+        self.eval_period, self.patience = eval_period, patience
+
+    def before_train(self):
+        if self.patience and self.trainer.start_iter > 0:
+            self._stop_if_over(self.trainer.start_iter - 1, save=False)
+
+    def after_step(self):
+        iteration = self.trainer.iter
+        last = iteration + 1 == self.trainer.max_iter
+        if self.patience and not last and (iteration + 1) % self.eval_period == 0:
+            self._stop_if_over(iteration, save=True)
+
+    def _stop_if_over(self, iteration: int, *, save: bool) -> None:
+        best = self.trainer.best
+        over = best.AP is not None and (
+            iteration - best.iteration >= self.patience * self.eval_period
+        )
+        if not any(comm.all_gather(over)):
+            return
+        if save:
+            self.trainer.checkpointer.save("model_final", iteration=iteration)
+        if comm.is_main_process():
+            logger.info(
+                f"Stopped after iteration {iteration}: {self.patience} evaluations in a row have "
+                f"found nothing better than AP {best.AP:.2f} of iteration {best.iteration}."
+            )
+        self.trainer.stopped_early = True
+        raise EarlyStop
+
+
+class WeightAverage:
+    """
+    A copy of a model whose parameters follow its own slowly; its buffers are copied. (PyTorch's
+    ``AveragedModel`` reads its count of steps from a tensor for every parameter, for which a GPU
+    would wait.)
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        """
+        Args:
+            model: not wrapped.
+            decay: of the average at each step. The first steps have a smaller one,
+                (1 + n) / (10 + n) after n steps, and none at the very first, so that the average
+                does not hang on to the weights of the start.
+        """
+        self.decay = decay
+        self.num_steps = 0
+        self.model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        n = self.num_steps
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        for average, current in zip(self.model.parameters(), model.parameters()):
+            average.lerp_(current, 1 - decay)
+        for average, current in zip(self.model.buffers(), model.buffers()):
+            average.copy_(current)
+        self.num_steps += 1
+
+    def state_dict(self) -> Dict:
+        return {"num_steps": self.num_steps, "model": self.model.state_dict()}
+
+    def load_state_dict(self, state: Dict) -> None:
+        self.num_steps = state["num_steps"]
+        self.model.load_state_dict(state["model"])
+
+
+class AverageWeights(HookBase):
+    """Updates the average after each step, and leaves it in ``model_final_ema.pth`` at the end."""
+
+    def __init__(self, model: nn.Module, averaged: WeightAverage, folder: str, constants: Dict):
+        """
+        Args:
+            model: not wrapped.
+            folder: of the file.
+            constants: what the file holds as well.
+        """
+        self.model, self.averaged = model, averaged
+        self.folder, self.constants = folder, constants
+
+    def after_step(self):
+        self.averaged.update(self.model)
+
+    def after_train(self):
+        finished = self.trainer.iter + 1 >= self.trainer.max_iter or self.trainer.stopped_early
+        if finished and comm.is_main_process():
+            content = {"model": self.averaged.model.state_dict(), **self.constants}
+            write_atomically(content, os.path.join(self.folder, "model_final_ema.pth"))
+
+
+logger = logging.getLogger(__name__)
+
+
+class StopOnSignal(HookBase):
+    """
+    Finishes the step in which a signal came, saves a checkpoint, says how to go on, and exits
+    with 128 + the signal's number, as shells expect it. A second signal ends it at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpointer):
+        self.checkpointer = checkpointer
+        self.received = 0
+        self._handlers = {}
+
+    def before_train(self):
+        if threading.current_thread() is threading.main_thread():  # the only one that may
+            self._handlers = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+
+    def _receive(self, number, frame):
+        self.received = number
+        self._restore()
+        logger.warning(f"{signal.Signals(number).name}: stopping after this step ...")
+
+    def after_step(self):
+        # All processes stop after the same step, whichever of them the signal reached.
+        received = max(comm.all_gather(self.received))
+        if not received:
+            return
+        iteration = self.trainer.iter
+        self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        logger.warning(
+            f"Stopped after iteration {iteration}, which model_{iteration:07d}.pth in "
+            f"{self.checkpointer.save_dir} holds; go on with the same command and --resume."
+        )
+        raise SystemExit(128 + received)
+
+    def after_train(self):
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,0 +1,142 @@
+"""
+The processes of a training: one, those that Detectron2 starts, or those that torchrun or SLURM has
+started already and describes in the environment.
+"""
+
+import os
+import re
+import socket
+from typing import Callable, List, Mapping, NamedTuple, Optional
+
+import torch
+import torch.distributed as dist
+from detectron2 import engine
+from detectron2.utils import comm
+
+from tood.utils.errors import UserError
+
+__all__ = ["Place", "launch", "place_from_environment"]
+
+
+class Place(NamedTuple):
+    """Which of several processes this one is, and where the first one waits for the others."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # among the processes of this machine
+    master_addr: str
+    master_port: int
+
+
+def launch(main: Callable, args) -> None:
+    """
+    Call ``main(args)`` in all processes of a training: in this one, as one of those that torchrun
+    or SLURM has started, if they did, and otherwise by Detectron2's ``launch``.
+
+    Args:
+        args: with "num_gpus", "num_machines", "machine_rank" and "dist_url".
+    """
+    place = place_from_environment(os.environ)
+    if place is None:
+        engine.launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+        return
+    _join(place)
+    main(args)
+    dist.destroy_process_group()
+
+
+def place_from_environment(environ: Mapping[str, str]) -> Optional[Place]:
+    """
+    Args:
+        environ: environment variables.
+
+    Returns:
+        None for a process on its own, or of a SLURM job script outside of ``srun``.
+
+    Raises:
+        UserError: where torchrun's or SLURM's variables are incomplete or no numbers.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, world_size, local_rank = (_integer(environ, key) for key in keys)
+        master_addr = environ.get("MASTER_ADDR", "127.0.0.1")
+    elif _integer(environ, "SLURM_STEP_NUM_TASKS", default=1) > 1:  # srun alone sets it
+        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        rank, world_size, local_rank = (_integer(environ, key) for key in keys)
+        master_addr = environ.get("MASTER_ADDR") or first_host(
+            environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+        )
+    else:
+        return None
+    if world_size == 1:
+        return None
+    # Jobs that share a machine must not share a port.
+    port = 20000 + _integer(environ, "SLURM_JOB_ID", default=9500) % 20000
+    return Place(
+        rank, world_size, local_rank, master_addr, _integer(environ, "MASTER_PORT", default=port)
+    )
+
+
+def first_host(node_list: str) -> str:
+    """
+    Args:
+        node_list: SLURM's, as "node[07-09,12],other3".
+
+    Returns:
+        "node07", where rank 0 is.
+    """
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", node_list)
+    if match is None:
+        return "127.0.0.1"
+    name, number, behind = match.groups(default="")
+    return name + number + behind
+
+
+def _integer(environ: Mapping[str, str], key: str, default: Optional[int] = None) -> int:
+    value = environ.get(key)
+    if value is None and default is not None:
+        return default
+    if value is None or not value.isdecimal():
+        raise UserError(
+            f"The environment variable {key} is {value!r}, but it must be a number; start "
+            "all processes by torchrun or srun, or unset RANK, WORLD_SIZE and SLURM_STEP_NUM_TASKS."
+        )
+    return int(value)
+
+
+def _join(place: Place) -> None:
+    """Meet the other processes, and let Detectron2 know which ones share this machine."""
+    on_gpu, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
+    # A process that sees one GPU alone has it to itself: SLURM's --gpus-per-task 1.
+    device = place.local_rank if num_gpus > 1 else 0
+    if on_gpu and device >= num_gpus:
+        raise UserError(
+            f"This is process {place.local_rank} on a machine with {num_gpus} GPUs, counted from "
+            "0; start as many processes on a machine as it has GPUs."
+        )
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        # torchrun's agent listens at the address already; env:// knows how to join it.
+        init_method="env://"
+        if "TORCHELASTIC_RUN_ID" in os.environ
+        else f"tcp://{place.master_addr}:{place.master_port}",
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    if on_gpu:
+        torch.cuda.set_device(device)
+    # As Detectron2's launch does; v0.6 has no function for it.
+    hosts: List[str] = [""] * place.world_size
+    dist.all_gather_object(hosts, socket.gethostname())
+    for host in dict.fromkeys(hosts):
+        group = dist.new_group([rank for rank, other in enumerate(hosts) if other == host])
+        if host == socket.gethostname():
+            comm._LOCAL_PROCESS_GROUP = group
+    comm.synchronize()

@@ -1,0 +1,110 @@
+"""One step of training: forward, backward, a look at the numbers, and only then the optimizer."""
+
+import math
+import time
+from typing import Dict, List, Optional
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from tood.utils.errors import UserError
+
+__all__ = ["TrainingStep"]
+
+
+class TrainingStep(SimpleTrainer):
+    """
+    Detectron2's ``SimpleTrainer`` that does not step on a loss or a gradient that is not finite,
+    logs the norm of all gradients together as "grad_norm", and scales them where training is in
+    float16. The precision itself is the model's (``MODEL.TOOD.PRECISION_TRAIN``).
+    """
+
+    def __init__(self, model, data_loader, optimizer, *, scale_gradients: bool = False):
+        """
+        Args:
+            model, data_loader, optimizer: as in ``SimpleTrainer``.
+            scale_gradients: float16 loses small gradients otherwise; needs a GPU.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.grad_scaler = _make_grad_scaler() if scale_gradients else None
+        self.set_data_loader(data_loader)
+
+    def set_data_loader(self, data_loader) -> None:
+        """Take the next batch, and all after it, from another loader."""
+        self.data_loader = data_loader
+        self._batches = iter(data_loader)
+
+    def run_step(self):
+        start = time.perf_counter()
+        data = next(self._batches)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad()  # before the forward pass: gradients take memory
+        losses = self.model(data)
+        total = sum(losses.values())
+        if self.grad_scaler is None:
+            total.backward()
+            self._check_numbers(losses, data)
+            self._write_metrics(losses, data_time)
+            self.optimizer.step()
+        else:
+            # Gradients that overflow are its daily work: it leaves the step out by itself.
+            self.grad_scaler.scale(total).backward()
+            self._check_numbers(losses, data, with_gradients=False)
+            self._write_metrics(losses, data_time)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def _check_numbers(
+        self, losses: Dict[str, Tensor], data: List[Dict], *, with_gradients: bool = True
+    ) -> None:
+        """
+        Raise UserError for a loss or, ``with_gradients``, a gradient that is not finite, with what
+        led to it; log the norm of the gradients.
+        """
+        gradients = {
+            name: p.grad.detach() for name, p in self.model.named_parameters() if p.grad is not None
+        }
+        norms = torch.stack([gradient.norm() for gradient in gradients.values()])
+        # The one moment when the CPU waits for a GPU, as for the losses in Detectron2's log.
+        total, grad_norm = torch.stack([sum(losses.values()).detach(), norms.norm()]).tolist()
+        finite = math.isfinite(total)
+        if with_gradients:
+            # Processes share their gradients, and so the answer.
+            finite = finite and math.isfinite(grad_norm)
+            get_event_storage().put_scalar("grad_norm", grad_norm)
+        else:
+            finite = all(comm.all_gather(finite))
+        if finite:
+            return
+        largest = norms.argmax().item()  # of NaN and numbers, NaN
+        values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
+        images = ", ".join(str(x.get("file_name", "without a name")) for x in data)
+        raise UserError(
+            f"Training stopped at iteration {self.iter}, before its step was taken: {values}, and "
+            f"the largest gradient is that of {list(gradients)[largest]}, of norm "
+            f"{norms[largest].item():.3g}; the images were {images}. Look at these, or lower "
+            "SOLVER.BASE_LR, or turn on SOLVER.CLIP_GRADIENTS; the last checkpoint is from before, "
+            "and --resume goes on from it."
+        )
+
+    def state_dict(self) -> Dict:
+        state = super().state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Dict) -> None:
+        super().load_state_dict(state_dict)
+        scaler_state: Optional[Dict] = state_dict.get("grad_scaler")
+        if self.grad_scaler is not None and scaler_state:
+            self.grad_scaler.load_state_dict(scaler_state)
+
+
+def _make_grad_scaler():
+    if hasattr(torch.amp, "GradScaler"):  # since PyTorch 2.3
+        return torch.amp.GradScaler("cuda")
+    return torch.cuda.amp.GradScaler()

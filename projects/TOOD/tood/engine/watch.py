@@ -1,0 +1,165 @@
+"""How a training is going: figures of the assignment, pictures, speed and memory."""
+
+import logging
+import sys
+from typing import Dict, Sequence
+
+import torch
+from detectron2.utils.events import EventWriter, get_event_storage
+from torch import Tensor
+
+from tood.modeling.assign import box_iou_of_pairs
+from tood.utils.errors import UserError
+
+__all__ = ["StatusPrinter", "TrainingWatcher", "assignment_statistics"]
+
+logger = logging.getLogger(__name__)
+
+# Iterations between two looks at the assignment: as often as Detectron2 writes its log.
+STATISTICS_PERIOD = 20
+
+
+class TrainingWatcher:
+    """
+    What a detector calls in each training step, as its ``watcher``, with what it made of a batch:
+    now and then, it leaves figures and pictures in Detectron2's event storage. These make a GPU
+    wait, and are for the main process, whose writers clear the storage.
+    """
+
+    def __init__(self, vis_period: int, class_names: Sequence[str], image_format: str):
+        """
+        Args:
+            vis_period: iterations between two pictures, 0 for none.
+            class_names: for the pictures.
+            image_format: "RGB" or "BGR", of the network's input.
+
+        Raises:
+            UserError: for pictures without a library to draw them.
+        """
+        self.vis_period, self.class_names, self.image_format = vis_period, class_names, image_format
+        if vis_period:
+            try:
+                from tood.visualization import draw  # noqa: F401
+            except ImportError as error:
+                raise UserError(
+                    f"VIS_PERIOD is {vis_period}, but its pictures cannot be drawn ({error}); "
+                    "pip install opencv-python, or set VIS_PERIOD 0."
+                ) from error
+
+    @torch.no_grad()
+    def __call__(self, model, images, features, predictions, targets, gt_instances) -> None:
+        """Arguments as in the detector's ``forward_training``, and its ``Targets``."""
+        storage = get_event_storage()
+        if (storage.iter + 1) % STATISTICS_PERIOD == 0:
+            figures = assignment_statistics(
+                predictions.pred_log_scores,
+                predictions.pred_boxes,
+                targets,
+                [len(gt) for gt in gt_instances],
+            )
+            storage.put_scalars(**{f"assignment/{name}": x for name, x in figures.items()})
+        if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
+            from tood.visualization.draw import (
+                draw_training,  # a training without pictures needs no such library
+            )
+
+            detections = model.forward_inference(images, features, predictions)
+            picture = draw_training(
+                self._picture(model, images),
+                gt_instances[0],
+                predictions.anchors.get_centers(),
+                targets.positive[0],
+                targets.box_weights[0],
+                detections[0],
+                self.class_names,
+            )
+            storage.put_image("training", picture.transpose(2, 0, 1))
+
+    def _picture(self, model, images):
+        """The first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
+        picture = (images[0] * model.pixel_std + model.pixel_mean).clamp(0, 255).byte()
+        picture = picture.permute(1, 2, 0).cpu().numpy()
+        return picture if self.image_format == "RGB" else picture[:, :, ::-1]
+
+
+@torch.no_grad()
+def assignment_statistics(
+    pred_log_scores: Tensor, pred_boxes: Tensor, targets, num_objects: Sequence[int]
+) -> Dict[str, float]:
+    """
+    Args:
+        pred_log_scores: (N, R, K).
+        pred_boxes: (N, R, 4).
+        targets: the detector's ``Targets``.
+        num_objects: of each image.
+
+    Returns:
+        "positives_per_object"; "objects_without_positive", their part of all objects;
+        "mean_target", "mean_iou" of the positives, and "score_iou_correlation", Pearson's, of their
+        scores for their object's class with the IoU of their boxes. What is not defined, for want
+        of objects or positives, is left out.
+    """
+    image, location = targets.positive.nonzero(as_tuple=True)
+    objects = sum(num_objects)
+    statistics = {}
+    if objects:
+        pairs = torch.stack([image, targets.gt_index[image, location]], dim=1)
+        found = len(pairs.unique(dim=0))
+        statistics["positives_per_object"] = len(pairs) / objects
+        statistics["objects_without_positive"] = 1 - found / objects
+    if len(image):
+        ious = box_iou_of_pairs(pred_boxes[image, location], targets.gt_boxes[image, location])
+        statistics["mean_target"] = targets.cls_targets[image, location].mean().item()
+        statistics["mean_iou"] = ious.mean().item()
+    if len(image) > 1:
+        classes = targets.gt_classes[image, location]
+        scores = pred_log_scores[image, location, classes].float().exp()
+        correlation = torch.corrcoef(torch.stack([scores, ious]))[0, 1]
+        if correlation.isfinite():
+            statistics["score_iou_correlation"] = correlation.item()
+    return statistics
+
+
+class StatusPrinter(EventWriter):
+    """
+    One more line beside Detectron2's: the latest figures of the assignment, which are of the main
+    process's images, the throughput of all processes, and the main process's largest memory.
+    """
+
+    TEXTS = {
+        "positives_per_object": "positives per object {:.1f}",
+        "objects_without_positive": "objects without {:.0%}",
+        "mean_target": "mean target {:.2f}",
+        "mean_iou": "mean IoU {:.2f}",
+        "score_iou_correlation": "correlation of score and IoU {:.2f}",
+        "images_per_second": "images per second {:.1f}",
+        "memory_mb": "memory {:.0f} MB",
+    }
+
+    def __init__(self, ims_per_batch: int):
+        """
+        Args:
+            ims_per_batch: images of a step, of all processes together.
+        """
+        self.ims_per_batch = ims_per_batch
+
+    def write(self):
+        storage = get_event_storage()
+        if "time" in storage.latest():
+            seconds = storage.history("time").avg(STATISTICS_PERIOD)
+            speed = self.ims_per_batch / seconds
+            storage.put_scalar("images_per_second", speed, smoothing_hint=False)
+        storage.put_scalar("memory_mb", _peak_memory_mb(), smoothing_hint=False)
+        latest = {name.rpartition("/")[2]: value for name, (value, _) in storage.latest().items()}
+        texts = [text.format(latest[n]) for n, text in self.TEXTS.items() if n in latest]
+        logger.info(" " + "  ".join(texts))
+
+
+def _peak_memory_mb() -> float:
+    """Of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # there is none on Windows
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

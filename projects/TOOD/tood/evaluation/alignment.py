@@ -1,0 +1,159 @@
+"""
+How well classification and localization agree (Table 6 of the paper; docs/alignment.md says how its
+words are read here). Pure functions of one image.
+
+Shapes: M objects, R locations (or anchors) of all levels, K classes, D detections. Boxes are XYXY,
+all in the same pixels.
+"""
+
+from typing import NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from tood.modeling.assign import MAX_MATRIX_ELEMENTS, box_iou_of_pairs
+
+__all__ = [
+    "Belonging",
+    "alignment_of",
+    "InstanceAlignment",
+    "belonging_predictions",
+    "count_detections",
+    "measure_alignment",
+    "rank_correlation",
+]
+
+# Predictions of an object that the correlation is of, and those that the mean IoU is of.
+TOP_CORRELATED = 50
+TOP_LOCALIZED = 10
+# A detection of an IoU in between, both ends excluded, is an error; one of more is right.
+ERROR_IOU, CORRECT_IOU = 0.1, 0.5
+
+
+class Belonging(NamedTuple):
+    """The most confident predictions of each object, by falling score."""
+
+    scores: Tensor  # (M, T) for the class of the object
+    ious: Tensor  # (M, T) of their boxes with the object's
+    locations: Tensor  # (M, T) int64
+    valid: Tensor  # (M, T) bool, False where an object has fewer than T
+
+
+class InstanceAlignment(NamedTuple):
+    """Of each object; NaN where it is not defined."""
+
+    correlation: Tensor  # (M,) of the rankings by score and by IoU, of the top 50
+    mean_iou: Tensor  # (M,) of the top 10
+
+
+@torch.no_grad()
+def measure_alignment(
+    pred_scores: Tensor, pred_boxes: Tensor, points: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+) -> InstanceAlignment:
+    """
+    Args:
+        pred_scores: (R, K), probabilities, before any threshold or NMS.
+        pred_boxes: (R, 4).
+        points: (R, 2), x and y of the locations.
+        gt_boxes: (M, 4).
+        gt_classes: (M,) int64.
+    """
+    return alignment_of(
+        belonging_predictions(pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED)
+    )
+
+
+def alignment_of(top: Belonging) -> InstanceAlignment:
+    """
+    Args:
+        top: the ``TOP_CORRELATED`` most confident predictions of each object.
+    """
+    correlation = rank_correlation(top.scores, top.ious, top.valid)
+    best = top.valid[:, :TOP_LOCALIZED]
+    sums = torch.where(best, top.ious[:, :TOP_LOCALIZED], 0.0).sum(dim=1)
+    return InstanceAlignment(correlation, sums / best.sum(dim=1))
+
+
+@torch.no_grad()
+def belonging_predictions(
+    pred_scores: Tensor,
+    pred_boxes: Tensor,
+    points: Tensor,
+    gt_boxes: Tensor,
+    gt_classes: Tensor,
+    top: int,
+) -> Belonging:
+    """
+    The predictions of an object are those whose own location lies inside of its box, scored by its
+    class. Of equal scores, the first location comes first.
+
+    Args:
+        top: how many of them, at most; the others as in :func:`measure_alignment`.
+    """
+    top = min(top, len(points))
+    at_once = max(1, MAX_MATRIX_ELEMENTS // max(1, len(points)))
+    chunks = []
+    for boxes, classes in zip(gt_boxes.split(at_once), gt_classes.split(at_once)):
+        low, high = points - boxes[:, None, :2], boxes[:, None, 2:] - points
+        inside = (torch.minimum(low, high) > 0).all(dim=2)
+        scores = pred_scores.t()[classes].masked_fill(~inside, -1.0)
+        scores, locations = (x[:, :top] for x in scores.sort(dim=1, descending=True, stable=True))
+        ious = box_iou_of_pairs(boxes[:, None], pred_boxes[locations])
+        chunks.append(Belonging(scores, ious, locations, scores >= 0))
+    if not chunks:
+        empty = pred_scores.new_zeros(0, top)
+        return Belonging(empty, empty, empty.long(), empty.bool())
+    return Belonging(*(torch.cat(x) for x in zip(*chunks)))
+
+
+def rank_correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
+    """
+    Pearson's correlation of the rankings of two values, which is Spearman's rho; equals share the
+    mean of their ranks.
+
+    Args:
+        a, b: (M, T).
+        valid: (M, T) bool, which of them count.
+
+    Returns:
+        (M,), NaN for rows of fewer than two values, or where one ranking is all equal.
+    """
+    a, b = (_centered_ranks(x, valid) for x in (a, b))
+    norms = a.square().sum(dim=1) * b.square().sum(dim=1)
+    return torch.where(norms > 0, (a * b).sum(dim=1) / norms.sqrt(), float("nan"))
+
+
+def _centered_ranks(x: Tensor, valid: Tensor) -> Tensor:
+    """(M, T) ranks less their mean, 0 where not valid; in float64, where sums of them are exact."""
+    below = (x[:, None, :] < x[:, :, None]).double() + 0.5 * (x[:, None, :] == x[:, :, None])
+    ranks = (below * valid[:, None, :]).sum(dim=2) * valid
+    counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return (ranks - ranks.sum(dim=1, keepdim=True) / counts) * valid
+
+
+@torch.no_grad()
+def count_detections(
+    boxes: Tensor, classes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """
+    What the detections of an image, behind NMS, are to its objects. A detection belongs to the
+    object of its class with the largest IoU, of equals the first.
+
+    Args:
+        boxes, classes: (D, 4), (D,) int64, of the detections.
+        gt_boxes, gt_classes: (M, 4), (M,) int64.
+
+    Returns:
+        (M,) int64 each: correct, 1 if a detection has an IoU of at least 0.5; redundant, the
+        further ones of at least 0.5; error, those between 0.1 and 0.5.
+    """
+    M = len(gt_boxes)
+    counts = gt_classes.new_zeros(3, M)
+    if M == 0 or len(boxes) == 0:
+        return tuple(counts)
+    ious = box_iou_of_pairs(boxes[:, None], gt_boxes)
+    ious = ious.masked_fill(classes[:, None] != gt_classes, -1.0)
+    ious, matched = ious.max(dim=1)
+    right = torch.bincount(matched[ious >= CORRECT_IOU], minlength=M)
+    errors = torch.bincount(matched[(ious > ERROR_IOU) & (ious < CORRECT_IOU)], minlength=M)
+    return right.clamp(max=1), (right - 1).clamp(min=0), errors

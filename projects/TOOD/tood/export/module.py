@@ -1,0 +1,270 @@
+"""
+From a detector to a module of tensors in and tensors out, and from there to a file that runs
+without this project: TorchScript and PyTorch's exported program here, ONNX in ``export_onnx``.
+
+Shapes: N images, R locations of all levels, K classes, T candidates and D detections of an image.
+Boxes are XYXY pixels of the images that are given.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import warnings
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from tood.modeling.backbone.deform_conv import PortableDeformConv
+from tood.modeling.backbone.fixed_norm import fold_fixed_norms
+from tood.modeling.dense_head import DenseHead
+from tood.modeling.detector import TOOD
+from tood.modeling.postprocess import Candidates
+from tood.utils.errors import UserError
+from tood.utils.files import write_whole
+
+__all__ = [
+    "DETECTIONS",
+    "METADATA_FILE",
+    "RAW_OUTPUTS",
+    "ExportableTOOD",
+    "describe",
+    "export_program",
+    "keep_by_nms",
+    "quiet",
+    "save_program",
+    "save_torchscript",
+]
+
+RAW_OUTPUTS = ("scores", "boxes")
+DETECTIONS = ("num_detections", "boxes", "scores", "classes")
+METADATA_FILE = "tood.json"  # in the archives that PyTorch writes
+# Two images, of which no map of any level has a side of one location: those are special.
+SAMPLE_SIZE = (384, 640)
+# PyTorch's exporter wants two locations a side in the coarsest map.
+SMALLEST_SIDE_OF_PROGRAM = 129
+
+
+class ExportableTOOD(nn.Module):
+    """
+    A copy of a detector for tracing: on the CPU, in float32, fixed norms folded into kernels.
+    Images of any size are padded inside.
+    """
+
+    def __init__(
+        self,
+        model: TOOD,
+        *,
+        preprocess: bool = True,
+        nms: bool = True,
+        keep: Optional[Callable[[Candidates, int, float], Tensor]] = None,
+        deform_conv2d: Optional[Callable] = None,
+        channels_last: bool = False,
+    ):
+        """
+        Args:
+            model: is not changed.
+            preprocess: normalize inside: images are then pixel values, 0 to 255, in the channels'
+                order of ``model.input_format``; otherwise they are normalized already.
+            nms: whether outputs are ``DETECTIONS`` or ``RAW_OUTPUTS``.
+            keep: in the place of :func:`keep_by_nms`.
+            deform_conv2d: in the place of torchvision's operator.
+            channels_last: memory order of the maps, the quicker one in PyTorch on a CPU.
+
+        Raises:
+            UserError: for raw outputs of a head with centerness, whose threshold is for scores that
+                are not among them.
+        """
+        if not nms and getattr(model.head, "centerness", None) is not None:
+            raise UserError(
+                "Raw outputs cannot be had of a model with centerness (MODEL.TOOD.CENTERNESS), for "
+                "its threshold is for another score than detections have; export it with NMS."
+            )
+        super().__init__()
+        self.model = _copy_for_export(model, deform_conv2d)
+        self.preprocess, self.nms, self.channels_last = preprocess, nms, channels_last
+        self.keep = keep or keep_by_nms
+        self.size_divisibility = max(1, self.model.backbone.size_divisibility)
+
+    @property
+    def output_names(self) -> Tuple[str, ...]:
+        return DETECTIONS if self.nms else RAW_OUTPUTS
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """
+        Args:
+            images: (N, 3, H, W) float32.
+
+        Returns:
+            - ``RAW_OUTPUTS``: the scores (N, R, K) and boxes (N, R, 4) of every location, of the
+              images as they were padded;
+            - or ``DETECTIONS``: how many there are of each image (N,) int64, and their boxes
+              (N, D, 4), scores (N, D) by falling score and classes (N, D) int64, filled up with
+              the score 0, the class -1 and boxes of zeros. D is ``max_detections_per_image``, or
+              the number of candidates if that is less.
+        """
+        model = self.model
+        if self.preprocess:
+            images = (images - model.pixel_mean) / model.pixel_std
+        images = self._pad(images)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        features = model.backbone(images)
+        predictions = model.head([features[f] for f in model.head_in_features])
+        if not self.nms:
+            return predictions.pred_scores, predictions.pred_boxes
+        candidates = model.select(predictions)
+        kept = self.keep(candidates, model.num_classes, model.nms_thresh_test)
+        return _best(candidates, kept, model.max_detections_per_image)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        H, W = images.shape[-2:]
+        d = self.size_divisibility
+        # In this form a symbolic size is known to be a multiple of d.
+        bottom, right = (H + d - 1) // d * d - H, (W + d - 1) // d * d - W
+        return F.pad(images, (0, right, 0, bottom))
+
+
+def _copy_for_export(model: TOOD, deform_conv2d: Optional[Callable]) -> TOOD:
+    watcher, model.watcher = model.watcher, None
+    try:
+        model = copy.deepcopy(model).cpu().float().eval()
+    finally:
+        model.watcher = watcher
+    model.requires_grad_(False)
+    fold_fixed_norms(model)
+    if deform_conv2d is not None:
+        for module in model.modules():
+            if isinstance(module, (DenseHead, PortableDeformConv)):
+                module.deform_conv2d = deform_conv2d
+    return model
+
+
+def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) -> Tensor:
+    """
+    NMS of a batch, each image and class apart, in operators that every tracer can follow.
+
+    Returns:
+        (N, T) bool, which candidates stay.
+    """
+    N, T = candidates.scores.shape
+    scores = candidates.scores.flatten()
+    index = (scores >= 0).nonzero().squeeze(1)
+    boxes = candidates.boxes.flatten(0, 1)[index]
+    classes = candidates.classes.flatten()[index]
+    images = torch.div(index, T, rounding_mode="floor")
+    # Groups are moved apart, in float64: so far away, float32 would round the boxes.
+    boxes = boxes.double()
+    extent = F.pad(boxes.abs().flatten(), (0, 1)).max() * 2 + 1
+    groups = images * num_classes + classes
+    stay = torchvision.ops.nms(
+        boxes + (groups * extent).unsqueeze(1), scores[index].double(), iou_threshold
+    )
+    return (torch.zeros_like(scores).index_fill(0, index[stay], 1.0) > 0).view(N, T)
+
+
+def _best(candidates: Candidates, kept: Tensor, max_detections: int) -> Tuple[Tensor, ...]:
+    scores = torch.where(kept, candidates.scores, 0.0)
+    scores, order = scores.topk(min(max_detections, scores.shape[1]), dim=1)
+    found = scores > 0
+    boxes = candidates.boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4))
+    return (
+        found.sum(dim=1),
+        torch.where(found.unsqueeze(2), boxes, 0.0),
+        scores,
+        torch.where(found, candidates.classes.gather(1, order), -1),
+    )
+
+
+# --- what a file says of itself --------------------------------------------------------------
+
+
+def describe(
+    cfg: CfgNode, module: ExportableTOOD, class_names: Sequence[str], **more: Any
+) -> Dict[str, Any]:
+    """What a program needs to know in order to use an exported file, as plain values."""
+    model = module.model
+    return {
+        "model": "TOOD",
+        "classes": list(class_names),
+        "input_format": model.input_format,
+        "preprocessing": "inside" if module.preprocess else "outside",
+        "pixel_mean": model.pixel_mean.flatten().tolist(),
+        "pixel_std": model.pixel_std.flatten().tolist(),
+        "size_divisibility": module.size_divisibility,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "outputs": list(module.output_names),
+        "strides": list(model.strides),
+        "score_threshold": model.score_thresh_test,
+        "candidates_per_level": model.topk_candidates_test,
+        "nms_threshold": model.nms_thresh_test,
+        "max_detections": model.max_detections_per_image,
+        "pytorch": torch.__version__,
+        **more,
+    }
+
+
+# --- PyTorch's own formats -------------------------------------------------------------------
+
+
+def save_torchscript(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
+    """Trace, and write a file for ``torch.jit.load``, with ``METADATA_FILE`` in it."""
+    with torch.no_grad(), quiet():
+        traced = torch.jit.trace(module, _sample(), check_trace=False)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
+    write_whole(path, buffer.getvalue())
+
+
+def save_program(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
+    """Export, and write a file for ``torch.export.load``, with ``METADATA_FILE`` in it."""
+    program, buffer = export_program(module), io.BytesIO()
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    with quiet():
+        torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+    write_whole(path, buffer.getvalue())
+
+
+def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
+    """
+    PyTorch's exported program, for any number of images and any size from
+    ``SMALLEST_SIDE_OF_PROGRAM`` on.
+
+    Raises:
+        UserError: where PyTorch is too old.
+    """
+    try:
+        from torch.export import Dim
+        from torch.fx.experimental import _config as fx_config
+
+        found = hasattr(Dim, "DYNAMIC") and hasattr(fx_config, "backed_size_oblivious")
+    except ImportError:
+        found = False
+    if not found:
+        raise UserError(
+            f"This PyTorch, {torch.__version__}, cannot export graphs of any size; use 2.8 or a "
+            "newer one, or --format torchscript."
+        )
+    dimensions = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    # Without it, the exporter asks of each size whether it is 1, and takes the answer as given.
+    any_size = fx_config.patch(backed_size_oblivious=True)
+    with torch.no_grad(), quiet(), any_size:
+        return torch.export.export(module, (_sample(),), dynamic_shapes=(dimensions,), strict=False)
+
+
+def _sample() -> Tensor:
+    return torch.rand(2, 3, *SAMPLE_SIZE) * 255
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without the exporters' warnings, whose reasons the outputs of the file are checked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

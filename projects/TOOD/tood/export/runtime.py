@@ -1,0 +1,245 @@
+"""
+Exported files in use: one face for all formats and runtimes, and a detector behind it that
+Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this package.)
+
+Shapes: N images; outputs as in :class:`tood.export.module.ExportableTOOD`.
+"""
+
+import json
+import os
+from typing import Any, Callable, Dict, List, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.layers import batched_nms
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
+
+from tood.export.module import METADATA_FILE, quiet
+from tood.modeling.postprocess import select_candidates
+from tood.utils.errors import UserError, first_line
+
+__all__ = ["RUNTIMES", "Comparison", "ExportedDetector", "ExportedFile", "compare_detections"]
+
+
+class ExportedFile:
+    """A network in a file: arrays in, arrays out."""
+
+    def __init__(self, path: str, runtime: str = ""):
+        """
+        Args:
+            path: of a file that ``tools/export_model.py`` wrote.
+            runtime: one of ``RUNTIMES``; default: the first that reads such files.
+
+        Raises:
+            UserError: for a file that cannot be used, or a runtime that is not here.
+        """
+        suffix = os.path.splitext(path)[1]
+        known = [name for name, (suffixes, _) in RUNTIMES.items() if suffix in suffixes]
+        if not known or (runtime and runtime not in known):
+            raise UserError(
+                f"{path} is no file for {runtime or 'any runtime'}: "
+                + ", ".join(f"{name} reads {'/'.join(s)}" for name, (s, _) in RUNTIMES.items())
+                + "."
+            )
+        if not os.path.isfile(path):
+            raise UserError(f"The file {path} does not exist.")
+        self.path, self.runtime = path, runtime or known[0]
+        try:
+            self._run, self.metadata = RUNTIMES[self.runtime][1](path)
+        except ImportError as error:
+            raise UserError(
+                f"For {path}, the package {error.name} is missing: pip install {error.name}"
+            ) from error
+        except Exception as error:  # of each runtime its own
+            raise UserError(
+                f"{path} cannot be read by {self.runtime} ({first_line(error)[:200]})."
+            ) from error
+        if self.metadata.get("model") != "TOOD":
+            raise UserError(f"{path} is not from tools/export_model.py: it does not say TOOD.")
+
+    def __call__(self, images: np.ndarray) -> Dict[str, np.ndarray]:
+        """
+        Args:
+            images: (N, 3, H, W) float32, pixel values or normalized, as the file wants them.
+
+        Raises:
+            UserError: for a size that the file does not take.
+        """
+        try:
+            return dict(zip(self.metadata["outputs"], self._run(images)))
+        except Exception as error:  # of each runtime its own
+            raise UserError(
+                f"{self.path} refuses images of the shape {images.shape}: {first_line(error)}."
+            ) from error
+
+    def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
+        """
+        What was found in one image, whatever the file's inputs and outputs are.
+
+        Args:
+            pixels: (3, H, W), values from 0 to 255.
+
+        Returns:
+            "boxes" (D, 4) in pixels of the image, "scores" (D,) by falling score, "classes" (D,).
+        """
+        images = pixels[None].astype(np.float32)
+        if self.metadata["preprocessing"] == "outside":
+            mean, std = (
+                np.array(self.metadata[key], np.float32).reshape(3, 1, 1)
+                for key in ("pixel_mean", "pixel_std")
+            )
+            images = (images - mean) / std
+        outputs = self(images)
+        if "num_detections" not in outputs:
+            return self._select(outputs["scores"], outputs["boxes"], images.shape[-2:])
+        count = int(outputs["num_detections"][0])
+        return {key: outputs[key][0, :count] for key in ("boxes", "scores", "classes")}
+
+    def _select(self, scores: np.ndarray, boxes: np.ndarray, size) -> Dict[str, np.ndarray]:
+        d = self.metadata["size_divisibility"]
+        H, W = (-(-side // d) * d for side in size)
+        level_sizes = [-(-H // stride) * -(-W // stride) for stride in self.metadata["strides"]]
+        found = select_candidates(
+            torch.from_numpy(scores),
+            torch.from_numpy(boxes),
+            level_sizes,
+            self.metadata["score_threshold"],
+            self.metadata["candidates_per_level"],
+        )
+        count = int(found.counts[0])
+        parts = [x[0, :count] for x in (found.boxes, found.scores, found.classes)]
+        keep = batched_nms(*parts, self.metadata["nms_threshold"])
+        keep = keep[: self.metadata["max_detections"]]
+        return {k: x[keep].numpy() for k, x in zip(("boxes", "scores", "classes"), parts)}
+
+
+class ExportedDetector:
+    """Called like a model of Detectron2 in evaluation mode, one image after the other."""
+
+    def __init__(self, file: ExportedFile):
+        self.file = file
+
+    def __call__(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
+        return [{"instances": self._detect(x)} for x in batched_inputs]
+
+    def _detect(self, image: Dict) -> Instances:
+        pixels = image["image"]
+        found = self.file.detect(pixels.numpy())
+        instances = Instances(
+            pixels.shape[1:],
+            pred_boxes=Boxes(torch.from_numpy(found["boxes"])),
+            scores=torch.from_numpy(found["scores"]),
+            pred_classes=torch.from_numpy(found["classes"]),
+        )
+        height, width = (image.get(k, s) for k, s in zip(("height", "width"), pixels.shape[1:]))
+        return detector_postprocess(instances, height, width)
+
+
+class Comparison(NamedTuple):
+    """Two lists of detections of one image."""
+
+    matched: int  # detections that are in both
+    unmatched: int  # that are in one of them only
+    score_difference: float  # the largest among the matched
+    box_difference: float  # the same, of one side, in pixels
+
+
+def compare_detections(
+    expected: Dict[str, np.ndarray], actual: Dict[str, np.ndarray]
+) -> Comparison:
+    """
+    Args:
+        expected, actual: as :meth:`ExportedFile.detect` returns them. Two detections match that
+            have one class and boxes within a hundredth of their longer side and a pixel of each
+            other.
+    """
+    free = set(range(len(actual["scores"])))
+    score_difference = box_difference = 0.0
+    matched = 0
+    for box, score, label in zip(*(expected[key] for key in ("boxes", "scores", "classes"))):
+        distances = {
+            i: np.abs(actual["boxes"][i] - box).max() for i in free if actual["classes"][i] == label
+        }
+        nearest = min(distances, key=distances.get, default=None)
+        side = max(box[2] - box[0], box[3] - box[1])
+        if nearest is None or distances[nearest] > 1 + 0.01 * side:
+            continue
+        free.remove(nearest)
+        matched += 1
+        box_difference = max(box_difference, float(distances[nearest]))
+        score_difference = max(score_difference, abs(float(actual["scores"][nearest] - score)))
+    unmatched = len(expected["scores"]) - matched + len(free)
+    return Comparison(matched, unmatched, score_difference, box_difference)
+
+
+# --- the runtimes: a path to a function of arrays, and the file's metadata ---------------------
+
+
+def _onnxruntime(path: str):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    (name,) = (x.name for x in session.get_inputs())
+    return lambda images: session.run(None, {name: images}), _parse(metadata)
+
+
+def _openvino(path: str):
+    import onnx
+    import openvino
+
+    proto = onnx.load(path)
+    compiled = openvino.Core().compile_model(path, "CPU")
+    request = compiled.create_infer_request()
+
+    def run(images):
+        results = request.infer([images])
+        return [results[output].copy() for output in compiled.outputs]
+
+    return run, _parse({entry.key: entry.value for entry in proto.metadata_props})
+
+
+def _torchscript(path: str):
+    extra = {METADATA_FILE: ""}
+    with quiet():  # that all of TorchScript is deprecated
+        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+    return _run_torch(module), json.loads(extra[METADATA_FILE])
+
+
+def _program(path: str):
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    try:
+        # They ask for two images at least, though the graph can do without.
+        module = program.module(check_guards=False)
+    except TypeError:  # of a PyTorch that has no guards
+        module = program.module()
+    return _run_torch(module), json.loads(extra[METADATA_FILE])
+
+
+def _run_torch(module: Callable) -> Callable[[np.ndarray], List[np.ndarray]]:
+    @torch.no_grad()
+    def run(images):
+        return [x.numpy() for x in module(torch.from_numpy(images))]
+
+    return run
+
+
+def _parse(texts: Dict[str, str]) -> Dict[str, Any]:
+    metadata = {}
+    for key, text in texts.items():
+        try:
+            metadata[key] = json.loads(text)
+        except ValueError:
+            metadata[key] = text
+    return metadata
+
+
+# Name -> the endings of the files it reads, and how.
+RUNTIMES = {
+    "onnxruntime": ((".onnx",), _onnxruntime),
+    "openvino": ((".onnx",), _openvino),
+    "torchscript": ((".ts",), _torchscript),
+    "exported": ((".pt2",), _program),
+}

@@ -1,0 +1,118 @@
+"""
+Modulated deformable convolution (DCNv2, arXiv 1811.11168) that works everywhere: Detectron2's
+compiled layer on CUDA where it is, torchvision's operator otherwise. Detectron2's own needs the
+extension and CUDA. The parameters have the same names and the results are the same either way.
+"""
+
+import torch
+import torchvision
+from detectron2.layers import ModulatedDeformConv
+from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
+from torch import Tensor, nn
+
+from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
+
+try:
+    from detectron2 import _C  # noqa: F401
+
+    HAS_EXTENSION = True
+except ImportError:
+    HAS_EXTENSION = False
+
+__all__ = ["DeformConvPack", "PortableDeformConv", "make_deform_convs_portable"]
+
+
+class PortableDeformConv(ModulatedDeformConv):
+    """Detectron2's ``ModulatedDeformConv``, with another operator where its own cannot run."""
+
+    # That operator. An export sets another one that its target knows.
+    deform_conv2d = staticmethod(torchvision.ops.deform_conv2d)
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        """
+        Args:
+            x: (N, C, H, W).
+            offset: (N, 2 * groups * kernel size, H', W'), (dy, dx) of each tap, in pixels of x.
+            mask: (N, groups * kernel size, H', W'), in [0, 1].
+
+        Returns:
+            (N, C', H', W').
+        """
+        # The compiled layer takes no mixed types, and autocast does not know it.
+        if HAS_EXTENSION and x.is_cuda and not torch.is_autocast_enabled():
+            return super().forward(x, offset, mask)
+        fold = not self.training and is_fixed(self.norm)
+        weight, bias = fold_norm(self, self.norm) if fold else (self.weight, self.bias)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False):
+            # At least float32: the operator has no bfloat16, and offsets are pixels.
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            x = self.deform_conv2d(
+                x.to(dtype),
+                torch.nan_to_num(offset.to(dtype)),  # a NaN would crash it on the CPU
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                mask=mask.to(dtype),
+            ).to(weight.dtype)
+        if channels_last:  # the operator's own output never is
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.norm is not None and not fold:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+class DeformConvPack(PortableDeformConv):
+    """A 3x3 deformable convolution that finds its offsets and masks by a convolution of its own."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, num_groups: int, bias: bool):
+        """
+        Args:
+            num_groups: deformable groups; each has its own offsets and masks.
+        """
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size=3,
+            padding=1,
+            deformable_groups=num_groups,
+            bias=bias,
+        )
+        self.conv_offset = nn.Conv2d(in_channels, 27 * num_groups, 3, padding=1)
+        nn.init.zeros_(self.conv_offset.weight)  # starts as a plain convolution, halved
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H, W)."""
+        taps = 9 * self.deformable_groups
+        offset, mask = self.conv_offset(x).split([2 * taps, taps], dim=1)
+        return super().forward(x, offset, mask.sigmoid())
+
+
+def make_deform_convs_portable(backbone: nn.Module) -> None:
+    """Exchange the deformable convolutions of a Detectron2 ResNet, parameters and all, in place."""
+    for block in backbone.modules():
+        if isinstance(block, DeformBottleneckBlock) and block.deform_modulated:
+            block.conv2 = _portable(block.conv2)
+
+
+def _portable(conv: ModulatedDeformConv) -> PortableDeformConv:
+    portable = PortableDeformConv(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        deformable_groups=conv.deformable_groups,
+        bias=conv.bias is not None,
+        norm=conv.norm,
+        activation=conv.activation,
+    )
+    portable.weight, portable.bias = conv.weight, conv.bias
+    return portable

@@ -1,0 +1,177 @@
+"""ResNet + FPN as the released models have it, from Detectron2's parts."""
+
+from typing import List, Sequence
+
+import torch
+from detectron2.layers import Conv2d
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone import ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.backbone.resnet import (
+    BasicBlock,
+    BottleneckBlock,
+    CNNBlockBase,
+    DeformBottleneckBlock,
+)
+from torch import Tensor, nn
+
+from tood.modeling.backbone.deform_conv import make_deform_convs_portable
+from tood.modeling.backbone.fixed_norm import use_fixed_norms
+
+__all__ = [
+    "LastLevelP6P7NoReLU",
+    "build_tood_resnet_fpn_backbone",
+    "make_resnet_stages",
+    "make_tood_fpn",
+]
+
+NUM_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class LastLevelP6P7NoReLU(nn.Module):
+    """
+    P6 and P7 by two stride-2 convolutions on P5, without the ReLU between them that Detectron2's
+    ``LastLevelP6P7`` has.
+    """
+
+    num_levels = 2
+    in_feature = "p5"
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.p6 = Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p7 = Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, p5: Tensor):
+        # Not in half precision: on a map one location wide, the CPU's bfloat16 gradient of a kernel
+        # with stride 2 holds memory that nobody wrote (seen with PyTorch 2.15). They cost nothing.
+        with torch.autocast(p5.device.type, enabled=False):
+            p6 = self.p6(p5.to(self.p6.weight.dtype))
+            return [p6, self.p7(p6)]
+
+
+@BACKBONE_REGISTRY.register()
+def build_tood_resnet_fpn_backbone(cfg, input_shape):
+    """
+    Returns:
+        FPN: :func:`make_tood_fpn` on the ResNet of a config.
+    """
+    return make_tood_fpn(
+        bottom_up=build_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def make_tood_fpn(
+    *,
+    bottom_up: Backbone,
+    in_features: Sequence[str],
+    out_channels: int = 256,
+    norm: str = "",
+    fuse_type: str = "sum",
+) -> FPN:
+    """
+    P3 to P5 from C3 to C5, then :class:`LastLevelP6P7NoReLU`; every FPN convolution starts from
+    Xavier's uniform distribution.
+
+    Args:
+        bottom_up: a ResNet; its deformable convolutions and its batch norms are exchanged for
+            this project's, with the same parameters.
+        in_features: names of its feature maps, from fine to coarse.
+        out_channels, norm, fuse_type: of Detectron2's ``FPN``.
+    """
+    make_deform_convs_portable(bottom_up)
+    use_fixed_norms(bottom_up)
+    backbone = FPN(
+        bottom_up=bottom_up,
+        in_features=list(in_features),
+        out_channels=out_channels,
+        norm=norm,
+        top_block=LastLevelP6P7NoReLU(out_channels),
+        fuse_type=fuse_type,
+    )
+    _init_fpn(backbone)
+    return backbone
+
+
+def make_resnet_stages(
+    *,
+    depth: int,
+    norm: str = "BN",
+    stride_in_1x1: bool = False,
+    num_groups: int = 1,
+    width_per_group: int = 64,
+    deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+    deform_modulated: bool = True,
+    deform_num_groups: int = 1,
+) -> List[List[CNNBlockBase]]:
+    """
+    The ``stages`` of Detectron2's ``ResNet``, where its ``make_default_stages`` knows neither
+    ResNeXt's widths nor deformable convolutions in some of the stages.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152; the last five arguments are for those from 50 on.
+        norm: a name that Detectron2's ``get_norm`` knows.
+        stride_in_1x1: whether the first 1x1 convolution of a stage has its stride, or the 3x3.
+        num_groups, width_per_group: of the 3x3 convolutions in the first stage.
+        deform_on_per_stage: which stages have deformable 3x3 convolutions, from C2 to C5.
+        deform_modulated, deform_num_groups: of these.
+
+    Raises:
+        ValueError: for another depth, or deformable convolutions or groups that it has no place
+            for.
+    """
+    if depth not in NUM_BLOCKS:
+        raise ValueError(f"depth is {depth}; it must be one of {', '.join(map(str, NUM_BLOCKS))}")
+    if depth < 50 and (num_groups > 1 or any(deform_on_per_stage)):
+        raise ValueError(f"a ResNet of depth {depth} has no groups and no deformable convolutions")
+    stages, in_channels = [], 64
+    for i, (num_blocks, deform) in enumerate(zip(NUM_BLOCKS[depth], deform_on_per_stage)):
+        block = dict(block_class=BasicBlock)
+        if depth >= 50:
+            block = dict(
+                block_class=BottleneckBlock,
+                bottleneck_channels=num_groups * width_per_group * 2**i,
+                stride_in_1x1=stride_in_1x1,
+                num_groups=num_groups,
+            )
+        if deform:
+            block.update(
+                block_class=DeformBottleneckBlock,
+                deform_modulated=deform_modulated,
+                deform_num_groups=deform_num_groups,
+            )
+        out_channels = (64 if depth < 50 else 256) * 2**i
+        stages.append(
+            ResNet.make_stage(
+                num_blocks=num_blocks,
+                stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                norm=norm,
+                **block,
+            )
+        )
+        in_channels = out_channels
+    return stages
+
+
+@torch.no_grad()
+def _init_fpn(backbone: FPN):
+    for name, child in backbone.named_children():
+        if name == "bottom_up":
+            continue
+        for layer in child.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)

@@ -1,0 +1,311 @@
+"""
+What the heads have in common: from the maps of each level to scores and boxes of every location.
+
+Shapes: N images, K classes, C channels; a level has H x W locations with one anchor each, and R
+locations are those of all levels, from fine to coarse, row by row. Boxes are XYXY pixels of the
+network's input; stride units stay inside ``DenseHead._decode``.
+"""
+
+import math
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.layers import ShapeSpec, cat, get_norm
+from detectron2.modeling import build_anchor_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from tood.modeling.backbone.deform_conv import DeformConvPack
+from tood.modeling.layers import log_geometric_mean_of_sigmoids, sample_each_side
+
+__all__ = [
+    "ANCHOR_TYPES",
+    "DenseHead",
+    "DensePredictions",
+    "LevelMaps",
+    "align_branch",
+    "conv_norm_relu",
+    "decode_deltas",
+    "decode_distances",
+    "init_convs",
+    "init_score",
+    "make_anchors",
+]
+
+ANCHOR_TYPES = ("anchor_free", "anchor_based")
+
+
+class DensePredictions(NamedTuple):
+    """What the head says of every location of all levels, before any threshold."""
+
+    pred_log_scores: Tensor  # (N, R, K), logarithms of the aligned probabilities
+    pred_boxes: Tensor  # (N, R, 4), aligned boxes
+    anchors: Boxes  # R boxes, whose centres are the locations
+    grid_sizes: List[torch.Size]  # (H, W) of each level
+    centerness_logits: Optional[Tensor] = None  # (N, R), of a head that predicts the centerness
+
+    @property
+    def pred_scores(self) -> Tensor:
+        """
+        What detections are ranked by, (N, R, K): the aligned probabilities, or, of a head that
+        predicts it, their geometric means with the centerness, as ATSS's authors have it.
+        """
+        if self.centerness_logits is None:
+            return self.pred_log_scores.exp()
+        log_centerness = F.logsigmoid(self.centerness_logits).unsqueeze(2)
+        return (0.5 * (self.pred_log_scores + log_centerness)).exp()
+
+    @property
+    def level_sizes(self) -> List[int]:
+        """The locations of each level; their sum is R."""
+        return [H * W for H, W in self.grid_sizes]
+
+
+class LevelMaps(NamedTuple):
+    """What the convolutions of a head make of one level, or of several: a list of maps each."""
+
+    cls_logits: Tensor  # (N, K, H, W), becomes P
+    box_regression: Tensor  # (N, 4, H, W), becomes B
+    align_logits: Optional[Tensor] = None  # (N, 1, H, W), becomes M, which corrects the scores
+    offsets: Optional[Tensor] = None  # (N, 8, H, W), O, where each side of a box is read
+    centerness_logits: Optional[Tensor] = None  # (N, 1, H, W)
+
+
+class DenseHead(nn.Module):
+    """
+    Scores and boxes from the :class:`LevelMaps` that a subclass makes of each level: aligned by
+    Eq. 5 and 6 where there are maps for it. The weights are shared by all levels, except for one
+    scale of the box regression a level.
+    """
+
+    # What the sides of the boxes are sampled by. An export sets another one that its target knows.
+    deform_conv2d = staticmethod(torchvision.ops.deform_conv2d)
+
+    def __init__(
+        self,
+        *,
+        strides: List[int],
+        anchor_generator: nn.Module,
+        anchor_type: str = "anchor_free",
+        box2box_transform: Box2BoxTransform,
+    ):
+        """
+        Args:
+            strides: stride of every feature map, in pixels.
+            anchor_generator: creates one square anchor a location from a list of feature maps.
+            anchor_type: one of ``ANCHOR_TYPES``.
+            box2box_transform: decodes the deltas of "anchor_based".
+
+        Raises:
+            ValueError: for an unknown anchor type, or more than one anchor a location.
+        """
+        super().__init__()
+        if anchor_type not in ANCHOR_TYPES:
+            raise ValueError(
+                f"MODEL.TOOD.ANCHOR_TYPE is {anchor_type!r}; it must be one of {ANCHOR_TYPES}."
+            )
+        if set(anchor_generator.num_anchors) != {1}:
+            raise ValueError(
+                "TOOD has one anchor a location, but MODEL.ANCHOR_GENERATOR makes "
+                f"{list(anchor_generator.num_anchors)} on its levels; "
+                "give one size a level and the single aspect ratio 1.0."
+            )
+        self.strides = list(strides)
+        self.anchor_generator = anchor_generator
+        self.anchor_type = anchor_type
+        self.box2box_transform = box2box_transform
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in strides)
+
+    @staticmethod
+    def options_of(cfg, input_shape: List[ShapeSpec]) -> dict:
+        """The arguments that both heads take from a config."""
+        in_channels = {s.channels for s in input_shape}
+        assert len(in_channels) == 1, f"every level needs the same channels, got {in_channels}"
+        tood = cfg.MODEL.TOOD
+        return {
+            "in_channels": in_channels.pop(),
+            "strides": [s.stride for s in input_shape],
+            "num_classes": tood.NUM_CLASSES,
+            "anchor_generator": build_anchor_generator(cfg, input_shape),
+            "anchor_type": tood.ANCHOR_TYPE,
+            "box2box_transform": Box2BoxTransform(weights=tood.BBOX_REG_WEIGHTS),
+            "conv_dim": tood.CONV_DIM,
+            "num_convs": tood.NUM_CONVS,
+            "norm": tood.NORM,
+            "num_dcn_convs": tood.NUM_DCN_CONVS,
+            "dcn_num_groups": tood.DCN_NUM_GROUPS,
+            "align_cls": tood.ALIGN_CLS,
+            "align_box": tood.ALIGN_BOX,
+            "prior_prob": tood.PRIOR_PROB,
+        }
+
+    def forward(self, features: List[Tensor]) -> DensePredictions:
+        """
+        Args:
+            features: one (N, C, H, W) a level, from fine to coarse.
+        """
+        grid_sizes = [x.shape[-2:] for x in features]
+        anchors = Boxes(make_anchors(self.anchor_generator, grid_sizes))
+        levels = LevelMaps(*zip(*(self._forward_level(x) for x in features)))
+        # Half precision is too coarse for products of small probabilities and for pixels.
+        with torch.autocast(features[0].device.type, enabled=False):
+            pred_log_scores = _flatten_levels(levels.cls_logits)
+            if levels.align_logits[0] is None:
+                pred_log_scores = F.logsigmoid(pred_log_scores)
+            else:
+                pred_log_scores = log_geometric_mean_of_sigmoids(
+                    pred_log_scores, _flatten_levels(levels.align_logits)
+                )
+            box_regression = _flatten_levels(levels.box_regression)
+            pred_boxes = self._decode(box_regression, anchors.tensor, grid_sizes)
+            if levels.offsets[0] is not None:
+                pred_boxes = self._sample(pred_boxes, levels.offsets, grid_sizes)
+            centerness_logits = None
+            if levels.centerness_logits[0] is not None:
+                centerness_logits = _flatten_levels(levels.centerness_logits).squeeze(2)
+        return DensePredictions(pred_log_scores, pred_boxes, anchors, grid_sizes, centerness_logits)
+
+    def _forward_level(self, x: Tensor) -> LevelMaps:
+        """
+        Args:
+            x: (N, C, H, W).
+        """
+        raise NotImplementedError
+
+    def _decode(
+        self, box_regression: Tensor, anchors: Tensor, grid_sizes: List[torch.Size]
+    ) -> Tensor:
+        """(N, R, 4) as predicted to (N, R, 4) boxes."""
+        anchor_free = self.anchor_type == "anchor_free"
+        units = self.strides if anchor_free else [1] * len(self.strides)
+        scales = [
+            (scale.float() * unit).expand(H * W)
+            for scale, unit, (H, W) in zip(self.scales, units, grid_sizes)
+        ]
+        scales = cat(scales).unsqueeze(1)
+        if anchor_free:
+            # The scale is outside the exponential, as in the released models.
+            return decode_distances(scales * box_regression.exp(), anchors)
+        return decode_deltas(scales * box_regression, anchors, self.box2box_transform)
+
+    def _sample(
+        self, boxes: Tensor, offsets: Sequence[Tensor], grid_sizes: List[torch.Size]
+    ) -> Tensor:
+        """:func:`sample_each_side` of (N, R, 4), with one (N, 8, H, W) a level."""
+        levels = boxes.split([H * W for H, W in grid_sizes], dim=1)
+        sampled = [
+            sample_each_side(
+                x.transpose(1, 2).unflatten(2, tuple(size)), o.float(), self.deform_conv2d
+            )
+            for x, o, size in zip(levels, offsets, grid_sizes)
+        ]
+        return _flatten_levels(sampled)
+
+
+def make_anchors(generator: nn.Module, grid_sizes: Sequence[Tuple[int, int]]) -> Tensor:
+    """
+    The anchors of Detectron2's ``DefaultAnchorGenerator`` with one anchor a location, made where
+    they are needed: Detectron2's main branch makes them on the CPU, and a GPU waits for the copy.
+
+    Args:
+        grid_sizes: (H, W) of each level.
+
+    Returns:
+        (R, 4), XYXY pixels.
+    """
+    levels = []
+    for (H, W), stride, cell_anchor in zip(grid_sizes, generator.strides, generator.cell_anchors):
+        x, y = (
+            (torch.arange(size, dtype=torch.float32, device=cell_anchor.device) + generator.offset)
+            * stride
+            for size in (W, H)
+        )
+        x, y = x.expand(H, W), y.unsqueeze(1).expand(H, W)
+        centers = torch.stack([x, y, x, y], dim=2).view(H * W, 4)
+        levels.append(centers + cell_anchor)
+    return cat(levels)
+
+
+def decode_distances(distances: Tensor, anchors: Tensor) -> Tensor:
+    """
+    Args:
+        distances: (N, R, 4), pixels from the location to the left, top, right and bottom side.
+        anchors: (R, 4), whose centres are the locations.
+
+    Returns:
+        (N, R, 4), XYXY pixels.
+    """
+    points = (anchors[:, :2] + anchors[:, 2:]) / 2
+    return cat([points - distances[..., :2], points + distances[..., 2:]], dim=2)
+
+
+def decode_deltas(deltas: Tensor, anchors: Tensor, box2box_transform: Box2BoxTransform) -> Tensor:
+    """
+    Args:
+        deltas: (N, R, 4), (dx, dy, dw, dh) times the weights of the transform.
+        anchors: (R, 4).
+
+    Returns:
+        (N, R, 4), XYXY pixels.
+    """
+    N, R, _ = deltas.shape
+    # The released models bound how much a box shrinks as well as how much it grows; Detectron2
+    # bounds growth only.
+    dx, dy, dw, dh = deltas.unbind(dim=2)
+    _, _, ww, wh = box2box_transform.weights
+    bound = box2box_transform.scale_clamp
+    deltas = torch.stack([dx, dy, dw.clamp(min=-bound * ww), dh.clamp(min=-bound * wh)], dim=2)
+    boxes = box2box_transform.apply_deltas(deltas.reshape(N * R, 4), anchors.repeat(N, 1))
+    return boxes.view(N, R, 4)
+
+
+def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """One (N, X, H, W) a level to (N, R, X), in float32."""
+    return cat([permute_to_N_HWA_K(x, x.shape[1]) for x in maps], dim=1).float()
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, norm: str, dcn_num_groups: int
+) -> nn.Sequential:
+    """
+    3x3 convolution, deformable if it has deformable groups, + norm + ReLU; the norm takes the
+    place of the bias.
+    """
+    bias = norm == ""
+    if dcn_num_groups > 0:
+        layers = [DeformConvPack(in_channels, out_channels, num_groups=dcn_num_groups, bias=bias)]
+    else:
+        layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]
+    if norm != "":
+        layers.append(get_norm(norm, out_channels))
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+
+def align_branch(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
+    """From features to the map M (Eq. 7) or to the offsets O (Eq. 8)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, hidden_channels, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden_channels, out_channels, 3, padding=1),
+    )
+
+
+def init_convs(module: nn.Module, std: float = 0.01) -> None:
+    """Draw all weights from a normal distribution; deformable convolutions begin as plain ones."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, DeformConvPack)):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for layer in module.modules():
+        if isinstance(layer, DeformConvPack):
+            nn.init.zeros_(layer.conv_offset.weight)
+
+
+def init_score(layer: nn.Conv2d, prior_prob: float) -> None:
+    """Let a layer's sigmoids begin at a probability."""
+    nn.init.constant_(layer.bias, -math.log((1 - prior_prob) / prior_prob))

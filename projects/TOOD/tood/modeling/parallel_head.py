@@ -1,0 +1,102 @@
+"""
+The parallel head, which the paper compares with: one tower of convolutions for each task, as in
+ATSS (arXiv 1912.02424).
+
+Shapes: N images, K classes, C channels, H x W locations of one level.
+"""
+
+from detectron2.config import configurable
+from torch import Tensor, nn
+
+from tood.modeling.dense_head import (
+    DenseHead,
+    LevelMaps,
+    align_branch,
+    conv_norm_relu,
+    init_convs,
+    init_score,
+)
+
+__all__ = ["ParallelHead"]
+
+
+class ParallelHead(DenseHead):
+    """
+    Two towers and a predictor behind each. With its centerness, it is ATSS's head; with the
+    alignment of both predictions from the last feature of each tower, it is that of "TAL + TAP" in
+    Table 2, whose code was never released: M from the classification's, O from the boxes'.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        conv_dim: int = 256,
+        num_convs: int = 4,
+        norm: str = "GN",
+        num_dcn_convs: int = 0,
+        dcn_num_groups: int = 4,
+        align_cls: bool = False,
+        align_box: bool = False,
+        centerness: bool = False,
+        prior_prob: float = 0.01,
+        **kwargs,
+    ):
+        """
+        Args:
+            in_channels: channels of every feature map.
+            num_classes: number of classes K.
+            conv_dim: channels C of the towers.
+            num_convs: number of convolutions of each tower.
+            norm: norm of the convolutions, a name that Detectron2's ``get_norm`` knows.
+            num_dcn_convs: how many of the first convolutions of each tower are deformable.
+            dcn_num_groups: deformable groups of these.
+            align_cls, align_box: whether the scores are corrected by the map M, and the sides of
+                the boxes read at the offsets O.
+            centerness: whether the centerness is predicted, and detections ranked by it, too.
+            prior_prob: score that each class starts with.
+            kwargs: of :class:`DenseHead`.
+        """
+        super().__init__(**kwargs)
+        self.cls_tower, self.reg_tower = (
+            nn.Sequential(
+                *(
+                    conv_norm_relu(
+                        in_channels if i == 0 else conv_dim,
+                        conv_dim,
+                        norm,
+                        dcn_num_groups if i < num_dcn_convs else 0,
+                    )
+                    for i in range(num_convs)
+                )
+            )
+            for _ in range(2)
+        )
+        self.cls_pred = nn.Conv2d(conv_dim, num_classes, 3, padding=1)
+        self.reg_pred = nn.Conv2d(conv_dim, 4, 3, padding=1)
+        self.centerness = nn.Conv2d(conv_dim, 1, 3, padding=1) if centerness else None
+        self.cls_align = align_branch(conv_dim, conv_dim // 4, 1) if align_cls else None
+        self.reg_align = align_branch(conv_dim, conv_dim // 4, 8) if align_box else None
+
+        init_convs(self)
+        init_score(self.cls_pred, prior_prob)
+        if align_cls:
+            init_score(self.cls_align[-1], prior_prob)
+        if align_box:
+            init_convs(self.reg_align, std=0.001)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**cls.options_of(cfg, input_shape), "centerness": cfg.MODEL.TOOD.CENTERNESS}
+
+    def _forward_level(self, x: Tensor) -> LevelMaps:
+        for_cls, for_reg = self.cls_tower(x), self.reg_tower(x)
+        return LevelMaps(
+            cls_logits=self.cls_pred(for_cls),
+            box_regression=self.reg_pred(for_reg),
+            align_logits=None if self.cls_align is None else self.cls_align(for_cls),
+            offsets=None if self.reg_align is None else self.reg_align(for_reg),
+            centerness_logits=None if self.centerness is None else self.centerness(for_reg),
+        )

@@ -1,0 +1,79 @@
+"""
+Test-time augmentation for dense detectors, which Detectron2 has for two-stage ones only: the
+candidates of an image in several sizes and flipped, together, before NMS.
+"""
+
+from itertools import groupby
+from typing import Dict, List
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import DatasetMapperTTA, detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from tood.modeling.detector import TOOD
+from tood.utils.errors import UserError
+
+__all__ = ["TOODWithTTA"]
+
+
+class TOODWithTTA(nn.Module):
+    """
+    A TOOD with test-time augmentation (``TEST.AUG``: sizes, flip), called like the model itself. It
+    is best given pictures in their own size, for it resizes them.
+    """
+
+    def __init__(self, cfg: CfgNode, model: TOOD, batch_size: int = 4):
+        """
+        Args:
+            cfg: its ``TEST.AUG`` is read.
+            model: not wrapped.
+            batch_size: augmented images of one size that are looked at together.
+
+        Raises:
+            UserError: for no size at all.
+        """
+        super().__init__()
+        if not cfg.TEST.AUG.MIN_SIZES:
+            raise UserError("TEST.AUG.MIN_SIZES is empty; name the sizes to look at pictures in.")
+        self.model = model
+        self.augment = DatasetMapperTTA(cfg)
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
+        """As the model's in evaluation mode."""
+        return [{"instances": self._detect(x)} for x in batched_inputs]
+
+    def _detect(self, image: Dict) -> Instances:
+        height = image.get("height", image["image"].shape[1])
+        width = image.get("width", image["image"].shape[2])
+        augmented = self.augment({**image, "height": height, "width": width})
+        found = []
+        for batch in self._batches(augmented):
+            for x, candidates in zip(batch, self.model.find_candidates(batch)):
+                boxes = candidates.pred_boxes.tensor
+                back = x["transforms"].inverse().apply_box(boxes.cpu().numpy())
+                back = torch.from_numpy(np.ascontiguousarray(back)).to(boxes)
+                found.append(
+                    Instances(
+                        (height, width),
+                        pred_boxes=Boxes(back),
+                        scores=candidates.scores,
+                        pred_classes=candidates.pred_classes,
+                    )
+                )
+        detections = self.model.suppress_non_maxima(Instances.cat(found))
+        return detector_postprocess(detections, height, width)
+
+    def _batches(self, images: List[Dict]) -> List[List[Dict]]:
+        """Of one size each: a padded image would be seen in another way."""
+        batches = []
+        for _, same in groupby(
+            sorted(images, key=lambda x: x["image"].shape), key=lambda x: x["image"].shape
+        ):
+            same = list(same)
+            batches += [same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)]
+        return batches

@@ -1,0 +1,161 @@
+"""Boxes and points drawn on images, by Detectron2's Visualizer, and image grids."""
+
+import colorsys
+from typing import List, Optional, Sequence
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+__all__ = [
+    "add_heading",
+    "class_colors",
+    "draw_boxes",
+    "draw_points",
+    "draw_training",
+    "stack_pictures",
+]
+
+# Shorter side in pixels of a picture of a training image.
+_SMALLEST_PICTURE = 400
+
+
+def class_colors(num_classes: int) -> List[tuple]:
+    """A colour of its own for each class, RGB in [0, 1], the same every time."""
+    # Steps of the golden ratio keep neighbouring classes apart however many there are.
+    return [colorsys.hsv_to_rgb(0.61803 * i % 1, 0.75, 1.0) for i in range(num_classes)]
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    classes: Sequence[int],
+    class_names: Sequence[str],
+    scores: Optional[Sequence[float]] = None,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        boxes: (D, 4), XYXY pixels of the image.
+        classes: (D,), indices into ``class_names``.
+        scores: (D,), written behind the names.
+        scale: size of the picture over the size of the image.
+
+    Returns:
+        (H * scale, W * scale, 3) uint8, RGB.
+    """
+    colors = class_colors(len(class_names))
+    labels = [class_names[c] for c in classes]
+    if scores is not None:
+        labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores)]
+    visualizer = Visualizer(image, scale=scale)
+    output = visualizer.overlay_instances(
+        boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+        labels=labels,
+        assigned_colors=[colors[c] for c in classes],
+    )
+    return output.get_image()
+
+
+def draw_training(
+    image: np.ndarray,
+    gt_instances: Instances,
+    points: Tensor,
+    positive: Tensor,
+    weights: Tensor,
+    detections: Instances,
+    class_names: Sequence[str],
+) -> np.ndarray:
+    """
+    One image of a training batch, twice: with its objects and the locations that answer for them,
+    and with what is detected in it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        gt_instances: with "gt_boxes" and "gt_classes".
+        points: (R, 2), x and y of the locations.
+        positive, weights: (R,), whether a location answers for an object, and its weight in the
+            box loss: t_hat in TAL, the centerness in the warm-up. Dots are larger and brighter
+            the larger it is.
+        detections: with "pred_boxes", "scores" and "pred_classes", the best first; drawn are
+            those of at least a third of the best score, and at most 20.
+
+    Returns:
+        (H', W', 3) uint8, RGB; small images are enlarged.
+    """
+    scale = max(1.0, _SMALLEST_PICTURE / min(image.shape[:2]))
+    boxes, classes = gt_instances.gt_boxes.tensor.cpu(), gt_instances.gt_classes.tolist()
+    objects = draw_boxes(image, boxes, classes, class_names, scale=scale)
+    objects = draw_points(objects, points[positive] * scale, weights[positive])
+    # Early on, all scores are low: what is drawn is measured by the best of them.
+    best = detections[detections.scores >= detections.scores[:1].sum() / 3][:20].to("cpu")
+    detected = draw_boxes(
+        image,
+        best.pred_boxes.tensor,
+        best.pred_classes.tolist(),
+        class_names,
+        best.scores.tolist(),
+        scale=scale,
+    )
+    headings = ("objects and their positives", "detections")
+    return stack_pictures([[add_heading(*x) for x in zip((objects, detected), headings)]])
+
+
+def draw_points(
+    picture: np.ndarray,
+    points: Tensor,
+    weights: Tensor,
+    outlines: Optional[Sequence[tuple]] = None,
+) -> np.ndarray:
+    """
+    Args:
+        picture: (H, W, 3) uint8, RGB.
+        points: (P, 2), x and y in pixels of the picture.
+        weights: (P,) in [0, 1]; a dot is larger and brighter the larger it is.
+        outlines: (P,) colours around the dots, RGB in [0, 1]; black if left out.
+    """
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    order = weights.argsort()  # the brightest on top
+    for i in order.tolist():
+        (x, y), weight = points[i].tolist(), weights[i].item()
+        radius = 2 + 4 * weight
+        color = tuple(int(255 * c) for c in colormaps["plasma"](weight)[:3])
+        corners = (x - radius, y - radius, x + radius, y + radius)
+        outline = tuple(int(255 * c) for c in outlines[i]) if outlines else "black"
+        draw.ellipse(corners, fill=color, outline=outline, width=2 if outlines else 1)
+    return np.asarray(image)
+
+
+def add_heading(picture: np.ndarray, text: str, height: int = 22) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with a line of text above it: (H + height, W, 3)."""
+    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), "white")
+    image.paste(Image.fromarray(picture), (0, height))
+    ImageDraw.Draw(image).text((4, height // 5), text, fill="black")
+    return np.asarray(image)
+
+
+def stack_pictures(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """
+    Args:
+        rows: pictures (H, W, 3) uint8 of any size, row by row.
+        gap: white pixels between them.
+
+    Returns:
+        one picture; each row is as high as its highest member.
+    """
+    row_heights = [max(p.shape[0] for p in row) for row in rows]
+    width = max(sum(p.shape[1] + gap for p in row) for row in rows) - gap
+    sheet = np.full((sum(row_heights) + gap * (len(rows) - 1), width, 3), 255, dtype=np.uint8)
+    y = 0
+    for row, height in zip(rows, row_heights):
+        x = 0
+        for picture in row:
+            sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+            x += picture.shape[1] + gap
+        y += height + gap
+    return sheet
