@@ -90,7 +90,7 @@ def command(shapes, tmp_path, fresh_loggers):
         data = ["--train-data", train, "--val-data", val]
         sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
         run = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "SOLVER.IMS_PER_BATCH", "2"]
-        classes = ["MODEL.TOOD.NUM_CLASSES", "4", "MODEL.TOOD.WARMUP_ITERS", "2"]
+        classes = ["MODEL.TOOD.NUM_CLASSES", "4", "MODEL.TOOD.ATSS_ITERS", "2"]
         # Two epochs teach nothing that passes a threshold.
         low = ["MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
         output = ["OUTPUT_DIR", str(tmp_path / "out"), *low]

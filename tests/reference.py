@@ -48,7 +48,7 @@ class Reference:
         meta = {"config": f"{self.meta['config']} {self.meta['anchor_type']}"}
         cfg = identify(state_dict, meta).make_config()
         cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.TOOD.WARMUP_ITERS = 1
+        cfg.MODEL.TOOD.ATSS_ITERS = 1
         model = build_model(cfg)
         weights, _ = to_detectron2(state_dict, model.state_dict())
         model.load_state_dict(weights, strict=True)

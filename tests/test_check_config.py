@@ -85,3 +85,10 @@ def test_options_behind_a_list_of_values():
     assert split_options(["a.jpg", "SEED", "1"]) == (["a.jpg"], ["SEED", "1"])
     assert split_options(["a.jpg", "NOPE.JPG"]) == (["a.jpg", "NOPE.JPG"], [])
     assert split_options(["a", "MODEL.TOOD.NUM_CLASES", "1"])[1] == ["MODEL.TOOD.NUM_CLASES", "1"]
+
+
+def test_the_old_name_of_a_key_is_refused_with_the_new_one():
+    with pytest.raises(UserError, match="MODEL.TOOD.WARMUP_ITERS was renamed to .*ATSS_ITERS"):
+        load_config(
+            str(ROOT / "configs" / "tood_R50_FPN_1x.yaml"), ["MODEL.TOOD.WARMUP_ITERS", "3"]
+        )

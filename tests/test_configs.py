@@ -19,7 +19,7 @@ def test_config_builds(path):
     assert max(cfg.SOLVER.STEPS) < cfg.SOLVER.MAX_ITER
     # A third of the schedule; of the released ones 4 epochs, also when there are 24.
     warmup = min(cfg.SOLVER.MAX_ITER / 3, 4 * 7330)
-    assert cfg.MODEL.TOOD.WARMUP_ITERS == pytest.approx(warmup, abs=1)
+    assert cfg.MODEL.TOOD.ATSS_ITERS == pytest.approx(warmup, abs=1)
 
 
 def test_released_settings():
@@ -44,4 +44,4 @@ def test_released_schedule():
     steps_an_epoch = -(-117_266 // cfg.SOLVER.IMS_PER_BATCH)
     assert cfg.SOLVER.MAX_ITER == 12 * steps_an_epoch
     assert cfg.SOLVER.STEPS == (8 * steps_an_epoch, 11 * steps_an_epoch)
-    assert cfg.MODEL.TOOD.WARMUP_ITERS == 4 * steps_an_epoch
+    assert cfg.MODEL.TOOD.ATSS_ITERS == 4 * steps_an_epoch

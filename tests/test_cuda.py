@@ -18,7 +18,7 @@ PHASES = {"warmup": 0, "tal": 1}
 @pytest.fixture
 def models(tiny_cfg):
     """The same model on the CPU and on the GPU."""
-    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    tiny_cfg.MODEL.TOOD.ATSS_ITERS = 1
     model = build_model(tiny_cfg)
     return model, copy.deepcopy(model).cuda()
 

@@ -30,7 +30,7 @@ def trained(shapes, tmp_path_factory):
     entry = f"{shapes}/annotations.json:{shapes}/images"
     config = out / "c.yaml"
     small = {"INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": "64", "OUTPUT_DIR": str(out)}
-    small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.WARMUP_ITERS": "2"})
+    small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
     small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
     small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
     opts = [x for item in small.items() for x in item]

@@ -20,7 +20,7 @@ PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
 
 @pytest.fixture
 def model(tiny_cfg):
-    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    tiny_cfg.MODEL.TOOD.ATSS_ITERS = 1
     return build_model(tiny_cfg)
 
 
@@ -33,7 +33,7 @@ def train_losses(model, inputs, phase):
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("anchor_type", ["anchor_free", "anchor_based"])
 def test_every_parameter_has_a_finite_gradient(tiny_cfg, make_input, phase, anchor_type):
-    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    tiny_cfg.MODEL.TOOD.ATSS_ITERS = 1
     tiny_cfg.MODEL.TOOD.ANCHOR_TYPE = anchor_type
     model = build_model(tiny_cfg)
     # An object for each level, so that the scales of all levels learn.
@@ -69,7 +69,7 @@ def test_phase_follows_the_iteration(model, make_input):
     inputs = [make_input()]
     warmup, tal = (train_losses(model, inputs, phase) for phase in PHASES)
     assert not torch.isclose(warmup["loss_cls"], tal["loss_cls"])
-    model.warmup_iters = 0
+    model.atss_iters = 0
     assert torch.equal(train_losses(model, inputs, "warmup")["loss_cls"], tal["loss_cls"])
 
 

@@ -23,7 +23,7 @@ def loss_curve(shapes, output, python_path):
     entry = f"{shapes}/annotations.json:{shapes}/images"
     options = {
         "MODEL.TOOD.NUM_CLASSES": 4,
-        "MODEL.TOOD.WARMUP_ITERS": 3,
+        "MODEL.TOOD.ATSS_ITERS": 3,
         "INPUT.MIN_SIZE_TRAIN": "(64,)",
         "INPUT.RANDOM_FLIP": "none",
         "SOLVER.MAX_ITER": 6,

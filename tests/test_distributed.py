@@ -39,7 +39,7 @@ def work(rank, port, cfg, state_dict, inputs, results):
 
 def test_batch_in_two_processes(tiny_cfg, make_input):
     """One of them has no objects."""
-    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    tiny_cfg.MODEL.TOOD.ATSS_ITERS = 1
     # Enough objects for normalisers above 1 in each half: below, they are cut at 1 once a batch.
     many = [(4.0, 4.0, 60.0, 50.0), (20.0, 10.0, 90.0, 60.0)]
     many += [(x, y, x + 24.0, y + 24.0) for x in (6.0, 34.0, 62.0) for y in (6.0, 34.0)]

@@ -42,7 +42,7 @@ SHORT = [
     "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
     "dataloader.test.mapper.augmentations.0.short_edge_length=64",
     *("train.max_iter=4", "dataloader.train.total_batch_size=2"),
-    *("model.num_classes=4", "model.warmup_iters=2", "model.score_thresh_test=0.0"),
+    *("model.num_classes=4", "model.atss_iters=2", "model.score_thresh_test=0.0"),
     *("lr_multiplier.scheduler.milestones=[3,4]", "lr_multiplier.scheduler.values=[1.0,0.1]"),
     "lr_multiplier.warmup_length=1.0",  # yaml's 100 iterations are more than all
 ]

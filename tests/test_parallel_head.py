@@ -96,7 +96,7 @@ def test_alignment_on_the_parallel_head_reads_the_last_features(tiny_cfg):
 
 
 def test_centerness_ranks_detections_and_is_learned(tiny_cfg, make_input):
-    model = build_model(with_options(tiny_cfg, **CENTERNESS, WARMUP_ITERS=0)).train()
+    model = build_model(with_options(tiny_cfg, **CENTERNESS, ATSS_ITERS=0)).train()
     inputs = [make_input(), make_input(boxes=[])]
     with EventStorage(start_iter=10):
         losses = model(inputs)
@@ -141,7 +141,7 @@ def test_threshold_is_for_the_class_alone(tiny_cfg, make_input):
 
 def test_atss_throughout(tiny_cfg, make_input):
     """The same losses in the first iteration and in the last."""
-    model = build_model(with_options(tiny_cfg, ASSIGNER="atss", WARMUP_ITERS=2)).train()
+    model = build_model(with_options(tiny_cfg, ASSIGNER="atss", ATSS_ITERS=2)).train()
     inputs = [make_input()]
     by_iteration = []
     for iteration in (0, 1000):

@@ -99,7 +99,7 @@ def test_flags_scale_the_file_and_leave_what_was_typed(command):
     # 5 epochs of 8 images; the file has a learning rate of 0.01 for 4.
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (20, 2, 0.005)
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (3,))
-    assert cfg.MODEL.TOOD.WARMUP_ITERS == 2  # typed by the fixture
+    assert cfg.MODEL.TOOD.ATSS_ITERS == 2  # typed by the fixture
     assert cfg.SOLVER.CHECKPOINT_PERIOD == 10  # 400 of 800
 
 

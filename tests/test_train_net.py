@@ -86,10 +86,10 @@ def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
 
 
 def test_a_warmup_that_never_ends_is_warned_of(command, tmp_path):
-    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.WARMUP_ITERS", "9"]
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "9"]
     train_net.cli(command(opts=opts))
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "WARMUP_ITERS (9) is not less than SOLVER.MAX_ITER (1)" in log
+    assert "ATSS_ITERS (9) is not less than SOLVER.MAX_ITER (1)" in log
 
 
 def test_same_seed_same_weights(command, tmp_path):

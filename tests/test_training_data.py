@@ -74,7 +74,7 @@ def weights(out):
 @pytest.mark.parametrize("warmup", [6, 0], ids=["warmup", "tal"])
 def test_resumed_training_ends_with_the_same_weights(command, tmp_path, monkeypatch, warmup, seed):
     out = tmp_path / "out"
-    opts = ["SOLVER.MAX_ITER", "6", "MODEL.TOOD.WARMUP_ITERS", str(warmup), "SEED", str(seed)]
+    opts = ["SOLVER.MAX_ITER", "6", "MODEL.TOOD.ATSS_ITERS", str(warmup), "SEED", str(seed)]
     opts += ["SOLVER.CHECKPOINT_PERIOD", "3", "DATASETS.TEST", "()"]
     opts += ["MODEL.TOOD.EMA_DECAY", "0.9"]
     argv = command(opts=opts)

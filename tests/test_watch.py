@@ -85,7 +85,7 @@ def test_status_line(caplog):
 
 
 def test_all_that_can_be_watched(command, out):
-    opts = ["SOLVER.MAX_ITER", "21", "MODEL.TOOD.WARMUP_ITERS", "10", "VIS_PERIOD", "20"]
+    opts = ["SOLVER.MAX_ITER", "21", "MODEL.TOOD.ATSS_ITERS", "10", "VIS_PERIOD", "20"]
     opts += ["TEST.EVAL_PERIOD", "8", "MODEL.TOOD.VAL_LOSS", "True", "MODEL.TOOD.EMA_DECAY", "0.9"]
     train_net.cli(command(opts=opts))
     metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
@@ -213,7 +213,7 @@ def test_average_makes_a_gpu_wait_for_nothing(monkeypatch):
 
 @pytest.mark.parametrize("warmup", [True, False])
 def test_validation_loss_is_the_loss_of_one_batch(tiny_cfg, make_input, warmup):
-    tiny_cfg.MODEL.TOOD.WARMUP_ITERS = 1
+    tiny_cfg.MODEL.TOOD.ATSS_ITERS = 1
     model = build_model(tiny_cfg).train()
     inputs = [
         make_input(64, 96, [(4.0, 4.0, 60.0, 50.0), (20.0, 10.0, 90.0, 60.0)], classes=[0, 3]),

@@ -5,7 +5,7 @@ from .tood_R18_GN_small_data import dataloader, model, optimizer, train
 model.backbone.out_channels = 64
 model.head.conv_dim = 64
 model.num_classes = 4
-model.warmup_iters = 150  # the first third of max_iter
+model.atss_iters = 150  # the first third of max_iter
 
 shapes = "output/demo/shapes"
 dataloader.train.dataset.names = f"{shapes}/train/annotations.json:{shapes}/train/images"

@@ -14,7 +14,7 @@ from .common.train import train
 model.backbone.bottom_up.freeze_at = 0  # nothing is pretrained, so nothing is frozen
 model.backbone.bottom_up.stages.depth = 18
 model.backbone.bottom_up.stages.norm = "GN"  # batches are too small for batch norm
-model.warmup_iters = 267  # the first third of max_iter, as in the released schedule
+model.atss_iters = 267  # the first third of max_iter, as in the released schedule
 
 dataloader.train.dataset.names = []  # --train-data
 dataloader.test.dataset.names = []  # --val-data

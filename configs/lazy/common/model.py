@@ -60,7 +60,7 @@ model = L(TOOD)(
     pixel_std=[58.395, 57.12, 57.375],
     # Iterations of ATSS before TAL: 4 epochs of 7,330 steps, also when training takes 24.
     assigner="tal",
-    warmup_iters=29320,
+    atss_iters=29320,
     atss_topk=9,
     tal_topk=13,
     tal_alpha=1.0,

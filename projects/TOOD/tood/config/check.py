@@ -36,7 +36,7 @@ RANGES = {
     "MODEL.TOOD.PRIOR_PROB": Range(0, 0.99, above_low=True),
     "MODEL.TOOD.NUM_DCN_CONVS": Range(0),
     "MODEL.TOOD.DCN_NUM_GROUPS": Range(1),
-    "MODEL.TOOD.WARMUP_ITERS": Range(0),
+    "MODEL.TOOD.ATSS_ITERS": Range(0),
     "MODEL.TOOD.ATSS_TOPK": Range(1),
     "MODEL.TOOD.TAL_TOPK": Range(1),
     "MODEL.TOOD.TAL_ALPHA": Range(0),

@@ -42,10 +42,9 @@ def add_tood_config(cfg):
 
     # "tal": task alignment learning behind a warm-up; or "atss" throughout.
     tood.ASSIGNER = "tal"
-    # The first WARMUP_ITERS iterations assign by ATSS, those after it by task alignment
-    # learning (TAL). 0 turns the warm-up off. It is not the warm-up of the learning rate, which
-    # is SOLVER.WARMUP_ITERS. Released: 4 epochs, also when training takes 24.
-    tood.WARMUP_ITERS = 29320
+    # The first ATSS_ITERS iterations assign by ATSS, those after it by ASSIGNER; 0 turns ATSS off.
+    # Released: 4 epochs, also when training takes 24.
+    tood.ATSS_ITERS = 29320
     # ATSS: candidates of each object on each level.
     tood.ATSS_TOPK = 9
     # TAL: candidates of each object (m), and the exponents of score and IoU in the alignment
@@ -88,3 +87,5 @@ def add_tood_config(cfg):
     # True is PRECISION_TRAIN "float16" on a GPU and "bfloat16" on a CPU.
     tood.PRECISION_TRAIN = "float32"
     tood.PRECISION_TEST = "float32"
+
+    cfg.register_renamed_key("MODEL.TOOD.WARMUP_ITERS", "MODEL.TOOD.ATSS_ITERS")

@@ -49,7 +49,7 @@ VALUES = {
     "MODEL.PIXEL_STD": "model.pixel_std",
     "INPUT.FORMAT": "model.input_format",
     "MODEL.TOOD.ASSIGNER": "model.assigner",
-    "MODEL.TOOD.WARMUP_ITERS": "model.warmup_iters",
+    "MODEL.TOOD.ATSS_ITERS": "model.atss_iters",
     "MODEL.TOOD.ATSS_TOPK": "model.atss_topk",
     "MODEL.TOOD.TAL_TOPK": "model.tal_topk",
     "MODEL.TOOD.TAL_ALPHA": "model.tal_alpha",

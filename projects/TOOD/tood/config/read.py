@@ -138,7 +138,7 @@ def _merge(cfg, config_file: str, opts: Sequence[str]) -> None:
         *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError),
         yaml.YAMLError,
     ) as error:
-        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
+        reason = " ".join(str(error).strip("'\"").split()).rstrip(".") or type(error).__name__
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         raise UserError(

@@ -20,7 +20,7 @@ class Schedule(NamedTuple):
     max_iter: int
     steps: Tuple[int, ...]
     warmup_iters: int  # of the learning rate
-    atss_iters: int  # before TAL: MODEL.TOOD.WARMUP_ITERS
+    atss_iters: int  # before TAL: MODEL.TOOD.ATSS_ITERS
     checkpoint_period: int
     eval_period: int
 
@@ -33,7 +33,7 @@ class Schedule(NamedTuple):
             max_iter=solver.MAX_ITER,
             steps=tuple(solver.STEPS),
             warmup_iters=solver.WARMUP_ITERS,
-            atss_iters=cfg.MODEL.TOOD.WARMUP_ITERS,
+            atss_iters=cfg.MODEL.TOOD.ATSS_ITERS,
             checkpoint_period=solver.CHECKPOINT_PERIOD,
             eval_period=cfg.TEST.EVAL_PERIOD,
         )
@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
             "SOLVER.MAX_ITER": self.max_iter,
             "SOLVER.STEPS": self.steps,
             "SOLVER.WARMUP_ITERS": self.warmup_iters,
-            "MODEL.TOOD.WARMUP_ITERS": self.atss_iters,
+            "MODEL.TOOD.ATSS_ITERS": self.atss_iters,
             "SOLVER.CHECKPOINT_PERIOD": self.checkpoint_period,
             "TEST.EVAL_PERIOD": self.eval_period,
         }

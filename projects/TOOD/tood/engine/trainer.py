@@ -82,10 +82,10 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
-        warmup = cfg.MODEL.TOOD.WARMUP_ITERS
+        warmup = cfg.MODEL.TOOD.ATSS_ITERS
         if cfg.MODEL.TOOD.ASSIGNER == "tal" and warmup >= cfg.SOLVER.MAX_ITER:
             logger.warning(
-                f"MODEL.TOOD.WARMUP_ITERS ({warmup}) is not less than SOLVER.MAX_ITER "
+                f"MODEL.TOOD.ATSS_ITERS ({warmup}) is not less than SOLVER.MAX_ITER "
                 f"({cfg.SOLVER.MAX_ITER}): all of this training assigns by ATSS, none by TAL."
             )
 
@@ -97,7 +97,7 @@ class Trainer(DefaultTrainer):
         if factor != 1:
             scaled = scaled.clone()
             scaled.defrost()
-            scaled.MODEL.TOOD.WARMUP_ITERS = round(factor * cfg.MODEL.TOOD.WARMUP_ITERS)
+            scaled.MODEL.TOOD.ATSS_ITERS = round(factor * cfg.MODEL.TOOD.ATSS_ITERS)
             scaled.freeze()
         return scaled
 

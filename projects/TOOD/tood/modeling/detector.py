@@ -65,7 +65,7 @@ class TOOD(DenseDetector):
         pixel_mean,
         pixel_std,
         num_classes: int,
-        warmup_iters: int,
+        atss_iters: int,
         assigner: str = "tal",
         atss_topk: int = 9,
         tal_topk: int = 13,
@@ -91,7 +91,7 @@ class TOOD(DenseDetector):
             head_in_features: names of the feature maps, from fine to coarse.
             pixel_mean, pixel_std: of each channel, in the order of ``input_format``.
             num_classes: number of classes K.
-            warmup_iters: iterations of ATSS before TAL.
+            atss_iters: iterations of ATSS before TAL.
             assigner: "tal", or "atss" throughout.
             atss_topk: candidates of an object on each level in ATSS.
             tal_topk, tal_alpha, tal_beta: candidates of an object in TAL, and the exponents of
@@ -122,7 +122,7 @@ class TOOD(DenseDetector):
         )
         self.strides = [backbone.output_shape()[f].stride for f in head_in_features]
         self.num_classes = num_classes
-        self.warmup_iters = warmup_iters
+        self.atss_iters = atss_iters
         self.assigner = assigner
         self.atss_topk = atss_topk
         self.tal_topk = tal_topk
@@ -156,7 +156,7 @@ class TOOD(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_classes": tood.NUM_CLASSES,
             "assigner": tood.ASSIGNER,
-            "warmup_iters": tood.WARMUP_ITERS,
+            "atss_iters": tood.ATSS_ITERS,
             "atss_topk": tood.ATSS_TOPK,
             "tal_topk": tood.TAL_TOPK,
             "tal_alpha": tood.TAL_ALPHA,
@@ -252,7 +252,7 @@ class TOOD(DenseDetector):
 
     def assigns_by_atss(self, iteration: int) -> bool:
         """Whether an iteration is one of the warm-up, or of a training that never leaves it."""
-        return self.assigner == "atss" or iteration < self.warmup_iters
+        return self.assigner == "atss" or iteration < self.atss_iters
 
     def loss_sums_of(
         self, batched_inputs: List[Dict[str, Tensor]], warmup: bool
