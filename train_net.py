@@ -27,17 +27,30 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.check import check_training
-from tood.config.lazy import is_lazy, keys_as_in, lazy_names
-from tood.config.lazy_view import LazyView
-from tood.config.read import check_weights, load_config, read_schedule, typed_keys
+from tood.config.read import (
+    apply_schedule,
+    check_training,
+    check_weights,
+    load_config,
+    read_schedule,
+    run_options,
+    schedule_of_file,
+    sets_images_per_step,
+)
 from tood.config.schedule import scale_schedule
 from tood.data.datasets import prepare_datasets
+from tood.engine.build_lazy import (
+    build_lazy_experiment,
+    build_lazy_model,
+    evaluate_lazy,
+    evaluate_lazy_with_TTA,
+)
 from tood.engine.launch import launch
-from tood.engine.lazy_trainer import LazyTrainer
+from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_json
@@ -82,87 +95,87 @@ def parse_args(argv=None):
 def setup(args):
     """Nothing is written before the config, its weights and its annotations have been checked."""
     cfg = load_config(args.config_file, args.opts, args.train_data, args.val_data)
+    options = run_options(cfg)
     if not args.eval_only:
         check_training(cfg)
-    reports = prepare_datasets(cfg, training=not args.eval_only)
+    reports = prepare_datasets(options.data, training=not args.eval_only)
     scaled = set_schedule(cfg, args)
-    if not (args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
-        if args.eval_only and not cfg.MODEL.WEIGHTS:
+    resumes = args.resume and os.path.isfile(os.path.join(options.output_dir, "last_checkpoint"))
+    if not resumes:
+        if args.eval_only and not options.weights:
             raise UserError(
-                "--eval-only needs weights: name a checkpoint with MODEL.WEIGHTS FILE behind the "
-                "other options, or add --resume for the last one in OUTPUT_DIR."
+                f"--eval-only needs weights: name a checkpoint with {options.weights_key} after "
+                "the flags, or add --resume for the last one of the output folder."
             )
-        check_weights(cfg.MODEL.WEIGHTS)
-    cfg.freeze()
-    check_folder(cfg.OUTPUT_DIR)
-    default_setup(cfg.to_lazy() if isinstance(cfg, LazyView) else cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
+        check_weights(options.weights, options.weights_key)
+    check_folder(options.output_dir)
+    default_setup(cfg, args)
+    setup_logger(options.output_dir, distributed_rank=comm.get_rank(), name="tood")
     for report in reports:
         logger.info(str(report))
     if scaled:
         texts = (f"{key} {value}" for key, value in scaled.items())
-        text = f"Scaled by --epochs and --images-per-step: {', '.join(texts)}"
-        logger.info(lazy_names(text) if is_lazy(args.config_file) else text)
+        logger.info(f"Scaled by --epochs and --images-per-step: {', '.join(texts)}")
     return cfg
 
 
 def set_schedule(cfg, args):
     """
-    Change a config to what the flags ask for, save for the keys that were typed: what was changed,
-    or None without a flag.
+    Change a config to what the flags ask for, save for the keys that were typed.
+
+    Returns:
+        the values that were changed, by key, or None without a flag.
     """
     if args.eval_only or (args.epochs is None and args.images_per_step is None):
         return None
-    as_typed = typed_keys(args.config_file, args.opts)
     num_images = None
     if args.epochs is not None:
-        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        num_images = len(get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty))
+        data = run_options(cfg).data
+        num_images = len(get_detection_dataset_dicts(data.train, data.filter_empty))
+    typed = read_schedule(cfg).ims_per_batch
     schedule = scale_schedule(
-        read_schedule(args.config_file),
-        images_per_step=cfg.SOLVER.IMS_PER_BATCH
-        if args.images_per_step is None
-        else args.images_per_step,
+        schedule_of_file(args.config_file),
+        images_per_step=typed if args.images_per_step is None else args.images_per_step,
         epochs=args.epochs,
         num_images=num_images,
     )
-    typed = cfg.SOLVER.IMS_PER_BATCH
-    if "SOLVER.IMS_PER_BATCH" in as_typed and typed != schedule.ims_per_batch:
+    if sets_images_per_step(args.config_file, args.opts) and typed != schedule.ims_per_batch:
         raise UserError(
-            f"--images-per-step is {schedule.ims_per_batch}, but SOLVER.IMS_PER_BATCH {typed} is "
-            "typed as well; leave out one of them."
+            f"--images-per-step is {schedule.ims_per_batch}, but the overrides set {typed} images "
+            "per step as well; leave out one of them."
         )
-    options = {key: value for key, value in schedule.options().items() if key not in as_typed}
-    for key, value in options.items():
-        cfg.merge_from_list([key, value])
-    return options
+    return apply_schedule(cfg, schedule, args.opts)
 
 
 def main(args):
-    with keys_as_in(args.config_file):
-        cfg = setup(args)
-        trainer_type = LazyTrainer if isinstance(cfg, LazyView) else Trainer
-        run = evaluate if args.eval_only else train
-        return run(cfg, args, trainer_type)
+    cfg = setup(args)
+    return evaluate(cfg, args) if args.eval_only else train(cfg, args)
 
 
-def evaluate(cfg, args, trainer_type):
-    model = trainer_type.build_model(cfg)
-    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = trainer_type.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(trainer_type.test_with_TTA(cfg, model))
+def evaluate(cfg, args):
+    options = run_options(cfg)
+    is_lazy = isinstance(cfg, DictConfig)
+    model = build_lazy_model(cfg) if is_lazy else Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, save_dir=options.output_dir, complete=True)
+    checkpointer.resume_or_load(options.weights, resume=args.resume)
+    test = evaluate_lazy if is_lazy else Trainer.test
+    results = test(cfg, model)
+    if options.tta.enabled:
+        with_TTA = evaluate_lazy_with_TTA if is_lazy else Trainer.test_with_TTA
+        results.update(with_TTA(cfg, model))
     if comm.is_main_process():
-        write_json(results, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
-        verify_results(cfg, results)
+        write_json(results, os.path.join(options.output_dir, "inference", "results.json"))
+        if not is_lazy:
+            verify_results(cfg, results)
     return results
 
 
-def train(cfg, args, trainer_type):
-    trainer = trainer_type(cfg)
+def train(cfg, args):
+    is_lazy = isinstance(cfg, DictConfig)
+    trainer = TrainingLoop(build_lazy_experiment(cfg)) if is_lazy else Trainer(cfg)
     if args.resume and not trainer.checkpointer.has_checkpoint():
-        logger.warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR} yet, training from the start.")
+        folder = trainer.options.output_dir
+        logger.warning(f"--resume: no checkpoint in {folder} yet, training from the start.")
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

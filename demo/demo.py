@@ -24,7 +24,6 @@ try:
 except ImportError:
     sys.exit("error: OpenCV is missing, which reads videos and draws: pip install -e .[draw]")
 
-from tood.config.lazy import keys_as_in
 from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
 from tood.data.images import PICTURES, pictures_in
@@ -65,13 +64,12 @@ def parse_args(argv=None):
 
 def main(args):
     config_file = config_of(args)
-    with keys_as_in(config_file):
-        detect(Predictor(config_file, opts=[*args.opts]), args)
+    detect(Predictor(config_file, opts=[*args.opts]), args)
 
 
 def detect(predictor, args):
-    inputs = inputs_of(args.input, predictor.cfg)
-    output = args.output or os.path.join(folder_of_weights(predictor.cfg), "detections")
+    inputs = inputs_of(args.input, predictor.options)
+    output = args.output or os.path.join(folder_of_weights(predictor.options), "detections")
     if args.input is None and args.sheet is None:
         args.sheet = os.path.join(output, "sheet.png")
     targets = targets_of(inputs, output)
@@ -124,18 +122,18 @@ def config_of(args):
     return beside
 
 
-def folder_of_weights(cfg):
-    return os.path.dirname(cfg.MODEL.WEIGHTS) or "."
+def folder_of_weights(options):
+    return os.path.dirname(options.weights) or "."
 
 
 def is_video(path):
     return path == "webcam" or os.path.splitext(path)[1].lower() in VIDEOS
 
 
-def inputs_of(patterns, cfg):
+def inputs_of(patterns, options):
     """The files that are meant, in order, each once."""
     if patterns is None:
-        return validation_pictures(cfg)
+        return validation_pictures(options)
     paths = []
     for pattern in patterns:
         found = [pattern]
@@ -153,8 +151,8 @@ def inputs_of(patterns, cfg):
     return list(dict.fromkeys(paths))
 
 
-def validation_pictures(cfg):
-    own_data = parse_own_data(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+def validation_pictures(options):
+    own_data = parse_own_data(options.data.test[0]) if options.data.test else None
     paths = pictures_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
     if not paths:
         raise UserError("There is nothing to look at: name pictures with --input.")

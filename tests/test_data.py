@@ -10,6 +10,7 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from tood import add_tood_config
+from tood.config.read import run_options
 from tood.data.datasets import OwnData, load_own_data, parse_own_data, prepare_datasets
 from tood.data.mapper import CheckedMapper
 from tood.data.shapes import SHAPES
@@ -40,12 +41,12 @@ def config(train=(), test=(), num_classes=4):
     add_tood_config(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
     cfg.MODEL.TOOD.NUM_CLASSES = num_classes
-    return cfg
+    return run_options(cfg).data
 
 
-def complaint(cfg, training=True):
+def complaint(data, training=True):
     with pytest.raises(UserError) as error:
-        prepare_datasets(cfg, training=training)
+        prepare_datasets(data, training=training)
     sentence = error.value.sentence()
     assert "\n" not in sentence
     return sentence

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tood import add_tood_config
 from tood.config.check import known_keys
-from tood.config.read import load_config
+from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.utils.errors import UserError
 
@@ -130,7 +130,7 @@ def check_annotations(folder, text, num_classes=2):
     add_tood_config(cfg)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{path}:{folder}",)
     cfg.MODEL.TOOD.NUM_CLASSES = num_classes
-    sentence = sentence_of(prepare_datasets, cfg, training=True)
+    sentence = sentence_of(prepare_datasets, run_options(cfg).data, training=True)
     if sentence is None:
         records = DatasetCatalog.get(f"{path}:{folder}")
         assert all(math.isfinite(x) for r in records for a in r["annotations"] for x in a["bbox"])

@@ -80,7 +80,7 @@ def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
     path.write_text(json.dumps(content))
     entry = f"{path}:{shapes}/images"
     cfg = train_net.load_config(CONFIG, ["MODEL.TOOD.NUM_CLASSES", "4"], val_data=[entry])
-    train_net.prepare_datasets(cfg, training=False)
+    train_net.prepare_datasets(train_net.run_options(cfg).data, training=False)
     evaluator = train_net.Trainer.build_evaluator(cfg, entry)
     assert len(evaluator._coco_api.anns) == len(content["annotations"]) - 1
 
@@ -151,7 +151,7 @@ def test_missing_config_file(tmp_path):
     broken = tmp_path / "broken.yaml"
     for text in ("MODEL: [", "_BASE_: gone.yaml", "MODEL: 3"):
         broken.write_text(text)
-        assert "broken.yaml or an option behind it is wrong" in error_of(
+        assert "broken.yaml or an option after it is wrong" in error_of(
             ["--config-file", str(broken)]
         )
 

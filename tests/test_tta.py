@@ -15,9 +15,8 @@ from tood.predictor import Predictor
 from tood.utils.errors import UserError
 
 
-def with_aug(cfg, min_sizes, flip):
-    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP = min_sizes, 400, flip
-    return cfg
+def with_tta(model, min_sizes, flip, **options):
+    return TOODWithTTA(model, min_sizes=min_sizes, max_size=400, flip=flip, **options)
 
 
 class BrightSpots(torch.nn.Module):
@@ -57,18 +56,18 @@ def spots(height=64, width=96):
     return {"image": image, "height": height, "width": width}
 
 
-def test_flip_changes_nothing_for_a_symmetric_model(tiny_cfg):
-    plain = TOODWithTTA(with_aug(tiny_cfg, [64], flip=False), BrightSpots())([spots()])
-    flipped = TOODWithTTA(with_aug(tiny_cfg, [64], flip=True), BrightSpots())([spots()])
+def test_flip_changes_nothing_for_a_symmetric_model():
+    plain = with_tta(BrightSpots(), [64], flip=False)([spots()])
+    flipped = with_tta(BrightSpots(), [64], flip=True)([spots()])
     expected = [[10, 8, 40, 16], [60, 40, 90, 48]]
     for (output,) in (plain, flipped):
         assert output["instances"].pred_boxes.tensor.tolist() == expected
         assert output["instances"].scores.tolist() == pytest.approx([0.9, 0.5])
 
 
-def test_sizes_are_mapped_back_and_batched_with_their_flips(tiny_cfg):
+def test_sizes_are_mapped_back_and_batched_with_their_flips():
     model = BrightSpots()
-    tta = TOODWithTTA(with_aug(tiny_cfg, [64, 128], flip=True), model, batch_size=2)
+    tta = with_tta(model, [64, 128], flip=True, batch_size=2)
     image = {**spots(), "height": 128, "width": 192}  # of a picture twice as large
     (output,) = tta([image])
     assert model.batches == [[(64, 96)] * 2, [(128, 192)] * 2]
@@ -80,11 +79,11 @@ def test_sizes_are_mapped_back_and_batched_with_their_flips(tiny_cfg):
 
 def test_one_look_is_the_model_itself(tiny_cfg, make_input):
     tiny_cfg.MODEL.TOOD.SCORE_THRESH_TEST = 0.0
-    model = build_model(with_aug(tiny_cfg, [64], flip=False)).eval()
+    model = build_model(tiny_cfg).eval()
     image = {**make_input(64, 96), "height": 100, "width": 150}
     with torch.no_grad():
         (expected,) = model([image])
-    (actual,) = TOODWithTTA(tiny_cfg, model)([image])
+    (actual,) = with_tta(model, [64], flip=False)([image])
     assert len(actual["instances"]) == len(expected["instances"]) > 10
     for field in ("scores", "pred_classes"):
         assert torch.equal(actual["instances"].get(field), expected["instances"].get(field))
@@ -93,14 +92,14 @@ def test_one_look_is_the_model_itself(tiny_cfg, make_input):
     )
 
 
-def test_no_size_to_look_in(tiny_cfg):
-    with pytest.raises(UserError, match="TEST.AUG.MIN_SIZES is empty"):
-        TOODWithTTA(with_aug(tiny_cfg, [], flip=True), BrightSpots())
+def test_no_size_to_look_in():
+    with pytest.raises(UserError, match="TEST.AUG.MIN_SIZES .*is empty"):
+        with_tta(BrightSpots(), [], flip=True)
 
 
-def test_nothing_found(tiny_cfg):
+def test_nothing_found():
     black = {"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}
-    (output,) = TOODWithTTA(with_aug(tiny_cfg, [64], flip=True), BrightSpots())([black])
+    (output,) = with_tta(BrightSpots(), [64], flip=True)([black])
     assert len(output["instances"]) == 0
 
 

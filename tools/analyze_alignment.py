@@ -23,7 +23,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, load_config
+from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.evaluation.alignment_evaluator import (
@@ -96,7 +96,7 @@ def the_dataset(configs):
     if len(datasets) > 1 or len(min(datasets)) > 1:
         raise UserError("One table is of one data set: name it with --val-data, once.")
     for cfg in configs.values():
-        prepare_datasets(cfg, training=False)
+        prepare_datasets(run_options(cfg).data, training=False)
     return min(datasets)[0]
 
 

@@ -20,13 +20,13 @@ import sys
 import time
 
 import torch
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import inference_on_dataset
 from tqdm import tqdm
 
-from tood.config.lazy import keys_as_in
 from tood.config.read import split_options
 from tood.data.datasets import prepare_datasets
-from tood.engine.trainer import Trainer
+from tood.data.mapper import CheckedMapper
 from tood.evaluation.coco import SizedCOCOEvaluator
 from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
 from tood.modeling.detector import PRECISIONS
@@ -80,13 +80,13 @@ def main(args):
         name = f"{file.runtime}, {path}"
         detectors[name] = ExportedDetector(file)
         sizes[name] = os.path.getsize(path)
-    if not predictor.cfg.DATASETS.TEST:
+    if not predictor.options.data.test:
         raise UserError("DATASETS.TEST is empty; name the data to evaluate on.")
-    prepare_datasets(predictor.cfg, training=False)
+    prepare_datasets(predictor.options.data, training=False)
     results = {}
     for name, detector in tqdm(detectors.items(), desc="evaluating"):
-        results[name] = evaluate(predictor.cfg, detector)
-    times = measure(predictor.cfg, detectors, args.rounds)
+        results[name] = evaluate(predictor, detector)
+    times = measure(predictor, detectors, args.rounds)
     print("| | AP | AP50 | AP75 | ms an image | MB |\n|---|---|---|---|---|---|")
     for name, figures in results.items():
         aps = " | ".join(f"{figures[key]:.3f}" for key in ("AP", "AP50", "AP75"))
@@ -101,7 +101,7 @@ def split_runtime(entry):
 
 
 def check_same_model(file, predictor):
-    about = {"classes": predictor.class_names, "input_format": predictor.cfg.INPUT.FORMAT}
+    about = {"classes": predictor.class_names, "input_format": predictor.options.input_format}
     for key, value in about.items():
         if file.metadata[key] != value:
             raise UserError(
@@ -110,20 +110,27 @@ def check_same_model(file, predictor):
             )
 
 
-def evaluate(cfg, detector):
+def test_loader(predictor):
+    mapper = CheckedMapper(
+        is_train=False,
+        augmentations=[predictor.resize],
+        image_format=predictor.options.input_format,
+    )
+    name = predictor.options.data.test[0]
+    return build_detection_test_loader(get_detection_dataset_dicts(name, False), mapper=mapper)
+
+
+def evaluate(predictor, detector):
     """COCO's figures, of boxes."""
-    name = cfg.DATASETS.TEST[0]
-    evaluator = SizedCOCOEvaluator(name)
+    evaluator = SizedCOCOEvaluator(predictor.options.data.test[0])
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        return inference_on_dataset(detector, Trainer.build_test_loader(cfg, name), evaluator)[
-            "bbox"
-        ]
+        return inference_on_dataset(detector, test_loader(predictor), evaluator)["bbox"]
 
 
-def measure(cfg, detectors, rounds):
+def measure(predictor, detectors, rounds):
     """{name: seconds for an image, one a round}."""
     seconds = {name: [] for name in detectors}
-    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    loader = test_loader(predictor)
     batches = list(itertools.islice(loader, rounds))
     batches = [batches[0]] * WARMUP_ROUNDS + batches
     for i, batch in enumerate(tqdm(batches, desc="timing")):
@@ -143,7 +150,6 @@ def weights_size(model):
 if __name__ == "__main__":
     try:
         args = parse_args()
-        with keys_as_in(args.config_file):
-            main(args)
+        main(args)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, load_config
+from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.utils.errors import UserError
@@ -55,7 +55,7 @@ def positive(text):
 def main(args):
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
     check_picture(args.output)
-    prepare_datasets(cfg, training=False)
+    prepare_datasets(run_options(cfg).data, training=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
     check_weights(cfg.MODEL.WEIGHTS)

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tood.config.lazy import keys_as_in
 from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
 from tood.data.images import IMAGE_ERRORS, pictures_in, probe_image
@@ -118,7 +117,7 @@ def main(args):
 
 def export_onnx(args, predictor, options, calibration):
     module = exportable_to_onnx(predictor.model, **options).eval()
-    metadata = describe(predictor.cfg, module, predictor.class_names, precision="float32")
+    metadata = metadata_of(module, predictor)
     if args.precision == "float32":
         save_onnx(module, args.output, metadata)
         return
@@ -131,16 +130,28 @@ def export_onnx(args, predictor, options, calibration):
             to_int8(part, args.output, calibration)
 
 
+def metadata_of(module, predictor):
+    options = predictor.options
+    return describe(
+        module,
+        predictor.class_names,
+        min_size=options.min_size_test,
+        max_size=options.max_size_test,
+        precision="float32",
+    )
+
+
 def export_pytorch(args, predictor, options):
-    cfg = predictor.cfg
-    if args.format == "exported" and 0 < cfg.INPUT.MIN_SIZE_TEST < SMALLEST_SIDE_OF_PROGRAM:
+    min_size = predictor.options.min_size_test
+    if args.format == "exported" and 0 < min_size < SMALLEST_SIDE_OF_PROGRAM:
         raise UserError(
-            f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, but PyTorch exports programs for "
-            f"sides of {SMALLEST_SIDE_OF_PROGRAM} pixels and more; use --format torchscript."
+            f"Images are resized to {min_size} pixels (INPUT.MIN_SIZE_TEST), but PyTorch exports "
+            f"programs for sides of {SMALLEST_SIDE_OF_PROGRAM} pixels and more; use --format "
+            "torchscript."
         )
     save = save_program if args.format == "exported" else save_torchscript
     module = ExportableTOOD(predictor.model, channels_last=True, **options).eval()
-    metadata = describe(cfg, module, predictor.class_names, precision="float32")
+    metadata = metadata_of(module, predictor)
     save(module, args.output, metadata)
 
 
@@ -201,7 +212,7 @@ def compare(args, predictor):
 def check_images(args, predictor):
     """Of the calibration or the data sets, or noise; whole, and a part of another size."""
     folders = [args.calibrate] if args.calibrate else []
-    for entry in (*predictor.cfg.DATASETS.TEST, *predictor.cfg.DATASETS.TRAIN):
+    for entry in (*predictor.options.data.test, *predictor.options.data.train):
         own_data = parse_own_data(entry)
         folders += [own_data.image_root] if own_data else []
     paths = [path for folder in folders for path in pictures_in(folder)][:CHECKED_IMAGES]
@@ -215,7 +226,6 @@ def check_images(args, predictor):
 if __name__ == "__main__":
     try:
         args = parse_args()
-        with keys_as_in(args.config_file):
-            main(args)
+        main(args)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")

@@ -22,7 +22,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, load_config, split_options
+from tood.config.read import check_weights, load_config, run_options, split_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.modeling.assign import box_iou_of_pairs
@@ -68,7 +68,7 @@ def parse_args(argv=None):
 def main(args):
     check_picture(args.output)
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
-    prepare_datasets(cfg, training=False)
+    prepare_datasets(run_options(cfg).data, training=False)
     dataset = cfg.DATASETS.TEST[0]
     class_names = MetadataCatalog.get(dataset).thing_classes
     images = images_of(Trainer.build_validation_loader(cfg, dataset), args)

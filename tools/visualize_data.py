@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from tood.config.read import load_config
+from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.utils.errors import UserError
@@ -49,7 +49,7 @@ def main(args):
     cfg = load_config(args.config_file, args.opts, train_data=args.train_data)
     check_picture(args.output)
     cfg.DATASETS.TEST = ()  # training data only
-    for report in prepare_datasets(cfg, training=True):
+    for report in prepare_datasets(run_options(cfg).data, training=True):
         print(report)
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     images = itertools.chain.from_iterable(Trainer.build_train_loader(cfg))

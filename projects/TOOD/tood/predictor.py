@@ -12,13 +12,15 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
 
-from tood import model_zoo
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, finish_config, load_config
+from tood.config.read import Config, check_weights, finish_config, load_config, run_options
+from tood.config.zoo import get_config_file
 from tood.data.annotations import read_annotations
-from tood.data.datasets import parse_own_data
+from tood.data.datasets import DataOptions, parse_own_data
 from tood.data.images import IMAGE_ERRORS, read_image
+from tood.engine.build_lazy import build_lazy_model
 from tood.modeling.tta import TOODWithTTA
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
@@ -47,45 +49,45 @@ class Predictor:
     ):
         """
         Args:
-            config: a config, its file, yacs's or Python, or a name of the project's, as
+            config: a config, a file (yaml or Python), or a name of the project's, as
                 "tood_R50_FPN_1x" or "tood_R50_FPN_1x.py".
-            weights: a checkpoint, instead of the config's ``MODEL.WEIGHTS``; "tood://NAME" are the
-                released ones. One that was converted or trained here names its classes.
+            weights: a checkpoint, instead of the config's; "tood://NAME" for released weights. A
+                checkpoint that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
             score_threshold: of detections; default: the config's.
-            augment: look at each picture in several sizes and flipped, as ``TEST.AUG`` says;
-                default: ``TEST.AUG.ENABLED``.
-            opts: further keys and values of the config; of one in Python, "key=value" each.
+            augment: use test-time augmentation; default: the config's.
+            opts: overrides, keys and values in turn; for a config in Python, "key=value" each.
 
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
         """
         changes = {
-            "MODEL.WEIGHTS": weights or None,
-            "MODEL.DEVICE": device,
-            "MODEL.TOOD.PRECISION_TEST": precision,
-            "MODEL.TOOD.SCORE_THRESH_TEST": None
-            if score_threshold is None
-            else float(score_threshold),
+            "weights": weights or None,
+            "device": device,
+            "precision_test": precision,
+            "score_thresh_test": None if score_threshold is None else float(score_threshold),
         }
-        changes = {key: value for key, value in changes.items() if value is not None}
-        self.cfg = _config_of(config, opts, changes)
-        augment = self.cfg.TEST.AUG.ENABLED if augment is None else augment
-        weights = self.cfg.MODEL.WEIGHTS
-        if not weights:
-            raise UserError("There is nothing to predict with: name a checkpoint.")
-        check_weights(weights)
-        path = PathManager.get_local_path(weights)
+        changes = {name: value for name, value in changes.items() if value is not None}
+        self.cfg = _config_of(config, [str(x) for x in opts], changes)
+        self.options = options = run_options(self.cfg)
+        if not options.weights:
+            raise UserError("No checkpoint given: name its file.")
+        check_weights(options.weights, options.weights_key)
+        path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
-        self.class_names = class_names_of(self.cfg, content)
-        self.model = build_model(self.cfg).eval()
-        Checkpointer(self.model, complete=True).load(weights)
-        self._detect = TOODWithTTA(self.cfg, self.model) if augment else self.model
-        self._min_size = 0 if augment else self.cfg.INPUT.MIN_SIZE_TEST
-        self._resize = T.ResizeShortestEdge(
-            [self.cfg.INPUT.MIN_SIZE_TEST] * 2, self.cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.class_names = class_names_of(options.data, content)
+        is_lazy = isinstance(self.cfg, DictConfig)
+        self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
+        Checkpointer(self.model, complete=True).load(options.weights)
+        augment = options.tta.enabled if augment is None else augment
+        self._detect = self._augmented_model() if augment else self.model
+        self._min_size = 0 if augment else options.min_size_test
+        self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
+
+    def _augmented_model(self) -> TOODWithTTA:
+        _, min_sizes, max_size, flip = self.options.tta
+        return TOODWithTTA(self.model, min_sizes=min_sizes, max_size=max_size, flip=flip)
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
         """
@@ -144,29 +146,27 @@ class Predictor:
         """
         image = _pixels_of(image)
         height, width = image.shape[:2]
-        if self.cfg.INPUT.FORMAT == "RGB":
+        if self.options.input_format == "RGB":
             image = image[:, :, ::-1]
         if self._min_size > 0:
-            image = self._resize.get_transform(image).apply_image(np.ascontiguousarray(image))
+            image = self.resize.get_transform(image).apply_image(np.ascontiguousarray(image))
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": image, "height": height, "width": width}
 
 
-def class_names_of(cfg: CfgNode, checkpoint: Dict) -> List[str]:
+def class_names_of(data: DataOptions, checkpoint: Dict) -> List[str]:
     """
     Args:
-        cfg: its data sets are asked where the checkpoint does not say.
+        data: its data sets are asked where the checkpoint does not name the classes.
         checkpoint: content of a file.
 
     Returns:
-        a name for each class; numbers, where nobody knows them.
+        a name for each class; numbers, where no source names them.
     """
-    number = cfg.MODEL.TOOD.NUM_CLASSES
     candidates = [checkpoint.get("class_names")]
-    for entry in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        candidates.append(_class_names_of_data(entry))
-    candidates.append([str(i) for i in range(number)])
-    return next(list(names) for names in candidates if names and len(names) == number)
+    candidates += [_class_names_of_data(entry) for entry in (*data.test, *data.train)]
+    candidates.append([str(i) for i in range(data.num_classes)])
+    return next(list(x) for x in candidates if x and len(x) == data.num_classes)
 
 
 def _class_names_of_data(entry: str) -> Optional[List[str]]:
@@ -181,16 +181,15 @@ def _class_names_of_data(entry: str) -> Optional[List[str]]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def _config_of(config: Union[str, CfgNode], opts: Sequence, changes: Dict) -> CfgNode:
-    opts = [str(x) for x in opts]
+def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> Config:
     if isinstance(config, CfgNode):
         config = config.clone()
         config.defrost()
-        config.merge_from_list([*opts, *(x for item in changes.items() for x in item)])
-        finish_config(config)
+        config.merge_from_list(list(opts))
+        finish_config(config, changes)
         return config
     if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):
-        config = model_zoo.get_config_file(str(config))
+        config = get_config_file(str(config))
     return load_config(str(config), opts, changes=changes)
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from typing import List, NamedTuple, Optional
+from typing import Callable, List, Mapping, NamedTuple, Optional
 
 from detectron2.config import CfgNode
 
@@ -10,7 +10,15 @@ from tood.modeling.dense_head import ANCHOR_TYPES
 from tood.modeling.detector import ASSIGNERS, HEADS, PRECISIONS
 from tood.utils.errors import UserError
 
-__all__ = ["check_config", "check_nothing_removed", "check_training", "known_keys", "nearest_key"]
+__all__ = [
+    "RANGES",
+    "check_config",
+    "check_head",
+    "check_nothing_removed",
+    "check_precision",
+    "known_keys",
+    "nearest_key",
+]
 
 
 class Range(NamedTuple):
@@ -22,6 +30,11 @@ class Range(NamedTuple):
 
     def holds(self, value) -> bool:
         return self.low <= value <= self.high and not (self.above_low and value == self.low)
+
+    def check(self, key: str, value) -> None:
+        """Raise UserError for a value that is not such a number."""
+        if type(value) not in (int, float) or not self.holds(value):
+            raise UserError(f"{key} is {value!r}; it must be {self}.")
 
     def __str__(self):
         text = f"more than {self.low}" if self.above_low else f"at least {self.low}"
@@ -89,56 +102,66 @@ def check_config(cfg: CfgNode) -> None:
         UserError: with key and value, for the first that cannot be.
     """
     for key, allowed in RANGES.items():
-        value = _value(cfg, key)
-        if not allowed.holds(value):
-            raise UserError(f"{key} is {value}; it must be {allowed}.")
+        allowed.check(key, _value(cfg, key))
     for key, allowed in CHOICES.items():
         value = _value(cfg, key)
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
-    _check_head(cfg.MODEL.TOOD)
+    check_head(cfg.MODEL.TOOD, lambda key: f"MODEL.TOOD.{key}")
+    _check_bbox_reg_weights(cfg.MODEL.TOOD)
     _check_levels(cfg)
 
 
-def check_training(cfg: CfgNode) -> None:
+def check_head(values: Mapping, name: Callable[[str], str]) -> None:
+    """
+    Check the rules between the options of a head.
+
+    Args:
+        values: by the keys of ``MODEL.TOOD``; a missing one is not checked.
+        name: of a key, in messages.
+
+    Raises:
+        UserError: for values that do not fit together.
+    """
+    conv_dim, num_convs = values.get("CONV_DIM", 256), values.get("NUM_CONVS", 6)
+    num_dcn_convs, groups = values.get("NUM_DCN_CONVS", 0), values.get("DCN_NUM_GROUPS", 4)
+    if values.get("NORM", "GN") == "GN" and conv_dim % 32:
+        raise UserError(
+            f"{name('CONV_DIM')} is {conv_dim}; with {name('NORM')} GN it must be a multiple of "
+            "32, the number of its groups."
+        )
+    head, assigner = values.get("HEAD"), values.get("ASSIGNER")
+    if values.get("CENTERNESS") and head and (head, assigner) != ("parallel", "atss"):
+        raise UserError(
+            f"{name('CENTERNESS')} is True with the head {head} and the assigner {assigner}; it "
+            f"is for {name('HEAD')} parallel with {name('ASSIGNER')} atss."
+        )
+    if conv_dim % 8:
+        raise UserError(
+            f"{name('CONV_DIM')} is {conv_dim}; it must be a multiple of 8, for some layers have "
+            "an eighth or a quarter of it."
+        )
+    if num_dcn_convs > num_convs:
+        raise UserError(
+            f"{name('NUM_DCN_CONVS')} is {num_dcn_convs}, but there are only {num_convs} "
+            f"convolutions ({name('NUM_CONVS')})."
+        )
+    if num_dcn_convs and conv_dim % groups:
+        raise UserError(
+            f"{name('DCN_NUM_GROUPS')} is {groups}; it must divide {name('CONV_DIM')}, {conv_dim}."
+        )
+
+
+def check_precision(key: str, precision: str, device: str) -> None:
     """
     Raises:
-        UserError: for what a training cannot do, though all of it can be.
+        UserError: for a precision that the device does not have.
     """
-    patience = cfg.MODEL.TOOD.EARLY_STOP_PATIENCE
-    if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
-        raise UserError(
-            f"MODEL.TOOD.EARLY_STOP_PATIENCE is {patience}, but nothing is evaluated on the way; "
-            "set TEST.EVAL_PERIOD to a number of iterations, and name data with --val-data."
-        )
+    if device == "cpu" and precision == "float16":
+        raise UserError(f"{key} float16 needs a GPU; a CPU can do bfloat16.")
 
 
-def _check_head(tood: CfgNode) -> None:
-    if tood.NORM == "GN" and tood.CONV_DIM % 32:
-        raise UserError(
-            f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; with MODEL.TOOD.NORM GN it must be a "
-            "multiple of 32, the number of its groups."
-        )
-    if tood.CENTERNESS and (tood.HEAD, tood.ASSIGNER) != ("parallel", "atss"):
-        raise UserError(
-            f"MODEL.TOOD.CENTERNESS is True with the head {tood.HEAD} and the assigner "
-            f"{tood.ASSIGNER}; it is for MODEL.TOOD.HEAD parallel with MODEL.TOOD.ASSIGNER atss."
-        )
-    if tood.CONV_DIM % 8:
-        raise UserError(
-            f"MODEL.TOOD.CONV_DIM is {tood.CONV_DIM}; it must be a multiple of 8, for some layers "
-            "have an eighth or a quarter of it."
-        )
-    if tood.NUM_DCN_CONVS > tood.NUM_CONVS:
-        raise UserError(
-            f"MODEL.TOOD.NUM_DCN_CONVS is {tood.NUM_DCN_CONVS}, but there are only "
-            f"{tood.NUM_CONVS} convolutions (MODEL.TOOD.NUM_CONVS)."
-        )
-    if tood.NUM_DCN_CONVS and tood.CONV_DIM % tood.DCN_NUM_GROUPS:
-        raise UserError(
-            f"MODEL.TOOD.DCN_NUM_GROUPS is {tood.DCN_NUM_GROUPS}; it must divide "
-            f"MODEL.TOOD.CONV_DIM, {tood.CONV_DIM}."
-        )
+def _check_bbox_reg_weights(tood: CfgNode) -> None:
     weights = tood.BBOX_REG_WEIGHTS
     if len(weights) != 4 or not all(type(w) in (int, float) and w > 0 for w in weights):
         raise UserError(

@@ -1,26 +1,45 @@
 """
-Reading a config in Python, Detectron2's LazyConfig, and the options behind it: each mistake is one
-sentence, in the words of such configs.
+Configs in Python, Detectron2's LazyConfig: read and checked, each mistake told in one sentence, and
+the options of a run and its schedule, which the rest of the project takes as arguments.
 """
 
 import builtins
 import difflib
 import inspect
+import logging
 import os
 import re
 import traceback
-from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
-from detectron2.config import LazyConfig
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from tood.config.lazy_view import LAZY_KEYS, VALUES, LazyView, target_of
+from tood.config.check import RANGES, check_head, check_precision
+from tood.config.options import RunOptions, TTAOptions, finest_stride_of
+from tood.config.schedule import Schedule
+from tood.data.check import InputSize
+from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError, first_line
 
-__all__ = ["is_lazy", "keys_as_in", "lazy_names", "overridden_keys", "read_lazy_config"]
+__all__ = [
+    "apply_lazy_schedule",
+    "build_part",
+    "is_lazy",
+    "lazy_run_options",
+    "load_lazy_config",
+    "overridden_paths",
+    "read_lazy_config",
+    "read_lazy_schedule",
+    "target_of",
+]
 
-# What a lazy config must have, and whether it is a call.
+logger = logging.getLogger(__name__)
+
+# What a config in Python must have, and whether it is a call.
 PARTS = {
     "model": True,
     "optimizer": True,
@@ -28,20 +47,103 @@ PARTS = {
     "dataloader": False,
     "train": False,
 }
+# Everything that is read of its "train"; a config may leave out any of it.
+TRAIN_DEFAULTS = {
+    "output_dir": "./output",
+    "init_checkpoint": "",
+    "max_iter": 90000,
+    "amp": {"enabled": False},
+    "ddp": {"broadcast_buffers": False},
+    "checkpointer": {"period": 5000, "max_to_keep": None},
+    "eval_period": 0,
+    "log_period": 20,
+    "vis_period": 0,
+    "device": "cuda",
+    "seed": -1,
+    "cudnn_benchmark": False,
+    "val_loss": False,
+    "ema_decay": 0.0,
+    "early_stop_patience": 0,
+    "eval_alignment": False,
+    "test_aug": {
+        "enabled": False,
+        "min_sizes": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
+        "max_size": 4000,
+        "flip": True,
+    },
+}
+IMAGES_PER_STEP = "dataloader.train.total_batch_size"
+# Values that programs change, by the names of tood.config.read.CHANGES.
+CHANGES = {
+    "weights": "train.init_checkpoint",
+    "device": "train.device",
+    "precision_test": "model.precision_test",
+    "score_thresh_test": "model.score_thresh_test",
+}
+# Where a value that yaml has a range for is, unless its name is the yaml key's in lower case.
+RANGED = {
+    "model.max_detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
+    "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    IMAGES_PER_STEP: "SOLVER.IMS_PER_BATCH",
+    "dataloader.train.num_workers": "DATALOADER.NUM_WORKERS",
+    "optimizer.lr": "SOLVER.BASE_LR",
+    "optimizer.max_norm": "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+}
+_SCHEDULE = {
+    "ims_per_batch": IMAGES_PER_STEP,
+    "base_lr": "optimizer.lr",
+    "max_iter": "train.max_iter",
+    "atss_iters": "model.atss_iters",
+    "checkpoint_period": "train.checkpointer.period",
+    "eval_period": "train.eval_period",
+}
+_WARMUP = "lr_multiplier.warmup_length"
 _MISSING = object()
 
 
 def is_lazy(config_file: str) -> bool:
-    """Whether a file is a config in Python, or what a training by one has left."""
+    """Return whether a file is a config in Python, or what a training by one has left."""
     if str(config_file).endswith(".py"):
         return True
     if not os.path.isfile(config_file):
         return False
     with open(config_file, encoding="utf-8", errors="replace") as f:
-        return any(line.startswith("model:") for line in f)  # yacs's has MODEL
+        return any(line.startswith("model:") for line in f)  # yaml configs have MODEL
 
 
-def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> LazyView:
+def load_lazy_config(
+    config_file: str,
+    overrides: Sequence[str] = (),
+    train_data: Optional[Sequence[str]] = None,
+    val_data: Optional[Sequence[str]] = None,
+    changes: Optional[Mapping[str, object]] = None,
+) -> DictConfig:
+    """
+    Read a config in Python, apply overrides and changes, and check it.
+
+    Args:
+        changes: values by the names of ``CHANGES``; the others as in
+            :func:`tood.config.read.load_config`.
+
+    Raises:
+        UserError: for a file or an override that cannot be used.
+    """
+    lazy = read_lazy_config(config_file, overrides)
+    for path, names in (("train", train_data), ("test", val_data)):
+        if names:
+            names = names[0] if len(names) == 1 else list(names)
+            OmegaConf.update(lazy, f"dataloader.{path}.dataset.names", names, merge=False)
+    for name, value in (changes or {}).items():
+        OmegaConf.update(lazy, CHANGES[name], value, merge=False)
+    if lazy.train.device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No GPU found: using the CPU (as train.device=cpu does).")
+        lazy.train.device = "cpu"
+    _check_values(lazy)
+    _set_precision(lazy)
+    return lazy
+
+
+def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     Args:
         config_file: in Python, or as ``LazyConfig.save`` writes it.
@@ -51,6 +153,8 @@ def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> LazyVie
         UserError: for a file or an override that cannot be used.
     """
     lazy = _load(config_file)
+    if isinstance(lazy.get("train"), DictConfig):
+        lazy.train = OmegaConf.merge(TRAIN_DEFAULTS, lazy.train)
     for override in overrides:
         _override(lazy, override, config_file)
     for name, is_call in PARTS.items():
@@ -66,34 +170,143 @@ def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> LazyVie
             f"The config file {config_file} has no dataloader.train.dataset.names, by which data "
             "are checked and their classes named."
         )
-    return LazyView.of(lazy)
+    _check_types(lazy.train, TRAIN_DEFAULTS, "train")
+    return lazy
 
 
-def overridden_keys(overrides: Sequence[str]) -> Set[str]:
-    """The keys of the yacs config that overrides set."""
-    paths = {override.lstrip("+").partition("=")[0] for override in overrides}
-    return {key for key, path in LAZY_KEYS.items() if path in paths}
+def build_part(lazy: DictConfig, path: str) -> Any:
+    """
+    Call Detectron2's ``instantiate`` for one node.
 
-
-@contextmanager
-def keys_as_in(config_file: str) -> Iterator[None]:
-    """Users' mistakes inside of it name the keys as the config file has them."""
+    Raises:
+        UserError: where that fails.
+    """
     try:
-        yield
-    except UserError as error:
-        if not is_lazy(config_file):
-            raise
-        raise UserError(lazy_names(error.sentence())) from error
+        return instantiate(OmegaConf.select(lazy, path))
+    except UserError:
+        raise
+    except Exception as error:  # of whatever a config calls
+        raise UserError(
+            f"{path} of the config cannot be built: {first_line(error)}; look at its arguments."
+        ) from error
 
 
-def lazy_names(text: str) -> str:
-    """A text with the keys of a lazy config in the place of yacs's, save for those in quotes."""
+def lazy_run_options(lazy: DictConfig) -> RunOptions:
+    """Return what data checks and programs need to know of a config in Python."""
+    train, aug = lazy.train, lazy.train.test_aug
+    test_size = _input_size(lazy, "test")
+    data = DataOptions(
+        train=_names(lazy, "train"),
+        test=_names(lazy, "test"),
+        num_classes=lazy.model.num_classes,
+        filter_empty=lazy.dataloader.train.dataset.get("filter_empty", True),
+        train_size=_input_size(lazy, "train"),
+        test_size=test_size,
+        finest_stride=finest_stride_of(lazy.model.head_in_features),
+        num_classes_key="model.num_classes",
+    )
+    return RunOptions(
+        data=data,
+        weights=train.init_checkpoint,
+        weights_key="train.init_checkpoint",
+        output_dir=train.output_dir,
+        device=train.device,
+        input_format=lazy.model.input_format,
+        min_size_test=test_size[0],
+        max_size_test=test_size[1],
+        tta=TTAOptions(aug.enabled, list(aug.min_sizes), aug.max_size, aug.flip),
+        eval_period=train.eval_period,
+        early_stop_patience=train.early_stop_patience,
+    )
 
-    def name(match):
-        key, file = match.groups()
-        return f"{LAZY_KEYS[key]}{'=FILE' if file else ''}" if key in LAZY_KEYS else match[0]
 
-    return re.sub(r"(?<!')\b([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)*)( FILE\b)?", name, text)
+def read_lazy_schedule(lazy: DictConfig) -> Schedule:
+    """Return a schedule without steps: in a config in Python, they are shares of the training."""
+    values = {name: OmegaConf.select(lazy, path) for name, path in _SCHEDULE.items()}
+    share = OmegaConf.select(lazy, _WARMUP, default=0.0)
+    return Schedule(**values, steps=(), warmup_iters=round(share * values["max_iter"]))
+
+
+def apply_lazy_schedule(
+    lazy: DictConfig, schedule: Schedule, overrides: Sequence[str]
+) -> Dict[str, object]:
+    """See :func:`tood.config.read.apply_schedule`."""
+    values = {path: getattr(schedule, name) for name, path in _SCHEDULE.items()}
+    values[_WARMUP] = schedule.warmup_iters / schedule.max_iter
+    values = {k: v for k, v in values.items() if k not in overridden_paths(overrides)}
+    for path, value in values.items():
+        OmegaConf.update(lazy, path, value, merge=False)
+    return values
+
+
+def overridden_paths(overrides: Sequence[str]) -> Set[str]:
+    """Return the keys that overrides set."""
+    return {override.lstrip("+").partition("=")[0] for override in overrides}
+
+
+def _names(lazy: DictConfig, use: str) -> Tuple[str, ...]:
+    names = OmegaConf.select(lazy, f"dataloader.{use}.dataset.names", default=())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _input_size(lazy: DictConfig, use: str) -> InputSize:
+    """Return the smallest size that images are resized to, (0, 0) for images as they are."""
+    for node in OmegaConf.select(lazy, f"dataloader.{use}.mapper.augmentations") or ():
+        if target_of(node) is ResizeShortestEdge:
+            sides = node.short_edge_length
+            smallest = sides if isinstance(sides, int) else min(sides)
+            return InputSize(smallest, node.get("max_size", 2**31))
+    return InputSize(0, 0)
+
+
+def _set_precision(lazy: DictConfig) -> None:
+    """Let ``train.amp.enabled``, Detectron2's key, be the half precision of the device."""
+    model, device = lazy.model, lazy.train.device
+    if lazy.train.amp.enabled and model.get("precision_train", "float32") == "float32":
+        model.precision_train = "bfloat16" if device == "cpu" else "float16"
+    lazy.train.amp.enabled = False
+    for key in ("precision_train", "precision_test"):
+        check_precision(f"model.{key}", model.get(key, "float32"), device)
+
+
+def _check_values(lazy: DictConfig) -> None:
+    """Raise UserError for the first value that is out of its range, or does not fit another."""
+    lower = {key.rpartition(".")[2].lower(): allowed for key, allowed in RANGES.items()}
+    ranged = {path: RANGES[key] for path, key in RANGED.items()}
+    for node in ("model", "model.head", "train"):
+        names = OmegaConf.select(lazy, node, default={})
+        ranged.update({f"{node}.{name}": lower[name] for name in names if name in lower})
+    for path, allowed in ranged.items():
+        value = OmegaConf.select(lazy, path)
+        if value is not None:
+            allowed.check(path, value)
+    head = lazy.model.get("head")
+    if isinstance(head, DictConfig):
+        values = {k.upper(): head[k] for k in head if not OmegaConf.is_missing(head, k)}
+        check_head(values, lambda key: f"model.head.{key.lower()}")
+    for use in ("train", "test"):
+        path = f"dataloader.{use}.mapper.image_format"
+        image_format = OmegaConf.select(lazy, path, default=lazy.model.input_format)
+        if image_format != lazy.model.input_format:
+            raise UserError(
+                f"{path} is {image_format!r}, but model.input_format is "
+                f"{lazy.model.input_format!r}; they must be the same."
+            )
+
+
+def _check_types(node: DictConfig, defaults: Mapping, path: str) -> None:
+    for key, default in defaults.items():
+        value = node[key]
+        if isinstance(default, dict) and isinstance(value, DictConfig):
+            _check_types(value, default, f"{path}.{key}")
+            continue
+        kind = type(default)
+        right = isinstance(value, (ListConfig, list)) if kind is list else type(value) is kind
+        if not (right or default is None or (kind is float and type(value) is int)):
+            raise UserError(
+                f"{path}.{key} is {value!r}, of type {type(value).__name__}; it must be "
+                f"{kind.__name__}."
+            )
 
 
 def _load(config_file: str) -> DictConfig:
@@ -107,7 +320,7 @@ def _load(config_file: str) -> DictConfig:
             f"The config file {config_file} cannot be used: {first_line(error)}{_place(error)}."
         ) from error
     finally:
-        builtins.__import__ = import_function  # Detectron2 leaves its own behind an error
+        builtins.__import__ = import_function  # Detectron2 leaves its own after an error
     if not isinstance(lazy, DictConfig):
         raise UserError(f"The config file {config_file} is not what LazyConfig.save writes.")
     return lazy
@@ -116,18 +329,20 @@ def _load(config_file: str) -> DictConfig:
 def _override(lazy: DictConfig, override: str, config_file: str) -> None:
     match = re.fullmatch(r"\+*([\w.]+)=(.*)", override, re.DOTALL)
     key = match[1] if match else override
-    if key in LAZY_KEYS:
+    if re.fullmatch(r"[A-Z][A-Z0-9_]+(\.[A-Z0-9_]+)*", key):
         raise UserError(
-            f"{key!r} is a key of .yaml configs; for {config_file}, write {LAZY_KEYS[key]}=VALUE."
+            f"{key!r} is a key of .yaml configs; for {config_file}, write KEY=VALUE with its own "
+            "keys, as train.init_checkpoint=model.pth."
         )
     if match is None:
         advice = "write KEY=VALUE, as train.max_iter=100"
         if override.startswith("--"):
-            advice = "flags stand before the options"
-        raise UserError(f"{override!r} is no option for {config_file}; {advice}.")
+            advice = "flags go before the overrides"
+        raise UserError(f"{override!r} is not an override for {config_file}; {advice}.")
     before = _find(lazy, key)
-    if before is _MISSING and not _may_be_added(lazy, key):
-        close = difflib.get_close_matches(key, [*_all_keys(lazy), *VALUES.values()], n=1)
+    # Another argument of a call may be added; its name is checked later.
+    if before is _MISSING and target_of(_find(lazy, key.rpartition(".")[0])) is None:
+        close = difflib.get_close_matches(key, _all_keys(lazy), n=1)
         raise UserError(
             f"There is no {key} in {config_file}"
             + (f"; did you mean {close[0]}?" if close else ".")
@@ -137,7 +352,7 @@ def _override(lazy: DictConfig, override: str, config_file: str) -> None:
         after = _find(lazy, key)
     except Exception as error:  # of Detectron2, OmegaConf and Hydra
         raise UserError(
-            f"The option {override} cannot be used: {first_line(error)}; a value with special "
+            f"The override {override} cannot be used: {first_line(error)}; a value with special "
             "characters needs quotes of its own, as 'key=\"value\"'."
         ) from error
     if isinstance(before, DictConfig) and not isinstance(after, DictConfig):
@@ -148,19 +363,34 @@ def _override(lazy: DictConfig, override: str, config_file: str) -> None:
 
 
 def _find(lazy: DictConfig, key: str) -> Any:
+    if not key:
+        return None
     return OmegaConf.select(
         lazy, key, default=_MISSING, throw_on_resolution_failure=False, throw_on_missing=False
     )
 
 
-def _may_be_added(lazy: DictConfig, key: str) -> bool:
-    """Another argument of a call, whose name is checked later, or a key that is read."""
-    parent = _find(lazy, key.rpartition(".")[0]) if "." in key else None
-    return target_of(parent) is not None or key in VALUES.values()
+def target_of(node) -> Optional[Callable]:
+    """
+    Return what a node calls, None for no call.
+
+    Raises:
+        UserError: where that is not available.
+    """
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None:
+        return None
+    try:
+        found = locate(target) if isinstance(target, str) else target
+    except Exception as error:  # of an import
+        raise UserError(f"{target} (_target_) is not available: {first_line(error)}.") from error
+    if not callable(found):
+        raise UserError(f"{target} (_target_) cannot be called.")
+    return found
 
 
 def _check_keywords(lazy: DictConfig) -> None:
-    """Raise UserError for an argument that what is called does not take."""
+    """Raise UserError for an argument that the called function does not take."""
     for path, node in _calls(lazy):
         target = target_of(node)
         keywords = _keywords_of(target)
@@ -169,13 +399,13 @@ def _check_keywords(lazy: DictConfig) -> None:
                 continue
             close = difflib.get_close_matches(key, keywords, n=1)
             raise UserError(
-                f"{path}.{key} is no argument of {getattr(target, '__name__', target)}"
+                f"{path}.{key} is not an argument of {getattr(target, '__name__', target)}"
                 + (f"; did you mean {path}.{close[0]}?" if close else ".")
             )
 
 
 def _calls(node, path: str = "") -> Iterator[Tuple[str, DictConfig]]:
-    """Every node that is a call, with its path."""
+    """Yield every node that is a call, with its path."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield path, node
@@ -190,7 +420,7 @@ def _calls(node, path: str = "") -> Iterator[Tuple[str, DictConfig]]:
 
 
 def _keywords_of(target) -> Optional[List[str]]:
-    """The names of its arguments; None if it takes any."""
+    """Return the names of its arguments, None if it takes any."""
     names = []
     for function in inspect.getmro(target) if inspect.isclass(target) else [target]:
         if inspect.isclass(target) and "__init__" not in vars(function):
@@ -217,7 +447,7 @@ def _all_keys(node: DictConfig, prefix: str = "") -> List[str]:
 
 
 def _place(error: BaseException) -> str:
-    """The line of a config in Python that an error is from."""
+    """Return the line of a config in Python that an error comes from."""
     if isinstance(error.__cause__, SyntaxError):
         return f" (line {error.__cause__.lineno}: {error.__cause__.msg})"
     frames = [x for x in traceback.extract_tb(error.__traceback__) if x.name == "<module>"]

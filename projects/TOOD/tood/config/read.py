@@ -1,32 +1,55 @@
-"""From a command line to a config that has been checked."""
+"""From a command line to a validated config, yaml or Python, and to the options of a run."""
 
 import logging
 import os
 import re
-from typing import Dict, List, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
 
-from tood.config.check import check_config, check_nothing_removed, known_keys, nearest_key
+from tood.config import lazy
+from tood.config.check import (
+    check_config,
+    check_nothing_removed,
+    check_precision,
+    known_keys,
+    nearest_key,
+)
 from tood.config.defaults import add_tood_config
-from tood.config.lazy import is_lazy, keys_as_in, overridden_keys, read_lazy_config
-from tood.config.lazy_view import LAZY_ARCHITECTURE, LAZY_KEYS
+from tood.config.options import RunOptions, TTAOptions, finest_stride_of
 from tood.config.schedule import Schedule
+from tood.data.check import InputSize
+from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError
 
 __all__ = [
+    "Config",
+    "apply_schedule",
+    "check_training",
     "check_weights",
     "finish_config",
     "load_config",
     "read_schedule",
+    "run_options",
+    "schedule_of_file",
+    "sets_images_per_step",
     "split_options",
-    "typed_keys",
 ]
 
 logger = logging.getLogger(__name__)
+
+Config = Union[CfgNode, DictConfig]
+# Values that programs change, and their keys in yaml.
+CHANGES = {
+    "weights": "MODEL.WEIGHTS",
+    "device": "MODEL.DEVICE",
+    "precision_test": "MODEL.TOOD.PRECISION_TEST",
+    "score_thresh_test": "MODEL.TOOD.SCORE_THRESH_TEST",
+}
 
 
 def load_config(
@@ -35,61 +58,112 @@ def load_config(
     train_data: Optional[Sequence[str]] = None,
     val_data: Optional[Sequence[str]] = None,
     architectures: Sequence[str] = ("TOOD",),
-    changes: Optional[Dict[str, object]] = None,
-) -> CfgNode:
+    changes: Optional[Mapping[str, object]] = None,
+) -> Config:
     """
-    The config of a command: defaults, file, options, data sets, in this order. On a machine
+    Read the config of a command: defaults, file, overrides, data sets, in this order. On a machine
     without a GPU its device is the CPU.
 
     Args:
-        config_file: path, of a yacs config or of one in Python, which gives a ``LazyView``.
+        config_file: path of a yaml config or of one in Python.
         opts: keys and values in turn; for a config in Python, "key=value" each.
-        train_data, val_data: take the place of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-        architectures: that ``MODEL.META_ARCHITECTURE`` may be; only TOOD's options are checked.
-        changes: further values by their yacs key.
+        train_data, val_data: replace the config's data sets.
+        architectures: allowed values of ``MODEL.META_ARCHITECTURE``; only TOOD's options are
+            checked.
+        changes: further values, by the names of ``CHANGES``.
+
+    Returns:
+        a ``CfgNode``, or a ``DictConfig`` of a config in Python.
 
     Raises:
         UserError: for a file or an option that cannot be used.
     """
-    with keys_as_in(config_file):
-        cfg = _read(config_file, opts)
-        if cfg.MODEL.META_ARCHITECTURE not in (*architectures, LAZY_ARCHITECTURE):
-            raise UserError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
-                f"{' or '.join(architectures)}; name one of the files in configs/ with "
-                "--config-file."
-            )
-        if train_data:
-            cfg.DATASETS.TRAIN = tuple(train_data)
-        if val_data:
-            cfg.DATASETS.TEST = tuple(val_data)
-        for key, value in (changes or {}).items():
-            cfg.merge_from_list([key, value])
-        finish_config(cfg)
+    changes = changes or {}
+    if lazy.is_lazy(config_file):
+        return lazy.load_lazy_config(config_file, opts, train_data, val_data, changes)
+    cfg = _read(config_file, opts)
+    if cfg.MODEL.META_ARCHITECTURE not in architectures:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
+            f"{' or '.join(architectures)}; name one of the files in configs/ with "
+            "--config-file."
+        )
+    if train_data:
+        cfg.DATASETS.TRAIN = tuple(train_data)
+    if val_data:
+        cfg.DATASETS.TEST = tuple(val_data)
+    finish_config(cfg, changes)
     return cfg
 
 
-def finish_config(cfg) -> None:
+def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) -> None:
     """
-    What a config needs behind its last change: the CPU where there is no GPU, and its checks.
+    Apply ``changes``, move a config to the CPU where there is no GPU, and check it.
 
     Raises:
-        UserError: for a value that cannot be.
+        UserError: for an invalid value.
     """
+    for name, value in (changes or {}).items():
+        cfg.merge_from_list([CHANGES[name], value])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.META_ARCHITECTURE in ("TOOD", LAZY_ARCHITECTURE):
+    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         check_config(cfg)
         _set_precision(cfg)
 
 
+def run_options(cfg: Config) -> RunOptions:
+    """Return the options of a config of either kind."""
+    if isinstance(cfg, DictConfig):
+        return lazy.lazy_run_options(cfg)
+    data = DataOptions(
+        train=cfg.DATASETS.TRAIN,
+        test=cfg.DATASETS.TEST,
+        num_classes=cfg.MODEL.TOOD.NUM_CLASSES,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
+        test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        finest_stride=finest_stride_of(cfg.MODEL.TOOD.IN_FEATURES),
+    )
+    aug = cfg.TEST.AUG
+    return RunOptions(
+        data=data,
+        weights=cfg.MODEL.WEIGHTS,
+        weights_key="MODEL.WEIGHTS",
+        output_dir=cfg.OUTPUT_DIR,
+        device=cfg.MODEL.DEVICE,
+        input_format=cfg.INPUT.FORMAT,
+        min_size_test=cfg.INPUT.MIN_SIZE_TEST,
+        max_size_test=cfg.INPUT.MAX_SIZE_TEST,
+        tta=TTAOptions(aug.ENABLED, aug.MIN_SIZES, aug.MAX_SIZE, aug.FLIP),
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        early_stop_patience=cfg.MODEL.TOOD.EARLY_STOP_PATIENCE,
+    )
+
+
+def check_training(cfg: Config) -> None:
+    """
+    Raises:
+        UserError: for values that are valid, but not together in a training.
+    """
+    options = run_options(cfg)
+    keys = ("MODEL.TOOD.EARLY_STOP_PATIENCE", "TEST.EVAL_PERIOD")
+    if isinstance(cfg, DictConfig):
+        keys = ("train.early_stop_patience", "train.eval_period")
+    if options.early_stop_patience and not (options.eval_period and options.data.test):
+        raise UserError(
+            f"{keys[0]} is {options.early_stop_patience}, but nothing is evaluated during "
+            f"training; set {keys[1]} to a number of iterations, and name data with --val-data."
+        )
+
+
 def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
     """
-    Where a flag takes several values, argparse gives it the options behind them as well.
+    Split what argparse gives to a flag that takes several values.
 
     Returns:
-        the values in front of the first config key, and the options from there on.
+        the values before the first config key, and the options from there on.
     """
     cfg = get_cfg()
     add_tood_config(cfg)
@@ -105,19 +179,43 @@ def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
     return values, []
 
 
-def read_schedule(config_file: str) -> Schedule:
-    """The schedule that a config file states, before any option behind it."""
-    return Schedule.from_config(_read(config_file, ()))
+def read_schedule(cfg: Config) -> Schedule:
+    """Return the schedule of a config of either kind."""
+    if isinstance(cfg, DictConfig):
+        return lazy.read_lazy_schedule(cfg)
+    return Schedule.from_config(cfg)
 
 
-def typed_keys(config_file: str, opts: Sequence[str]) -> Set[str]:
-    """The yacs keys of a command's options."""
-    return overridden_keys(opts) if is_lazy(config_file) else set(opts[::2])
+def schedule_of_file(config_file: str) -> Schedule:
+    """Return the schedule that a config file states, before any override."""
+    if lazy.is_lazy(config_file):
+        return read_schedule(lazy.read_lazy_config(config_file))
+    return read_schedule(_read(config_file, ()))
+
+
+def apply_schedule(cfg: Config, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:
+    """
+    Change a config to a schedule, save for the keys that the user's overrides set.
+
+    Returns:
+        the keys that were changed, and their values.
+    """
+    if isinstance(cfg, DictConfig):
+        return lazy.apply_lazy_schedule(cfg, schedule, overrides)
+    options = {k: v for k, v in schedule.options().items() if k not in overrides[::2]}
+    for item in options.items():
+        cfg.merge_from_list(item)
+    return options
+
+
+def sets_images_per_step(config_file: str, overrides: Sequence[str]) -> bool:
+    """Return whether the user's overrides set the number of images per step."""
+    if lazy.is_lazy(config_file):
+        return lazy.IMAGES_PER_STEP in lazy.overridden_paths(overrides)
+    return "SOLVER.IMS_PER_BATCH" in overrides[::2]
 
 
 def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
-    if is_lazy(config_file):
-        return read_lazy_config(config_file, opts)
     cfg = get_cfg()
     add_tood_config(cfg)
     defaults = cfg.clone()
@@ -126,10 +224,10 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def _merge(cfg, config_file: str, opts: Sequence[str]) -> None:
+def _merge(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     if config_file and not os.path.isfile(config_file):
         raise UserError(f"The config file {config_file} does not exist.")
-    _refuse_overrides(opts, config_file)
+    _refuse_lazy_overrides(opts, config_file)
     try:
         if config_file:
             cfg.merge_from_file(config_file)
@@ -142,43 +240,42 @@ def _merge(cfg, config_file: str, opts: Sequence[str]) -> None:
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         raise UserError(
-            f"The config file {config_file} or an option behind it is wrong: {reason}"
+            f"The config file {config_file} or an option after it is wrong: {reason}"
             + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
 
 
-def _refuse_overrides(opts: Sequence[str], config_file: str) -> None:
-    """Raise UserError for an option of a config in Python."""
+def _refuse_lazy_overrides(opts: Sequence[str], config_file: str) -> None:
     for opt in opts[::2]:
         path, equals, value = str(opt).partition("=")
         if equals:
-            key = {lazy: key for key, lazy in LAZY_KEYS.items()}.get(path, "KEY")
+            key = path.upper() if path.isupper() else "KEY"
             raise UserError(
-                f"{opt} is an option for configs in Python; for {config_file or 'a .yaml config'}, "
-                f"write {key} {value}, with a space."
+                f"{opt} is an override for configs in Python; for "
+                f"{config_file or 'a .yaml config'}, write {key} {value}, with a space."
             )
 
 
-def _set_precision(cfg) -> None:
-    """``SOLVER.AMP.ENABLED``, Detectron2's key, is the half precision of the device."""
-    tood, on_cpu = cfg.MODEL.TOOD, cfg.MODEL.DEVICE == "cpu"
+def _set_precision(cfg: CfgNode) -> None:
+    """Let ``SOLVER.AMP.ENABLED``, Detectron2's key, be the half precision of the device."""
+    tood = cfg.MODEL.TOOD
     if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
-        tood.PRECISION_TRAIN = "bfloat16" if on_cpu else "float16"
+        tood.PRECISION_TRAIN = "bfloat16" if cfg.MODEL.DEVICE == "cpu" else "float16"
     cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make a step of its own
     for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
-        if on_cpu and tood[key] == "float16":
-            raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
+        check_precision(f"MODEL.TOOD.{key}", tood[key], cfg.MODEL.DEVICE)
 
 
-def check_weights(weights: str) -> None:
+def check_weights(weights: str, key: str = "MODEL.WEIGHTS") -> None:
     """
     Args:
-        weights: ``MODEL.WEIGHTS``; what it names is downloaded, if it has to be.
+        weights: a path, or a name that is downloaded if it has to be.
+        key: names it in messages.
 
     Raises:
-        UserError: where that cannot be had.
+        UserError: where they are not available.
     """
-    path = weights.split("?")[0]  # Detectron2 takes options behind a question mark
+    path = weights.split("?")[0]  # Detectron2 takes options after a question mark
     if not path or os.path.isfile(path):
         return
     try:
@@ -188,6 +285,6 @@ def check_weights(weights: str) -> None:
         there, reason = False, " ".join(str(error).split())
     if not there:
         raise UserError(
-            f"The weights {path} (MODEL.WEIGHTS) cannot be had: {reason}; name a file that is "
-            "here, or '' to train from scratch."
+            f"The weights {path} ({key}) are not available: {reason}; name an existing file, or "
+            "'' to train from scratch."
         )

@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 import re
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -20,7 +20,7 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.check import DataReport, InputSize, check_data, check_images
 from tood.utils.errors import UserError
 
-__all__ = ["load_own_data", "parse_own_data", "prepare_datasets"]
+__all__ = ["DataOptions", "load_own_data", "parse_own_data", "prepare_datasets"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,19 @@ class OwnData(NamedTuple):
 
     json_file: str
     image_root: str
+
+
+class DataOptions(NamedTuple):
+    """The data sets of a run, and what they are checked against."""
+
+    train: Sequence[str]  # names or files; empty without training
+    test: Sequence[str]
+    num_classes: int
+    filter_empty: bool  # leave out training images without objects
+    train_size: InputSize  # the smallest that training resizes to
+    test_size: InputSize
+    finest_stride: int  # of the feature maps, pixels
+    num_classes_key: str = "MODEL.TOOD.NUM_CLASSES"  # in messages
 
 
 def parse_own_data(entry: str) -> Optional[OwnData]:
@@ -51,45 +64,43 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
     return OwnData(json_file, image_root or os.path.dirname(json_file) or ".")
 
 
-def prepare_datasets(cfg, *, training: bool) -> List[DataReport]:
+def prepare_datasets(data: DataOptions, *, training: bool) -> List[DataReport]:
     """
-    Register the own data sets of a config, and check all its data sets before a long run: all
+    Register the data sets that are named by file, and check all data sets before a long run: all
     that their files tell, short of decoding the images.
 
     Args:
-        cfg: its ``DATASETS``, ``MODEL.TOOD.NUM_CLASSES`` and sizes of images are read.
-        training: whether ``DATASETS.TRAIN`` is going to be used, too.
+        training: whether ``data.train`` is going to be used, too.
 
     Returns:
-        what was found in the data sets whose files are known, none of it an error.
+        the reports on the data sets whose files are known; none of them holds an error.
 
     Raises:
         UserError: for no data set at all, an unknown name, a missing or unusable file, no
-            objects to train on, or classes that are not the config's or not those of the others.
+            objects to train on, or classes that differ from the config's or between data sets.
     """
-    if training and not cfg.DATASETS.TRAIN:
+    if training and not data.train:
         raise UserError(
-            "No training data: name it with --train-data ANNOTATIONS.json:IMAGES or in "
-            "DATASETS.TRAIN."
+            "No training data: name it with --train-data ANNOTATIONS.json:IMAGES or in the config."
         )
-    if not training and not cfg.DATASETS.TEST:
+    if not training and not data.test:
         raise UserError(
-            "No data to evaluate on: name it with --val-data ANNOTATIONS.json:IMAGES or in "
-            "DATASETS.TEST."
+            "No data to evaluate on: name it with --val-data ANNOTATIONS.json:IMAGES or in the "
+            "config."
         )
-    train = list(cfg.DATASETS.TRAIN) if training else []
-    entries = list(dict.fromkeys(train + list(cfg.DATASETS.TEST)))
+    train = list(data.train) if training else []
+    entries = list(dict.fromkeys([*train, *data.test]))
     reports = []
     for entry in entries:
         own_data = parse_own_data(entry)
-        uses = dict(to_train=entry in train, to_test=entry in cfg.DATASETS.TEST)
+        uses = dict(to_train=entry in train, to_test=entry in data.test)
         if own_data is None:
-            report = _check_registered(entry, cfg, **uses)
+            report = _check_registered(entry, data, **uses)
         else:
-            report = _register(entry, own_data, cfg, **uses)
+            report = _register(entry, own_data, data, **uses)
         if report is not None:
             reports.append(report)
-    _check_classes(entries, cfg.MODEL.TOOD.NUM_CLASSES)
+    _check_classes(entries, data)
     return reports
 
 
@@ -114,10 +125,12 @@ def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -
     return records
 
 
-def _register(name: str, own_data: OwnData, cfg, *, to_train: bool, to_test: bool) -> DataReport:
+def _register(
+    name: str, own_data: OwnData, data: DataOptions, *, to_train: bool, to_test: bool
+) -> DataReport:
     json_file, image_root = own_data
     content = read_annotations(json_file, to_test=to_test)
-    report = _check_content(content, own_data, cfg, to_train)
+    report = _check_content(content, own_data, data, to_train)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -132,15 +145,17 @@ def _register(name: str, own_data: OwnData, cfg, *, to_train: bool, to_test: boo
     return report
 
 
-def _check_content(content: Dict, own_data: OwnData, cfg, to_train: bool) -> DataReport:
+def _check_content(
+    content: Dict, own_data: OwnData, data: DataOptions, to_train: bool
+) -> DataReport:
     json_file, image_root = own_data
     report = check_data(
         json_file,
         content,
-        _input_size(cfg, to_train),
-        _finest_stride(cfg),
+        data.train_size if to_train else data.test_size,
+        data.finest_stride,
         to_train=to_train,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        filter_empty=data.filter_empty,
     )
     # One of several processes opens the files, and all hear of it: they must end together.
     found = []
@@ -171,19 +186,9 @@ def _raise_errors(report: DataReport) -> None:
     )
 
 
-def _input_size(cfg, to_train: bool) -> InputSize:
-    if to_train:
-        return InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
-    return InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-
-
-def _finest_stride(cfg) -> int:
-    """Feature maps are named after the logarithm of their stride: p3, res4."""
-    level = re.search(r"\d+$", cfg.MODEL.TOOD.IN_FEATURES[0])
-    return 2 ** int(level[0]) if level else 8
-
-
-def _check_registered(name: str, cfg, *, to_train: bool, to_test: bool) -> Optional[DataReport]:
+def _check_registered(
+    name: str, data: DataOptions, *, to_train: bool, to_test: bool
+) -> Optional[DataReport]:
     """As much as its metadata allow: None for a set that does not say where its files are."""
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
@@ -206,10 +211,10 @@ def _check_registered(name: str, cfg, *, to_train: bool, to_test: bool) -> Optio
     if "://" in json_file or "://" in image_root:
         return None
     content = read_annotations(json_file, to_test=to_test)
-    return _check_content(content, OwnData(json_file, image_root), cfg, to_train)
+    return _check_content(content, OwnData(json_file, image_root), data, to_train)
 
 
-def _check_classes(names: List[str], num_classes: int) -> None:
+def _check_classes(names: List[str], data: DataOptions) -> None:
     """Raise UserError unless all data sets have the same classes, as many as the config says."""
     first = None
     for name in names:
@@ -217,10 +222,10 @@ def _check_classes(names: List[str], num_classes: int) -> None:
         if metadata.get("thing_classes") is None:
             DatasetCatalog.get(name)  # a set registered in Python learns its classes by loading
         classes = list(metadata.get("thing_classes") or [])
-        if len(classes) != num_classes:
+        if len(classes) != data.num_classes:
             raise UserError(
-                f"The data set {name} has {len(classes)} classes, but MODEL.TOOD.NUM_CLASSES is "
-                f"{num_classes}; set it to {len(classes)}."
+                f"The data set {name} has {len(classes)} classes, but {data.num_classes_key} is "
+                f"{data.num_classes}; set it to {len(classes)}."
             )
         first = first or classes
         if classes != first:

@@ -5,6 +5,7 @@ all, in a training that ran through and in one that was stopped before it and re
 Detectron2's loader begins anew with every start, and what it draws depends on its workers.
 """
 
+import copy
 import itertools
 import random
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
@@ -100,6 +101,13 @@ class TrainingLoader:
     def __init__(self, dataset: AugmentedDataset, batches: TrainingBatches, num_workers: int):
         self.dataset, self.batches, self.num_workers = dataset, batches, num_workers
 
+    def restart(self, seed: int, skip: int) -> "TrainingLoader":
+        """Return a loader of the same images with another seed, after ``skip`` batches."""
+        dataset, batches = copy.copy(self.dataset), copy.copy(self.batches)
+        dataset.seed = batches.seed = seed
+        batches.skip = skip
+        return TrainingLoader(dataset, batches, self.num_workers)
+
     def __iter__(self) -> Iterator[List[Dict]]:
         yield from DataLoader(
             self.dataset,
@@ -118,7 +126,6 @@ def build_training_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: Optional[int] = None,
-    skip: int = 0,
 ) -> TrainingLoader:
     """
     As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
@@ -130,7 +137,6 @@ def build_training_loader(
         aspect_ratio_grouping: whether wide and tall images are in batches of their own.
         num_workers: of each process.
         seed: of order and augmentation; left out, it is drawn, the same in all processes.
-        skip: batches that a training had before it was stopped.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.
@@ -149,7 +155,6 @@ def build_training_loader(
         seed=seed,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        skip=skip,
     )
     return TrainingLoader(AugmentedDataset(dataset, mapper, seed), batches, num_workers)
 

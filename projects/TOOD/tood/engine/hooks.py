@@ -38,12 +38,12 @@ class BestWeights:
     figure, so that a training that is resumed at an earlier iteration does not lose it.
     """
 
-    def __init__(self, folder: str, constants: Optional[Dict] = None):
+    def __init__(self, folder: str, extra_metadata: Optional[Dict] = None):
         """
         Args:
-            constants: what the file holds as well.
+            extra_metadata: what the file holds as well.
         """
-        self.constants = constants or {}
+        self.extra_metadata = extra_metadata or {}
         self.path = os.path.join(folder, "model_best.pth")
         self.AP: Optional[float] = None
         self.iteration = -1
@@ -72,7 +72,7 @@ class BestWeights:
         if math.isnan(AP) or (self.AP is not None and AP <= self.AP):
             return
         figures = {"AP": AP, "iteration": iteration, "run_id": run_id}
-        content = {"model": model.state_dict(), **figures, **self.constants}
+        content = {"model": model.state_dict(), **figures, **self.extra_metadata}
         write_atomically(content, self.path)
         self.AP, self.iteration = AP, iteration
         logger.info(f"AP {AP:.2f} of {name} is the best so far: saved to {self.path}")
@@ -161,15 +161,17 @@ class WeightAverage:
 class AverageWeights(HookBase):
     """Updates the average after each step, and leaves it in ``model_final_ema.pth`` at the end."""
 
-    def __init__(self, model: nn.Module, averaged: WeightAverage, folder: str, constants: Dict):
+    def __init__(
+        self, model: nn.Module, averaged: WeightAverage, folder: str, extra_metadata: Dict
+    ):
         """
         Args:
             model: not wrapped.
             folder: of the file.
-            constants: what the file holds as well.
+            extra_metadata: what the file holds as well.
         """
         self.model, self.averaged = model, averaged
-        self.folder, self.constants = folder, constants
+        self.folder, self.extra_metadata = folder, extra_metadata
 
     def after_step(self):
         self.averaged.update(self.model)
@@ -177,7 +179,7 @@ class AverageWeights(HookBase):
     def after_train(self):
         finished = self.trainer.iter + 1 >= self.trainer.max_iter or self.trainer.stopped_early
         if finished and comm.is_main_process():
-            content = {"model": self.averaged.model.state_dict(), **self.constants}
+            content = {"model": self.averaged.model.state_dict(), **self.extra_metadata}
             write_atomically(content, os.path.join(self.folder, "model_final_ema.pth"))
 
 

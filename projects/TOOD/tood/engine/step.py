@@ -87,7 +87,7 @@ class TrainingStep(SimpleTrainer):
             f"Training stopped at iteration {self.iter}, before its step was taken: {values}, and "
             f"the largest gradient is that of {list(gradients)[largest]}, of norm "
             f"{norms[largest].item():.3g}; the images were {images}. Look at these, or lower "
-            "SOLVER.BASE_LR, or turn on SOLVER.CLIP_GRADIENTS; the last checkpoint is from before, "
+            "the learning rate, or turn on gradient clipping; the last checkpoint is from before, "
             "and --resume goes on from it."
         )
 

@@ -16,7 +16,6 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 import torchvision
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import PortableDeformConv
@@ -184,9 +183,20 @@ def _best(candidates: Candidates, kept: Tensor, max_detections: int) -> Tuple[Te
 
 
 def describe(
-    cfg: CfgNode, module: ExportableTOOD, class_names: Sequence[str], **more: Any
+    module: ExportableTOOD,
+    class_names: Sequence[str],
+    *,
+    min_size: int,
+    max_size: int,
+    **more: Any,
 ) -> Dict[str, Any]:
-    """What a program needs to know in order to use an exported file, as plain values."""
+    """
+    Return what a program needs to know to use an exported file, as plain values.
+
+    Args:
+        min_size, max_size: shorter side that images are resized to, and bound of the longer one.
+        more: added to it.
+    """
     model = module.model
     return {
         "model": "TOOD",
@@ -196,8 +206,8 @@ def describe(
         "pixel_mean": model.pixel_mean.flatten().tolist(),
         "pixel_std": model.pixel_std.flatten().tolist(),
         "size_divisibility": module.size_divisibility,
-        "min_size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "min_size": min_size,
+        "max_size": max_size,
         "outputs": list(module.output_names),
         "strides": list(model.strides),
         "score_threshold": model.score_thresh_test,

@@ -4,11 +4,10 @@ candidates of an image in several sizes and flipped, together, before NMS.
 """
 
 from itertools import groupby
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA, detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -25,21 +24,31 @@ class TOODWithTTA(nn.Module):
     is best given pictures in their own size, for it resizes them.
     """
 
-    def __init__(self, cfg: CfgNode, model: TOOD, batch_size: int = 4):
+    def __init__(
+        self,
+        model: TOOD,
+        *,
+        min_sizes: Sequence[int],
+        max_size: int,
+        flip: bool,
+        batch_size: int = 4,
+    ):
         """
         Args:
-            cfg: its ``TEST.AUG`` is read.
             model: not wrapped.
-            batch_size: augmented images of one size that are looked at together.
+            min_sizes: shorter sides of the augmented views, pixels.
+            max_size: upper bound of their longer side.
+            flip: whether each view is flipped as well.
+            batch_size: views of one size in a forward pass.
 
         Raises:
             UserError: for no size at all.
         """
         super().__init__()
-        if not cfg.TEST.AUG.MIN_SIZES:
-            raise UserError("TEST.AUG.MIN_SIZES is empty; name the sizes to look at pictures in.")
+        if not min_sizes:
+            raise UserError("TEST.AUG.MIN_SIZES (train.test_aug.min_sizes) is empty; name sizes.")
         self.model = model
-        self.augment = DatasetMapperTTA(cfg)
+        self.augment = DatasetMapperTTA(min_sizes=list(min_sizes), max_size=max_size, flip=flip)
         self.batch_size = batch_size
 
     @torch.no_grad()

@@ -1,0 +1,39 @@
+"""The values of a config that programs need besides its parts, whichever kind of config it is."""
+
+import re
+from typing import NamedTuple, Sequence
+
+from tood.data.datasets import DataOptions
+
+__all__ = ["RunOptions", "TTAOptions", "finest_stride_of"]
+
+
+class TTAOptions(NamedTuple):
+    """Test-time augmentation: shorter sides of the augmented views, and flips."""
+
+    enabled: bool
+    min_sizes: Sequence[int]
+    max_size: int
+    flip: bool
+
+
+class RunOptions(NamedTuple):
+    """What data checks, programs and tools need to know of a config."""
+
+    data: DataOptions
+    weights: str
+    weights_key: str  # in messages
+    output_dir: str
+    device: str
+    input_format: str  # "RGB" or "BGR"
+    min_size_test: int  # 0: images stay as they are
+    max_size_test: int
+    tta: TTAOptions
+    eval_period: int
+    early_stop_patience: int
+
+
+def finest_stride_of(in_features: Sequence[str]) -> int:
+    """Return a stride in pixels: feature maps are named after its logarithm, as p3 or res4."""
+    level = re.search(r"\d+$", in_features[0])
+    return 2 ** int(level[0]) if level else 8

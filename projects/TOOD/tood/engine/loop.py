@@ -1,0 +1,220 @@
+"""The training loop: it takes a model, an optimizer and loaders, and reads no config."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import uuid
+import weakref
+from typing import Callable, Dict, Iterable, List, Optional, Sequence
+
+from detectron2.engine import HookBase, TrainerBase, create_ddp_model, default_writers, hooks
+from detectron2.utils import comm
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.data.loader import TrainingLoader
+from tood.engine.hooks import (
+    AverageWeights,
+    BestWeights,
+    EarlyStop,
+    StopEarly,
+    StopOnSignal,
+    WeightAverage,
+)
+from tood.engine.step import TrainingStep
+from tood.engine.watch import StatusPrinter, TrainingWatcher
+from tood.evaluation.coco import first_AP, validation_loss
+from tood.utils.errors import UserError
+from tood.utils.logs import silenced
+
+__all__ = ["Experiment", "LoopOptions", "TrainingLoop"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class LoopOptions:
+    """Length, periods (in iterations, 0 for never) and extras of a training."""
+
+    output_dir: str
+    max_iter: int
+    ims_per_batch: int  # of all processes
+    class_names: Sequence[str]
+    weights: str = ""  # to start from
+    checkpoint_period: int = 5000
+    max_to_keep: Optional[int] = None  # checkpoints
+    eval_period: int = 0
+    log_period: int = 20
+    vis_period: int = 0
+    val_loss: bool = False
+    ema_decay: float = 0.0
+    early_stop_patience: int = 0
+    # Of Detectron2's create_ddp_model, for several processes.
+    ddp: Dict = dataclasses.field(default_factory=lambda: {"broadcast_buffers": False})
+
+
+@dataclasses.dataclass
+class Experiment:
+    """Everything that a training needs, built."""
+
+    model: nn.Module  # a TOOD, not wrapped
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    train_loader: Iterable
+    evaluate: Callable[[nn.Module, str], Dict]  # (model, folder for files) -> Detectron2's results
+    validation_loaders: Callable[[], Dict[str, Iterable]]  # data set -> loader with gt instances
+    options: LoopOptions
+    precise_bn: Optional[HookBase] = None
+
+
+class TrainingLoop(TrainerBase):
+    """
+    Train an :class:`Experiment` with exact resume (optimizer, schedule and order of the images are
+    in its checkpoints), best and averaged weights, early stop, and a checkpoint on a signal.
+    """
+
+    def __init__(self, experiment: Experiment):
+        TrainerBase.__init__(self)
+        model, options = experiment.model, experiment.options
+        self.experiment, self.options = experiment, options
+        self._trainer = TrainingStep(
+            create_ddp_model(model, device_ids=None, **options.ddp),
+            experiment.train_loader,
+            experiment.optimizer,
+            scale_gradients=model.precision_train == "float16",
+        )
+        self.scheduler = experiment.scheduler
+        class_names = list(options.class_names)
+        self.extra_metadata = {"class_names": class_names}
+        self.averaged = WeightAverage(model, options.ema_decay) if options.ema_decay else None
+        self.checkpointer = Checkpointer(
+            model,
+            options.output_dir,
+            trainer=weakref.proxy(self),
+            **({"ema": self.averaged} if self.averaged else {}),
+        )
+        self.checkpointer.constants = self.extra_metadata
+        self.best = BestWeights(options.output_dir, self.extra_metadata)
+        if comm.is_main_process():
+            model.watcher = TrainingWatcher(options.vis_period, class_names, model.input_format)
+        self.stopped_early = False
+        self.run_id = uuid.uuid4().hex  # a resumed training keeps that of its start
+        self.start_iter, self.max_iter = 0, options.max_iter
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        """Return the hooks in the order in which they are called after each step."""
+        options, is_main = self.options, comm.is_main_process()
+        return [
+            # Before the hooks that save or evaluate the average.
+            AverageWeights(
+                self.experiment.model, self.averaged, options.output_dir, self.extra_metadata
+            )
+            if self.averaged
+            else None,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self._trainer.optimizer, self.scheduler),
+            self.experiment.precise_bn,
+            hooks.PeriodicCheckpointer(
+                self.checkpointer, options.checkpoint_period, max_to_keep=options.max_to_keep
+            )
+            if is_main
+            else None,
+            # After the hooks that change the state of the training, before those that take time.
+            StopOnSignal(self.checkpointer),
+            hooks.EvalHook(options.eval_period, self.evaluate),
+            StopEarly(options.eval_period, options.early_stop_patience),
+            # After evaluation, whose metrics it writes.
+            hooks.PeriodicWriter(self.build_writers(), options.log_period) if is_main else None,
+        ]
+
+    def build_writers(self):
+        # In this order: the losses first in the log, but the metrics also in the other writers.
+        printer, *others = default_writers(self.options.output_dir, self.max_iter)
+        return [printer, StatusPrinter(self.options.ims_per_batch), *others]
+
+    def train(self) -> Optional[Dict]:
+        """Train from ``start_iter`` to ``max_iter``; return the last results."""
+        # Detectron2 logs a traceback of whatever ends training.
+        quiet = silenced("detectron2.engine.train_loop", _is_user_error)
+        with quiet, contextlib.suppress(EarlyStop):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
+        return getattr(self, "_last_eval_results", None)
+
+    def run_step(self):
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's: go on from the last checkpoint, or load ``options.weights``."""
+        self.checkpointer.resume_or_load(self.options.weights, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            # A checkpoint stores the iteration that was finished.
+            self.start_iter = self.iter + 1
+            self.best.resume(self.run_id)
+
+    def evaluate(self) -> Dict:
+        """
+        Evaluate the model, its average and the validation losses, and keep the best weights.
+
+        Returns:
+            Detectron2's results, with "ema" and "val_loss" beside them, in the main process.
+        """
+        model, folder = self.experiment.model, self.options.output_dir
+        self._last_eval_results = self.experiment.evaluate(model, folder)
+        results = dict(self._last_eval_results)
+        evaluated = {"the weights": (model, self._last_eval_results)}
+        if self.averaged is not None:
+            averaged = self.averaged.model
+            results["ema"] = self.experiment.evaluate(averaged, os.path.join(folder, "ema"))
+            evaluated["the averaged weights"] = (averaged, results["ema"])
+        if self.options.val_loss:
+            results["val_loss"] = self._validation_losses()
+        if comm.is_main_process():
+            iteration = min(self.iter, self.max_iter - 1)  # after the last one, it is max_iter
+            for name, (evaluated_model, found) in evaluated.items():
+                self.best.offer(
+                    evaluated_model, first_AP(found), iteration, run_id=self.run_id, name=name
+                )
+        return results
+
+    def _validation_losses(self) -> Dict:
+        model = self.experiment.model
+        warmup = model.assigns_by_atss(self.iter)
+        losses = {
+            name: validation_loss(model, loader, warmup=warmup)
+            for name, loader in self.experiment.validation_loaders().items()
+        }
+        return next(iter(losses.values())) if len(losses) == 1 else losses
+
+    def state_dict(self) -> Dict:
+        state = TrainerBase.state_dict(self)
+        # Optimizer and gradient scaler, where Detectron2's main branch has them.
+        state["_trainer"] = self._trainer.state_dict()
+        # Detectron2 v0.6 leaves it out with PyTorch 2.
+        state["scheduler"] = self.scheduler.state_dict()
+        state["run_id"] = self.run_id
+        if isinstance(self._trainer.data_loader, TrainingLoader):
+            state["data_seed"] = self._trainer.data_loader.batches.seed
+        return state
+
+    def load_state_dict(self, state_dict: Dict) -> None:
+        TrainerBase.load_state_dict(self, state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        else:
+            logger.warning("The checkpoint has no optimizer: its momentum starts anew.")
+        self.run_id = state_dict.get("run_id", self.run_id)
+        if "scheduler" in state_dict:
+            self.scheduler.load_state_dict(state_dict["scheduler"])
+        loader = self._trainer.data_loader
+        if isinstance(loader, TrainingLoader):
+            seed = state_dict.get("data_seed", loader.batches.seed)
+            self._trainer.set_data_loader(loader.restart(seed, skip=state_dict["iteration"] + 1))
+
+
+def _is_user_error(record: logging.LogRecord) -> bool:
+    return bool(record.exc_info) and isinstance(record.exc_info[1], UserError)
