@@ -469,7 +469,7 @@ dataloader.test.mapper.augmentations = []
     assert (cfg.train.max_iter, cfg.train.seed, options.output_dir) == (30, 4, "mine")
     # An eighth of the training, as a share of it.
     assert read_schedule(cfg).warmup_iters == 4
-    assert cfg.train.ddp == {"broadcast_buffers": False}
+    assert not cfg.train.ddp.broadcast_buffers
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ the options of a run and its schedule, which the rest of the project takes as ar
 
 import builtins
 import difflib
+import functools
 import inspect
 import logging
 import os
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tood.config.check import RANGES, check_head, check_precision
 from tood.config.options import RunOptions, TTAOptions, finest_stride_of
 from tood.config.schedule import Schedule
+from tood.config.zoo import get_config_file
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError, first_line
@@ -46,31 +48,6 @@ PARTS = {
     "lr_multiplier": True,
     "dataloader": False,
     "train": False,
-}
-# Everything that is read of its "train"; a config may leave out any of it.
-TRAIN_DEFAULTS = {
-    "output_dir": "./output",
-    "init_checkpoint": "",
-    "max_iter": 90000,
-    "amp": {"enabled": False},
-    "ddp": {"broadcast_buffers": False},
-    "checkpointer": {"period": 5000, "max_to_keep": None},
-    "eval_period": 0,
-    "log_period": 20,
-    "vis_period": 0,
-    "device": "cuda",
-    "seed": -1,
-    "cudnn_benchmark": False,
-    "val_loss": False,
-    "ema_decay": 0.0,
-    "early_stop_patience": 0,
-    "eval_alignment": False,
-    "test_aug": {
-        "enabled": False,
-        "min_sizes": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
-        "max_size": 4000,
-        "flip": True,
-    },
 }
 IMAGES_PER_STEP = "dataloader.train.total_batch_size"
 # Values that programs change, by the names of tood.config.read.CHANGES.
@@ -154,7 +131,7 @@ def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictCon
     """
     lazy = _load(config_file)
     if isinstance(lazy.get("train"), DictConfig):
-        lazy.train = OmegaConf.merge(TRAIN_DEFAULTS, lazy.train)
+        lazy.train = OmegaConf.merge(_default_train(), lazy.train)
     for override in overrides:
         _override(lazy, override, config_file)
     for name, is_call in PARTS.items():
@@ -170,7 +147,7 @@ def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictCon
             f"The config file {config_file} has no dataloader.train.dataset.names, by which data "
             "are checked and their classes named."
         )
-    _check_types(lazy.train, TRAIN_DEFAULTS, "train")
+    _check_types(lazy.train, _default_train(), "train")
     return lazy
 
 
@@ -294,15 +271,18 @@ def _check_values(lazy: DictConfig) -> None:
             )
 
 
-def _check_types(node: DictConfig, defaults: Mapping, path: str) -> None:
+@functools.cache
+def _default_train() -> DictConfig:
+    """Return everything that is read of a config's "train", of which it may leave out any key."""
+    return LazyConfig.load(get_config_file("common/train.py")).train
+
+
+def _check_types(node: DictConfig, defaults: DictConfig, path: str) -> None:
     for key, default in defaults.items():
-        value = node[key]
-        if isinstance(default, dict) and isinstance(value, DictConfig):
+        value, kind = node[key], type(default)
+        if kind is DictConfig and isinstance(value, DictConfig):
             _check_types(value, default, f"{path}.{key}")
-            continue
-        kind = type(default)
-        right = isinstance(value, (ListConfig, list)) if kind is list else type(value) is kind
-        if not (right or default is None or (kind is float and type(value) is int)):
+        elif not (default is None or type(value) is kind or (kind is float and type(value) is int)):
             raise UserError(
                 f"{path}.{key} is {value!r}, of type {type(value).__name__}; it must be "
                 f"{kind.__name__}."
@@ -422,13 +402,10 @@ def _calls(node, path: str = "") -> Iterator[Tuple[str, DictConfig]]:
 def _keywords_of(target) -> Optional[List[str]]:
     """Return the names of its arguments, None if it takes any."""
     names = []
-    for function in inspect.getmro(target) if inspect.isclass(target) else [target]:
-        if inspect.isclass(target) and "__init__" not in vars(function):
-            continue
+    classes = inspect.getmro(target) if inspect.isclass(target) else ()
+    for function in [vars(c)["__init__"] for c in classes if "__init__" in vars(c)] or [target]:
         try:
-            parameters = inspect.signature(
-                vars(function)["__init__"] if inspect.isclass(target) else function
-            ).parameters.values()
+            parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # not written in Python
             return None
         names += [p.name for p in parameters]
