@@ -92,7 +92,8 @@ def _scaled(x, name, shape, fan_in, meta):
     if name.endswith(".scale"):
         return 1 + 0.1 * x
     if "conv_offset" in name:
-        return 0.3 * x / np.sqrt(fan_in) if name.endswith("weight") else 0.1 * x
+        scale = 0.3 * meta.get("offset_scale", 1)
+        return scale * x / np.sqrt(fan_in) if name.endswith("weight") else 0.1 * x
     if name.endswith("tood_cls.bias"):
         return -2 + 0.1 * x
     if name.endswith("tood_cls.weight"):
