@@ -9,8 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from tood.checkpoint.convert import to_detectron2
-from tood.checkpoint.identify import identify
+from tood.checkpoint.convert import identify, to_detectron2
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("warmup", "tal")

@@ -17,9 +17,9 @@ from tood.checkpoint.convert import (
     convert_backbone,
     convert_checkpoint,
     convert_to_mmdet,
+    is_backbone,
     read_checkpoint,
 )
-from tood.checkpoint.identify import is_backbone
 from tood.modeling.dense_head import ANCHOR_TYPES
 from tood.utils.errors import UserError
 from tood.utils.files import write_atomically

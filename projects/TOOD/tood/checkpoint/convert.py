@@ -2,33 +2,66 @@
 Checkpoints of other projects as Detectron2's, and back: MMDetection's and the authors' TOOD
 models, and ImageNet backbones from torchvision or open-mmlab.
 
-In the order of use: a file is read (:func:`read_checkpoint`), its model is found
-(:func:`identify`), and its entries are renamed (:func:`to_detectron2`, and :func:`to_mmdet` for the
-way back; :func:`convert_backbone` for ImageNet weights). No entry is dropped without a reason.
+In the order of use: a file is read (:func:`read_checkpoint`), its model is found by comparison with
+the known ones (:func:`identify`), and its entries are renamed (:func:`to_detectron2`;
+:func:`to_mmdet` for the way back; :func:`convert_backbone` for ImageNet weights). No entry is
+dropped without a reason.
 """
 
+import functools
+import os
 import re
 from collections import OrderedDict
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_resnet_backbone
 from torch import Tensor
 
-from tood.checkpoint.identify import ModelDescription, backbone_config, identify
 from tood.checkpoint.names import detectron2_name, is_detectron2_name, is_mmdet_name, mmdet_name
+from tood.config.check import get_key
+from tood.config.zoo import RELEASED_MODELS, get_config
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 
 __all__ = [
+    "ModelDescription",
     "SourceCheckpoint",
     "convert_backbone",
     "convert_checkpoint",
     "convert_to_mmdet",
+    "identify",
+    "is_backbone",
     "read_checkpoint",
     "to_detectron2",
     "to_mmdet",
+]
+
+Shapes = Dict[str, Tuple[int, ...]]
+
+# Depths that a released config is known with, besides its own.
+DEPTHS = {
+    **{f"tood_R50_FPN_{x}": (18, 34, 152) for x in ("1x", "anchor_based_1x", "mstrain_2x")},
+    "tood_R101_DCN_FPN_mstrain_2x": (50,),
+}
+# ImageNet backbones: depth, groups and width of each group.
+BACKBONES = [(d, 1, 64) for d in (18, 34, 50, 101, 152)]
+BACKBONES += [(50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4)]
+# How to recognize other checkpoints that people have at hand.
+OTHER_MODELS = [
+    (r"^bbox_head\.atss_cls\.", "ATSS"),
+    (r"^bbox_head\.retina_cls\.", "RetinaNet"),
+    (r"^bbox_head\.gfl_cls\.", "GFL"),
+    (r"^bbox_head\.vfnet_cls\.", "VFNet"),
+    (r"^bbox_head\.conv_cls\.", "FCOS"),
+    (r"^roi_head\.mask_head\.", "Mask R-CNN"),
+    (r"^roi_head\.", "a two-stage detector such as Faster R-CNN"),
+    (r"^bbox_head\.(rtm|multi_level)", "YOLOX or RTMDet"),
+    (r"^(transformer|query_embed|bbox_head\.transformer)", "a DETR"),
+    (r"^backbone\.bottom_up\.", "a checkpoint in Detectron2's names already"),
+    (r"^bbox_head\.", "another one-stage detector"),
 ]
 
 
@@ -37,6 +70,20 @@ class SourceCheckpoint(NamedTuple):
 
     state_dict: Dict[str, Tensor]
     meta: Dict
+
+
+class ModelDescription(NamedTuple):
+    """The model that a state dict belongs to."""
+
+    config: str  # name of a released config
+    options: List  # KEY, VALUE, ... where the model differs from that config
+    class_names: Optional[List[str]]
+    notes: List[str]  # what the file does not tell, in sentences for the user
+
+    def make_config(self) -> CfgNode:
+        cfg = get_config(self.config)
+        cfg.merge_from_list(self.options)
+        return cfg
 
 
 def read_checkpoint(path: str) -> SourceCheckpoint:
@@ -71,6 +118,54 @@ def check_entries(entries, path: str) -> Dict[str, Tensor]:
     return entries
 
 
+def identify(
+    state_dict: Dict[str, Tensor],
+    meta: Optional[Dict] = None,
+    file_name: str = "",
+    anchor_type: Optional[str] = None,
+) -> ModelDescription:
+    """
+    Find the config of a TOOD model: the known one whose names and shapes are nearest. Anchor type
+    and schedule leave no trace in them; they are read from the training config in ``meta`` and the
+    name of the file.
+
+    Args:
+        state_dict: in MMDetection's or the authors' names.
+        meta: what else the file holds: the training config, the names of the classes.
+        file_name: for hints and messages.
+        anchor_type: overrides what the file tells.
+
+    Raises:
+        UserError: for a checkpoint of another model.
+    """
+    meta, notes = meta or {}, []
+    if not any(re.match(r"bbox_head\.(tood_|cls_decomp\.|reg_decomp\.)", n) for n in state_dict):
+        raise UserError(
+            f"The checkpoint {file_name} is not TOOD's: it looks like {_guess_model(state_dict)}."
+        )
+    # MMDetection 2, its releases, MMDetection 3, and what people call their files.
+    keys = ("config", "cfg", "exp_name", "experiment_name")
+    hints = " ".join([*(str(meta.get(key, "")) for key in keys), os.path.basename(file_name)])
+    if re.search(r"style\s*=\s*['\"]caffe", hints):
+        raise UserError(
+            f"The checkpoint {file_name} has a Caffe-style backbone (BGR, other strides), which no "
+            "released TOOD has; it cannot be converted."
+        )
+    anchor_type = anchor_type or _anchor_type(hints, notes)
+    epochs = re.search(r"max_epochs\s*=\s*(\d+)", hints)
+    is_2x = int(epochs[1]) > 12 if epochs else re.search(r"(?<!\d)2x(?!\d)", hints) is not None
+    config, options = _nearest_config(_shapes_of(state_dict), anchor_type, is_2x)
+    num_classes = _num_classes(_shapes_of(state_dict))
+    return ModelDescription(config, options, _class_names(meta, num_classes, notes), notes)
+
+
+def is_backbone(state_dict: Dict[str, Tensor]) -> bool:
+    """Return whether a state dict is an ImageNet ResNet, for :func:`convert_backbone`."""
+    return not any(n.startswith(("bbox_head.", "neck.", "roi_head.")) for n in state_dict) and (
+        "conv1.weight" in state_dict or "backbone.conv1.weight" in state_dict
+    )
+
+
 def to_detectron2(
     state_dict: Dict[str, Tensor], expected: Dict[str, Tensor]
 ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
@@ -102,9 +197,9 @@ def to_detectron2(
             left_over[name] = value
         else:
             problems.append(f"unexpected {name}")
-    for name, value in expected.items():
+    for name in expected:
         if name not in converted and name.endswith(".num_batches_tracked"):
-            converted[name] = torch.zeros_like(value)  # which nothing reads
+            converted[name] = torch.zeros((), dtype=torch.int64)  # which nothing reads
         elif name not in converted:
             problems.append(f"missing {mmdet_name(name)}")
     if problems:
@@ -151,21 +246,18 @@ def to_mmdet(
 
 def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """
-    An ImageNet ResNet or ResNeXt, of torchvision or open-mmlab, in the names of this project. Its
-    classifier has no place in a detector and is dropped.
+    Convert an ImageNet ResNet or ResNeXt of torchvision or open-mmlab, without its classifier.
 
     Raises:
-        UserError: that lists what is unknown, missing, or of another shape.
+        UserError: that lists the entries that are unknown, missing, or of another shape.
     """
     state_dict = {
         n if n.startswith("backbone.") else f"backbone.{n}": v
         for n, v in state_dict.items()
         if not re.match(r"(head\.)?fc\.", n)
     }
-    cfg = backbone_config(state_dict)
-    resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    expected = {f"backbone.bottom_up.{n}": v for n, v in resnet.state_dict().items()}
-    return to_detectron2(state_dict, expected)[0]
+    nearest = min(map(_resnet, BACKBONES), key=lambda x: _distance(_shapes_of(state_dict), x))
+    return to_detectron2(state_dict, nearest)[0]
 
 
 def convert_checkpoint(
@@ -186,12 +278,7 @@ def convert_checkpoint(
     """
     source = read_checkpoint(source_path)
     description = identify(*source, file_name=source_path, anchor_type=anchor_type)
-    cfg = description.make_config()
-    cfg.MODEL.DEVICE = "cpu"
-    try:
-        expected = build_model(cfg).state_dict()
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"No model has the shapes in {source_path} ({error}).") from error
+    expected = _model(description.config, tuple(description.options))
     model, left_over = to_detectron2(source.state_dict, expected)
     content = {"model": model, "left_over": left_over, **description._asdict()}
     write_atomically(content, target_path)
@@ -215,3 +302,98 @@ def convert_to_mmdet(source_path: str, target_path: str) -> None:
 
 def _shape(x: Tensor) -> str:
     return "x".join(map(str, x.shape)) or "a number"
+
+
+@functools.cache
+def _model(config: str, options: Tuple) -> Dict[str, Tensor]:
+    """Return the state dict of a known model, on the meta device: names and shapes alone."""
+    cfg = get_config(config)
+    cfg.merge_from_list([*options, "MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        return build_model(cfg).state_dict()
+
+
+@functools.cache
+def _resnet(backbone: Tuple[int, int, int]) -> Dict[str, Tensor]:
+    depth, groups, width = backbone
+    cfg = get_config("tood_R50_FPN_1x")
+    cfg.merge_from_list([*_depth_options(depth), "MODEL.RESNETS.NUM_GROUPS", groups])
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = width
+    with torch.device("meta"):
+        resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    return {f"backbone.bottom_up.{n}": v for n, v in resnet.state_dict().items()}
+
+
+def _depth_options(depth: int) -> List:
+    channels = 64 if depth < 50 else 256
+    return ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", channels]
+
+
+def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str, List]:
+    """Return the known config whose model differs least, and the options that differ from it."""
+
+    def fits(name: str) -> Tuple[bool, bool]:  # which decides between equal models
+        return (get_config(name).MODEL.TOOD.ANCHOR_TYPE == anchor_type, ("2x" in name) == is_2x)
+
+    names = sorted(RELEASED_MODELS, key=fits, reverse=True)
+    options = ["MODEL.TOOD.NUM_CLASSES", _num_classes(shapes)]
+    least = None
+    for name, depth in [(n, d) for n in names for d in (None, *DEPTHS.get(n, ()))]:
+        variant = [*options, *(_depth_options(depth) if depth else ())]
+        distance = _distance(shapes, _model(name, tuple(variant)))
+        if least is None or distance < least[0]:
+            least = distance, name, variant
+        if distance == 0:
+            break
+    _, name, variant = least
+    cfg = get_config(name)
+    wanted = [*zip(variant[::2], variant[1::2]), ("MODEL.TOOD.ANCHOR_TYPE", anchor_type)]
+    return name, [x for key, value in wanted if get_key(cfg, key) != value for x in (key, value)]
+
+
+def _distance(shapes: Shapes, expected: Dict[str, Tensor]) -> int:
+    """Return in how many entries they differ; frozen norms may lack their counters."""
+    expected_shapes = {n: tuple(v.shape) for n, v in expected.items()}
+    differing = dict(shapes.items() ^ expected_shapes.items())
+    return sum(not n.endswith("num_batches_tracked") for n in differing)
+
+
+def _shapes_of(state_dict: Dict[str, Tensor]) -> Shapes:
+    return {detectron2_name(n): tuple(v.shape) for n, v in state_dict.items() if is_mmdet_name(n)}
+
+
+def _num_classes(shapes: Shapes) -> int:
+    predictor = shapes.get("head.cls_pred.weight") or shapes.get("head.cls_pred.bias") or (80,)
+    return max(1, predictor[0])
+
+
+def _anchor_type(hints: str, notes: List[str]) -> str:
+    match = re.search(r"anchor_type\s*=\s*['\"]anchor_(free|based)", hints)
+    match = match or re.search(r"anchor[_-](free|based)", hints)
+    if match is None:
+        notes.append(
+            "Nothing in the file tells its anchor type; anchor_free is assumed, as in all "
+            "released models but one. If that is wrong: --anchor-type anchor_based."
+        )
+    return f"anchor_{match[1]}" if match else "anchor_free"
+
+
+def _guess_model(names: Iterable[str]) -> str:
+    for pattern, model in OTHER_MODELS:
+        if any(re.search(pattern, name) for name in names):
+            return model
+    return f"no detector at all (its first entry is {next(iter(names))})"
+
+
+def _class_names(meta: Dict, num_classes: int, notes: List[str]) -> Optional[List[str]]:
+    dataset_meta = meta.get("dataset_meta")
+    dataset_meta = dataset_meta if isinstance(dataset_meta, dict) else {}
+    names = meta.get("CLASSES") or dataset_meta.get("classes") or dataset_meta.get("CLASSES")
+    if names is None:
+        notes.append("The file does not name its classes.")
+        return None
+    names = [names] if isinstance(names, str) else names  # MMDetection's way to name a single one
+    if len(names) != num_classes:
+        notes.append(f"The file names {len(names)} classes for a head of {num_classes}: left out.")
+        return None
+    return list(names)

@@ -16,6 +16,7 @@ __all__ = [
     "check_head",
     "check_nothing_removed",
     "check_precision",
+    "get_key",
     "known_keys",
     "nearest_key",
 ]
@@ -92,7 +93,7 @@ def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
         UserError: with the key, for the first that has a default and is None.
     """
     for key in known_keys(defaults):
-        if _value(cfg, key) is None and _value(defaults, key) is not None:
+        if get_key(cfg, key) is None and get_key(defaults, key) is not None:
             raise UserError(f"{key} is None; leave it out, or set it.")
 
 
@@ -102,9 +103,9 @@ def check_config(cfg: CfgNode) -> None:
         UserError: with key and value, for the first that cannot be.
     """
     for key, allowed in RANGES.items():
-        allowed.check(key, _value(cfg, key))
+        allowed.check(key, get_key(cfg, key))
     for key, allowed in CHOICES.items():
-        value = _value(cfg, key)
+        value = get_key(cfg, key)
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
     check_head(cfg.MODEL.TOOD, lambda key: f"MODEL.TOOD.{key}")
@@ -212,7 +213,8 @@ def nearest_key(cfg: CfgNode, key: str) -> Optional[str]:
     return close[0] if close else None
 
 
-def _value(cfg: CfgNode, key: str):
+def get_key(cfg: CfgNode, key: str):
+    """Return the value of a key with dots."""
     for name in key.split("."):
         cfg = cfg[name]
     return cfg
