@@ -6,8 +6,9 @@ from typing import List, NamedTuple, Optional
 
 from detectron2.config import CfgNode
 
-from tood.modeling.dense_head import ANCHOR_TYPES
-from tood.modeling.detector import ASSIGNERS, HEADS, PRECISIONS
+from tood.modeling.assign import ASSIGNER_REGISTRY
+from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
+from tood.modeling.detector import PRECISIONS
 from tood.utils.errors import UserError
 
 __all__ = ["check_config", "check_nothing_removed", "check_training", "known_keys", "nearest_key"]
@@ -64,11 +65,10 @@ RANGES = {
 CHOICES = {
     "INPUT.FORMAT": ("RGB", "BGR"),
     "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
-    "MODEL.TOOD.HEAD": tuple(HEADS),
-    "MODEL.TOOD.ASSIGNER": ASSIGNERS,
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
+REGISTRIES = {"MODEL.TOOD.HEAD": HEAD_REGISTRY, "MODEL.TOOD.ASSIGNER": ASSIGNER_REGISTRY}
 
 
 def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
@@ -92,7 +92,8 @@ def check_config(cfg: CfgNode) -> None:
         value = _value(cfg, key)
         if not allowed.holds(value):
             raise UserError(f"{key} is {value}; it must be {allowed}.")
-    for key, allowed in CHOICES.items():
+    registered = {key: [name for name, _ in registry] for key, registry in REGISTRIES.items()}
+    for key, allowed in {**CHOICES, **registered}.items():
         value = _value(cfg, key)
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")

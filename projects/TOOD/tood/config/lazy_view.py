@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tood.config.defaults import add_tood_config
 from tood.modeling.backbone.fpn import make_tood_fpn
-from tood.modeling.detector import HEADS
+from tood.modeling.head import TOODHead
+from tood.modeling.parallel_head import ParallelHead
 from tood.utils.errors import UserError, first_line
 
 __all__ = ["LAZY_ARCHITECTURE", "LAZY_KEYS", "VALUES", "LazyView", "build_part", "target_of"]
@@ -239,7 +240,7 @@ def _paths(lazy: DictConfig) -> Dict[str, str]:
 
 def _describe_targets(cfg: CfgNode, lazy: DictConfig) -> None:
     """What a yacs config says by names."""
-    heads = {head: name for name, head in HEADS.items()}
+    heads = {TOODHead: "task_aligned", ParallelHead: "parallel"}
     cfg.MODEL.TOOD.HEAD = heads.get(target_of(lazy.model.get("head")), cfg.MODEL.TOOD.HEAD)
     if target_of(lazy.model.get("backbone")) is make_tood_fpn:
         cfg.MODEL.BACKBONE.NAME = "build_tood_resnet_fpn_backbone"

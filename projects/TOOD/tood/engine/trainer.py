@@ -162,10 +162,10 @@ class Trainer(DefaultTrainer):
         return results
 
     def _validation_losses(self):
-        warmup = self._model.assigns_by_atss(self.iter)
+        assigner = self._model.assigner_at(self.iter)
         losses = {
             name: validation_loss(
-                self._model, self.build_validation_loader(self.cfg, name), warmup=warmup
+                self._model, self.build_validation_loader(self.cfg, name), assigner=assigner
             )
             for name in self.cfg.DATASETS.TEST
         }

@@ -8,7 +8,7 @@ import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
-from tood.modeling.assign import box_iou_of_pairs
+from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError
 
 __all__ = ["StatusPrinter", "TrainingWatcher", "assignment_statistics"]

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from tood.modeling.detector import TOOD
+from tood.modeling.postprocess import suppress_non_maxima
 from tood.utils.errors import UserError
 
 __all__ = ["TOODWithTTA"]
@@ -22,7 +23,8 @@ __all__ = ["TOODWithTTA"]
 class TOODWithTTA(nn.Module):
     """
     A TOOD with test-time augmentation (``TEST.AUG``: sizes, flip), called like the model itself. It
-    is best given pictures in their own size, for it resizes them.
+    is best given images in their own size, for it resizes them. Boxes are mapped back; further
+    fields of a head are kept as they were predicted for the augmented view.
     """
 
     def __init__(self, cfg: CfgNode, model: TOOD, batch_size: int = 4):
@@ -30,21 +32,21 @@ class TOODWithTTA(nn.Module):
         Args:
             cfg: its ``TEST.AUG`` is read.
             model: not wrapped.
-            batch_size: augmented images of one size that are looked at together.
+            batch_size: augmented views of one size in a batch.
 
         Raises:
             UserError: for no size at all.
         """
         super().__init__()
         if not cfg.TEST.AUG.MIN_SIZES:
-            raise UserError("TEST.AUG.MIN_SIZES is empty; name the sizes to look at pictures in.")
+            raise UserError("TEST.AUG.MIN_SIZES is empty; name the sizes of the augmented views.")
         self.model = model
         self.augment = DatasetMapperTTA(cfg)
         self.batch_size = batch_size
 
     @torch.no_grad()
     def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
-        """As the model's in evaluation mode."""
+        """Detect like the model in evaluation mode."""
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, image: Dict) -> Instances:
@@ -57,19 +59,17 @@ class TOODWithTTA(nn.Module):
                 boxes = candidates.pred_boxes.tensor
                 back = x["transforms"].inverse().apply_box(boxes.cpu().numpy())
                 back = torch.from_numpy(np.ascontiguousarray(back)).to(boxes)
-                found.append(
-                    Instances(
-                        (height, width),
-                        pred_boxes=Boxes(back),
-                        scores=candidates.scores,
-                        pred_classes=candidates.pred_classes,
-                    )
-                )
-        detections = self.model.suppress_non_maxima(Instances.cat(found))
+                candidates = Instances((height, width), **candidates.get_fields())
+                candidates.pred_boxes = Boxes(back)
+                found.append(candidates)
+        model = self.model
+        detections = suppress_non_maxima(
+            Instances.cat(found), model.nms_thresh_test, model.max_detections_per_image
+        )
         return detector_postprocess(detections, height, width)
 
     def _batches(self, images: List[Dict]) -> List[List[Dict]]:
-        """Of one size each: a padded image would be seen in another way."""
+        """Group views by size: padding would change what the network sees."""
         batches = []
         for _, same in groupby(
             sorted(images, key=lambda x: x["image"].shape), key=lambda x: x["image"].shape
