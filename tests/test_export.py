@@ -350,7 +350,7 @@ def test_exported_program(tmp_path):
     predictor = Predictor(CONFIG, save_random(tmp_path, *ONE_LEVEL), opts=[*SMALL, *ONE_LEVEL])
     module = ExportableTOOD(predictor.model).eval()
     path = str(tmp_path / "a.pt2")
-    save_program(module, path, describe(predictor.cfg, module, CLASSES))
+    save_program(module, path, describe(module, CLASSES, (64, 1333)))
     file = ExportedFile(path)
     for shape in ((1, 3, 140, 170), (3, 3, 256, 192)):
         images = images_of(shape)

@@ -115,6 +115,6 @@ def test_one_more_output_of_an_exported_file(uncertain, tiny_cfg, make_input, tm
     ):
         module = build(uncertain, nms=nms)
         path = str(tmp_path / f"a.{suffix}")
-        save(module, path, describe(tiny_cfg, module, list("abcd")))
+        save(module, path, describe(module, list("abcd"), (64, 96)))
         (output,) = ExportedDetector(ExportedFile(path))([image])
         assert_from_their_locations(uncertain, image, output["instances"])

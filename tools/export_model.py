@@ -118,7 +118,9 @@ def main(args):
 
 def export_onnx(args, predictor, options, calibration):
     module = exportable_to_onnx(predictor.model, **options).eval()
-    metadata = describe(predictor.cfg, module, predictor.class_names, precision="float32")
+    metadata = describe(
+        module, predictor.class_names, input_size_of(predictor.cfg), precision="float32"
+    )
     if args.precision == "float32":
         save_onnx(module, args.output, metadata)
         return
@@ -131,6 +133,10 @@ def export_onnx(args, predictor, options, calibration):
             to_int8(part, args.output, calibration)
 
 
+def input_size_of(cfg):
+    return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+
 def export_pytorch(args, predictor, options):
     cfg = predictor.cfg
     if args.format == "exported" and 0 < cfg.INPUT.MIN_SIZE_TEST < SMALLEST_SIDE_OF_PROGRAM:
@@ -140,7 +146,7 @@ def export_pytorch(args, predictor, options):
         )
     save = save_program if args.format == "exported" else save_torchscript
     module = ExportableTOOD(predictor.model, channels_last=True, **options).eval()
-    metadata = describe(cfg, module, predictor.class_names, precision="float32")
+    metadata = describe(module, predictor.class_names, input_size_of(cfg), precision="float32")
     save(module, args.output, metadata)
 
 

@@ -16,7 +16,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 import torchvision
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import PortableDeformConv
@@ -186,13 +185,19 @@ def _best(candidates: Candidates, kept: Tensor, max_detections: int) -> Tuple[Te
     return found.sum(dim=1), boxes, scores, classes, *extras
 
 
-# --- what a file says of itself --------------------------------------------------------------
+# --- metadata --------------------------------------------------------------
 
 
 def describe(
-    cfg: CfgNode, module: ExportableTOOD, class_names: Sequence[str], **more: Any
+    module: ExportableTOOD, class_names: Sequence[str], input_size: Tuple[int, int], **more: Any
 ) -> Dict[str, Any]:
-    """What a program needs to know in order to use an exported file, as plain values."""
+    """
+    Return the metadata of an exported file, as plain values.
+
+    Args:
+        input_size: shorter side of resized images, and limit of the longer one, in pixels.
+        more: further entries.
+    """
     model = module.model
     return {
         "model": "TOOD",
@@ -202,8 +207,8 @@ def describe(
         "pixel_mean": model.pixel_mean.flatten().tolist(),
         "pixel_std": model.pixel_std.flatten().tolist(),
         "size_divisibility": module.size_divisibility,
-        "min_size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "min_size": input_size[0],
+        "max_size": input_size[1],
         "outputs": list(module.output_names),
         "strides": list(model.strides),
         "score_threshold": model.score_thresh_test,

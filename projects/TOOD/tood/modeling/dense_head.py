@@ -130,8 +130,8 @@ class DenseHead(nn.Module):
         self.box2box_transform = box2box_transform
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in strides)
 
-    @staticmethod
-    def options_of(cfg, input_shape: List[ShapeSpec]) -> dict:
+    @classmethod
+    def from_config(cls, cfg, input_shape: List[ShapeSpec]) -> dict:
         """Return the arguments that both heads take from a config."""
         in_channels = {s.channels for s in input_shape}
         assert len(in_channels) == 1, f"every level needs the same channels, got {in_channels}"

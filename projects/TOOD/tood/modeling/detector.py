@@ -89,13 +89,10 @@ class TOOD(DenseDetector):
         self.strides = [backbone.output_shape()[f].stride for f in head_in_features]
         self.num_classes, self.input_format = num_classes, input_format
         self.assigner, self.warmup_assigner = assigner, warmup_assigner or ATSS()
-        self.atss_iters = atss_iters
         self.loss_options = dict(
-            gamma=focal_loss_gamma,
-            cls_loss_weight=cls_loss_weight,
-            box_reg_loss_weight=box_reg_loss_weight,
+            gamma=focal_loss_gamma, cls_weight=cls_loss_weight, box_reg_weight=box_reg_loss_weight
         )
-        self.freeze_bn_stats = freeze_bn_stats
+        self.atss_iters, self.freeze_bn_stats = atss_iters, freeze_bn_stats
         self.score_thresh_test, self.topk_candidates_test = score_thresh_test, topk_candidates_test
         self.nms_thresh_test = nms_thresh_test
         self.max_detections_per_image = max_detections_per_image

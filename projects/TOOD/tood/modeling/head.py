@@ -84,10 +84,6 @@ class TOODHead(DenseHead):
         self.reg_align = AlignmentBranch(*widths, out_channels=8) if align_box else None
         self._init_weights(prior_prob)
 
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return cls.options_of(cfg, input_shape)
-
     def _forward_level(self, x: Tensor) -> LevelMaps:
         inter_features = []
         for conv in self.inter_convs:

@@ -79,8 +79,8 @@ def loss_sums(
     *,
     gamma: float,
     alpha: Optional[float],
-    cls_loss_weight: float,
-    box_reg_loss_weight: float,
+    cls_weight: float,
+    box_reg_weight: float,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """
     Args:
@@ -92,8 +92,8 @@ def loss_sums(
     """
     loss_cls = classification_loss(predictions.pred_log_scores, targets, gamma=gamma, alpha=alpha)
     sums = {
-        "loss_cls": cls_loss_weight * loss_cls,
-        "loss_box_reg": box_reg_loss_weight * box_loss(predictions.pred_boxes, targets),
+        "loss_cls": cls_weight * loss_cls,
+        "loss_box_reg": box_reg_weight * box_loss(predictions.pred_boxes, targets),
     }
     weights = [targets.cls_targets.sum(), targets.box_weights.sum()]
     if predictions.centerness_logits is not None:

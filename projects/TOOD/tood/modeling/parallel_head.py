@@ -88,7 +88,8 @@ class ParallelHead(DenseHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        return {**cls.options_of(cfg, input_shape), "centerness": cfg.MODEL.TOOD.CENTERNESS}
+        options = super().from_config(cfg, input_shape)
+        return {**options, "centerness": cfg.MODEL.TOOD.CENTERNESS}
 
     def _forward_level(self, x: Tensor) -> LevelMaps:
         for_cls, for_reg = self.cls_tower(x), self.reg_tower(x)

@@ -4,11 +4,11 @@ candidates of an image in several sizes and flipped, together, before NMS.
 """
 
 from itertools import groupby
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import configurable
 from detectron2.modeling import DatasetMapperTTA, detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -27,22 +27,26 @@ class TOODWithTTA(nn.Module):
     fields of a head are kept as they were predicted for the augmented view.
     """
 
-    def __init__(self, cfg: CfgNode, model: TOOD, batch_size: int = 4):
+    @configurable
+    def __init__(self, *, model: TOOD, augment: Callable[[Dict], List[Dict]], batch_size: int = 4):
         """
         Args:
-            cfg: its ``TEST.AUG`` is read.
             model: not wrapped.
+            augment: makes the augmented views of an image, as Detectron2's ``DatasetMapperTTA``.
             batch_size: augmented views of one size in a batch.
-
-        Raises:
-            UserError: for no size at all.
         """
         super().__init__()
+        self.model, self.augment, self.batch_size = model, augment, batch_size
+
+    @classmethod
+    def from_config(cls, cfg, model: TOOD):
+        """
+        Raises:
+            UserError: if ``TEST.AUG`` names no size.
+        """
         if not cfg.TEST.AUG.MIN_SIZES:
             raise UserError("TEST.AUG.MIN_SIZES is empty; name the sizes of the augmented views.")
-        self.model = model
-        self.augment = DatasetMapperTTA(cfg)
-        self.batch_size = batch_size
+        return {"model": model, "augment": DatasetMapperTTA(cfg)}
 
     @torch.no_grad()
     def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
