@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.lazy import build_lazy_model
 from tood.config.read import (
     apply_schedule,
     check_training,
@@ -45,7 +46,6 @@ from tood.config.schedule import scale_schedule
 from tood.data.datasets import prepare_datasets
 from tood.engine.build_lazy import (
     build_lazy_experiment,
-    build_lazy_model,
     evaluate_lazy,
     evaluate_lazy_with_TTA,
 )

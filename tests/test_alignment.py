@@ -13,7 +13,6 @@ from detectron2.structures import Boxes, pairwise_iou
 
 import train_net
 from tood.data.datasets import load_own_data
-from tood.evaluation import alignment
 from tood.evaluation.alignment import (
     belonging_predictions,
     count_detections,
@@ -27,6 +26,7 @@ from tood.evaluation.alignment_evaluator import (
     ObjectFigures,
     summarize,
 )
+from tood.modeling import box_ops
 from tood.visualization.alignment import _paint, draw_histograms, draw_scatter, location_values
 
 
@@ -102,7 +102,7 @@ def random_image(num_objects, ties):
 @pytest.mark.parametrize("at_once", [1, 1000])
 def test_alignment_equals_the_slow_version(monkeypatch, ties, at_once):
     scores, boxes, points, gt_boxes, gt_classes = image = random_image(25, ties)
-    monkeypatch.setattr(alignment, "MAX_MATRIX_ELEMENTS", at_once * len(points))
+    monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", at_once * len(points))
     measured = measure_alignment(*image)
     top = belonging_predictions(*image, 50)
     # Few and many predictions, and objects between the locations.

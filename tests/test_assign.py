@@ -4,13 +4,30 @@ import math
 
 import pytest
 import torch
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
-from tood.modeling import assign
-from tood.modeling.assign import assign_atss, assign_tal, centerness, locations_of_image
+from tood.modeling import assign, box_ops
+from tood.modeling.assign import ATSS, TAL, ImagePredictions
+from tood.modeling.box_ops import box_iou_of_pairs, centerness
+from tood.modeling.targets import locations_of_image
 
 GRIDS, STRIDES = [(8, 10), (4, 5), (2, 3)], [8, 16, 32]
 LEVEL_SIZES = [h * w for h, w in GRIDS]
+
+
+def objects(gt_boxes, gt_classes):
+    return Instances((100, 100), gt_boxes=Boxes(gt_boxes), gt_classes=gt_classes)
+
+
+def assign_tal(pred_scores, pred_boxes, anchors, gt_boxes, gt_classes, **options):
+    predictions = ImagePredictions(pred_scores.log(), pred_boxes, anchors, [len(anchors)])
+    return TAL(**options)(predictions, objects(gt_boxes, gt_classes))
+
+
+def assign_atss(anchors, level_sizes, gt_boxes, **options):
+    """Without scores, which ATSS must not read."""
+    predictions = ImagePredictions(None, anchors, anchors, level_sizes)
+    return ATSS(**options)(predictions, objects(gt_boxes, torch.zeros(len(gt_boxes)).long()))
 
 
 def make_anchors(grids=GRIDS, strides=STRIDES):
@@ -293,20 +310,19 @@ def test_crowds_are_assigned_in_pieces_with_the_same_result(monkeypatch, at_once
             *assign_atss(anchors, level_sizes, gt_boxes),
         )
 
-    monkeypatch.setattr(assign, "MAX_MATRIX_ELEMENTS", 300 * len(anchors))
+    monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", 300 * len(anchors))
     whole = assign_both()
     assert (whole[0] >= 0).sum() > 20 and (whole[3] >= 0).sum() > 10
 
     largest = [0]
-    iou = assign.box_iou_of_pairs
 
     def recorded_iou(a, b):
-        result = iou(a, b)
+        result = box_iou_of_pairs(a, b)
         largest[0] = max(largest[0], result.numel() if result.shape[1] == len(anchors) else 0)
         return result
 
     monkeypatch.setattr(assign, "box_iou_of_pairs", recorded_iou)
-    monkeypatch.setattr(assign, "MAX_MATRIX_ELEMENTS", at_once * len(anchors))
+    monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", at_once * len(anchors))
     for a, b in zip(whole, assign_both()):
         assert torch.equal(a, b)
     assert largest == [at_once * len(anchors)]  # no larger matrix ever was
@@ -319,7 +335,7 @@ def test_iou_equals_detectron2s():
     b[3:6, 2:] = b[3:6, :2] - 5  # crossed
     b[0] = a[0, [0, 1, 0, 1]]
     a[1] = b[1]
-    ious = assign.box_iou_of_pairs(a[:, None], b)
+    ious = box_iou_of_pairs(a[:, None], b)
     assert torch.equal(ious, pairwise_iou(Boxes(a), Boxes(b))) and (ious > 0).sum() > 100
 
 

@@ -16,7 +16,6 @@ import torch
 from conftest import CONFIG, ROOT, error_of
 from PIL import Image
 
-import tood
 import train_net
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -193,7 +192,6 @@ def test_schedules(command, flag, value, says):
 
 def test_pictures_without_a_library_to_draw_them(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "tood.visualization.draw", None)
-    monkeypatch.delattr(tood, "draw", raising=False)
     message = error_of(command(opts=["VIS_PERIOD", "5"]))
     assert "VIS_PERIOD is 5" in message and "pip install opencv-python" in message
 

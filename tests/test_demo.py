@@ -144,7 +144,7 @@ def test_predictor_checks_a_config_of_python(trained, pictures):
 
 
 def test_predictor_without_weights(trained):
-    with pytest.raises(UserError, match="name a checkpoint"):
+    with pytest.raises(UserError, match="No checkpoint given"):
         Predictor(str(trained / "config.yaml"))
     with pytest.raises(UserError, match="There is no config named 'tood_R51'"):
         Predictor("tood_R51", "weights.pth")

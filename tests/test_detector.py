@@ -11,9 +11,9 @@ from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tood.modeling.dense_head import DensePredictions
-from tood.modeling.detector import Targets
 from tood.modeling.losses import aligned_focal_loss
 from tood.modeling.postprocess import select_candidates
+from tood.modeling.targets import Targets
 
 PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
 
@@ -99,7 +99,7 @@ def label(model, inputs, phase):
         pred_log_scores=scores.repeat(N, 1, 1).log(), pred_boxes=boxes.repeat(N, 1, 1)
     )
     gt_instances = [x["instances"] for x in inputs]
-    return model.label_batch(images, predictions, gt_instances, warmup=phase == "warmup")
+    return model.label_batch(images, predictions, gt_instances, model.assigner_at(PHASES[phase]))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -214,12 +214,12 @@ def test_losses_without_objects_are_divided_by_one(model):
     log_scores = torch.full((1, 129, 4), math.log(0.5))
     targets = make_targets([[-1] * 129])
     boxes = torch.zeros(1, 129, 4)
-    losses = model.losses(make_predictions(log_scores, boxes), targets, warmup=False)
+    losses = model.losses(make_predictions(log_scores, boxes), targets, model.assigner)
     assert losses["loss_cls"].item() == pytest.approx(129 * 4 * 0.25 * math.log(2), rel=1e-5)
     # What is outside of the image does not count, whatever is predicted there.
     targets.valid[0, 100:] = False
     log_scores[0, 100:] = math.log(0.9)
-    losses = model.losses(make_predictions(log_scores, boxes), targets, warmup=False)
+    losses = model.losses(make_predictions(log_scores, boxes), targets, model.assigner)
     assert losses["loss_cls"].item() == pytest.approx(100 * 4 * 0.25 * math.log(2), rel=1e-5)
 
 
@@ -235,11 +235,13 @@ def test_loss_cls_against_the_loss_of_dense_targets(model, warmup):
     )
     dense_targets = torch.zeros(2, 30, 4)
     dense_targets.scatter_(2, targets.gt_classes[..., None], targets.cls_targets[..., None])
-    alpha = model.focal_loss_alpha if warmup else None
-    expected = aligned_focal_loss(log_scores, dense_targets, gamma=2.0, alpha=alpha)
+    assigner = model.assigner_at(0 if warmup else 1)
+    expected = aligned_focal_loss(
+        log_scores, dense_targets, gamma=2.0, alpha=0.25 if warmup else None
+    )
     expected = (expected * targets.valid[..., None]).sum() / targets.cls_targets.sum().clamp(min=1)
     predictions = make_predictions(log_scores, torch.zeros(2, 30, 4))
-    actual = model.losses(predictions, targets, warmup)["loss_cls"]
+    actual = model.losses(predictions, targets, assigner)["loss_cls"]
     torch.testing.assert_close(actual, expected)
     gradients = [torch.autograd.grad(loss, log_scores)[0] for loss in (actual, expected)]
     torch.testing.assert_close(*gradients)
@@ -254,7 +256,9 @@ def test_loss_weights_and_normalizers(model):
     # What background predicts of boxes is never looked at.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, math.nan, math.inf, 1]]])
     boxes.requires_grad_()
-    losses = model.losses(make_predictions(torch.full((1, 3, 4), -1.0), boxes), targets, False)
+    losses = model.losses(
+        make_predictions(torch.full((1, 3, 4), -1.0), boxes), targets, model.assigner
+    )
     # GIoU losses 0 and 0.5, weighted by 1 and 3, over their sum 4; times 2.
     assert losses["loss_box_reg"].item() == pytest.approx(2 * (3 * 0.5) / 4, rel=1e-5)
     losses["loss_box_reg"].backward()

@@ -439,7 +439,7 @@ def test_export_refuses(tmp_path, monkeypatch, flags, says):
 
 
 def test_export_without_what_it_needs(weights, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST is 64, but PyTorch exports"):
+    with pytest.raises(UserError, match="64 pixels .INPUT.MIN_SIZE_TEST., but PyTorch exports"):
         export(weights, tmp_path / "a.pt2", "--format", "exported")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"onnxscript is missing: pip install -e .\[export\]"):

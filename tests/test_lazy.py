@@ -23,13 +23,12 @@ import demo
 import tood
 import train_net
 from tood import model_zoo
-from tood.config.lazy import is_lazy
+from tood.config.lazy import build_lazy_model, is_lazy
 from tood.config.read import load_config, read_schedule, run_options, split_options
 from tood.data.mapper import CheckedMapper
 from tood.engine.build_lazy import (
     _test_loader,
     build_lazy_experiment,
-    build_lazy_model,
 )
 from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
@@ -74,6 +73,8 @@ def structure(model):
     """Parameters, buffers and every plain attribute of every module of a model."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     said = {name: (tuple(x.shape), x.dtype, x.requires_grad) for name, x in tensors}
+    said["assigners"] = [(type(x), vars(x)) for x in (model.assigner, model.warmup_assigner)]
+    said["loss options"] = model.loss_options
     for name, module in model.named_modules():
         said[f"{name}()"] = type(module)
         for key, value in vars(module).items():
@@ -122,7 +123,7 @@ def test_every_parameter_and_attribute_of_the_model_is_yamls(name):
     said = structure(lazy)
     assert said == structure(yaml)
     assert sum(key.startswith("head.") for key in said) > 200
-    assert {"tal_beta", "head.anchor_type", "head.box2box_transform"} <= {
+    assert {"atss_iters", "head.anchor_type", "head.box2box_transform"} <= {
         key.lstrip(".") for key in said
     }
 
@@ -130,7 +131,9 @@ def test_every_parameter_and_attribute_of_the_model_is_yamls(name):
 @pytest.mark.parametrize(
     "override",
     [
-        "model.tal_beta=4.0",
+        "model.assigner.beta=4.0",
+        "model.warmup_assigner.topk=8",
+        "model.cls_loss_weight=2.0",
         "model.nms_thresh_test=0.5",
         "model.head.anchor_type=anchor_based",
         "model.head.box2box_transform.weights=[10,10,5,6]",

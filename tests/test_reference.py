@@ -83,7 +83,9 @@ def test_assignment(reference, model, phase):
         features = model.backbone(images.tensor)
         predictions = model.head([features[f] for f in model.head_in_features])
     gt_instances = [x["instances"] for x in inputs]
-    targets = model.label_batch(images, predictions, gt_instances, warmup=phase == "warmup")
+    targets = model.label_batch(
+        images, predictions, gt_instances, model.assigner_at(PHASES.index(phase))
+    )
     K = reference.meta["classes"]
     labels = torch.where(targets.positive, targets.gt_classes, K)
     expected_labels = torch.from_numpy(reference[f"{phase}_labels"]).long()

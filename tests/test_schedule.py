@@ -110,6 +110,6 @@ def test_typed_images_a_step_count_as_the_flag(command):
 
 
 def test_images_a_step_of_two_minds(command):
-    assert "--images-per-step is 4, but SOLVER.IMS_PER_BATCH 2 is typed" in error_of(
+    assert "--images-per-step is 4, but the overrides set 2 images" in error_of(
         command("--images-per-step", "4")
     )

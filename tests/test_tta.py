@@ -9,7 +9,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 import train_net
-from tood.modeling.detector import TOOD
 from tood.modeling.tta import TOODWithTTA
 from tood.predictor import Predictor
 from tood.utils.errors import UserError
@@ -22,7 +21,6 @@ def with_tta(model, min_sizes, flip, **options):
 class BrightSpots(torch.nn.Module):
     """A detector that treats left and right alike: a box for each bright row of pixels."""
 
-    suppress_non_maxima = TOOD.suppress_non_maxima
     nms_thresh_test, max_detections_per_image = 0.6, 100
 
     def __init__(self):

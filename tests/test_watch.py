@@ -222,7 +222,8 @@ def test_validation_loss_is_the_loss_of_one_batch(tiny_cfg, make_input, warmup):
     ]
     with EventStorage(start_iter=0 if warmup else 1):
         expected = {k: v.item() for k, v in model(inputs).items()}
-    losses = validation_loss(model, [inputs[:1], inputs[1:]], warmup=warmup)
+    assigner = model.assigner_at(0 if warmup else 1)
+    losses = validation_loss(model, [inputs[:1], inputs[1:]], assigner=assigner)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert model.training and all(p.grad is None for p in model.parameters())
 

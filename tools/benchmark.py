@@ -174,14 +174,14 @@ def measure_losses(tood, args):
         with EventStorage(AFTER_WARMUP):
             return sum(model.forward_training(images, features, leaves, instances).values())
 
-    def assignment(warmup):
-        model.label_batch(images, leaves, instances, warmup)
+    def assignment(assigner):
+        model.label_batch(images, leaves, instances, assigner)
 
     functions = {
         "TOOD, forward": losses,
         "TOOD, forward and backward": lambda: losses().backward(),
-        "assignment, TAL": lambda: assignment(warmup=False),
-        "assignment, ATSS": lambda: assignment(warmup=True),
+        "assignment, TAL": lambda: assignment(model.assigner),
+        "assignment, ATSS": lambda: assignment(model.warmup_assigner),
     }
     figures = summary(in_turn(functions, args, "losses and assignment"))
     figures["added_memory"] = {

@@ -25,7 +25,8 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config, run_options, split_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
-from tood.modeling.assign import box_iou_of_pairs
+from tood.modeling.assign import TAL, alignment_metric
+from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError
 from tood.utils.files import check_picture
 from tood.visualization.draw import (
@@ -36,7 +37,6 @@ from tood.visualization.draw import (
     stack_pictures,
 )
 
-PHASES = {"ATSS": True, "TAL": False}
 SMALLEST = 360  # shorter side of a drawn image, pixels
 
 
@@ -137,10 +137,11 @@ def draw_row(model, image, class_names, image_format, title):
 def assign(model, image):
     """Of each phase: objects, weights, scores, IoUs and the metric t of all locations."""
     images, predictions = model.predict_with_images([image])
+    tal = model.assigner if isinstance(model.assigner, TAL) else TAL()
     gt = image["instances"].to(model.device)
     assigned = {}
-    for phase, warmup in PHASES.items():
-        targets = model.label_batch(images, predictions, [gt], warmup)
+    for phase, assigner in (("ATSS", model.warmup_assigner), ("TAL", tal)):
+        targets = model.label_batch(images, predictions, [gt], assigner)
         gt_index = targets.gt_index[0]
         scores = predictions.pred_scores[0].gather(1, targets.gt_classes[0][:, None]).squeeze(1)
         ious = box_iou_of_pairs(predictions.pred_boxes[0], targets.gt_boxes[0])
@@ -150,7 +151,7 @@ def assign(model, image):
             "weights": targets.box_weights[0],
             "targets": targets.cls_targets[0],
             "ious": ious,
-            "t": scores**model.tal_alpha * ious**model.tal_beta,  # Eq. 9
+            "t": alignment_metric(scores, ious, tal.alpha, tal.beta),
         }
         assigned[phase] = {name: x.cpu() for name, x in found.items()}
     return assigned

@@ -6,6 +6,7 @@ from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from tood import TOOD, TOODHead
+from tood.modeling.assign import ATSS, TAL
 from tood.modeling.backbone.fpn import make_resnet_stages, make_tood_fpn
 
 model = L(TOOD)(
@@ -58,15 +59,11 @@ model = L(TOOD)(
     input_format="RGB",
     pixel_mean=[123.675, 116.28, 103.53],
     pixel_std=[58.395, 57.12, 57.375],
+    assigner=L(TAL)(topk=13, alpha=1.0, beta=6.0),
     # Iterations of ATSS before TAL: 4 epochs of 7,330 steps, also when training takes 24.
-    assigner="tal",
+    warmup_assigner=L(ATSS)(topk=9, focal_loss_alpha=0.25),
     atss_iters=29320,
-    atss_topk=9,
-    tal_topk=13,
-    tal_alpha=1.0,
-    tal_beta=6.0,
     focal_loss_gamma=2.0,
-    focal_loss_alpha=0.25,
     cls_loss_weight=1.0,
     box_reg_loss_weight=2.0,
     freeze_bn_stats=True,

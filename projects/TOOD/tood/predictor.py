@@ -15,12 +15,12 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.lazy import build_lazy_model
 from tood.config.read import Config, check_weights, finish_config, load_config, run_options
 from tood.config.zoo import get_config_file
 from tood.data.annotations import read_annotations
 from tood.data.datasets import DataOptions, parse_own_data
 from tood.data.images import IMAGE_ERRORS, read_image
-from tood.engine.build_lazy import build_lazy_model
 from tood.modeling.tta import TOODWithTTA
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors

@@ -6,8 +6,9 @@ from typing import Callable, List, Mapping, NamedTuple, Optional
 
 from detectron2.config import CfgNode
 
-from tood.modeling.dense_head import ANCHOR_TYPES
-from tood.modeling.detector import ASSIGNERS, HEADS, PRECISIONS
+from tood.modeling.assign import ASSIGNER_REGISTRY
+from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
+from tood.modeling.detector import PRECISIONS
 from tood.utils.errors import UserError
 
 __all__ = [
@@ -78,11 +79,10 @@ RANGES = {
 CHOICES = {
     "INPUT.FORMAT": ("RGB", "BGR"),
     "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
-    "MODEL.TOOD.HEAD": tuple(HEADS),
-    "MODEL.TOOD.ASSIGNER": ASSIGNERS,
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
+REGISTRIES = {"MODEL.TOOD.HEAD": HEAD_REGISTRY, "MODEL.TOOD.ASSIGNER": ASSIGNER_REGISTRY}
 
 
 def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
@@ -104,7 +104,8 @@ def check_config(cfg: CfgNode) -> None:
     """
     for key, allowed in RANGES.items():
         allowed.check(key, get_key(cfg, key))
-    for key, allowed in CHOICES.items():
+    registered = {key: [name for name, _ in registry] for key, registry in REGISTRIES.items()}
+    for key, allowed in {**CHOICES, **registered}.items():
         value = get_key(cfg, key)
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")

@@ -29,6 +29,7 @@ from tood.utils.errors import UserError, first_line
 
 __all__ = [
     "apply_lazy_schedule",
+    "build_lazy_model",
     "build_part",
     "is_lazy",
     "lazy_run_options",
@@ -59,6 +60,11 @@ CHANGES = {
 }
 # Where a value that yaml has a range for is, unless its name is the yaml key's in lower case.
 RANGED = {
+    "model.assigner.topk": "MODEL.TOOD.TAL_TOPK",
+    "model.assigner.alpha": "MODEL.TOOD.TAL_ALPHA",
+    "model.assigner.beta": "MODEL.TOOD.TAL_BETA",
+    "model.warmup_assigner.topk": "MODEL.TOOD.ATSS_TOPK",
+    "model.warmup_assigner.focal_loss_alpha": "MODEL.TOOD.FOCAL_LOSS_ALPHA",
     "model.max_detections_per_image": "TEST.DETECTIONS_PER_IMAGE",
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
     IMAGES_PER_STEP: "SOLVER.IMS_PER_BATCH",
@@ -166,6 +172,11 @@ def build_part(lazy: DictConfig, path: str) -> Any:
         raise UserError(
             f"{path} of the config cannot be built: {first_line(error)}; look at its arguments."
         ) from error
+
+
+def build_lazy_model(lazy: DictConfig):
+    """Return the ``model`` of a config on its device."""
+    return build_part(lazy, "model").to(lazy.train.device)
 
 
 def lazy_run_options(lazy: DictConfig) -> RunOptions:

@@ -11,20 +11,15 @@ from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print
 from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, OmegaConf
 
-from tood.config.lazy import build_part, lazy_run_options, target_of
+from tood.config.lazy import build_lazy_model, build_part, lazy_run_options, target_of
 from tood.data.loader import build_training_loader
 from tood.engine.loop import Experiment, LoopOptions
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.modeling.tta import TOODWithTTA
 
-__all__ = ["build_lazy_experiment", "build_lazy_model", "evaluate_lazy", "evaluate_lazy_with_TTA"]
+__all__ = ["build_lazy_experiment", "evaluate_lazy", "evaluate_lazy_with_TTA"]
 
 logger = logging.getLogger(__name__)
-
-
-def build_lazy_model(lazy: DictConfig):
-    """Return the ``model`` of a config on its device."""
-    return build_part(lazy, "model").to(lazy.train.device)
 
 
 def build_lazy_experiment(lazy: DictConfig) -> Experiment:

@@ -183,9 +183,9 @@ class TrainingLoop(TrainerBase):
 
     def _validation_losses(self) -> Dict:
         model = self.experiment.model
-        warmup = model.assigns_by_atss(self.iter)
+        assigner = model.assigner_at(self.iter)
         losses = {
-            name: validation_loss(model, loader, warmup=warmup)
+            name: validation_loss(model, loader, assigner=assigner)
             for name, loader in self.experiment.validation_loaders().items()
         }
         return next(iter(losses.values())) if len(losses) == 1 else losses

@@ -1,5 +1,6 @@
 """How a training is going: figures of the assignment, pictures, speed and memory."""
 
+import importlib
 import logging
 import sys
 from typing import Dict, Sequence
@@ -8,7 +9,7 @@ import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
-from tood.modeling.assign import box_iou_of_pairs
+from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError
 
 __all__ = ["StatusPrinter", "TrainingWatcher", "assignment_statistics"]
@@ -39,7 +40,7 @@ class TrainingWatcher:
         self.vis_period, self.class_names, self.image_format = vis_period, class_names, image_format
         if vis_period:
             try:
-                from tood.visualization import draw  # noqa: F401
+                importlib.import_module("tood.visualization.draw")
             except ImportError as error:
                 raise UserError(
                     f"VIS_PERIOD is {vis_period}, but its pictures cannot be drawn ({error}); "

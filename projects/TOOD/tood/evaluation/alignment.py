@@ -11,7 +11,7 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from tood.modeling.assign import MAX_MATRIX_ELEMENTS, box_iou_of_pairs
+from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes, objects_at_once
 
 __all__ = [
     "Belonging",
@@ -91,11 +91,10 @@ def belonging_predictions(
         top: how many of them, at most; the others as in :func:`measure_alignment`.
     """
     top = min(top, len(points))
-    at_once = max(1, MAX_MATRIX_ELEMENTS // max(1, len(points)))
+    at_once = objects_at_once(len(points))
     chunks = []
     for boxes, classes in zip(gt_boxes.split(at_once), gt_classes.split(at_once)):
-        low, high = points - boxes[:, None, :2], boxes[:, None, 2:] - points
-        inside = (torch.minimum(low, high) > 0).all(dim=2)
+        inside = inside_boxes(points, boxes[:, None])
         scores = pred_scores.t()[classes].masked_fill(~inside, -1.0)
         scores, locations = (x[:, :top] for x in scores.sort(dim=1, descending=True, stable=True))
         ious = box_iou_of_pairs(boxes[:, None], pred_boxes[locations])

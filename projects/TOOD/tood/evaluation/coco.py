@@ -39,15 +39,15 @@ def first_AP(results) -> float:
 
 
 @torch.no_grad()
-def validation_loss(model, data_loader, *, warmup: bool) -> Dict[str, float]:
+def validation_loss(model, data_loader, *, assigner) -> Dict[str, float]:
     """
     Args:
         model: a TOOD, not wrapped.
         data_loader: of lists of images with "instances"; in each process its share.
-        warmup: whether it is the loss of the warm-up, or of TAL.
+        assigner: makes the targets, and has the options of the loss.
 
     Returns:
-        the losses over the data set as if it were one batch, whatever its real
+        the losses over the data set as if it were one batch, independent of its real
         batches and the number of processes.
     """
     was_training = model.training
@@ -56,7 +56,7 @@ def validation_loss(model, data_loader, *, warmup: bool) -> Dict[str, float]:
     show = comm.is_main_process() and len(data_loader) > 50
     try:
         for batch in tqdm(data_loader, desc="validation loss", disable=not show):
-            sums, weights = model.loss_sums_of(batch, warmup)
+            sums, weights = model.loss_sums_of(batch, assigner)
             names = tuple(sums)
             total = total + torch.stack([torch.stack(list(sums.values())), weights]).double().cpu()
     finally:

@@ -11,7 +11,7 @@ import copy
 import io
 import json
 import warnings
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from tood.modeling.backbone.deform_conv import PortableDeformConv
 from tood.modeling.backbone.fixed_norm import fold_fixed_norms
 from tood.modeling.dense_head import DenseHead
 from tood.modeling.detector import TOOD
-from tood.modeling.postprocess import Candidates
+from tood.modeling.postprocess import Candidates, gather_rows
 from tood.utils.errors import UserError
 from tood.utils.files import write_whole
 
@@ -70,8 +70,8 @@ class ExportableTOOD(nn.Module):
             preprocess: normalize inside: images are then pixel values, 0 to 255, in the channels'
                 order of ``model.input_format``; otherwise they are normalized already.
             nms: whether outputs are ``DETECTIONS`` or ``RAW_OUTPUTS``.
-            keep: in the place of :func:`keep_by_nms`.
-            deform_conv2d: in the place of torchvision's operator.
+            keep: replaces :func:`keep_by_nms`.
+            deform_conv2d: replaces torchvision's operator.
             channels_last: memory order of the maps, the quicker one in PyTorch on a CPU.
 
         Raises:
@@ -80,7 +80,7 @@ class ExportableTOOD(nn.Module):
         """
         if not nms and getattr(model.head, "centerness", None) is not None:
             raise UserError(
-                "Raw outputs cannot be had of a model with centerness (MODEL.TOOD.CENTERNESS), for "
+                "Raw outputs are not available with centerness (MODEL.TOOD.CENTERNESS): "
                 "its threshold is for another score than detections have; export it with NMS."
             )
         super().__init__()
@@ -88,10 +88,8 @@ class ExportableTOOD(nn.Module):
         self.preprocess, self.nms, self.channels_last = preprocess, nms, channels_last
         self.keep = keep or keep_by_nms
         self.size_divisibility = max(1, self.model.backbone.size_divisibility)
-
-    @property
-    def output_names(self) -> Tuple[str, ...]:
-        return DETECTIONS if self.nms else RAW_OUTPUTS
+        extras = tuple(_extras_of(self.model))
+        self.output_names = (*(DETECTIONS if nms else RAW_OUTPUTS), *extras)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         """
@@ -102,9 +100,10 @@ class ExportableTOOD(nn.Module):
             - ``RAW_OUTPUTS``: the scores (N, R, K) and boxes (N, R, 4) of every location, of the
               images as they were padded;
             - or ``DETECTIONS``: how many there are of each image (N,) int64, and their boxes
-              (N, D, 4), scores (N, D) by falling score and classes (N, D) int64, filled up with
+              (N, D, 4), scores (N, D) in descending order and classes (N, D) int64, padded with
               the score 0, the class -1 and boxes of zeros. D is ``max_detections_per_image``, or
-              the number of candidates if that is less.
+              the number of candidates if that is less;
+            - then the head's extras, (N, R, X) or (N, D, X) each.
         """
         model = self.model
         if self.preprocess:
@@ -115,7 +114,7 @@ class ExportableTOOD(nn.Module):
         features = model.backbone(images)
         predictions = model.head([features[f] for f in model.head_in_features])
         if not self.nms:
-            return predictions.pred_scores, predictions.pred_boxes
+            return predictions.pred_scores, predictions.pred_boxes, *predictions.extras.values()
         candidates = model.select(predictions)
         kept = self.keep(candidates, model.num_classes, model.nms_thresh_test)
         return _best(candidates, kept, model.max_detections_per_image)
@@ -141,6 +140,14 @@ def _copy_for_export(model: TOOD, deform_conv2d: Optional[Callable]) -> TOOD:
             if isinstance(module, (DenseHead, PortableDeformConv)):
                 module.deform_conv2d = deform_conv2d
     return model
+
+
+def _extras_of(model: TOOD) -> List[str]:
+    """Return the names of the head's extras, found by running it on maps of one location."""
+    shapes = model.backbone.output_shape()
+    with torch.no_grad():
+        maps = [torch.zeros(1, shapes[f].channels, 1, 1) for f in model.head_in_features]
+        return list(model.head(maps).extras)
 
 
 def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) -> Tensor:
@@ -170,16 +177,15 @@ def _best(candidates: Candidates, kept: Tensor, max_detections: int) -> Tuple[Te
     scores = torch.where(kept, candidates.scores, 0.0)
     scores, order = scores.topk(min(max_detections, scores.shape[1]), dim=1)
     found = scores > 0
-    boxes = candidates.boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4))
-    return (
-        found.sum(dim=1),
-        torch.where(found.unsqueeze(2), boxes, 0.0),
-        scores,
-        torch.where(found, candidates.classes.gather(1, order), -1),
+    boxes, *extras = (
+        torch.where(found.unsqueeze(2), gather_rows(x, order), 0.0)
+        for x in (candidates.boxes, *candidates.extras.values())
     )
+    classes = torch.where(found, candidates.classes.gather(1, order), -1)
+    return found.sum(dim=1), boxes, scores, classes, *extras
 
 
-# --- what a file says of itself --------------------------------------------------------------
+# --- metadata --------------------------------------------------------------
 
 
 def describe(

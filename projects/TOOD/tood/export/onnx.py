@@ -39,7 +39,7 @@ INPUT = "images"
 
 def exportable_to_onnx(model: TOOD, **options) -> ExportableTOOD:
     """
-    A copy of a detector of which every operator has its like in ONNX.
+    Copy a detector so that every operator has an ONNX equivalent.
 
     Args:
         options: of :class:`ExportableTOOD`.
@@ -130,7 +130,7 @@ def _name_dimensions(proto, outputs) -> None:
     names = {INPUT: {0: "batch", 2: "height", 3: "width"}}
     names.update({output: {0: "batch"} for output in outputs})
     if "num_detections" not in outputs:
-        names = {**names, **{output: {0: "batch", 1: "locations"} for output in outputs}}
+        names.update({output: {0: "batch", 1: "locations"} for output in outputs})
     for value in (*proto.graph.input, *proto.graph.output):
         for i, name in names[value.name].items():
             value.type.tensor_type.shape.dim[i].dim_param = name

@@ -1,6 +1,6 @@
 """
-Exported files in use: one face for all formats and runtimes, and a detector behind it that
-Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this package.)
+Exported files in use: a common interface for all formats and runtimes, and a detector on top of it
+that Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this package.)
 
 Shapes: N images; outputs as in :class:`tood.export.module.ExportableTOOD`.
 """
@@ -11,15 +11,18 @@ from typing import Any, Callable, Dict, List, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.layers import batched_nms
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from tood.export.module import METADATA_FILE, quiet
-from tood.modeling.postprocess import select_candidates
+from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, first_line
 
 __all__ = ["RUNTIMES", "Comparison", "ExportedDetector", "ExportedFile", "compare_detections"]
+
+
+# Output -> field of the Instances, where their names differ.
+FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
 
 
 class ExportedFile:
@@ -75,13 +78,14 @@ class ExportedFile:
 
     def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
         """
-        What was found in one image, whatever the file's inputs and outputs are.
+        Return the detections of one image, whatever the file's inputs and outputs are.
 
         Args:
             pixels: (3, H, W), values from 0 to 255.
 
         Returns:
-            "boxes" (D, 4) in pixels of the image, "scores" (D,) by falling score, "classes" (D,).
+            "boxes" (D, 4) in pixels of the image, "scores" (D,) in descending order, "classes"
+            (D,), and the head's extras (D, X).
         """
         images = pixels[None].astype(np.float32)
         if self.metadata["preprocessing"] == "outside":
@@ -92,26 +96,31 @@ class ExportedFile:
             images = (images - mean) / std
         outputs = self(images)
         if "num_detections" not in outputs:
-            return self._select(outputs["scores"], outputs["boxes"], images.shape[-2:])
-        count = int(outputs["num_detections"][0])
-        return {key: outputs[key][0, :count] for key in ("boxes", "scores", "classes")}
+            return self._select(outputs, images.shape[-2:])
+        count = int(outputs.pop("num_detections")[0])
+        return {name: x[0, :count] for name, x in outputs.items()}
 
-    def _select(self, scores: np.ndarray, boxes: np.ndarray, size) -> Dict[str, np.ndarray]:
+    def _select(self, outputs: Dict[str, np.ndarray], size) -> Dict[str, np.ndarray]:
         d = self.metadata["size_divisibility"]
         H, W = (-(-side // d) * d for side in size)
         level_sizes = [-(-H // stride) * -(-W // stride) for stride in self.metadata["strides"]]
-        found = select_candidates(
-            torch.from_numpy(scores),
-            torch.from_numpy(boxes),
+        extras = {name: torch.from_numpy(x) for name, x in outputs.items()}
+        candidates = select_candidates(
+            extras.pop("scores"),
+            extras.pop("boxes"),
             level_sizes,
             self.metadata["score_threshold"],
             self.metadata["candidates_per_level"],
+            extras,
         )
-        count = int(found.counts[0])
-        parts = [x[0, :count] for x in (found.boxes, found.scores, found.classes)]
-        keep = batched_nms(*parts, self.metadata["nms_threshold"])
-        keep = keep[: self.metadata["max_detections"]]
-        return {k: x[keep].numpy() for k, x in zip(("boxes", "scores", "classes"), parts)}
+        found = suppress_non_maxima(
+            candidates.to_instances([tuple(size)])[0],
+            self.metadata["nms_threshold"],
+            self.metadata["max_detections"],
+        )
+        found.pred_boxes = found.pred_boxes.tensor
+        names = {field: name for name, field in FIELDS.items()}
+        return {names.get(k, k): x.numpy() for k, x in found.get_fields().items()}
 
 
 class ExportedDetector:
@@ -126,12 +135,9 @@ class ExportedDetector:
     def _detect(self, image: Dict) -> Instances:
         pixels = image["image"]
         found = self.file.detect(pixels.numpy())
-        instances = Instances(
-            pixels.shape[1:],
-            pred_boxes=Boxes(torch.from_numpy(found["boxes"])),
-            scores=torch.from_numpy(found["scores"]),
-            pred_classes=torch.from_numpy(found["classes"]),
-        )
+        fields = {FIELDS.get(name, name): torch.from_numpy(x) for name, x in found.items()}
+        fields["pred_boxes"] = Boxes(fields["pred_boxes"])
+        instances = Instances(pixels.shape[1:], **fields)
         height, width = (image.get(k, s) for k, s in zip(("height", "width"), pixels.shape[1:]))
         return detector_postprocess(instances, height, width)
 

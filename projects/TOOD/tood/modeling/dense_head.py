@@ -7,7 +7,7 @@ network's input; stride units stay inside ``DenseHead._decode``.
 """
 
 import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from detectron2.modeling import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import DeformConvPack
@@ -26,8 +27,8 @@ __all__ = [
     "ANCHOR_TYPES",
     "DenseHead",
     "DensePredictions",
+    "HEAD_REGISTRY",
     "LevelMaps",
-    "align_branch",
     "conv_norm_relu",
     "decode_deltas",
     "decode_distances",
@@ -38,20 +39,27 @@ __all__ = [
 
 ANCHOR_TYPES = ("anchor_free", "anchor_based")
 
+HEAD_REGISTRY = Registry("TOOD_HEAD")
+HEAD_REGISTRY.__doc__ = """
+Heads, or functions that build one, called with the config and the shapes of the feature maps;
+``MODEL.TOOD.HEAD`` names one of them.
+"""
+
 
 class DensePredictions(NamedTuple):
-    """What the head says of every location of all levels, before any threshold."""
+    """Dense predictions before thresholding and NMS."""
 
     pred_log_scores: Tensor  # (N, R, K), logarithms of the aligned probabilities
     pred_boxes: Tensor  # (N, R, 4), aligned boxes
     anchors: Boxes  # R boxes, whose centres are the locations
     grid_sizes: List[torch.Size]  # (H, W) of each level
     centerness_logits: Optional[Tensor] = None  # (N, R), of a head that predicts the centerness
+    extras: Dict[str, Tensor] = {}  # (N, R, X) float32 each, of a head that predicts more
 
     @property
     def pred_scores(self) -> Tensor:
         """
-        What detections are ranked by, (N, R, K): the aligned probabilities, or, of a head that
+        Scores (N, R, K) that rank the detections: the aligned probabilities, or, if the head
         predicts it, their geometric means with the centerness, as ATSS's authors have it.
         """
         if self.centerness_logits is None:
@@ -66,23 +74,25 @@ class DensePredictions(NamedTuple):
 
 
 class LevelMaps(NamedTuple):
-    """What the convolutions of a head make of one level, or of several: a list of maps each."""
+    """Outputs of a head's convolutions for one level; or for several, a list of maps each."""
 
     cls_logits: Tensor  # (N, K, H, W), becomes P
     box_regression: Tensor  # (N, 4, H, W), becomes B
     align_logits: Optional[Tensor] = None  # (N, 1, H, W), becomes M, which corrects the scores
     offsets: Optional[Tensor] = None  # (N, 8, H, W), O, where each side of a box is read
     centerness_logits: Optional[Tensor] = None  # (N, 1, H, W)
+    # (N, X, H, W) each: becomes a field of this name of the Instances, and an exported output.
+    extras: Dict[str, Tensor] = {}
 
 
 class DenseHead(nn.Module):
     """
     Scores and boxes from the :class:`LevelMaps` that a subclass makes of each level: aligned by
     Eq. 5 and 6 where there are maps for it. The weights are shared by all levels, except for one
-    scale of the box regression a level.
+    scale of the box regression per level.
     """
 
-    # What the sides of the boxes are sampled by. An export sets another one that its target knows.
+    # Samples the sides of the boxes. An export replaces it by one that its target knows.
     deform_conv2d = staticmethod(torchvision.ops.deform_conv2d)
 
     def __init__(
@@ -96,12 +106,12 @@ class DenseHead(nn.Module):
         """
         Args:
             strides: stride of every feature map, in pixels.
-            anchor_generator: creates one square anchor a location from a list of feature maps.
+            anchor_generator: creates one square anchor per location from a list of feature maps.
             anchor_type: one of ``ANCHOR_TYPES``.
             box2box_transform: decodes the deltas of "anchor_based".
 
         Raises:
-            ValueError: for an unknown anchor type, or more than one anchor a location.
+            ValueError: for an unknown anchor type, or more than one anchor per location.
         """
         super().__init__()
         if anchor_type not in ANCHOR_TYPES:
@@ -110,9 +120,9 @@ class DenseHead(nn.Module):
             )
         if set(anchor_generator.num_anchors) != {1}:
             raise ValueError(
-                "TOOD has one anchor a location, but MODEL.ANCHOR_GENERATOR makes "
+                "TOOD has one anchor per location, but MODEL.ANCHOR_GENERATOR makes "
                 f"{list(anchor_generator.num_anchors)} on its levels; "
-                "give one size a level and the single aspect ratio 1.0."
+                "give one size per level and the single aspect ratio 1.0."
             )
         self.strides = list(strides)
         self.anchor_generator = anchor_generator
@@ -120,9 +130,9 @@ class DenseHead(nn.Module):
         self.box2box_transform = box2box_transform
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in strides)
 
-    @staticmethod
-    def options_of(cfg, input_shape: List[ShapeSpec]) -> dict:
-        """The arguments that both heads take from a config."""
+    @classmethod
+    def from_config(cls, cfg, input_shape: List[ShapeSpec]) -> dict:
+        """Return the arguments that both heads take from a config."""
         in_channels = {s.channels for s in input_shape}
         assert len(in_channels) == 1, f"every level needs the same channels, got {in_channels}"
         tood = cfg.MODEL.TOOD
@@ -146,7 +156,7 @@ class DenseHead(nn.Module):
     def forward(self, features: List[Tensor]) -> DensePredictions:
         """
         Args:
-            features: one (N, C, H, W) a level, from fine to coarse.
+            features: one (N, C, H, W) per level, from fine to coarse.
         """
         grid_sizes = [x.shape[-2:] for x in features]
         anchors = Boxes(make_anchors(self.anchor_generator, grid_sizes))
@@ -167,7 +177,13 @@ class DenseHead(nn.Module):
             centerness_logits = None
             if levels.centerness_logits[0] is not None:
                 centerness_logits = _flatten_levels(levels.centerness_logits).squeeze(2)
-        return DensePredictions(pred_log_scores, pred_boxes, anchors, grid_sizes, centerness_logits)
+            extras = {
+                name: _flatten_levels([maps[name] for maps in levels.extras])
+                for name in levels.extras[0]
+            }
+        return DensePredictions(
+            pred_log_scores, pred_boxes, anchors, grid_sizes, centerness_logits, extras
+        )
 
     def _forward_level(self, x: Tensor) -> LevelMaps:
         """
@@ -179,7 +195,7 @@ class DenseHead(nn.Module):
     def _decode(
         self, box_regression: Tensor, anchors: Tensor, grid_sizes: List[torch.Size]
     ) -> Tensor:
-        """(N, R, 4) as predicted to (N, R, 4) boxes."""
+        """Decode (N, R, 4) as predicted to (N, R, 4) boxes."""
         anchor_free = self.anchor_type == "anchor_free"
         units = self.strides if anchor_free else [1] * len(self.strides)
         scales = [
@@ -195,7 +211,7 @@ class DenseHead(nn.Module):
     def _sample(
         self, boxes: Tensor, offsets: Sequence[Tensor], grid_sizes: List[torch.Size]
     ) -> Tensor:
-        """:func:`sample_each_side` of (N, R, 4), with one (N, 8, H, W) a level."""
+        """Apply :func:`sample_each_side` to (N, R, 4), with one (N, 8, H, W) per level."""
         levels = boxes.split([H * W for H, W in grid_sizes], dim=1)
         sampled = [
             sample_each_side(
@@ -208,8 +224,8 @@ class DenseHead(nn.Module):
 
 def make_anchors(generator: nn.Module, grid_sizes: Sequence[Tuple[int, int]]) -> Tensor:
     """
-    The anchors of Detectron2's ``DefaultAnchorGenerator`` with one anchor a location, made where
-    they are needed: Detectron2's main branch makes them on the CPU, and a GPU waits for the copy.
+    Return the anchors of Detectron2's ``DefaultAnchorGenerator``, one per location, made on the
+    device: Detectron2's main branch makes them on the CPU, and a GPU waits for the copy.
 
     Args:
         grid_sizes: (H, W) of each level.
@@ -264,7 +280,7 @@ def decode_deltas(deltas: Tensor, anchors: Tensor, box2box_transform: Box2BoxTra
 
 
 def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
-    """One (N, X, H, W) a level to (N, R, X), in float32."""
+    """Concatenate one (N, X, H, W) per level to (N, R, X), in float32."""
     return cat([permute_to_N_HWA_K(x, x.shape[1]) for x in maps], dim=1).float()
 
 
@@ -285,15 +301,6 @@ def conv_norm_relu(
     return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
 
-def align_branch(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
-    """From features to the map M (Eq. 7) or to the offsets O (Eq. 8)."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, hidden_channels, 1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(hidden_channels, out_channels, 3, padding=1),
-    )
-
-
 def init_convs(module: nn.Module, std: float = 0.01) -> None:
     """Draw all weights from a normal distribution; deformable convolutions begin as plain ones."""
     for layer in module.modules():
@@ -307,5 +314,5 @@ def init_convs(module: nn.Module, std: float = 0.01) -> None:
 
 
 def init_score(layer: nn.Conv2d, prior_prob: float) -> None:
-    """Let a layer's sigmoids begin at a probability."""
+    """Set a layer's bias so that its sigmoids begin at a probability."""
     nn.init.constant_(layer.bias, -math.log((1 - prior_prob) / prior_prob))

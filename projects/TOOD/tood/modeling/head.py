@@ -4,24 +4,27 @@ The task-aligned head (T-head, Section 3.1): from features to aligned scores and
 Shapes: N images, K classes, C channels, L stacked convolutions, H x W locations of one level.
 """
 
-from typing import List, Tuple
-
-import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
 from torch import Tensor, nn
 
 from tood.modeling.dense_head import (
+    HEAD_REGISTRY,
     DenseHead,
     LevelMaps,
-    align_branch,
     conv_norm_relu,
     init_convs,
     init_score,
 )
-from tood.modeling.layers import TaskDecomposition
+from tood.modeling.layers import AlignmentBranch, TaskDecomposition, read_layers
 
 __all__ = ["TOODHead"]
+
+
+@HEAD_REGISTRY.register()
+def task_aligned(cfg, input_shape) -> "TOODHead":
+    """Build the head of ``MODEL.TOOD.HEAD`` "task_aligned"."""
+    return TOODHead(cfg, input_shape)
 
 
 class TOODHead(DenseHead):
@@ -53,7 +56,7 @@ class TOODHead(DenseHead):
             conv_dim: channels C of the interactive convolutions.
             num_convs: number of interactive convolutions L.
             norm: norm of the convolutions, a name that Detectron2's ``get_norm`` knows.
-            num_dcn_convs: how many of the first interactive convolutions are deformable.
+            num_dcn_convs: number of deformable convolutions, the first ones.
             dcn_num_groups: deformable groups of these.
             align_cls, align_box: whether the scores are corrected by the map M, and the sides of
                 the boxes read at the offsets O.
@@ -75,62 +78,30 @@ class TOODHead(DenseHead):
         self.reg_decomp = TaskDecomposition(**decomposition)
         self.cls_pred = nn.Conv2d(conv_dim, num_classes, 3, padding=1)
         self.reg_pred = nn.Conv2d(conv_dim, 4, 3, padding=1)
-        self.cls_align = self.reg_align = None
         # Eq. 7 and 8: the map M that corrects the scores, and the offsets O of the boxes' sides.
-        if align_cls:
-            self.cls_align = align_branch(conv_dim * num_convs, conv_dim // 4, out_channels=1)
-        if align_box:
-            self.reg_align = align_branch(conv_dim * num_convs, conv_dim // 4, out_channels=8)
+        widths = (conv_dim * num_convs, conv_dim // 4)
+        self.cls_align = AlignmentBranch(*widths, out_channels=1) if align_cls else None
+        self.reg_align = AlignmentBranch(*widths, out_channels=8) if align_box else None
         self._init_weights(prior_prob)
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return cls.options_of(cfg, input_shape)
 
     def _forward_level(self, x: Tensor) -> LevelMaps:
         inter_features = []
         for conv in self.inter_convs:
             x = conv(x)
             inter_features.append(x)
+        pooled = cat([x.mean(dim=(2, 3), keepdim=True) for x in inter_features], dim=1)
         branches = [branch for branch in (self.cls_align, self.reg_align) if branch is not None]
-        for_cls, for_reg, *for_branches = self._reduce(inter_features, branches)
-        aligned = {
-            branch: branch[2](branch[1](hidden)) for branch, hidden in zip(branches, for_branches)
-        }
+        readers = [self.cls_decomp, self.reg_decomp, *branches]
+        for_cls, for_reg, *hidden = read_layers(
+            inter_features, [r.kernels(pooled) for r in readers]
+        )
+        aligned = {branch: branch.from_hidden(x) for branch, x in zip(branches, hidden)}
         return LevelMaps(
             cls_logits=self.cls_pred(self.cls_decomp(for_cls)),
             box_regression=self.reg_pred(self.reg_decomp(for_reg)),
             align_logits=aligned.get(self.cls_align),
             offsets=aligned.get(self.reg_align),
         )
-
-    def _reduce(
-        self, inter_features: List[Tensor], branches: List[nn.Sequential]
-    ) -> Tuple[Tensor, ...]:
-        """
-        The four 1x1 convolutions that read the interactive features of all layers, as one matrix
-        product a layer: the L maps (N, C, H, W) are never copied into one.
-
-        Returns:
-            the inputs of the norms in both decompositions, (N, C, H, W), and of the ReLUs in the
-            alignment branches, (N, C / 4, H, W).
-        """
-        N, C, H, W = inter_features[0].shape
-        pooled = cat([x.mean(dim=(2, 3), keepdim=True) for x in inter_features], dim=1)
-        aligns = [branch[0] for branch in branches]
-        kernels = [self.cls_decomp.kernels(pooled), self.reg_decomp.kernels(pooled)]
-        kernels += [conv.weight.flatten(1).expand(N, -1, -1) for conv in aligns]
-        widths = [k.shape[1] for k in kernels]
-        # Locations x channels, in and out: without a copy where the memory is channels-last.
-        layers = [x.flatten(2).transpose(1, 2) for x in inter_features]
-        kernels = cat(kernels, dim=1).transpose(1, 2).split(C, dim=1)
-        x = torch.bmm(layers[0], kernels[0])
-        for layer, kernel in zip(layers[1:], kernels[1:]):
-            x += torch.bmm(layer, kernel)
-        x = x.transpose(1, 2).unflatten(2, (H, W))
-        cls, reg, *hidden = x.split(widths, dim=1)
-        biases = [conv.bias.to(x.dtype).view(1, -1, 1, 1) for conv in aligns]
-        return cls, reg, *(h + bias for h, bias in zip(hidden, biases))
 
     def _init_weights(self, prior_prob: float):
         branches = [branch for branch in (self.cls_align, self.reg_align) if branch is not None]
@@ -139,6 +110,6 @@ class TOODHead(DenseHead):
         init_score(self.cls_pred, prior_prob)
         if self.cls_align is not None:
             init_score(self.cls_align[-1], prior_prob)
-        # Offsets start near zero: boxes begin as what their own location says.
+        # Offsets start near zero: boxes begin as their own location predicts them.
         if self.reg_align is not None:
             init_convs(self.reg_align, std=0.001)

@@ -1,28 +1,37 @@
 """
 The parts of the task-aligned head that no library has.
 
+Task decompositions and alignment branches begin with a 1x1 convolution of the interactive features
+of all layers. Each gives its ``kernels``, one :func:`read_layers` multiplies for all of them, and
+each takes its product from there.
+
 Shapes: N images, C channels, L stacked interactive convolutions, H x W locations of one level.
 """
 
-from typing import Callable
+from typing import Callable, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import get_norm
+from detectron2.layers import cat, get_norm
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-__all__ = ["TaskDecomposition", "log_geometric_mean_of_sigmoids", "sample_each_side"]
+__all__ = [
+    "AlignmentBranch",
+    "TaskDecomposition",
+    "log_geometric_mean_of_sigmoids",
+    "read_layers",
+    "sample_each_side",
+]
 
 
 class TaskDecomposition(nn.Module):
     """
-    Layer attention and the 1x1 reduction behind it: from the features that both tasks share to
+    Layer attention and the 1x1 reduction after it: from the features that both tasks share to
     the features of one task (Eq. 2, 3 and the first half of Eq. 4).
 
     Weighting the L layers and reducing them are both linear, so the weights are folded into the
-    kernel of the reduction: one matrix product instead of a scaled copy of all L layers. The
-    product itself is the head's, which does it for both tasks at once.
+    kernel of the reduction: one matrix product instead of a scaled copy of all L layers.
     """
 
     def __init__(self, *, conv_dim: int, num_convs: int, norm: str):
@@ -31,7 +40,7 @@ class TaskDecomposition(nn.Module):
             conv_dim: channels C of each layer, and of the result. The attention's hidden width
                 is C / 8, as in the released models.
             num_convs: number of layers L.
-            norm: norm behind the reduction, a name that Detectron2's ``get_norm`` knows.
+            norm: norm after the reduction, a name that Detectron2's ``get_norm`` knows.
         """
         super().__init__()
         self.conv_dim = conv_dim
@@ -69,7 +78,7 @@ class TaskDecomposition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """
         Args:
-            x: (N, C, H, W), the interactive features of all layers times :meth:`kernels`.
+            x: (N, C, H, W), of :func:`read_layers` by :meth:`kernels`.
 
         Returns:
             (N, C, H, W), the features of the task.
@@ -81,9 +90,52 @@ class TaskDecomposition(nn.Module):
         return F.relu(x)
 
 
+class AlignmentBranch(nn.Sequential):
+    """From features to the map M (Eq. 7) or to the offsets O (Eq. 8)."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, hidden_channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden_channels, out_channels, 3, padding=1),
+        )
+
+    def kernels(self, pooled_features: Tensor) -> Tensor:
+        """Return (N, hidden, L * C), the kernel of the 1x1 convolution, the same for each image."""
+        return self[0].weight.flatten(1).expand(pooled_features.shape[0], -1, -1)
+
+    def from_hidden(self, x: Tensor) -> Tensor:
+        """Return (N, out, H, W) from (N, hidden, H, W) of :func:`read_layers`."""
+        x = x + self[0].bias.to(x.dtype).view(1, -1, 1, 1)
+        return self[2](self[1](x))
+
+
+def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+    """
+    Apply several 1x1 convolutions to the interactive features of all layers, by one matrix product
+    per layer: the L maps are never copied into one.
+
+    Args:
+        layers: L maps (N, C, H, W).
+        kernels: (N, width, L * C) each.
+
+    Returns:
+        for each kernel, (N, width, H, W).
+    """
+    _, C, H, W = layers[0].shape
+    widths = [kernel.shape[1] for kernel in kernels]
+    # Locations x channels, in and out: without a copy where the memory is channels-last.
+    layers = [x.flatten(2).transpose(1, 2) for x in layers]
+    kernels = cat(list(kernels), dim=1).transpose(1, 2).split(C, dim=1)
+    x = torch.bmm(layers[0], kernels[0])
+    for layer, kernel in zip(layers[1:], kernels[1:]):
+        x += torch.bmm(layer, kernel)
+    return x.transpose(1, 2).unflatten(2, (H, W)).split(widths, dim=1)
+
+
 def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
     """
-    ``log(sqrt(sigmoid(a) * sigmoid(b)))`` (the logarithm of Eq. 5), elementwise and broadcast.
+    Compute ``log(sqrt(sigmoid(a) * sigmoid(b)))``, the logarithm of Eq. 5, elementwise.
 
     The plain form has a NaN gradient where the product underflows (fcjian/TOOD#11,
     open-mmlab/mmdetection#7151); a loss that starts from the logarithm has the right one.
@@ -95,7 +147,7 @@ def sample_each_side(
     boxes: Tensor, offsets: Tensor, deform_conv2d: Callable = deform_conv2d
 ) -> Tensor:
     """
-    Read each side of a box at a place of its own (Eq. 6): bilinear, zero outside the map.
+    Read each side of a box at its own offset (Eq. 6): bilinear, zero outside the map.
 
     Args:
         boxes: (N, 4, H, W), XYXY, any unit.
@@ -110,7 +162,7 @@ def sample_each_side(
     """
     # A NaN offset would crash torchvision's operator on the CPU; the box it belongs to is NaN.
     offsets = torch.nan_to_num(offsets)
-    # One group a side: each channel is sampled with its own offset and multiplied by one.
+    # One group per side: each channel is sampled with its own offset and multiplied by one.
     sampled = deform_conv2d(boxes, offsets, weight=boxes.new_ones(4, 1, 1, 1))
     x1, y1, x2, y2 = sampled.unbind(dim=1)
     crossed = (x1 > x2) | (y1 > y2)

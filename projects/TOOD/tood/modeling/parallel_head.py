@@ -5,24 +5,33 @@ ATSS (arXiv 1912.02424).
 Shapes: N images, K classes, C channels, H x W locations of one level.
 """
 
+from typing import List
+
 from detectron2.config import configurable
 from torch import Tensor, nn
 
 from tood.modeling.dense_head import (
+    HEAD_REGISTRY,
     DenseHead,
     LevelMaps,
-    align_branch,
     conv_norm_relu,
     init_convs,
     init_score,
 )
+from tood.modeling.layers import AlignmentBranch
 
 __all__ = ["ParallelHead"]
 
 
+@HEAD_REGISTRY.register()
+def parallel(cfg, input_shape) -> "ParallelHead":
+    """Build the head of ``MODEL.TOOD.HEAD`` "parallel"."""
+    return ParallelHead(cfg, input_shape)
+
+
 class ParallelHead(DenseHead):
     """
-    Two towers and a predictor behind each. With its centerness, it is ATSS's head; with the
+    Two towers and a predictor after each. With its centerness, it is ATSS's head; with the
     alignment of both predictions from the last feature of each tower, it is that of "TAL + TAP" in
     Table 2, whose code was never released: M from the classification's, O from the boxes'.
     """
@@ -51,7 +60,7 @@ class ParallelHead(DenseHead):
             conv_dim: channels C of the towers.
             num_convs: number of convolutions of each tower.
             norm: norm of the convolutions, a name that Detectron2's ``get_norm`` knows.
-            num_dcn_convs: how many of the first convolutions of each tower are deformable.
+            num_dcn_convs: number of deformable convolutions of each tower, the first ones.
             dcn_num_groups: deformable groups of these.
             align_cls, align_box: whether the scores are corrected by the map M, and the sides of
                 the boxes read at the offsets O.
@@ -60,25 +69,15 @@ class ParallelHead(DenseHead):
             kwargs: of :class:`DenseHead`.
         """
         super().__init__(**kwargs)
+        dcn_groups = [dcn_num_groups if i < num_dcn_convs else 0 for i in range(num_convs)]
         self.cls_tower, self.reg_tower = (
-            nn.Sequential(
-                *(
-                    conv_norm_relu(
-                        in_channels if i == 0 else conv_dim,
-                        conv_dim,
-                        norm,
-                        dcn_num_groups if i < num_dcn_convs else 0,
-                    )
-                    for i in range(num_convs)
-                )
-            )
-            for _ in range(2)
+            _make_tower(in_channels, conv_dim, norm, dcn_groups) for _ in range(2)
         )
         self.cls_pred = nn.Conv2d(conv_dim, num_classes, 3, padding=1)
         self.reg_pred = nn.Conv2d(conv_dim, 4, 3, padding=1)
         self.centerness = nn.Conv2d(conv_dim, 1, 3, padding=1) if centerness else None
-        self.cls_align = align_branch(conv_dim, conv_dim // 4, 1) if align_cls else None
-        self.reg_align = align_branch(conv_dim, conv_dim // 4, 8) if align_box else None
+        self.cls_align = AlignmentBranch(conv_dim, conv_dim // 4, 1) if align_cls else None
+        self.reg_align = AlignmentBranch(conv_dim, conv_dim // 4, 8) if align_box else None
 
         init_convs(self)
         init_score(self.cls_pred, prior_prob)
@@ -89,7 +88,8 @@ class ParallelHead(DenseHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        return {**cls.options_of(cfg, input_shape), "centerness": cfg.MODEL.TOOD.CENTERNESS}
+        options = super().from_config(cfg, input_shape)
+        return {**options, "centerness": cfg.MODEL.TOOD.CENTERNESS}
 
     def _forward_level(self, x: Tensor) -> LevelMaps:
         for_cls, for_reg = self.cls_tower(x), self.reg_tower(x)
@@ -100,3 +100,14 @@ class ParallelHead(DenseHead):
             offsets=None if self.reg_align is None else self.reg_align(for_reg),
             centerness_logits=None if self.centerness is None else self.centerness(for_reg),
         )
+
+
+def _make_tower(in_channels: int, conv_dim: int, norm: str, dcn_groups: List[int]) -> nn.Sequential:
+    """Stack a convolution for each of ``dcn_groups``, deformable where it is not 0."""
+    widths = [in_channels] + [conv_dim] * (len(dcn_groups) - 1)
+    return nn.Sequential(
+        *(
+            conv_norm_relu(width, conv_dim, norm, groups)
+            for width, groups in zip(widths, dcn_groups)
+        )
+    )

@@ -1,30 +1,47 @@
 """
-From dense predictions to what takes part in NMS: tensors of one shape for a whole batch.
+From dense predictions to detections: candidates of a whole batch in tensors of one shape, then
+NMS of each image.
 
 Shapes: N images, R locations of all levels, K classes, T candidates of an image. Boxes are XYXY
 pixels of the network's input.
 """
 
-from typing import NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import cat
+from detectron2.layers import batched_nms, cat
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = ["Candidates", "select_candidates"]
+__all__ = ["Candidates", "gather_rows", "select_candidates", "suppress_non_maxima"]
 
 
 class Candidates(NamedTuple):
     """
-    (location, class) pairs of each image by falling score, of which the first ``counts`` count;
-    the rest fills the rows and has the score -1.
+    Candidates for NMS, (location, class) pairs of each image sorted by descending score. Only the
+    first ``counts`` rows are valid; the rest is padding with the score -1.
     """
 
     counts: Tensor  # (N,) int64
     scores: Tensor  # (N, T)
     boxes: Tensor  # (N, T, 4)
     classes: Tensor  # (N, T) int64
+    extras: Dict[str, Tensor] = {}  # (N, T, X) each, of a head that predicts more
+
+    def to_instances(self, image_sizes: Sequence[Tuple[int, int]]) -> List[Instances]:
+        """Return the valid candidates of each image; the extras are fields of their name."""
+        counts = self.counts.tolist()  # the one moment when the CPU waits for a GPU
+        return [
+            Instances(
+                image_size,
+                pred_boxes=Boxes(self.boxes[i, :count]),
+                scores=self.scores[i, :count],
+                pred_classes=self.classes[i, :count],
+                **{name: x[i, :count] for name, x in self.extras.items()},
+            )
+            for i, (count, image_size) in enumerate(zip(counts, image_sizes))
+        ]
 
 
 def select_candidates(
@@ -33,15 +50,16 @@ def select_candidates(
     level_sizes: Sequence[int],
     score_thresh: float,
     topk: int,
+    extras: Optional[Dict[str, Tensor]] = None,
 ) -> Candidates:
     """
+    Return the best ``topk`` pairs above ``score_thresh`` of each level, or fewer.
+
     Args:
         pred_scores: (N, R, K). NaN is below every threshold.
         pred_boxes: (N, R, 4).
         level_sizes: locations of each level.
-
-    Returns:
-        the best ``topk`` pairs above ``score_thresh`` of each level, or fewer.
+        extras: (N, R, X) each.
     """
     R, K = pred_scores.shape[1:]
     scores, pairs, start = [], [], 0
@@ -54,14 +72,28 @@ def select_candidates(
         start += size
     scores, pairs = cat(scores, dim=1), cat(pairs, dim=1).clamp(max=R * K - 1)
     locations = torch.div(pairs, K, rounding_mode="floor")
-    boxes = pred_boxes.gather(1, locations.unsqueeze(2).expand(-1, -1, 4))
+    boxes = gather_rows(pred_boxes, locations)
     # Sampling far outside of the map leaves boxes without area; NMS would keep them all. One box
     # without end would stop it from removing any other.
-    sound = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & boxes.isfinite().all(dim=2)
-    scores, order = torch.where(sound, scores, -1.0).sort(dim=1, descending=True, stable=True)
+    valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & boxes.isfinite().all(dim=2)
+    scores, order = torch.where(valid, scores, -1.0).sort(dim=1, descending=True, stable=True)
+    locations = locations.gather(1, order) if extras else locations
     return Candidates(
         counts=(scores >= 0).sum(dim=1),
         scores=scores,
-        boxes=boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4)),
+        boxes=gather_rows(boxes, order),
         classes=(pairs % K).gather(1, order),
+        extras={name: gather_rows(x, locations) for name, x in (extras or {}).items()},
     )
+
+
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """Return (N, T, X), the rows of (N, R, X) at ``indices`` (N, T)."""
+    return x.gather(1, indices.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def suppress_non_maxima(candidates: Instances, iou_thresh: float, max_detections: int) -> Instances:
+    """Return the best candidates of an image without overlap, sorted by descending score."""
+    boxes = candidates.pred_boxes.tensor
+    keep = batched_nms(boxes, candidates.scores, candidates.pred_classes, iou_thresh)
+    return candidates[keep[:max_detections]]

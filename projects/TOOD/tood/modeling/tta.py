@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from tood.modeling.detector import TOOD
+from tood.modeling.postprocess import suppress_non_maxima
 from tood.utils.errors import UserError
 
 __all__ = ["TOODWithTTA"]
@@ -21,7 +22,8 @@ __all__ = ["TOODWithTTA"]
 class TOODWithTTA(nn.Module):
     """
     A TOOD with test-time augmentation (``TEST.AUG``: sizes, flip), called like the model itself. It
-    is best given pictures in their own size, for it resizes them.
+    is best given images in their own size, for it resizes them. Boxes are mapped back; further
+    fields of a head are kept as they were predicted for the augmented view.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class TOODWithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
-        """As the model's in evaluation mode."""
+        """Detect like the model in evaluation mode."""
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, image: Dict) -> Instances:
@@ -66,19 +68,17 @@ class TOODWithTTA(nn.Module):
                 boxes = candidates.pred_boxes.tensor
                 back = x["transforms"].inverse().apply_box(boxes.cpu().numpy())
                 back = torch.from_numpy(np.ascontiguousarray(back)).to(boxes)
-                found.append(
-                    Instances(
-                        (height, width),
-                        pred_boxes=Boxes(back),
-                        scores=candidates.scores,
-                        pred_classes=candidates.pred_classes,
-                    )
-                )
-        detections = self.model.suppress_non_maxima(Instances.cat(found))
+                candidates = Instances((height, width), **candidates.get_fields())
+                candidates.pred_boxes = Boxes(back)
+                found.append(candidates)
+        model = self.model
+        detections = suppress_non_maxima(
+            Instances.cat(found), model.nms_thresh_test, model.max_detections_per_image
+        )
         return detector_postprocess(detections, height, width)
 
     def _batches(self, images: List[Dict]) -> List[List[Dict]]:
-        """Of one size each: a padded image would be seen in another way."""
+        """Group views by size: padding would change what the network sees."""
         batches = []
         for _, same in groupby(
             sorted(images, key=lambda x: x["image"].shape), key=lambda x: x["image"].shape

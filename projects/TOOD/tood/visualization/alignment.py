@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectFigures
-from tood.modeling.assign import box_iou_of_pairs
+from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
 
 __all__ = ["draw_histograms", "draw_maps", "draw_scatter", "location_values"]
 
@@ -38,8 +38,7 @@ def location_values(
     """
     scores, boxes, points = dense.scores[image_index], dense.boxes[image_index], dense.points
     areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-    low, high = points[:, None] - gt_boxes[:, :2], gt_boxes[:, 2:] - points[:, None]
-    inside = (torch.minimum(low, high) > 0).all(dim=2)
+    inside = inside_boxes(points[:, None], gt_boxes)
     smallest = areas.expand_as(inside).masked_fill(~inside, float("inf")).min(dim=1)
     found = smallest.values.isfinite()
     matched = torch.where(found, smallest.indices, 0)

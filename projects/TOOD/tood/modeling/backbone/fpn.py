@@ -134,34 +134,26 @@ def make_resnet_stages(
         raise ValueError(f"depth is {depth}; it must be one of {', '.join(map(str, NUM_BLOCKS))}")
     if depth < 50 and (num_groups > 1 or any(deform_on_per_stage)):
         raise ValueError(f"a ResNet of depth {depth} has no groups and no deformable convolutions")
+    bottleneck = dict(stride_in_1x1=stride_in_1x1, num_groups=num_groups)
+    deformable = dict(deform_modulated=deform_modulated, deform_num_groups=deform_num_groups)
     stages, in_channels = [], 64
     for i, (num_blocks, deform) in enumerate(zip(NUM_BLOCKS[depth], deform_on_per_stage)):
-        block = dict(block_class=BasicBlock)
+        options = dict(block_class=BasicBlock)
         if depth >= 50:
-            block = dict(
-                block_class=BottleneckBlock,
-                bottleneck_channels=num_groups * width_per_group * 2**i,
-                stride_in_1x1=stride_in_1x1,
-                num_groups=num_groups,
-            )
+            width = num_groups * width_per_group * 2**i
+            options = dict(block_class=BottleneckBlock, bottleneck_channels=width, **bottleneck)
         if deform:
-            block.update(
-                block_class=DeformBottleneckBlock,
-                deform_modulated=deform_modulated,
-                deform_num_groups=deform_num_groups,
-            )
-        out_channels = (64 if depth < 50 else 256) * 2**i
-        stages.append(
-            ResNet.make_stage(
-                num_blocks=num_blocks,
-                stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
-                in_channels=in_channels,
-                out_channels=out_channels,
-                norm=norm,
-                **block,
-            )
+            options.update(block_class=DeformBottleneckBlock, **deformable)
+        stage = ResNet.make_stage(
+            num_blocks=num_blocks,
+            stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
+            in_channels=in_channels,
+            out_channels=(64 if depth < 50 else 256) * 2**i,
+            norm=norm,
+            **options,
         )
-        in_channels = out_channels
+        stages.append(stage)
+        in_channels = stage[-1].out_channels
     return stages
 
 

@@ -1,0 +1,120 @@
+"""docs/extending.md's three tasks, each in one short file outside the package."""
+
+import importlib.util
+
+import pytest
+import torch
+from conftest import ROOT
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from tood.config.check import check_config
+from tood.export.module import ExportableTOOD, describe, save_torchscript
+from tood.export.onnx import exportable_to_onnx, save_onnx
+from tood.export.runtime import ExportedDetector, ExportedFile
+from tood.modeling.assign import ImagePredictions
+from tood.modeling.tta import TOODWithTTA
+
+FOLDER = ROOT / "tests" / "extensions"
+TASKS = ("assigner", "head", "backbone")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"extensions_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # registers
+    return module
+
+
+modules = {name: load(name) for name in TASKS}
+
+
+def losses_of(model, inputs):
+    model.train()
+    with EventStorage(start_iter=0):
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_one_short_file_that_the_guide_quotes(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 40
+    assert text in (ROOT / "docs" / "extending.md").read_text()
+
+
+def test_an_assigner(tiny_cfg, make_input):
+    tiny_cfg.MODEL.TOOD.ASSIGNER, tiny_cfg.MODEL.TOOD.ATSS_ITERS = "CenterSampling", 0
+    check_config(tiny_cfg)
+    model = build_model(tiny_cfg)
+    # The location (24, 24) of stride 8 is 4 pixels from the centre of both; the smaller has it.
+    anchors = torch.tensor([[-8.0, -8, 56, 56], [72, -8, 136, 56]])
+    boxes = torch.tensor([[4.0, 4, 52, 52], [8, 8, 48, 48]])
+    gt = Instances((64, 96), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1]))
+    assignment = model.assigner(ImagePredictions(None, anchors, anchors, [2, 0, 0, 0, 0]), gt)
+    assert assignment.gt_index.tolist() == [1, -1]
+    losses = losses_of(model, [make_input(), make_input(boxes=[])])
+    assert losses["loss_box_reg"] > 0 and model.head.reg_pred.weight.grad.abs().sum() > 0
+
+
+def test_a_backbone(tiny_cfg, make_input):
+    tiny_cfg.MODEL.BACKBONE.NAME, tiny_cfg.MODEL.TOOD.ATSS_ITERS = "FiveConvs", 0
+    check_config(tiny_cfg)
+    model = build_model(tiny_cfg)
+    losses_of(model, [make_input(128, 128), make_input(100, 90)])
+    assert model.backbone.stem.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        (output,) = model.eval()([make_input(100, 90)])
+    assert output["instances"].image_size == (100, 90)
+
+
+@pytest.fixture
+def uncertain(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.HEAD = "UncertainHead"
+    tiny_cfg.MODEL.TOOD.NUM_CONVS, tiny_cfg.MODEL.TOOD.TOPK_CANDIDATES_TEST = 1, 60
+    tiny_cfg.MODEL.TOOD.IN_FEATURES = ["p3", "p6"]
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[64], [512]]
+    tiny_cfg.MODEL.RESNETS.NORM = "BN"
+    tiny_cfg.TEST.AUG.MIN_SIZES, tiny_cfg.TEST.AUG.FLIP = [64], False
+    check_config(tiny_cfg)
+    model = build_model(tiny_cfg).eval()
+    torch.nn.init.normal_(model.head.cls_pred.weight, std=0.5)
+    torch.nn.init.normal_(model.head.reg_pred.weight, std=0.05)
+    return model
+
+
+def assert_from_their_locations(model, image, instances):
+    """Each detection has the uncertainty of the location with its score."""
+    with torch.no_grad():
+        _, predictions = model.predict_with_images([image])
+    assert len(instances) > 10 and predictions.extras["uncertainty"].std() > 0
+    for score, label, found in zip(instances.scores, instances.pred_classes, instances.uncertainty):
+        location = (predictions.pred_scores[0, :, label] - score).abs().argmin()
+        expected = predictions.extras["uncertainty"][0, location]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_head_with_one_more_output(uncertain, tiny_cfg, make_input):
+    image = make_input(64, 96)
+    with torch.no_grad():
+        (plain,) = uncertain([image])
+    assert_from_their_locations(uncertain, image, plain["instances"])
+    (augmented,) = TOODWithTTA(tiny_cfg, uncertain)([image])
+    assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
+
+
+@pytest.mark.parametrize("nms", [True, False])
+def test_one_more_output_of_an_exported_file(uncertain, tiny_cfg, make_input, tmp_path, nms):
+    pytest.importorskip("onnxruntime")
+    image = make_input(64, 96)
+    for suffix, build, save in (
+        ("ts", ExportableTOOD, save_torchscript),
+        ("onnx", exportable_to_onnx, save_onnx),
+    ):
+        module = build(uncertain, nms=nms)
+        path = str(tmp_path / f"a.{suffix}")
+        save(module, path, describe(module, list("abcd"), (64, 96)))
+        (output,) = ExportedDetector(ExportedFile(path))([image])
+        assert_from_their_locations(uncertain, image, output["instances"])
