@@ -37,13 +37,11 @@ def get_model(
         UserError: for an unknown name, a checkpoint that is not of this model, and released
             weights that cannot be had.
     """
-    cfg = get_config(name)
     if pretrained:
         checkpoint = PathManager.get_local_path(f"tood://{name}")
-    if checkpoint is not None:
-        cfg.merge_from_list(read_tensors(checkpoint).get("options", []))
-    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(cfg)
+    options = [] if checkpoint is None else read_tensors(checkpoint).get("options", [])
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(get_config(name, [*options, "MODEL.DEVICE", device]))
     if checkpoint is not None:
         Checkpointer(model, complete=True).load(checkpoint)
     return model.eval()

@@ -21,8 +21,7 @@ from detectron2.modeling import build_model, build_resnet_backbone
 from torch import Tensor
 
 from tood.checkpoint.names import detectron2_name, is_detectron2_name, is_mmdet_name, mmdet_name
-from tood.config.check import get_key
-from tood.config.zoo import RELEASED_MODELS, get_config
+from tood.config.zoo import RELEASED_MODELS, differing_options, get_config
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 
@@ -81,9 +80,7 @@ class ModelDescription(NamedTuple):
     notes: List[str]  # what the file does not tell, in sentences for the user
 
     def make_config(self) -> CfgNode:
-        cfg = get_config(self.config)
-        cfg.merge_from_list(self.options)
-        return cfg
+        return get_config(self.config, self.options)
 
 
 def read_checkpoint(path: str) -> SourceCheckpoint:
@@ -307,48 +304,50 @@ def _shape(x: Tensor) -> str:
 @functools.cache
 def _model(config: str, options: Tuple) -> Dict[str, Tensor]:
     """Return the state dict of a known model, on the meta device: names and shapes alone."""
-    cfg = get_config(config)
-    cfg.merge_from_list([*options, "MODEL.DEVICE", "meta"])
     with torch.device("meta"):
-        return build_model(cfg).state_dict()
+        return build_model(get_config(config, [*options, "MODEL.DEVICE", "meta"])).state_dict()
 
 
 @functools.cache
 def _resnet(backbone: Tuple[int, int, int]) -> Dict[str, Tensor]:
     depth, groups, width = backbone
-    cfg = get_config("tood_R50_FPN_1x")
-    cfg.merge_from_list([*_depth_options(depth), "MODEL.RESNETS.NUM_GROUPS", groups])
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = width
+    resnext = dict(NUM_GROUPS=groups, WIDTH_PER_GROUP=width)
+    options = {**_depth_options(depth), **{f"MODEL.RESNETS.{k}": v for k, v in resnext.items()}}
     with torch.device("meta"):
-        resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+        resnet = build_resnet_backbone(
+            get_config("tood_R50_FPN_1x", _flat(options)), ShapeSpec(channels=3)
+        )
     return {f"backbone.bottom_up.{n}": v for n, v in resnet.state_dict().items()}
 
 
-def _depth_options(depth: int) -> List:
+def _depth_options(depth: int) -> Dict[str, int]:
     channels = 64 if depth < 50 else 256
-    return ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", channels]
+    return {"MODEL.RESNETS.DEPTH": depth, "MODEL.RESNETS.RES2_OUT_CHANNELS": channels}
+
+
+def _flat(options: Dict) -> List:
+    return [x for item in options.items() for x in item]
 
 
 def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str, List]:
     """Return the known config whose model differs least, and the options that differ from it."""
 
     def fits(name: str) -> Tuple[bool, bool]:  # which decides between equal models
-        return (get_config(name).MODEL.TOOD.ANCHOR_TYPE == anchor_type, ("2x" in name) == is_2x)
+        is_anchor_based = anchor_type == "anchor_based"
+        return (("anchor_based" in name) == is_anchor_based, ("2x" in name) == is_2x)
 
+    options = {"MODEL.TOOD.NUM_CLASSES": _num_classes(shapes)}
     names = sorted(RELEASED_MODELS, key=fits, reverse=True)
-    options = ["MODEL.TOOD.NUM_CLASSES", _num_classes(shapes)]
     least = None
     for name, depth in [(n, d) for n in names for d in (None, *DEPTHS.get(n, ()))]:
-        variant = [*options, *(_depth_options(depth) if depth else ())]
-        distance = _distance(shapes, _model(name, tuple(variant)))
+        variant = {**options, **(_depth_options(depth) if depth else {})}
+        distance = _distance(shapes, _model(name, tuple(_flat(variant))))
         if least is None or distance < least[0]:
             least = distance, name, variant
         if distance == 0:
             break
     _, name, variant = least
-    cfg = get_config(name)
-    wanted = [*zip(variant[::2], variant[1::2]), ("MODEL.TOOD.ANCHOR_TYPE", anchor_type)]
-    return name, [x for key, value in wanted if get_key(cfg, key) != value for x in (key, value)]
+    return name, differing_options(name, {**variant, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
 
 
 def _distance(shapes: Shapes, expected: Dict[str, Tensor]) -> int:

@@ -5,15 +5,22 @@ The published AP is the authors' or MMDetection's, on COCO val2017.
 """
 
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Union
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
 
+from tood.config.check import get_key
 from tood.config.defaults import add_tood_config
 from tood.utils.errors import UserError
 
-__all__ = ["RELEASED_MODELS", "ReleasedModel", "get_config", "get_config_file"]
+__all__ = [
+    "RELEASED_MODELS",
+    "ReleasedModel",
+    "differing_options",
+    "get_config",
+    "get_config_file",
+]
 
 
 class ReleasedModel(NamedTuple):
@@ -61,14 +68,26 @@ def get_config_file(name: str) -> str:
     return str(path)
 
 
-def get_config(name: str) -> Union[CfgNode, DictConfig]:
-    """Config of a model by its name, see :func:`get_config_file`; of "NAME.py", a lazy one."""
+def get_config(name: str, options: Sequence = ()) -> Union[CfgNode, DictConfig]:
+    """
+    Return the config of a model by its name, see :func:`get_config_file`; of "NAME.py", a lazy one.
+
+    Args:
+        options: keys and values in turn, of a yaml config.
+    """
     if name.endswith(".py"):
         return LazyConfig.load(get_config_file(name))
     cfg = get_cfg()
     add_tood_config(cfg)
     cfg.merge_from_file(get_config_file(name))
+    cfg.merge_from_list(list(options))
     return cfg
+
+
+def differing_options(name: str, options: Mapping[str, object]) -> List:
+    """Return KEY, VALUE, ... of the options whose values differ from those of a config."""
+    cfg = get_config(name)
+    return [x for key, value in options.items() if get_key(cfg, key) != value for x in (key, value)]
 
 
 def _config_folder() -> Path:
