@@ -14,9 +14,9 @@ from detectron2.structures import Boxes, pairwise_iou
 import train_net
 from tood.data.datasets import load_own_data
 from tood.evaluation.alignment import (
-    belonging_predictions,
     count_detections,
     measure_alignment,
+    predictions_of_objects,
     rank_correlation,
 )
 from tood.evaluation.alignment_evaluator import (
@@ -104,7 +104,7 @@ def test_alignment_equals_the_slow_version(monkeypatch, ties, at_once):
     scores, boxes, points, gt_boxes, gt_classes = image = random_image(25, ties)
     monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", at_once * len(points))
     measured = measure_alignment(*image)
-    top = belonging_predictions(*image, 50)
+    top = predictions_of_objects(*image, 50)
     # Few and many predictions, and objects between the locations.
     counts = top.valid.sum(dim=1)
     assert counts.max() == 50 and (counts == 0).any() and ((counts > 2) & (counts < 50)).any()
@@ -247,7 +247,9 @@ def test_retinanet_can_be_measured():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="a Linear says .* TOOD and RetinaNet"):
+    with pytest.raises(
+        TypeError, match="of a Linear are not available; those of TOOD and RetinaNet"
+    ):
         DenseReader(torch.nn.Linear(1, 1))
 
 

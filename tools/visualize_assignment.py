@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """
-Draw which locations answer for which object, by ATSS and by task alignment learning (TAL)::
+Draw which locations are assigned to which object, by ATSS and by task alignment learning (TAL)::
 
     python tools/visualize_assignment.py --config-file configs/demo_shapes.yaml \\
         --output assignment.png --num-images 3 --weights output/demo/model_final.pth
 
-One row an image; with several checkpoints of a training behind --weights, one row each of the
+One row per image; with several checkpoints of a training after --weights, one row each of the
 first image. Dots are larger and brighter the larger their weight in the box loss, the centerness in
 ATSS and t_hat in TAL, and have the colour of their object around them. A table lists, for each
 object, positives, metric t, t_hat and IoU, and the objects that get none.

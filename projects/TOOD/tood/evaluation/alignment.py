@@ -1,5 +1,5 @@
 """
-How well classification and localization agree (Table 6 of the paper; docs/alignment.md says how its
+Alignment of classification and localization (Table 6 of the paper; docs/alignment.md says how its
 words are read here). Pure functions of one image.
 
 Shapes: M objects, R locations (or anchors) of all levels, K classes, D detections. Boxes are XYXY,
@@ -14,10 +14,10 @@ from torch import Tensor
 from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes, objects_at_once
 
 __all__ = [
-    "Belonging",
+    "ObjectPredictions",
     "alignment_of",
     "InstanceAlignment",
-    "belonging_predictions",
+    "predictions_of_objects",
     "count_detections",
     "measure_alignment",
     "rank_correlation",
@@ -26,12 +26,12 @@ __all__ = [
 # Predictions of an object that the correlation is of, and those that the mean IoU is of.
 TOP_CORRELATED = 50
 TOP_LOCALIZED = 10
-# A detection of an IoU in between, both ends excluded, is an error; one of more is right.
+# A detection with an IoU in between, both ends excluded, is an error; with a larger one, correct.
 ERROR_IOU, CORRECT_IOU = 0.1, 0.5
 
 
-class Belonging(NamedTuple):
-    """The most confident predictions of each object, by falling score."""
+class ObjectPredictions(NamedTuple):
+    """The most confident predictions of each object, sorted by descending score."""
 
     scores: Tensor  # (M, T) for the class of the object
     ious: Tensor  # (M, T) of their boxes with the object's
@@ -40,10 +40,10 @@ class Belonging(NamedTuple):
 
 
 class InstanceAlignment(NamedTuple):
-    """Of each object; NaN where it is not defined."""
+    """Metrics of each object; NaN where not defined."""
 
-    correlation: Tensor  # (M,) of the rankings by score and by IoU, of the top 50
-    mean_iou: Tensor  # (M,) of the top 10
+    correlation: Tensor  # (M,) rank correlation of score and IoU, top 50
+    mean_iou: Tensor  # (M,) top 10
 
 
 @torch.no_grad()
@@ -59,11 +59,13 @@ def measure_alignment(
         gt_classes: (M,) int64.
     """
     return alignment_of(
-        belonging_predictions(pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED)
+        predictions_of_objects(
+            pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED
+        )
     )
 
 
-def alignment_of(top: Belonging) -> InstanceAlignment:
+def alignment_of(top: ObjectPredictions) -> InstanceAlignment:
     """
     Args:
         top: the ``TOP_CORRELATED`` most confident predictions of each object.
@@ -75,20 +77,20 @@ def alignment_of(top: Belonging) -> InstanceAlignment:
 
 
 @torch.no_grad()
-def belonging_predictions(
+def predictions_of_objects(
     pred_scores: Tensor,
     pred_boxes: Tensor,
     points: Tensor,
     gt_boxes: Tensor,
     gt_classes: Tensor,
     top: int,
-) -> Belonging:
+) -> ObjectPredictions:
     """
-    The predictions of an object are those whose own location lies inside of its box, scored by its
-    class. Of equal scores, the first location comes first.
+    Select the predictions of each object: those whose own location lies inside of its box, scored
+    by its class. Among equal scores, the first location comes first.
 
     Args:
-        top: how many of them, at most; the others as in :func:`measure_alignment`.
+        top: number of them, at most; the others as in :func:`measure_alignment`.
     """
     top = min(top, len(points))
     at_once = objects_at_once(len(points))
@@ -98,21 +100,21 @@ def belonging_predictions(
         scores = pred_scores.t()[classes].masked_fill(~inside, -1.0)
         scores, locations = (x[:, :top] for x in scores.sort(dim=1, descending=True, stable=True))
         ious = box_iou_of_pairs(boxes[:, None], pred_boxes[locations])
-        chunks.append(Belonging(scores, ious, locations, scores >= 0))
+        chunks.append(ObjectPredictions(scores, ious, locations, scores >= 0))
     if not chunks:
         empty = pred_scores.new_zeros(0, top)
-        return Belonging(empty, empty, empty.long(), empty.bool())
-    return Belonging(*(torch.cat(x) for x in zip(*chunks)))
+        return ObjectPredictions(empty, empty, empty.long(), empty.bool())
+    return ObjectPredictions(*(torch.cat(x) for x in zip(*chunks)))
 
 
 def rank_correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
     """
-    Pearson's correlation of the rankings of two values, which is Spearman's rho; equals share the
-    mean of their ranks.
+    Compute Pearson's correlation of the rankings of two values, which is Spearman's rho; ties share
+    the mean of their ranks.
 
     Args:
         a, b: (M, T).
-        valid: (M, T) bool, which of them count.
+        valid: (M, T) bool, which of them to rank.
 
     Returns:
         (M,), NaN for rows of fewer than two values, or where one ranking is all equal.
@@ -123,7 +125,7 @@ def rank_correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
 
 
 def _centered_ranks(x: Tensor, valid: Tensor) -> Tensor:
-    """(M, T) ranks less their mean, 0 where not valid; in float64, where sums of them are exact."""
+    """Return ranks less their mean, 0 where not valid; in float64, where their sums are exact."""
     below = (x[:, None, :] < x[:, :, None]).double() + 0.5 * (x[:, None, :] == x[:, :, None])
     ranks = (below * valid[:, None, :]).sum(dim=2) * valid
     counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
@@ -135,8 +137,8 @@ def count_detections(
     boxes: Tensor, classes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """
-    What the detections of an image, behind NMS, are to its objects. A detection belongs to the
-    object of its class with the largest IoU, of equals the first.
+    Count the detections of an image, after NMS, per object. A detection is matched to the object
+    of its class with the largest IoU; ties go to the first.
 
     Args:
         boxes, classes: (D, 4), (D,) int64, of the detections.

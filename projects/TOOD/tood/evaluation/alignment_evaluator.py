@@ -20,8 +20,8 @@ from tood.evaluation.alignment import (
     TOP_CORRELATED,
     TOP_LOCALIZED,
     alignment_of,
-    belonging_predictions,
     count_detections,
+    predictions_of_objects,
 )
 from tood.modeling.detector import TOOD
 from tood.utils.files import write_json
@@ -38,14 +38,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# COCO's limits between small, medium and large, of the box: square pixels of the picture.
+# COCO's limits between small, medium and large, of the box: square pixels of the original image.
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
-# Pairs of score and IoU that are kept for a picture, the first of the data set.
+# Pairs of score and IoU that are kept for a plot, the first of the data set.
 MAX_PAIRS = 20_000
 
 
 class DenseOutputs(NamedTuple):
-    """What a detector says of every location of a batch, before any threshold or NMS."""
+    """Dense predictions of a detector for a batch, before thresholding and NMS."""
 
     scores: Tensor  # (N, R, K), probabilities
     boxes: Tensor  # (N, R, 4), XYXY pixels of the network's input
@@ -68,8 +68,8 @@ class DenseReader:
         if adapt is None:
             names = " and ".join(architecture.__name__ for architecture in ADAPTERS)
             raise TypeError(
-                f"What a {type(model).__name__} says of every location is not known; that of "
-                f"{names} is."
+                f"The dense predictions of a {type(model).__name__} are not available; those of "
+                f"{names} are."
             )
         self.latest: Optional[DenseOutputs] = None
 
@@ -110,14 +110,14 @@ ADAPTERS = {TOOD: _read_tood, RetinaNet: _read_retinanet}
 
 
 class ObjectFigures(NamedTuple):
-    """What was measured, one number for each object of a data set."""
+    """Measurements, one number for each object of a data set."""
 
     correlation: np.ndarray  # NaN where it is not defined
     mean_iou: np.ndarray  # NaN where it is not defined
     correct: np.ndarray
     redundant: np.ndarray
     error: np.ndarray
-    area: np.ndarray  # of the box, square pixels of the picture
+    area: np.ndarray  # of the box, square pixels of the original image
     gt_class: np.ndarray
 
     @classmethod
@@ -132,8 +132,8 @@ class AlignmentEvaluator(DatasetEvaluator):
     Table 6 of the paper for any data set in Detectron2's format, sliced by size and class; what it
     counts is in docs/alignment.md. Crowds and boxes without size are not counted.
 
-    Besides its figures, ``figures`` (:class:`ObjectFigures`) and ``pairs`` (P, 2), scores and IoUs
-    of confident predictions, stay for pictures, in the main process.
+    In the main process, ``figures`` (:class:`ObjectFigures`) and ``pairs`` (P, 2), scores and IoUs
+    of confident predictions, are kept for plots.
     """
 
     def __init__(self, dataset_name: str, model, output_dir: Optional[str] = None):
@@ -169,7 +169,7 @@ class AlignmentEvaluator(DatasetEvaluator):
                 continue
             seen_boxes = gt_boxes * scale_of_input(record).to(gt_boxes)
             seen = (dense.scores[i], dense.boxes[i], dense.points, seen_boxes, gt_classes)
-            top = belonging_predictions(*seen, TOP_CORRELATED)
+            top = predictions_of_objects(*seen, TOP_CORRELATED)
             detections = output["instances"].to(gt_boxes.device)
             boxes, classes = detections.pred_boxes.tensor, detections.pred_classes
             counts = count_detections(boxes, classes, gt_boxes, gt_classes)
@@ -185,8 +185,8 @@ class AlignmentEvaluator(DatasetEvaluator):
     def evaluate(self) -> Optional[Dict]:
         """
         Returns:
-            {"alignment": figures of all objects, and of each size}; in the log those of each class,
-            too. None in all processes but the main one.
+            {"alignment": metrics of all objects, and of each size}; those of each class are logged.
+            None in all processes but the main one.
         """
         self.reader.close()
         self.reader = None
@@ -243,7 +243,7 @@ def table_of(rows: Dict[str, Dict[str, float]]) -> str:
 
 
 def scale_of_input(record: Dict) -> Tensor:
-    """(4,), from boxes in pixels of the picture to those of the network's input."""
+    """Return (4,), factors from pixels of the original image to those of the network's input."""
     height, width = record["image"].shape[-2:]
     return torch.tensor([width / record["width"], height / record["height"]] * 2)
 
@@ -254,7 +254,7 @@ def _mean(x: np.ndarray) -> float:
 
 
 def _objects_of(record: Dict):
-    """Boxes (M, 4), XYXY pixels of the picture, and classes (M,) that are to be found in it."""
+    """Return boxes (M, 4), XYXY pixels of the original image, and classes (M,) of its objects."""
     annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)

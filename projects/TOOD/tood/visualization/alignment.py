@@ -1,6 +1,6 @@
 """
-Pictures of the alignment: where scores and IoUs are high in an image (Figures 1 and 4 of the
-paper), how they go together over a data set, and before and after.
+Plots of the alignment: where scores and IoUs are high in an image (Figures 1 and 4 of the paper),
+and how they correlate over a data set.
 """
 
 from typing import Dict, Sequence, Tuple
@@ -25,7 +25,7 @@ def location_values(
     dense: DenseOutputs, image_index: int, gt_boxes: Tensor, gt_classes: Tensor
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """
-    What each location says of its object: the smallest one whose box it lies in.
+    Return score and IoU of each location for its object: the smallest one whose box it lies in.
 
     Args:
         dense: of a batch.
