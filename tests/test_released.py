@@ -88,7 +88,7 @@ def test_fetched_checked_converted_and_kept(published, tmp_path):
 def test_interrupted_download(published, tmp_path):
     server, file, _ = published
     server.break_off = True
-    with pytest.raises(UserError, match=rf"tood://{NAME} cannot be fetched .*put it to ") as error:
+    with pytest.raises(UserError, match=rf"tood://{NAME} cannot be fetched .*put it at ") as error:
         tood.get_model(NAME, pretrained=True)
     assert "\n" not in str(error.value)
     assert not [f for _, _, files in os.walk(tmp_path / "cache") for f in files if f[-4:] == ".pth"]
@@ -113,7 +113,7 @@ def test_no_network(published, tmp_path):
     server.server.server_close()
     with pytest.raises(UserError, match="cannot be fetched") as error:
         tood.get_model(NAME, pretrained=True)
-    place = str(error.value).rsplit("put it to ", 1)[1].rstrip(".")
+    place = str(error.value).rsplit("put it at ", 1)[1].rstrip(".")
     # Doing what it says helps.
     os.makedirs(os.path.dirname(place), exist_ok=True)
     with open(place, "wb") as f:
@@ -135,6 +135,9 @@ def test_every_file_has_a_date_and_a_hash():
         "tood_X101_64x4d_DCN_FPN_mstrain_2x"
     }
     for name in catalog.FILES:
-        assert catalog._url_of(name).count(model_zoo.RELEASED_MODELS[name].checkpoint) == 2
+        assert (
+            catalog.ReleasedHandler().url_of(name).count(model_zoo.RELEASED_MODELS[name].checkpoint)
+            == 2
+        )
         date, digest = catalog.FILES[name].split("-")
         assert len(date) == 15 and len(bytes.fromhex(digest)) == 4

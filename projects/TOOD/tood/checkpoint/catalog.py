@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import re
+from typing import Callable
 from urllib.parse import urlparse
 
 import torchvision
@@ -20,18 +21,14 @@ from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError
 from tood.utils.files import write_atomically
 
-__all__ = [
-    "BackboneHandler",
-    "PREFIX",
-    "ReleasedHandler",
-]
+__all__ = ["BackboneHandler", "ReleasedHandler"]
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "tood://"
-# Where MMDetection publishes them, in a folder of the name in front of the date.
+# Where MMDetection publishes them, in a folder named like the file without its date.
 BASE_URL = "https://download.openmmlab.com/mmdetection/v2.0/tood"
-# Config -> date and hash of the file. The seventh model's authors have it on a drive alone.
+# Config -> date and hash of the file. The seventh model is on a drive of its authors alone.
 FILES = {
     "tood_R50_FPN_1x": "20211210_103425-20e20746",
     "tood_R50_FPN_anchor_based_1x": "20211214_100105-b776c134",
@@ -42,58 +39,103 @@ FILES = {
 }
 
 
-class ReleasedHandler(PathHandler):
-    """Paths ``tood://CONFIG``; a local path of them is a checkpoint of this project."""
+OPEN_MMLAB = {
+    "resnext101_64x4d": (
+        "https://download.openmmlab.com/pretrain/third_party/resnext101_64x4d-ee2c6f71.pth"
+    ),
+}
+
+
+class _ConvertedHandler(PathHandler):
+    """Paths PREFIX + NAME, whose local file is converted and kept beside the download."""
+
+    prefix: str
+
+    def url_of(self, name: str) -> str:
+        """
+        Raises:
+            UserError: for an unknown name.
+        """
+        raise NotImplementedError
+
+    def convert(self, download: str, target: str) -> None:
+        raise NotImplementedError
 
     def _get_supported_prefixes(self):
-        return [PREFIX]
+        return [self.prefix]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        name = path[len(PREFIX) :]
-        url = _url_of(name)
-        place = _place_of(url)
-        converted = os.path.splitext(place)[0] + ".detectron2.pth"
-        if os.path.isfile(converted) and not force:
-            return converted
+        url = self.url_of(path[len(self.prefix) :])
+        # Where Detectron2's PathManager keeps a download.
+        place = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
+        kept = os.path.splitext(place)[0] + ".detectron2.pth"
+        if os.path.isfile(kept) and not force:
+            return kept
         try:
             download = PathManager.get_local_path(url, force=force, **kwargs)
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"The weights {path} cannot be fetched ({reason}); get {url} on a machine with a "
-                f"network, and put it to {place}."
+                f"network, and put it at {place}."
             ) from error
-        _check_hash(download)
-        convert_checkpoint(download, converted)
-        logger.info(f"{path}: fetched from {url}, checked and converted to {converted}")
+        converted = os.path.splitext(download)[0] + ".detectron2.pth"
+        self.convert(download, converted)
+        logger.info(f"{path}: fetched from {url} and converted to {converted}")
         return converted
 
     def _open(self, path: str, mode: str = "r", **kwargs):
         return PathManager.open(self._get_local_path(path), mode, **kwargs)
 
 
-def _url_of(name: str) -> str:
-    if name not in RELEASED_MODELS:
-        raise UserError(
-            f"There are no released weights {PREFIX}{name}; there are {', '.join(FILES)}."
-        )
-    stem = RELEASED_MODELS[name].checkpoint
-    if name not in FILES:
-        raise UserError(
-            f"The weights {PREFIX}{name} are published on a drive that programs cannot read; get "
-            f"{stem}_*.pth from the authors' repository (fcjian/TOOD), convert it with "
-            "tools/convert_checkpoint.py, and name the file."
-        )
-    return f"{BASE_URL}/{stem}/{stem}_{FILES[name]}.pth"
+class ReleasedHandler(_ConvertedHandler):
+    """Paths ``tood://CONFIG``: checkpoints of the released models, checked by their hash."""
+
+    prefix = "tood://"
+
+    def url_of(self, name: str) -> str:
+        if name not in RELEASED_MODELS:
+            raise UserError(
+                f"There are no released weights {self.prefix}{name}; there are {', '.join(FILES)}."
+            )
+        stem = RELEASED_MODELS[name].checkpoint
+        if name not in FILES:
+            raise UserError(
+                f"The weights {self.prefix}{name} are published on a drive that programs cannot "
+                f"read; get {stem}_*.pth from the authors' repository (fcjian/TOOD), convert it "
+                "with tools/convert_checkpoint.py, and name the file."
+            )
+        return f"{BASE_URL}/{stem}/{stem}_{FILES[name]}.pth"
+
+    def convert(self, download: str, target: str) -> None:
+        _check_hash(download)
+        convert_checkpoint(download, target)
 
 
-def _place_of(url: str) -> str:
-    """Where Detectron2's PathManager keeps a download."""
-    return os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
+class BackboneHandler(_ConvertedHandler):
+    """Paths of ImageNet backbones from one origin."""
+
+    def __init__(self, prefix: str, urls: Callable[[str], str]):
+        self.prefix, self.urls = prefix, urls
+
+    def url_of(self, name: str) -> str:
+        try:
+            return self.urls(name)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"There are no weights {self.prefix}{name} (MODEL.WEIGHTS).") from error
+
+    def convert(self, download: str, target: str) -> None:
+        model = convert_backbone(read_checkpoint(download).state_dict)
+        write_atomically({"model": model}, target)
+
+
+def _torchvision_url(name: str) -> str:
+    # The weights that MMDetection means by this name: the first ones torchvision had.
+    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
 
 
 def _check_hash(path: str) -> None:
-    """Raise UserError, and take the file away, unless its SHA-256 begins as its name ends."""
+    """Raise UserError and remove a file unless its SHA-256 begins as its name ends."""
     expected = re.search(r"-([0-9a-f]{8})\.pth$", path)[1]
     digest = hashlib.sha256()
     with open(path, "rb") as f:
@@ -103,55 +145,10 @@ def _check_hash(path: str) -> None:
         os.remove(path)
         raise UserError(
             f"The download {path} is damaged: its SHA-256 begins with {digest.hexdigest()[:8]}, "
-            f"not {expected}; it was taken away, and the next call fetches it again."
+            f"not {expected}; it was removed, and the next call fetches it again."
         )
 
 
 PathManager.register_handler(ReleasedHandler())
-
-
-OPEN_MMLAB = {
-    "resnext101_64x4d": (
-        "https://download.openmmlab.com/pretrain/third_party/resnext101_64x4d-ee2c6f71.pth"
-    ),
-}
-
-
-def _torchvision_url(name: str) -> str:
-    # The weights that MMDetection means by this name: the first ones torchvision had.
-    return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
-
-
-def _open_mmlab_url(name: str) -> str:
-    return OPEN_MMLAB[name]
-
-
-class BackboneHandler(PathHandler):
-    """Paths of one origin of ImageNet backbones."""
-
-    def __init__(self, prefix: str, find_url):
-        self.prefix = prefix
-        self.find_url = find_url
-
-    def _get_supported_prefixes(self):
-        return [self.prefix]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        name = path[len(self.prefix) :]
-        try:
-            url = self.find_url(name)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"There are no weights {path} (MODEL.WEIGHTS).") from error
-        download = PathManager.get_local_path(url, force=force, **kwargs)
-        converted = os.path.splitext(download)[0] + ".detectron2.pth"
-        if force or not os.path.isfile(converted):
-            state_dict = convert_backbone(read_checkpoint(download).state_dict)
-            write_atomically({"model": state_dict}, converted)
-        return converted
-
-    def _open(self, path: str, mode: str = "r", **kwargs):
-        return PathManager.open(self._get_local_path(path), mode, **kwargs)
-
-
 PathManager.register_handler(BackboneHandler("torchvision://", _torchvision_url))
-PathManager.register_handler(BackboneHandler("open-mmlab://", _open_mmlab_url))
+PathManager.register_handler(BackboneHandler("open-mmlab://", OPEN_MMLAB.__getitem__))
