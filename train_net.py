@@ -66,7 +66,7 @@ def parse_args(argv=None):
             action="append",
             metavar="JSON[:FOLDER]",
             help=f"data set in COCO format and the folder of its images, or a registered name, "
-            f"in the place of {key}; may be repeated",
+            f"instead of {key}; may be repeated",
         )
     parser.add_argument(
         "--epochs",
@@ -121,7 +121,7 @@ def setup(args):
 
 def set_schedule(cfg, args):
     """
-    Change a config to what the flags ask for, save for the keys that were typed.
+    Change a config to what the flags ask for, except for the keys that overrides set.
 
     Returns:
         the values that were changed, by key, or None without a flag.

@@ -251,7 +251,7 @@ def test_way_back_refuses_what_mmdetection_cannot_have(tmp_path):
     target = str(tmp_path / "t.pth")
     assert "batch norm" in complaint(convert_to_mmdet, str(tmp_path / "gn.pth"), target)
     torch.save({"model": [1]}, tmp_path / "list.pth")
-    assert "no tensor" in complaint(convert_to_mmdet, str(tmp_path / "list.pth"), target)
+    assert "not a tensor" in complaint(convert_to_mmdet, str(tmp_path / "list.pth"), target)
 
 
 def test_what_does_not_fit_is_listed_and_nothing_is_written(reference, released, tmp_path):
@@ -320,7 +320,7 @@ def test_files_that_cannot_be_read(released, tmp_path):
     assert "is refused" in sentence and "Popen" in sentence
 
     torch.save({"state_dict": {"a": 3}}, code)
-    assert "'a' that is no tensor" in complaint(read_checkpoint, str(code))
+    assert "'a' that is not a tensor" in complaint(read_checkpoint, str(code))
 
 
 def test_target_that_cannot_be_written(released):

@@ -499,7 +499,7 @@ def test_files_that_cannot_be_used(tmp_path):
         ExportedFile(str(broken))
     with pytest.raises(UserError, match="does not exist"):
         ExportedFile(str(tmp_path / "b.ts"))
-    with pytest.raises(UserError, match="is no file for openvino.*exported reads .pt2"):
+    with pytest.raises(UserError, match="cannot be read by openvino.*exported reads .pt2"):
         ExportedFile(str(tmp_path / "b.ts"), "openvino")
     with pytest.raises(detect_onnx.Error, match="cannot be read by ONNX Runtime"):
         detect_onnx.Detector(str(broken))

@@ -1,4 +1,4 @@
-"""What is no part of model, data and optimizer. Periods are in iterations, 0 for never."""
+"""Everything except model, data and optimizer. Periods are in iterations, 0 for never."""
 
 train = dict(
     output_dir="./output",
@@ -9,7 +9,7 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=None),
     eval_period=0,
     log_period=20,
-    vis_period=0,  # pictures for TensorBoard
+    vis_period=0,  # images for TensorBoard
     device="cuda",
     seed=-1,  # drawn
     cudnn_benchmark=False,

@@ -29,13 +29,13 @@ def get_model(
         name: see :func:`get_config_file`; of a yacs config.
         checkpoint: file in this project's names. One of ``tools/convert_checkpoint.py`` says
             itself where its model differs from the config, for example in its classes. Without
-            one, the weights are drawn at random.
+            one, the weights are random.
         device: default: "cuda", or "cpu" where there is no GPU.
-        pretrained: with the released weights, which are fetched if they are not here.
+        pretrained: use the released weights, fetched if necessary.
 
     Raises:
         UserError: for an unknown name, a checkpoint that is not of this model, and released
-            weights that cannot be had.
+            weights that are not available.
     """
     if pretrained:
         checkpoint = PathManager.get_local_path(f"tood://{name}")

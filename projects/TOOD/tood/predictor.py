@@ -1,4 +1,4 @@
-"""Pictures in, detections out: a trained detector for programs and for the demo."""
+"""Images in, detections out: a trained detector for programs and for the demo."""
 
 import os
 from itertools import groupby
@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
@@ -98,10 +98,10 @@ class Predictor:
 
         Returns:
             ``Instances`` on the CPU, or a list of them: "pred_boxes", XYXY pixels of the image,
-            "scores" and "pred_classes", by falling score.
+            "scores" and "pred_classes", sorted by descending score.
 
         Raises:
-            UserError: for a file that cannot be read, or an array that is no such picture.
+            UserError: for a file that cannot be read, or an array of another kind.
         """
         if isinstance(images, (str, os.PathLike, np.ndarray)):
             return self._predict([images])[0]
@@ -109,27 +109,26 @@ class Predictor:
 
     def as_dicts(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
         """
-        As a call, but with plain values: for each image "boxes" (D, 4), "scores" (D,), "classes"
-        (D,), arrays, and "names", a list.
+        Return plain values for each image: "boxes" (D, 4), "scores" (D,), "classes" (D,) and
+        further fields of the head, all arrays, and "names", a list.
         """
         found = self(images)
-        return (
-            [self._as_dict(x) for x in found] if isinstance(found, list) else self._as_dict(found)
-        )
+        as_list = found if isinstance(found, list) else [found]
+        dicts = [self._as_dict(x.get_fields()) for x in as_list]
+        return dicts if isinstance(found, list) else dicts[0]
 
-    def _as_dict(self, instances: Instances) -> Dict:
-        classes = instances.pred_classes.numpy()
-        return {
-            "boxes": instances.pred_boxes.tensor.numpy(),
-            "scores": instances.scores.numpy(),
-            "classes": classes,
-            "names": [self.class_names[c] for c in classes],
+    def _as_dict(self, fields: Dict) -> Dict:
+        renamed = {"pred_boxes": "boxes", "pred_classes": "classes"}
+        arrays = {
+            renamed.get(name, name): (x.tensor if isinstance(x, Boxes) else x).numpy()
+            for name, x in fields.items()
         }
+        return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
 
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:
         inputs = [self.input_of(image) for image in images]
-        # Only pictures of one size share a batch: padding would change what is seen.
+        # Only images of one size share a batch: padding would change what is seen.
         results: List[Optional[Instances]] = [None] * len(inputs)
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
         for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
@@ -142,7 +141,7 @@ class Predictor:
         """
         Returns:
             what the model takes: "image" (3, H, W) uint8, resized and in the channels' order of
-            ``INPUT.FORMAT``, and the picture's own "height" and "width".
+            ``INPUT.FORMAT``, and the image's own "height" and "width".
         """
         image = _pixels_of(image)
         height, width = image.shape[:2]
@@ -212,7 +211,7 @@ def _pixels_of(image: Image) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(
-                f"A picture must be an array (H, W, 3) of uint8, in BGR; this one has the shape "
+                f"An image must be an array (H, W, 3) of uint8, in BGR; this one has the shape "
                 f"{image.shape} and the type {image.dtype}."
             )
         return image

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and sentences for those that cannot be used."""
+"""Checkpoints that are written whole or not at all, and errors for unusable ones."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 class Checkpointer(DetectionCheckpointer):
     """
-    Detectron2's, in its format. A process that is killed while it writes leaves the checkpoints
-    before it as they were; and resuming goes back to the newest one that can be read.
+    Detectron2's checkpointer and format. A process killed while it writes leaves the earlier
+    checkpoints intact, and resuming goes back to the newest readable one.
     """
 
     def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
@@ -31,7 +31,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.complete = complete
-        self.constants: Dict[str, Any] = {}  # what every file holds as well
+        self.extra_metadata: Dict[str, Any] = {}  # further entries of every file
         self.resuming = False
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class Checkpointer(DetectionCheckpointer):
             return
         if "://" in self.save_dir:
             return super().save(name, **kwargs)
-        content = {"model": self.model.state_dict(), **self.constants}
+        content = {"model": self.model.state_dict(), **self.extra_metadata}
         content.update({key: part.state_dict() for key, part in self.checkpointables.items()})
         content.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -136,7 +136,7 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _log_incompatible_keys(self, incompatible):
-        """One line for a class predictor of another number of classes: that is fine-tuning."""
+        """Log one line for a class predictor of another number of classes: that is fine-tuning."""
         predictor = {
             name: (old, new)
             for name, old, new in incompatible.incorrect_shapes

@@ -85,12 +85,11 @@ class ModelDescription(NamedTuple):
 
 def read_checkpoint(path: str) -> SourceCheckpoint:
     """
-    Read a checkpoint of another project: with or without a ``state_dict`` or ``model`` around its
-    entries and a ``module.`` before their names. The second copy of every entry that training with
-    an exponential moving average leaves (``ema_...``) is dropped.
+    Read a checkpoint of another project: with or without ``state_dict`` or ``model`` around its
+    entries, and ``module.`` before their names. Averaged copies (``ema_...``) are dropped.
 
     Raises:
-        UserError: as :func:`read_tensors`, and for entries that are no tensors.
+        UserError: as :func:`read_tensors`, and for entries that are not tensors.
     """
     content = read_tensors(path)
     meta = content.get("meta")
@@ -111,7 +110,7 @@ def check_entries(entries, path: str) -> Dict[str, Tensor]:
     """Raise UserError unless something that was read maps names to tensors."""
     for name, value in entries.items() if isinstance(entries, dict) else [(entries, None)]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"The checkpoint {path} has an entry {name!r} that is no tensor.")
+            raise UserError(f"The checkpoint {path} has an entry {name!r} that is not a tensor.")
     return entries
 
 
@@ -211,7 +210,7 @@ def to_mmdet(
     state_dict: Dict[str, Tensor], left_over: Optional[Dict[str, Tensor]] = None
 ) -> Dict[str, Tensor]:
     """
-    The way back: a state dict of this project in MMDetection's names.
+    Return a state dict of this project in MMDetection's names.
 
     Args:
         left_over: as :func:`to_detectron2` returned it; a model that was trained here has none,
@@ -284,7 +283,7 @@ def convert_checkpoint(
 
 def convert_to_mmdet(source_path: str, target_path: str) -> None:
     """
-    The way back: a checkpoint of this project, converted or trained, in MMDetection's names.
+    Convert a checkpoint of this project, converted or trained, to MMDetection's names.
 
     Raises:
         UserError: for everything that cannot be converted.

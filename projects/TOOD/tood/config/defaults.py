@@ -23,7 +23,7 @@ def add_tood_config(cfg):
     # Weights of the deltas (dx, dy, dw, dh) of "anchor_based": the inverse of their stds.
     tood.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
-    # "task_aligned" (T-head), or "parallel": a tower of convolutions for each task, as ATSS has it.
+    # "task_aligned" (T-head), or "parallel": a tower of convolutions for each task, as in ATSS.
     tood.HEAD = "task_aligned"
     # Whether scores are corrected by the map M (Eq. 5), and boxes by the offsets O (Eq. 6).
     tood.ALIGN_CLS = True
@@ -40,7 +40,7 @@ def add_tood_config(cfg):
     tood.NUM_DCN_CONVS = 0
     tood.DCN_NUM_GROUPS = 4
 
-    # "tal": task alignment learning behind a warm-up; or "atss" throughout.
+    # "tal": task alignment learning; "atss"; or a name in ASSIGNER_REGISTRY.
     tood.ASSIGNER = "tal"
     # The first ATSS_ITERS iterations assign by ATSS, those after it by ASSIGNER; 0 turns ATSS off.
     # Released: 4 epochs, also when training takes 24.
@@ -81,7 +81,7 @@ def add_tood_config(cfg):
     # Measure the alignment of classification and localization in each evaluation as well.
     tood.EVAL_ALIGNMENT = False
 
-    # What the network computes in while training and at inference: "float32", "bfloat16" or
+    # Compute dtype in training and at inference: "float32", "bfloat16" or
     # "float16", the latter two by autocast, and float16 with scaled gradients, on a GPU only.
     # Weights, assignment, losses, scores, boxes and NMS are float32 always. SOLVER.AMP.ENABLED
     # True is PRECISION_TRAIN "float16" on a GPU and "bfloat16" on a CPU.

@@ -195,7 +195,7 @@ def schedule_of_file(config_file: str) -> Schedule:
 
 def apply_schedule(cfg: Config, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:
     """
-    Change a config to a schedule, save for the keys that the user's overrides set.
+    Change a config to a schedule, except for the keys that the user's overrides set.
 
     Returns:
         the keys that were changed, and their values.
@@ -280,7 +280,7 @@ def check_weights(weights: str, key: str = "MODEL.WEIGHTS") -> None:
         return
     try:
         there = os.path.isfile(PathManager.get_local_path(path))
-        reason = "there is no such file"
+        reason = "the file does not exist"
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         there, reason = False, " ".join(str(error).split())
     if not there:

@@ -96,7 +96,7 @@ class TrainingLoop(TrainerBase):
             trainer=weakref.proxy(self),
             **({"ema": self.averaged} if self.averaged else {}),
         )
-        self.checkpointer.constants = self.extra_metadata
+        self.checkpointer.extra_metadata = self.extra_metadata
         self.best = BestWeights(options.output_dir, self.extra_metadata)
         if comm.is_main_process():
             model.watcher = TrainingWatcher(options.vis_period, class_names, model.input_format)

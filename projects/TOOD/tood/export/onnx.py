@@ -22,6 +22,7 @@ from tood.modeling.detector import TOOD
 from tood.modeling.postprocess import Candidates
 from tood.utils.errors import UserError
 from tood.utils.files import write_whole
+from tood.utils.logs import at_level
 
 __all__ = [
     "INPUT",
@@ -64,7 +65,12 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
     if module.nms:
         table[torch.ops.tood.keep_by_nms.default] = _translate_keep_by_nms
     # What it prints is of no use here, and warnings of constants are for models that train.
-    with torch.no_grad(), quiet(), redirect_stdout(io.StringIO()), _without_log("torch.onnx"):
+    with (
+        torch.no_grad(),
+        quiet(),
+        redirect_stdout(io.StringIO()),
+        at_level("torch.onnx", logging.ERROR),
+    ):
         exported = torch.onnx.export(
             program,
             (),
@@ -134,20 +140,6 @@ def _name_dimensions(proto, outputs) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         for i, name in names[value.name].items():
             value.type.tensor_type.shape.dim[i].dim_param = name
-
-
-class _without_log:
-    """Keep a logger quiet for a while, save for errors."""
-
-    def __init__(self, name: str):
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self):
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_):
-        self.logger.setLevel(self.level)
 
 
 # --- NMS -------------------------------------------------------------------------------------

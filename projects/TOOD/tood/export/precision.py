@@ -12,6 +12,7 @@ from typing import Dict, Iterable, List, Optional, Set
 import numpy as np
 
 from tood.export.onnx import INPUT, import_onnx, save_checked
+from tood.utils.logs import silenced
 
 __all__ = ["to_float16", "to_int8"]
 
@@ -30,7 +31,7 @@ def to_float16(source: str, target: str) -> None:
 
 def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = None) -> None:
     """
-    Convolutions in int8, save for those that predict or find weights and offsets.
+    Quantize convolutions, except for those that predict or compute weights and offsets.
 
     Args:
         source: an ONNX file in float32.
@@ -42,7 +43,7 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     options = dict(nodes_to_quantize=_Graph(onnx.load(source)).roomy_convs(), per_channel=True)
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
+    with tempfile.TemporaryDirectory() as folder, silenced("", _is_advice):
         part = os.path.join(folder, "int8.onnx")
         if images is None:
             # Runtimes before 1.20 know convolutions of unsigned weights only.
@@ -53,7 +54,7 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
 
 
 class _Graph:
-    """Who makes what of whom in an ONNX graph."""
+    """Producers and consumers of each value of an ONNX graph."""
 
     def __init__(self, proto):
         self.nodes = {node.name: node for node in proto.graph.node}
@@ -74,12 +75,12 @@ class _Graph:
         }
 
     def network(self) -> Set[str]:
-        """Names of the nodes from the first convolution to the last ones."""
+        """Return the names of the nodes from the first convolution to the last ones."""
         inside = self._reach(self.convs, self.users) & self._reach(self.convs, self.makers)
         return inside - self._positions()
 
     def roomy_convs(self) -> List[str]:
-        """Names of the convolutions whose results are features, which have room for rounding."""
+        """Return the names of the convolutions whose outputs are features: they tolerate rounding."""
         before_others = set()
         for name in self.convs:
             before_others |= self._reach(self.makers[name], self.makers)
@@ -92,14 +93,14 @@ class _Graph:
         ]
 
     def _positions(self) -> Set[str]:
-        """What finds out where a map is read, and reads there."""
+        """Return the nodes that compute sampling positions, and those that sample."""
         samplers = [name for name, node in self.nodes.items() if node.op_type == "GridSample"]
         grids = [self.maker[self.nodes[name].input[1]] for name in samplers]
         return {*samplers, *self._reach(grids, self.makers, stop=self.convs)}
 
     @staticmethod
     def _reach(start: Iterable[str], next_: Dict[str, List[str]], stop=()) -> Set[str]:
-        """``start`` and all that can be got to from there, without ``stop`` and what it hides."""
+        """Return ``start`` and all nodes reachable from there without passing ``stop``."""
         found, waiting = set(), list(start)
         while waiting:
             name = waiting.pop()
@@ -111,7 +112,7 @@ class _Graph:
 
 class _HalfNodes:
     """
-    Lets some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
+    Let some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
     would round outputs, and constants of the nodes that stay, to float16 as well.)
     """
 
@@ -153,7 +154,7 @@ class _HalfNodes:
         del self.graph.value_info[:]  # of values that are not there any more
 
     def _halve_inputs(self, node) -> List:
-        """The casts that have to stand before a node."""
+        """Return the casts that precede a node."""
         casts = []
         # The scales of Resize are float32 always.
         number = 1 if node.op_type == "Resize" else len(node.input)
@@ -166,7 +167,7 @@ class _HalfNodes:
         return casts
 
     def _halve_outputs(self, node) -> List:
-        """The casts that have to stand behind a node."""
+        """Return the casts that follow a node."""
         casts = []
         for i, value in enumerate(node.output):
             if value in self.floats:
@@ -202,14 +203,6 @@ def _reader(images: Iterable[np.ndarray]):
     return Reader()
 
 
-class _without_advice(logging.Filter):
-    """Keep ONNX Runtime from advising, on the root logger, what does not help here."""
-
-    def __enter__(self):
-        logging.getLogger().addFilter(self)
-
-    def __exit__(self, *_):
-        logging.getLogger().removeFilter(self)
-
-    def filter(self, record) -> bool:
-        return record.levelno > logging.WARNING
+def _is_advice(record: logging.LogRecord) -> bool:
+    """Return whether ONNX Runtime says what does not help here, on the root logger."""
+    return record.levelno <= logging.WARNING

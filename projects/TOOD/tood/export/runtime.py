@@ -41,7 +41,7 @@ class ExportedFile:
         known = [name for name, (suffixes, _) in RUNTIMES.items() if suffix in suffixes]
         if not known or (runtime and runtime not in known):
             raise UserError(
-                f"{path} is no file for {runtime or 'any runtime'}: "
+                f"{path} cannot be read by {runtime or 'any runtime'}: "
                 + ", ".join(f"{name} reads {'/'.join(s)}" for name, (s, _) in RUNTIMES.items())
                 + "."
             )

@@ -1,5 +1,5 @@
 """
-Training targets of a batch, from an assigner that looks at one image at a time.
+Training targets of a batch, from an assigner of single images.
 
 Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input.

@@ -1,10 +1,10 @@
-"""Loggers of other libraries, kept quiet for a while."""
+"""Loggers of other libraries, silenced for a while."""
 
 import contextlib
 import logging
 from typing import Callable, Iterator
 
-__all__ = ["silenced"]
+__all__ = ["at_level", "silenced"]
 
 
 @contextlib.contextmanager
@@ -20,3 +20,15 @@ def silenced(logger_name: str, is_noise: Callable[[logging.LogRecord], bool]) ->
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def at_level(logger_name: str, level: int) -> Iterator[None]:
+    """Give a logger, and its children, another level."""
+    logger = logging.getLogger(logger_name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

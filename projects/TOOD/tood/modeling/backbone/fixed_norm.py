@@ -1,5 +1,5 @@
 """
-Convolutions with a batch norm of fixed statistics behind them: cheaper at inference, smaller in
+Convolutions followed by a batch norm of fixed statistics: cheaper at inference, smaller in
 training.
 
 Such a norm scales and shifts each channel. At inference that is done to the kernel instead of the
