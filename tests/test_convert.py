@@ -112,6 +112,30 @@ def test_every_released_model_is_found_from_its_names(name):
     assert set(to_mmdet(converted, left_over)) == set(state_dict)
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("tood_R50_FPN_1x", ["MODEL.TOOD.CONV_DIM", 128]),
+        ("tood_R50_FPN_1x", ["MODEL.FPN.OUT_CHANNELS", 128, "MODEL.TOOD.NUM_CONVS", 4]),
+        ("tood_R50_FPN_1x", ["MODEL.TOOD.NUM_DCN_CONVS", 2, "MODEL.TOOD.NUM_CLASSES", 7]),
+        ("tood_R101_DCN_FPN_mstrain_2x", ["MODEL.TOOD.DCN_NUM_GROUPS", 1]),
+        (
+            "tood_X101_64x4d_FPN_mstrain_2x",
+            ["MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.DEPTH", 50],
+        ),
+    ],
+)
+def test_variants_are_found_from_their_names_and_shapes(name, options):
+    with torch.device("meta"):
+        model = TOOD(model_zoo.get_config(name, [*options, "MODEL.DEVICE", "meta"]))
+    state_dict = to_mmdet(model.state_dict())
+    description = identify(state_dict, file_name=model_zoo.RELEASED_MODELS[name].checkpoint)
+    options = [*description.options, "MODEL.DEVICE", "meta"]
+    with torch.device("meta"):
+        found = TOOD(model_zoo.get_config(description.config, options))
+    to_detectron2(state_dict, found.state_dict())
+
+
 @pytest.mark.parametrize("wrap", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_there_and_back_is_bit_exact(reference, released, tmp_path, wrap, dtype):

@@ -25,7 +25,6 @@ __all__ = ["BackboneHandler", "ReleasedHandler"]
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "tood://"
 # Where MMDetection publishes them, in a folder named like the file without its date.
 BASE_URL = "https://download.openmmlab.com/mmdetection/v2.0/tood"
 # Config -> date and hash of the file. The seventh model is on a drive of its authors alone.
@@ -79,10 +78,10 @@ class _ConvertedHandler(PathHandler):
                 f"The weights {path} cannot be fetched ({reason}); get {url} on a machine with a "
                 f"network, and put it at {place}."
             ) from error
-        converted = os.path.splitext(download)[0] + ".detectron2.pth"
-        self.convert(download, converted)
-        logger.info(f"{path}: fetched from {url} and converted to {converted}")
-        return converted
+        kept = os.path.splitext(download)[0] + ".detectron2.pth"
+        self.convert(download, kept)
+        logger.info(f"{path}: fetched from {url} and converted to {kept}")
+        return kept
 
     def _open(self, path: str, mode: str = "r", **kwargs):
         return PathManager.open(self._get_local_path(path), mode, **kwargs)

@@ -12,7 +12,7 @@ import functools
 import os
 import re
 from collections import OrderedDict
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -39,12 +39,8 @@ __all__ = [
 ]
 
 Shapes = Dict[str, Tuple[int, ...]]
+_MODELS: Dict[Tuple[str, str], Dict[str, Tensor]] = {}  # that were compared with
 
-# Depths that a released config is known with, besides its own.
-DEPTHS = {
-    **{f"tood_R50_FPN_{x}": (18, 34, 152) for x in ("1x", "anchor_based_1x", "mstrain_2x")},
-    "tood_R101_DCN_FPN_mstrain_2x": (50,),
-}
 # ImageNet backbones: depth, groups and width of each group.
 BACKBONES = [(d, 1, 64) for d in (18, 34, 50, 101, 152)]
 BACKBONES += [(50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4)]
@@ -274,7 +270,7 @@ def convert_checkpoint(
     """
     source = read_checkpoint(source_path)
     description = identify(*source, file_name=source_path, anchor_type=anchor_type)
-    expected = _model(description.config, tuple(description.options))
+    expected = _model(description.config, description.options)
     model, left_over = to_detectron2(source.state_dict, expected)
     content = {"model": model, "left_over": left_over, **description._asdict()}
     write_atomically(content, target_path)
@@ -300,11 +296,14 @@ def _shape(x: Tensor) -> str:
     return "x".join(map(str, x.shape)) or "a number"
 
 
-@functools.cache
-def _model(config: str, options: Tuple) -> Dict[str, Tensor]:
+def _model(config: str, options: Sequence) -> Dict[str, Tensor]:
     """Return the state dict of a known model, on the meta device: names and shapes alone."""
-    with torch.device("meta"):
-        return build_model(get_config(config, [*options, "MODEL.DEVICE", "meta"])).state_dict()
+    key = (config, repr(options))
+    if key not in _MODELS:
+        with torch.device("meta"):
+            model = build_model(get_config(config, [*options, "MODEL.DEVICE", "meta"]))
+        _MODELS[key] = model.state_dict()
+    return _MODELS[key]
 
 
 @functools.cache
@@ -328,6 +327,38 @@ def _flat(options: Dict) -> List:
     return [x for item in options.items() for x in item]
 
 
+def _sizes_of(shapes: Shapes) -> Dict[str, int]:
+    """Return the sizes of a head; a wrong one would hide all other differences."""
+    width, in_channels = (*shapes.get("head.inter_convs.0.0.weight", ()), 0, 0)[:2]
+    return {
+        "MODEL.TOOD.NUM_CLASSES": _num_classes(shapes),
+        "MODEL.TOOD.CONV_DIM": width,
+        "MODEL.FPN.OUT_CHANNELS": in_channels,
+        "MODEL.TOOD.NUM_CONVS": sum(
+            re.fullmatch(r"head\.inter_convs\.\d+\.0\.weight", name) is not None for name in shapes
+        ),
+    }
+
+
+def _candidates() -> List[Dict]:
+    """Return options that people change in their own models, to be tried one after the other."""
+    resnets = "MODEL.RESNETS"
+    stages = [(False, i < 1, i < 2, True) for i in range(3)] + [(False,) * 4, (True,) * 4]
+    return [
+        *(_depth_options(depth) for depth in (18, 34, 50, 101, 152)),
+        *(
+            {f"{resnets}.NUM_GROUPS": groups, f"{resnets}.WIDTH_PER_GROUP": width}
+            for _, groups, width in BACKBONES
+        ),
+        *(
+            {f"{resnets}.DEFORM_ON_PER_STAGE": list(x), f"{resnets}.DEFORM_MODULATED": any(x)}
+            for x in stages
+        ),
+        *({"MODEL.TOOD.NUM_DCN_CONVS": n} for n in range(7)),
+        *({"MODEL.TOOD.DCN_NUM_GROUPS": n} for n in (1, 2, 4, 8)),
+    ]
+
+
 def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str, List]:
     """Return the known config whose model differs least, and the options that differ from it."""
 
@@ -335,18 +366,22 @@ def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str,
         is_anchor_based = anchor_type == "anchor_based"
         return (("anchor_based" in name) == is_anchor_based, ("2x" in name) == is_2x)
 
-    options = {"MODEL.TOOD.NUM_CLASSES": _num_classes(shapes)}
     names = sorted(RELEASED_MODELS, key=fits, reverse=True)
-    least = None
-    for name, depth in [(n, d) for n in names for d in (None, *DEPTHS.get(n, ()))]:
-        variant = {**options, **(_depth_options(depth) if depth else {})}
-        distance = _distance(shapes, _model(name, tuple(_flat(variant))))
-        if least is None or distance < least[0]:
-            least = distance, name, variant
-        if distance == 0:
-            break
-    _, name, variant = least
-    return name, differing_options(name, {**variant, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
+    options = {k: v for k, v in _sizes_of(shapes).items() if v}
+    name = min(names, key=lambda name: _distance(shapes, _model(name, _flat(options))))
+    least = _distance(shapes, _model(name, _flat(options)))
+    candidates, improved = _candidates(), True
+    while least and improved:
+        improved = False
+        for candidate in candidates:
+            variant = {**options, **candidate}
+            try:
+                distance = _distance(shapes, _model(name, _flat(variant)))
+            except (AssertionError, ValueError):  # they do not go together
+                continue
+            if distance < least:
+                options, least, improved = variant, distance, True
+    return name, differing_options(name, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
 
 
 def _distance(shapes: Shapes, expected: Dict[str, Tensor]) -> int:

@@ -80,7 +80,7 @@ class _Graph:
         return inside - self._positions()
 
     def roomy_convs(self) -> List[str]:
-        """Return the names of the convolutions whose outputs are features: they tolerate rounding."""
+        """Return the names of the convolutions whose outputs are features, robust to rounding."""
         before_others = set()
         for name in self.convs:
             before_others |= self._reach(self.makers[name], self.makers)
