@@ -555,3 +555,8 @@ def test_options_after_a_list_of_values():
     values, opts = ["a", "b=c.jpg"], ["model.x=3", "d"]
     assert split_options([*values, *opts]) == (values, opts)
     assert not is_lazy(CONFIG) and is_lazy(LAZY_CONFIG)
+
+
+def test_other_tools_refuse_configs_in_python():
+    with pytest.raises(UserError, match="is a config in Python, which this tool does not take"):
+        load_config(LAZY_CONFIG, allow_python=False)

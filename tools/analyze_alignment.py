@@ -115,7 +115,13 @@ def measure(cfg, dataset, weights, name, num_images):
 
 
 def read_model_config(config_file, weights, args):
-    cfg = load_config(config_file, args.opts, val_data=args.val_data, architectures=ARCHITECTURES)
+    cfg = load_config(
+        config_file,
+        args.opts,
+        val_data=args.val_data,
+        architectures=ARCHITECTURES,
+        allow_python=False,
+    )
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         cfg.MODEL.TOOD.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES  # which the data are held to
     check_weights(weights)

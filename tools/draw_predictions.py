@@ -53,7 +53,7 @@ def positive(text):
 
 
 def main(args):
-    cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
+    cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
     check_picture(args.output)
     prepare_datasets(run_options(cfg).data, training=False)
     if not cfg.MODEL.WEIGHTS:

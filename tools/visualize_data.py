@@ -46,7 +46,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    cfg = load_config(args.config_file, args.opts, train_data=args.train_data)
+    cfg = load_config(args.config_file, args.opts, train_data=args.train_data, allow_python=False)
     check_picture(args.output)
     cfg.DATASETS.TEST = ()  # training data only
     for report in prepare_datasets(run_options(cfg).data, training=True):

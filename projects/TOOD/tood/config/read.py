@@ -59,6 +59,7 @@ def load_config(
     val_data: Optional[Sequence[str]] = None,
     architectures: Sequence[str] = ("TOOD",),
     changes: Optional[Mapping[str, object]] = None,
+    allow_python: bool = True,
 ) -> Config:
     """
     Read the config of a command: defaults, file, overrides, data sets, in this order. On a machine
@@ -71,6 +72,7 @@ def load_config(
         architectures: allowed values of ``MODEL.META_ARCHITECTURE``; only TOOD's options are
             checked.
         changes: further values, by the names of ``CHANGES``.
+        allow_python: False refuses configs in Python.
 
     Returns:
         a ``CfgNode``, or a ``DictConfig`` of a config in Python.
@@ -80,6 +82,11 @@ def load_config(
     """
     changes = changes or {}
     if lazy.is_lazy(config_file):
+        if not allow_python:
+            raise UserError(
+                f"{config_file} is a config in Python, which this tool does not take; name the "
+                "yaml config of the model."
+            )
         return lazy.load_lazy_config(config_file, opts, train_data, val_data, changes)
     cfg = _read(config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE not in architectures:
