@@ -28,9 +28,9 @@ from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
 from tood.data.images import PICTURES, pictures_in
 from tood.predictor import Predictor, read_picture
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, check_picture, write_json
-from tood.visualization.draw import add_heading, draw_boxes, stack_pictures
+from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 DEFAULT_INPUTS = 12
@@ -311,7 +311,7 @@ class Run:
             return
         small = self.thumbnails
         rows = [small[i : i + columns] for i in range(0, len(small), columns)]
-        Image.fromarray(stack_pictures(rows)).save(self.sheet)
+        Image.fromarray(image_grid(rows)).save(self.sheet)
 
     def skip(self, sentence):
         self.skipped += 1
@@ -335,9 +335,4 @@ def show_and_ask_to_stop(frame):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

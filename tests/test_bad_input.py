@@ -95,7 +95,7 @@ def test_images_that_cannot_be_used(command, tmp_path, name, spoil, says):
 def test_images_too_slender(command, tmp_path):
     Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
     data = write_data(tmp_path, {"line.png": (20_000, 1)})
-    assert "1 images too slender, for example line.png" in error_of(command(train=data))
+    assert "1 images of extreme aspect ratio, for example line.png" in error_of(command(train=data))
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ def test_files_that_cannot_be_read(released, tmp_path):
     noise = tmp_path / "noise.pth"
     noise.write_bytes(bytes(range(256)) * 10)
     for path in (cut, empty, noise):
-        assert "is damaged, or is no checkpoint" in complaint(read_checkpoint, str(path))
+        assert "is damaged, or is not a checkpoint" in complaint(read_checkpoint, str(path))
     assert "does not exist" in complaint(read_checkpoint, str(tmp_path / "none.pth"))
 
     code = tmp_path / "code.pth"

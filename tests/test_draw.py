@@ -4,7 +4,7 @@ import visualize_data
 from PIL import Image
 
 from tood.utils.errors import UserError
-from tood.visualization.draw import add_heading, class_colors, draw_boxes, stack_pictures
+from tood.visualization.draw import add_heading, class_colors, draw_boxes, image_grid
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
@@ -39,7 +39,7 @@ def test_colors_differ():
 
 def test_stacked_pictures():
     a, b = np.zeros((10, 20, 3), np.uint8), np.ones((5, 10, 3), np.uint8)
-    sheet = stack_pictures([[a, b], [b]], gap=4)
+    sheet = image_grid([[a, b], [b]], gap=4)
     assert sheet.shape == (10 + 4 + 5, 20 + 4 + 10, 3)
     assert (sheet[:10, :20] == 0).all()
     assert (sheet[:5, 24:34] == 1).all()

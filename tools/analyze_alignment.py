@@ -13,7 +13,6 @@ docs/alignment.md tells what the figures are.
 
 import argparse
 import os
-import sys
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -34,10 +33,10 @@ from tood.evaluation.alignment_evaluator import (
     table_of,
 )
 from tood.evaluation.coco import first_AP
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 from tood.visualization.alignment import draw_histograms, draw_maps, draw_scatter
-from tood.visualization.draw import stack_pictures
+from tood.visualization.draw import image_grid
 
 ARCHITECTURES = ("TOOD", "RetinaNet")
 
@@ -81,7 +80,7 @@ def main(args):
         measured[name], maps[name] = measure(configs[name], dataset, weights, name, args.num_images)
     write_tables({name: rows for name, (rows, _) in measured.items()}, args.output)
     for i, pictures in enumerate(zip(*maps.values())):
-        save(stack_pictures([[picture] for picture in pictures]), args.output, f"maps_{i}.png")
+        save(image_grid([[picture] for picture in pictures]), args.output, f"maps_{i}.png")
     evaluators = {name: alignment for name, (_, alignment) in measured.items()}
     pairs = {name: alignment.pairs for name, alignment in evaluators.items()}
     save(draw_scatter(pairs), args.output, "scatter.png")
@@ -181,7 +180,4 @@ def save(picture, folder, name):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -38,7 +38,7 @@ from tood.config.read import load_config
 from tood.data.mapper import CheckedMapper
 from tood.data.shapes import write_shapes_dataset
 from tood.modeling.detector import PRECISIONS
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 
 PARTS = ("step", "inference", "head", "losses", "data", "memory")
 # What counts as a convolution or a matrix product in the profiler's names.
@@ -348,7 +348,4 @@ def cli(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        cli()
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(cli)

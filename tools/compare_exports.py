@@ -31,7 +31,7 @@ from tood.evaluation.coco import SizedCOCOEvaluator
 from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
 from tood.modeling.detector import PRECISIONS
 from tood.predictor import Predictor
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 
 WARMUP_ROUNDS = 2
 
@@ -148,8 +148,4 @@ def weights_size(model):
 
 
 if __name__ == "__main__":
-    try:
-        args = parse_args()
-        main(args)
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -11,7 +11,6 @@ without a network; or, with --to-mmdet, a checkpoint of this project to MMDetect
 import argparse
 import os
 import shlex
-import sys
 
 from tood.checkpoint.convert import (
     convert_backbone,
@@ -21,7 +20,7 @@ from tood.checkpoint.convert import (
     read_checkpoint,
 )
 from tood.modeling.dense_head import ANCHOR_TYPES
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import write_atomically
 
 
@@ -64,7 +63,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -9,7 +9,6 @@ Multiply-adds are those of convolutions and matrix products, which the paper cal
 
 import argparse
 import math
-import sys
 import warnings
 
 import torch
@@ -17,7 +16,7 @@ from fvcore.nn import FlopCountAnalysis
 from tqdm import tqdm
 
 from tood import model_zoo
-from tood.utils.errors import UserError
+from tood.utils.errors import run_main
 
 COUNTED = ("conv", "bmm", "linear", "deform_conv2d")
 
@@ -93,7 +92,4 @@ def is_frozen_affine(name):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(main)

@@ -8,7 +8,6 @@ Draw predictions beside ground truth, for some images of a data set, into one pi
 """
 
 import argparse
-import sys
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,9 +20,9 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_picture
-from tood.visualization.draw import add_heading, draw_boxes, stack_pictures
+from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
 def parse_args():
@@ -73,7 +72,7 @@ def main(args):
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")
     rows[0] = [add_heading(picture, headings[i % 2]) for i, picture in enumerate(rows[0])]
-    Image.fromarray(stack_pictures(rows)).save(args.output)
+    Image.fromarray(image_grid(rows)).save(args.output)
     print(f"Predictions (left) and ground truth (right): {args.output}")
 
 
@@ -102,7 +101,4 @@ def draw_pair(record, predictor, class_names, score_thresh, scale):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -37,7 +37,7 @@ from tood.export.onnx import exportable_to_onnx, save_onnx
 from tood.export.precision import to_float16, to_int8
 from tood.export.runtime import ExportedFile, compare_detections
 from tood.predictor import Predictor
-from tood.utils.errors import UserError, first_line
+from tood.utils.errors import UserError, first_line, run_main
 from tood.utils.files import check_folder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
@@ -224,8 +224,4 @@ def check_images(args, predictor):
 
 
 if __name__ == "__main__":
-    try:
-        args = parse_args()
-        main(args)
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -26,7 +26,7 @@ from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
 from tood.config.read import split_options
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -219,7 +219,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -13,7 +13,6 @@ object, positives, metric t, t_hat and IoU, and the objects that get none.
 
 import argparse
 import os
-import sys
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -27,14 +26,14 @@ from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.modeling.assign import TAL, alignment_metric
 from tood.modeling.box_ops import box_iou_of_pairs
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_picture
 from tood.visualization.draw import (
     add_heading,
     class_colors,
     draw_boxes,
     draw_points,
-    stack_pictures,
+    image_grid,
 )
 
 SMALLEST = 360  # shorter side of a drawn image, pixels
@@ -82,7 +81,7 @@ def main(args):
             if len(args.weights) > 1:
                 title = f"{os.path.basename(weights)}: {title}"
             rows.append(draw_row(model, image, class_names, cfg.INPUT.FORMAT, title))
-    Image.fromarray(stack_pictures(rows)).save(args.output)
+    Image.fromarray(image_grid(rows)).save(args.output)
     print(f"ATSS (left) and TAL (right): {args.output}")
 
 
@@ -180,7 +179,4 @@ def table_of(assigned, gt, class_names):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -9,7 +9,6 @@ Check data sets, and draw what the trainer gets to see of them: resized, augment
 import argparse
 import itertools
 import os
-import sys
 
 from detectron2.data import MetadataCatalog
 from PIL import Image
@@ -18,9 +17,9 @@ from tqdm import tqdm
 from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
-from tood.utils.errors import UserError
+from tood.utils.errors import run_main
 from tood.utils.files import check_picture
-from tood.visualization.draw import add_heading, draw_boxes, stack_pictures
+from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
 def parse_args(argv=None):
@@ -59,7 +58,7 @@ def main(args):
         for image in tqdm(images, total=args.num_images, desc="drawing")
     ]
     rows = [pictures[i : i + args.columns] for i in range(0, len(pictures), args.columns)]
-    Image.fromarray(stack_pictures(rows)).save(args.output)
+    Image.fromarray(image_grid(rows)).save(args.output)
     print(f"{len(pictures)} images, as a training may begin with them: {args.output}")
 
 
@@ -77,7 +76,4 @@ def draw(image, image_format, class_names, scale):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
+    run_main(lambda: main(parse_args()))

@@ -61,7 +61,7 @@ OTHER_MODELS = [
 
 
 class SourceCheckpoint(NamedTuple):
-    """What a file holds, in the names of its project."""
+    """The content of a file, in the names of its project."""
 
     state_dict: Dict[str, Tensor]
     meta: Dict

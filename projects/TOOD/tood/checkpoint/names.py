@@ -94,12 +94,12 @@ def mmdet_name(detectron2_name: str) -> str:
 
 
 def is_mmdet_name(name: str) -> bool:
-    """Whether a TOOD model has an entry of this name in MMDetection or in the authors' code."""
+    """Return whether a TOOD model of MMDetection or the authors has an entry of this name."""
     return _translates(detectron2_name, name)
 
 
 def is_detectron2_name(name: str) -> bool:
-    """Whether a TOOD model has an entry of this name here."""
+    """Return whether a TOOD model has an entry of this name here."""
     return _translates(mmdet_name, name)
 
 

@@ -1,4 +1,4 @@
-"""What a config must hold before anything is built from it: each mistake is one sentence."""
+"""Checks of a config before anything is built from it; each mistake is one sentence."""
 
 import difflib
 import math

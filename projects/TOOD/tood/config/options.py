@@ -18,7 +18,7 @@ class TTAOptions(NamedTuple):
 
 
 class RunOptions(NamedTuple):
-    """What data checks, programs and tools need to know of a config."""
+    """The values of a config that data checks, programs and tools need."""
 
     data: DataOptions
     weights: str

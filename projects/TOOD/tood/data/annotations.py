@@ -8,7 +8,7 @@ from tood.utils.errors import UserError
 __all__ = ["has_size", "read_annotations"]
 
 _INTEGER, _TEXT, _NUMBER = (int,), (str,), (int, float)
-# What the records must hold, for Detectron2 and for pycocotools behind it.
+# What the records must hold, for Detectron2 and for pycocotools.
 _KEYS = {
     "images": {"id": _INTEGER, "file_name": _TEXT, "width": _NUMBER, "height": _NUMBER},
     "categories": {"id": _INTEGER, "name": _TEXT},
@@ -52,7 +52,7 @@ def read_annotations(json_file: str, *, to_test: bool) -> Dict:
 
 
 def has_size(bbox) -> bool:
-    """Whether a COCO box [x, y, width, height] has a width and a height."""
+    """Return whether a COCO box [x, y, width, height] has a width and a height."""
     return bbox[2] > 0 and bbox[3] > 0
 
 

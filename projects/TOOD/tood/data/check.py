@@ -23,13 +23,13 @@ _READERS = 16
 
 
 class InputSize(NamedTuple):
-    """How Detectron2 resizes images: to a shorter side, but the longer one is limited. Pixels."""
+    """Detectron2's resizing of images: the shorter side, and a limit of the longer one, pixels."""
 
     shorter: int  # 0: as they are
     longer: int
 
     def scale(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """By how much images of these sizes are resized."""
+        """Return the scale by which images of these sizes are resized."""
         if self.shorter <= 0:
             return np.ones(np.shape(width))
         return np.minimum(
@@ -58,7 +58,7 @@ class DataReport(NamedTuple):
 
     @property
     def errors(self) -> List[Finding]:
-        """What must be mended before training."""
+        """Findings that must be repaired before training."""
         return [finding for finding in self.findings if finding.is_error]
 
     def __str__(self):
@@ -67,7 +67,7 @@ class DataReport(NamedTuple):
             f"{self.num_classes} classes"
         )
         if not self.findings:
-            return f"{head}; nothing to complain of."
+            return f"{head}; no problems found."
         rows = [
             ("error" if f.is_error else "", f.count, f.what, f.example, f.consequence)
             for f in sorted(self.findings, key=lambda f: not f.is_error)
@@ -100,7 +100,7 @@ def check_data(
     objects = [a for a in annotations if not a.get("iscrowd")]
     findings = [
         *broken,
-        _slender_images(content["images"], input_size),
+        _extreme_images(content["images"], input_size),
         *_box_findings(objects, content["images"], input_size, stride, to_train),
         *_count_findings(content, annotations, objects, to_train, filter_empty),
     ]
@@ -195,13 +195,13 @@ def _split_broken(content: Dict):
     return sound, [finding._replace(is_error=True) for finding in findings]
 
 
-def _slender_images(images: List[Dict], input_size: InputSize) -> Finding:
+def _extreme_images(images: List[Dict], input_size: InputSize) -> Finding:
     sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         shorter = sizes.min(axis=1) * input_size.scale(*sizes.T)
     names = [images[i]["file_name"] for i in np.flatnonzero(shorter < 0.5)]
     consequence = "nothing is left of them at the network's size; cut them into pieces"
-    return _finding("images too slender", consequence, names)._replace(is_error=True)
+    return _finding("images of extreme aspect ratio", consequence, names)._replace(is_error=True)
 
 
 def _box_findings(
@@ -274,7 +274,7 @@ def _count_findings(
         ),
         _finding(
             "classes without objects",
-            "never learned" if to_train else "not in the figures",
+            "never learned" if to_train else "not in the metrics",
             [c["name"] for c in content["categories"] if c["id"] not in used],
         ),
         _finding(

@@ -189,7 +189,7 @@ def _raise_errors(report: DataReport) -> None:
 def _check_registered(
     name: str, data: DataOptions, *, to_train: bool, to_test: bool
 ) -> Optional[DataReport]:
-    """As much as its metadata allow: None for a set that does not say where its files are."""
+    """Check as much as the metadata allow; return None where they do not name the files."""
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""

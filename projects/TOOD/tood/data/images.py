@@ -21,7 +21,7 @@ _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
 
 
 def pictures_in(folder: str) -> List[str]:
-    """Paths of the files in a folder whose names are those of pictures, sorted."""
+    """Return the sorted paths of the files in a folder whose names are those of images."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [
         os.path.join(folder, name)
@@ -32,8 +32,8 @@ def pictures_in(folder: str) -> List[str]:
 
 def read_image(path: str, format: str = "RGB") -> np.ndarray:
     """
-    Detectron2's ``read_image`` for pictures of any depth: of 16 bits, the upper eight are taken,
-    where Pillow would cut everything above 255.
+    Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
+    where Pillow would clip everything above 255.
 
     Args:
         path: local, or whatever Detectron2's PathManager knows.
@@ -43,7 +43,7 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
         (H, W, 3) uint8, upright.
 
     Raises:
-        one of IMAGE_ERRORS: for a file that is no picture, or not a whole one.
+        one of IMAGE_ERRORS: for a file that is not an image, or not a whole one.
     """
     with PathManager.open(path, "rb") as f, Image.open(f) as image:
         if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
@@ -58,10 +58,10 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
 
 def probe_image(path: str) -> Tuple[int, int]:
     """
-    Look at a picture without decoding it, unless its end is not what it should be.
+    Check an image without decoding it, unless its end is not as expected.
 
     Returns:
-        width and height in pixels, upright (save for a PNG that says so behind its pixels).
+        width and height in pixels, upright (except for a PNG that says so after its pixels).
 
     Raises:
         one of IMAGE_ERRORS.
@@ -75,5 +75,5 @@ def probe_image(path: str) -> Tuple[int, int]:
         f.seek(-min(f.seek(0, 2), 64), 2)
         if end is None or end not in f.read():
             f.seek(0)
-            image.load()  # some files are whole and have something behind them
+            image.load()  # some files are whole, with further bytes after them
     return width, height

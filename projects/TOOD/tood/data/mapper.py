@@ -1,4 +1,4 @@
-"""From a record of a data set to the network's input, with a sentence for what cannot be read."""
+"""The mapper from a record of a data set to the network's input; unreadable images are named."""
 
 import copy
 from typing import Dict

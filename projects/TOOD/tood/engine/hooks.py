@@ -71,8 +71,8 @@ class BestWeights:
         """
         if math.isnan(AP) or (self.AP is not None and AP <= self.AP):
             return
-        figures = {"AP": AP, "iteration": iteration, "run_id": run_id}
-        content = {"model": model.state_dict(), **figures, **self.extra_metadata}
+        metrics = {"AP": AP, "iteration": iteration, "run_id": run_id}
+        content = {"model": model.state_dict(), **metrics, **self.extra_metadata}
         write_atomically(content, self.path)
         self.AP, self.iteration = AP, iteration
         logger.info(f"AP {AP:.2f} of {name} is the best so far: saved to {self.path}")

@@ -19,7 +19,7 @@ __all__ = ["Place", "launch", "place_from_environment"]
 
 
 class Place(NamedTuple):
-    """Which of several processes this one is, and where the first one waits for the others."""
+    """The rank of this process, and the address where the first process waits for the others."""
 
     rank: int
     world_size: int
@@ -95,8 +95,8 @@ def first_host(node_list: str) -> str:
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", node_list)
     if match is None:
         return "127.0.0.1"
-    name, number, behind = match.groups(default="")
-    return name + number + behind
+    name, number, suffix = match.groups(default="")
+    return name + number + suffix
 
 
 def _integer(environ: Mapping[str, str], key: str, default: Optional[int] = None) -> int:
@@ -112,7 +112,7 @@ def _integer(environ: Mapping[str, str], key: str, default: Optional[int] = None
 
 
 def _join(place: Place) -> None:
-    """Meet the other processes, and let Detectron2 know which ones share this machine."""
+    """Join the process group, and tell Detectron2 which processes share this machine."""
     on_gpu, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
     # A process that sees one GPU alone has it to itself: SLURM's --gpus-per-task 1.
     device = place.local_rank if num_gpus > 1 else 0

@@ -149,7 +149,7 @@ class TrainingLoop(TrainerBase):
         self._trainer.run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's: go on from the last checkpoint, or load ``options.weights``."""
+        """Go on from the last checkpoint, or load ``options.weights``, as in Detectron2."""
         self.checkpointer.resume_or_load(self.options.weights, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             # A checkpoint stores the iteration that was finished.

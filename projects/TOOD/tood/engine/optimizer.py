@@ -8,7 +8,7 @@ __all__ = ["clip_full_model", "clipped_sgd"]
 
 def clipped_sgd(params, *, max_norm: float, norm_type: float = 2.0, **options) -> SGD:
     """
-    PyTorch's ``SGD`` behind :func:`clip_full_model`: for configs in Python.
+    Return PyTorch's ``SGD`` with :func:`clip_full_model`, for configs in Python.
 
     Args:
         params, options: of ``SGD``.

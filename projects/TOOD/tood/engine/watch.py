@@ -1,4 +1,4 @@
-"""How a training is going: figures of the assignment, pictures, speed and memory."""
+"""Progress of a training: metrics of the assignment, images, speed and memory."""
 
 import importlib
 import logging
@@ -23,19 +23,19 @@ STATISTICS_PERIOD = 20
 class TrainingWatcher:
     """
     What a detector calls in each training step, as its ``watcher``, with what it made of a batch:
-    now and then, it leaves figures and pictures in Detectron2's event storage. These make a GPU
+    it periodically puts metrics and images into Detectron2's event storage. They make a GPU
     wait, and are for the main process, whose writers clear the storage.
     """
 
     def __init__(self, vis_period: int, class_names: Sequence[str], image_format: str):
         """
         Args:
-            vis_period: iterations between two pictures, 0 for none.
-            class_names: for the pictures.
+            vis_period: iterations between two images, 0 for none.
+            class_names: for the images.
             image_format: "RGB" or "BGR", of the network's input.
 
         Raises:
-            UserError: for pictures without a library to draw them.
+            UserError: for images without a library to draw them.
         """
         self.vis_period, self.class_names, self.image_format = vis_period, class_names, image_format
         if vis_period:
@@ -43,7 +43,7 @@ class TrainingWatcher:
                 importlib.import_module("tood.visualization.draw")
             except ImportError as error:
                 raise UserError(
-                    f"VIS_PERIOD is {vis_period}, but its pictures cannot be drawn ({error}); "
+                    f"VIS_PERIOD is {vis_period}, but its images cannot be drawn ({error}); "
                     "pip install opencv-python, or set VIS_PERIOD 0."
                 ) from error
 
@@ -52,16 +52,16 @@ class TrainingWatcher:
         """Arguments as in the detector's ``forward_training``, and its ``Targets``."""
         storage = get_event_storage()
         if (storage.iter + 1) % STATISTICS_PERIOD == 0:
-            figures = assignment_statistics(
+            metrics = assignment_statistics(
                 predictions.pred_log_scores,
                 predictions.pred_boxes,
                 targets,
                 [len(gt) for gt in gt_instances],
             )
-            storage.put_scalars(**{f"assignment/{name}": x for name, x in figures.items()})
+            storage.put_scalars(**{f"assignment/{name}": x for name, x in metrics.items()})
         if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
             from tood.visualization.draw import (
-                draw_training,  # a training without pictures needs no such library
+                draw_training,  # not needed without images
             )
 
             detections = model.forward_inference(images, features, predictions)
@@ -123,7 +123,7 @@ def assignment_statistics(
 
 class StatusPrinter(EventWriter):
     """
-    One more line beside Detectron2's: the latest figures of the assignment, which are of the main
+    One more line beside Detectron2's: the latest metrics of the assignment, which are of the main
     process's images, the throughput of all processes, and the main process's largest memory.
     """
 
@@ -157,7 +157,7 @@ class StatusPrinter(EventWriter):
 
 
 def _peak_memory_mb() -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Return the peak memory of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     import resource  # there is none on Windows

@@ -138,7 +138,7 @@ class TOOD(DenseDetector):
         return self
 
     def forward(self, batched_inputs: Batch):
-        """As Detectron2's ``DenseDetector``, in the precision of training or of inference."""
+        """Run Detectron2's ``DenseDetector`` in the precision of training or of inference."""
         with self._autocast(self.precision_train if self.training else self.precision_test):
             return super().forward(batched_inputs)
 

@@ -91,7 +91,7 @@ class TaskDecomposition(nn.Module):
 
 
 class AlignmentBranch(nn.Sequential):
-    """From features to the map M (Eq. 7) or to the offsets O (Eq. 8)."""
+    """The branch from features to the map M (Eq. 7) or to the offsets O (Eq. 8)."""
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int):
         super().__init__(

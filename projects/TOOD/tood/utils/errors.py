@@ -1,6 +1,9 @@
-"""Mistakes that users can mend: told in one sentence."""
+"""Mistakes that users can repair, told in one sentence."""
 
-__all__ = ["UserError", "first_line"]
+import sys
+from typing import Callable
+
+__all__ = ["UserError", "first_line", "run_main"]
 
 
 class UserError(Exception):
@@ -18,8 +21,18 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error in one line."""
     # A KeyError is its key, in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".!") if lines else type(error).__name__
+
+
+def run_main(main: Callable[[], object]) -> None:
+    """Call a program: a UserError ends it with one sentence and exit status 1, Ctrl-C with 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error.sentence()}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -48,14 +48,14 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
 
 def check_picture(path: str) -> None:
     """
-    Make the folder of a picture that is going to be written.
+    Make the folder of an image that is going to be written.
 
     Raises:
-        UserError: for a kind of picture that Pillow cannot write, or a folder that cannot be used.
+        UserError: for a format that Pillow cannot write, or a folder that cannot be used.
     """
     suffix = os.path.splitext(path)[1].lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise UserError(f"No picture can be written to {path}; let its name end in .png or .jpg.")
+        raise UserError(f"No image can be written to {path}; let its name end in .png or .jpg.")
     check_folder(os.path.dirname(path) or ".", "--output")
 
 
@@ -78,7 +78,7 @@ def read_tensors(path: str) -> Dict:
                 f"{refused.group(1)}; save its state_dict alone, with the program that wrote it."
             ) from error
         raise UserError(
-            f"The checkpoint {path} is damaged, or is no checkpoint; get it again."
+            f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
         ) from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"The checkpoint {path} holds no state dict.")
@@ -132,7 +132,7 @@ def write_whole(path: str, content: bytes) -> None:
 
 def write_json(content, path: str) -> None:
     """
-    A JSON file, whole or not at all; what is no number, as null.
+    A JSON file, whole or not at all; NaN becomes null.
 
     Raises:
         UserError: where it cannot be written.

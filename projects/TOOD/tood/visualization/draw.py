@@ -16,7 +16,7 @@ __all__ = [
     "draw_boxes",
     "draw_points",
     "draw_training",
-    "stack_pictures",
+    "image_grid",
 ]
 
 # Shorter side in pixels of a picture of a training image.
@@ -42,7 +42,7 @@ def draw_boxes(
         image: (H, W, 3) uint8, RGB.
         boxes: (D, 4), XYXY pixels of the image.
         classes: (D,), indices into ``class_names``.
-        scores: (D,), written behind the names.
+        scores: (D,), written after the names.
         scale: size of the picture over the size of the image.
 
     Returns:
@@ -71,14 +71,14 @@ def draw_training(
     class_names: Sequence[str],
 ) -> np.ndarray:
     """
-    One image of a training batch, twice: with its objects and the locations that answer for them,
-    and with what is detected in it.
+    Draw one image of a training batch twice: with its objects and the locations assigned to them,
+    and with its detections.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         gt_instances: with "gt_boxes" and "gt_classes".
         points: (R, 2), x and y of the locations.
-        positive, weights: (R,), whether a location answers for an object, and its weight in the
+        positive, weights: (R,), whether a location is assigned to an object, and its weight in the
             box loss: t_hat in TAL, the centerness in the warm-up. Dots are larger and brighter
             the larger it is.
         detections: with "pred_boxes", "scores" and "pred_classes", the best first; drawn are
@@ -102,7 +102,7 @@ def draw_training(
         scale=scale,
     )
     headings = ("objects and their positives", "detections")
-    return stack_pictures([[add_heading(*x) for x in zip((objects, detected), headings)]])
+    return image_grid([[add_heading(*x) for x in zip((objects, detected), headings)]])
 
 
 def draw_points(
@@ -131,22 +131,22 @@ def draw_points(
     return np.asarray(image)
 
 
-def add_heading(picture: np.ndarray, text: str, height: int = 22) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with a line of text above it: (H + height, W, 3)."""
-    image = Image.new("RGB", (picture.shape[1], picture.shape[0] + height), "white")
-    image.paste(Image.fromarray(picture), (0, height))
-    ImageDraw.Draw(image).text((4, height // 5), text, fill="black")
-    return np.asarray(image)
+def add_heading(image: np.ndarray, text: str, height: int = 22) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 with a line of text above it: (H + height, W, 3)."""
+    canvas = Image.new("RGB", (image.shape[1], image.shape[0] + height), "white")
+    canvas.paste(Image.fromarray(image), (0, height))
+    ImageDraw.Draw(canvas).text((4, height // 5), text, fill="black")
+    return np.asarray(canvas)
 
 
-def stack_pictures(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
     """
     Args:
-        rows: pictures (H, W, 3) uint8 of any size, row by row.
+        rows: images (H, W, 3) uint8 of any size, row by row.
         gap: white pixels between them.
 
     Returns:
-        one picture; each row is as high as its highest member.
+        one image; each row is as high as its highest member.
     """
     row_heights = [max(p.shape[0] for p in row) for row in rows]
     width = max(sum(p.shape[1] + gap for p in row) for row in rows) - gap
@@ -154,8 +154,8 @@ def stack_pictures(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.nda
     y = 0
     for row, height in zip(rows, row_heights):
         x = 0
-        for picture in row:
-            sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-            x += picture.shape[1] + gap
+        for image in row:
+            sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+            x += image.shape[1] + gap
         y += height + gap
     return sheet

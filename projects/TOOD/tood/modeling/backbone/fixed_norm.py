@@ -21,7 +21,7 @@ __all__ = ["FixedNormConv2d", "fold_fixed_norms", "fold_norm", "is_fixed", "use_
 
 
 def is_fixed(norm: nn.Module) -> bool:
-    """Whether a norm is a scale and a shift that do not depend on its input."""
+    """Return whether a norm is a scale and a shift that do not depend on its input."""
     if isinstance(norm, _BatchNorm):
         return not norm.training and norm.track_running_stats
     return isinstance(norm, FrozenBatchNorm2d)
