@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """
-Detect objects in pictures with an exported file. This program needs onnxruntime, numpy and opencv,
-and neither PyTorch nor Detectron2 nor this project: it may be copied to where the file is used::
+Detect objects in images with an exported file. This program needs onnxruntime, numpy, Pillow and
+opencv, and neither PyTorch nor Detectron2 nor this project: copy it to where the file is used::
 
     python detect_onnx.py mine.onnx --input photos/ a.jpg --output found --json found.json
 
-The files are those of ``tools/export_model.py --format onnx``. They say themselves how pictures are
-resized, what the classes are called, and so on; detections are those of the model they are of.
+The files are those of ``tools/export_model.py --format onnx``. Their metadata tell how images are
+resized, the names of the classes, and so on; the detections are those of the exported model.
 """
 
 import argparse
@@ -19,12 +19,13 @@ import time
 import cv2
 import numpy as np
 import onnxruntime
+from PIL import Image
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Error(Exception):
-    """What a user can mend, in one sentence."""
+    """A mistake that users can repair, in one sentence."""
 
 
 def parse_args(argv=None):
@@ -150,37 +151,13 @@ def size_of_shorter_edge(height, width, min_size, max_size):
 
 
 def resize(image, height, width):
-    """
-    Bilinear and antialiased, bit by bit as Pillow does it, by which the model was trained; OpenCV
-    has no such way. (H, W, C) uint8 to (height, width, C).
-    """
-    if image.shape[1] != width:
-        image = resize_rows(image.transpose(1, 0, 2), width).transpose(1, 0, 2)
-    return image if image.shape[0] == height else resize_rows(image, height)
+    """Resize (H, W, C) uint8 to (height, width, C) as in training: by Pillow, antialiased."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR))
 
 
-def resize_rows(image, number):
-    """(H, W, C) uint8 to (number, W, C)."""
-    H = len(image)
-    scale = H / number
-    reach = max(scale, 1.0)  # rows to either side that count; more than one against aliasing
-    centers = (np.arange(number) + 0.5) * scale
-    first = (centers - reach + 0.5).clip(0).astype(int)
-    last = (centers + reach + 0.5).clip(max=H).astype(int)
-    taps = np.arange((last - first).max())
-    rows = first[:, None] + taps
-    weights = (1 - abs(rows - centers[:, None] + 0.5) / reach).clip(0)
-    weights[rows >= last[:, None]] = 0
-    # Fixed point, as Pillow: 22 bits behind the point, so that a sum fits into 32.
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    weights = (0.5 + weights * 2**22).astype(np.int32)
-    total = np.full((number, *image.shape[1:]), 2**21, np.int32)
-    for tap in taps:
-        total += image[rows[:, tap].clip(max=H - 1)] * weights[:, tap, None, None]
-    return (total >> 22).clip(0, 255).astype(np.uint8)
-
-
-# --- files and pictures ----------------------------------------------------------------------
+# --- files and images ----------------------------------------------------------------------
 
 
 def pictures_of(inputs):
@@ -192,9 +169,9 @@ def pictures_of(inputs):
         elif os.path.isfile(path):
             paths.append(path)
         else:
-            raise Error(f"There is no picture at {path} (--input).")
+            raise Error(f"There is no image at {path} (--input).")
     if not paths:
-        raise Error(f"There are no pictures in {', '.join(inputs)} (--input).")
+        raise Error(f"There are no images in {', '.join(inputs)} (--input).")
     return list(dict.fromkeys(paths))
 
 
@@ -240,7 +217,7 @@ def draw(image, boxes, scores, names):
 
 
 def read_picture(path):
-    """(H, W, 3) uint8, BGR, upright; None where there is no whole picture."""
+    """(H, W, 3) uint8, BGR, upright; None for an unreadable or incomplete image."""
     with open(path, "rb") as f:
         content = f.read()
     # OpenCV would fill up what is missing. In front, there may be the end of a thumbnail.

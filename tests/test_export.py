@@ -375,7 +375,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     found = tmp_path / "found.json"
     code = (
         "import sys, runpy\n"
-        "for name in ('torch', 'torchvision', 'detectron2', 'fvcore', 'PIL', 'tood'):\n"
+        "for name in ('torch', 'torchvision', 'detectron2', 'fvcore', 'tood'):\n"
         "    sys.modules[name] = None\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"

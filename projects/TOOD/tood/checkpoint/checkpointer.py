@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 from detectron2.checkpoint import DetectionCheckpointer
 
 from tood.utils.errors import UserError
-from tood.utils.files import write_atomically
+from tood.utils.files import write_atomically, write_whole
 
 __all__ = ["Checkpointer"]
 
@@ -57,12 +57,7 @@ class Checkpointer(DetectionCheckpointer):
         if "://" in self.save_dir:
             return super().tag_last_checkpoint(last_filename_basename)
         path = os.path.join(self.save_dir, "last_checkpoint")
-        try:
-            with open(f"{path}.part", "w") as f:
-                f.write(last_filename_basename)
-            os.replace(f"{path}.part", path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error}).") from error
+        write_whole(path, last_filename_basename.encode())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """

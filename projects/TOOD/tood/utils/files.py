@@ -1,12 +1,13 @@
 """Files that are written whole or not at all, and read without running what is in them."""
 
+import contextlib
 import json
 import math
 import os
 import pickle
 import re
 import tempfile
-from typing import Dict
+from typing import BinaryIO, Dict, Iterator
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ __all__ = [
     "write_atomically",
     "write_json",
     "write_whole",
+    "written_whole",
 ]
 
 
@@ -85,58 +87,51 @@ def read_tensors(path: str) -> Dict:
     return content
 
 
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[BinaryIO]:
+    """
+    Give a file to write to that becomes ``path`` at the end, or nothing after any error.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
+    part = f"{path}.part"  # the next writer overwrites what a killed process leaves
+    try:
+        try:
+            with open(part, "wb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())  # the machine may go down, too
+            os.replace(part, path)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written ({reason}).") from error
+
+
 def write_atomically(content: Dict, path: str) -> None:
     """
-    ``torch.save`` that leaves the whole file or nothing.
+    Save a checkpoint whole or not at all.
 
     Raises:
         UserError: where it cannot be written, or could not be read by Detectron2.
     """
     if not path.endswith(".pth"):
         raise UserError(f"The name {path} must end in .pth for Detectron2 to read it.")
-    part = f"{path}.part"  # what a killed process leaves is written over by the next
-    try:
-        try:
-            with open(part, "wb") as f:
-                torch.save(content, f)
-                f.flush()
-                os.fsync(f.fileno())  # the machine may go down, too
-            os.replace(part, path)
-        except BaseException:
-            if os.path.exists(part):
-                os.remove(part)
-            raise
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error
+    with written_whole(path) as f:
+        torch.save(content, f)
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """
-    Write a file whole or not at all.
-
-    Raises:
-        UserError: where it cannot be written.
-    """
-    part = f"{path}.part"
-    try:
-        try:
-            with open(part, "wb") as f:
-                f.write(content)
-            os.replace(part, path)
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
+    """Write a file whole or not at all; raise UserError where it cannot be written."""
+    with written_whole(path) as f:
+        f.write(content)
 
 
 def write_json(content, path: str) -> None:
-    """
-    A JSON file, whole or not at all; NaN becomes null.
-
-    Raises:
-        UserError: where it cannot be written.
-    """
+    """Write JSON, with null for NaN; raise UserError where it cannot be written."""
     text = json.dumps(_without_nan(content), indent=1)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
