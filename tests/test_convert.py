@@ -427,16 +427,15 @@ def test_model_zoo(released, tmp_path):
         assert torch.equal(again.state_dict()[name], value)
 
 
-def test_command(released, tmp_path):
-    target = str(tmp_path / "t.pth")
-    argv = [sys.executable, TOOL, released(), target]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "configs/tood_R50_FPN_1x.yaml --eval-only MODEL.WEIGHTS" in done.stdout
-    assert "MODEL.RESNETS.DEPTH 18" in done.stdout and "NUM_CLASSES 3" in done.stdout
+def test_command(released, tmp_path, capsys):
+    source, target = released(), str(tmp_path / "t.pth")
+    convert_checkpoint_tool.main(convert_checkpoint_tool.parse_args([source, target]))
+    output = capsys.readouterr().out
+    assert "configs/tood_R50_FPN_1x.yaml --eval-only MODEL.WEIGHTS" in output
+    assert "MODEL.RESNETS.DEPTH 18" in output and "NUM_CLASSES 3" in output
     with pytest.raises(UserError, match="is the source itself"):
-        convert_checkpoint_tool.main(convert_checkpoint_tool.parse_args([argv[2], argv[2]]))
-    argv[2] = str(tmp_path / "none.pth")
+        convert_checkpoint_tool.main(convert_checkpoint_tool.parse_args([source, source]))
+    argv = [sys.executable, TOOL, str(tmp_path / "none.pth"), target]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: The checkpoint")

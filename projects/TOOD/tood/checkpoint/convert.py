@@ -12,7 +12,7 @@ import functools
 import os
 import re
 from collections import OrderedDict
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -248,7 +248,7 @@ def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         for n, v in state_dict.items()
         if not re.match(r"(head\.)?fc\.", n)
     }
-    nearest = min(map(_resnet, BACKBONES), key=lambda x: _distance(_shapes_of(state_dict), x))
+    nearest = min(map(_resnet, BACKBONES), key=lambda x: len(_differing(_shapes_of(state_dict), x)))
     return to_detectron2(state_dict, nearest)[0]
 
 
@@ -340,23 +340,21 @@ def _sizes_of(shapes: Shapes) -> Dict[str, int]:
     }
 
 
-def _candidates() -> List[Dict]:
-    """Return options that people change in their own models, to be tried one after the other."""
-    resnets = "MODEL.RESNETS"
-    stages = [(False, i < 1, i < 2, True) for i in range(3)] + [(False,) * 4, (True,) * 4]
-    return [
-        *(_depth_options(depth) for depth in (18, 34, 50, 101, 152)),
-        *(
-            {f"{resnets}.NUM_GROUPS": groups, f"{resnets}.WIDTH_PER_GROUP": width}
-            for _, groups, width in BACKBONES
-        ),
-        *(
-            {f"{resnets}.DEFORM_ON_PER_STAGE": list(x), f"{resnets}.DEFORM_MODULATED": any(x)}
-            for x in stages
-        ),
-        *({"MODEL.TOOD.NUM_DCN_CONVS": n} for n in range(7)),
-        *({"MODEL.TOOD.DCN_NUM_GROUPS": n} for n in (1, 2, 4, 8)),
-    ]
+def _candidates(differing: Set[str]) -> Iterator[Dict]:
+    """Yield the options that people change in their models, of the part that differs."""
+    if any(name.startswith("head.") for name in differing):
+        yield from ({"MODEL.TOOD.NUM_DCN_CONVS": n} for n in range(7))
+        yield from ({"MODEL.TOOD.DCN_NUM_GROUPS": n} for n in (1, 2, 4, 8))
+    if any(name.startswith("backbone.bottom_up.") for name in differing):
+        yield from (_depth_options(depth) for depth in (18, 34, 50, 101, 152))
+        for _, groups, width in BACKBONES:
+            yield {"MODEL.RESNETS.NUM_GROUPS": groups, "MODEL.RESNETS.WIDTH_PER_GROUP": width}
+        for first in range(5):  # stage with deformable convolutions, as all after it
+            stages = [i >= first for i in range(4)]
+            yield {
+                "MODEL.RESNETS.DEFORM_ON_PER_STAGE": stages,
+                "MODEL.RESNETS.DEFORM_MODULATED": any(stages),
+            }
 
 
 def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str, List]:
@@ -366,29 +364,34 @@ def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str,
         is_anchor_based = anchor_type == "anchor_based"
         return (("anchor_based" in name) == is_anchor_based, ("2x" in name) == is_2x)
 
-    names = sorted(RELEASED_MODELS, key=fits, reverse=True)
     options = {k: v for k, v in _sizes_of(shapes).items() if v}
-    name = min(names, key=lambda name: _distance(shapes, _model(name, _flat(options))))
-    least = _distance(shapes, _model(name, _flat(options)))
-    candidates, improved = _candidates(), True
-    while least and improved:
+    least = None
+    for name in sorted(RELEASED_MODELS, key=fits, reverse=True):
+        differing = _differing(shapes, _model(name, _flat(options)))
+        if least is None or len(differing) < len(least[0]):
+            least = differing, name
+        if not differing:
+            break
+    differing, name = least
+    improved = True
+    while differing and improved:
         improved = False
-        for candidate in candidates:
+        for candidate in _candidates(differing):
             variant = {**options, **candidate}
             try:
-                distance = _distance(shapes, _model(name, _flat(variant)))
+                found = _differing(shapes, _model(name, _flat(variant)))
             except (AssertionError, ValueError):  # they do not go together
                 continue
-            if distance < least:
-                options, least, improved = variant, distance, True
+            if len(found) < len(differing):
+                options, differing, improved = variant, found, True
     return name, differing_options(name, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
 
 
-def _distance(shapes: Shapes, expected: Dict[str, Tensor]) -> int:
-    """Return in how many entries they differ; frozen norms may lack their counters."""
+def _differing(shapes: Shapes, expected: Dict[str, Tensor]) -> Set[str]:
+    """Return the names of the entries that differ; frozen norms may lack their counters."""
     expected_shapes = {n: tuple(v.shape) for n, v in expected.items()}
     differing = dict(shapes.items() ^ expected_shapes.items())
-    return sum(not n.endswith("num_batches_tracked") for n in differing)
+    return {n for n in differing if not n.endswith("num_batches_tracked")}
 
 
 def _shapes_of(state_dict: Dict[str, Tensor]) -> Shapes:

@@ -25,6 +25,7 @@ from tood.config.schedule import Schedule
 from tood.config.zoo import get_config_file
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
+from tood.modeling.assign import ATSS
 from tood.utils.errors import UserError, first_line
 
 __all__ = [
@@ -272,6 +273,10 @@ def _check_values(lazy: DictConfig) -> None:
     if isinstance(head, DictConfig):
         values = {k.upper(): head[k] for k in head if not OmegaConf.is_missing(head, k)}
         check_head(values, lambda key: f"model.head.{key.lower()}")
+        if head.get("centerness") and target_of(lazy.model.get("assigner")) is not ATSS:
+            raise UserError(
+                "model.head.centerness is True; it is for model.assigner tood.modeling.assign.ATSS."
+            )
     for use in ("train", "test"):
         path = f"dataloader.{use}.mapper.image_format"
         image_format = OmegaConf.select(lazy, path, default=lazy.model.input_format)

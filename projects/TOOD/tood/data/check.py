@@ -213,40 +213,31 @@ def _box_findings(
     x, y, w, h = np.array([a["bbox"] for a in objects], dtype=np.float64).T
     width, height = np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64).T
     sized = (w > 0) & (h > 0)
-    # Annotation tools round to the next pixel, and nobody minds.
+    # Annotation tools round to the next pixel.
     beyond = np.maximum.reduce([-x, -y, x + w - width, y + h - height])
     outside = sized & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
     partly = sized & ~outside & (beyond > 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = input_size.scale(width, height)
     small = sized & ~outside & (np.minimum(w, h) * scale < stride)
+    use = 0 if to_train else 1
+    size_key = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST")[use]
+    narrow = f"narrower or lower than {stride} px, the finest stride, at the network's size"
+    partly_is = ("trained on what is inside", "found with a lower IoU")
+    small_is = ("may get no positive", "hard to find")[use]
     rows = [
-        ("boxes without width or height", "left out", ~sized),
-        (
-            "boxes wholly outside of their image",
-            "not trained on" if to_train else "always missed",
-            outside,
-        ),
-        (
-            "boxes partly outside of their image",
-            "trained on what is inside" if to_train else "found with a lower IoU",
-            partly,
-        ),
-        (
-            f"boxes narrower or lower than {stride} px, the finest stride, at the network's size",
-            "may get no positive; larger images (INPUT.MIN_SIZE_TRAIN) help"
-            if to_train
-            else "hard to find; larger images (INPUT.MIN_SIZE_TEST) help",
-            small,
-        ),
+        ("without width or height", "left out", ~sized),
+        ("wholly outside of their image", ("not trained on", "always missed")[use], outside),
+        ("partly outside of their image", partly_is[use], partly),
+        (narrow, f"{small_is}; larger images ({size_key}) help", small),
     ]
     return [
         _finding(
-            what,
+            f"boxes {which}",
             consequence,
             [f"annotation {objects[i]['id']}: {objects[i]['bbox']}" for i in np.flatnonzero(mask)],
         )
-        for what, consequence, mask in rows
+        for which, consequence, mask in rows
     ]
 
 
