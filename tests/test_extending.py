@@ -77,7 +77,6 @@ def uncertain(tiny_cfg):
     tiny_cfg.MODEL.TOOD.IN_FEATURES = ["p3", "p6"]
     tiny_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[64], [512]]
     tiny_cfg.MODEL.RESNETS.NORM = "BN"
-    tiny_cfg.TEST.AUG.MIN_SIZES, tiny_cfg.TEST.AUG.FLIP = [64], False
     check_config(tiny_cfg)
     model = build_model(tiny_cfg).eval()
     torch.nn.init.normal_(model.head.cls_pred.weight, std=0.5)
@@ -96,12 +95,12 @@ def assert_from_their_locations(model, image, instances):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_head_with_one_more_output(uncertain, tiny_cfg, make_input):
+def test_a_head_with_one_more_output(uncertain, make_input):
     image = make_input(64, 96)
     with torch.no_grad():
         (plain,) = uncertain([image])
     assert_from_their_locations(uncertain, image, plain["instances"])
-    (augmented,) = TOODWithTTA(tiny_cfg, uncertain)([image])
+    (augmented,) = TOODWithTTA(uncertain, min_sizes=[64], max_size=400, flip=False)([image])
     assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
 
 
@@ -115,6 +114,6 @@ def test_one_more_output_of_an_exported_file(uncertain, tiny_cfg, make_input, tm
     ):
         module = build(uncertain, nms=nms)
         path = str(tmp_path / f"a.{suffix}")
-        save(module, path, describe(module, list("abcd"), (64, 96)))
+        save(module, path, describe(module, list("abcd"), min_size=64, max_size=96))
         (output,) = ExportedDetector(ExportedFile(path))([image])
         assert_from_their_locations(uncertain, image, output["instances"])
