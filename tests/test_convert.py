@@ -397,8 +397,12 @@ def test_imagenet_weights_by_name(tmp_path, monkeypatch):
         return original(path, *args, **kwargs)
 
     monkeypatch.setattr(PathManager, "get_local_path", fetch)
+    complaint_of_hash = complaint(PathManager.get_local_path, "torchvision://resnet18")
+    assert "not f37072fd; it was removed" in complaint_of_hash
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    monkeypatch.setattr(catalog, "_check_hash", lambda path: None)
     local = PathManager.get_local_path("torchvision://resnet18")
-    assert len(asked) == 1 and asked[0].endswith("/resnet18-f37072fd.pth")
+    assert len(asked) == 2 and asked[0].endswith("/resnet18-f37072fd.pth")
     assert "backbone.bottom_up.stem.conv1.weight" in read_tensors(local)["model"]
     assert "There are no weights torchvision://resnet17" in complaint(
         PathManager.get_local_path, "torchvision://resnet17"

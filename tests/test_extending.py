@@ -14,7 +14,7 @@ from tood.export.module import ExportableTOOD, describe, save_torchscript
 from tood.export.onnx import exportable_to_onnx, save_onnx
 from tood.export.runtime import ExportedDetector, ExportedFile
 from tood.modeling.assign import ImagePredictions
-from tood.modeling.tta import TOODWithTTA
+from tood.modeling.tta import TOODWithTTA, TTAOptions
 
 FOLDER = ROOT / "tests" / "extensions"
 TASKS = ("assigner", "head", "backbone")
@@ -100,7 +100,7 @@ def test_a_head_with_one_more_output(uncertain, make_input):
     with torch.no_grad():
         (plain,) = uncertain([image])
     assert_from_their_locations(uncertain, image, plain["instances"])
-    (augmented,) = TOODWithTTA(uncertain, min_sizes=[64], max_size=400, flip=False)([image])
+    (augmented,) = TOODWithTTA(uncertain, TTAOptions(True, [64], 400, flip=False))([image])
     assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
 
 

@@ -135,9 +135,6 @@ def test_every_file_has_a_date_and_a_hash():
         "tood_X101_64x4d_DCN_FPN_mstrain_2x"
     }
     for name in catalog.FILES:
-        assert (
-            catalog.ReleasedHandler().url_of(name).count(model_zoo.RELEASED_MODELS[name].checkpoint)
-            == 2
-        )
+        assert catalog.released_url(name).count(model_zoo.RELEASED_MODELS[name].checkpoint) == 2
         date, digest = catalog.FILES[name].split("-")
         assert len(date) == 15 and len(bytes.fromhex(digest)) == 4

@@ -9,13 +9,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 import train_net
-from tood.modeling.tta import TOODWithTTA
+from tood.modeling.tta import TOODWithTTA, TTAOptions
 from tood.predictor import Predictor
 from tood.utils.errors import UserError
 
 
 def with_tta(model, min_sizes, flip, **options):
-    return TOODWithTTA(model, min_sizes=min_sizes, max_size=400, flip=flip, **options)
+    return TOODWithTTA(model, TTAOptions(True, min_sizes, max_size=400, flip=flip), **options)
 
 
 class BrightSpots(torch.nn.Module):

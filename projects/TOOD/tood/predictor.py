@@ -25,8 +25,6 @@ from tood.modeling.tta import TOODWithTTA
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
 
-__all__ = ["Predictor", "class_names_of", "read_picture"]
-
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 
 
@@ -81,13 +79,9 @@ class Predictor:
         self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
         Checkpointer(self.model, complete=True).load(options.weights)
         augment = options.tta.enabled if augment is None else augment
-        self._detect = self._augmented_model() if augment else self.model
+        self._detect = TOODWithTTA(self.model, options.tta) if augment else self.model
         self._min_size = 0 if augment else options.min_size_test
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
-
-    def _augmented_model(self) -> TOODWithTTA:
-        _, min_sizes, max_size, flip = self.options.tta
-        return TOODWithTTA(self.model, min_sizes=min_sizes, max_size=max_size, flip=flip)
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
         """

@@ -21,8 +21,6 @@ from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError
 from tood.utils.files import write_atomically
 
-__all__ = ["BackboneHandler", "ReleasedHandler"]
-
 logger = logging.getLogger(__name__)
 
 # Where MMDetection publishes them, in a folder named like the file without its date.
@@ -36,8 +34,6 @@ FILES = {
     "tood_X101_64x4d_FPN_mstrain_2x": "20211211_003519-a4f36113",
     "tood_R101_DCN_FPN_mstrain_2x": "20211210_213728-4a824142",
 }
-
-
 OPEN_MMLAB = {
     "resnext101_64x4d": (
         "https://download.openmmlab.com/pretrain/third_party/resnext101_64x4d-ee2c6f71.pth"
@@ -45,26 +41,27 @@ OPEN_MMLAB = {
 }
 
 
-class _ConvertedHandler(PathHandler):
+class ConvertedHandler(PathHandler):
     """Paths PREFIX + NAME, whose local file is converted and kept beside the download."""
 
-    prefix: str
-
-    def url_of(self, name: str) -> str:
+    def __init__(
+        self, prefix: str, url_of: Callable[[str], str], convert: Callable[[str, str], object]
+    ):
         """
-        Raises:
-            UserError: for an unknown name.
+        Args:
+            url_of: of a name; raises KeyError or ValueError for an unknown one.
+            convert: from the path of the download to that of the converted file.
         """
-        raise NotImplementedError
-
-    def convert(self, download: str, target: str) -> None:
-        raise NotImplementedError
+        self.prefix, self.url_of, self.convert = prefix, url_of, convert
 
     def _get_supported_prefixes(self):
         return [self.prefix]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        url = self.url_of(path[len(self.prefix) :])
+        try:
+            url = self.url_of(path[len(self.prefix) :])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"There are no weights {path} (MODEL.WEIGHTS).") from error
         # Where Detectron2's PathManager keeps a download.
         place = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
         kept = os.path.splitext(place)[0] + ".detectron2.pth"
@@ -78,6 +75,7 @@ class _ConvertedHandler(PathHandler):
                 f"The weights {path} cannot be fetched ({reason}); get {url} on a machine with a "
                 f"network, and put it at {place}."
             ) from error
+        _check_hash(download)
         kept = os.path.splitext(download)[0] + ".detectron2.pth"
         self.convert(download, kept)
         logger.info(f"{path}: fetched from {url} and converted to {kept}")
@@ -87,45 +85,25 @@ class _ConvertedHandler(PathHandler):
         return PathManager.open(self._get_local_path(path), mode, **kwargs)
 
 
-class ReleasedHandler(_ConvertedHandler):
-    """Paths ``tood://CONFIG``: checkpoints of the released models, checked by their hash."""
+def released_url(config: str) -> str:
+    """
+    Return the address of the released checkpoint of a config.
 
-    prefix = "tood://"
-
-    def url_of(self, name: str) -> str:
-        if name not in RELEASED_MODELS:
-            raise UserError(
-                f"There are no released weights {self.prefix}{name}; there are {', '.join(FILES)}."
-            )
-        stem = RELEASED_MODELS[name].checkpoint
-        if name not in FILES:
-            raise UserError(
-                f"The weights {self.prefix}{name} are published on a drive that programs cannot "
-                f"read; get {stem}_*.pth from the authors' repository (fcjian/TOOD), convert it "
-                "with tools/convert_checkpoint.py, and name the file."
-            )
-        return f"{BASE_URL}/{stem}/{stem}_{FILES[name]}.pth"
-
-    def convert(self, download: str, target: str) -> None:
-        _check_hash(download)
-        convert_checkpoint(download, target)
-
-
-class BackboneHandler(_ConvertedHandler):
-    """Paths of ImageNet backbones from one origin."""
-
-    def __init__(self, prefix: str, urls: Callable[[str], str]):
-        self.prefix, self.urls = prefix, urls
-
-    def url_of(self, name: str) -> str:
-        try:
-            return self.urls(name)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"There are no weights {self.prefix}{name} (MODEL.WEIGHTS).") from error
-
-    def convert(self, download: str, target: str) -> None:
-        model = convert_backbone(read_checkpoint(download).state_dict)
-        write_atomically({"model": model}, target)
+    Raises:
+        UserError: where there is none.
+    """
+    if config not in RELEASED_MODELS:
+        raise UserError(
+            f"There are no released weights tood://{config}; there are {', '.join(FILES)}."
+        )
+    stem = RELEASED_MODELS[config].checkpoint
+    if config not in FILES:
+        raise UserError(
+            f"The weights tood://{config} are published on a drive that programs cannot read; get "
+            f"{stem}_*.pth from the authors' repository (fcjian/TOOD), convert it with "
+            "tools/convert_checkpoint.py, and name the file."
+        )
+    return f"{BASE_URL}/{stem}/{stem}_{FILES[config]}.pth"
 
 
 def _torchvision_url(name: str) -> str:
@@ -133,21 +111,30 @@ def _torchvision_url(name: str) -> str:
     return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
 
 
+def _convert_backbone(source: str, target: str) -> None:
+    write_atomically({"model": convert_backbone(read_checkpoint(source).state_dict)}, target)
+
+
 def _check_hash(path: str) -> None:
     """Raise UserError and remove a file unless its SHA-256 begins as its name ends."""
-    expected = re.search(r"-([0-9a-f]{8})\.pth$", path)[1]
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path)
+    if named is None:
+        return
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         for block in iter(lambda: f.read(2**20), b""):
             digest.update(block)
-    if not digest.hexdigest().startswith(expected):
+    if not digest.hexdigest().startswith(named[1]):
         os.remove(path)
         raise UserError(
             f"The download {path} is damaged: its SHA-256 begins with {digest.hexdigest()[:8]}, "
-            f"not {expected}; it was removed, and the next call fetches it again."
+            f"not {named[1]}; it was removed, and the next call fetches it again."
         )
 
 
-PathManager.register_handler(ReleasedHandler())
-PathManager.register_handler(BackboneHandler("torchvision://", _torchvision_url))
-PathManager.register_handler(BackboneHandler("open-mmlab://", OPEN_MMLAB.__getitem__))
+for handler in (
+    ConvertedHandler("tood://", released_url, convert_checkpoint),
+    ConvertedHandler("torchvision://", _torchvision_url, _convert_backbone),
+    ConvertedHandler("open-mmlab://", OPEN_MMLAB.__getitem__, _convert_backbone),
+):
+    PathManager.register_handler(handler)

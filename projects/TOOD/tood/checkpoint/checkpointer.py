@@ -12,8 +12,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from tood.utils.errors import UserError
 from tood.utils.files import write_atomically, write_whole
 
-__all__ = ["Checkpointer"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,23 +20,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_resnet_backbone
 from torch import Tensor
 
-from tood.checkpoint.names import detectron2_name, is_detectron2_name, is_mmdet_name, mmdet_name
+from tood.checkpoint.names import detectron2_name, mmdet_name
 from tood.config.zoo import RELEASED_MODELS, differing_options, get_config
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
-
-__all__ = [
-    "ModelDescription",
-    "SourceCheckpoint",
-    "convert_backbone",
-    "convert_checkpoint",
-    "convert_to_mmdet",
-    "identify",
-    "is_backbone",
-    "read_checkpoint",
-    "to_detectron2",
-    "to_mmdet",
-]
 
 Shapes = Dict[str, Tuple[int, ...]]
 _MODELS: Dict[Tuple[str, str], Dict[str, Tensor]] = {}  # that were compared with
@@ -176,7 +163,7 @@ def to_detectron2(
     """
     converted, left_over, problems = OrderedDict(), OrderedDict(), []
     for name, value in state_dict.items():
-        target = detectron2_name(name) if is_mmdet_name(name) else None
+        target = detectron2_name(name)
         if target is None:
             problems.append(f"unknown {name}")
         elif target in converted:
@@ -215,7 +202,7 @@ def to_mmdet(
     Raises:
         UserError: that lists what is not TOOD's.
     """
-    unknown = [n for n in state_dict if not is_detectron2_name(n)]
+    unknown = [n for n in state_dict if mmdet_name(n) is None]
     # MMDetection has other names for norms without statistics, and none of its models has them.
     unknown += [
         n
@@ -395,7 +382,9 @@ def _differing(shapes: Shapes, expected: Dict[str, Tensor]) -> Set[str]:
 
 
 def _shapes_of(state_dict: Dict[str, Tensor]) -> Shapes:
-    return {detectron2_name(n): tuple(v.shape) for n, v in state_dict.items() if is_mmdet_name(n)}
+    shapes = {detectron2_name(n): tuple(v.shape) for n, v in state_dict.items()}
+    shapes.pop(None, None)
+    return shapes
 
 
 def _num_classes(shapes: Shapes) -> int:

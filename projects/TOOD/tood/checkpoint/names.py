@@ -4,10 +4,7 @@ Names of TOOD's parameters and buffers: those of the released checkpoints, and t
 A released state dict has MMDetection's names; the authors' differ from them in a few modules.
 """
 
-import re
-from typing import Iterator, Tuple
-
-__all__ = ["detectron2_name", "is_detectron2_name", "is_mmdet_name", "mmdet_name"]
+from typing import Dict, Iterator, Optional, Tuple
 
 MAX_BLOCKS = 36  # in one stage: ResNet-152 has the most
 MAX_CONVS = 16  # stacked in the head; the released models have 6
@@ -47,6 +44,8 @@ def module_names() -> Iterator[Tuple[str, str]]:
     for i in (0, 2):
         yield f"bbox_head.cls_prob_module.{i}", f"head.cls_align.{i}"
         yield f"bbox_head.reg_offset_module.{i}", f"head.reg_align.{i}"
+    for i in range(NUM_LEVELS):  # parameters without a module here
+        yield f"bbox_head.scales.{i}.scale", f"head.scales.{i}"
 
 
 _TO_DETECTRON2 = dict(module_names())
@@ -64,48 +63,22 @@ _AUTHORS_NAMES = {
 }
 
 
-def detectron2_name(mmdet_name: str) -> str:
+def detectron2_name(mmdet_name: str) -> Optional[str]:
     """
-    Name here of an entry of a released state dict, MMDetection's or the authors'.
-
-    Raises:
-        KeyError: for a name that no TOOD model has.
+    Return the name here of an entry of a released state dict, MMDetection's or the authors'; None
+    for a name that no TOOD model has.
     """
     name = ".".join(_AUTHORS_NAMES.get(part, part) for part in mmdet_name.split("."))
-    scale = re.fullmatch(r"bbox_head\.scales\.(\d+)\.scale", name)
-    if scale:
-        return f"head.scales.{scale.group(1)}"
+    return _translate(name, _TO_DETECTRON2)
+
+
+def mmdet_name(detectron2_name: str) -> Optional[str]:
+    """Return MMDetection's name of an entry; None for a name that TOOD does not have here."""
+    return _translate(detectron2_name, _TO_MMDET)
+
+
+def _translate(name: str, table: Dict[str, str]) -> Optional[str]:
+    if name in table:
+        return table[name]
     module, _, leaf = name.rpartition(".")
-    return f"{_TO_DETECTRON2[module]}.{leaf}"
-
-
-def mmdet_name(detectron2_name: str) -> str:
-    """
-    The way back, to MMDetection's names.
-
-    Raises:
-        KeyError: for a name that TOOD does not have here.
-    """
-    scale = re.fullmatch(r"head\.scales\.(\d+)", detectron2_name)
-    if scale:
-        return f"bbox_head.scales.{scale.group(1)}.scale"
-    module, _, leaf = detectron2_name.rpartition(".")
-    return f"{_TO_MMDET[module]}.{leaf}"
-
-
-def is_mmdet_name(name: str) -> bool:
-    """Return whether a TOOD model of MMDetection or the authors has an entry of this name."""
-    return _translates(detectron2_name, name)
-
-
-def is_detectron2_name(name: str) -> bool:
-    """Return whether a TOOD model has an entry of this name here."""
-    return _translates(mmdet_name, name)
-
-
-def _translates(function, name: str) -> bool:
-    try:
-        function(name)
-    except KeyError:
-        return False
-    return True
+    return f"{table[module]}.{leaf}" if module in table else None

@@ -11,17 +11,6 @@ from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
 from tood.utils.errors import UserError
 
-__all__ = [
-    "RANGES",
-    "check_config",
-    "check_head",
-    "check_nothing_removed",
-    "check_precision",
-    "get_key",
-    "known_keys",
-    "nearest_key",
-]
-
 
 class Range(NamedTuple):
     """The numbers that an option may be, both ends included."""

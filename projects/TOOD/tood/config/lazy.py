@@ -20,30 +20,18 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tood.config.check import RANGES, check_head, check_precision
-from tood.config.options import RunOptions, TTAOptions, finest_stride_of
+from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.config.zoo import get_config_file
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.modeling.assign import ATSS
+from tood.modeling.tta import TTAOptions
 from tood.utils.errors import UserError, first_line
-
-__all__ = [
-    "apply_lazy_schedule",
-    "build_lazy_model",
-    "build_part",
-    "is_lazy",
-    "lazy_run_options",
-    "load_lazy_config",
-    "overridden_paths",
-    "read_lazy_config",
-    "read_lazy_schedule",
-    "target_of",
-]
 
 logger = logging.getLogger(__name__)
 
-# What a config in Python must have, and whether it is a call.
+# Parts that a config in Python must have, and whether they are calls.
 PARTS = {
     "model": True,
     "optimizer": True,
@@ -52,6 +40,13 @@ PARTS = {
     "train": False,
 }
 IMAGES_PER_STEP = "dataloader.train.total_batch_size"
+# Values that it must have, and what for.
+VALUES = {
+    "dataloader.train.dataset.names": "by which data are checked and their classes named",
+    IMAGES_PER_STEP: "from which speed and schedule are computed",
+    "model.num_classes": "which the data are compared with",
+    "model.head_in_features": "which the data are compared with",
+}
 # Values that programs change, by the names of tood.config.read.CHANGES.
 CHANGES = {
     "weights": "train.init_checkpoint",
@@ -149,11 +144,9 @@ def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictCon
                 "write it as the files in configs/lazy do, or import theirs."
             )
     _check_keywords(lazy)
-    if OmegaConf.select(lazy, "dataloader.train.dataset.names") is None:
-        raise UserError(
-            f"The config file {config_file} has no dataloader.train.dataset.names, by which data "
-            "are checked and their classes named."
-        )
+    for path, use in VALUES.items():
+        if OmegaConf.select(lazy, path) is None:
+            raise UserError(f"The config file {config_file} has no {path}, {use}; add it.")
     _check_types(lazy.train, _default_train(), "train")
     return lazy
 
@@ -200,7 +193,7 @@ def lazy_run_options(lazy: DictConfig) -> RunOptions:
         weights_key="train.init_checkpoint",
         output_dir=train.output_dir,
         device=train.device,
-        input_format=lazy.model.input_format,
+        input_format=_input_format(lazy),
         min_size_test=test_size[0],
         max_size_test=test_size[1],
         tta=TTAOptions(aug.enabled, list(aug.min_sizes), aug.max_size, aug.flip),
@@ -212,6 +205,9 @@ def lazy_run_options(lazy: DictConfig) -> RunOptions:
 def read_lazy_schedule(lazy: DictConfig) -> Schedule:
     """Return a schedule without steps: in a config in Python, they are shares of the training."""
     values = {name: OmegaConf.select(lazy, path) for name, path in _SCHEDULE.items()}
+    missing = [path for name, path in _SCHEDULE.items() if values[name] is None]
+    if missing:
+        raise UserError(f"The config has no {missing[0]}, which belongs to its schedule; add it.")
     share = OmegaConf.select(lazy, _WARMUP, default=0.0)
     return Schedule(**values, steps=(), warmup_iters=round(share * values["max_iter"]))
 
@@ -221,7 +217,8 @@ def apply_lazy_schedule(
 ) -> Dict[str, object]:
     """See :func:`tood.config.read.apply_schedule`."""
     values = {path: getattr(schedule, name) for name, path in _SCHEDULE.items()}
-    values[_WARMUP] = schedule.warmup_iters / schedule.max_iter
+    if OmegaConf.select(lazy, _WARMUP) is not None:
+        values[_WARMUP] = schedule.warmup_iters / schedule.max_iter
     values = {k: v for k, v in values.items() if k not in overridden_paths(overrides)}
     for path, value in values.items():
         OmegaConf.update(lazy, path, value, merge=False)
@@ -236,6 +233,10 @@ def overridden_paths(overrides: Sequence[str]) -> Set[str]:
 def _names(lazy: DictConfig, use: str) -> Tuple[str, ...]:
     names = OmegaConf.select(lazy, f"dataloader.{use}.dataset.names", default=())
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _input_format(lazy: DictConfig) -> str:
+    return lazy.model.get("input_format", "RGB")  # TOOD's default
 
 
 def _input_size(lazy: DictConfig, use: str) -> InputSize:
@@ -277,13 +278,14 @@ def _check_values(lazy: DictConfig) -> None:
             raise UserError(
                 "model.head.centerness is True; it is for model.assigner tood.modeling.assign.ATSS."
             )
+    input_format = _input_format(lazy)
     for use in ("train", "test"):
         path = f"dataloader.{use}.mapper.image_format"
-        image_format = OmegaConf.select(lazy, path, default=lazy.model.input_format)
-        if image_format != lazy.model.input_format:
+        image_format = OmegaConf.select(lazy, path, default=input_format)
+        if image_format != input_format:
             raise UserError(
-                f"{path} is {image_format!r}, but model.input_format is "
-                f"{lazy.model.input_format!r}; they must be the same."
+                f"{path} is {image_format!r}, but model.input_format is {input_format!r}; they "
+                "must be the same."
             )
 
 

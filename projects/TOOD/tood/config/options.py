@@ -4,17 +4,7 @@ import re
 from typing import NamedTuple, Sequence
 
 from tood.data.datasets import DataOptions
-
-__all__ = ["RunOptions", "TTAOptions", "finest_stride_of"]
-
-
-class TTAOptions(NamedTuple):
-    """Test-time augmentation: shorter sides of the augmented views, and flips."""
-
-    enabled: bool
-    min_sizes: Sequence[int]
-    max_size: int
-    flip: bool
+from tood.modeling.tta import TTAOptions
 
 
 class RunOptions(NamedTuple):

@@ -20,25 +20,12 @@ from tood.config.check import (
     nearest_key,
 )
 from tood.config.defaults import add_tood_config
-from tood.config.options import RunOptions, TTAOptions, finest_stride_of
+from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
+from tood.modeling.tta import TTAOptions
 from tood.utils.errors import UserError
-
-__all__ = [
-    "Config",
-    "apply_schedule",
-    "check_training",
-    "check_weights",
-    "finish_config",
-    "load_config",
-    "read_schedule",
-    "run_options",
-    "schedule_of_file",
-    "sets_images_per_step",
-    "split_options",
-]
 
 logger = logging.getLogger(__name__)
 

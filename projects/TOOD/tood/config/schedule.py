@@ -5,8 +5,6 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 from tood.utils.errors import UserError
 
-__all__ = ["Schedule", "scale_schedule"]
-
 # The warm-up of the learning rate takes no more than this part of a training.
 MAX_WARMUP_SHARE = 1 / 8
 MAX_ITERATIONS = 10**9

@@ -14,14 +14,6 @@ from tood.config.check import get_key
 from tood.config.defaults import add_tood_config
 from tood.utils.errors import UserError
 
-__all__ = [
-    "RELEASED_MODELS",
-    "ReleasedModel",
-    "differing_options",
-    "get_config",
-    "get_config_file",
-]
-
 
 class ReleasedModel(NamedTuple):
     """A checkpoint that others have published."""

@@ -5,8 +5,6 @@ from typing import Dict
 
 from tood.utils.errors import UserError
 
-__all__ = ["has_size", "read_annotations"]
-
 _INTEGER, _TEXT, _NUMBER = (int,), (str,), (int, float)
 # What the records must hold, for Detectron2 and for pycocotools.
 _KEYS = {

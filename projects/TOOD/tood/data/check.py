@@ -16,8 +16,6 @@ from tqdm import tqdm
 from tood.data.annotations import has_size
 from tood.data.images import IMAGE_ERRORS, probe_image, read_image
 
-__all__ = ["DataReport", "Finding", "InputSize", "check_data", "check_images"]
-
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
 

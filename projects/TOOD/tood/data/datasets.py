@@ -20,8 +20,6 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.check import DataReport, InputSize, check_data, check_images
 from tood.utils.errors import UserError
 
-__all__ = ["DataOptions", "load_own_data", "parse_own_data", "prepare_datasets"]
-
 logger = logging.getLogger(__name__)
 
 # The images of a larger data set are not opened before a training; on a network's disk that could

@@ -8,8 +8,6 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-__all__ = ["IMAGE_ERRORS", "PICTURES", "pictures_in", "probe_image", "read_image"]
-
 # What Pillow raises for files that are broken, empty, too large, or of no size at all.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # The endings of the files that Pillow can read.

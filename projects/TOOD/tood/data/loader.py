@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tood.utils.errors import UserError
 
-__all__ = ["AugmentedDataset", "TrainingBatches", "TrainingLoader", "build_training_loader"]
-
 
 class AugmentedDataset(Dataset):
     """

@@ -12,8 +12,6 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.utils.errors import UserError
 
-__all__ = ["CheckedMapper"]
-
 
 class CheckedMapper(DatasetMapper):
     """Detectron2's mapper, of boxes alone, that reads 16 bits and names what it could not read."""

@@ -10,8 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-__all__ = ["SHAPES", "draw_scene", "write_shapes_dataset"]
-
 SHAPES = ("disc", "square", "triangle", "star")
 _OVERSAMPLING = 4
 

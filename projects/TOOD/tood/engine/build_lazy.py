@@ -17,8 +17,6 @@ from tood.engine.loop import Experiment, LoopOptions
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.modeling.tta import TOODWithTTA
 
-__all__ = ["build_lazy_experiment", "evaluate_lazy", "evaluate_lazy_with_TTA"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -102,13 +100,8 @@ def evaluate_lazy_with_TTA(lazy: DictConfig, model) -> Dict:
     # It resizes the images itself, from their own size, and has no dense output of its own.
     lazy = copy.deepcopy(lazy)
     lazy.dataloader.test.mapper.augmentations = []
-    augmented = TOODWithTTA(
-        model,
-        min_sizes=options.tta.min_sizes,
-        max_size=options.tta.max_size,
-        flip=options.tta.flip,
-    )
     folder = os.path.join(options.output_dir, "TTA")
+    augmented = TOODWithTTA(model, options.tta)
     results = evaluate_lazy(lazy, augmented, folder, alignment=False)
     return OrderedDict((f"{name}_TTA", metrics) for name, metrics in results.items())
 

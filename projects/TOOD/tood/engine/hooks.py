@@ -16,15 +16,6 @@ from torch import nn
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 
-__all__ = [
-    "AverageWeights",
-    "BestWeights",
-    "EarlyStop",
-    "StopEarly",
-    "StopOnSignal",
-    "WeightAverage",
-]
-
 logger = logging.getLogger(__name__)
 
 

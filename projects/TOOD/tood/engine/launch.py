@@ -15,8 +15,6 @@ from detectron2.utils import comm
 
 from tood.utils.errors import UserError
 
-__all__ = ["Place", "launch", "place_from_environment"]
-
 
 class Place(NamedTuple):
     """The rank of this process, and the address where the first process waits for the others."""

@@ -30,8 +30,6 @@ from tood.evaluation.coco import first_AP, validation_loss
 from tood.utils.errors import UserError
 from tood.utils.logs import silenced
 
-__all__ = ["Experiment", "LoopOptions", "TrainingLoop"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -80,6 +78,7 @@ class TrainingLoop(TrainerBase):
         TrainerBase.__init__(self)
         model, options = experiment.model, experiment.options
         self.experiment, self.options = experiment, options
+        _warn_of_warmup_alone(model, options.max_iter)
         self._trainer = TrainingStep(
             create_ddp_model(model, device_ids=None, **options.ddp),
             experiment.train_loader,
@@ -214,6 +213,16 @@ class TrainingLoop(TrainerBase):
         if isinstance(loader, TrainingLoader):
             seed = state_dict.get("data_seed", loader.batches.seed)
             self._trainer.set_data_loader(loader.restart(seed, skip=state_dict["iteration"] + 1))
+
+
+def _warn_of_warmup_alone(model: nn.Module, max_iter: int) -> None:
+    last, warmup = model.assigner_at(max_iter - 1), model.warmup_assigner
+    if last is warmup and type(warmup) is not type(model.assigner):
+        logger.warning(
+            f"The {model.atss_iters} iterations of ATSS (MODEL.TOOD.ATSS_ITERS, model.atss_iters) "
+            f"are not less than the {max_iter} of the training: all of it assigns by "
+            f"{type(warmup).__name__}, none by {type(model.assigner).__name__}."
+        )
 
 
 def _is_user_error(record: logging.LogRecord) -> bool:

@@ -3,8 +3,6 @@
 import torch
 from torch.optim import SGD, Optimizer
 
-__all__ = ["clip_full_model", "clipped_sgd"]
-
 
 def clipped_sgd(params, *, max_norm: float, norm_type: float = 2.0, **options) -> SGD:
     """

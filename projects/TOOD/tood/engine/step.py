@@ -12,8 +12,6 @@ from torch import Tensor
 
 from tood.utils.errors import UserError
 
-__all__ = ["TrainingStep"]
-
 
 class TrainingStep(SimpleTrainer):
     """

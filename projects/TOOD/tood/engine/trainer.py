@@ -1,6 +1,5 @@
 """The trainer of yaml configs: Detectron2's ``DefaultTrainer``, and the training loop."""
 
-import logging
 import os
 from collections import OrderedDict
 
@@ -16,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
+from tood.config.read import run_options
 from tood.data.loader import build_training_loader
 from tood.data.mapper import CheckedMapper
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
@@ -23,10 +23,6 @@ from tood.engine.optimizer import clip_full_model
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import SizedCOCOEvaluator
 from tood.modeling.tta import TOODWithTTA
-
-__all__ = ["Trainer"]
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer(TrainingLoop, DefaultTrainer):
@@ -40,12 +36,6 @@ class Trainer(TrainingLoop, DefaultTrainer):
     def __init__(self, cfg):
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         super().__init__(self.build_experiment(cfg))
-        atss_iters = cfg.MODEL.TOOD.ATSS_ITERS
-        if cfg.MODEL.TOOD.ASSIGNER != "atss" and atss_iters >= cfg.SOLVER.MAX_ITER:
-            logger.warning(
-                f"MODEL.TOOD.ATSS_ITERS ({atss_iters}) is not less than SOLVER.MAX_ITER "
-                f"({cfg.SOLVER.MAX_ITER}): the whole training assigns by ATSS."
-            )
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers):
@@ -162,11 +152,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
         # It resizes the images itself, from their own size, and has no dense output of its own.
         cfg.INPUT.MIN_SIZE_TEST = 0
         cfg.MODEL.TOOD.EVAL_ALIGNMENT = False
-        aug = cfg.TEST.AUG
-        augmented = TOODWithTTA(
-            model, min_sizes=aug.MIN_SIZES, max_size=aug.MAX_SIZE, flip=aug.FLIP
-        )
-        results = cls.test(cfg, augmented)
+        results = cls.test(cfg, TOODWithTTA(model, run_options(cfg).tta))
         return OrderedDict((f"{name}_TTA", metrics) for name, metrics in results.items())
 
     @classmethod

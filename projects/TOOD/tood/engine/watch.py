@@ -12,8 +12,6 @@ from torch import Tensor
 from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError
 
-__all__ = ["StatusPrinter", "TrainingWatcher", "assignment_statistics"]
-
 logger = logging.getLogger(__name__)
 
 # Iterations between two looks at the assignment: as often as Detectron2 writes its log.

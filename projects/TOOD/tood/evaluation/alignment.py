@@ -13,16 +13,6 @@ from torch import Tensor
 
 from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes, objects_at_once
 
-__all__ = [
-    "ObjectPredictions",
-    "alignment_of",
-    "InstanceAlignment",
-    "predictions_of_objects",
-    "count_detections",
-    "measure_alignment",
-    "rank_correlation",
-]
-
 # Predictions of an object that the correlation is of, and those that the mean IoU is of.
 TOP_CORRELATED = 50
 TOP_LOCALIZED = 10

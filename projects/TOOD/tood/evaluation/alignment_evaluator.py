@@ -26,16 +26,6 @@ from tood.evaluation.alignment import (
 from tood.modeling.detector import TOOD
 from tood.utils.files import write_json
 
-__all__ = [
-    "AlignmentEvaluator",
-    "DenseOutputs",
-    "DenseReader",
-    "ObjectFigures",
-    "scale_of_input",
-    "summarize",
-    "table_of",
-]
-
 logger = logging.getLogger(__name__)
 
 # COCO's limits between small, medium and large, of the box: square pixels of the original image.

@@ -9,12 +9,6 @@ from tqdm import tqdm
 
 from tood.data.annotations import has_size
 
-__all__ = [
-    "SizedCOCOEvaluator",
-    "first_AP",
-    "validation_loss",
-]
-
 
 class SizedCOCOEvaluator(COCOEvaluator):
     """

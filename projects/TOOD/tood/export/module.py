@@ -26,19 +26,6 @@ from tood.modeling.postprocess import Candidates, gather_rows
 from tood.utils.errors import UserError
 from tood.utils.files import write_whole
 
-__all__ = [
-    "DETECTIONS",
-    "METADATA_FILE",
-    "RAW_OUTPUTS",
-    "ExportableTOOD",
-    "describe",
-    "export_program",
-    "keep_by_nms",
-    "quiet",
-    "save_program",
-    "save_torchscript",
-]
-
 RAW_OUTPUTS = ("scores", "boxes")
 DETECTIONS = ("num_detections", "boxes", "scores", "classes")
 METADATA_FILE = "tood.json"  # in the archives that PyTorch writes

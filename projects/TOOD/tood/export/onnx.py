@@ -24,16 +24,6 @@ from tood.utils.errors import UserError
 from tood.utils.files import write_whole
 from tood.utils.logs import at_level
 
-__all__ = [
-    "INPUT",
-    "OPSET",
-    "deform_conv2d_by_grid_sample",
-    "exportable_to_onnx",
-    "import_onnx",
-    "save_checked",
-    "save_onnx",
-]
-
 OPSET = 18
 INPUT = "images"
 

@@ -14,8 +14,6 @@ import numpy as np
 from tood.export.onnx import INPUT, import_onnx, save_checked
 from tood.utils.logs import silenced
 
-__all__ = ["to_float16", "to_int8"]
-
 
 def to_float16(source: str, target: str) -> None:
     """

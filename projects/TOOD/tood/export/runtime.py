@@ -18,9 +18,6 @@ from tood.export.module import METADATA_FILE, quiet
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, first_line
 
-__all__ = ["RUNTIMES", "Comparison", "ExportedDetector", "ExportedFile", "compare_detections"]
-
-
 # Output -> field of the Instances, where their names differ.
 FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
 

@@ -25,17 +25,6 @@ from tood.modeling.box_ops import (
     objects_at_once,
 )
 
-__all__ = [
-    "ASSIGNER_REGISTRY",
-    "ATSS",
-    "TAL",
-    "Assigner",
-    "Assignment",
-    "ImagePredictions",
-    "alignment_metric",
-    "resolve_conflicts",
-]
-
 ASSIGNER_REGISTRY = Registry("TOOD_ASSIGNER")
 ASSIGNER_REGISTRY.__doc__ = "Assigners, or functions that build one, called with the config."
 

@@ -6,15 +6,6 @@ the same pixels.
 import torch
 from torch import Tensor
 
-__all__ = [
-    "box_centers",
-    "box_giou_of_pairs",
-    "box_iou_of_pairs",
-    "centerness",
-    "inside_boxes",
-    "objects_at_once",
-]
-
 # Numbers in the largest matrix objects x locations that exists at a time; there are a few such.
 MAX_MATRIX_ELEMENTS = 2**20
 

@@ -21,21 +21,11 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import DeformConvPack
-from tood.modeling.layers import log_geometric_mean_of_sigmoids, sample_each_side
-
-__all__ = [
-    "ANCHOR_TYPES",
-    "DenseHead",
-    "DensePredictions",
-    "HEAD_REGISTRY",
-    "LevelMaps",
-    "conv_norm_relu",
-    "decode_deltas",
-    "decode_distances",
-    "init_convs",
-    "init_score",
-    "make_anchors",
-]
+from tood.modeling.layers import (
+    AlignmentBranch,
+    log_geometric_mean_of_sigmoids,
+    sample_each_side,
+)
 
 ANCHOR_TYPES = ("anchor_free", "anchor_based")
 
@@ -98,17 +88,25 @@ class DenseHead(nn.Module):
     def __init__(
         self,
         *,
+        num_classes: int,
         strides: List[int],
         anchor_generator: nn.Module,
         anchor_type: str = "anchor_free",
         box2box_transform: Box2BoxTransform,
+        align_cls: bool = True,
+        align_box: bool = True,
+        prior_prob: float = 0.01,
     ):
         """
         Args:
+            num_classes: number of classes K.
             strides: stride of every feature map, in pixels.
             anchor_generator: creates one square anchor per location from a list of feature maps.
             anchor_type: one of ``ANCHOR_TYPES``.
             box2box_transform: decodes the deltas of "anchor_based".
+            align_cls, align_box: whether the scores are corrected by the map M, and the sides of
+                the boxes read at the offsets O.
+            prior_prob: score that each class starts with.
 
         Raises:
             ValueError: for an unknown anchor type, or more than one anchor per location.
@@ -124,6 +122,8 @@ class DenseHead(nn.Module):
                 f"{list(anchor_generator.num_anchors)} on its levels; "
                 "give one size per level and the single aspect ratio 1.0."
             )
+        self.num_classes, self.prior_prob = num_classes, prior_prob
+        self.align_cls, self.align_box = align_cls, align_box
         self.strides = list(strides)
         self.anchor_generator = anchor_generator
         self.anchor_type = anchor_type
@@ -152,6 +152,32 @@ class DenseHead(nn.Module):
             "align_box": tood.ALIGN_BOX,
             "prior_prob": tood.PRIOR_PROB,
         }
+
+    def add_predictors(self, convs: nn.Module, conv_dim: int, align_channels: int) -> None:
+        """
+        Add ``cls_pred``, ``reg_pred``, ``cls_align`` and ``reg_align``, the latter two None if they
+        are turned off, and draw the weights of all of them and of the layers before them.
+
+        Args:
+            convs: the layers before.
+            conv_dim: input channels of the predictors.
+            align_channels: input channels of the alignment branches.
+        """
+        self.cls_pred = nn.Conv2d(conv_dim, self.num_classes, 3, padding=1)
+        self.reg_pred = nn.Conv2d(conv_dim, 4, 3, padding=1)
+        # Eq. 7 and 8: the map M that corrects the scores, and the offsets O of the boxes' sides.
+        widths = (align_channels, conv_dim // 4)
+        self.cls_align = AlignmentBranch(*widths, out_channels=1) if self.align_cls else None
+        self.reg_align = AlignmentBranch(*widths, out_channels=8) if self.align_box else None
+        added = (self.cls_pred, self.reg_pred, self.cls_align, self.reg_align)
+        init_convs(nn.ModuleList([convs, *(layer for layer in added if layer is not None)]))
+        # Both factors of the score start at the prior, and so does their geometric mean.
+        logit = -math.log((1 - self.prior_prob) / self.prior_prob)
+        for layer in [self.cls_pred, *([self.cls_align[-1]] if self.align_cls else [])]:
+            nn.init.constant_(layer.bias, logit)
+        # Offsets start near zero: boxes begin as their own location predicts them.
+        if self.reg_align is not None:
+            init_convs(self.reg_align, std=0.001)
 
     def forward(self, features: List[Tensor]) -> DensePredictions:
         """
@@ -284,21 +310,23 @@ def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
     return cat([permute_to_N_HWA_K(x, x.shape[1]) for x in maps], dim=1).float()
 
 
-def conv_norm_relu(
-    in_channels: int, out_channels: int, norm: str, dcn_num_groups: int
-) -> nn.Sequential:
+def stack_convs(
+    in_channels: int, conv_dim: int, norm: str, dcn_groups: Sequence[int]
+) -> List[nn.Sequential]:
     """
-    3x3 convolution, deformable if it has deformable groups, + norm + ReLU; the norm takes the
-    place of the bias.
+    Return 3x3 convolution + norm + ReLU for each of ``dcn_groups``, deformable where it is not 0;
+    the norm takes the place of the bias.
     """
-    bias = norm == ""
-    if dcn_num_groups > 0:
-        layers = [DeformConvPack(in_channels, out_channels, num_groups=dcn_num_groups, bias=bias)]
-    else:
-        layers = [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)]
-    if norm != "":
-        layers.append(get_norm(norm, out_channels))
-    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+    stack, bias = [], norm == ""
+    for num_groups in dcn_groups:
+        if num_groups > 0:
+            conv = DeformConvPack(in_channels, conv_dim, num_groups=num_groups, bias=bias)
+        else:
+            conv = nn.Conv2d(in_channels, conv_dim, 3, padding=1, bias=bias)
+        norms = [] if norm == "" else [get_norm(norm, conv_dim)]
+        stack.append(nn.Sequential(conv, *norms, nn.ReLU(inplace=True)))
+        in_channels = conv_dim
+    return stack
 
 
 def init_convs(module: nn.Module, std: float = 0.01) -> None:
@@ -311,8 +339,3 @@ def init_convs(module: nn.Module, std: float = 0.01) -> None:
     for layer in module.modules():
         if isinstance(layer, DeformConvPack):
             nn.init.zeros_(layer.conv_offset.weight)
-
-
-def init_score(layer: nn.Conv2d, prior_prob: float) -> None:
-    """Set a layer's bias so that its sigmoids begin at a probability."""
-    nn.init.constant_(layer.bias, -math.log((1 - prior_prob) / prior_prob))

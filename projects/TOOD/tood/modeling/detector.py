@@ -26,8 +26,6 @@ from tood.modeling.parallel_head import ParallelHead  # noqa: F401  (registers "
 from tood.modeling.postprocess import Candidates, select_candidates, suppress_non_maxima
 from tood.modeling.targets import Targets, label_batch
 
-__all__ = ["TOOD"]
-
 Batch = List[Dict[str, Tensor]]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

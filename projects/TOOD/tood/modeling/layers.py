@@ -16,14 +16,6 @@ from detectron2.layers import cat, get_norm
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-__all__ = [
-    "AlignmentBranch",
-    "TaskDecomposition",
-    "log_geometric_mean_of_sigmoids",
-    "read_layers",
-    "sample_each_side",
-]
-
 
 class TaskDecomposition(nn.Module):
     """

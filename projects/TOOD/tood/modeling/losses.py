@@ -15,15 +15,6 @@ from tood.modeling.box_ops import box_giou_of_pairs
 from tood.modeling.dense_head import DensePredictions
 from tood.modeling.targets import Targets
 
-__all__ = [
-    "aligned_focal_loss",
-    "box_loss",
-    "centerness_loss",
-    "classification_loss",
-    "giou_loss",
-    "loss_sums",
-]
-
 # Logarithm of a score that counts as 0.
 LOG_ZERO = -100.0
 # 1 - p of a score that float32 cannot tell from 1. Keeps log(1 - p) and its gradient finite.

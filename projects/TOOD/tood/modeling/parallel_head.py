@@ -5,8 +5,6 @@ ATSS (arXiv 1912.02424).
 Shapes: N images, K classes, C channels, H x W locations of one level.
 """
 
-from typing import List
-
 from detectron2.config import configurable
 from torch import Tensor, nn
 
@@ -14,13 +12,9 @@ from tood.modeling.dense_head import (
     HEAD_REGISTRY,
     DenseHead,
     LevelMaps,
-    conv_norm_relu,
     init_convs,
-    init_score,
+    stack_convs,
 )
-from tood.modeling.layers import AlignmentBranch
-
-__all__ = ["ParallelHead"]
 
 
 @HEAD_REGISTRY.register()
@@ -41,7 +35,6 @@ class ParallelHead(DenseHead):
         self,
         *,
         in_channels: int,
-        num_classes: int,
         conv_dim: int = 256,
         num_convs: int = 4,
         norm: str = "GN",
@@ -50,41 +43,29 @@ class ParallelHead(DenseHead):
         align_cls: bool = False,
         align_box: bool = False,
         centerness: bool = False,
-        prior_prob: float = 0.01,
         **kwargs,
     ):
         """
         Args:
             in_channels: channels of every feature map.
-            num_classes: number of classes K.
             conv_dim: channels C of the towers.
             num_convs: number of convolutions of each tower.
             norm: norm of the convolutions, a name that Detectron2's ``get_norm`` knows.
             num_dcn_convs: number of deformable convolutions of each tower, the first ones.
             dcn_num_groups: deformable groups of these.
-            align_cls, align_box: whether the scores are corrected by the map M, and the sides of
-                the boxes read at the offsets O.
             centerness: whether the centerness is predicted, and detections ranked by it, too.
-            prior_prob: score that each class starts with.
-            kwargs: of :class:`DenseHead`.
+            align_cls, align_box, kwargs: of :class:`DenseHead`.
         """
-        super().__init__(**kwargs)
+        super().__init__(align_cls=align_cls, align_box=align_box, **kwargs)
         dcn_groups = [dcn_num_groups if i < num_dcn_convs else 0 for i in range(num_convs)]
         self.cls_tower, self.reg_tower = (
-            _make_tower(in_channels, conv_dim, norm, dcn_groups) for _ in range(2)
+            nn.Sequential(*stack_convs(in_channels, conv_dim, norm, dcn_groups)) for _ in range(2)
         )
-        self.cls_pred = nn.Conv2d(conv_dim, num_classes, 3, padding=1)
-        self.reg_pred = nn.Conv2d(conv_dim, 4, 3, padding=1)
+        towers = nn.ModuleList([self.cls_tower, self.reg_tower])
+        self.add_predictors(towers, conv_dim, align_channels=conv_dim)
         self.centerness = nn.Conv2d(conv_dim, 1, 3, padding=1) if centerness else None
-        self.cls_align = AlignmentBranch(conv_dim, conv_dim // 4, 1) if align_cls else None
-        self.reg_align = AlignmentBranch(conv_dim, conv_dim // 4, 8) if align_box else None
-
-        init_convs(self)
-        init_score(self.cls_pred, prior_prob)
-        if align_cls:
-            init_score(self.cls_align[-1], prior_prob)
-        if align_box:
-            init_convs(self.reg_align, std=0.001)
+        if centerness:
+            init_convs(self.centerness)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -100,14 +81,3 @@ class ParallelHead(DenseHead):
             offsets=None if self.reg_align is None else self.reg_align(for_reg),
             centerness_logits=None if self.centerness is None else self.centerness(for_reg),
         )
-
-
-def _make_tower(in_channels: int, conv_dim: int, norm: str, dcn_groups: List[int]) -> nn.Sequential:
-    """Stack a convolution for each of ``dcn_groups``, deformable where it is not 0."""
-    widths = [in_channels] + [conv_dim] * (len(dcn_groups) - 1)
-    return nn.Sequential(
-        *(
-            conv_norm_relu(width, conv_dim, norm, groups)
-            for width, groups in zip(widths, dcn_groups)
-        )
-    )

@@ -14,8 +14,6 @@ from detectron2.layers import batched_nms, cat
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = ["Candidates", "gather_rows", "select_candidates", "suppress_non_maxima"]
-
 
 class Candidates(NamedTuple):
     """

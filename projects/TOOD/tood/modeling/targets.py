@@ -15,8 +15,6 @@ from torch import Tensor
 from tood.modeling.assign import Assigner, ImagePredictions
 from tood.modeling.dense_head import DensePredictions
 
-__all__ = ["Targets", "label_batch", "locations_of_image"]
-
 
 class Targets(NamedTuple):
     """Training targets of a batch, the same for every assigner."""

@@ -4,7 +4,7 @@ candidates of an image in several sizes and flipped, together, before NMS.
 """
 
 from itertools import groupby
-from typing import Dict, List, Sequence
+from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -16,41 +16,40 @@ from tood.modeling.detector import TOOD
 from tood.modeling.postprocess import suppress_non_maxima
 from tood.utils.errors import UserError
 
-__all__ = ["TOODWithTTA"]
+
+class TTAOptions(NamedTuple):
+    """``TEST.AUG``, or ``train.test_aug`` of a config in Python."""
+
+    enabled: bool
+    min_sizes: Sequence[int]  # shorter sides of the augmented views, pixels
+    max_size: int  # upper bound of their longer side
+    flip: bool  # each view as well
 
 
 class TOODWithTTA(nn.Module):
     """
-    A TOOD with test-time augmentation (``TEST.AUG``: sizes, flip), called like the model itself. It
-    is best given images in their own size, for it resizes them. Boxes are mapped back; further
+    A TOOD with test-time augmentation, called like the model itself. It is best given images in
+    their own size, for it resizes them. Boxes are mapped back; further
     fields of a head are kept as they were predicted for the augmented view.
     """
 
-    def __init__(
-        self,
-        model: TOOD,
-        *,
-        min_sizes: Sequence[int],
-        max_size: int,
-        flip: bool,
-        batch_size: int = 4,
-    ):
+    def __init__(self, model: TOOD, options: TTAOptions, batch_size: int = 4):
         """
         Args:
             model: not wrapped.
-            min_sizes: shorter sides of the augmented views, pixels.
-            max_size: upper bound of their longer side.
-            flip: whether each view is flipped as well.
+            options: whether they are enabled is the caller's business.
             batch_size: views of one size in a forward pass.
 
         Raises:
             UserError: for no size at all.
         """
         super().__init__()
-        if not min_sizes:
+        if not options.min_sizes:
             raise UserError("TEST.AUG.MIN_SIZES (train.test_aug.min_sizes) is empty; name sizes.")
         self.model = model
-        self.augment = DatasetMapperTTA(min_sizes=list(min_sizes), max_size=max_size, flip=flip)
+        self.augment = DatasetMapperTTA(
+            min_sizes=list(options.min_sizes), max_size=options.max_size, flip=options.flip
+        )
         self.batch_size = batch_size
 
     @torch.no_grad()

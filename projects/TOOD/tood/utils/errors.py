@@ -3,8 +3,6 @@
 import sys
 from typing import Callable
 
-__all__ = ["UserError", "first_line", "run_main"]
-
 
 class UserError(Exception):
     """

@@ -14,16 +14,6 @@ from PIL import Image
 
 from tood.utils.errors import UserError
 
-__all__ = [
-    "check_folder",
-    "check_picture",
-    "read_tensors",
-    "write_atomically",
-    "write_json",
-    "write_whole",
-    "written_whole",
-]
-
 
 def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
     """

@@ -4,8 +4,6 @@ import contextlib
 import logging
 from typing import Callable, Iterator
 
-__all__ = ["at_level", "silenced"]
-
 
 @contextlib.contextmanager
 def silenced(logger_name: str, is_noise: Callable[[logging.LogRecord], bool]) -> Iterator[None]:

@@ -15,8 +15,6 @@ from torch import Tensor
 from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectFigures
 from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
 
-__all__ = ["draw_histograms", "draw_maps", "draw_scatter", "location_values"]
-
 _SCORE_MARK, _IOU_MARK = "red", "lime"
 
 

@@ -10,15 +10,6 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-__all__ = [
-    "add_heading",
-    "class_colors",
-    "draw_boxes",
-    "draw_points",
-    "draw_training",
-    "image_grid",
-]
-
 # Shorter side in pixels of a picture of a training image.
 _SMALLEST_PICTURE = 400
 

@@ -19,8 +19,6 @@ try:
 except ImportError:
     HAS_EXTENSION = False
 
-__all__ = ["DeformConvPack", "PortableDeformConv", "make_deform_convs_portable"]
-
 
 class PortableDeformConv(ModulatedDeformConv):
     """Detectron2's ``ModulatedDeformConv``, with another operator where its own cannot run."""

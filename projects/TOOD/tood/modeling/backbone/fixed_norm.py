@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["FixedNormConv2d", "fold_fixed_norms", "fold_norm", "is_fixed", "use_fixed_norms"]
-
 
 def is_fixed(norm: nn.Module) -> bool:
     """Return whether a norm is a scale and a shift that do not depend on its input."""

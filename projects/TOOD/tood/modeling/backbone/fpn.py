@@ -18,13 +18,6 @@ from torch import Tensor, nn
 from tood.modeling.backbone.deform_conv import make_deform_convs_portable
 from tood.modeling.backbone.fixed_norm import use_fixed_norms
 
-__all__ = [
-    "LastLevelP6P7NoReLU",
-    "build_tood_resnet_fpn_backbone",
-    "make_resnet_stages",
-    "make_tood_fpn",
-]
-
 NUM_BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
