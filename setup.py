@@ -1,5 +1,4 @@
-"""
-Installs the package ``tood``. It neither installs nor upgrades torch and Detectron2: which
+"""Installs the package ``tood``. It neither installs nor upgrades torch and Detectron2: which
 builds are right depends on the machine. On a machine without them: ``make demo``.
 """
 

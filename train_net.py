@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Train or evaluate TOOD, with the options of Detectron2's own ``train_net.py`` and some more::
+"""Train or evaluate TOOD, with the options of Detectron2's own ``train_net.py`` and some more::
 
     python train_net.py --config-file configs/tood_R50_FPN_1x.yaml --num-gpus 8
     python train_net.py --config-file configs/tood_R18_GN_small_data.yaml \\
@@ -120,8 +119,7 @@ def setup(args):
 
 
 def set_schedule(cfg, args):
-    """
-    Change a config to what the flags ask for, except for the keys that overrides set.
+    """Change a config to what the flags ask for, except for the keys that overrides set.
 
     Returns:
         the values that were changed, by key, or None without a flag.

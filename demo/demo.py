@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Detect objects in pictures, videos or a webcam's, and draw them::
+"""Detect objects in pictures, videos or a webcam's, and draw them::
 
     python demo/demo.py --config-file configs/tood_R50_FPN_1x.yaml --input photos/ '*.jpg' a.mp4 \\
         --output found --json found.json MODEL.WEIGHTS tood_R50_FPN_1x.pth

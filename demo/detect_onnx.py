@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Detect objects in images with an exported file. This program needs onnxruntime, numpy, Pillow and
+"""Detect objects in images with an exported file. This program needs onnxruntime, numpy, Pillow and
 opencv, and neither PyTorch nor Detectron2 nor this project: copy it to where the file is used::
 
     python detect_onnx.py mine.onnx --input photos/ a.jpg --output found --json found.json

@@ -16,8 +16,7 @@ PHASES = ("warmup", "tal")
 
 
 class Reference:
-    """
-    One file of reference outputs.
+    """One file of reference outputs.
 
     The weights are not in it: each is drawn from a generator that its name seeds, and scaled by
     a rule that depends on the name as well.
@@ -39,8 +38,7 @@ class Reference:
         return {n: self._weight(n, shape) for n, shape in self.state_shapes.items()}
 
     def model(self):
-        """
-        The project's model with the reference's weights, through the converter, from nothing but
+        """The project's model with the reference's weights, through the converter, from nothing but
         names, shapes and the name of the reference's config. The warm-up is iteration 0 only.
         """
         state_dict = self.state_dict()

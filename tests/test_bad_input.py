@@ -1,5 +1,4 @@
-"""
-Bad input, through the command: one sentence and an exit status, or a training that takes it.
+"""Bad input, through the command: one sentence and an exit status, or a training that takes it.
 
 What is wrong inside of annotation files and configs is in test_data.py and test_check_config.py.
 """

@@ -1,6 +1,5 @@
-"""
-The same training on another Detectron2, where one is at hand, on the same images in the same order
-(the versions shuffle differently from the same seed)::
+"""The same training on another Detectron2, where one is at hand, on the same images in the same
+order (the versions shuffle differently from the same seed)::
 
     OTHER_DETECTRON2=/path/to/a/checkout/of/detectron2 python -m pytest tests
 

@@ -1,5 +1,4 @@
-"""
-Whatever an annotation file or a config holds: it is taken, or refused in one sentence. A few
+"""Whatever an annotation file or a config holds: it is taken, or refused in one sentence. A few
 thousand cases, the same in every run.
 """
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Measure the alignment of classification and localization of one or more detectors, and draw it::
+"""Measure the alignment of classification and localization of one or more detectors, and draw it::
 
     python tools/analyze_alignment.py --val-data val.json:images --output output/alignment \\
         --model ATSS configs/paper/thead_ATSS_R50_FPN_1x.yaml atss/model_final.pth \\

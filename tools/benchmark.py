@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Time and memory of TOOD beside those of Detectron2's RetinaNet, measured in turn in one run::
+"""Time and memory of TOOD beside those of Detectron2's RetinaNet, measured in turn in one run::
 
     python tools/benchmark.py
     python tools/benchmark.py --config-file configs/tood_R50_FPN_1x.yaml --size 800x1280 \\
@@ -216,8 +215,7 @@ def measure_data(args):
 
 
 def measure_memory(args):
-    """
-    Peak of three training steps, each model in a process of its own, in MB: of the whole process
+    """Peak of three training steps, each model in a process of its own, in MB: of the whole process
     on a CPU, of what PyTorch allocated on a GPU.
     """
     names = ["tood"] if args.no_retinanet else ["tood", "retinanet"]

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""
-Set up everything the project needs in a virtual environment of its own, from nothing but a
+"""Set up everything the project needs in a virtual environment of its own, from nothing but a
 Python and a package index, and then run one of its main jobs::
 
     python3 tools/bootstrap.py          # set up only
@@ -63,8 +62,7 @@ def main():
 
 
 def set_up(venv):
-    """
-    Bring the environment to what this file describes; do nothing if it is there already.
+    """Bring the environment to what this file describes; do nothing if it is there already.
 
     Returns:
         path of the environment's Python.
@@ -158,8 +156,7 @@ def make_venv(venv):
 
 
 def share_packages(venv, python):
-    """
-    Let the environment see torch and Detectron2 of the Python that runs this file. Not by
+    """Let the environment see torch and Detectron2 of the Python that runs this file. Not by
     --system-site-packages, which skips that Python's packages where it is a virtual environment
     itself.
     """

@@ -1,5 +1,4 @@
-"""
-Part of the set-up (``bootstrap.py``): a pure-Python wheel of Detectron2 v0.6, from the source
+"""Part of the set-up (``bootstrap.py``): a pure-Python wheel of Detectron2 v0.6, from the source
 distribution on the package index, with the edits that today's libraries ask for. Standard library
 only; docs/setup.md tells the story.
 """

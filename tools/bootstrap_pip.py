@@ -1,5 +1,4 @@
-"""
-Part of the set-up (``bootstrap.py``): running pip, and telling in one sentence what went wrong.
+"""Part of the set-up (``bootstrap.py``): running pip, and telling in one sentence what went wrong.
 Standard library only.
 """
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Exported files beside the model they are of: AP, time and size, as Markdown::
+"""Exported files beside the model they are of: AP, time and size, as Markdown::
 
     python tools/compare_exports.py --config-file output/mine/config.yaml \\
         mine.onnx mine_int8.onnx mine.onnx@openvino mine.ts \\

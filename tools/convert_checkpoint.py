@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Convert a released TOOD checkpoint, MMDetection's or the authors', for this project::
+"""Convert a released TOOD checkpoint, MMDetection's or the authors', for this project::
 
     python tools/convert_checkpoint.py tood_r50_fpn_1x_coco_20211210.pth tood_R50_FPN_1x.pth
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Parameters and multiply-adds of models, as Markdown::
+"""Parameters and multiply-adds of models, as Markdown::
 
     python tools/count_cost.py tood_R50_FPN_1x tood_R101_DCN_FPN_mstrain_2x
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Draw predictions beside ground truth, for some images of a data set, into one picture::
+"""Draw predictions beside ground truth, for some images of a data set, into one picture::
 
     python tools/draw_predictions.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --val-data val.json:images --output predictions.png \\

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Write a trained detector to a file that runs without this project::
+"""Write a trained detector to a file that runs without this project::
 
     python tools/export_model.py --format onnx --config-file output/mine/config.yaml \\
         --output mine.onnx MODEL.WEIGHTS output/mine/model_best.pth

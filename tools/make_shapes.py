@@ -1,8 +1,7 @@
 #!/usr/bin/env python
-"""
-Generate the data set of drawn shapes: a train and a val split in COCO format::
+"""Generate the data set of drawn shapes: a train and a val split in COCO format::
 
-    python tools/make_shapes.py output/demo/shapes
+python tools/make_shapes.py output/demo/shapes
 """
 
 import argparse

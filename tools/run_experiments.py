@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Train variants of a config with several seeds, and put what comes out into one table::
+"""Train variants of a config with several seeds, and put what comes out into one table::
 
     python tools/run_experiments.py --config-file configs/small_experiment.yaml \\
         --train-data train.json:images --val-data val.json:images --groups table6 table3 \\
@@ -104,8 +103,7 @@ def folder_of(experiment, seed, output):
 
 
 def run(experiment, seed, args):
-    """
-    Train and measure one variant with one seed, if that has not been done.
+    """Train and measure one variant with one seed, if that has not been done.
 
     Returns:
         its figures.

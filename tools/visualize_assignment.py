@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""
-Draw which locations are assigned to which object, by ATSS and by task alignment learning (TAL)::
+"""Draw which locations are assigned to which object, by ATSS and by task alignment learning (TAL)::
 
     python tools/visualize_assignment.py --config-file configs/demo_shapes.yaml \\
         --output assignment.png --num-images 3 --weights output/demo/model_final.pth

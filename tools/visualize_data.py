@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""
-Check data sets, and draw what the trainer gets to see of them: resized, augmented, with its boxes::
+"""Check data sets, and draw what the trainer gets to see of them: resized, augmented, with its
+boxes::
 
     python tools/visualize_data.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --train-data train.json:images --output data.png MODEL.TOOD.NUM_CLASSES 3

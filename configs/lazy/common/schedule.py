@@ -1,5 +1,4 @@
-"""
-The learning rate's factor over a training. Warm-up and steps are shares of it: another
+"""The learning rate's factor over a training. Warm-up and steps are shares of it: another
 ``train.max_iter`` moves them.
 """
 

@@ -1,5 +1,4 @@
-"""
-TOOD for Detectron2. Importing this package registers the architecture and its backbone, and the
+"""TOOD for Detectron2. Importing this package registers the architecture and its backbone, and the
 names of ImageNet weights that the configs use.
 """
 

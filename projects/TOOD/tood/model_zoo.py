@@ -1,6 +1,4 @@
-"""
-Models of the project by name, with their weights.
-"""
+"""Models of the project by name, with their weights."""
 
 from typing import Optional
 
@@ -22,8 +20,7 @@ def get_model(
     *,
     pretrained: bool = False,
 ):
-    """
-    A model by its name, in evaluation mode.
+    """A model by its name, in evaluation mode.
 
     Args:
         name: see :func:`get_config_file`; of a yacs config.

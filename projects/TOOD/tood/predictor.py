@@ -29,8 +29,7 @@ Image = Union[str, "os.PathLike[str]", np.ndarray]
 
 
 class Predictor:
-    """
-    A detector that is ready to use, with the results of ``train_net.py --eval-only``. Calls from
+    """A detector that is ready to use, with the results of ``train_net.py --eval-only``. Calls from
     several threads do not disturb each other.
     """
 
@@ -102,8 +101,7 @@ class Predictor:
         return self._predict(list(images))
 
     def as_dicts(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
-        """
-        Return plain values for each image: "boxes" (D, 4), "scores" (D,), "classes" (D,) and
+        """Return plain values for each image: "boxes" (D, 4), "scores" (D,), "classes" (D,) and
         further fields of the head, all arrays, and "names", a list.
         """
         found = self(images)

@@ -1,5 +1,4 @@
-"""
-Weights by name, fetched once into Detectron2's cache, converted, and kept beside the download:
+"""Weights by name, fetched once into Detectron2's cache, converted, and kept beside the download:
 ``tood://tood_R50_FPN_1x`` for the released models, ``torchvision://resnet101`` and
 ``open-mmlab://resnext101_64x4d`` for ImageNet backbones. Importing this module registers these
 prefixes with Detectron2's ``PathManager``, and so with ``MODEL.WEIGHTS``.
@@ -86,8 +85,7 @@ class ConvertedHandler(PathHandler):
 
 
 def released_url(config: str) -> str:
-    """
-    Return the address of the released checkpoint of a config.
+    """Return the address of the released checkpoint of a config.
 
     Raises:
         UserError: where there is none.

@@ -16,8 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer(DetectionCheckpointer):
-    """
-    Detectron2's checkpointer and format. A process killed while it writes leaves the earlier
+    """Detectron2's checkpointer and format. A process killed while it writes leaves the earlier
     checkpoints intact, and resuming goes back to the newest readable one.
     """
 
@@ -33,8 +32,7 @@ class Checkpointer(DetectionCheckpointer):
         self.resuming = False
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """
-        Write model, checkpointables and ``kwargs`` to ``name``.pth.
+        """Write model, checkpointables and ``kwargs`` to ``name``.pth.
 
         Raises:
             UserError: where it cannot be written. Nothing is left of it then.

@@ -1,5 +1,4 @@
-"""
-Checkpoints of other projects as Detectron2's, and back: MMDetection's and the authors' TOOD
+"""Checkpoints of other projects as Detectron2's, and back: MMDetection's and the authors' TOOD
 models, and ImageNet backbones from torchvision or open-mmlab.
 
 In the order of use: a file is read (:func:`read_checkpoint`), its model is found by comparison with
@@ -67,8 +66,7 @@ class ModelDescription(NamedTuple):
 
 
 def read_checkpoint(path: str) -> SourceCheckpoint:
-    """
-    Read a checkpoint of another project: with or without ``state_dict`` or ``model`` around its
+    """Read a checkpoint of another project: with or without ``state_dict`` or ``model`` around its
     entries, and ``module.`` before their names. Averaged copies (``ema_...``) are dropped.
 
     Raises:
@@ -103,10 +101,9 @@ def identify(
     file_name: str = "",
     anchor_type: Optional[str] = None,
 ) -> ModelDescription:
-    """
-    Find the config of a TOOD model: the known one whose names and shapes are nearest. Anchor type
-    and schedule leave no trace in them; they are read from the training config in ``meta`` and the
-    name of the file.
+    """Find the config of a TOOD model: the known one whose names and shapes are nearest. Anchor
+    type and schedule leave no trace in them; they are read from the training config in ``meta`` and
+    the name of the file.
 
     Args:
         state_dict: in MMDetection's or the authors' names.
@@ -192,8 +189,7 @@ def to_detectron2(
 def to_mmdet(
     state_dict: Dict[str, Tensor], left_over: Optional[Dict[str, Tensor]] = None
 ) -> Dict[str, Tensor]:
-    """
-    Return a state dict of this project in MMDetection's names.
+    """Return a state dict of this project in MMDetection's names.
 
     Args:
         left_over: as :func:`to_detectron2` returned it; a model that was trained here has none,
@@ -224,8 +220,7 @@ def to_mmdet(
 
 
 def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """
-    Convert an ImageNet ResNet or ResNeXt of torchvision or open-mmlab, without its classifier.
+    """Convert an ImageNet ResNet or ResNeXt of torchvision or open-mmlab, without its classifier.
 
     Raises:
         UserError: that lists the entries that are unknown, missing, or of another shape.
@@ -242,8 +237,7 @@ def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
 def convert_checkpoint(
     source_path: str, target_path: str, anchor_type: Optional[str] = None
 ) -> ModelDescription:
-    """
-    Convert a released TOOD checkpoint, from file to file.
+    """Convert a released TOOD checkpoint, from file to file.
 
     The target holds ``model`` (the entries), ``class_names``, ``config`` and ``options`` (what
     they belong to), and ``left_over`` (what only the way back needs).
@@ -265,8 +259,7 @@ def convert_checkpoint(
 
 
 def convert_to_mmdet(source_path: str, target_path: str) -> None:
-    """
-    Convert a checkpoint of this project, converted or trained, to MMDetection's names.
+    """Convert a checkpoint of this project, converted or trained, to MMDetection's names.
 
     Raises:
         UserError: for everything that cannot be converted.

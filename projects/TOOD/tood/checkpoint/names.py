@@ -1,5 +1,4 @@
-"""
-Names of TOOD's parameters and buffers: those of the released checkpoints, and those here.
+"""Names of TOOD's parameters and buffers: those of the released checkpoints, and those here.
 
 A released state dict has MMDetection's names; the authors' differ from them in a few modules.
 """
@@ -64,9 +63,8 @@ _AUTHORS_NAMES = {
 
 
 def detectron2_name(mmdet_name: str) -> Optional[str]:
-    """
-    Return the name here of an entry of a released state dict, MMDetection's or the authors'; None
-    for a name that no TOOD model has.
+    """Return the name here of an entry of a released state dict, MMDetection's or the authors';
+    None for a name that no TOOD model has.
     """
     name = ".".join(_AUTHORS_NAMES.get(part, part) for part in mmdet_name.split("."))
     return _translate(name, _TO_DETECTRON2)

@@ -75,8 +75,7 @@ REGISTRIES = {"MODEL.TOOD.HEAD": HEAD_REGISTRY, "MODEL.TOOD.ASSIGNER": ASSIGNER_
 
 
 def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
-    """
-    A config file can set anything to null, which yacs does not mind.
+    """A config file can set anything to null, which yacs does not mind.
 
     Raises:
         UserError: with the key, for the first that has a default and is None.
@@ -104,8 +103,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def check_head(values: Mapping, name: Callable[[str], str]) -> None:
-    """
-    Check the rules between the options of a head.
+    """Check the rules between the options of a head.
 
     Args:
         values: by the keys of ``MODEL.TOOD``; a missing one is not checked.

@@ -4,8 +4,7 @@ from detectron2.config import CfgNode as CN
 
 
 def add_tood_config(cfg):
-    """
-    Add every TOOD option, with its released value, to a Detectron2 config.
+    """Add every TOOD option, with its released value, to a Detectron2 config.
 
     Args:
         cfg (CfgNode): as returned by :func:`detectron2.config.get_cfg`; changed in place.

@@ -1,6 +1,5 @@
-"""
-Configs in Python, Detectron2's LazyConfig: read and checked, each mistake told in one sentence, and
-the options of a run and its schedule, which the rest of the project takes as arguments.
+"""Configs in Python, Detectron2's LazyConfig: read and checked, each mistake told in one sentence,
+and the options of a run and its schedule, which the rest of the project takes as arguments.
 """
 
 import builtins
@@ -97,8 +96,7 @@ def load_lazy_config(
     val_data: Optional[Sequence[str]] = None,
     changes: Optional[Mapping[str, object]] = None,
 ) -> DictConfig:
-    """
-    Read a config in Python, apply overrides and changes, and check it.
+    """Read a config in Python, apply overrides and changes, and check it.
 
     Args:
         changes: values by the names of ``CHANGES``; the others as in
@@ -152,8 +150,7 @@ def read_lazy_config(config_file: str, overrides: Sequence[str] = ()) -> DictCon
 
 
 def build_part(lazy: DictConfig, path: str) -> Any:
-    """
-    Call Detectron2's ``instantiate`` for one node.
+    """Call Detectron2's ``instantiate`` for one node.
 
     Raises:
         UserError: where that fails.
@@ -369,8 +366,7 @@ def _find(lazy: DictConfig, key: str) -> Any:
 
 
 def target_of(node) -> Optional[Callable]:
-    """
-    Return what a node calls, None for no call.
+    """Return what a node calls, None for no call.
 
     Raises:
         UserError: where that is not available.

@@ -48,9 +48,8 @@ def load_config(
     changes: Optional[Mapping[str, object]] = None,
     allow_python: bool = True,
 ) -> Config:
-    """
-    Read the config of a command: defaults, file, overrides, data sets, in this order. On a machine
-    without a GPU its device is the CPU.
+    """Read the config of a command: defaults, file, overrides, data sets, in this order. On a
+    machine without a GPU its device is the CPU.
 
     Args:
         config_file: path of a yaml config or of one in Python.
@@ -91,8 +90,7 @@ def load_config(
 
 
 def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) -> None:
-    """
-    Apply ``changes``, move a config to the CPU where there is no GPU, and check it.
+    """Apply ``changes``, move a config to the CPU where there is no GPU, and check it.
 
     Raises:
         UserError: for an invalid value.
@@ -153,8 +151,7 @@ def check_training(cfg: Config) -> None:
 
 
 def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """
-    Split what argparse gives to a flag that takes several values.
+    """Split what argparse gives to a flag that takes several values.
 
     Returns:
         the values before the first config key, and the options from there on.
@@ -188,8 +185,7 @@ def schedule_of_file(config_file: str) -> Schedule:
 
 
 def apply_schedule(cfg: Config, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:
-    """
-    Change a config to a schedule, except for the keys that the user's overrides set.
+    """Change a config to a schedule, except for the keys that the user's overrides set.
 
     Returns:
         the keys that were changed, and their values.

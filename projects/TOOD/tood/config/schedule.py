@@ -57,8 +57,7 @@ def scale_schedule(
     epochs: Optional[float] = None,
     num_images: Optional[int] = None,
 ) -> Schedule:
-    """
-    The rule. The learning rate is proportional to the images of a step (Goyal et al.,
+    """The rule. The learning rate is proportional to the images of a step (Goyal et al.,
     arXiv 1706.02677). Everything that is counted in iterations keeps its share of the training,
     whose length is ``epochs``, or else as many images as before. The warm-up of the learning rate
     keeps its number of images instead, but takes no more than an eighth of the training.

@@ -1,5 +1,4 @@
-"""
-The configs of the project by name, and the table of released models.
+"""The configs of the project by name, and the table of released models.
 
 The published AP is the authors' or MMDetection's, on COCO val2017.
 """
@@ -42,8 +41,7 @@ RELEASED_MODELS = {
 
 
 def get_config_file(name: str) -> str:
-    """
-    Path of a config of this project.
+    """Path of a config of this project.
 
     Args:
         name: without ".yaml", for example "tood_R50_FPN_1x"; "tood_R50_FPN_1x.py" is the same in
@@ -61,8 +59,8 @@ def get_config_file(name: str) -> str:
 
 
 def get_config(name: str, options: Sequence = ()) -> Union[CfgNode, DictConfig]:
-    """
-    Return the config of a model by its name, see :func:`get_config_file`; of "NAME.py", a lazy one.
+    """Return the config of a model by its name, see :func:`get_config_file`; of "NAME.py", a lazy
+    one.
 
     Args:
         options: keys and values in turn, of a yaml config.

@@ -1,5 +1,4 @@
-"""
-What a data set would bring into a training: all that can be told from its annotations and from a
+"""What a data set would bring into a training: all that can be told from its annotations and from a
 look at its images, in one table. Some of it must be mended first; the rest is good to know.
 """
 
@@ -83,8 +82,7 @@ def check_data(
     to_train: bool = True,
     filter_empty: bool = True,
 ) -> DataReport:
-    """
-    Look through annotations, without their images.
+    """Look through annotations, without their images.
 
     Args:
         json_file: where they are from.
@@ -112,8 +110,7 @@ def check_data(
 
 
 def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
-    """
-    Open every image of a data set, without decoding it if it seems to be whole.
+    """Open every image of a data set, without decoding it if it seems to be whole.
 
     Args:
         images: COCO's records of them.

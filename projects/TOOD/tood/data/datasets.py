@@ -1,5 +1,4 @@
-"""
-Data sets by name or by file: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` may hold beside
+"""Data sets by name or by file: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` may hold beside
 Detectron2's registered names.
 
 A user's own data set is an entry ``ANNOTATIONS.json`` or ``ANNOTATIONS.json:IMAGES``, a file in
@@ -63,8 +62,7 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
 
 
 def prepare_datasets(data: DataOptions, *, training: bool) -> List[DataReport]:
-    """
-    Register the data sets that are named by file, and check all data sets before a long run: all
+    """Register the data sets that are named by file, and check all data sets before a long run: all
     that their files tell, short of decoding the images.
 
     Args:
@@ -103,8 +101,7 @@ def prepare_datasets(data: DataOptions, *, training: bool) -> List[DataReport]:
 
 
 def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -> List[Dict]:
-    """
-    Detectron2's ``load_coco_json`` without the boxes that have no width or no height, which it
+    """Detectron2's ``load_coco_json`` without the boxes that have no width or no height, which it
     warns of.
 
     Returns:

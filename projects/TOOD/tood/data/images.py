@@ -29,8 +29,7 @@ def pictures_in(folder: str) -> List[str]:
 
 
 def read_image(path: str, format: str = "RGB") -> np.ndarray:
-    """
-    Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
+    """Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
     where Pillow would clip everything above 255.
 
     Args:
@@ -55,8 +54,7 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
 
 
 def probe_image(path: str) -> Tuple[int, int]:
-    """
-    Check an image without decoding it, unless its end is not as expected.
+    """Check an image without decoding it, unless its end is not as expected.
 
     Returns:
         width and height in pixels, upright (except for a PNG that says so after its pixels).

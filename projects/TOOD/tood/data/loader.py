@@ -1,5 +1,4 @@
-"""
-The training images in an order that can be taken up again: batch n is the same, augmentation and
+"""The training images in an order that can be taken up again: batch n is the same, augmentation and
 all, in a training that ran through and in one that was stopped before it and resumed.
 
 Detectron2's loader begins anew with every start, and what it draws depends on its workers.
@@ -21,9 +20,8 @@ from tood.utils.errors import UserError
 
 
 class AugmentedDataset(Dataset):
-    """
-    Records through a mapper. A key is ``epoch * len(records) + index``, and all random numbers of
-    NumPy and of Python that the mapper draws follow from the seed and the key alone.
+    """Records through a mapper. A key is ``epoch * len(records) + index``, and all random numbers
+    of NumPy and of Python that the mapper draws follow from the seed and the key alone.
     """
 
     def __init__(self, records: List[Dict], mapper: Callable[[Dict], Dict], seed: int):
@@ -47,8 +45,7 @@ class AugmentedDataset(Dataset):
 
 
 class TrainingBatches(Sampler):
-    """
-    The batches of one process without end: lists of keys of :class:`AugmentedDataset`. Every
+    """The batches of one process without end: lists of keys of :class:`AugmentedDataset`. Every
     epoch is shuffled anew, in the order of Detectron2's ``TrainingSampler``.
     """
 
@@ -125,8 +122,7 @@ def build_training_loader(
     num_workers: int = 0,
     seed: Optional[int] = None,
 ) -> TrainingLoader:
-    """
-    As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
+    """As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
 
     Args:
         dataset: records in Detectron2's format.

@@ -45,8 +45,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, 
 
 
 def write_shapes_dataset(folder: str, num_images: int, seed: int, size: int = 128) -> str:
-    """
-    Write ``folder/images/*.jpg`` and ``folder/annotations.json``; the latter last, so that it
+    """Write ``folder/images/*.jpg`` and ``folder/annotations.json``; the latter last, so that it
     stands for a finished data set.
 
     Returns:

@@ -65,8 +65,7 @@ def _loop_options(lazy: DictConfig) -> LoopOptions:
 
 
 def evaluate_lazy(lazy: DictConfig, model, folder: str = "", *, alignment: bool = True) -> Dict:
-    """
-    Evaluate a model on the test data of a config, as ``Trainer.test`` does.
+    """Evaluate a model on the test data of a config, as ``Trainer.test`` does.
 
     Args:
         folder: of the files that the evaluators write; default: the config's.

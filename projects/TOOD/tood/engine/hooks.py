@@ -24,9 +24,8 @@ class EarlyStop(BaseException):
 
 
 class BestWeights:
-    """
-    The weights of the best evaluation so far, alone, in ``model_best.pth``. The file holds its own
-    figure, so that a training that is resumed at an earlier iteration does not lose it.
+    """The weights of the best evaluation so far, alone, in ``model_best.pth``. The file holds its
+    own figure, so that a training that is resumed at an earlier iteration does not lose it.
     """
 
     def __init__(self, folder: str, extra_metadata: Optional[Dict] = None):
@@ -52,8 +51,7 @@ class BestWeights:
             self.AP, self.iteration = content["AP"], content["iteration"]
 
     def offer(self, model, AP: float, iteration: int, *, run_id: str, name: str) -> None:
-        """
-        Keep the weights of a model if its AP is the best so far; NaN, of a model that detects
+        """Keep the weights of a model if its AP is the best so far; NaN, of a model that detects
         nothing, never is.
 
         Args:
@@ -70,8 +68,7 @@ class BestWeights:
 
 
 class StopEarly(HookBase):
-    """
-    Ends a training when several evaluations in a row have not found better weights, with a
+    """Ends a training when several evaluations in a row have not found better weights, with a
     checkpoint; and at once, when such a training is resumed. Its trainer has ``best``, a
     :class:`BestWeights` that only the main process keeps, and ``stopped_early``.
     """
@@ -113,8 +110,7 @@ class StopEarly(HookBase):
 
 
 class WeightAverage:
-    """
-    A copy of a model whose parameters follow its own slowly; its buffers are copied. (PyTorch's
+    """A copy of a model whose parameters follow its own slowly; its buffers are copied. (PyTorch's
     ``AveragedModel`` reads its count of steps from a tensor for every parameter, for which a GPU
     would wait.)
     """
@@ -178,8 +174,7 @@ logger = logging.getLogger(__name__)
 
 
 class StopOnSignal(HookBase):
-    """
-    Finishes the step in which a signal came, saves a checkpoint, says how to go on, and exits
+    """Finishes the step in which a signal came, saves a checkpoint, says how to go on, and exits
     with 128 + the signal's number, as shells expect it. A second signal ends it at once.
     """
 

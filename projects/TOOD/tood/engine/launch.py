@@ -1,6 +1,5 @@
-"""
-The processes of a training: one, those that Detectron2 starts, or those that torchrun or SLURM has
-started already and describes in the environment.
+"""The processes of a training: one, those that Detectron2 starts, or those that torchrun or SLURM
+has started already and describes in the environment.
 """
 
 import os
@@ -27,9 +26,8 @@ class Place(NamedTuple):
 
 
 def launch(main: Callable, args) -> None:
-    """
-    Call ``main(args)`` in all processes of a training: in this one, as one of those that torchrun
-    or SLURM has started, if they did, and otherwise by Detectron2's ``launch``.
+    """Call ``main(args)`` in all processes of a training: in this one, as one of those that
+    torchrun or SLURM has started, if they did, and otherwise by Detectron2's ``launch``.
 
     Args:
         args: with "num_gpus", "num_machines", "machine_rank" and "dist_url".

@@ -69,9 +69,8 @@ class Experiment:
 
 
 class TrainingLoop(TrainerBase):
-    """
-    Train an :class:`Experiment` with exact resume (optimizer, schedule and order of the images are
-    in its checkpoints), best and averaged weights, early stop, and a checkpoint on a signal.
+    """Train an :class:`Experiment` with exact resume (optimizer, schedule and order of the images
+    are in its checkpoints), best and averaged weights, early stop, and a checkpoint on a signal.
     """
 
     def __init__(self, experiment: Experiment):
@@ -156,8 +155,7 @@ class TrainingLoop(TrainerBase):
             self.best.resume(self.run_id)
 
     def evaluate(self) -> Dict:
-        """
-        Evaluate the model, its average and the validation losses, and keep the best weights.
+        """Evaluate the model, its average and the validation losses, and keep the best weights.
 
         Returns:
             Detectron2's results, with "ema" and "val_loss" beside them, in the main process.

@@ -5,8 +5,7 @@ from torch.optim import SGD, Optimizer
 
 
 def clipped_sgd(params, *, max_norm: float, norm_type: float = 2.0, **options) -> SGD:
-    """
-    Return PyTorch's ``SGD`` with :func:`clip_full_model`, for configs in Python.
+    """Return PyTorch's ``SGD`` with :func:`clip_full_model`, for configs in Python.
 
     Args:
         params, options: of ``SGD``.
@@ -18,8 +17,7 @@ def clipped_sgd(params, *, max_norm: float, norm_type: float = 2.0, **options) -
 
 
 def clip_full_model(optimizer: Optimizer, max_norm: float, norm_type: float = 2.0) -> None:
-    """
-    Let an optimizer bound the norm of all its gradients together, where Detectron2's own
+    """Let an optimizer bound the norm of all its gradients together, where Detectron2's own
     CLIP_TYPE "norm" bounds each parameter's.
     """
 

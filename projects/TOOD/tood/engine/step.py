@@ -14,8 +14,7 @@ from tood.utils.errors import UserError
 
 
 class TrainingStep(SimpleTrainer):
-    """
-    Detectron2's ``SimpleTrainer`` that does not step on a loss or a gradient that is not finite,
+    """Detectron2's ``SimpleTrainer`` that does not step on a loss or a gradient that is not finite,
     logs the norm of all gradients together as "grad_norm", and scales them where training is in
     float16. The precision itself is the model's (``MODEL.TOOD.PRECISION_TRAIN``).
     """
@@ -59,9 +58,8 @@ class TrainingStep(SimpleTrainer):
     def _check_numbers(
         self, losses: Dict[str, Tensor], data: List[Dict], *, with_gradients: bool = True
     ) -> None:
-        """
-        Raise UserError for a loss or, ``with_gradients``, a gradient that is not finite, with what
-        led to it; log the norm of the gradients.
+        """Raise UserError for a loss or, ``with_gradients``, a gradient that is not finite, with
+        what led to it; log the norm of the gradients.
         """
         gradients = {
             name: p.grad.detach() for name, p in self.model.named_parameters() if p.grad is not None

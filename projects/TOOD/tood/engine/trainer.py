@@ -26,8 +26,7 @@ from tood.modeling.tta import TOODWithTTA
 
 
 class Trainer(TrainingLoop, DefaultTrainer):
-    """
-    Detectron2's trainer, to be subclassed like it: its ``build_...`` methods make the
+    """Detectron2's trainer, to be subclassed like it: its ``build_...`` methods make the
     :class:`Experiment` of a config, which :class:`TrainingLoop` trains. One more
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``, "full_model", bounds the norm of all gradients together by
     ``CLIP_VALUE``, where Detectron2's own "norm" bounds that of each parameter.

@@ -19,9 +19,8 @@ STATISTICS_PERIOD = 20
 
 
 class TrainingWatcher:
-    """
-    What a detector calls in each training step, as its ``watcher``, with what it made of a batch:
-    it periodically puts metrics and images into Detectron2's event storage. They make a GPU
+    """What a detector calls in each training step, as its ``watcher``, with what it made of a
+    batch: it periodically puts metrics and images into Detectron2's event storage. They make a GPU
     wait, and are for the main process, whose writers clear the storage.
     """
 
@@ -120,9 +119,8 @@ def assignment_statistics(
 
 
 class StatusPrinter(EventWriter):
-    """
-    One more line beside Detectron2's: the latest metrics of the assignment, which are of the main
-    process's images, the throughput of all processes, and the main process's largest memory.
+    """One more line beside Detectron2's: the latest metrics of the assignment, which are of the
+    main process's images, the throughput of all processes, and the main process's largest memory.
     """
 
     TEXTS = {

@@ -1,6 +1,5 @@
-"""
-Alignment of classification and localization (Table 6 of the paper; docs/alignment.md says how its
-words are read here). Pure functions of one image.
+"""Alignment of classification and localization (Table 6 of the paper; docs/alignment.md says how
+its words are read here). Pure functions of one image.
 
 Shapes: M objects, R locations (or anchors) of all levels, K classes, D detections. Boxes are XYXY,
 all in the same pixels.
@@ -75,9 +74,8 @@ def predictions_of_objects(
     gt_classes: Tensor,
     top: int,
 ) -> ObjectPredictions:
-    """
-    Select the predictions of each object: those whose own location lies inside of its box, scored
-    by its class. Among equal scores, the first location comes first.
+    """Select the predictions of each object: those whose own location lies inside of its box,
+    scored by its class. Among equal scores, the first location comes first.
 
     Args:
         top: number of them, at most; the others as in :func:`measure_alignment`.
@@ -98,9 +96,8 @@ def predictions_of_objects(
 
 
 def rank_correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
-    """
-    Compute Pearson's correlation of the rankings of two values, which is Spearman's rho; ties share
-    the mean of their ranks.
+    """Compute Pearson's correlation of the rankings of two values, which is Spearman's rho; ties
+    share the mean of their ranks.
 
     Args:
         a, b: (M, T).
@@ -126,8 +123,7 @@ def _centered_ranks(x: Tensor, valid: Tensor) -> Tensor:
 def count_detections(
     boxes: Tensor, classes: Tensor, gt_boxes: Tensor, gt_classes: Tensor
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """
-    Count the detections of an image, after NMS, per object. A detection is matched to the object
+    """Count the detections of an image, after NMS, per object. A detection is matched to the object
     of its class with the largest IoU; ties go to the first.
 
     Args:

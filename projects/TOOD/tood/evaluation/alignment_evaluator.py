@@ -44,8 +44,7 @@ class DenseOutputs(NamedTuple):
 
 
 class DenseReader:
-    """
-    Keeps the :class:`DenseOutputs` of a detector's latest forward pass, by a hook on its head.
+    """Keeps the :class:`DenseOutputs` of a detector's latest forward pass, by a hook on its head.
     Further detectors: add a function of (model, head's inputs, head's outputs) to ``ADAPTERS``.
     """
 
@@ -118,9 +117,8 @@ class ObjectFigures(NamedTuple):
 
 
 class AlignmentEvaluator(DatasetEvaluator):
-    """
-    Table 6 of the paper for any data set in Detectron2's format, sliced by size and class; what it
-    counts is in docs/alignment.md. Crowds and boxes without size are not counted.
+    """Table 6 of the paper for any data set in Detectron2's format, sliced by size and class; what
+    it counts is in docs/alignment.md. Crowds and boxes without size are not counted.
 
     In the main process, ``figures`` (:class:`ObjectFigures`) and ``pairs`` (P, 2), scores and IoUs
     of confident predictions, are kept for plots.

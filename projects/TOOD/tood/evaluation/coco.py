@@ -11,8 +11,7 @@ from tood.data.annotations import has_size
 
 
 class SizedCOCOEvaluator(COCOEvaluator):
-    """
-    COCO evaluation without the objects that have no width or no height. Training leaves them out
+    """COCO evaluation without the objects that have no width or no height. Training leaves them out
     as well, and no detection could ever match them.
     """
 

@@ -1,5 +1,4 @@
-"""
-From a detector to a module of tensors in and tensors out, and from there to a file that runs
+"""From a detector to a module of tensors in and tensors out, and from there to a file that runs
 without this project: TorchScript and PyTorch's exported program here, ONNX in ``export_onnx``.
 
 Shapes: N images, R locations of all levels, K classes, T candidates and D detections of an image.
@@ -36,8 +35,7 @@ SMALLEST_SIDE_OF_PROGRAM = 129
 
 
 class ExportableTOOD(nn.Module):
-    """
-    A copy of a detector for tracing: on the CPU, in float32, fixed norms folded into kernels.
+    """A copy of a detector for tracing: on the CPU, in float32, fixed norms folded into kernels.
     Images of any size are padded inside.
     """
 
@@ -138,8 +136,7 @@ def _extras_of(model: TOOD) -> List[str]:
 
 
 def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) -> Tensor:
-    """
-    NMS of a batch, each image and class apart, in operators that every tracer can follow.
+    """NMS of a batch, each image and class apart, in operators that every tracer can follow.
 
     Returns:
         (N, T) bool, which candidates stay.
@@ -183,8 +180,7 @@ def describe(
     max_size: int,
     **more: Any,
 ) -> Dict[str, Any]:
-    """
-    Return what a program needs to know to use an exported file, as plain values.
+    """Return what a program needs to know to use an exported file, as plain values.
 
     Args:
         min_size, max_size: shorter side that images are resized to, and bound of the longer one.
@@ -235,8 +231,7 @@ def save_program(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) ->
 
 
 def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
-    """
-    PyTorch's exported program, for any number of images and any size from
+    """PyTorch's exported program, for any number of images and any size from
     ``SMALLEST_SIDE_OF_PROGRAM`` on.
 
     Raises:

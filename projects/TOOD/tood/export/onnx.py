@@ -1,5 +1,4 @@
-"""
-ONNX from a detector, by PyTorch's own exporter: standard operators only, checked, with what a
+"""ONNX from a detector, by PyTorch's own exporter: standard operators only, checked, with what a
 program needs to know in the file's metadata.
 
 Shapes: N images, K classes, T candidates of an image, H x W locations of a map.
@@ -29,8 +28,7 @@ INPUT = "images"
 
 
 def exportable_to_onnx(model: TOOD, **options) -> ExportableTOOD:
-    """
-    Copy a detector so that every operator has an ONNX equivalent.
+    """Copy a detector so that every operator has an ONNX equivalent.
 
     Args:
         options: of :class:`ExportableTOOD`.
@@ -77,8 +75,7 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
 
 
 def import_onnx():
-    """
-    The package onnx, where the exporter can work.
+    """The package onnx, where the exporter can work.
 
     Raises:
         UserError: with what is missing.
@@ -95,8 +92,7 @@ def import_onnx():
 
 
 def save_checked(proto, path: str, **metadata: Any) -> None:
-    """
-    Check a model, and write it.
+    """Check a model, and write it.
 
     Args:
         metadata: added to its properties: texts as they are, all else as JSON.
@@ -136,9 +132,8 @@ def _name_dimensions(proto, outputs) -> None:
 
 
 def _keep_by_operator(candidates: Candidates, num_classes: int, iou_threshold: float) -> Tensor:
-    """
-    :func:`keep_by_nms` as one operator, which becomes ONNX's ``NonMaxSuppression``: this one knows
-    batches and classes, and wants a score of every candidate for every class.
+    """:func:`keep_by_nms` as one operator, which becomes ONNX's ``NonMaxSuppression``: this one
+    knows batches and classes, and wants a score of every candidate for every class.
     """
     classes = torch.arange(num_classes, device=candidates.classes.device).view(1, -1, 1)
     of_class = candidates.classes.unsqueeze(1) == classes
@@ -199,8 +194,7 @@ def deform_conv2d_by_grid_sample(
     dilation: Union[int, Tuple[int, int]] = 1,
     mask: Optional[Tensor] = None,
 ) -> Tensor:
-    """
-    torchvision's ``deform_conv2d``, by ONNX's ``GridSample`` and a convolution: ``DeformConv``,
+    """torchvision's ``deform_conv2d``, by ONNX's ``GridSample`` and a convolution: ``DeformConv``,
     which came with opset 19, is missing from many runtimes.
 
     Args:

@@ -1,7 +1,6 @@
-"""
-ONNX files in float16, and in int8 by ONNX Runtime's own tools: the network alone. The normalization
-of the images, the grids that deformable convolutions and boxes are read at, scores, boxes and NMS
-stay float32.
+"""ONNX files in float16, and in int8 by ONNX Runtime's own tools: the network alone. The
+normalization of the images, the grids that deformable convolutions and boxes are read at, scores,
+boxes and NMS stay float32.
 """
 
 import logging
@@ -28,8 +27,7 @@ def to_float16(source: str, target: str) -> None:
 
 
 def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = None) -> None:
-    """
-    Quantize convolutions, except for those that predict or compute weights and offsets.
+    """Quantize convolutions, except for those that predict or compute weights and offsets.
 
     Args:
         source: an ONNX file in float32.
@@ -109,8 +107,7 @@ class _Graph:
 
 
 class _HalfNodes:
-    """
-    Let some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
+    """Let some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
     would round outputs, and constants of the nodes that stay, to float16 as well.)
     """
 

@@ -1,6 +1,6 @@
-"""
-Exported files in use: a common interface for all formats and runtimes, and a detector on top of it
-that Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this package.)
+"""Exported files in use: a common interface for all formats and runtimes, and a detector on top of
+it that Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this
+package.)
 
 Shapes: N images; outputs as in :class:`tood.export.module.ExportableTOOD`.
 """
@@ -74,8 +74,7 @@ class ExportedFile:
             ) from error
 
     def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
-        """
-        Return the detections of one image, whatever the file's inputs and outputs are.
+        """Return the detections of one image, whatever the file's inputs and outputs are.
 
         Args:
             pixels: (3, H, W), values from 0 to 255.

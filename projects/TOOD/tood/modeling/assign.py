@@ -1,5 +1,4 @@
-"""
-Assignment of locations to objects: task alignment learning (TAL, Section 3.2) and ATSS.
+"""Assignment of locations to objects: task alignment learning (TAL, Section 3.2) and ATSS.
 
 An assigner maps the :class:`ImagePredictions` and the ground truth of one image to an
 :class:`Assignment`. ``MODEL.TOOD.ASSIGNER`` names one of ``ASSIGNER_REGISTRY``, which is called
@@ -92,8 +91,7 @@ class Assigner:
 
 
 class TAL(Assigner):
-    """
-    Task alignment learning: the positives of an object are the locations that score and localize
+    """Task alignment learning: the positives of an object are the locations that score and localize
     it best, together; their targets grow with the alignment metric.
 
     Top-k comes first, over all locations, and only then those outside of the object are dropped,
@@ -149,8 +147,7 @@ def alignment_metric(scores: Tensor, ious: Tensor, alpha: float, beta: float) ->
 
 
 class ATSS(Assigner):
-    """
-    ATSS (arXiv 1912.02424), the warm-up of the released schedule: of the anchors nearest to an
+    """ATSS (arXiv 1912.02424), the warm-up of the released schedule: of the anchors nearest to an
     object on each level, those whose IoU is at least the mean plus the standard deviation of all
     these candidates. Positives learn a score of 1, and boxes weighted by their centerness.
     """
@@ -211,8 +208,7 @@ def atss(cfg) -> ATSS:
 def resolve_conflicts(
     locations: Tensor, chosen: Tensor, ious: Tensor, num_locations: int
 ) -> Tensor:
-    """
-    Give a location that several objects chose to the one with the highest IoU; ties go to the
+    """Give a location that several objects chose to the one with the highest IoU; ties go to the
     first.
 
     Args:

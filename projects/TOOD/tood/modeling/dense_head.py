@@ -1,5 +1,4 @@
-"""
-What the heads have in common: from the maps of each level to scores and boxes of every location.
+"""What the heads have in common: from the maps of each level to scores and boxes of every location.
 
 Shapes: N images, K classes, C channels; a level has H x W locations with one anchor each, and R
 locations are those of all levels, from fine to coarse, row by row. Boxes are XYXY pixels of the
@@ -48,8 +47,7 @@ class DensePredictions(NamedTuple):
 
     @property
     def pred_scores(self) -> Tensor:
-        """
-        Scores (N, R, K) that rank the detections: the aligned probabilities, or, if the head
+        """Scores (N, R, K) that rank the detections: the aligned probabilities, or, if the head
         predicts it, their geometric means with the centerness, as ATSS's authors have it.
         """
         if self.centerness_logits is None:
@@ -76,8 +74,7 @@ class LevelMaps(NamedTuple):
 
 
 class DenseHead(nn.Module):
-    """
-    Scores and boxes from the :class:`LevelMaps` that a subclass makes of each level: aligned by
+    """Scores and boxes from the :class:`LevelMaps` that a subclass makes of each level: aligned by
     Eq. 5 and 6 where there are maps for it. The weights are shared by all levels, except for one
     scale of the box regression per level.
     """
@@ -154,9 +151,8 @@ class DenseHead(nn.Module):
         }
 
     def add_predictors(self, convs: nn.Module, conv_dim: int, align_channels: int) -> None:
-        """
-        Add ``cls_pred``, ``reg_pred``, ``cls_align`` and ``reg_align``, the latter two None if they
-        are turned off, and draw the weights of all of them and of the layers before them.
+        """Add ``cls_pred``, ``reg_pred``, ``cls_align`` and ``reg_align``, the latter two None if
+        they are turned off, and draw the weights of all of them and of the layers before them.
 
         Args:
             convs: the layers before.
@@ -249,8 +245,7 @@ class DenseHead(nn.Module):
 
 
 def make_anchors(generator: nn.Module, grid_sizes: Sequence[Tuple[int, int]]) -> Tensor:
-    """
-    Return the anchors of Detectron2's ``DefaultAnchorGenerator``, one per location, made on the
+    """Return the anchors of Detectron2's ``DefaultAnchorGenerator``, one per location, made on the
     device: Detectron2's main branch makes them on the CPU, and a GPU waits for the copy.
 
     Args:
@@ -313,9 +308,8 @@ def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 def stack_convs(
     in_channels: int, conv_dim: int, norm: str, dcn_groups: Sequence[int]
 ) -> List[nn.Sequential]:
-    """
-    Return 3x3 convolution + norm + ReLU for each of ``dcn_groups``, deformable where it is not 0;
-    the norm takes the place of the bias.
+    """Return 3x3 convolution + norm + ReLU for each of ``dcn_groups``, deformable where it is not
+    0; the norm takes the place of the bias.
     """
     stack, bias = [], norm == ""
     for num_groups in dcn_groups:

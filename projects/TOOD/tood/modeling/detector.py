@@ -1,5 +1,4 @@
-"""
-TOOD, the detector: backbone, task-aligned head, assignment, losses and inference.
+"""TOOD, the detector: backbone, task-aligned head, assignment, losses and inference.
 
 Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input. Start reading at :meth:`TOOD.forward_training` and :meth:`TOOD.forward_inference`; how
@@ -146,10 +145,9 @@ class TOOD(DenseDetector):
         return torch.autocast(self.device.type, PRECISIONS[precision])
 
     def preprocess_image(self, batched_inputs: Batch) -> ImageList:
-        """
-        Return Detectron2's normalized, padded batch. At inference on a CPU it is in channels-last
-        memory, and so are then all maps of the network, which takes less time. Training stays with
-        the plain order, whose rounding errors are half as large.
+        """Return Detectron2's normalized, padded batch. At inference on a CPU it is in
+        channels-last memory, and so are then all maps of the network, which takes less time.
+        Training stays with the plain order, whose rounding errors are half as large.
         """
         images = super().preprocess_image(batched_inputs)
         if not self.training and self.device.type == "cpu":
@@ -157,9 +155,8 @@ class TOOD(DenseDetector):
         return images
 
     def predict_dense(self, batched_inputs: Batch) -> Tuple[Tensor, Tensor, Boxes]:
-        """
-        Return the dense predictions before thresholding and NMS. Gradients flow unless the caller
-        turns them off, and the precision is the caller's, not ``precision_test``.
+        """Return the dense predictions before thresholding and NMS. Gradients flow unless the
+        caller turns them off, and the precision is the caller's, not ``precision_test``.
 
         Args:
             batched_inputs: as for the model itself; only "image" is read.
@@ -228,9 +225,8 @@ class TOOD(DenseDetector):
     def loss_sums_of(
         self, batched_inputs: Batch, assigner: Assigner
     ) -> Tuple[Dict[str, Tensor], Tensor]:
-        """
-        Return :func:`~tood.modeling.losses.loss_sums` of images that the model is not trained on:
-        call it in evaluation mode. It communicates with no other process.
+        """Return :func:`~tood.modeling.losses.loss_sums` of images that the model is not trained
+        on: call it in evaluation mode. It communicates with no other process.
         """
         with self._autocast(self.precision_test):
             images, predictions = self.predict_with_images(batched_inputs)
@@ -243,8 +239,7 @@ class TOOD(DenseDetector):
     def forward_inference(
         self, images: ImageList, features: List[Tensor], predictions: DensePredictions
     ) -> List[Instances]:
-        """
-        Return for each image ``pred_boxes`` in pixels of the network's input, ``scores`` and
+        """Return for each image ``pred_boxes`` in pixels of the network's input, ``scores`` and
         ``pred_classes``, sorted by descending score, and a field for each extra of the head.
         """
         return [
@@ -253,8 +248,7 @@ class TOOD(DenseDetector):
         ]
 
     def find_candidates(self, batched_inputs: Batch) -> List[Instances]:
-        """
-        Return the candidates for NMS of images as the model itself takes them: test-time
+        """Return the candidates for NMS of images as the model itself takes them: test-time
         augmentation collects those of several augmented views first.
         """
         with self._autocast(self.precision_test):

@@ -1,5 +1,4 @@
-"""
-The task-aligned head (T-head, Section 3.1): from features to aligned scores and boxes.
+"""The task-aligned head (T-head, Section 3.1): from features to aligned scores and boxes.
 
 Shapes: N images, K classes, C channels, L stacked convolutions, H x W locations of one level.
 """
@@ -19,8 +18,7 @@ def task_aligned(cfg, input_shape) -> "TOODHead":
 
 
 class TOODHead(DenseHead):
-    """
-    Stacked interactive convolutions that both tasks share, a :class:`TaskDecomposition` for each
+    """Stacked interactive convolutions that both tasks share, a :class:`TaskDecomposition` for each
     task, a predictor for each task, and the alignment of both predictions (Eq. 1 to 8).
     """
 

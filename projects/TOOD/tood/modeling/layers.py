@@ -1,5 +1,4 @@
-"""
-The parts of the task-aligned head that no library has.
+"""The parts of the task-aligned head that no library has.
 
 Task decompositions and alignment branches begin with a 1x1 convolution of the interactive features
 of all layers. Each gives its ``kernels``, one :func:`read_layers` multiplies for all of them, and
@@ -18,8 +17,7 @@ from torchvision.ops import deform_conv2d
 
 
 class TaskDecomposition(nn.Module):
-    """
-    Layer attention and the 1x1 reduction after it: from the features that both tasks share to
+    """Layer attention and the 1x1 reduction after it: from the features that both tasks share to
     the features of one task (Eq. 2, 3 and the first half of Eq. 4).
 
     Weighting the L layers and reducing them are both linear, so the weights are folded into the
@@ -103,9 +101,8 @@ class AlignmentBranch(nn.Sequential):
 
 
 def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """
-    Apply several 1x1 convolutions to the interactive features of all layers, by one matrix product
-    per layer: the L maps are never copied into one.
+    """Apply several 1x1 convolutions to the interactive features of all layers, by one matrix
+    product per layer: the L maps are never copied into one.
 
     Args:
         layers: L maps (N, C, H, W).
@@ -126,8 +123,7 @@ def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Te
 
 
 def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
-    """
-    Compute ``log(sqrt(sigmoid(a) * sigmoid(b)))``, the logarithm of Eq. 5, elementwise.
+    """Compute ``log(sqrt(sigmoid(a) * sigmoid(b)))``, the logarithm of Eq. 5, elementwise.
 
     The plain form has a NaN gradient where the product underflows (fcjian/TOOD#11,
     open-mmlab/mmdetection#7151); a loss that starts from the logarithm has the right one.
@@ -138,8 +134,7 @@ def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
 def sample_each_side(
     boxes: Tensor, offsets: Tensor, deform_conv2d: Callable = deform_conv2d
 ) -> Tensor:
-    """
-    Read each side of a box at its own offset (Eq. 6): bilinear, zero outside the map.
+    """Read each side of a box at its own offset (Eq. 6): bilinear, zero outside the map.
 
     Args:
         boxes: (N, 4, H, W), XYXY, any unit.

@@ -1,5 +1,4 @@
-"""
-The losses: pure functions that neither pick elements nor wait for a GPU.
+"""The losses: pure functions that neither pick elements nor wait for a GPU.
 
 Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input.
@@ -28,8 +27,7 @@ def aligned_focal_loss(
     gamma: float = 2.0,
     alpha: Optional[float] = None,
 ) -> Tensor:
-    """
-    ``|target - p|^gamma * BCE(p, target)`` (Eq. 10, 11), elementwise.
+    """``|target - p|^gamma * BCE(p, target)`` (Eq. 10, 11), elementwise.
 
     On targets of 0 and 1 it *is* the focal loss (arXiv 1708.02002), so the warm-up needs no loss
     of its own, only the weight ``alpha`` of positives and ``1 - alpha`` of negatives.
@@ -96,8 +94,7 @@ def loss_sums(
 def classification_loss(
     pred_log_scores: Tensor, targets: Targets, *, gamma: float, alpha: Optional[float]
 ) -> Tensor:
-    """
-    Sum :func:`aligned_focal_loss` over the valid locations and all classes.
+    """Sum :func:`aligned_focal_loss` over the valid locations and all classes.
 
     Nearly every score is background and needs only half of the loss; each positive's score for the
     class of its object is masked out of it and has the whole loss.
@@ -124,8 +121,7 @@ def box_loss(pred_boxes: Tensor, targets: Targets) -> Tensor:
 
 
 def centerness_loss(centerness_logits: Tensor, targets: Targets) -> Tensor:
-    """
-    Sum the binary cross-entropy (N, R) of the positives, whose centerness is their box weight in
+    """Sum the binary cross-entropy (N, R) of the positives, whose centerness is their box weight in
     ATSS.
     """
     losses = F.binary_cross_entropy_with_logits(

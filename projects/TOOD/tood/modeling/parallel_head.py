@@ -1,5 +1,4 @@
-"""
-The parallel head, which the paper compares with: one tower of convolutions for each task, as in
+"""The parallel head, which the paper compares with: one tower of convolutions for each task, as in
 ATSS (arXiv 1912.02424).
 
 Shapes: N images, K classes, C channels, H x W locations of one level.
@@ -24,8 +23,7 @@ def parallel(cfg, input_shape) -> "ParallelHead":
 
 
 class ParallelHead(DenseHead):
-    """
-    Two towers and a predictor after each. With its centerness, it is ATSS's head; with the
+    """Two towers and a predictor after each. With its centerness, it is ATSS's head; with the
     alignment of both predictions from the last feature of each tower, it is that of "TAL + TAP" in
     Table 2, whose code was never released: M from the classification's, O from the boxes'.
     """

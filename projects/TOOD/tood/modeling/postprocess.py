@@ -1,5 +1,4 @@
-"""
-From dense predictions to detections: candidates of a whole batch in tensors of one shape, then
+"""From dense predictions to detections: candidates of a whole batch in tensors of one shape, then
 NMS of each image.
 
 Shapes: N images, R locations of all levels, K classes, T candidates of an image. Boxes are XYXY
@@ -16,9 +15,8 @@ from torch import Tensor
 
 
 class Candidates(NamedTuple):
-    """
-    Candidates for NMS, (location, class) pairs of each image sorted by descending score. Only the
-    first ``counts`` rows are valid; the rest is padding with the score -1.
+    """Candidates for NMS, (location, class) pairs of each image sorted by descending score. Only
+    the first ``counts`` rows are valid; the rest is padding with the score -1.
     """
 
     counts: Tensor  # (N,) int64
@@ -50,8 +48,7 @@ def select_candidates(
     topk: int,
     extras: Optional[Dict[str, Tensor]] = None,
 ) -> Candidates:
-    """
-    Return the best ``topk`` pairs above ``score_thresh`` of each level, or fewer.
+    """Return the best ``topk`` pairs above ``score_thresh`` of each level, or fewer.
 
     Args:
         pred_scores: (N, R, K). NaN is below every threshold.

@@ -1,5 +1,4 @@
-"""
-Training targets of a batch, from an assigner of single images.
+"""Training targets of a batch, from an assigner of single images.
 
 Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input.
@@ -42,8 +41,7 @@ def label_batch(
     strides: Sequence[int],
     size_divisibility: int,
 ) -> Targets:
-    """
-    Assign the locations of each image on its own.
+    """Assign the locations of each image on its own.
 
     Args:
         image_sizes: height and width of each image before padding, in pixels.
@@ -88,10 +86,9 @@ def locations_of_image(
     size_divisibility: int,
     device: torch.device,
 ) -> Tuple[Union[Tensor, slice], List[int]]:
-    """
-    Find the locations of an image padded for itself alone. Those beyond, in the padding of a batch
-    of different sizes, stay out of assignment and loss: what an image learns does not depend on
-    its neighbours.
+    """Find the locations of an image padded for itself alone. Those beyond, in the padding of a
+    batch of different sizes, stay out of assignment and loss: what an image learns does not depend
+    on its neighbours.
 
     Args:
         image_size: height and width of the image before padding, in pixels.

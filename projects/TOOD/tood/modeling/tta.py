@@ -1,5 +1,4 @@
-"""
-Test-time augmentation for dense detectors, which Detectron2 has for two-stage ones only: the
+"""Test-time augmentation for dense detectors, which Detectron2 has for two-stage ones only: the
 candidates of an image in several sizes and flipped, together, before NMS.
 """
 
@@ -27,8 +26,7 @@ class TTAOptions(NamedTuple):
 
 
 class TOODWithTTA(nn.Module):
-    """
-    A TOOD with test-time augmentation, called like the model itself. It is best given images in
+    """A TOOD with test-time augmentation, called like the model itself. It is best given images in
     their own size, for it resizes them. Boxes are mapped back; further
     fields of a head are kept as they were predicted for the augmented view.
     """

@@ -5,8 +5,7 @@ from typing import Callable
 
 
 class UserError(Exception):
-    """
-    Its message names the file, key or value that is wrong, and says what to do.
+    """Its message names the file, key or value that is wrong, and says what to do.
 
     Raised in a data loader's worker or in one of several training processes, it arrives with a
     traceback around its message; :meth:`sentence` is the message alone.

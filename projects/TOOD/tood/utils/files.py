@@ -16,8 +16,7 @@ from tood.utils.errors import UserError
 
 
 def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
-    """
-    Make a folder to write to, if there is none.
+    """Make a folder to write to, if there is none.
 
     Args:
         key: what named it.
@@ -39,8 +38,7 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
 
 
 def check_picture(path: str) -> None:
-    """
-    Make the folder of an image that is going to be written.
+    """Make the folder of an image that is going to be written.
 
     Raises:
         UserError: for a format that Pillow cannot write, or a folder that cannot be used.
@@ -52,8 +50,7 @@ def check_picture(path: str) -> None:
 
 
 def read_tensors(path: str) -> Dict:
-    """
-    Read a file of tensors and plain values without running anything that is in it.
+    """Read a file of tensors and plain values without running anything that is in it.
 
     Raises:
         UserError: for a file that is not there, is damaged, or holds more than that.
@@ -79,8 +76,7 @@ def read_tensors(path: str) -> Dict:
 
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[BinaryIO]:
-    """
-    Give a file to write to that becomes ``path`` at the end, or nothing after any error.
+    """Give a file to write to that becomes ``path`` at the end, or nothing after any error.
 
     Raises:
         UserError: where it cannot be written.
@@ -102,8 +98,7 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
 
 
 def write_atomically(content: Dict, path: str) -> None:
-    """
-    Save a checkpoint whole or not at all.
+    """Save a checkpoint whole or not at all.
 
     Raises:
         UserError: where it cannot be written, or could not be read by Detectron2.

@@ -1,6 +1,5 @@
-"""
-Plots of the alignment: where scores and IoUs are high in an image (Figures 1 and 4 of the paper),
-and how they correlate over a data set.
+"""Plots of the alignment: where scores and IoUs are high in an image (Figures 1 and 4 of the
+paper), and how they correlate over a data set.
 """
 
 from typing import Dict, Sequence, Tuple
@@ -22,8 +21,7 @@ _SCORE_MARK, _IOU_MARK = "red", "lime"
 def location_values(
     dense: DenseOutputs, image_index: int, gt_boxes: Tensor, gt_classes: Tensor
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """
-    Return score and IoU of each location for its object: the smallest one whose box it lies in.
+    """Return score and IoU of each location for its object: the smallest one whose box it lies in.
 
     Args:
         dense: of a batch.
@@ -53,10 +51,9 @@ def draw_maps(
     gt_classes: Tensor,
     title: str,
 ) -> np.ndarray:
-    """
-    Scores and IoUs of all locations over an image, side by side. Of each object, a star marks the
-    location with the highest score and a circle the one with the highest IoU, and their boxes are
-    drawn in red and green: an aligned detector has both in one place.
+    """Scores and IoUs of all locations over an image, side by side. Of each object, a star marks
+    the location with the highest score and a circle the one with the highest IoU, and their boxes
+    are drawn in red and green: an aligned detector has both in one place.
 
     Args:
         image: (H, W, 3) uint8, RGB, the network's input.
@@ -155,8 +152,7 @@ def draw_histograms(figures: Dict[str, ObjectFigures]) -> np.ndarray:
 def _paint(
     values: Tensor, matched: Tensor, gt_boxes: Tensor, dense: DenseOutputs, size: Sequence[int]
 ) -> np.ndarray:
-    """
-    (H, W): inside of its object, each location fills the square of its stride; the larger value
+    """(H, W): inside of its object, each location fills the square of its stride; the larger value
     wins. A smaller object covers a larger one.
     """
     canvas = np.zeros(size)

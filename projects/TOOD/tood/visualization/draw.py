@@ -61,9 +61,8 @@ def draw_training(
     detections: Instances,
     class_names: Sequence[str],
 ) -> np.ndarray:
-    """
-    Draw one image of a training batch twice: with its objects and the locations assigned to them,
-    and with its detections.
+    """Draw one image of a training batch twice: with its objects and the locations assigned to
+    them, and with its detections.
 
     Args:
         image: (H, W, 3) uint8, RGB.

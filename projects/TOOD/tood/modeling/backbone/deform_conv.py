@@ -1,5 +1,4 @@
-"""
-Modulated deformable convolution (DCNv2, arXiv 1811.11168) that works everywhere: Detectron2's
+"""Modulated deformable convolution (DCNv2, arXiv 1811.11168) that works everywhere: Detectron2's
 compiled layer on CUDA where it is, torchvision's operator otherwise. Detectron2's own needs the
 extension and CUDA. The parameters have the same names and the results are the same either way.
 """

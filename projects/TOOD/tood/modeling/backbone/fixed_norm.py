@@ -1,5 +1,4 @@
-"""
-Convolutions followed by a batch norm of fixed statistics: cheaper at inference, smaller in
+"""Convolutions followed by a batch norm of fixed statistics: cheaper at inference, smaller in
 training.
 
 Such a norm scales and shifts each channel. At inference that is done to the kernel instead of the

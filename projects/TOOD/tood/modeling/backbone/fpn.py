@@ -28,8 +28,7 @@ NUM_BLOCKS = {
 
 
 class LastLevelP6P7NoReLU(nn.Module):
-    """
-    P6 and P7 by two stride-2 convolutions on P5, without the ReLU between them that Detectron2's
+    """P6 and P7 by two stride-2 convolutions on P5, without the ReLU between them that Detectron2's
     ``LastLevelP6P7`` has.
     """
 
@@ -72,8 +71,7 @@ def make_tood_fpn(
     norm: str = "",
     fuse_type: str = "sum",
 ) -> FPN:
-    """
-    P3 to P5 from C3 to C5, then :class:`LastLevelP6P7NoReLU`; every FPN convolution starts from
+    """P3 to P5 from C3 to C5, then :class:`LastLevelP6P7NoReLU`; every FPN convolution starts from
     Xavier's uniform distribution.
 
     Args:
@@ -107,8 +105,7 @@ def make_resnet_stages(
     deform_modulated: bool = True,
     deform_num_groups: int = 1,
 ) -> List[List[CNNBlockBase]]:
-    """
-    The ``stages`` of Detectron2's ``ResNet``, where its ``make_default_stages`` knows neither
+    """The ``stages`` of Detectron2's ``ResNet``, where its ``make_default_stages`` knows neither
     ResNeXt's widths nor deformable convolutions in some of the stages.
 
     Args:
