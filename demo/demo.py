@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Detect objects in pictures, videos or a webcam's, and draw them::
+"""Detect objects in images, videos or a webcam's, and draw them::
 
     python demo/demo.py --config-file configs/tood_R50_FPN_1x.yaml --input photos/ '*.jpg' a.mp4 \\
         --output found --json found.json MODEL.WEIGHTS tood_R50_FPN_1x.pth
     python demo/demo.py MODEL.WEIGHTS output/demo/model_final.pth
 
 Without --config-file, it is the config.yaml beside the checkpoint; without --input, the first
-pictures of its validation data; without --output, a folder "detections" beside the checkpoint.
+images of its validation data; without --output, a folder "detections" beside the checkpoint.
 """
 
 import argparse
@@ -25,10 +25,10 @@ except ImportError:
 
 from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
-from tood.data.images import PICTURES, pictures_in
-from tood.predictor import Predictor, read_picture
+from tood.data.images import IMAGE_SUFFIXES, images_in
+from tood.predictor import Predictor, read_bgr
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_folder, check_picture, write_json
+from tood.utils.files import check_folder, check_image_output, write_json
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
@@ -48,9 +48,9 @@ def parse_args(argv=None):
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     parser.add_argument("--score-thresh", type=float, default=0.4, help="of what is drawn")
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
-    parser.add_argument("--sheet", metavar="PNG", help="all pictures on one sheet")
+    parser.add_argument("--sheet", metavar="PNG", help="all images in one grid")
     parser.add_argument("--columns", type=int, default=4, help="of the sheet")
-    parser.add_argument("--overwrite", action="store_true", help="files that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config")
     args = parser.parse_args(argv)
     if args.input:
@@ -78,7 +78,7 @@ def detect(predictor, args):
         if is_video(path):
             run.video(path, target)
         else:
-            run.picture(path, target)
+            run.detect_image(path, target)
     run.write_json()
     run.write_sheet(args.columns)
     print(run.summary())
@@ -100,7 +100,7 @@ def check_outputs(inputs, targets, args):
             raise UserError(f"{path} would be written twice; name another file.")
     refuse_to_overwrite(files, args.overwrite)
     if args.sheet:
-        check_picture(args.sheet)
+        check_image_output(args.sheet)
     for path in files:
         check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
 
@@ -132,12 +132,12 @@ def is_video(path):
 def inputs_of(patterns, options):
     """The files that are meant, in order, each once."""
     if patterns is None:
-        return validation_pictures(options)
+        return validation_images(options)
     paths = []
     for pattern in patterns:
         found = [pattern]
         if os.path.isdir(pattern):
-            known = PICTURES | VIDEOS
+            known = IMAGE_SUFFIXES | VIDEOS
             names = sorted(os.listdir(pattern))
             found = [
                 os.path.join(pattern, n) for n in names if os.path.splitext(n)[1].lower() in known
@@ -145,16 +145,16 @@ def inputs_of(patterns, options):
         elif pattern != "webcam" and not os.path.exists(pattern):
             found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise UserError(f"There is no picture or video at {pattern} (--input).")
+            raise UserError(f"There is no image or video at {pattern} (--input).")
         paths += found
     return list(dict.fromkeys(paths))
 
 
-def validation_pictures(options):
+def validation_images(options):
     own_data = parse_own_data(options.data.test[0]) if options.data.test else None
-    paths = pictures_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
+    paths = images_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
     if not paths:
-        raise UserError("There is nothing to look at: name pictures with --input.")
+        raise UserError("No input given: name images with --input.")
     return paths
 
 
@@ -162,11 +162,11 @@ def targets_of(inputs, output):
     """{input: the file that is written for it}; two inputs of one name get different ones."""
     if len(inputs) == 1 and not os.path.isdir(output):
         suffix = os.path.splitext(output)[1].lower()
-        if suffix in (VIDEOS if is_video(inputs[0]) else PICTURES):
+        if suffix in (VIDEOS if is_video(inputs[0]) else IMAGE_SUFFIXES):
             return {inputs[0]: output}
-        if suffix in VIDEOS | PICTURES:
-            kind = "video" if is_video(inputs[0]) else "picture"
-            raise UserError(f"{output} is no name for a {kind}, as {inputs[0]} is one (--output).")
+        if suffix in VIDEOS | IMAGE_SUFFIXES:
+            kind = "video" if is_video(inputs[0]) else "image"
+            raise UserError(f"{output} is not the name of a {kind}, as {inputs[0]} is (--output).")
     targets, taken = {}, set()
     for path in inputs:
         stem, suffix = os.path.splitext(os.path.basename(path))
@@ -186,13 +186,13 @@ def refuse_to_overwrite(paths, allowed):
     there = [path for path in paths if path and os.path.exists(path)]
     if there and not allowed:
         raise UserError(
-            f"{there[0]} is there already, and {len(there) - 1} more; name another --output, or "
+            f"{there[0]} already exists, and {len(there) - 1} more; name another --output, or "
             "add --overwrite."
         )
 
 
 class Run:
-    """Goes through pictures and frames, and counts."""
+    """Goes through images and frames, and counts."""
 
     THUMBNAIL = 320  # longer side, pixels
 
@@ -203,9 +203,9 @@ class Run:
         self.num_images = self.num_shown = self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
 
-    def picture(self, path, target):
+    def detect_image(self, path, target):
         try:
-            image = read_picture(path)
+            image = read_bgr(path)
         except UserError as error:
             self.skip(error.sentence())
             return
@@ -253,7 +253,7 @@ class Run:
         os.replace(part, target)
 
     def detect(self, image, name):
-        """The picture (H, W, 3), RGB, with its detections; counted."""
+        """The image (H, W, 3), RGB, with its detections; counted."""
         start = time.perf_counter()
         instances = self.predictor(image)
         self.seconds += time.perf_counter() - start
@@ -317,7 +317,7 @@ class Run:
         tqdm.write(f"warning: {sentence} It is skipped.", file=sys.stderr)
 
     def summary(self):
-        text = f"{self.num_images} pictures, {self.num_shown} detections of at least "
+        text = f"{self.num_images} images, {self.num_shown} detections of at least "
         text += f"{self.score_thresh:g}"
         if self.num_images:
             text += f", {self.seconds / self.num_images:.3f} s each to detect"

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Error(Exception):
@@ -35,20 +35,20 @@ def parse_args(argv=None):
     )
     parser.add_argument("model", metavar="FILE.onnx")
     parser.add_argument("--input", nargs="+", required=True, help="files and folders")
-    parser.add_argument("--output", metavar="FOLDER", help="for the pictures with boxes")
+    parser.add_argument("--output", metavar="FOLDER", help="for the images with boxes")
     parser.add_argument("--json", metavar="FILE", help="detections, boxes as x1, y1, x2, y2")
     parser.add_argument("--score-thresh", type=float, default=0.4, help="of what is drawn")
-    parser.add_argument("--overwrite", action="store_true", help="files that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     return parser.parse_args(argv)
 
 
 def main(args):
     detector = Detector(args.model)
-    paths = pictures_of(args.input)
+    paths = images_of(args.input)
     targets = targets_of(paths, args)
     found, seconds = [], 0.0
     for path, target in zip(paths, targets):
-        image = read_picture(path)
+        image = read_image(path)
         if image is None:
             print(f"warning: {path} cannot be read. It is skipped.", file=sys.stderr)
             continue
@@ -69,16 +69,16 @@ def main(args):
         print(f"{path}: {shown.sum()} of at least {args.score_thresh:g}")
         if target:
             draw(image, boxes[shown], scores[shown], [n for n, s in zip(names, shown) if s])
-            write_picture(target, image)
+            write_image(target, image)
     if not found:
         raise Error("None of the inputs could be read; see the warnings above.")
     if args.json:
         write_whole(args.json, json.dumps(found, indent=1).encode())
-    print(f"{len(found)} pictures, {seconds / len(found):.3f} s each to detect")
+    print(f"{len(found)} images, {seconds / len(found):.3f} s each to detect")
 
 
 class Detector:
-    """From a picture to what is in it."""
+    """From an image to what is in it."""
 
     def __init__(self, path):
         if not os.path.isfile(path):
@@ -159,11 +159,11 @@ def resize(image, height, width):
 # --- files and images ----------------------------------------------------------------------
 
 
-def pictures_of(inputs):
+def images_of(inputs):
     paths = []
     for path in inputs:
         if os.path.isdir(path):
-            found = sorted(n for n in os.listdir(path) if n.lower().endswith(PICTURES))
+            found = sorted(n for n in os.listdir(path) if n.lower().endswith(IMAGE_SUFFIXES))
             paths += [os.path.join(path, name) for name in found]
         elif os.path.isfile(path):
             paths.append(path)
@@ -175,7 +175,7 @@ def pictures_of(inputs):
 
 
 def targets_of(paths, args):
-    """The file that is written for each picture, or None; nothing is written over unasked."""
+    """The file that is written for each image, or None; nothing is written over unasked."""
     targets = [None] * len(paths)
     if args.output:
         targets = [os.path.join(args.output, os.path.basename(path)) for path in paths]
@@ -184,14 +184,14 @@ def targets_of(paths, args):
     times = collections.Counter(files)
     for path in filter(None, targets):
         if not cv2.haveImageWriter(path):
-            raise Error(f"OpenCV cannot write pictures like {path}; convert it to .jpg or .png.")
+            raise Error(f"OpenCV cannot write images like {path}; convert it to .jpg or .png.")
     for path in files:
         if os.path.realpath(path) in originals:
             raise Error(f"{path} is an input, and would be written over; name another --output.")
         if times[path] > 1:
             raise Error(f"{path} would be written twice; give one folder at a time.")
         if os.path.exists(path) and not args.overwrite:
-            raise Error(f"{path} is there already; name another --output, or add --overwrite.")
+            raise Error(f"{path} already exists; name another --output, or add --overwrite.")
     for path in files:
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -201,10 +201,10 @@ def targets_of(paths, args):
 
 
 def draw(image, boxes, scores, names):
-    """Boxes and labels, onto the picture."""
+    """Boxes and labels, onto the image."""
     thickness = max(1, round(max(image.shape[:2]) / 400))
     for box, score, name in zip(boxes.round().astype(int).tolist(), scores, names):
-        # A colour of its own for each name, the same in every picture and every run.
+        # A colour of its own for each name, the same in every image and every run.
         hue = sum((i + 1) * ord(letter) * 37 for i, letter in enumerate(name)) % 180
         color = cv2.cvtColor(np.uint8([[[hue, 200, 230]]]), cv2.COLOR_HSV2BGR)[0, 0].tolist()
         cv2.rectangle(image, box[:2], box[2:], color, thickness)
@@ -215,7 +215,7 @@ def draw(image, boxes, scores, names):
         cv2.putText(image, text, place, font, size, color, thickness, cv2.LINE_AA)
 
 
-def read_picture(path):
+def read_image(path):
     """(H, W, 3) uint8, BGR, upright; None for an unreadable or incomplete image."""
     with open(path, "rb") as f:
         content = f.read()
@@ -230,7 +230,7 @@ def read_picture(path):
         return None
 
 
-def write_picture(path, image):
+def write_image(path, image):
     _, content = cv2.imencode(os.path.splitext(path)[1], image)
     write_whole(path, content.tobytes())
 

@@ -1,4 +1,4 @@
-"""Table 6's figures: hand-worked cases, a slow literal version, and whole evaluations."""
+"""Table 6's metrics: hand-worked cases, a slow literal version, and whole evaluations."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
     DenseOutputs,
     DenseReader,
-    ObjectFigures,
+    ObjectMetrics,
     summarize,
 )
 from tood.modeling import box_ops
@@ -147,7 +147,7 @@ def test_detections_are_counted():
 
 
 def test_summary_by_size_and_class():
-    figures = ObjectFigures(
+    metrics = ObjectMetrics(
         correlation=np.array([0.5, np.nan, 0.1]),
         mean_iou=np.array([0.6, 0.8, np.nan]),
         correct=np.array([1, 0, 1]),
@@ -156,11 +156,11 @@ def test_summary_by_size_and_class():
         area=np.array([100.0, 32**2, 1e6]),
         gt_class=np.array([0, 1, 0]),
     )
-    rows = summarize(figures, ["cat", "small"])
+    rows = summarize(metrics, ["cat", "small"])
     assert rows["all"] == dict(objects=3, PCC=0.3, IoU=0.7, correct=2, redundant=2, error=4)
     assert [rows[s]["objects"] for s in ("small", "medium", "large")] == [1, 1, 1]
     assert rows["cat"]["PCC"] == 0.3 and math.isnan(rows["class small"]["PCC"])
-    empty = summarize(ObjectFigures.cat([]), ["cat"])
+    empty = summarize(ObjectMetrics.cat([]), ["cat"])
     assert empty["all"]["objects"] == 0 and math.isnan(empty["all"]["IoU"])
 
 
@@ -193,7 +193,7 @@ def test_evaluator_sees_what_the_model_says(tiny_cfg, shapes):
     evaluator.reset()
     expected = []
     for record in records:
-        image = torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8)  # twice the picture's size
+        image = torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8)  # twice the drawing's size
         inputs = [{**record, "image": image}]
         with torch.no_grad():
             evaluator.process(inputs, model(inputs))
@@ -205,7 +205,7 @@ def test_evaluator_sees_what_the_model_says(tiny_cfg, shapes):
         expected += measure_alignment(*seen).correlation.tolist()
     results = evaluator.evaluate()["alignment"]
     assert results["PCC"] == pytest.approx(np.nanmean(expected), rel=1e-4)
-    assert evaluator.figures.correlation.tolist() == pytest.approx(expected, rel=1e-4, nan_ok=True)
+    assert evaluator.metrics.correlation.tolist() == pytest.approx(expected, rel=1e-4, nan_ok=True)
     assert 0 < len(evaluator.pairs) <= 10 * len(expected)
     assert evaluator.reader is None and not model.head._forward_hooks
 
@@ -281,7 +281,7 @@ def test_maps_stay_in_their_objects():
     assert (heat[40:] == 0).all() and (heat[:, 60:] == 0).all()
 
 
-def test_pictures_of_nothing():
-    nothing = ObjectFigures.cat([])
+def test_drawings_of_nothing():
+    nothing = ObjectMetrics.cat([])
     assert draw_scatter({"a": np.zeros((0, 2))}).ndim == 3
     assert draw_histograms({"a": nothing}).ndim == 3

@@ -45,16 +45,16 @@ def write_data(folder, images, json_file="data.json"):
 
 
 def test_unusual_images_are_trained_and_evaluated_on(command, tmp_path):
-    picture = Image.fromarray(NOISE)
+    image = Image.fromarray(NOISE)
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    picture.convert("L").save(tmp_path / "grey.png")
-    picture.convert("LA").save(tmp_path / "grey_alpha.png")
-    picture.convert("RGBA").save(tmp_path / "alpha.png")
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    picture.convert("P").save(tmp_path / "palette.gif")
-    picture.convert("1").save(tmp_path / "bits.png")
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("LA").save(tmp_path / "grey_alpha.png")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("P").save(tmp_path / "palette.gif")
+    image.convert("1").save(tmp_path / "bits.png")
     Image.fromarray(NOISE[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     Image.new("RGB", (20_000, 300)).save(tmp_path / "wide.png")
@@ -73,7 +73,7 @@ def test_unusual_images_are_trained_and_evaluated_on(command, tmp_path):
     [
         ("cut.jpg", lambda path: path.write_bytes(path.read_bytes()[:2000]), "truncated"),
         ("empty.jpg", lambda path: path.write_bytes(b""), "cannot identify image file"),
-        ("text.jpg", lambda path: path.write_text("not a picture"), "cannot identify image file"),
+        ("text.jpg", lambda path: path.write_text("not an image"), "cannot identify image file"),
         ("gone.jpg", os.remove, "not there"),
         ("folder.jpg", lambda path: (path.unlink(), path.mkdir()), "not there"),
         ("huge.png", lambda path: Image.new("1", (20_000, 20_000)).save(path), "exceeds limit"),
@@ -127,7 +127,7 @@ def test_unknown_data_set(command):
     [
         (["MODEL.TOOD.TAL_TOPK", "-1"], "TAL_TOPK is -1; it must be at least 1"),
         (["MODEL.TOOD.TAL_ALPHA", "-0.5"], "TAL_ALPHA is -0.5; it must be at least 0"),
-        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]"], "one anchor a location"),
+        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]"], "one anchor per location"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[64], [128]]"], "has 2 levels"),
         (["MODEL.TOOD.IN_FEATURES", "['p3', 'p9']"], "p9"),
         (["MODEL.TOOD.TAL_TOP", "13"], "did you mean MODEL.TOOD.TAL_TOPK?"),
@@ -189,7 +189,7 @@ def test_schedules(command, flag, value, says):
     assert says in error_of(command(flag, value))
 
 
-def test_pictures_without_a_library_to_draw_them(command, monkeypatch):
+def test_images_without_a_library_to_draw_them(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "tood.visualization.draw", None)
     message = error_of(command(opts=["VIS_PERIOD", "5"]))
     assert "VIS_PERIOD is 5" in message and "pip install opencv-python" in message

@@ -19,15 +19,15 @@ def test_all_parts(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     report = json.loads((tmp_path / "b.json").read_text())
     assert "1 images of 64 x 96, 3 objects each" in report["setting"]
-    figures = report["figures"]
-    assert set(figures) == {"step", "inference", "head", "losses", "data", "memory"}
+    metrics = report["metrics"]
+    assert set(metrics) == {"step", "inference", "head", "losses", "data", "memory"}
     for part in ("step", "inference", "head"):
-        assert figures[part]["ratio"] > 0
+        assert metrics[part]["ratio"] > 0
         for name in ("TOOD", "RetinaNet"):
-            times = figures[part][name]
+            times = metrics[part][name]
             assert 0 < times["min_ms"] <= times["median_ms"] <= times["max_ms"]
-    assert 0 < figures["inference"]["outside_products"]["TOOD"] < 1
-    assert figures["memory"]["tood"] > 100  # MB; PyTorch alone takes more
+    assert 0 < metrics["inference"]["outside_products"]["TOOD"] < 1
+    assert metrics["memory"]["tood"] > 100  # MB; PyTorch alone takes more
     assert result.stdout.count("| training step |") == 2
 
 

@@ -1,7 +1,6 @@
 """The set-up tool: its edits, and what it says when something is in the way."""
 
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -157,10 +156,6 @@ def test_wheel_says_what_it_is(tmp_path):
     configs = tmp_path / "source" / "detectron2" / "model_zoo" / "configs"
     configs.mkdir()
     (configs / "a.yaml").write_text("VERSION: 2\n")
-    for project in ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab"):
-        folder = tmp_path / "source" / "projects" / project
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").write_text("")
     pytest.importorskip("setuptools", minversion="70.1")  # builds the wheel without an index
     wheel = bootstrap_detectron2.build_wheel(
         sys.executable, str(tmp_path / "source"), str(tmp_path / "wheels")
@@ -168,19 +163,15 @@ def test_wheel_says_what_it_is(tmp_path):
     assert wheel.endswith("detectron2-0.6+compat-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "detectron2/model_zoo/configs/a.yaml" in names
-    assert "detectron2/projects/point_rend/__init__.py" in names
 
 
 def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").write_text("")
-    state = {
-        "python": [sys.version, sys.prefix],
-        "root": bootstrap.ROOT,
-        "files": bootstrap.fingerprint(),
-    }
-    (venv / bootstrap.STAMP).write_text(json.dumps(state))
+    bootstrap.write_lines(
+        str(venv / bootstrap.STAMP), [bootstrap.this_python(), bootstrap.fingerprint()]
+    )
 
     class Started(Exception):
         pass
@@ -191,8 +182,15 @@ def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, "make_venv", start)
     monkeypatch.setattr(bootstrap, "share_packages", start)
     assert bootstrap.set_up(str(venv)) == str(venv / "bin" / "python")
-    monkeypatch.setattr(bootstrap, "fingerprint", lambda: state["files"])
-    monkeypatch.setattr(bootstrap, "ROOT", "/moved")  # another checkout
+    before = bootstrap.fingerprint()
+    root = tmp_path / "moved"  # another checkout, of the same content
+    (root / "tools").mkdir(parents=True)
+    for name in ("tools/bootstrap.py", "tools/bootstrap_detectron2.py", "tools/bootstrap_pip.py"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    monkeypatch.setattr(bootstrap, "ROOT", str(root))
+    assert bootstrap.fingerprint() != before
     with pytest.raises(Started):
         bootstrap.set_up(str(venv))
 
@@ -200,8 +198,7 @@ def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
 def test_another_python_gets_an_environment_of_its_own(tmp_path, monkeypatch):
     venv = tmp_path / "venv"
     venv.mkdir()
-    state = {"python": ["3.8", "elsewhere"], "root": bootstrap.ROOT, "files": None}
-    (venv / bootstrap.STAMP).write_text(json.dumps(state))
+    (venv / bootstrap.STAMP).write_text("3.8 elsewhere")
     made = []
     monkeypatch.setattr(bootstrap, "make_venv", made.append)
     monkeypatch.setattr(bootstrap, "share_packages", lambda *_: sys.exit("enough"))
@@ -212,7 +209,7 @@ def test_another_python_gets_an_environment_of_its_own(tmp_path, monkeypatch):
 
 def test_folder_of_something_else_is_not_erased(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(BootstrapError, match="no virtual environment"):
+    with pytest.raises(BootstrapError, match="not a virtual environment"):
         bootstrap.make_venv(str(tmp_path))
     assert (tmp_path / "thesis.txt").exists()
 

@@ -43,7 +43,7 @@ def test_numbers_below_their_range(tiny_cfg, key):
         ("MODEL.TOOD.NUM_DCN_CONVS", 3, "is 3, but there are only 2 convolutions"),
         ("MODEL.TOOD.BBOX_REG_WEIGHTS", (1, 1, 0, 1), "must be four numbers above 0"),
         ("MODEL.TOOD.IN_FEATURES", ["p3", "p4"], "SIZES has 5 levels, but MODEL.TOOD.IN_FEATURES"),
-        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]], "one anchor a location"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]], "one anchor per location"),
     ],
 )
 def test_values_that_cannot_be(tiny_cfg, key, value, message):

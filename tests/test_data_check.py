@@ -105,11 +105,11 @@ def test_slender_images():
 
 
 def test_images(tmp_path):
-    picture = Image.fromarray(np.zeros((50, 100, 3), dtype=np.uint8))
+    image = Image.fromarray(np.zeros((50, 100, 3), dtype=np.uint8))
     for name in ("a.png", "b.png"):
-        picture.save(tmp_path / name)
+        image.save(tmp_path / name)
     assert check_images(IMAGES, str(tmp_path)) == []
-    picture.rotate(90, expand=True).save(tmp_path / "a.png")
+    image.rotate(90, expand=True).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     images = [*IMAGES, dict(IMAGES[0], file_name="c.png")]
     missing, unreadable, size = check_images(images, str(tmp_path))

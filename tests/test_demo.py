@@ -42,9 +42,9 @@ def trained(shapes, tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(shapes, tmp_path):
-    """A folder with three pictures of different sizes, and a broken one."""
-    folder = tmp_path / "pictures"
+def photos(shapes, tmp_path):
+    """A folder with three photos of different sizes, and a broken one."""
+    folder = tmp_path / "photos"
     shutil.copytree(shapes / "images", folder)
     for path in sorted(folder.iterdir())[3:]:
         path.unlink()
@@ -72,9 +72,9 @@ def test_predictor_says_what_evaluation_does(trained, shapes):
         torch.testing.assert_close(boxes, torch.tensor([r["bbox"] for r in expected]))
 
 
-def test_predictor_takes_lists_paths_and_arrays(trained, pictures):
+def test_predictor_takes_lists_paths_and_arrays(trained, photos):
     predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
-    paths = sorted(pictures.iterdir())
+    paths = sorted(photos.iterdir())
     arrays = [cv2.imread(str(path)) for path in paths]
     one_by_one = [predictor(str(path)) for path in paths]
     together = predictor(paths)
@@ -96,25 +96,25 @@ def test_predictor_takes_lists_paths_and_arrays(trained, pictures):
     assert predictor.as_dicts(arrays[1])["scores"] == pytest.approx(plain["scores"])
 
 
-def test_predictor_equals_default_predictor(trained, pictures):
+def test_predictor_equals_default_predictor(trained, photos):
     cfg = get_cfg()
     add_tood_config(cfg)
     cfg.merge_from_file(str(trained / "config.yaml"))
     cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
-    image = cv2.imread(str(pictures / "00000.jpg"))
+    image = cv2.imread(str(photos / "00000.jpg"))
     expected = DefaultPredictor(cfg)(image)["instances"]
     actual = Predictor(cfg)(image)
     torch.testing.assert_close(actual.scores, expected.scores)
     torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
-def test_predictor_options(trained, pictures):
+def test_predictor_options(trained, photos):
     files = (str(trained / "config.yaml"), str(trained / "model_final.pth"))
-    all_of_them = Predictor(*files, score_threshold=0.0)(pictures / "00001.jpg")
+    all_of_them = Predictor(*files, score_threshold=0.0)(photos / "00001.jpg")
     threshold = all_of_them.scores[10].item()
     few = Predictor(*files, score_threshold=threshold, device="cpu", precision="bfloat16")
     assert few.model.precision_test == "bfloat16"
-    assert 0 < len(few(pictures / "00001.jpg")) < len(all_of_them)
+    assert 0 < len(few(photos / "00001.jpg")) < len(all_of_them)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_predictor_refuses(trained, image, says):
         predictor(image)
 
 
-def test_predictor_checks_a_config_of_python(trained, pictures):
+def test_predictor_checks_a_config_of_python(trained, photos):
     cfg = get_cfg()
     add_tood_config(cfg)
     cfg.merge_from_file(str(trained / "config.yaml"))
     weights = str(trained / "model_final.pth")
     cfg.MODEL.DEVICE = "cuda"
-    assert len(Predictor(cfg, weights, score_threshold=1)(pictures / "00001.jpg")) == 0
+    assert len(Predictor(cfg, weights, score_threshold=1)(photos / "00001.jpg")) == 0
     with pytest.raises(UserError, match="float16 needs a GPU"):
         Predictor(cfg, weights, precision="float16", device="cpu")
 
@@ -150,18 +150,18 @@ def test_predictor_without_weights(trained):
         Predictor("tood_R51", "weights.pth")
 
 
-def test_demo_of_a_folder(trained, pictures, tmp_path, capsys):
-    (pictures / "broken.png").write_bytes(b"not a picture")
-    (pictures / "notes.txt").write_text("not meant")
+def test_demo_of_a_folder(trained, photos, tmp_path, capsys):
+    (photos / "broken.png").write_bytes(b"not an image")
+    (photos / "notes.txt").write_text("not meant")
     out = tmp_path / "new" / "out"
     flags = ["--score-thresh", "0.0", "--json", str(out / "d.json"), "--sheet", str(out / "s.png")]
-    run_demo(trained, "--input", str(pictures), "--output", str(out), *flags)
+    run_demo(trained, "--input", str(photos), "--output", str(out), *flags)
     printed = capsys.readouterr()
-    assert "3 pictures" in printed.out and "1 inputs skipped" in printed.out
+    assert "3 images" in printed.out and "1 inputs skipped" in printed.out
     assert "broken.png cannot be read" in printed.err
-    with Image.open(out / "00000.jpg") as drawn, Image.open(pictures / "00000.jpg") as original:
+    with Image.open(out / "00000.jpg") as drawn, Image.open(photos / "00000.jpg") as original:
         assert drawn.size == original.size == (100, 64)
-    run_demo(trained, "--score-thresh", "2", "--input", str(pictures), "--output", f"{out}2")
+    run_demo(trained, "--score-thresh", "2", "--input", str(photos), "--output", f"{out}2")
     with Image.open(out / "00001.jpg") as drawn, Image.open(f"{out}2/00001.jpg") as plain:
         changed = np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)).max(axis=2) > 60
         assert changed.mean() > 0.01  # boxes
@@ -169,7 +169,7 @@ def test_demo_of_a_folder(trained, pictures, tmp_path, capsys):
     assert [i["width"] for i in content["images"]] == [100, 64, 64]
     assert [c["name"] for c in content["categories"]] == list(SHAPES)
     found = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
-    instances = found(pictures / "00001.jpg")
+    instances = found(photos / "00001.jpg")
     mine = [a for a in content["annotations"] if a["image_id"] == 2]
     assert [a["score"] for a in mine] == pytest.approx(instances.scores.tolist(), rel=1e-4)
     x1, y1, x2, y2 = instances.pred_boxes.tensor[0].tolist()
@@ -179,15 +179,15 @@ def test_demo_of_a_folder(trained, pictures, tmp_path, capsys):
 
     # Nothing is overwritten without being asked.
     before = (out / "00001.jpg").stat().st_mtime_ns
-    with pytest.raises(UserError, match=r"00000.jpg is there already, and 4 more.*--overwrite"):
-        run_demo(trained, "--input", str(pictures), "--output", str(out), *flags)
+    with pytest.raises(UserError, match=r"00000.jpg already exists, and 4 more.*--overwrite"):
+        run_demo(trained, "--input", str(photos), "--output", str(out), *flags)
     assert (out / "00001.jpg").stat().st_mtime_ns == before
-    run_demo(trained, "--overwrite", "--input", str(pictures / "*1.jpg"), "--output", str(out))
+    run_demo(trained, "--overwrite", "--input", str(photos / "*1.jpg"), "--output", str(out))
     assert (out / "00001.jpg").stat().st_mtime_ns > before
 
 
-def test_demo_of_one_file_and_by_default(trained, pictures, tmp_path):
-    run_demo(trained, "--input", str(pictures / "00002.jpg"), "--output", str(tmp_path / "one.png"))
+def test_demo_of_one_file_and_by_default(trained, photos, tmp_path):
+    run_demo(trained, "--input", str(photos / "00002.jpg"), "--output", str(tmp_path / "one.png"))
     assert Image.open(tmp_path / "one.png").size == (64, 64)
     run_demo(trained)
     found = trained / "detections"
@@ -209,11 +209,11 @@ def test_demo_of_a_video(trained, tmp_path):
     assert reader.read()[1].shape == (64, 96, 3)
 
 
-def test_demo_writes_over_no_input(trained, pictures):
-    paths = sorted(pictures.iterdir())
+def test_demo_writes_over_no_input(trained, photos):
+    paths = sorted(photos.iterdir())
     before = [path.read_bytes() for path in paths]
     for flags in (
-        ["--input", str(pictures), "--output", str(pictures)],
+        ["--input", str(photos), "--output", str(photos)],
         ["--input", str(paths[0]), "--output", str(paths[0])],
         ["--input", str(paths[0]), "--output", "o.jpg", "--json", str(paths[0])],
     ):
@@ -225,21 +225,21 @@ def test_demo_writes_over_no_input(trained, pictures):
 @pytest.mark.parametrize(
     "flags, says",
     [
-        (["--output", "o.mp4"], "is no name for a picture"),
+        (["--output", "o.mp4"], "is not the name of an? image"),
         (["--output", "o.jpg", "--sheet", "s.xyz"], "end in .png or .jpg"),
         (["--output", "o.jpg", "--json", "o.jpg"], "would be written twice"),
         (["--output", "o.jpg", "--json", "00000.jpg/d.json"], "cannot be written to"),
     ],
 )
-def test_demo_checks_its_outputs_first(trained, pictures, monkeypatch, flags, says):
-    monkeypatch.chdir(pictures)
+def test_demo_checks_its_outputs_first(trained, photos, monkeypatch, flags, says):
+    monkeypatch.chdir(photos)
     with pytest.raises(UserError, match=says):
         run_demo(trained, "--input", "00000.jpg", *flags)
-    assert not (pictures / "o.jpg").exists()
+    assert not (photos / "o.jpg").exists()
 
 
 def test_demo_of_nothing(trained, tmp_path):
-    with pytest.raises(UserError, match="no picture or video at .*nothing"):
+    with pytest.raises(UserError, match="no image or video at .*nothing"):
         run_demo(trained, "--input", str(tmp_path / "nothing*"))
     (tmp_path / "b.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="None of the inputs could be read"):
@@ -271,7 +271,7 @@ def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
     assert one["objects"] == other["objects"] == 21 and one["IoU"] != other["IoU"]
     printed = capsys.readouterr().out
     assert all(f"{found['IoU']:.3f}" in printed for found in (one, other))
-    with pytest.raises(UserError, match="table.md is there already"):
+    with pytest.raises(UserError, match="table.md already exists"):
         analyze_alignment.main(analyze_alignment.parse_args(argv))
     twice = analyze_alignment.parse_args([*models[:4], *models[:4], "--output", str(out)])
     with pytest.raises(UserError, match="Two models have one name"):
@@ -283,13 +283,13 @@ def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
 
 
 def test_visualize_assignment(trained, tmp_path, capsys):
-    picture, weights = tmp_path / "a.png", str(trained / "model_final.pth")
-    argv = ["--config-file", str(trained / "config.yaml"), "--output", str(picture)]
+    drawing, weights = tmp_path / "a.png", str(trained / "model_final.pth")
+    argv = ["--config-file", str(trained / "config.yaml"), "--output", str(drawing)]
     main, parse = visualize_assignment.main, visualize_assignment.parse_args
     main(parse([*argv, "--num-images", "2", "--weights", weights]))
     printed = capsys.readouterr().out
     assert "00000.jpg" in printed and "TAL: largest t" in printed
-    width, height = Image.open(picture).size
+    width, height = Image.open(drawing).size
     assert width == 2 * 360 + 4 and height == 2 * (360 + 22) + 4
     main(parse([*argv, "--image", "00003.jpg", "--weights", weights, weights]))
     assert capsys.readouterr().out.count("model_final.pth: 00003.jpg") == 2

@@ -137,7 +137,7 @@ def test_inference_keeps_what_it_should(model, make_input):
     torch.nn.init.zeros_(model.head.cls_align[-1].bias)
     model.max_detections_per_image = 20
     x = make_input(64, 96)
-    x["height"], x["width"] = 128, 192  # of the picture before resizing
+    x["height"], x["width"] = 128, 192  # of the image before resizing
     with torch.no_grad():
         instances = model([x])[0]["instances"]
     assert 0 < len(instances) <= 20

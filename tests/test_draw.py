@@ -9,13 +9,13 @@ from tood.visualization.draw import add_heading, class_colors, draw_boxes, image
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
     image = np.full((60, 80, 3), 128, np.uint8)
-    picture = draw_boxes(image, [[20, 20, 60, 50]], [1], ["a", "b"], [0.9], scale=2.0)
-    assert picture.shape == (120, 160, 3) and picture.dtype == np.uint8
-    side = picture[70:90, 36:45].reshape(-1, 3).astype(float)  # around x = 20, twice as large
+    drawing = draw_boxes(image, [[20, 20, 60, 50]], [1], ["a", "b"], [0.9], scale=2.0)
+    assert drawing.shape == (120, 160, 3) and drawing.dtype == np.uint8
+    side = drawing[70:90, 36:45].reshape(-1, 3).astype(float)  # around x = 20, twice as large
     color = 255 * np.array(class_colors(2)[1])
     # Half-transparent: half way from the ground, which is 200 away, to the colour.
     assert np.abs(side - color).sum(axis=1).min() < 110
-    assert np.abs(picture[110:, :20].astype(int) - 128).max() <= 2  # nothing elsewhere
+    assert np.abs(drawing[110:, :20].astype(int) - 128).max() <= 2  # nothing elsewhere
 
 
 def test_nothing_to_draw():
@@ -24,8 +24,8 @@ def test_nothing_to_draw():
 
 
 def test_heading():
-    picture = np.zeros((10, 60, 3), np.uint8)
-    headed = add_heading(picture, "text", height=20)
+    drawing = np.zeros((10, 60, 3), np.uint8)
+    headed = add_heading(drawing, "text", height=20)
     assert headed.shape == (30, 60, 3)
     assert (headed[20:] == 0).all()
     assert headed[:20].min() < 50 and (headed[:20] == 255).mean() > 0.7  # black on white
@@ -37,7 +37,7 @@ def test_colors_differ():
     assert distances.min() > 0.05
 
 
-def test_stacked_pictures():
+def test_stacked_images():
     a, b = np.zeros((10, 20, 3), np.uint8), np.ones((5, 10, 3), np.uint8)
     sheet = image_grid([[a, b], [b]], gap=4)
     assert sheet.shape == (10 + 4 + 5, 20 + 4 + 10, 3)
@@ -50,19 +50,19 @@ def test_stacked_pictures():
 def test_visualize_data(command, tmp_path, capsys):
     argv = command()
     config, data, opts = argv[1], argv[3], argv[6:]
-    picture = tmp_path / "new" / "data.png"
-    flags = ["--num-images", "8", "--columns", "3", "--scale", "2", "--output", str(picture)]
+    drawing = tmp_path / "new" / "data.png"
+    flags = ["--num-images", "8", "--columns", "3", "--scale", "2", "--output", str(drawing)]
     visualize_data.main(
         visualize_data.parse_args(["--config-file", config, "--train-data", data, *flags, *opts])
     )
     assert "8 images, 21 objects, 4 classes" in capsys.readouterr().out
-    # Three rows of three pictures of 128 x 128 below a heading.
-    sheet = np.asarray(Image.open(picture))
+    # Three rows of three drawings of 128 x 128 below a heading.
+    sheet = np.asarray(Image.open(drawing))
     first, second = sheet[22:150, :128], sheet[22:150, 132:260]
     assert first.std() > 10 and second.std() > 10 and (first != second).any()
     assert (sheet[304:, 264:] == 255).all()  # there are eight images, not ten
     assert sheet.shape[1::-1] == (3 * 128 + 2 * 4, 3 * (128 + 22) + 2 * 4)
-    for name, says in (("d.xyz", "end in .png or .jpg"), (f"{picture}/d.png", "cannot be written")):
+    for name, says in (("d.xyz", "end in .png or .jpg"), (f"{drawing}/d.png", "cannot be written")):
         flags[-1] = str(tmp_path / name)
         with pytest.raises(UserError, match=says):
             visualize_data.main(

@@ -403,7 +403,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     assert drawn.shape == cv2.imread(paths[0]).shape
     # Nothing is written over unasked.
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 1 and "is there already; name another --output" in again.stderr
+    assert again.returncode == 1 and "already exists; name another --output" in again.stderr
 
 
 @pytest.mark.parametrize("size", [(75, 100), (800, 1067), (17, 23), (300, 400), (480, 641)])
@@ -423,10 +423,10 @@ def test_size_of_shorter_edge():
     "flags, says",
     [
         (["--output", "a.pt"], "must end in .onnx, for --format onnx"),
-        (["--output", "there.onnx"], "there already"),
+        (["--output", "there.onnx"], "already exists"),
         (["--output", "a.ts", "--format", "torchscript", "--precision", "int8"], "onnx only"),
         (["--output", "a.onnx", "--calibrate", "x"], "--precision int8 only"),
-        (["--output", "a.onnx", "--precision", "int8", "--calibrate", "x"], "no pictures in x"),
+        (["--output", "a.onnx", "--precision", "int8", "--calibrate", "x"], "no images in x"),
         (["--output", "a.onnx", "--calibration-images", "0"], "must be above 0"),
     ],
 )
@@ -479,17 +479,17 @@ def test_comparison_refuses(onnx_file, weights, shapes):
     assert compare_exports.split_runtime("a@b/c.onnx") == ("a@b/c.onnx", "")
 
 
-def test_pictures_that_are_not_whole(tmp_path):
+def test_images_that_are_not_whole(tmp_path):
     image = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     for name in ("a.jpg", "a.png"):
         path = str(tmp_path / name)
-        detect_onnx.write_picture(path, image)
-        assert detect_onnx.read_picture(path).shape == (64, 64, 3)
+        detect_onnx.write_image(path, image)
+        assert detect_onnx.read_image(path).shape == (64, 64, 3)
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) * 3 // 4])
-        assert detect_onnx.read_picture(path) is None
+        assert detect_onnx.read_image(path) is None
     (tmp_path / "empty.png").write_bytes(b"")
-    assert detect_onnx.read_picture(str(tmp_path / "empty.png")) is None
+    assert detect_onnx.read_image(str(tmp_path / "empty.png")) is None
 
 
 def test_files_that_cannot_be_used(tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of every kind that cameras and programs write."""
+"""Images of every kind that cameras and programs write."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_upper_byte_of_sixteen_bits(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("dtype, reason", [(np.float32, "floating point"), (np.int32, "16 bits")])
-def test_deeper_pictures_are_refused(tmp_path, dtype, reason):
+def test_deeper_images_are_refused(tmp_path, dtype, reason):
     path = save(tmp_path / "a.tiff", np.full((2, 2), 10**6, dtype=dtype))
     with pytest.raises(ValueError, match=reason):
         read_image(path)
@@ -91,7 +91,7 @@ def test_files_that_are_cut_off(tmp_path, suffix, kept):
         assert kept == "all but one" and whole.shape == (60, 70, 3)
 
 
-def test_something_behind_the_picture(tmp_path):
+def test_something_after_the_image(tmp_path):
     path = save(tmp_path / "a.jpg", RGB)
     with open(path, "ab") as f:
         f.write(b"what some cameras add" * 10)

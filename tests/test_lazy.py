@@ -337,8 +337,8 @@ def test_watching_a_training(lazy_command, tmp_path):
     opts += ["train.log_period=1"]
     train_net.cli(lazy_command(opts=opts))
     lines = (tmp_path / "lazy" / "metrics.json").read_text().splitlines()
-    figures = set().union(*map(json.loads, lines))
-    assert {"grad_norm", "bbox/AP", "ema/bbox/AP", "val_loss/loss_cls"} <= figures
+    metrics = set().union(*map(json.loads, lines))
+    assert {"grad_norm", "bbox/AP", "ema/bbox/AP", "val_loss/loss_cls"} <= metrics
     assert (tmp_path / "lazy" / "model_final_ema.pth").exists()
     kept = sorted(path.name for path in (tmp_path / "lazy").glob("model_0*.pth"))
     assert kept == ["model_0000002.pth", "model_0000003.pth"]

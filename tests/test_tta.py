@@ -66,7 +66,7 @@ def test_flip_changes_nothing_for_a_symmetric_model():
 def test_sizes_are_mapped_back_and_batched_with_their_flips():
     model = BrightSpots()
     tta = with_tta(model, [64, 128], flip=True, batch_size=2)
-    image = {**spots(), "height": 128, "width": 192}  # of a picture twice as large
+    image = {**spots(), "height": 128, "width": 192}  # of an image twice as large
     (output,) = tta([image])
     assert model.batches == [[(64, 96)] * 2, [(128, 192)] * 2]
     boxes = output["instances"].pred_boxes.tensor

@@ -1,4 +1,4 @@
-"""Figures, pictures, averages and the best weights of a training."""
+"""Metrics, drawings, averages and the best weights of a training."""
 
 import json
 import logging
@@ -228,21 +228,21 @@ def test_validation_loss_is_the_loss_of_one_batch(tiny_cfg, make_input, warmup):
     assert model.training and all(p.grad is None for p in model.parameters())
 
 
-def test_picture_of_a_training_image():
+def test_drawing_of_a_training_image():
     image = np.full((50, 100, 3), 90, dtype=np.uint8)
     gt = Instances((50, 100), gt_boxes=Boxes(torch.tensor([[10.0, 10, 40, 40]])))
     gt.gt_classes = torch.tensor([1])
     detections = Instances((50, 100), pred_boxes=Boxes(torch.tensor([[60.0, 5, 90, 45]])))
     detections.scores, detections.pred_classes = torch.tensor([0.5]), torch.tensor([0])
     points = torch.tensor([[25.0, 25.0], [70.0, 25.0]])
-    picture = draw_training(
+    drawing = draw_training(
         image, gt, points, torch.tensor([True, False]), torch.ones(2), detections, ["a", "b"]
     )
     # Eight times as large, twice side by side under a heading.
-    assert picture.shape == (400 + 22, 2 * 800 + 4, 3)
-    assert (picture[22 + 200, 200] != 90).any()  # the dot
-    assert (picture[22 + 200, 560] == 90).all()  # no dot where there is no positive
-    left, right = picture[22:, :800], picture[22:, 804:]
+    assert drawing.shape == (400 + 22, 2 * 800 + 4, 3)
+    assert (drawing[22 + 200, 200] != 90).any()  # the dot
+    assert (drawing[22 + 200, 560] == 90).all()  # no dot where there is no positive
+    left, right = drawing[22:, :800], drawing[22:, 804:]
     assert (left[80:320, 78:84] != 90).any() and (right[80:320, 78:84] == 90).all()
     assert (right[60:340, 478:484] != 90).any() and (left[60:340, 478:484] == 90).all()
 

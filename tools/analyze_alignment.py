@@ -7,7 +7,7 @@
 
 writes a table (table.md, alignment.json), maps of score and IoU over some images (maps_*.png), and
 scatter.png and histograms.png over all objects. Detectron2's RetinaNet can be one of the models.
-docs/alignment.md tells what the figures are.
+docs/alignment.md tells what the metrics are.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--num-images", type=int, default=4, help="to draw maps of")
-    parser.add_argument("--overwrite", action="store_true", help="files that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all configs")
     return parser.parse_args(argv)
 
@@ -71,21 +71,21 @@ def main(args):
         raise UserError(f"Two models have one name: {', '.join(names)} (--model).")
     table_file = os.path.join(args.output, "table.md")
     if os.path.exists(table_file) and not args.overwrite:
-        raise UserError(f"{table_file} is there already; name another --output, or --overwrite.")
+        raise UserError(f"{table_file} already exists; name another --output, or --overwrite.")
     configs = {name: read_model_config(file, w, args) for name, file, w in args.model}
     dataset = the_dataset(configs)
     measured, maps = {}, {}
     for name, _, weights in args.model:
         measured[name], maps[name] = measure(configs[name], dataset, weights, name, args.num_images)
     write_tables({name: rows for name, (rows, _) in measured.items()}, args.output)
-    for i, pictures in enumerate(zip(*maps.values())):
-        save(image_grid([[picture] for picture in pictures]), args.output, f"maps_{i}.png")
+    for i, drawings in enumerate(zip(*maps.values())):
+        save(image_grid([[drawing] for drawing in drawings]), args.output, f"maps_{i}.png")
     evaluators = {name: alignment for name, (_, alignment) in measured.items()}
     pairs = {name: alignment.pairs for name, alignment in evaluators.items()}
     save(draw_scatter(pairs), args.output, "scatter.png")
-    figures = {name: alignment.figures for name, alignment in evaluators.items()}
-    save(draw_histograms(figures), args.output, "histograms.png")
-    print(f"Tables and pictures: {args.output}")
+    metrics = {name: alignment.metrics for name, alignment in evaluators.items()}
+    save(draw_histograms(metrics), args.output, "histograms.png")
+    print(f"Tables and drawings: {args.output}")
 
 
 def the_dataset(configs):
@@ -106,7 +106,7 @@ def measure(cfg, dataset, weights, name, num_images):
     evaluators = DatasetEvaluators([Trainer.build_evaluator(cfg, dataset), alignment])
     loader = Trainer.build_test_loader(cfg, dataset)
     results = inference_on_dataset(model, loader, evaluators)
-    rows = summarize(alignment.figures, MetadataCatalog.get(dataset).thing_classes)
+    rows = summarize(alignment.metrics, MetadataCatalog.get(dataset).thing_classes)
     rows["all"]["AP"] = first_AP(results)
     maps = draw_some_maps(model, cfg, loader, alignment, name, num_images)
     return (rows, alignment), maps
@@ -131,10 +131,10 @@ def draw_some_maps(model, cfg, loader, alignment, name, num_images):
     """Score and IoU over the first images with objects."""
     reader = DenseReader(model)
     model.eval()
-    pictures = []
+    drawings = []
     with torch.no_grad():
         for inputs in loader:
-            if len(pictures) >= num_images:
+            if len(drawings) >= num_images:
                 break
             (record,) = inputs
             gt_boxes, gt_classes = (
@@ -144,7 +144,7 @@ def draw_some_maps(model, cfg, loader, alignment, name, num_images):
                 continue
             model(inputs)
             image = record["image"].permute(1, 2, 0).numpy()
-            pictures.append(
+            drawings.append(
                 draw_maps(
                     image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1],
                     reader.latest,
@@ -155,7 +155,7 @@ def draw_some_maps(model, cfg, loader, alignment, name, num_images):
                 )
             )
     reader.close()
-    return pictures
+    return drawings
 
 
 def write_tables(rows, output):
@@ -174,8 +174,8 @@ def without_AP(found):
     return {key: {k: v for k, v in row.items() if k != "AP"} for key, row in found.items()}
 
 
-def save(picture, folder, name):
-    Image.fromarray(picture).save(os.path.join(folder, name))
+def save(drawing, folder, name):
+    Image.fromarray(drawing).save(os.path.join(folder, name))
 
 
 if __name__ == "__main__":

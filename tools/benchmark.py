@@ -61,7 +61,7 @@ def parse_args(argv=None):
     parser.add_argument("--compile", action="store_true", help="torch.compile TOOD's network")
     parser.add_argument("--rounds", type=int, default=7, help="counted, after two that are not")
     parser.add_argument("--no-retinanet", action="store_true")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--json", metavar="FILE", help="write all metrics there as well")
     parser.add_argument("--memory-of", choices=("tood", "retinanet"), help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options")
     argv = sys.argv[1:] if argv is None else argv
@@ -182,13 +182,13 @@ def measure_losses(tood, args):
         "assignment, TAL": lambda: assignment(model.assigner),
         "assignment, ATSS": lambda: assignment(model.warmup_assigner),
     }
-    figures = summary(in_turn(functions, args, "losses and assignment"))
-    figures["added_memory"] = {
+    metrics = summary(in_turn(functions, args, "losses and assignment"))
+    metrics["added_memory"] = {
         name: added_memory(function, args)
         for name, function in functions.items()
         if name.startswith("assignment")
     }
-    return figures
+    return metrics
 
 
 def measure_data(args):
@@ -273,29 +273,29 @@ def measure(args):
     subjects = [tood] if args.no_retinanet else [tood, make_retinanet(args)]
     for subject in subjects:
         subject.set_threshold()
-    figures = {}
+    metrics = {}
     for part in args.parts:
         if part in ("step", "inference"):
             functions = {s.name: getattr(s, part) for s in subjects}
-            figures[part] = summary(in_turn(functions, args, part))
-            figures[part]["outside_products"] = {
+            metrics[part] = summary(in_turn(functions, args, part))
+            metrics[part]["outside_products"] = {
                 name: share_outside_products(function, args) for name, function in functions.items()
             }
         elif part == "head":
-            figures[part] = summary(measure_head(subjects, args))
+            metrics[part] = summary(measure_head(subjects, args))
         elif part == "losses":
-            figures[part] = measure_losses(tood, args)
+            metrics[part] = measure_losses(tood, args)
         elif part == "data":
-            figures[part] = summary(measure_data(args))
+            metrics[part] = summary(measure_data(args))
         elif part == "memory":
-            figures[part] = measure_memory(args)
-    return figures
+            metrics[part] = measure_memory(args)
+    return metrics
 
 
-def table(figures):
+def table(metrics):
     rows = ["| what | of | median | smallest to largest | ratio |", "|---|---|---|---|---|"]
     titles = {"step": "training step", "losses": "losses and assignment", "data": "data loading"}
-    for part, entry in figures.items():
+    for part, entry in metrics.items():
         if part == "memory":
             ratio = f"{entry['tood'] / entry['retinanet']:.2f}" if len(entry) == 2 else ""
             names = {"tood": "TOOD", "retinanet": "RetinaNet"}
@@ -331,7 +331,7 @@ def cli(argv=None):
         subject = make_tood(args) if args.memory_of == "tood" else make_retinanet(args)
         print(json.dumps(peak_memory(subject, args)))
         return
-    figures = measure(args)
+    metrics = measure(args)
     height, width = args.size
     setting = (
         f"{os.path.basename(args.config_file)}, {args.batch} images of {height} x {width}, "
@@ -339,10 +339,10 @@ def cli(argv=None):
         f"{args.device}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
-    print(f"{setting}\n\n{table(figures)}")
+    print(f"{setting}\n\n{table(metrics)}")
     if args.json:
         with open(args.json, "w") as f:
-            json.dump({"setting": setting, "figures": figures}, f, indent=1)
+            json.dump({"setting": setting, "metrics": metrics}, f, indent=1)
 
 
 if __name__ == "__main__":

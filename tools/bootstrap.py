@@ -16,7 +16,6 @@ can read, in order to be told that it is too old.
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -32,7 +31,8 @@ OLDEST_PYTHON = (3, 9)
 TORCH = ["torch>=2.0", "torchvision>=0.15"]
 TORCH_DISK_GB = 8  # CUDA builds, unpacked, with room for pip to unpack them in
 
-STAMP = "tood-bootstrap.json"  # in the environment: what it was made of
+# In the environment: the Python that it was made with, and the fingerprint of what is in it.
+STAMP = "tood-bootstrap.txt"
 
 TORCH_CHECK = """
 import torch, torchvision
@@ -62,22 +62,21 @@ def main():
 
 
 def set_up(venv):
-    """Bring the environment to what this file describes; do nothing if it is there already.
+    """Bring the environment to what this file describes; do nothing if it already exists.
 
     Returns:
         path of the environment's Python.
     """
     python = os.path.join(venv, "Scripts" if os.name == "nt" else "bin", "python")
     stamp = os.path.join(venv, STAMP)
-    state = {"python": [sys.version, sys.prefix], "root": ROOT, "files": fingerprint()}
-    before = read_json(stamp)
-    if before == state and os.path.exists(python):
+    before = read_lines(stamp)
+    if before == [this_python(), fingerprint()] and os.path.exists(python):
         return python
 
-    if before is None or before["python"] != state["python"]:
+    if before[:1] != [this_python()]:
         make_venv(venv)
     # Until all is done, it says that the environment is there but not what is in it.
-    write_json(stamp, dict(state, files=None))
+    write_lines(stamp, [this_python()])
     share_packages(venv, python)
     if not has_module(python, "torch") or not has_module(python, "torchvision"):
         check_disk(venv)
@@ -88,11 +87,11 @@ def set_up(venv):
         say("Keeping the Detectron2 that is there.")
     else:
         install_detectron2(python)
-    say("Installing this project and what its tests and pictures need ...")
+    say("Installing this project and what its tests and drawings need ...")
     # cv2 may be there under any of its four package names.
     opencv = [] if has_module(python, "cv2") else ["opencv-python-headless"]
     pip_install(python, opencv + ["-e", ROOT + "[test]"])
-    write_json(stamp, state)
+    write_lines(stamp, [this_python(), fingerprint()])
     say("The environment {0} is ready.".format(os.path.relpath(venv)))
     return python
 
@@ -122,14 +121,9 @@ def check_torch(python):
     """Raise BootstrapError if torch and torchvision do not work together."""
     done = run([python, "-c", TORCH_CHECK])
     if done.returncode != 0:
-        versions = run(
-            [
-                python,
-                "-c",
-                "from importlib.metadata import version as v;"
-                "print('torch', v('torch'), 'and torchvision', v('torchvision'))",
-            ]
-        ).stdout.strip()
+        code = "from importlib.metadata import version as v; print('torch', v('torch'), 'and "
+        code += "torchvision', v('torchvision'))"
+        versions = run([python, "-c", code]).stdout.strip()
         raise BootstrapError(
             "{0} do not go together ({1}); install a pair that belongs together, for example "
             "with: {2} -m pip install --upgrade torch torchvision".format(
@@ -143,7 +137,7 @@ def make_venv(venv):
     earlier = os.path.exists(os.path.join(venv, "pyvenv.cfg"))
     if not earlier and os.path.isdir(venv) and os.listdir(venv):
         raise BootstrapError(
-            "{0} holds something that is no virtual environment; name another folder with "
+            "{0} holds something that is not a virtual environment; name another folder with "
             "--venv.".format(venv)
         )
     say("Creating {0} with Python {1} ...".format(os.path.relpath(venv), sys.version.split()[0]))
@@ -174,8 +168,8 @@ def share_packages(venv, python):
 
 
 def fingerprint():
-    """Hash of the files that decide what is installed."""
-    digest = hashlib.sha256()
+    """Hash of the checkout's place, and of the files that decide what is installed."""
+    digest = hashlib.sha256(ROOT.encode())
     tools = ["tools/bootstrap{0}.py".format(part) for part in ("", "_detectron2", "_pip")]
     for name in tools + ["setup.py", "pyproject.toml"]:
         with open(os.path.join(ROOT, *name.split("/")), "rb") as f:
@@ -194,17 +188,21 @@ def has_module(python, name):
     return run([python, "-c", code], cwd=tempfile.gettempdir()).returncode == 0
 
 
-def write_json(path, content):
+def this_python():
+    return " ".join([sys.version, sys.prefix]).replace("\n", " ")
+
+
+def write_lines(path, lines):
     with open(path, "w") as f:
-        json.dump(content, f)
+        f.write("\n".join(lines))
 
 
-def read_json(path):
+def read_lines(path):
     try:
         with open(path) as f:
-            return json.load(f)
-    except (OSError, ValueError):
-        return None
+            return f.read().splitlines()
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import re
 import tarfile
 import tempfile
-import textwrap
 
 from bootstrap_pip import BootstrapError, pip_install, run, run_pip, say
 
@@ -18,21 +17,26 @@ WHEEL_VERSION = "0.6+compat"
 NEWEST_PIP_FOR_SDIST = "pip<26.1"  # later ones refuse the URL in one of its unused extras
 
 # What Detectron2 v0.6 asks for, without what only its exporters and developers need.
-DETECTRON2_REQUIRES = [
-    "Pillow>=7.1",
-    "matplotlib",
-    "pycocotools>=2.0.2",
-    "termcolor>=1.1",
-    "yacs>=0.1.8",
-    "tabulate",
-    "cloudpickle",
-    "tqdm>4.29.0",
-    "tensorboard",
-    "fvcore>=0.1.5,<0.1.6",
-    "iopath>=0.1.7,<0.1.10",
-    "omegaconf>=2.1,<2.4",
-    "hydra-core>=1.1",
-]
+REQUIRES = (
+    "Pillow>=7.1 matplotlib pycocotools>=2.0.2 termcolor>=1.1 yacs>=0.1.8 tabulate cloudpickle "
+    "tqdm>4.29.0 tensorboard fvcore>=0.1.5,<0.1.6 iopath>=0.1.7,<0.1.10 omegaconf>=2.1,<2.4 "
+    "hydra-core>=1.1"
+)
+
+SETUP = """
+from setuptools import find_packages, setup
+
+setup(
+    name="detectron2",
+    version={version!r},
+    license="Apache-2.0",
+    description="Detectron2 v0.6, pure Python, with compatibility edits",
+    packages=find_packages(include=["detectron2*"]),
+    package_data={{"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]}},
+    python_requires=">=3.9",
+    install_requires={requires!r},
+)
+"""
 
 _OPTIONAL_EXTENSION = (
     "from detectron2 import _C\n",
@@ -110,23 +114,18 @@ def install_detectron2(python):
 
 
 def download_sdist(python, folder):
-    """
-    Returns:
-        path of the archive, whose hash is the expected one: pip checks it before running
-        anything of it.
-    """
+    """Return the path of the archive; pip checks its hash before it runs anything of it."""
     requirements = os.path.join(folder, "requirements.txt")
     with open(requirements, "w") as f:
         f.write("{0} --hash=sha256:{1}\n".format(SDIST, SDIST_SHA256))
-    pip = pip_for_sdist(python, folder)
     command = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    run_pip(pip + command + ["-r", requirements, "-d", folder])
+    run_pip(pip_for_sdist(python, folder) + command + ["-r", requirements, "-d", folder])
     (archive,) = [name for name in os.listdir(folder) if name.endswith(".tar.gz")]
     return os.path.join(folder, archive)
 
 
 def pip_for_sdist(python, folder):
-    """Command of a pip that still downloads the source distribution."""
+    """Return the command of a pip that still downloads the source distribution."""
     version = run([python, "-m", "pip", "--version"]).stdout.split()[1]
     if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < (26, 1):
         return [python, "-m", "pip"]
@@ -136,15 +135,11 @@ def pip_for_sdist(python, folder):
 
 
 def unpack(archive, folder):
-    """
-    Returns:
-        the one folder at the top of the archive.
-    """
+    """Return the path of the one folder at the top of the archive."""
     with tarfile.open(archive) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(folder, filter="data")
-        else:
-            tar.extractall(folder)
+        # Pythons without the filter trust the archive, whose hash is known.
+        options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **options)
     (top,) = os.listdir(folder)
     return os.path.join(folder, top)
 
@@ -176,41 +171,12 @@ def apply_edits(package, edits):
 
 
 def build_wheel(python, source, folder):
-    """
-    Returns:
-        path of a wheel of Detectron2 without its extension, whose version says so.
-    """
+    """Return the path of a wheel of Detectron2 without its extension, whose version says so."""
     for name in ("setup.cfg", "pyproject.toml"):
         if os.path.exists(os.path.join(source, name)):
             os.remove(os.path.join(source, name))
     with open(os.path.join(source, "setup.py"), "w") as f:
-        f.write(
-            textwrap.dedent(
-                """
-                from setuptools import find_packages, setup
-
-                projects = {{
-                    "detectron2.projects.point_rend": "projects/PointRend/point_rend",
-                    "detectron2.projects.deeplab": "projects/DeepLab/deeplab",
-                    "detectron2.projects.panoptic_deeplab":
-                        "projects/Panoptic-DeepLab/panoptic_deeplab",
-                }}
-                setup(
-                    name="detectron2",
-                    version={version!r},
-                    license="Apache-2.0",
-                    description="Detectron2 v0.6, pure Python, with compatibility edits",
-                    packages=find_packages(include=["detectron2*"]) + list(projects),
-                    package_dir=projects,
-                    package_data={{
-                        "detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]
-                    }},
-                    python_requires=">=3.9",
-                    install_requires={requires!r},
-                )
-                """
-            ).format(version=WHEEL_VERSION, requires=DETECTRON2_REQUIRES)
-        )
+        f.write(SETUP.format(version=WHEEL_VERSION, requires=REQUIRES.split()))
     run_pip(
         [python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
     )

@@ -87,8 +87,8 @@ def main(args):
         results[name] = evaluate(predictor, detector)
     times = measure(predictor, detectors, args.rounds)
     print("| | AP | AP50 | AP75 | ms an image | MB |\n|---|---|---|---|---|---|")
-    for name, figures in results.items():
-        aps = " | ".join(f"{figures[key]:.3f}" for key in ("AP", "AP50", "AP75"))
+    for name, metrics in results.items():
+        aps = " | ".join(f"{metrics[key]:.3f}" for key in ("AP", "AP50", "AP75"))
         milliseconds = 1e3 * statistics.median(times[name])
         print(f"| {name} | {aps} | {milliseconds:.1f} | {sizes[name] / 1e6:.1f} |")
 
@@ -120,7 +120,7 @@ def test_loader(predictor):
 
 
 def evaluate(predictor, detector):
-    """COCO's figures, of boxes."""
+    """COCO's metrics, of boxes."""
     evaluator = SizedCOCOEvaluator(predictor.options.data.test[0])
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         return inference_on_dataset(detector, test_loader(predictor), evaluator)["bbox"]

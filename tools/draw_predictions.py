@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw predictions beside ground truth, for some images of a data set, into one picture::
+"""Draw predictions beside ground truth, for some images of a data set, into one drawing::
 
     python tools/draw_predictions.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --val-data val.json:images --output predictions.png \\
@@ -20,7 +20,7 @@ from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_picture
+from tood.utils.files import check_image_output
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
@@ -52,7 +52,7 @@ def positive(text):
 
 def main(args):
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
-    check_picture(args.output)
+    check_image_output(args.output)
     prepare_datasets(run_options(cfg).data, training=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
@@ -70,13 +70,13 @@ def main(args):
     columns = args.columns
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")
-    rows[0] = [add_heading(picture, headings[i % 2]) for i, picture in enumerate(rows[0])]
+    rows[0] = [add_heading(drawing, headings[i % 2]) for i, drawing in enumerate(rows[0])]
     Image.fromarray(image_grid(rows)).save(args.output)
     print(f"Predictions (left) and ground truth (right): {args.output}")
 
 
 def draw_pair(record, predictor, class_names, score_thresh, scale):
-    """Two pictures of an image: what the detector says, and what the annotations say."""
+    """Two drawings of an image: what the detector says, and what the annotations say."""
     try:
         image = read_image(record["file_name"])
     except IMAGE_ERRORS as error:

@@ -1,4 +1,4 @@
-"""The table of tools/run_experiments.py: means over seeds, as Markdown and as a picture."""
+"""The table of tools/run_experiments.py: means over seeds, as Markdown and as a drawing."""
 
 import statistics
 from typing import Dict, List, NamedTuple, Sequence
@@ -34,10 +34,10 @@ def markdown_table(experiments: Sequence[Experiment], results: Dict[str, List[Di
     """
     Args:
         experiments: the rows.
-        results: of each, the figures of each seed that is finished.
+        results: of each, the metrics of each seed that is finished.
 
     Returns:
-        mean and, of two seeds or more, the standard deviation; then the paper's figures.
+        mean and, of two seeds or more, the standard deviation; then the paper's metrics.
     """
     headings, rows = _cells(experiments, results)
     lines = ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)]
@@ -50,7 +50,7 @@ def markdown_table(experiments: Sequence[Experiment], results: Dict[str, List[Di
 def draw_table(
     experiments: Sequence[Experiment], results: Dict[str, List[Dict]], path: str
 ) -> None:
-    """The same as a picture: a panel for each of AP, PCC and IoU, with every seed as a dot."""
+    """The same as a drawing: a panel for each of AP, PCC and IoU, with every seed as a dot."""
     keys = [c for c in COLUMNS if c[0] in ("AP", "PCC", "IoU", "error")]
     names = [e.name for e in experiments]
     figure = Figure(figsize=(11, 1.2 + 0.33 * len(names)), dpi=110, layout="constrained")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
-from tood.data.images import IMAGE_ERRORS, pictures_in, probe_image
+from tood.data.images import IMAGE_ERRORS, images_in, probe_image
 from tood.export.module import (
     DETECTIONS,
     SMALLEST_SIDE_OF_PROGRAM,
@@ -67,7 +67,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--calibrate",
         metavar="FOLDER",
-        help="pictures to find the ranges of int8 with; without, they are found for each image",
+        help="images to find the ranges of int8 with; without, they are found for each image",
     )
     parser.add_argument("--calibration-images", type=int, default=100, metavar="N", help="at most")
     parser.add_argument("--overwrite", action="store_true")
@@ -86,13 +86,13 @@ def check_args(args):
             f"{args.format}."
         )
     if os.path.exists(args.output) and not args.overwrite:
-        raise UserError(f"{args.output} is there already; name another --output, or --overwrite.")
+        raise UserError(f"{args.output} already exists; name another --output, or --overwrite.")
     if args.precision != "float32" and args.format != "onnx":
         raise UserError(f"--precision {args.precision} is for --format onnx only.")
     if args.calibrate and args.precision != "int8":
         raise UserError("--calibrate is for --precision int8 only.")
-    if args.calibrate and not pictures_in(args.calibrate):
-        raise UserError(f"There are no pictures in {args.calibrate} (--calibrate).")
+    if args.calibrate and not images_in(args.calibrate):
+        raise UserError(f"There are no images in {args.calibrate} (--calibrate).")
     if args.calibration_images < 1:
         raise UserError(f"--calibration-images is {args.calibration_images}; it must be above 0.")
     check_folder(os.path.dirname(args.output) or ".", "--output")
@@ -105,7 +105,7 @@ def main(args):
     options = dict(preprocess=args.preprocessing == "inside", nms=not args.raw)
     calibration = None
     if args.calibrate:
-        calibration = calibration_images(calibration_pictures(args), predictor, args)
+        calibration = calibration_images(calibration_paths(args), predictor, args)
     if args.format == "onnx":
         export_onnx(args, predictor, options, calibration)
     else:
@@ -154,9 +154,9 @@ def export_pytorch(args, predictor, options):
     save(module, args.output, metadata)
 
 
-def calibration_pictures(args):
+def calibration_paths(args):
     """Paths from all over the folder, whose order may mean something; those that can be read."""
-    paths = pictures_in(args.calibrate)
+    paths = images_in(args.calibrate)
     number = min(len(paths), args.calibration_images)
     paths = [paths[i * len(paths) // number] for i in range(number)]
     for path in paths:
@@ -164,14 +164,14 @@ def calibration_pictures(args):
             probe_image(path)
         except IMAGE_ERRORS as error:
             raise UserError(
-                f"The picture {path} (--calibrate) cannot be read ({first_line(error)}); take it "
+                f"The image {path} (--calibrate) cannot be read ({first_line(error)}); take it "
                 "out of its folder."
             ) from error
     return paths
 
 
 def calibration_images(paths, predictor, args):
-    """What the file takes, one picture after the other."""
+    """What the file takes, one image after the other."""
     for path in tqdm(paths, desc="calibrating"):
         yield given(predictor.input_of(path)["image"][None].float(), predictor.model, args)
 
@@ -184,7 +184,7 @@ def given(images, model, args):
 
 
 def compare(args, predictor):
-    """What differs between the file and PyTorch, on pictures of several sizes, in one sentence."""
+    """What differs between the file and PyTorch, on images of several sizes, in one sentence."""
     file = ExportedFile(args.output)
     module = ExportableTOOD(predictor.model).eval()
     rows = []
@@ -196,7 +196,7 @@ def compare(args, predictor):
         rows.append(compare_detections(expected, file.detect(pixels.numpy())))
     matched, unmatched, scores, boxes = zip(*rows) if rows else [[0]] * 4
     if not sum(matched) + sum(unmatched):
-        return "Neither the file nor PyTorch found anything in the pictures it was checked with."
+        return "Neither the file nor PyTorch found anything in the images it was checked with."
     found = (
         f"{sum(matched)} detections in both, {sum(unmatched)} in one only; scores differ by at "
         f"most {max(scores):.1e}, boxes by {max(boxes):.1e} pixels"
@@ -214,9 +214,9 @@ def check_images(args, predictor):
     for entry in (*predictor.options.data.test, *predictor.options.data.train):
         own_data = parse_own_data(entry)
         folders += [own_data.image_root] if own_data else []
-    paths = [path for folder in folders for path in pictures_in(folder)][:CHECKED_IMAGES]
+    paths = [path for folder in folders for path in images_in(folder)][:CHECKED_IMAGES]
     noise = np.random.default_rng(0).integers(256, size=(1, 480, 640, 3), dtype=np.uint8)
-    images = [predictor.input_of(picture)["image"] for picture in paths or noise]
+    images = [predictor.input_of(image)["image"] for image in paths or noise]
     images += [x[:, : -(-x.shape[1] * 3 // 4), x.shape[2] // 9 :] for x in images]
     smallest = SMALLEST_SIDE_OF_PROGRAM if args.format == "exported" else 1
     return [x for x in images if min(x.shape[1:]) >= smallest]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The demo: draw a data set of shapes, train a small TOOD on it, evaluate, and make a picture.
+"""The demo: draw a data set of shapes, train a small TOOD on it, evaluate, and draw predictions.
 
 Each step is a command that you can run on its own, and is printed before it runs.
 """

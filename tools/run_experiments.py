@@ -106,7 +106,7 @@ def run(experiment, seed, args):
     """Train and measure one variant with one seed, if that has not been done.
 
     Returns:
-        its figures.
+        its metrics.
 
     Raises:
         UserError: for a folder of another command, and for a command that failed.
@@ -122,7 +122,7 @@ def run(experiment, seed, args):
 
 
 def check_same_command(experiment, seed, args, folder):
-    """A folder belongs to one command for ever; figures of another one are not its figures."""
+    """A folder belongs to one command for ever; metrics of another one are not its metrics."""
     command_file = os.path.join(folder, "command.json")
     command = command_of(experiment, seed, args, folder)[1:]
     if os.path.isfile(command_file) and read_json(command_file) != command:
@@ -157,12 +157,12 @@ def measure(experiment, seed, args, folder):
 
 
 def collect(folder):
-    """The figures of a finished run, of its evaluation and its training."""
+    """The metrics of a finished run, of its evaluation and its training."""
     results = read_json(os.path.join(folder, "inference", "results.json"))
-    figures = {key: results["bbox"][key] for key in ("AP", "AP50", "AP75")}
-    figures.update(results["alignment"])
-    figures["minutes"] = read_json(os.path.join(folder, "training.json"))["seconds"] / 60
-    return figures
+    metrics = {key: results["bbox"][key] for key in ("AP", "AP50", "AP75")}
+    metrics.update(results["alignment"])
+    metrics["minutes"] = read_json(os.path.join(folder, "training.json"))["seconds"] / 60
+    return metrics
 
 
 def command_of(experiment, seed, args, folder, *flags):
@@ -211,7 +211,7 @@ def main(args):
                 f.write(table)
             draw_table(experiments, results, os.path.join(args.output, "table.png"))
     print(table)
-    print(f"The table, and as a picture: {args.output}/table.md, table.png")
+    print(f"The table, and as a drawing: {args.output}/table.md, table.png")
     if failures:
         raise UserError(f"{len(failures)} of {len(tasks)} runs failed; the first: {failures[0]}")
 

@@ -26,7 +26,7 @@ from tood.engine.trainer import Trainer
 from tood.modeling.assign import TAL, alignment_metric
 from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_picture
+from tood.utils.files import check_image_output
 from tood.visualization.draw import (
     add_heading,
     class_colors,
@@ -64,7 +64,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    check_picture(args.output)
+    check_image_output(args.output)
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
     prepare_datasets(run_options(cfg).data, training=False)
     dataset = cfg.DATASETS.TEST[0]
@@ -116,18 +116,18 @@ def draw_row(model, image, class_names, image_format, title):
     colors = class_colors(len(gt))
     row = []
     for phase, found in assigned.items():
-        picture = draw_boxes(pixels, gt.gt_boxes.tensor, range(len(gt)), labels, scale=scale)
+        drawing = draw_boxes(pixels, gt.gt_boxes.tensor, range(len(gt)), labels, scale=scale)
         mine = found["gt_index"] >= 0
         owners = found["gt_index"][mine]
-        picture = draw_points(
-            picture,
+        drawing = draw_points(
+            drawing,
             found["points"][mine] * scale,
             found["weights"][mine],
             outlines=[colors[i] for i in owners.tolist()],
         )
         without = sorted(set(range(len(gt))) - set(owners.tolist()))
         heading = f"{phase}: {len(owners)} positives, none for {without or 'no object'}   {title}"
-        row.append(add_heading(picture, heading))
+        row.append(add_heading(drawing, heading))
     return row
 
 

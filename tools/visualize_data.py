@@ -18,7 +18,7 @@ from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.utils.errors import run_main
-from tood.utils.files import check_picture
+from tood.utils.files import check_image_output
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
@@ -46,20 +46,20 @@ def parse_args(argv=None):
 
 def main(args):
     cfg = load_config(args.config_file, args.opts, train_data=args.train_data, allow_python=False)
-    check_picture(args.output)
+    check_image_output(args.output)
     cfg.DATASETS.TEST = ()  # training data only
     for report in prepare_datasets(run_options(cfg).data, training=True):
         print(report)
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     images = itertools.chain.from_iterable(Trainer.build_train_loader(cfg))
     images = itertools.islice(images, args.num_images)
-    pictures = [
+    drawings = [
         draw(image, cfg.INPUT.FORMAT, class_names, args.scale)
         for image in tqdm(images, total=args.num_images, desc="drawing")
     ]
-    rows = [pictures[i : i + args.columns] for i in range(0, len(pictures), args.columns)]
+    rows = [drawings[i : i + args.columns] for i in range(0, len(drawings), args.columns)]
     Image.fromarray(image_grid(rows)).save(args.output)
-    print(f"{len(pictures)} images, as a training may begin with them: {args.output}")
+    print(f"{len(drawings)} images, as a training may begin with them: {args.output}")
 
 
 def draw(image, image_format, class_names, scale):
@@ -69,10 +69,10 @@ def draw(image, image_format, class_names, scale):
         pixels = pixels[:, :, ::-1]
     gt = image["instances"]
     boxes, classes = gt.gt_boxes.tensor.numpy(), gt.gt_classes.tolist()
-    picture = draw_boxes(pixels, boxes, classes, class_names, scale=scale)
+    drawing = draw_boxes(pixels, boxes, classes, class_names, scale=scale)
     height, width, _ = pixels.shape
     name = os.path.basename(image["file_name"])
-    return add_heading(picture, f"{width} x {height}  {name}")
+    return add_heading(drawing, f"{width} x {height}  {name}")
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) 
     return load_config(str(config), opts, changes=changes)
 
 
-def read_picture(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
+def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
     """
     Returns:
         (H, W, 3) uint8 in BGR.
@@ -207,4 +207,4 @@ def _pixels_of(image: Image) -> np.ndarray:
                 f"{image.shape} and the type {image.dtype}."
             )
         return image
-    return read_picture(image)
+    return read_bgr(image)

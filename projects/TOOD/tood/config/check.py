@@ -159,7 +159,7 @@ def _check_bbox_reg_weights(tood: CfgNode) -> None:
 
 
 def _check_levels(cfg: CfgNode) -> None:
-    """One anchor a location, and as many sizes as there are feature maps."""
+    """One anchor per location, and as many sizes as there are feature maps."""
     features = cfg.MODEL.TOOD.IN_FEATURES
     if not features:
         raise UserError("MODEL.TOOD.IN_FEATURES is empty; name the feature maps, as p3 to p7.")
@@ -175,7 +175,7 @@ def _check_levels(cfg: CfgNode) -> None:
     for key, values in (("SIZES", generator.SIZES), ("ASPECT_RATIOS", generator.ASPECT_RATIOS)):
         if not values or not all(isinstance(v, (list, tuple)) and len(v) == 1 for v in values):
             raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.{key} is {values}; TOOD has one anchor a location, so "
+                f"MODEL.ANCHOR_GENERATOR.{key} is {values}; TOOD has one anchor per location, so "
                 "each level needs one, as in [[64], [128]]."
             )
         if len(values) not in (1, len(features)):

@@ -64,7 +64,7 @@ def add_tood_config(cfg):
     # biases are trained. No effect on other norms.
     tood.FREEZE_BN_STATS = True
 
-    # Inference: score threshold, candidates a level, and NMS. The number of detections of an
+    # Inference: score threshold, candidates per level, and NMS. The number of detections per
     # image is TEST.DETECTIONS_PER_IMAGE.
     tood.SCORE_THRESH_TEST = 0.05
     tood.TOPK_CANDIDATES_TEST = 1000

@@ -1,4 +1,4 @@
-"""A training schedule for another number of images a step, or of epochs, in its own proportions."""
+"""A training schedule in its own proportions, for other numbers of images per step or epochs."""
 
 import math
 from typing import Dict, NamedTuple, Optional, Tuple
@@ -63,7 +63,7 @@ def scale_schedule(
     keeps its number of images instead, but takes no more than an eighth of the training.
 
     Args:
-        schedule: for its own images a step.
+        schedule: for its own images per step.
         images_per_step: of the new one; the same if left out.
         epochs: of the new one.
         num_images: in an epoch; needed for ``epochs`` only.

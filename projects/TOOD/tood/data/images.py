@@ -1,4 +1,4 @@
-"""Pictures in files: read as the network wants them, and looked at quickly before a long run."""
+"""Images in files: read as the network wants them, and looked at quickly before a long run."""
 
 import os
 from typing import List, Tuple
@@ -11,20 +11,20 @@ from PIL import Image, ImageOps
 # What Pillow raises for files that are broken, empty, too large, or of no size at all.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # The endings of the files that Pillow can read.
-PICTURES = frozenset(Image.registered_extensions())
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 # How the formats end that say so: without it, something is missing.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
 
 
-def pictures_in(folder: str) -> List[str]:
+def images_in(folder: str) -> List[str]:
     """Return the sorted paths of the files in a folder whose names are those of images."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     return [
         os.path.join(folder, name)
         for name in names
-        if os.path.splitext(name)[1].lower() in PICTURES
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
     ]
 
 

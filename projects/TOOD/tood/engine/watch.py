@@ -62,8 +62,8 @@ class TrainingWatcher:
             )
 
             detections = model.forward_inference(images, features, predictions)
-            picture = draw_training(
-                self._picture(model, images),
+            drawing = draw_training(
+                self._input_image(model, images),
                 gt_instances[0],
                 predictions.anchors.get_centers(),
                 targets.positive[0],
@@ -71,13 +71,13 @@ class TrainingWatcher:
                 detections[0],
                 self.class_names,
             )
-            storage.put_image("training", picture.transpose(2, 0, 1))
+            storage.put_image("training", drawing.transpose(2, 0, 1))
 
-    def _picture(self, model, images):
+    def _input_image(self, model, images):
         """The first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
-        picture = (images[0] * model.pixel_std + model.pixel_mean).clamp(0, 255).byte()
-        picture = picture.permute(1, 2, 0).cpu().numpy()
-        return picture if self.image_format == "RGB" else picture[:, :, ::-1]
+        drawing = (images[0] * model.pixel_std + model.pixel_mean).clamp(0, 255).byte()
+        drawing = drawing.permute(1, 2, 0).cpu().numpy()
+        return drawing if self.image_format == "RGB" else drawing[:, :, ::-1]
 
 
 @torch.no_grad()

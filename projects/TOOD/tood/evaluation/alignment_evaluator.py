@@ -98,7 +98,7 @@ def _read_retinanet(model, inputs, outputs) -> DenseOutputs:
 ADAPTERS = {TOOD: _read_tood, RetinaNet: _read_retinanet}
 
 
-class ObjectFigures(NamedTuple):
+class ObjectMetrics(NamedTuple):
     """Measurements, one number for each object of a data set."""
 
     correlation: np.ndarray  # NaN where it is not defined
@@ -110,7 +110,7 @@ class ObjectFigures(NamedTuple):
     gt_class: np.ndarray
 
     @classmethod
-    def cat(cls, parts: List["ObjectFigures"]) -> "ObjectFigures":
+    def cat(cls, parts: List["ObjectMetrics"]) -> "ObjectMetrics":
         if not parts:
             return cls(*(np.zeros(0) for _ in cls._fields))
         return cls(*(np.concatenate(x) for x in zip(*parts)))
@@ -120,7 +120,7 @@ class AlignmentEvaluator(DatasetEvaluator):
     """Table 6 of the paper for any data set in Detectron2's format, sliced by size and class; what
     it counts is in docs/alignment.md. Crowds and boxes without size are not counted.
 
-    In the main process, ``figures`` (:class:`ObjectFigures`) and ``pairs`` (P, 2), scores and IoUs
+    In the main process, ``metrics`` (:class:`ObjectMetrics`) and ``pairs`` (P, 2), scores and IoUs
     of confident predictions, are kept for plots.
     """
 
@@ -139,7 +139,7 @@ class AlignmentEvaluator(DatasetEvaluator):
         }
         self.class_names = MetadataCatalog.get(dataset_name).thing_classes
         self.reader: Optional[DenseReader] = None
-        self.figures: Optional[ObjectFigures] = None
+        self.metrics: Optional[ObjectMetrics] = None
         self.pairs = np.zeros((0, 2))
 
     def reset(self):
@@ -163,7 +163,7 @@ class AlignmentEvaluator(DatasetEvaluator):
             counts = count_detections(boxes, classes, gt_boxes, gt_classes)
             areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
             columns = (*alignment_of(top), *counts, areas, gt_classes)
-            self._parts.append(ObjectFigures(*(x.cpu().numpy() for x in columns)))
+            self._parts.append(ObjectMetrics(*(x.cpu().numpy() for x in columns)))
             if sum(map(len, self._pairs)) < MAX_PAIRS:
                 best = top.valid[:, :TOP_LOCALIZED]
                 pairs = [x[:, :TOP_LOCALIZED][best] for x in (top.scores, top.ious)]
@@ -178,13 +178,13 @@ class AlignmentEvaluator(DatasetEvaluator):
         """
         self.reader.close()
         self.reader = None
-        parts = comm.gather((ObjectFigures.cat(self._parts), self._pairs))
+        parts = comm.gather((ObjectMetrics.cat(self._parts), self._pairs))
         if not comm.is_main_process():
             return None
-        self.figures = ObjectFigures.cat([part for part, _ in parts if len(part.area)])
+        self.metrics = ObjectMetrics.cat([part for part, _ in parts if len(part.area)])
         pairs = [x for _, kept in parts for x in kept]
         self.pairs = np.concatenate(pairs)[:MAX_PAIRS] if pairs else self.pairs
-        rows = summarize(self.figures, self.class_names)
+        rows = summarize(self.metrics, self.class_names)
         logger.info(f"Alignment on {self.dataset_name}:\n{table_of(rows)}")
         if self.output_dir:
             os.makedirs(self.output_dir, exist_ok=True)
@@ -196,28 +196,28 @@ class AlignmentEvaluator(DatasetEvaluator):
         return {"alignment": results}
 
 
-def summarize(figures: ObjectFigures, class_names: List[str]) -> Dict[str, Dict[str, float]]:
+def summarize(metrics: ObjectMetrics, class_names: List[str]) -> Dict[str, Dict[str, float]]:
     """
     Args:
-        figures: of all objects.
+        metrics: of all objects.
 
     Returns:
         for "all", the sizes, and each class: "objects", "PCC", "IoU", means over the objects for
         which they are defined, and the sums "correct", "redundant" and "error".
     """
-    slices = {"all": np.ones(len(figures.area), dtype=bool)}
+    slices = {"all": np.ones(len(metrics.area), dtype=bool)}
     for size, (low, high) in SIZES.items():
-        slices[size] = (figures.area >= low) & (figures.area < high)
+        slices[size] = (metrics.area >= low) & (metrics.area < high)
     for i, name in enumerate(class_names):
-        slices[name if name not in slices else f"class {name}"] = figures.gt_class == i
+        slices[name if name not in slices else f"class {name}"] = metrics.gt_class == i
     return {
         name: {
             "objects": int(chosen.sum()),
-            "PCC": _mean(figures.correlation[chosen]),
-            "IoU": _mean(figures.mean_iou[chosen]),
-            "correct": int(figures.correct[chosen].sum()),
-            "redundant": int(figures.redundant[chosen].sum()),
-            "error": int(figures.error[chosen].sum()),
+            "PCC": _mean(metrics.correlation[chosen]),
+            "IoU": _mean(metrics.mean_iou[chosen]),
+            "correct": int(metrics.correct[chosen].sum()),
+            "redundant": int(metrics.redundant[chosen].sum()),
+            "error": int(metrics.error[chosen].sum()),
         }
         for name, chosen in slices.items()
     }

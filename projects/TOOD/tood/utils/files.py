@@ -37,7 +37,7 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
         ) from error
 
 
-def check_picture(path: str) -> None:
+def check_image_output(path: str) -> None:
     """Make the folder of an image that is going to be written.
 
     Raises:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectFigures
+from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectMetrics
 from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
 
 _SCORE_MARK, _IOU_MARK = "red", "lime"
@@ -117,10 +117,10 @@ def draw_scatter(pairs: Dict[str, np.ndarray]) -> np.ndarray:
     return _pixels(figure)
 
 
-def draw_histograms(figures: Dict[str, ObjectFigures]) -> np.ndarray:
+def draw_histograms(metrics: Dict[str, ObjectMetrics]) -> np.ndarray:
     """
     Args:
-        figures: of each detector.
+        metrics: of each detector.
 
     Returns:
         histograms over the objects of both measures, the detectors above each other,
@@ -133,7 +133,7 @@ def draw_histograms(figures: Dict[str, ObjectFigures]) -> np.ndarray:
         ("mean_iou", "mean IoU of the top 10", (0, 1)),
     )
     for axes, (field, label, limits) in zip(panels, measures):
-        for i, (name, found) in enumerate(figures.items()):
+        for i, (name, found) in enumerate(metrics.items()):
             values = getattr(found, field)
             values = values[~np.isnan(values)]
             color = f"C{i}"

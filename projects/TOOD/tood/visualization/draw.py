@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-# Shorter side in pixels of a picture of a training image.
-_SMALLEST_PICTURE = 400
+# Shorter side in pixels of the drawing of a training image.
+_MIN_IMAGE_SIDE = 400
 
 
 def class_colors(num_classes: int) -> List[tuple]:
@@ -34,7 +34,7 @@ def draw_boxes(
         boxes: (D, 4), XYXY pixels of the image.
         classes: (D,), indices into ``class_names``.
         scores: (D,), written after the names.
-        scale: size of the picture over the size of the image.
+        scale: size of the drawing over the size of the image.
 
     Returns:
         (H * scale, W * scale, 3) uint8, RGB.
@@ -77,7 +77,7 @@ def draw_training(
     Returns:
         (H', W', 3) uint8, RGB; small images are enlarged.
     """
-    scale = max(1.0, _SMALLEST_PICTURE / min(image.shape[:2]))
+    scale = max(1.0, _MIN_IMAGE_SIDE / min(image.shape[:2]))
     boxes, classes = gt_instances.gt_boxes.tensor.cpu(), gt_instances.gt_classes.tolist()
     objects = draw_boxes(image, boxes, classes, class_names, scale=scale)
     objects = draw_points(objects, points[positive] * scale, weights[positive])
@@ -96,19 +96,19 @@ def draw_training(
 
 
 def draw_points(
-    picture: np.ndarray,
+    drawing: np.ndarray,
     points: Tensor,
     weights: Tensor,
     outlines: Optional[Sequence[tuple]] = None,
 ) -> np.ndarray:
     """
     Args:
-        picture: (H, W, 3) uint8, RGB.
-        points: (P, 2), x and y in pixels of the picture.
+        drawing: (H, W, 3) uint8, RGB.
+        points: (P, 2), x and y in pixels of the drawing.
         weights: (P,) in [0, 1]; a dot is larger and brighter the larger it is.
         outlines: (P,) colours around the dots, RGB in [0, 1]; black if left out.
     """
-    image = Image.fromarray(picture)
+    image = Image.fromarray(drawing)
     draw = ImageDraw.Draw(image)
     order = weights.argsort()  # the brightest on top
     for i in order.tolist():
