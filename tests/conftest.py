@@ -1,5 +1,6 @@
 """What the tests share: a tiny model, a data set that takes no time, and training runs."""
 
+import importlib.util
 import logging
 import socket
 import sys
@@ -22,6 +23,7 @@ import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
 from tood.data.shapes import write_shapes_dataset  # noqa: E402
 
+EXTENSIONS = ROOT / "tests" / "extensions"
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
 # A model small enough for an iteration in a fraction of a second.
 TINY = [
@@ -38,6 +40,12 @@ TINY = [
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_traces():
+    """PyTorch's exporter writes a trace for whoever listens, as pytest does: three times slower."""
+    logging.getLogger("torch.__trace").handlers.clear()
 
 
 @pytest.fixture
@@ -114,3 +122,22 @@ def error_of(argv):
     message = str(error.value)
     assert message.startswith("error: ") and "\n" not in message
     return message
+
+
+def load_extension(name):
+    """Register what a file of tests/extensions holds."""
+    spec = importlib.util.spec_from_file_location(f"extensions_{name}", EXTENSIONS / f"{name}.py")
+    if spec.name not in sys.modules:
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+
+
+def assert_from_their_locations(model, image, instances):
+    """Each detection has the uncertainty of the location with its score."""
+    with torch.no_grad():
+        _, predictions = model.predict_with_images([image])
+    assert len(instances) > 10 and predictions.extras["uncertainty"].std() > 0
+    for score, label, found in zip(instances.scores, instances.pred_classes, instances.uncertainty):
+        location = (predictions.pred_scores[0, :, label] - score).abs().argmin()
+        expected = predictions.extras["uncertainty"][0, location]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

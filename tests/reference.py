@@ -1,5 +1,6 @@
 """The reference implementation's outputs (MMDetection 3.3.0), and a model with its weights."""
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -34,7 +35,11 @@ class Reference:
         return json.loads(str(self.arrays[key]))
 
     def state_dict(self):
-        """MMDetection name -> tensor."""
+        """MMDetection name -> tensor; the dict is the caller's."""
+        return dict(self._weights)
+
+    @functools.cached_property
+    def _weights(self):
         return {n: self._weight(n, shape) for n, shape in self.state_shapes.items()}
 
     def model(self):

@@ -1,7 +1,6 @@
 """Exported files: what they compute, what they say of themselves, and the tools around them."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -14,14 +13,21 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CONFIG, ROOT, TINY
+from conftest import CONFIG, ROOT, TINY, assert_from_their_locations, load_extension
 from detectron2.layers import FrozenBatchNorm2d, batched_nms
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from PIL import Image
 
 from tood.config.read import load_config
-from tood.export.module import DETECTIONS, ExportableTOOD, describe, keep_by_nms, save_program
+from tood.export.module import (
+    DETECTIONS,
+    ExportableTOOD,
+    describe,
+    keep_by_nms,
+    save_program,
+    save_torchscript,
+)
 from tood.export.onnx import deform_conv2d_by_grid_sample, exportable_to_onnx, save_checked
 from tood.export.precision import to_float16, to_int8
 from tood.export.runtime import ExportedDetector, ExportedFile, compare_detections
@@ -36,10 +42,12 @@ for name in ("onnx", "onnxruntime", "onnxscript"):
 import onnx  # noqa: E402
 
 CLASSES = ["square", "disc", "ring", "cross"]
-# Two levels, one of which is a single location for small images: exporting takes time by level, and
-# by every norm that cannot be folded.
+load_extension("head")
+# With one more output than the released head. Two levels, one of which is a single location for
+# small images: exporting takes time by level, and by every norm that cannot be folded.
 SMALL = [
     *TINY,
+    *("MODEL.TOOD.HEAD", "UncertainHead"),
     *("MODEL.RESNETS.NORM", "BN"),
     *("MODEL.TOOD.NUM_CONVS", "1"),
     *("MODEL.TOOD.NUM_CLASSES", "4"),
@@ -71,12 +79,6 @@ def export(path, output, *flags, opts=()):
     argv = ["--config-file", CONFIG, "--output", str(output), *flags]
     export_model.main(export_model.parse_args([*argv, *SMALL, *opts, "MODEL.WEIGHTS", path]))
     return str(output)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_traces():
-    """PyTorch's exporter writes a trace for whoever listens, as pytest does: three times slower."""
-    logging.getLogger("torch.__trace").handlers.clear()
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +236,21 @@ def test_onnx(onnx_file, predictor):
     about = {"input_format": "RGB", "min_size": 64, "max_size": 320, "strides": [8, 64]}
     about.update(score_threshold=0.05, nms_threshold=0.6, max_detections=100, precision="float32")
     assert {key: file.metadata[key] for key in about} == about
+
+
+def test_one_more_output(onnx_file, predictor, make_input):
+    image = make_input(64, 96)
+    (output,) = ExportedDetector(ExportedFile(onnx_file))([image])
+    assert_from_their_locations(predictor.model, image, output["instances"])
+
+
+@pytest.mark.parametrize("nms", [True, False])
+def test_one_more_output_of_torchscript(predictor, make_input, tmp_path, nms):
+    image, path = make_input(64, 96), str(tmp_path / "a.ts")
+    module = ExportableTOOD(predictor.model, nms=nms)
+    save_torchscript(module, path, describe(module, CLASSES, min_size=64, max_size=96))
+    (output,) = ExportedDetector(ExportedFile(path))([image])
+    assert_from_their_locations(predictor.model, image, output["instances"])
 
 
 def test_reduced_precision(onnx_file, predictor, tmp_path):

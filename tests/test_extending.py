@@ -1,33 +1,21 @@
 """docs/extending.md's three tasks, each in one short file outside the package."""
 
-import importlib.util
-
 import pytest
 import torch
-from conftest import ROOT
+from conftest import EXTENSIONS, ROOT, assert_from_their_locations, load_extension
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from tood.config.check import check_config
-from tood.export.module import ExportableTOOD, describe, save_torchscript
-from tood.export.onnx import exportable_to_onnx, save_onnx
-from tood.export.runtime import ExportedDetector, ExportedFile
 from tood.modeling.assign import ImagePredictions
 from tood.modeling.tta import TOODWithTTA, TTAOptions
 
-FOLDER = ROOT / "tests" / "extensions"
 TASKS = ("assigner", "head", "backbone")
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"extensions_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)  # registers
-    return module
-
-
-modules = {name: load(name) for name in TASKS}
+for task in TASKS:
+    load_extension(task)
 
 
 def losses_of(model, inputs):
@@ -40,7 +28,7 @@ def losses_of(model, inputs):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_one_short_file_that_the_guide_quotes(name):
-    text = (FOLDER / f"{name}.py").read_text()
+    text = (EXTENSIONS / f"{name}.py").read_text()
     assert len(text.splitlines()) <= 40
     assert text in (ROOT / "docs" / "extending.md").read_text()
 
@@ -84,17 +72,6 @@ def uncertain(tiny_cfg):
     return model
 
 
-def assert_from_their_locations(model, image, instances):
-    """Each detection has the uncertainty of the location with its score."""
-    with torch.no_grad():
-        _, predictions = model.predict_with_images([image])
-    assert len(instances) > 10 and predictions.extras["uncertainty"].std() > 0
-    for score, label, found in zip(instances.scores, instances.pred_classes, instances.uncertainty):
-        location = (predictions.pred_scores[0, :, label] - score).abs().argmin()
-        expected = predictions.extras["uncertainty"][0, location]
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
-
-
 def test_a_head_with_one_more_output(uncertain, make_input):
     image = make_input(64, 96)
     with torch.no_grad():
@@ -102,18 +79,3 @@ def test_a_head_with_one_more_output(uncertain, make_input):
     assert_from_their_locations(uncertain, image, plain["instances"])
     (augmented,) = TOODWithTTA(uncertain, TTAOptions(True, [64], 400, flip=False))([image])
     assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
-
-
-@pytest.mark.parametrize("nms", [True, False])
-def test_one_more_output_of_an_exported_file(uncertain, tiny_cfg, make_input, tmp_path, nms):
-    pytest.importorskip("onnxruntime")
-    image = make_input(64, 96)
-    for suffix, build, save in (
-        ("ts", ExportableTOOD, save_torchscript),
-        ("onnx", exportable_to_onnx, save_onnx),
-    ):
-        module = build(uncertain, nms=nms)
-        path = str(tmp_path / f"a.{suffix}")
-        save(module, path, describe(module, list("abcd"), min_size=64, max_size=96))
-        (output,) = ExportedDetector(ExportedFile(path))([image])
-        assert_from_their_locations(uncertain, image, output["instances"])

@@ -77,7 +77,7 @@ def parse_args(argv=None):
 def height_and_width(text):
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HxW, as in 480x640")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, as in 480x640")
     return int(height), int(width)
 
 

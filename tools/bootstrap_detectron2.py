@@ -46,8 +46,8 @@ _OPTIONAL_EXTENSION = (
 _NUMPY_ALIASES = (re.compile(r"\bnp\.(bool|int|float)\b"), r"\1")
 
 # (file, what it says, what it says afterwards, how often): the lines of v0.6 that break without
-# the extension or with today's libraries. Detectron2's main branch has changed them all in the
-# same way.
+# the extension or with today's libraries. Detectron2's main branch has changed all of them in the
+# same way but pkg_resources, which it still imports.
 EDITS = [
     # The compiled extension becomes optional.
     ("layers/deform_conv.py", *_OPTIONAL_EXTENSION, 1),

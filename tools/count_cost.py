@@ -57,7 +57,7 @@ def multiply_adds(module, inputs):
 def padded(text):
     size = int(text)
     if size < 32 or size % 32 != 0:
-        raise argparse.ArgumentTypeError(f"{size} is no multiple of 32")
+        raise argparse.ArgumentTypeError(f"{size} is not a multiple of 32")
     return size
 
 

@@ -24,7 +24,7 @@ import yaml
 from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
-from tood.config.read import split_options
+from tood.config.read import load_config, split_options
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
@@ -193,6 +193,7 @@ def read_json(path):
 
 def main(args):
     experiments = load_experiments(args.experiments, args.groups)
+    load_config(args.config_file, args.opts, allow_python=False)
     check_folder(args.output, "--output")
     # Seeds outermost: every variant has a figure early on.
     tasks = list(itertools.product(args.seeds, experiments))

@@ -354,7 +354,7 @@ def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str,
             break
     differing, name = least
     improved = True
-    while differing and improved:
+    while len(differing) > 1 and improved:  # no option changes a single entry
         improved = False
         for candidate in _candidates(differing):
             variant = {**options, **candidate}
@@ -364,6 +364,8 @@ def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str,
                 continue
             if len(found) < len(differing):
                 options, differing, improved = variant, found, True
+                if len(found) < 2:
+                    break
     return name, differing_options(name, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
 
 
