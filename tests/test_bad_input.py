@@ -76,7 +76,11 @@ def test_unusual_images_are_trained_and_evaluated_on(command, tmp_path):
         ("text.jpg", lambda path: path.write_text("not an image"), "cannot identify image file"),
         ("gone.jpg", os.remove, "not there"),
         ("folder.jpg", lambda path: (path.unlink(), path.mkdir()), "not there"),
-        ("huge.png", lambda path: Image.new("1", (20_000, 20_000)).save(path), "exceeds limit"),
+        (
+            "huge.png",
+            lambda path: Image.new("1", (20_000, 20_000)).save(path),
+            "more than the limit of 179",
+        ),
         ("other.png", lambda path: Image.new("L", (9, 9)).save(path), "9 x 9, not 80 x 60"),
     ],
 )
@@ -105,7 +109,7 @@ def test_images_too_slender(command, tmp_path):
         ("[1, 2]", "is not in COCO's instances format"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
         ('{"info": {}}', "is not in COCO's instances format"),
-        ("\ufeff{}", "is not JSON"),
+        ("\ufeff{}", "is not in COCO's instances format"),
     ],
 )
 def test_annotation_files(command, tmp_path, text, says):
@@ -114,7 +118,7 @@ def test_annotation_files(command, tmp_path, text, says):
         message = error_of(command(**use))
         assert "data.json" in message and says in message
     (tmp_path / "data.json").write_bytes(b"\xff\xfe\x00binary")
-    assert "is not JSON" in error_of(command(train=f"{tmp_path}/data.json"))
+    assert "is in UTF-16; save it as UTF-8" in error_of(command(train=f"{tmp_path}/data.json"))
 
 
 def test_unknown_data_set(command):

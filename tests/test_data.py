@@ -130,11 +130,15 @@ def test_nothing_to_train_on(own):
     prepare_datasets(config(test=[entry]), training=False)  # but it can be evaluated on
 
 
-@pytest.mark.parametrize("change", [{"iscrowd": 1}, {"bbox": [5, 5, 0, 9]}])
-def test_nothing_but_crowds_or_empty_boxes_to_train_on(own, change):
+def test_nothing_but_crowds_or_empty_boxes_to_train_on(own):
     for annotation in own.content["annotations"]:
-        annotation.update(change)
+        annotation["bbox"] = [5, 5, 0, 9]
     assert "nothing to train on" in complaint(config([own.save()]))
+    for annotation in own.content["annotations"]:
+        annotation["iscrowd"] = 1
+    says = f"all {len(own.content['annotations'])} annotations are marked iscrowd; set iscrowd to 0"
+    assert says in complaint(config([own.save()]))
+    prepare_datasets(config(test=[own.entry]), training=False)
 
 
 def test_number_of_classes(own):
@@ -161,6 +165,7 @@ def test_number_of_classes_of_data_registered_in_python(own):
         ("ignore", 1, "annotation 1 has ignore 1"),
         ("id", 2, "two annotations with the id 2"),
         ("id", [1], "entry 0 of its annotations needs a 'id' of type int; it is [1]"),
+        ("iscrowd", "maybe", "entry 0 of its annotations needs a 'iscrowd' of type int; it is"),
     ],
 )
 def test_annotation_that_cannot_be(own, key, value, says):
@@ -169,13 +174,11 @@ def test_annotation_that_cannot_be(own, key, value, says):
 
 
 def test_missing_keys(own):
-    del own.content["annotations"][2]["area"]
-    entry = own.save()
-    prepare_datasets(config([entry]), training=True)  # training does not need it
-    sentence = complaint(config([entry], [entry]))
-    assert "entry 2 of its annotations needs a 'area' of type float; it is missing" in sentence
-    del own.content["images"][1]["width"]
-    assert "entry 1 of its images needs a 'width'" in complaint(config([own.save()]))
+    del own.content["annotations"][2]["category_id"]
+    says = "entry 2 of its annotations needs a 'category_id' of type int; it is missing"
+    assert says in complaint(config([own.save()]))
+    del own.content["images"][1]["file_name"]
+    assert "entry 1 of its images needs a 'file_name'" in complaint(config([own.save()]))
 
 
 def test_same_id_twice(own):
@@ -226,3 +229,67 @@ def test_sentence_of_an_error_from_a_worker_process():
     assert UserError(wrapped).sentence() == inner
     assert UserError(inner).sentence() == inner
     assert UserError("About a UserError: no").sentence() == "About a UserError: no"
+
+
+@pytest.mark.parametrize(
+    "encoding, says", [("utf-8-sig", None), ("utf-16", "UTF-16"), ("gbk", "not in UTF-8")]
+)
+def test_encodings(own, encoding, says):
+    own.content["categories"][0]["name"] = "圆盘"
+    own.file.write_bytes(json.dumps(own.content, ensure_ascii=False).encode(encoding))
+    if says is None:
+        prepare_datasets(config([own.entry], [own.entry]), training=True)
+        assert MetadataCatalog.get(own.entry).thing_classes[0] == "圆盘"
+    else:
+        sentence = complaint(config([own.entry]))
+        assert says in sentence and "save it as UTF-8" in sentence
+
+
+def table_of(own):
+    (report,) = prepare_datasets(config([own.save()]), training=True)
+    return str(report)
+
+
+@pytest.mark.parametrize("size", [{"width": -1, "height": -1}, {"width": 0}, {"height": None}])
+def test_sizes_of_images_are_read_from_them(own, size):
+    own.content["images"][0].update(size)
+    del own.content["images"][1]["width"]
+    assert "|       2 | images whose size was taken from their file" in table_of(own).replace(
+        "|    |", "|"
+    )
+    assert all(r["width"] == r["height"] == 64 for r in DatasetCatalog.get(own.entry))
+    own.content["images"][0]["file_name"] = "gone.jpg"
+    sentence = complaint(config([own.save()]))
+    assert "has no width and height" in sentence and "gone.jpg" in sentence
+
+
+def test_backslashes_in_names_of_files(own, tmp_path):
+    for image in own.content["images"]:
+        image["file_name"] = f"images\\{image['file_name']}"
+    own.entry = f"{own.file}:{tmp_path}"
+    own.images = tmp_path
+    assert "whose backslashes are read as /" in table_of(own)
+    assert all("\\" not in r["file_name"] for r in DatasetCatalog.get(own.entry))
+
+
+def test_a_home_folder(own, monkeypatch):
+    own.save()
+    monkeypatch.setenv("HOME", str(own.file.parent))
+    entry = "~/annotations.json:~/images"
+    prepare_datasets(config([entry]), training=True)
+    assert len(DatasetCatalog.get(entry)) == 8
+
+
+def test_relative_boxes_are_refused(own):
+    for annotation in own.content["annotations"]:
+        annotation["bbox"] = [x / 64 for x in annotation["bbox"]]
+    sentence = complaint(config([own.save()]))
+    assert "boxes are relative (0 to 1)" in sentence and "pixels are needed" in sentence
+
+
+def test_corners_are_suspected(own):
+    assert "only as corners" not in table_of(own)
+    for annotation in own.content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + w, y + h]
+    assert "boxes that make sense only as corners" in table_of(own)

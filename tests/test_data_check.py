@@ -17,7 +17,8 @@ CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}]
 
 
 def annotation(bbox, id=1, category_id=1, image_id=1, **kwargs):
-    return dict(id=id, image_id=image_id, category_id=category_id, bbox=bbox, **kwargs)
+    options = {"iscrowd": 0, **kwargs}
+    return dict(id=id, image_id=image_id, category_id=category_id, bbox=bbox, **options)
 
 
 def report(*annotations, input_size=AS_IT_IS, **kwargs):
@@ -126,9 +127,11 @@ def test_a_json_that_was_nested_without_end(tmp_path):
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="deep.json is not JSON"):
-        read_annotations(str(path), to_test=False)
-    path.write_text(json.dumps({"images": [True], "annotations": [], "categories": []}))
+        read_annotations(str(path), to_train=True)
+    path.write_text(
+        json.dumps({"images": [True], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
+    )
     with pytest.raises(
         UserError, match="entry 0 of its images needs a 'id' of type int; it is True"
     ):
-        read_annotations(str(path), to_test=False)
+        read_annotations(str(path), to_train=True)

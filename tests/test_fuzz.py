@@ -2,15 +2,19 @@
 thousand cases, the same in every run.
 """
 
+import contextlib
 import copy
+import io
 import json
 import math
 
 import pytest
+import torch
 import yaml
 from conftest import CONFIG
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +23,7 @@ from tood import add_tood_config
 from tood.config.check import known_keys
 from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
+from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 
 fuzzed = settings(
@@ -133,7 +138,24 @@ def check_annotations(folder, text, num_classes=2):
     if sentence is None:
         records = DatasetCatalog.get(f"{path}:{folder}")
         assert all(math.isfinite(x) for r in records for a in r["annotations"] for x in a["bbox"])
+        evaluate(f"{path}:{folder}", records)
     return sentence
+
+
+def evaluate(name, records):
+    """With one detection per object; what was accepted is evaluated as well."""
+    evaluator = CleanCOCOEvaluator(name, distributed=False)
+    evaluator.reset()
+    for record in records:
+        count = len(record["annotations"])
+        instances = Instances((48, 64), pred_boxes=Boxes(torch.ones(count, 4)))
+        instances.scores = torch.full((count,), 0.5)
+        classes = [a["category_id"] for a in record["annotations"]]
+        instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+        evaluator.process([record], [{"instances": instances}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = evaluator.evaluate()["bbox"]
+    assert {"AP", "APs", "APm", "APl"} <= set(results)
 
 
 def test_annotation_files(folder):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tood.config.read import split_options
 from tood.data.datasets import prepare_datasets
 from tood.data.mapper import CheckedMapper
-from tood.evaluation.coco import SizedCOCOEvaluator
+from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
 from tood.modeling.detector import PRECISIONS
 from tood.predictor import Predictor
@@ -121,7 +121,7 @@ def test_loader(predictor):
 
 def evaluate(predictor, detector):
     """COCO's metrics, of boxes."""
-    evaluator = SizedCOCOEvaluator(predictor.options.data.test[0])
+    evaluator = CleanCOCOEvaluator(predictor.options.data.test[0])
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         return inference_on_dataset(detector, test_loader(predictor), evaluator)["bbox"]
 

@@ -6,7 +6,7 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 
 from tood.data.loader import build_training_loader
 from tood.data.mapper import CheckedMapper
-from tood.evaluation.coco import SizedCOCOEvaluator
+from tood.evaluation.coco import CleanCOCOEvaluator
 
 dataloader = dict(
     train=L(build_training_loader)(
@@ -38,7 +38,7 @@ dataloader = dict(
         ),
         num_workers="${..train.num_workers}",
     ),
-    evaluator=L(SizedCOCOEvaluator)(
+    evaluator=L(CleanCOCOEvaluator)(
         dataset_name="${..test.dataset.names}",
         output_dir=None,  # train_net.py writes to train.output_dir
     ),

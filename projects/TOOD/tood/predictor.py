@@ -18,11 +18,11 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.lazy import build_lazy_model
 from tood.config.read import Config, check_weights, finish_config, load_config, run_options
 from tood.config.zoo import get_config_file
-from tood.data.annotations import read_annotations
+from tood.data.annotations import class_names, read_annotations
 from tood.data.datasets import DataOptions, parse_own_data
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.modeling.tta import TOODWithTTA
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
@@ -166,10 +166,9 @@ def _class_names_of_data(entry: str) -> Optional[List[str]]:
         known = entry in DatasetCatalog.list()
         return MetadataCatalog.get(entry).get("thing_classes") if known else None
     try:
-        content = read_annotations(own_data.json_file, to_test=False)
+        return class_names(read_annotations(*own_data, to_train=False))
     except UserError:
         return None
-    return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
 def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> Config:
@@ -195,8 +194,7 @@ def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
     try:
         return read_image(os.fspath(path), "BGR")
     except IMAGE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"The image {path} cannot be read ({reason}).") from error
+        raise UserError(f"The image {path} cannot be read ({reason_of(error)}).") from error
 
 
 def _pixels_of(image: Image) -> np.ndarray:

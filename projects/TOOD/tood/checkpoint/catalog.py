@@ -17,7 +17,7 @@ from iopath.common.file_io import get_cache_dir
 
 from tood.checkpoint.convert import convert_backbone, convert_checkpoint, read_checkpoint
 from tood.config.zoo import RELEASED_MODELS
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, reason_of
 from tood.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -69,10 +69,9 @@ class ConvertedHandler(PathHandler):
         try:
             download = PathManager.get_local_path(url, force=force, **kwargs)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"The weights {path} cannot be fetched ({reason}); get {url} on a machine with a "
-                f"network, and put it at {place}."
+                f"The weights {path} cannot be fetched ({reason_of(error)}); get {url} on a "
+                f"machine with a network, and put it at {place}."
             ) from error
         _check_hash(download)
         kept = os.path.splitext(download)[0] + ".detectron2.pth"

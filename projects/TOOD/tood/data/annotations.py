@@ -1,18 +1,24 @@
-"""Annotation files in COCO's instances format: read, or refused with what is wrong in them."""
+"""Annotation files in COCO's instances format, read into a clean form: all that a detector of boxes
+needs, and nothing else. Training, checks and evaluation all see this form, and so the same objects.
+
+What is optional is filled in (areas, crowds, sizes of images), what is of no use for boxes
+(segmentations, keypoints) is left out however it looks, and what cannot be told is refused.
+"""
 
 import json
-from typing import Dict
+import math
+import os
+from collections import defaultdict
+from typing import Callable, Dict, List
 
-from tood.utils.errors import UserError
+from detectron2.structures import BoxMode
 
-_INTEGER, _TEXT, _NUMBER = (int,), (str,), (int, float)
-# What the records must hold, for Detectron2 and for pycocotools.
-_KEYS = {
-    "images": {"id": _INTEGER, "file_name": _TEXT, "width": _NUMBER, "height": _NUMBER},
-    "categories": {"id": _INTEGER, "name": _TEXT},
-    "annotations": {"id": _INTEGER, "image_id": _INTEGER, "category_id": _INTEGER, "bbox": (list,)},
-}
-_KEYS_TO_EVALUATE = {"area": _NUMBER, "iscrowd": _INTEGER}
+from tood.data.images import IMAGE_ERRORS, probe_image
+from tood.utils.errors import UserError, reason_of
+
+LISTS = ("images", "categories", "annotations")
+# Larger ones are not told apart where pycocotools turns them into floating point numbers.
+LARGEST_ID = 2**53
 
 
 class _Missing:
@@ -23,30 +29,101 @@ class _Missing:
 _MISSING = _Missing()
 
 
-def read_annotations(json_file: str, *, to_test: bool) -> Dict:
+def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) -> Dict:
     """
     Args:
         json_file: path.
-        to_test: whether it is going to be evaluated on, which asks for more than training does.
+        image_root: folder of the images, for sizes that the file lacks and for names with
+            backslashes.
+        to_train: whether it must hold annotations. Test sets of a benchmark have none.
 
     Returns:
-        its content, with "images", "categories" and "annotations" whose records have all they
-        need. Whether their values fit together is for :mod:`tood.data.check` to say.
+        "images", "categories" and, unless the file has none, "annotations": lists of records that
+        have all they need, annotations "id" (any), "image_id", "category_id", "bbox", "area",
+        "iscrowd" (0 or 1) and nothing else but a set "ignore". "repairs": for each thing that was
+        filled in, an example for each record. Whether values fit together is for
+        :mod:`tood.data.check` to say.
 
     Raises:
         UserError: for a file that cannot be read, or is not in this format.
     """
     content = _read_json(json_file)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in _KEYS):
+    content = content if isinstance(content, dict) else {}
+    names = LISTS if to_train or "annotations" in content else LISTS[:2]
+    if not all(isinstance(content.get(name), list) for name in names):
         raise UserError(
             f"{json_file} is not in COCO's instances format: it must hold the lists images, "
             "annotations, categories."
         )
-    for records, keys in _KEYS.items():
-        if records == "annotations" and to_test:
-            keys = {**keys, **_KEYS_TO_EVALUATE}
-        _check_records(content[records], records, keys, json_file)
-    return content
+    return clean_annotations({name: content[name] for name in names}, json_file, image_root)
+
+
+def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Dict:
+    """Return the clean form of lists of records; as in :func:`read_annotations`."""
+    for name in LISTS[:2]:
+        if not content[name]:
+            raise UserError(f"{json_file} lists no {name}; the data set is empty.")
+    repairs = defaultdict(list)
+    cleaners: Dict[str, Callable] = {
+        "images": lambda record, get: _clean_image(record, get, image_root, repairs),
+        "categories": lambda record, get: {"name": get("name", str)},
+        "annotations": lambda record, get: _clean_annotation(record, get, repairs),
+    }
+    clean = {}
+    for name, records in content.items():
+        seen, clean[name] = set(), []
+        for i, record in enumerate(records):
+            get = _Getter(record, f"{json_file}: entry {i} of its {name}")
+            own = {"id": get.id("id", default=None if name == "annotations" else _MISSING)}
+            own.update(cleaners[name](record, get))
+            if own["id"] in seen and own["id"] is not None:
+                raise UserError(f"{json_file} has two {name} with the id {own['id']}.")
+            seen.add(own["id"])
+            clean[name].append(own)
+        _refuse_mixed_ids(seen, name, json_file)
+    return {**clean, "repairs": dict(repairs)}
+
+
+def to_records(content: Dict, image_root: str) -> List[Dict]:
+    """
+    Convert a checked data set to Detectron2's format, in the order of the images' ids; boxes
+    without width or height are left out.
+
+    Args:
+        content: as :func:`read_annotations` returns it.
+    """
+    classes = contiguous_ids(content)
+    objects = defaultdict(list)
+    for a in content.get("annotations", ()):
+        if has_size(a["bbox"]):
+            objects[a["image_id"]].append(
+                {
+                    "iscrowd": a["iscrowd"],
+                    "bbox": a["bbox"],
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": classes[a["category_id"]],
+                }
+            )
+    return [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": objects[image["id"]],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    ]
+
+
+def class_names(content: Dict) -> List[str]:
+    """Return the names of the classes in the order of their ids."""
+    return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+
+
+def contiguous_ids(content: Dict) -> Dict:
+    """Map the ids of the categories to 0, 1, ... in their order."""
+    return {id: i for i, id in enumerate(sorted(c["id"] for c in content["categories"]))}
 
 
 def has_size(bbox) -> bool:
@@ -54,32 +131,119 @@ def has_size(bbox) -> bool:
     return bbox[2] > 0 and bbox[3] > 0
 
 
+def is_box(bbox) -> bool:
+    """Return whether something is a COCO box: four numbers, finite and not absurdly large."""
+    return (
+        isinstance(bbox, list)
+        and len(bbox) == 4
+        and all(type(x) in (int, float) and abs(x) < 1e9 for x in bbox)
+    )
+
+
 def _read_json(json_file: str):
     try:
-        with open(json_file, encoding="utf-8") as f:
-            return json.load(f)
+        with open(json_file, "rb") as f:
+            data = f.read()
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:8]:
+            raise UserError(f"The annotation file {json_file} is in UTF-16; save it as UTF-8.")
+        return json.loads(data.decode("utf-8-sig"))  # with or without a byte order mark
     except OSError as error:
         raise UserError(
-            f"The annotation file {json_file} cannot be read ({error.strerror})."
+            f"The annotation file {json_file} cannot be read ({error.strerror}); check its name."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The annotation file {json_file} is not in UTF-8 (byte {error.start} is "
+            f"0x{error.object[error.start]:02x}); save it as UTF-8."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"The annotation file {json_file} is not JSON ({error}).") from error
+        raise UserError(
+            f"The annotation file {json_file} is not JSON ({error}); export it again."
+        ) from error
 
 
-def _check_records(content, records: str, keys: Dict, json_file: str) -> None:
-    """Raise UserError for a record that lacks something or repeats an id."""
-    if not content and records != "annotations":
-        raise UserError(f"{json_file} lists no {records}; the data set is empty.")
-    seen = set()
-    for i, record in enumerate(content):
-        for key, types in keys.items():
-            value = record.get(key, _MISSING) if isinstance(record, dict) else record
-            # JSON's true is a number in Python, and none here.
-            if not isinstance(record, dict) or type(value) not in types:
-                raise UserError(
-                    f"{json_file}: entry {i} of its {records} needs a {key!r} of type "
-                    f"{types[-1].__name__}; it is {value!r:.80}."
-                )
-        if record["id"] in seen:
-            raise UserError(f"{json_file} has two {records} with the id {record['id']}.")
-        seen.add(record["id"])
+class _Getter:
+    """Values of a record, or a UserError that names it."""
+
+    def __init__(self, record, name: str):
+        self.record, self.name = record, name
+
+    def __call__(self, key: str, kind: type):
+        value = self.raw(key)
+        if type(value) is not kind:
+            self.refuse(key, kind.__name__, value)
+        return value
+
+    def raw(self, key: str):
+        return self.record.get(key, _MISSING) if isinstance(self.record, dict) else self.record
+
+    def id(self, key: str, default=_MISSING):
+        """Return an integer or a text; JSON's true is neither."""
+        value = self.raw(key)
+        if isinstance(self.record, dict) and value in (_MISSING, None) and default is None:
+            return None
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if not isinstance(self.record, dict) or type(value) not in (int, str):
+            self.refuse(key, "int", value)
+        if type(value) is int and abs(value) > LARGEST_ID:
+            self.refuse(key, f"int up to {LARGEST_ID}", value)
+        return value
+
+    def refuse(self, key: str, kind: str, value):
+        raise UserError(f"{self.name} needs a {key!r} of type {kind}; it is {value!r:.80}.")
+
+
+def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
+    name = get("file_name", str)
+    path, slashed = os.path.join(image_root, name), name.replace("\\", "/")
+    if slashed != name and not os.path.isfile(path):
+        slashed_path = os.path.join(image_root, slashed)
+        if os.path.isfile(slashed_path):
+            repairs["file names whose backslashes are read as /"].append(name)
+            name, path = slashed, slashed_path
+    width, height = record.get("width"), record.get("height")
+    if not (_is_size(width) and _is_size(height)):
+        width, height = _size_of(path, get)
+        repairs["images whose size was taken from their file"].append(name)
+    return {"file_name": name, "width": int(width), "height": int(height)}
+
+
+def _is_size(x) -> bool:
+    return type(x) in (int, float) and 0 < x < 1e9 and x == int(x)
+
+
+def _size_of(path: str, get: _Getter):
+    try:
+        return probe_image(path)
+    except IMAGE_ERRORS as error:
+        raise UserError(
+            f"{get.name} has no width and height in pixels, and {path} cannot be read "
+            f"({reason_of(error)}); name the folder of the images: FILE.json:FOLDER."
+        ) from error
+
+
+def _clean_annotation(record, get: _Getter, repairs: Dict) -> Dict:
+    bbox, ids = get("bbox", list), {key: get.id(key) for key in ("image_id", "category_id")}
+    example = f"annotation {record.get('id', '')}".strip()
+    area, iscrowd, ignore = (record.get(key) for key in ("area", "iscrowd", "ignore"))
+    if type(area) not in (int, float) or not 0 < area < math.inf:
+        area = float(bbox[2] * bbox[3]) if is_box(bbox) else 0.0
+        repairs["areas that are missing or 0: width times height"].append(example)
+    if iscrowd in ("0", "1"):
+        iscrowd = int(iscrowd)
+    if iscrowd is None:
+        iscrowd = 0
+    if type(iscrowd) not in (int, bool, float):
+        get.refuse("iscrowd", "int", iscrowd)
+    clean = {**ids, "bbox": bbox, "area": area, "iscrowd": int(bool(iscrowd))}
+    return {**clean, "ignore": ignore} if ignore else clean
+
+
+def _refuse_mixed_ids(ids, records: str, json_file: str) -> None:
+    kinds = {type(id) for id in ids if id is not None}
+    if len(kinds) > 1 and records != "annotations":
+        raise UserError(
+            f"{json_file}: some ids of its {records} are numbers and some are texts; write all of "
+            "them in one way."
+        )

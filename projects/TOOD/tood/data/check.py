@@ -2,18 +2,17 @@
 look at its images, in one table. Some of it must be mended first; the rest is good to know.
 """
 
-import math
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from tood.data.annotations import has_size
-from tood.data.images import IMAGE_ERRORS, probe_image, read_image
+from tood.data.annotations import has_size, is_box
+from tood.data.images import IMAGE_ERRORS, PIXELS_REMEDY, TooManyPixels, probe_image, read_image
+from tood.utils.errors import reason_of
 
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
@@ -42,6 +41,7 @@ class Finding(NamedTuple):
     example: str
     consequence: str
     is_error: bool = False
+    sentence: str = ""  # of the error, without its file; default: made of the other fields
 
 
 class DataReport(NamedTuple):
@@ -89,13 +89,18 @@ def check_data(
         content: as :func:`tood.data.annotations.read_annotations` returns it.
         input_size: of the network.
         stride: of the finest feature map, in pixels of the network's input.
-        to_train: what the findings mean is told for training, or else for evaluation.
+        to_train: tell what the findings mean for training, or else for evaluation.
         filter_empty: whether images without objects are left out of training.
     """
-    annotations, broken = _split_broken(content)
+    annotations, broken = split_broken(content)
     objects = [a for a in annotations if not a.get("iscrowd")]
     findings = [
         *broken,
+        *_shared_faults(objects, annotations, content["images"], to_train),
+        *(
+            _finding(what, "used in this way", examples)
+            for what, examples in content.get("repairs", {}).items()
+        ),
         _extreme_images(content["images"], input_size),
         *_box_findings(objects, content["images"], input_size, stride, to_train),
         *_count_findings(content, annotations, objects, to_train, filter_empty),
@@ -123,13 +128,14 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
             tqdm(
                 pool.map(_fault, images, paths),
                 total=len(paths),
-                desc="looking at the images",
+                desc="checking the images",
                 disable=quick,
             )
         )
-    mend = "mend them, or take them out of the annotation file"
+    mend = "repair them, or take them out of the annotation file"
     kinds = {
         "missing": ("images that are not there", "name their folder: FILE.json:FOLDER"),
+        "large": ("images with too many pixels", PIXELS_REMEDY),
         "unreadable": ("images that cannot be read", mend),
         "size": ("images of another size than the file says", mend),
     }
@@ -153,23 +159,24 @@ def _fault(image: Dict, path: str):
         if size != listed:
             height, width, _ = read_image(path).shape
             size = (width, height)
+    except TooManyPixels as error:
+        return "large", str(error).partition(";")[0]
     except IMAGE_ERRORS as error:
-        reason = re.sub(r" <_io\..*>$", "", " ".join(str(error).split()))
-        return "unreadable", reason or type(error).__name__
+        return "unreadable", reason_of(error)
     if size != listed:
         return "size", f"upright it has {size[0]} x {size[1]}, not {listed[0]} x {listed[1]}"
     return "", ""
 
 
-def _split_broken(content: Dict):
-    """The annotations that make sense, and what is wrong with the others."""
+def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
+    """Return the annotations that make sense, and what is wrong with the others."""
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     mend = "correct them, or take them out"
     kinds: Dict[str, Callable[[Dict], bool]] = {
         "category_id": lambda a: a["category_id"] not in categories,
         "image_id": lambda a: a["image_id"] not in images,
-        "bbox": lambda a: not _is_box(a["bbox"]),
+        "bbox": lambda a: not is_box(a["bbox"]),
         "ignore": lambda a: bool(a.get("ignore")),
     }
     texts = {
@@ -179,15 +186,53 @@ def _split_broken(content: Dict):
         "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
     }
     found = {kind: [] for kind in kinds}
-    sound = []
-    for annotation in content["annotations"]:
+    valid = []
+    for annotation in content.get("annotations", ()):
         kind = next((k for k, is_broken in kinds.items() if is_broken(annotation)), None)
-        (sound if kind is None else found[kind]).append(annotation)
+        (valid if kind is None else found[kind]).append(annotation)
     findings = [
         _finding(*texts[kind], [f"annotation {a['id']} has {kind} {a[kind]}" for a in found[kind]])
         for kind in kinds
     ]
-    return sound, [finding._replace(is_error=True) for finding in findings]
+    return valid, [finding._replace(is_error=True) for finding in findings]
+
+
+def _shared_faults(
+    objects: List[Dict], annotations: List[Dict], images: List[Dict], to_train: bool
+) -> List[Finding]:
+    """Return what all, or most, records have in common, and their exporter did."""
+    findings = []
+    if annotations and not objects:
+        remedy = "set iscrowd to 0 if they are objects"
+        what = "annotations, all of which are marked iscrowd"
+        finding = Finding(what, len(annotations), _name(annotations[0]), remedy, is_error=to_train)
+        sentence = f"all {len(annotations)} annotations are marked iscrowd; {remedy}"
+        findings.append(finding._replace(sentence=sentence))
+    sized = [a for a in objects if has_size(a["bbox"])]
+    if not sized:
+        return findings
+    x, y, w, h = np.array([a["bbox"] for a in sized], dtype=np.float64).T
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    width, height = np.array([sizes[a["image_id"]] for a in sized], dtype=np.float64).T
+    low, high = np.minimum(x, y).min(), max((x + w).max(), (y + h).max())
+    if low >= -0.01 and high <= 1.01 and min(width.min(), height.min()) > 2:
+        remedy = "pixels are needed: multiply them by width and height of the image"
+        what, example = "boxes, all of which are relative", _name(sized[0])
+        finding = Finding(what, len(sized), example, remedy, is_error=True)
+        sentence = f"all {len(sized)} boxes are relative (0 to 1), for example {example}; {remedy}"
+        findings.append(finding._replace(sentence=sentence))
+    beyond = (x + w > width + 1) | (y + h > height + 1)
+    as_corners = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
+    only_as_corners = [a for a, only in zip(sized, beyond & as_corners) if only]
+    if 2 * len(only_as_corners) > len(sized):
+        what = "boxes that make sense only as corners, [x1, y1, x2, y2]"
+        remedy = "they are read as [x, y, width, height]; convert all boxes of the file"
+        findings.append(Finding(what, len(only_as_corners), _name(only_as_corners[0]), remedy))
+    return findings
+
+
+def _name(annotation: Dict) -> str:
+    return f"annotation {annotation['id']}: {annotation['bbox']}"
 
 
 def _extreme_images(images: List[Dict], input_size: InputSize) -> Finding:
@@ -273,9 +318,3 @@ def _count_findings(
 
 def _finding(what: str, consequence: str, examples: Sequence[str]) -> Finding:
     return Finding(what, len(examples), examples[0] if examples else "", consequence)
-
-
-def _is_box(bbox: List) -> bool:
-    return len(bbox) == 4 and all(
-        type(x) in (int, float) and abs(x) < 1e9 and math.isfinite(x) for x in bbox
-    )

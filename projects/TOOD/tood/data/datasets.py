@@ -15,8 +15,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 
-from tood.data.annotations import has_size, read_annotations
-from tood.data.check import DataReport, InputSize, check_data, check_images
+from tood.data.annotations import (
+    class_names,
+    contiguous_ids,
+    has_size,
+    read_annotations,
+    to_records,
+)
+from tood.data.check import DataReport, InputSize, check_data, check_images, split_broken
 from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +63,7 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
     match = re.fullmatch(r"(.+\.json)(?::(.+))?", entry)
     if match is None:
         return None
-    json_file, image_root = match.groups()
+    json_file, image_root = (x and os.path.expanduser(x) for x in match.groups())
     return OwnData(json_file, image_root or os.path.dirname(json_file) or ".")
 
 
@@ -100,44 +106,47 @@ def prepare_datasets(data: DataOptions, *, training: bool) -> List[DataReport]:
     return reports
 
 
-def load_own_data(json_file: str, image_root: str, name: Optional[str] = None) -> List[Dict]:
-    """Detectron2's ``load_coco_json`` without the boxes that have no width or no height, which it
-    warns of.
+def load_own_data(json_file: str, image_root: str) -> List[Dict]:
+    """Return the records of a data set in Detectron2's format, without the boxes that have no width
+    or no height, which it warns of. Unlike Detectron2's ``load_coco_json`` it reads nothing but
+    boxes: objects do not vanish for the form of their segmentation.
 
-    Returns:
-        dicts in Detectron2's standard format.
+    Raises:
+        UserError: for a file that cannot be read, or annotations that cannot be used.
     """
-    records = load_coco_json(json_file, image_root, name)
-    left_out = 0
-    for record in records:
-        annotations = record["annotations"]
-        record["annotations"] = [a for a in annotations if has_size(a["bbox"])]
-        left_out += len(annotations) - len(record["annotations"])
+    content = read_annotations(json_file, image_root, to_train=False)
+    _, broken = split_broken(content)
+    _raise_errors(DataReport(json_file, 0, 0, 0, [f for f in broken if f.count]))
+    left_out = sum(not has_size(a["bbox"]) for a in content.get("annotations", ()))
     if left_out:
         logger.warning(
             f"{json_file}: left out {left_out} annotations whose box has no width or no height."
         )
-    return records
+    return to_records(content, image_root)
 
 
 def _register(
     name: str, own_data: OwnData, data: DataOptions, *, to_train: bool, to_test: bool
 ) -> DataReport:
-    json_file, image_root = own_data
-    content = read_annotations(json_file, to_test=to_test)
+    content = read_annotations(*own_data, to_train=to_train)
     report = _check_content(content, own_data, data, to_train)
     if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_own_data(json_file, image_root, name))
-    categories = sorted(content["categories"], key=lambda c: c["id"])
+    _set_loader(name, own_data)
     MetadataCatalog.get(name).set(
-        json_file=json_file,
-        image_root=image_root,
+        json_file=own_data.json_file,
+        image_root=own_data.image_root,
         evaluator_type="coco",
-        thing_classes=[c["name"] for c in categories],
+        thing_classes=class_names(content),
+        thing_dataset_id_to_contiguous_id=contiguous_ids(content),
     )
     return report
+
+
+def _set_loader(name: str, own_data: OwnData) -> None:
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: load_own_data(*own_data))
 
 
 def _check_content(
@@ -160,7 +169,7 @@ def _check_content(
     report = report._replace(findings=[*report.findings, *found])
     _raise_errors(report)
     if to_train and not any(
-        has_size(a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")
+        has_size(a["bbox"]) and not a["iscrowd"] for a in content["annotations"]
     ):
         raise UserError(
             f"{json_file} has no objects with a size; there is nothing to train on in it."
@@ -174,6 +183,8 @@ def _raise_errors(report: DataReport) -> None:
     if comm.is_main_process():
         logger.error(str(report))
     first = report.errors[0]
+    if first.sentence:
+        raise UserError(f"{report.json_file}: {first.sentence}.")
     more = sum(finding.count for finding in report.errors) - 1
     raise UserError(
         f"{report.json_file} has {first.count} {first.what}, for example {first.example}; "
@@ -205,8 +216,17 @@ def _check_registered(
         return None
     if "://" in json_file or "://" in image_root:
         return None
-    content = read_annotations(json_file, to_test=to_test)
-    return _check_content(content, OwnData(json_file, image_root), data, to_train)
+    own_data = OwnData(json_file, image_root)
+    content = read_annotations(*own_data, to_train=to_train)
+    report = _check_content(content, own_data, data, to_train)
+    if DatasetCatalog[name].__module__ == load_coco_json.__module__:
+        # Detectron2's own loader would leave out objects whose segmentation it cannot read.
+        _set_loader(name, own_data)
+        MetadataCatalog.get(name).set(
+            thing_classes=class_names(content),
+            thing_dataset_id_to_contiguous_id=contiguous_ids(content),
+        )
+    return report
 
 
 def _check_classes(names: List[str], data: DataOptions) -> None:

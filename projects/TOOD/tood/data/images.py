@@ -1,15 +1,20 @@
 """Images in files: read as the network wants them, and looked at quickly before a long run."""
 
 import os
-from typing import List, Tuple
+import re
+from contextlib import contextmanager
+from typing import BinaryIO, Iterator, List, Tuple
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-# What Pillow raises for files that are broken, empty, too large, or of no size at all.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What reading raises for files that are broken, empty, too large, or of no size at all.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError)
+# An environment variable, for loaders have processes of their own.
+LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
+PIXELS_REMEDY = f"cut them into pieces, or set {LIMIT_VARIABLE} in the environment to more"
 # The endings of the files that Pillow can read.
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 # How the formats end that say so: without it, something is missing.
@@ -28,6 +33,30 @@ def images_in(folder: str) -> List[str]:
     ]
 
 
+class TooManyPixels(ValueError):
+    """An image that takes gigabytes of memory, by accident or on purpose."""
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
+    """Open a file, and its image by Pillow.
+
+    Raises:
+        TooManyPixels: beyond Pillow's limit, 179 million, or ``TOOD_MAX_PIXELS``.
+    """
+    if os.environ.get(LIMIT_VARIABLE, "").isdecimal():
+        Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT_VARIABLE]) // 2  # twice that is an error
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            yield f, image
+    except Image.DecompressionBombError as error:
+        pixels, limit = (int(n) / 1e6 for n in re.findall(r"\d+", str(error))[:2])
+        raise TooManyPixels(
+            f"{pixels:.0f} million pixels are more than the limit of {limit:.0f} million; "
+            f"{PIXELS_REMEDY}"
+        ) from error
+
+
 def read_image(path: str, format: str = "RGB") -> np.ndarray:
     """Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
     where Pillow would clip everything above 255.
@@ -42,7 +71,7 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
     Raises:
         one of IMAGE_ERRORS: for a file that is not an image, or not a whole one.
     """
-    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+    with opened(path) as (_, image):
         if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
             return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), format)
         if image.mode == "F":
@@ -62,7 +91,7 @@ def probe_image(path: str) -> Tuple[int, int]:
     Raises:
         one of IMAGE_ERRORS.
     """
-    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+    with opened(path) as (f, image):
         width, height = image.size
         # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
         if Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED:

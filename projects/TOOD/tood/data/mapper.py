@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 
 from tood.data.images import IMAGE_ERRORS, read_image
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, reason_of
 
 
 class CheckedMapper(DatasetMapper):
@@ -30,10 +30,9 @@ class CheckedMapper(DatasetMapper):
         try:
             return self._map(copy.deepcopy(dataset_dict))
         except (*IMAGE_ERRORS, SizeMismatchError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"The image {dataset_dict['file_name']} cannot be used ({reason}); repair it, or "
-                "take it out of the annotation file."
+                f"The image {dataset_dict['file_name']} cannot be used ({reason_of(error)}); "
+                "repair it, or take it out of the annotation file."
             ) from error
 
     def _map(self, record: Dict) -> Dict:

@@ -15,6 +15,7 @@ from tood.config.lazy import build_lazy_model, build_part, lazy_run_options, tar
 from tood.data.loader import build_training_loader
 from tood.engine.loop import Experiment, LoopOptions
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
+from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
 from tood.modeling.tta import TOODWithTTA
 
 logger = logging.getLogger(__name__)
@@ -71,18 +72,21 @@ def evaluate_lazy(lazy: DictConfig, model, folder: str = "", *, alignment: bool 
         folder: of the files that the evaluators write; default: the config's.
         alignment: measure the alignment as well, where the config asks for it.
     """
-    results = OrderedDict()
-    for name in lazy_run_options(lazy).data.test:
+    results, names = OrderedDict(), lazy_run_options(lazy).data.test
+    for name in names:
         if "evaluator" not in lazy.dataloader:
             logger.warning("The config has no dataloader.evaluator: nothing is measured.")
             results[name] = {}
             continue
-        output_dir = os.path.join(folder or lazy.train.output_dir, "inference")
-        node = copy.deepcopy(lazy)
-        node.dataloader.evaluator.dataset_name = name
-        if "output_dir" in node.dataloader.evaluator:
-            node.dataloader.evaluator.output_dir = output_dir
-        evaluator = build_part(node, "dataloader.evaluator")
+        output_dir = results_folder(folder or lazy.train.output_dir, name, names)
+        parts = copy.deepcopy(lazy)
+        node = parts.dataloader.evaluator
+        node.dataset_name = name
+        if "output_dir" in node:
+            node.output_dir = output_dir
+        if target_of(node) is CleanCOCOEvaluator and "max_dets_per_image" not in node:
+            node.max_dets_per_image = lazy.model.get("max_detections_per_image", None)
+        evaluator = build_part(parts, "dataloader.evaluator")
         if alignment and lazy.train.eval_alignment:
             alignment_evaluator = AlignmentEvaluator(name, model, output_dir)
             evaluator = DatasetEvaluators([evaluator, alignment_evaluator])

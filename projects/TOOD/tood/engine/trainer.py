@@ -21,7 +21,7 @@ from tood.data.mapper import CheckedMapper
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.optimizer import clip_full_model
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
-from tood.evaluation.coco import SizedCOCOEvaluator
+from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
 from tood.modeling.tta import TOODWithTTA
 
 
@@ -128,19 +128,23 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
-        return SizedCOCOEvaluator(dataset_name, output_dir=output_dir)
+        return CleanCOCOEvaluator(
+            dataset_name,
+            output_dir=results_folder(cfg.OUTPUT_DIR, dataset_name, cfg.DATASETS.TEST),
+            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """Evaluate as Detectron2 does, with the alignment as well (``EVAL_ALIGNMENT``)."""
         if evaluators is None and cfg.MODEL.TOOD.EVAL_ALIGNMENT:
-            folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+            names = cfg.DATASETS.TEST
+            folders = [results_folder(cfg.OUTPUT_DIR, name, names) for name in names]
             evaluators = [
                 DatasetEvaluators(
                     [cls.build_evaluator(cfg, name), AlignmentEvaluator(name, model, folder)]
                 )
-                for name in cfg.DATASETS.TEST
+                for name, folder in zip(names, folders)
             ]
         return super().test(cfg, model, evaluators)
 

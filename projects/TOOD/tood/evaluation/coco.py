@@ -1,27 +1,142 @@
 """COCO metrics of a data set, and the losses on one that is not trained on."""
 
-from typing import Dict
+import json
+import os
+import re
+import tempfile
+from typing import Dict, Optional, Sequence
 
+import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from tood.data.annotations import has_size
+from tood.data.annotations import clean_annotations, has_size, read_annotations
+
+# Detections per image that count in COCO's metrics.
+COCO_LIMIT = 100
+# COCO's sizes, of an object's area in square pixels of the original image.
+AREAS = {"APs": (0, 32**2), "APm": (32**2, 96**2), "APl": (96**2, 1e10)}
 
 
-class SizedCOCOEvaluator(COCOEvaluator):
-    """COCO evaluation without the objects that have no width or no height. Training leaves them out
-    as well, and no detection could ever match them.
+class CleanCOCOEvaluator(COCOEvaluator):
+    """COCO evaluation on the clean form of the annotations (:mod:`tood.data.annotations`), the
+    objects that a training would see: fields that do not matter for boxes cannot change it.
+
+    Annotations are numbered anew, for pycocotools takes the id 0 for "unmatched"; objects without
+    width or height, which no detection could match, are left out. Where nothing is found, metrics
+    are 0, as pycocotools says, not NaN. Where an image may have more than 100 detections, "AP@N" is
+    the AP with all of them, beside COCO's own metrics.
     """
 
-    def __init__(self, dataset_name, **kwargs):
-        super().__init__(dataset_name, **kwargs)
-        dataset = self._coco_api.dataset
-        annotations = dataset.get("annotations", [])
-        dataset["annotations"] = [a for a in annotations if has_size(a["bbox"])]
-        if len(dataset["annotations"]) < len(annotations):
-            self._coco_api.createIndex()
+    def __init__(self, dataset_name: str, *, max_dets_per_image: Optional[int] = None, **kwargs):
+        """
+        Args:
+            dataset_name: registered.
+            max_dets_per_image: N of "AP@N"; default: the most that an image has.
+            kwargs: of Detectron2's ``COCOEvaluator``.
+        """
+        self._max_dets = max_dets_per_image
+        metadata = MetadataCatalog.get(dataset_name)
+        content = _content_of(dataset_name, metadata)
+        # Detectron2 reads the file that the metadata name: for a while, one of the clean form.
+        clean_name = f"{dataset_name} (clean)"
+        with tempfile.TemporaryDirectory() as folder:
+            json_file = os.path.join(folder, "clean.json")
+            with open(json_file, "w") as f:
+                json.dump(content, f)
+            known = {k: v for k, v in metadata.as_dict().items() if k not in ("name", "json_file")}
+            MetadataCatalog.get(clean_name).set(json_file=json_file, **known)
+            try:
+                super().__init__(clean_name, **kwargs)
+            finally:
+                MetadataCatalog.remove(clean_name)
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        super()._eval_predictions(predictions, img_ids=img_ids)
+        if not self._do_evaluation:
+            return
+        counts = [len(x["instances"]) for x in predictions]
+        if not sum(counts):
+            self._results["bbox"] = self._nothing_found(img_ids)
+        limit = max(counts) if self._max_dets is None else self._max_dets
+        if limit > COCO_LIMIT:
+            AP = self._average_precision([a for x in predictions for a in x["instances"]], limit)
+            self._results["bbox"][f"AP@{limit}"] = AP
+            self._logger.info(
+                f"AP {self._results['bbox']['AP']:.3f} counts at most {COCO_LIMIT} detections per "
+                f"image, as COCO does; with up to {limit}, AP@{limit} is {AP:.3f}."
+            )
+
+    def _average_precision(self, detections, limit: int) -> float:
+        if not detections:
+            return self._results["bbox"]["AP"]
+        evaluation = COCOeval(self._coco_api, self._coco_api.loadRes(detections), "bbox")
+        evaluation.params.maxDets = [1, 10, limit]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        precision = precision[precision > -1]
+        return 100 * float(precision.mean()) if precision.size else float("nan")
+
+    def _nothing_found(self, img_ids) -> Dict[str, float]:
+        """Return 0 for every metric that has objects, and NaN for the others."""
+        objects = [
+            a
+            for a in self._coco_api.dataset["annotations"]
+            if not a["iscrowd"] and (img_ids is None or a["image_id"] in img_ids)
+        ]
+        areas = np.array([a["area"] for a in objects])
+        metrics = {key: _zero_if(objects) for key in ("AP", "AP50", "AP75")}
+        for key, (low, high) in AREAS.items():
+            metrics[key] = _zero_if(((areas >= low) & (areas <= high)).any())
+        names = self._metadata.get("thing_classes") or []
+        categories = {a["category_id"] for a in objects}
+        if len(names) > 1:
+            for name, category in zip(names, sorted(self._coco_api.getCatIds())):
+                metrics[f"AP-{name}"] = _zero_if(category in categories)
+        return metrics
+
+
+def _content_of(dataset_name: str, metadata) -> Dict:
+    json_file = metadata.get("json_file")
+    if json_file is None:  # registered in Python; Detectron2 would keep a file that may be old
+        content = convert_to_coco_dict(dataset_name)
+        lists = {name: content[name] for name in ("images", "categories", "annotations")}
+        content = clean_annotations(lists, dataset_name)
+    else:
+        json_file = PathManager.get_local_path(json_file)
+        content = read_annotations(json_file, metadata.get("image_root", ""), to_train=False)
+    del content["repairs"]
+    if "annotations" in content:
+        objects = [a for a in content["annotations"] if has_size(a["bbox"])]
+        content["annotations"] = [{**a, "id": i} for i, a in enumerate(objects, 1)]
+    return content
+
+
+def _zero_if(condition) -> float:
+    return 0.0 if condition else float("nan")
+
+
+def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
+    """Return ``output_dir``/inference, or, for one of several data sets, a folder of its own there.
+
+    Args:
+        name: of the data set.
+        names: of all of them.
+    """
+    folder = os.path.join(output_dir, "inference")
+    if len(names) == 1:
+        return folder
+    slugs = [re.sub(r"[^\w.-]+", "_", x).strip("_")[-80:] for x in names]
+    index = list(names).index(name)
+    is_unique = slugs.count(slugs[index]) == 1
+    return os.path.join(folder, slugs[index] if is_unique else f"{index + 1}_{slugs[index]}")
 
 
 def first_AP(results) -> float:

@@ -1,5 +1,6 @@
 """Mistakes that users can repair, told in one sentence."""
 
+import re
 import sys
 from typing import Callable
 
@@ -23,6 +24,16 @@ def first_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".!") if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the message of a library's error for a sentence of one's own: one line, at most 200
+    characters, without terminal codes and addresses of objects.
+    """
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r" (at|of)? ?<[^<>]* (object )?at 0x[0-9a-f]+>|<_io\.\S+ [^<>]*>", "", text)
+    return " ".join(text.split())[:200].rstrip(" .!:") or type(error).__name__
 
 
 def run_main(main: Callable[[], object]) -> None:
