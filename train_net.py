@@ -51,6 +51,7 @@ from tood.engine.build_lazy import (
 from tood.engine.launch import launch
 from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_json
 
@@ -80,7 +81,7 @@ def parse_args(argv=None):
         help="of all processes together; learning rate and iterations of the config, which are "
         "for its SOLVER.IMS_PER_BATCH, are scaled to it",
     )
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     if not torch.cuda.is_available():
         args.num_gpus = 0
     elif args.num_gpus > torch.cuda.device_count():

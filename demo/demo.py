@@ -27,6 +27,7 @@ from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
 from tood.data.images import IMAGE_SUFFIXES, images_in
 from tood.predictor import Predictor, read_bgr
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, check_image_output, write_json
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
@@ -52,7 +53,7 @@ def parse_args(argv=None):
     parser.add_argument("--columns", type=int, default=4, help="of the sheet")
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     if args.input:
         args.input, opts = split_options(args.input)
         args.opts = [*opts, *args.opts]

@@ -178,7 +178,7 @@ def test_checkpoint_of_another_model(command, tmp_path):
     assert "do not fit the config" in message
     torch.save([1, 2], path)
     message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", str(path)]))
-    assert "other.pth cannot be loaded" in message
+    assert "other.pth" in message
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_no_checkpoint_that_can_be_read(command, out):
     train_net.cli(command())
     truncate(out / "model_final.pth")
     message = error_of(command("--resume", opts=["SOLVER.MAX_ITER", "5"]))
-    assert "model_final.pth cannot be loaded" in message
+    assert "model_final.pth is damaged" in message
 
 
 def test_what_a_killed_process_left_does_no_harm(command, out):
@@ -101,7 +101,7 @@ def test_disk_full_while_saving(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.torch, "save", full)
-    with pytest.raises(UserError, match=r"model_0000002.pth cannot be written.*No space left"):
+    with pytest.raises(UserError, match=r"model_0000002.pth cannot be written.*no space left"):
         checkpointer.save("model_0000002", iteration=2)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"

@@ -503,7 +503,7 @@ dataloader.test.mapper.augmentations = []
             ["MODEL.WEIGHTS=a.pth"],
             "'MODEL.WEIGHTS' is a key of .yaml .*train.init_checkpoint=model.pth",
         ),
-        (["train.max_iter=3", "--resume"], "'--resume' is not an override .*flags go before"),
+        (["train.max_iter=3", "--resume"], "--resume stands among .*flags go before"),
         (["train.early_stop_patience=3"], "train.early_stop_patience is 3"),
         ([], "No training data"),
     ],

@@ -139,7 +139,7 @@ def test_damaged_weights(command, tmp_path):
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"PK\x03\x04 and nothing more")
     message = error_of(command(opts=["MODEL.WEIGHTS", str(damaged)]))
-    assert "damaged.pth cannot be loaded" in message
+    assert "damaged.pth is damaged" in message
     out = tmp_path / "out"
     (out / "last_checkpoint").write_text("model_gone.pth")
     assert "model_gone.pth cannot be loaded" in error_of(command("--resume"))

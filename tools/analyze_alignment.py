@@ -32,6 +32,7 @@ from tood.evaluation.alignment_evaluator import (
     table_of,
 )
 from tood.evaluation.coco import first_AP
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 from tood.visualization.alignment import draw_histograms, draw_maps, draw_scatter
@@ -61,7 +62,7 @@ def parse_args(argv=None):
     parser.add_argument("--num-images", type=int, default=4, help="to draw maps of")
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all configs")
-    return parser.parse_args(argv)
+    return parse_arguments(parser, argv)
 
 
 def main(args):

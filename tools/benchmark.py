@@ -37,6 +37,7 @@ from tood.config.read import load_config
 from tood.data.mapper import CheckedMapper
 from tood.data.shapes import write_shapes_dataset
 from tood.modeling.detector import PRECISIONS
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 
 PARTS = ("step", "inference", "head", "losses", "data", "memory")
@@ -65,7 +66,7 @@ def parse_args(argv=None):
     parser.add_argument("--memory-of", choices=("tood", "retinanet"), help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options")
     argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     args.argv = argv
     if args.compile and not hasattr(torch.nn.Module, "compile"):
         raise UserError(f"--compile needs a newer PyTorch than {torch.__version__}.")

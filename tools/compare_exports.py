@@ -30,6 +30,7 @@ from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
 from tood.modeling.detector import PRECISIONS
 from tood.predictor import Predictor
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 
 WARMUP_ROUNDS = 2
@@ -53,7 +54,7 @@ def parse_args(argv=None):
         "files", nargs="+", metavar="FILE[@RUNTIME]", help=f"runtimes are {', '.join(RUNTIMES)}"
     )
     argv, opts = split_options(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     args.opts, args.precisions = opts, args.precision or ["float32"]
     if args.rounds < 1:
         raise UserError(f"--rounds is {args.rounds}; it must be above 0.")

@@ -19,6 +19,7 @@ from tood.checkpoint.convert import (
     read_checkpoint,
 )
 from tood.modeling.dense_head import ANCHOR_TYPES
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import write_atomically
 
@@ -35,7 +36,7 @@ def parse_args(argv=None):
         help="where neither the file nor its name tells it",
     )
     parser.add_argument("--to-mmdet", action="store_true", help="the way back")
-    return parser.parse_args(argv)
+    return parse_arguments(parser, argv)
 
 
 def main(args):

@@ -19,6 +19,7 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
@@ -40,7 +41,7 @@ def parse_args():
     parser.add_argument("--score-thresh", type=float, default=0.3, help="of what is drawn")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    return parser.parse_args()
+    return parse_arguments(parser)
 
 
 def positive(text):

@@ -36,6 +36,7 @@ from tood.export.onnx import exportable_to_onnx, save_onnx
 from tood.export.precision import to_float16, to_int8
 from tood.export.runtime import ExportedFile, compare_detections
 from tood.predictor import Predictor
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, first_line, run_main
 from tood.utils.files import check_folder
 
@@ -72,7 +73,7 @@ def parse_args(argv=None):
     parser.add_argument("--calibration-images", type=int, default=100, metavar="N", help="at most")
     parser.add_argument("--overwrite", action="store_true")
     argv, opts = split_options(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     args.opts = opts
     check_args(args)
     return args

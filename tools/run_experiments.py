@@ -25,6 +25,7 @@ from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
 from tood.config.read import load_config, split_options
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
@@ -47,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all runs")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     for name in ("groups", "seeds"):
         values, opts = split_options(getattr(args, name) or [])
         setattr(args, name, values)

@@ -25,6 +25,7 @@ from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.modeling.assign import TAL, alignment_metric
 from tood.modeling.box_ops import box_iou_of_pairs
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output
 from tood.visualization.draw import (
@@ -55,7 +56,7 @@ def parse_args(argv=None):
     parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--output", default="assignment.png", metavar="PNG")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     args.weights, opts = split_options(args.weights)
     args.opts = [*opts, *args.opts]
     if args.num_images < 1:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
+from tood.utils.arguments import parse_arguments
 from tood.utils.errors import run_main
 from tood.utils.files import check_image_output
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
@@ -37,7 +38,7 @@ def parse_args(argv=None):
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     for flag in ("num_images", "columns", "scale"):
         if getattr(args, flag) <= 0:
             parser.error(f"--{flag.replace('_', '-')} must be more than 0")

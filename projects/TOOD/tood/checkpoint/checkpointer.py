@@ -2,17 +2,18 @@
 
 import logging
 import os
-import pickle
 import re
-import struct
 from typing import Any, Dict, List
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-from tood.utils.errors import UserError
-from tood.utils.files import write_atomically, write_whole
+from tood.utils.errors import UserError, reason_of
+from tood.utils.files import read_pickle, read_tensors, write_atomically, write_whole
 
 logger = logging.getLogger(__name__)
+
+# Weights to start from must fit at least this share of their own entries or of the model's.
+MIN_SHARE = 0.25
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -49,6 +50,21 @@ class Checkpointer(DetectionCheckpointer):
         write_atomically(content, path)
         self.tag_last_checkpoint(f"{name}.pth")
 
+    def get_checkpoint_file(self) -> str:
+        """Return the checkpoint that "last_checkpoint" names, a file beside it; "" without one."""
+        try:
+            with open(os.path.join(self.save_dir, "last_checkpoint"), errors="replace") as f:
+                name = f.read().strip()
+        except OSError:
+            return ""
+        if os.path.basename(name) != name or not name.endswith(".pth"):
+            logger.warning(
+                f"{self.save_dir}/last_checkpoint names {name!r}, which is not a checkpoint of its "
+                "folder; the newest one there is used."
+            )
+            return ""
+        return os.path.join(self.save_dir, name)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if "://" in self.save_dir:
             return super().tag_last_checkpoint(last_filename_basename)
@@ -71,6 +87,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_newest(self) -> Dict[str, Any]:
         paths = self._newest_first()
+        if not paths:
+            raise UserError(
+                f"There is no checkpoint in {self.save_dir} to go on from; leave out --resume."
+            )
         for path, before in zip(paths, paths[1:]):
             try:
                 return self.load(path)
@@ -85,36 +105,50 @@ class Checkpointer(DetectionCheckpointer):
             for path in self.get_all_checkpoint_files()
             if re.fullmatch(r"model_\d+\.pth", os.path.basename(path))
         )
-        return [last, *(path for path in reversed(numbered) if path != last)]
+        older = [path for path in reversed(numbered) if path != last]
+        return [last, *older] if last else older
 
     def load(self, path, *args, **kwargs):
         try:
             return super().load(path, *args, **kwargs)
         except UserError:
             raise
-        except (
-            *(AssertionError, AttributeError, EOFError, KeyError, OSError, RuntimeError),
-            *(TypeError, ValueError),
-            *(pickle.UnpicklingError, struct.error),
-        ) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        except Exception as error:  # of whatever the file holds
+            advice = "name another one with MODEL.WEIGHTS"
+            if self.resuming:
+                advice = "leave out --resume to start anew"
             raise UserError(
-                f"The checkpoint {path} cannot be loaded ({reason}); name another one with "
-                "MODEL.WEIGHTS, and leave out --resume if it was the last one of this folder."
+                f"The checkpoint {path} cannot be loaded ({reason_of(error)}); {advice}."
             ) from error
         finally:
             # Detectron2's main branch refuses another load as long as this one seems to go on.
             self._parsed_url_during_load = None
 
     def _load_file(self, filename):
-        content = super()._load_file(filename)
+        """Read what Detectron2 reads, without running anything that is in the file."""
+        if filename.endswith(".pkl"):
+            content = _of_model_zoo(read_pickle(filename))
+        else:
+            content = read_tensors(filename)
         if self.resuming and "trainer" not in content:
             raise ValueError("it holds weights, but no state of a training to go on with")
+        if filename.endswith(".pyth") and "model_state" in content:  # of pycls
+            model = content["model_state"]
+            content = {"model": model, "__author__": "pycls", "matching_heuristics": True}
+        if "model" not in content:
+            content = {"model": content.get("state_dict", content)}
+        query = getattr(self, "_parsed_url_during_load", None)
+        if query is not None and "matching_heuristics=True" in query.query:
+            content["matching_heuristics"] = True
+        _refuse_other_projects(content["model"], filename)
         return content
 
     def _load_model(self, checkpoint):
+        names = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        if (self.complete or self.resuming) and incompatible is not None:
+        if incompatible is None:
+            return incompatible
+        if self.complete or self.resuming:
             lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
             lacking = list(dict.fromkeys(lacking))  # the latter are missing, too
             if lacking:
@@ -124,7 +158,22 @@ class Checkpointer(DetectionCheckpointer):
                     "config they were trained with, and convert another project's file "
                     "with tools/convert_checkpoint.py first."
                 )
+        else:
+            self._refuse_strangers(incompatible, names)
         return incompatible
+
+    def _refuse_strangers(self, incompatible, names) -> None:
+        """Raise UserError for weights of which hardly anything fits: training would start anew."""
+        entries = self.model.state_dict()
+        lacking = {*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)}
+        matched = len(entries) - len(lacking & set(entries))
+        if matched < MIN_SHARE * min(len(entries), len(names)):
+            raise UserError(
+                f"The weights do not fit the model: only {matched} of their {len(names)} entries "
+                f"have a place among its {len(entries)}; name weights of this model or of its "
+                "backbone, and convert another project's file with tools/convert_checkpoint.py "
+                "first."
+            )
 
     def _log_incompatible_keys(self, incompatible):
         """Log one line for a class predictor of another number of classes: that is fine-tuning."""
@@ -146,4 +195,23 @@ class Checkpointer(DetectionCheckpointer):
                 ],
                 missing_keys=[n for n in incompatible.missing_keys if n not in predictor],
             )
+        )
+
+
+def _of_model_zoo(content: Dict) -> Dict:
+    """Return a file of Detectron2's model zoo, or of Detectron1's, as Detectron2 does."""
+    if "model" in content and "__author__" in content:
+        return content
+    content = content.get("blobs", content)
+    model = {name: x for name, x in content.items() if not name.endswith("_momentum")}
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _refuse_other_projects(model, path: str) -> None:
+    if not isinstance(model, dict) or not model:
+        raise UserError(f"The checkpoint {path} holds no state dict; name another file.")
+    if any(re.match(r"(module\.)?(bbox_head|neck|backbone\.layer\d)\.", str(n)) for n in model):
+        raise UserError(
+            f"The checkpoint {path} has MMDetection's names; convert it with "
+            "tools/convert_checkpoint.py first, and name the converted file."
         )

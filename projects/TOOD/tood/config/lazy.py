@@ -19,6 +19,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tood.config.check import RANGES, check_head, check_precision
+from tood.config.files import check_targets, read_yaml
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.config.zoo import get_config_file
@@ -115,6 +116,8 @@ def load_lazy_config(
     if lazy.train.device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as train.device=cpu does).")
         lazy.train.device = "cpu"
+    for path in ("train.output_dir", "train.init_checkpoint"):
+        OmegaConf.update(lazy, path, os.path.expanduser(OmegaConf.select(lazy, path)), merge=False)
     _check_values(lazy)
     _set_precision(lazy)
     return lazy
@@ -308,6 +311,12 @@ def _load(config_file: str) -> DictConfig:
     if not os.path.isfile(config_file):
         raise UserError(f"The config file {config_file} does not exist.")
     import_function = builtins.__import__
+    if not config_file.endswith(".py"):
+        content = read_yaml(config_file)
+        check_targets(content, config_file)
+        if not isinstance(content, dict):
+            raise UserError(f"{config_file} is not what LazyConfig.save writes; name another file.")
+        return OmegaConf.create(content, flags={"allow_objects": True})
     try:
         lazy = LazyConfig.load(config_file)
     except Exception as error:  # of whatever a config in Python does
@@ -316,8 +325,6 @@ def _load(config_file: str) -> DictConfig:
         ) from error
     finally:
         builtins.__import__ = import_function  # Detectron2 leaves its own after an error
-    if not isinstance(lazy, DictConfig):
-        raise UserError(f"The config file {config_file} is not what LazyConfig.save writes.")
     return lazy
 
 

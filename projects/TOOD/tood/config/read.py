@@ -20,12 +20,13 @@ from tood.config.check import (
     nearest_key,
 )
 from tood.config.defaults import add_tood_config
+from tood.config.files import read_yaml_with_base
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.modeling.tta import TTAOptions
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) 
     """
     for name, value in (changes or {}).items():
         cfg.merge_from_list([CHANGES[name], value])
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = os.path.expanduser(cfg.MODEL.WEIGHTS)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
@@ -220,13 +223,15 @@ def _merge(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     _refuse_lazy_overrides(opts, config_file)
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_other_cfg(CfgNode(read_yaml_with_base(config_file)))
         cfg.merge_from_list(list(opts))
+    except UserError:
+        raise
     except (
-        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError),
+        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError),
         yaml.YAMLError,
     ) as error:
-        reason = " ".join(str(error).strip("'\"").split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         raise UserError(

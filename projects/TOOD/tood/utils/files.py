@@ -1,18 +1,21 @@
 """Files that are written whole or not at all, and read without running what is in them."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import pickle
 import re
+import shutil
 import tempfile
-from typing import BinaryIO, Dict, Iterator
+import zipfile
+from typing import BinaryIO, Dict, Iterator, List, Optional
 
 import torch
 from PIL import Image
 
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, reason_of
 
 
 def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
@@ -50,14 +53,19 @@ def check_image_output(path: str) -> None:
 
 
 def read_tensors(path: str) -> Dict:
-    """Read a file of tensors and plain values without running anything that is in it.
+    """Read a file of tensors and plain values without running anything that is in it. Where the
+    file is of PyTorch's present format, its checksums must be right.
 
     Raises:
         UserError: for a file that is not there, is damaged, or holds more than that.
     """
     if not os.path.isfile(path):
-        raise UserError(f"The checkpoint {path} does not exist.")
+        raise UserError(f"The checkpoint {path} does not exist; check its name.")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:  # which PyTorch does not look at
+                    raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever their bytes lead to
         refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
@@ -72,6 +80,53 @@ def read_tensors(path: str) -> Dict:
     if not isinstance(content, dict) or not content:
         raise UserError(f"The checkpoint {path} holds no state dict.")
     return content
+
+
+def read_pickle(path: str) -> Dict:
+    """Read a file of NumPy arrays and plain values, as in Detectron2's model zoo, without running
+    anything that is in it.
+
+    Raises:
+        UserError: for a file that is damaged, or holds more than that.
+    """
+    try:
+        with open(path, "rb") as f:
+            content = _ArrayUnpickler(f, path).load()
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise whatever their bytes lead to
+        raise UserError(
+            f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"The checkpoint {path} holds no state dict; name another file.")
+    return content
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, path: str):
+        super().__init__(file, encoding="latin1")
+        self.path = path
+
+    def find_class(self, module, name):
+        array_module = module.replace("numpy._core", "numpy.core")
+        if (array_module, name) not in _ARRAY_GLOBALS:
+            raise UserError(
+                f"The checkpoint {self.path} is refused: reading it would run code, for it needs "
+                f"{module}.{name}; save its arrays alone, with the program that wrote it."
+            )
+        return super().find_class(module, name)
+
+
+_ARRAY_GLOBALS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),  # of the bytes of arrays, in old pickles
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+}
 
 
 @contextlib.contextmanager
@@ -93,8 +148,31 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
             if os.path.exists(part):
                 os.remove(part)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be written ({reason}).") from error
+        # PyTorch's writer has an error of its own when it is interrupted or the disk is full.
+        causes = _causes(error)
+        if any(isinstance(x, KeyboardInterrupt) for x in causes):
+            raise KeyboardInterrupt from error
+        folder = os.path.dirname(path) or "."
+        no_space = [x for x in causes if getattr(x, "errno", None) in (errno.ENOSPC, errno.EDQUOT)]
+        is_full = os.path.isdir(folder) and shutil.disk_usage(folder).free < 2**20
+        if no_space or is_full:
+            raise UserError(
+                f"{path} cannot be written: no space left on {folder}; free some, or name another "
+                "folder."
+            ) from error
+        raise UserError(
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or reason_of(error)}); "
+            "check the folder, or name another one."
+        ) from error
+
+
+def _causes(error: Optional[BaseException]) -> List[BaseException]:
+    """Return an error and those that led to it."""
+    causes = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
 
 
 def write_atomically(content: Dict, path: str) -> None:

@@ -1,0 +1,34 @@
+"""Command lines of the programs."""
+
+import argparse
+import os
+import re
+import sys
+from typing import Optional, Sequence
+
+from tood.utils.errors import UserError
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None
+) -> argparse.Namespace:
+    """Parse a command line. "~" is the home folder wherever a path begins, also where no shell
+    expands it.
+
+    Raises:
+        UserError: for a flag among the overrides of the config, which would swallow it.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([expand_home(str(x)) for x in argv])
+    flags = [x for x in getattr(args, "opts", None) or () if re.match(r"--[a-z]", x)]
+    if flags:
+        raise UserError(
+            f"{flags[0]} stands among the KEY VALUE options; flags go before KEY VALUE options."
+        )
+    return args
+
+
+def expand_home(text: str) -> str:
+    """Replace "~" at the start of a path: of the text, or after a colon, a comma or "="."""
+    home = os.path.expanduser("~").replace("\\", r"\\")
+    return re.sub(r"""(^|[:=,'"([])~(?=/|$)""", rf"\g<1>{home}", text)
