@@ -9,6 +9,7 @@
     torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -54,6 +55,7 @@ from tood.engine.trainer import Trainer
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_json
+from tood.utils.lock import locked
 
 logger = logging.getLogger("tood")
 
@@ -92,14 +94,18 @@ def parse_args(argv=None):
     return args
 
 
-def setup(args):
-    """Nothing is written before the config, its weights and its annotations have been checked."""
+def checked(args):
+    """Return the config, and what to tell of the data and the schedule. Nothing is written yet."""
     cfg = load_config(args.config_file, args.opts, args.train_data, args.val_data)
     options = run_options(cfg)
     if not args.eval_only:
         check_training(cfg)
     reports = prepare_datasets(options.data, training=not args.eval_only)
+    news = [str(report) for report in reports]
     scaled = set_schedule(cfg, args)
+    if scaled:
+        texts = (f"{key} {value}" for key, value in scaled.items())
+        news.append(f"Scaled by --epochs and --images-per-step: {', '.join(texts)}")
     resumes = args.resume and os.path.isfile(os.path.join(options.output_dir, "last_checkpoint"))
     if not resumes:
         if args.eval_only and not options.weights:
@@ -109,14 +115,37 @@ def setup(args):
             )
         check_weights(options.weights, options.weights_key)
     check_folder(options.output_dir)
-    default_setup(cfg, args)
-    setup_logger(options.output_dir, distributed_rank=comm.get_rank(), name="tood")
-    for report in reports:
-        logger.info(str(report))
-    if scaled:
-        texts = (f"{key} {value}" for key, value in scaled.items())
-        logger.info(f"Scaled by --epochs and --images-per-step: {', '.join(texts)}")
+    return cfg, news
+
+
+def setup(args):
+    """Check everything, and then begin to write: the config and the log."""
+    cfg, news = checked(args)
+    begin(cfg, args, news)
     return cfg
+
+
+def begin(cfg, args, news):
+    default_setup(cfg, args)
+    setup_logger(run_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="tood")
+    for text in news:
+        logger.info(text)
+
+
+@contextlib.contextmanager
+def lock_of_training(cfg, args):
+    """Let one training at a time write to a folder; the main process holds its lock."""
+    error = None
+    with contextlib.ExitStack() as stack:
+        if comm.is_main_process() and not args.eval_only:
+            try:
+                stack.enter_context(locked(run_options(cfg).output_dir))
+            except UserError as refused:
+                error = refused
+        error = comm.all_gather(error)[0]  # all processes end together
+        if error is not None:
+            raise error
+        yield
 
 
 def set_schedule(cfg, args):
@@ -147,8 +176,10 @@ def set_schedule(cfg, args):
 
 
 def main(args):
-    cfg = setup(args)
-    return evaluate(cfg, args) if args.eval_only else train(cfg, args)
+    cfg, news = checked(args)
+    with lock_of_training(cfg, args):
+        begin(cfg, args, news)
+        return evaluate(cfg, args) if args.eval_only else train(cfg, args)
 
 
 def evaluate(cfg, args):
@@ -186,6 +217,11 @@ def cli(argv=None):
         launch(main, args)
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
+    except KeyboardInterrupt:
+        print("error: stopped; go on from the last checkpoint with --resume.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'A file'} cannot be used ({error.strerror or error}).")
     except ProcessExitedException as error:  # of several processes, stopped by a signal
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:  # of one of several processes

@@ -149,11 +149,13 @@ def test_missing_config_file(tmp_path):
     assert "no.yaml does not exist" in error_of(["--config-file", "no.yaml"])
     assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in error_of([])
     broken = tmp_path / "broken.yaml"
-    for text in ("MODEL: [", "_BASE_: gone.yaml", "MODEL: 3"):
+    for text, says in (
+        ("MODEL: [", "cannot be read (while parsing"),
+        ("_BASE_: gone.yaml", "gone.yaml (_BASE_), which does not exist"),
+        ("MODEL: 3", "broken.yaml or an option after it is wrong"),
+    ):
         broken.write_text(text)
-        assert "broken.yaml or an option after it is wrong" in error_of(
-            ["--config-file", str(broken)]
-        )
+        assert says in error_of(["--config-file", str(broken)])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
 
@@ -97,6 +97,23 @@ class Checkpointer(DetectionCheckpointer):
             except UserError as error:
                 logger.warning(f"{error.sentence()} Trying the one before it, {before}.")
         return self.load(paths[-1])
+
+    def tag_last_sound(self, before: int) -> Optional[str]:
+        """Make the newest checkpoint of an iteration less than ``before``, all of whose weights are
+        finite, the last one; return its name, or None where there is none.
+        """
+        for path in self._newest_first():
+            try:
+                content = read_tensors(path)
+                sound = content["iteration"] < before and all(
+                    x.isfinite().all() for x in content["model"].values() if x.is_floating_point()
+                )
+            except (UserError, KeyError, AttributeError, TypeError):
+                continue
+            if sound:
+                self.tag_last_checkpoint(os.path.basename(path))
+                return os.path.basename(path)
+        return None
 
     def _newest_first(self) -> List[str]:
         last = self.get_checkpoint_file()

@@ -9,7 +9,7 @@ import threading
 from typing import Dict, Optional
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
@@ -65,6 +65,20 @@ class BestWeights:
         write_atomically(content, self.path)
         self.AP, self.iteration = AP, iteration
         logger.info(f"AP {AP:.2f} of {name} is the best so far: saved to {self.path}")
+
+
+class Evaluation(hooks.EvalHook):
+    """Detectron2's hook, which also makes up for an evaluation that a training was stopped in,
+    after the checkpoint of the same iteration.
+    """
+
+    def before_train(self):
+        trainer, start = self.trainer, self.trainer.start_iter
+        due = self._period > 0 and 0 < start < trainer.max_iter and start % self._period == 0
+        if due and trainer.evaluated < start - 1:
+            trainer.iter = start - 1
+            self._do_eval()
+            trainer.iter = start
 
 
 class StopEarly(HookBase):
@@ -168,9 +182,6 @@ class AverageWeights(HookBase):
         if finished and comm.is_main_process():
             content = {"model": self.averaged.model.state_dict(), **self.extra_metadata}
             write_atomically(content, os.path.join(self.folder, "model_final_ema.pth"))
-
-
-logger = logging.getLogger(__name__)
 
 
 class StopOnSignal(HookBase):

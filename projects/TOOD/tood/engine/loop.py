@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import uuid
@@ -20,14 +21,17 @@ from tood.engine.hooks import (
     AverageWeights,
     BestWeights,
     EarlyStop,
+    Evaluation,
     StopEarly,
     StopOnSignal,
     WeightAverage,
 )
-from tood.engine.step import TrainingStep
+from tood.engine.optimizer import hyperparameters_of, set_hyperparameters
+from tood.engine.step import Diverged, TrainingStep
 from tood.engine.watch import StatusPrinter, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
 from tood.utils.errors import UserError
+from tood.utils.files import write_json
 from tood.utils.logs import silenced
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ class LoopOptions:
     val_loss: bool = False
     ema_decay: float = 0.0
     early_stop_patience: int = 0
+    seed: Optional[int] = None  # that the user asked for
     # Of Detectron2's create_ddp_model, for several processes.
     ddp: Dict = dataclasses.field(default_factory=lambda: {"broadcast_buffers": False})
 
@@ -85,6 +90,7 @@ class TrainingLoop(TrainerBase):
             scale_gradients=model.precision_train == "float16",
         )
         self.scheduler = experiment.scheduler
+        self._hyperparameters = hyperparameters_of(experiment.optimizer)
         class_names = list(options.class_names)
         self.extra_metadata = {"class_names": class_names}
         self.averaged = WeightAverage(model, options.ema_decay) if options.ema_decay else None
@@ -101,6 +107,7 @@ class TrainingLoop(TrainerBase):
         self.stopped_early = False
         self.run_id = uuid.uuid4().hex  # a resumed training keeps that of its start
         self.start_iter, self.max_iter = 0, options.max_iter
+        self.evaluated = -1  # the last iteration after which an evaluation was finished
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> List[Optional[HookBase]]:
@@ -123,7 +130,7 @@ class TrainingLoop(TrainerBase):
             else None,
             # After the hooks that change the state of the training, before those that take time.
             StopOnSignal(self.checkpointer),
-            hooks.EvalHook(options.eval_period, self.evaluate),
+            Evaluation(options.eval_period, self.evaluate),
             StopEarly(options.eval_period, options.early_stop_patience),
             # After evaluation, whose metrics it writes.
             hooks.PeriodicWriter(self.build_writers(), options.log_period) if is_main else None,
@@ -138,8 +145,13 @@ class TrainingLoop(TrainerBase):
         """Train from ``start_iter`` to ``max_iter``; return the last results."""
         # Detectron2 logs a traceback of whatever ends training.
         quiet = silenced("detectron2.engine.train_loop", _is_user_error)
-        with quiet, contextlib.suppress(EarlyStop):
-            TrainerBase.train(self, self.start_iter, self.max_iter)
+        if self.start_iter == self.max_iter and comm.is_main_process():
+            self._save_final_weights()
+        try:
+            with quiet, contextlib.suppress(EarlyStop):
+                TrainerBase.train(self, self.start_iter, self.max_iter)
+        except Diverged as error:
+            raise UserError(f"{error}; {self._advice_to_resume()}") from error
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self):
@@ -152,7 +164,42 @@ class TrainingLoop(TrainerBase):
         if resume and self.checkpointer.has_checkpoint():
             # A checkpoint stores the iteration that was finished.
             self.start_iter = self.iter + 1
+            if self.start_iter > self.max_iter:
+                raise UserError(
+                    f"The last checkpoint of {self.options.output_dir} is of iteration {self.iter},"
+                    f" but the training has {self.max_iter} iterations (SOLVER.MAX_ITER, "
+                    "train.max_iter); raise that, or leave out --resume."
+                )
             self.best.resume(self.run_id)
+            self.evaluated = self._read_evaluated()
+
+    def _save_final_weights(self) -> None:
+        """Save them where a training was killed between its last checkpoint and its end."""
+        if not os.path.isfile(os.path.join(self.options.output_dir, "model_final.pth")):
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+
+    def _advice_to_resume(self) -> str:
+        """Make the newest checkpoint from which training got on the last one, and name it."""
+        name = None
+        if comm.is_main_process():
+            # What was saved right before this iteration gave a loss that was not finite.
+            name = self.checkpointer.tag_last_sound(before=self.iter - 1)
+        name = comm.all_gather(name)[0]
+        if name is None:
+            return "there is no checkpoint from before to go on from: start anew."
+        return f"--resume goes on from {name}, whose weights and loss were finite."
+
+    def _evaluated_file(self) -> str:
+        return os.path.join(self.options.output_dir, "last_evaluation.json")
+
+    def _read_evaluated(self) -> int:
+        found = {}
+        if comm.is_main_process() and os.path.isfile(self._evaluated_file()):
+            with contextlib.suppress(OSError, ValueError), open(self._evaluated_file()) as f:
+                found = json.load(f)
+        found = comm.all_gather(found)[0]
+        is_mine = isinstance(found, dict) and found.get("run_id") == self.run_id
+        return found["iteration"] if is_mine else -1
 
     def evaluate(self) -> Dict:
         """Evaluate the model, its average and the validation losses, and keep the best weights.
@@ -170,12 +217,13 @@ class TrainingLoop(TrainerBase):
             evaluated["the averaged weights"] = (averaged, results["ema"])
         if self.options.val_loss:
             results["val_loss"] = self._validation_losses()
+        iteration = self.evaluated = min(self.iter, self.max_iter - 1)  # at the end, it is max_iter
         if comm.is_main_process():
-            iteration = min(self.iter, self.max_iter - 1)  # after the last one, it is max_iter
             for name, (evaluated_model, found) in evaluated.items():
                 self.best.offer(
                     evaluated_model, first_AP(found), iteration, run_id=self.run_id, name=name
                 )
+            write_json({"run_id": self.run_id, "iteration": iteration}, self._evaluated_file())
         return results
 
     def _validation_losses(self) -> Dict:
@@ -194,6 +242,7 @@ class TrainingLoop(TrainerBase):
         # Detectron2 v0.6 leaves it out with PyTorch 2.
         state["scheduler"] = self.scheduler.state_dict()
         state["run_id"] = self.run_id
+        state["ims_per_batch"] = self.options.ims_per_batch
         if isinstance(self._trainer.data_loader, TrainingLoader):
             state["data_seed"] = self._trainer.data_loader.batches.seed
         return state
@@ -207,9 +256,24 @@ class TrainingLoop(TrainerBase):
         self.run_id = state_dict.get("run_id", self.run_id)
         if "scheduler" in state_dict:
             self.scheduler.load_state_dict(state_dict["scheduler"])
+        changes = []
+        if self.iter < self.max_iter:
+            changes = set_hyperparameters(
+                self._trainer.optimizer, self.scheduler, self._hyperparameters
+            )
+        saved, now = state_dict.get("ims_per_batch"), self.options.ims_per_batch
+        if saved not in (None, now):
+            changes.append(f"images per step {saved} -> {now}")
+        if changes:
+            logger.warning(f"Resumed with other values, from here on: {', '.join(changes)}.")
         loader = self._trainer.data_loader
         if isinstance(loader, TrainingLoader):
             seed = state_dict.get("data_seed", loader.batches.seed)
+            if self.options.seed not in (None, seed):
+                logger.warning(
+                    f"The seed {self.options.seed} is not used: a resumed training keeps the order "
+                    f"of its images, which is of seed {seed}."
+                )
             self._trainer.set_data_loader(loader.restart(seed, skip=state_dict["iteration"] + 1))
 
 

@@ -1,7 +1,11 @@
-"""An optimizer whose step is bounded: the norm of all gradients together."""
+"""An optimizer whose step is bounded, and its hyperparameters in a training that goes on."""
+
+from typing import Dict, List
 
 import torch
+from detectron2.solver import LRMultiplier
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 def clipped_sgd(params, *, max_norm: float, norm_type: float = 2.0, **options) -> SGD:
@@ -27,3 +31,45 @@ def clip_full_model(optimizer: Optimizer, max_norm: float, norm_type: float = 2.
         torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 
     optimizer.register_step_pre_hook(clip_gradients)
+
+
+def hyperparameters_of(optimizer: Optimizer) -> List[Dict]:
+    """Return the numbers of each group of parameters; "lr" is the rate that a schedule scales."""
+    return [
+        {
+            **{k: v for k, v in group.items() if k not in ("params", "initial_lr")},
+            "lr": group.get("initial_lr", group["lr"]),
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def set_hyperparameters(
+    optimizer: Optimizer, scheduler: LRScheduler, wanted: List[Dict]
+) -> List[str]:
+    """Let hyperparameters replace those that a checkpoint has brought.
+
+    Args:
+        optimizer, scheduler: with the state of the checkpoint.
+        wanted: of :func:`hyperparameters_of`, as the config has them.
+
+    Returns:
+        what has changed: "lr 0.01 -> 0.001", in words for a log.
+    """
+    changes = []
+    for group, before, after in zip(optimizer.param_groups, hyperparameters_of(optimizer), wanted):
+        for key, value in after.items():
+            if key not in before or before[key] == value:
+                continue
+            text = f"{key} {before[key]} -> {value}"
+            changes += [] if text in changes else [text]
+            if key == "lr":
+                group["lr"] *= value / before["lr"] if before["lr"] else 1
+                group["initial_lr"] = value
+            else:
+                group[key] = value
+    scheduler.base_lrs = [x["lr"] for x in wanted]
+    if isinstance(scheduler, LRMultiplier):  # its length may have changed as well
+        for group, lr in zip(optimizer.param_groups, scheduler.get_lr()):
+            group["lr"] = lr
+    return changes

@@ -13,6 +13,10 @@ from torch import Tensor
 from tood.utils.errors import UserError
 
 
+class Diverged(UserError):
+    """A loss or a gradient is not finite."""
+
+
 class TrainingStep(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` that does not step on a loss or a gradient that is not finite,
     logs the norm of all gradients together as "grad_norm", and scales them where training is in
@@ -36,7 +40,7 @@ class TrainingStep(SimpleTrainer):
 
     def run_step(self):
         start = time.perf_counter()
-        data = next(self._batches)
+        data = self._next_batch()
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()  # before the forward pass: gradients take memory
@@ -55,10 +59,22 @@ class TrainingStep(SimpleTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
+    def _next_batch(self) -> List[Dict]:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"Training stopped at iteration {self.iter}: a process that loads images has "
+                "ended, perhaps for want of memory; lower DATALOADER.NUM_WORKERS, and go on from "
+                "the last checkpoint with --resume."
+            ) from error
+
     def _check_numbers(
         self, losses: Dict[str, Tensor], data: List[Dict], *, with_gradients: bool = True
     ) -> None:
-        """Raise UserError for a loss or, ``with_gradients``, a gradient that is not finite, with
+        """Raise Diverged for a loss or, ``with_gradients``, a gradient that is not finite, with
         what led to it; log the norm of the gradients.
         """
         gradients = {
@@ -79,12 +95,11 @@ class TrainingStep(SimpleTrainer):
         largest = norms.argmax().item()  # of NaN and numbers, NaN
         values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
         images = ", ".join(str(x.get("file_name", "without a name")) for x in data)
-        raise UserError(
+        raise Diverged(
             f"Training stopped at iteration {self.iter}, before its step was taken: {values}, and "
             f"the largest gradient is that of {list(gradients)[largest]}, of norm "
             f"{norms[largest].item():.3g}; the images were {images}. Look at these, or lower "
-            "the learning rate, or turn on gradient clipping; the last checkpoint is from before, "
-            "and --resume goes on from it."
+            "the learning rate, or turn on gradient clipping"
         )
 
     def state_dict(self) -> Dict:

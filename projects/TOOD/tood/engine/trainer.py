@@ -79,6 +79,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
             val_loss=tood.VAL_LOSS,
             ema_decay=tood.EMA_DECAY,
             early_stop_patience=tood.EARLY_STOP_PATIENCE,
+            seed=cfg.SEED if cfg.SEED >= 0 else None,
         )
 
     @classmethod
