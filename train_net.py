@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.build import check_builds
 from tood.config.lazy import build_lazy_model
 from tood.config.read import (
     apply_schedule,
@@ -100,6 +101,8 @@ def checked(args):
     options = run_options(cfg)
     if not args.eval_only:
         check_training(cfg)
+    if not isinstance(cfg, DictConfig):
+        check_builds(cfg)
     reports = prepare_datasets(options.data, training=not args.eval_only)
     news = [str(report) for report in reports]
     scaled = set_schedule(cfg, args)

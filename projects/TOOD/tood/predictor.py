@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.build import check_builds
 from tood.config.lazy import build_lazy_model
 from tood.config.read import Config, check_weights, finish_config, load_config, run_options
 from tood.config.zoo import get_config_file
@@ -75,6 +76,8 @@ class Predictor:
         content = read_tensors(path) if path.endswith(".pth") else {}
         self.class_names = class_names_of(options.data, content)
         is_lazy = isinstance(self.cfg, DictConfig)
+        if not is_lazy:
+            check_builds(self.cfg)
         self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
         Checkpointer(self.model, complete=True).load(options.weights)
         augment = options.tta.enabled if augment is None else augment

@@ -4,7 +4,9 @@ import difflib
 import math
 from typing import Callable, List, Mapping, NamedTuple, Optional
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from tood.modeling.assign import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
@@ -20,7 +22,11 @@ class Range(NamedTuple):
     above_low: bool = False  # the lower end is not included
 
     def holds(self, value) -> bool:
-        return self.low <= value <= self.high and not (self.above_low and value == self.low)
+        return (
+            self.low <= value <= self.high
+            and math.isfinite(value)
+            and not (self.above_low and value == self.low)
+        )
 
     def check(self, key: str, value) -> None:
         """Raise UserError for a value that is not such a number."""
@@ -59,18 +65,58 @@ RANGES = {
     "VIS_PERIOD": Range(0),
     "SOLVER.IMS_PER_BATCH": Range(1),
     "SOLVER.BASE_LR": POSITIVE,
-    "SOLVER.MAX_ITER": Range(0),
+    "SOLVER.MAX_ITER": Range(1),
+    "SOLVER.MOMENTUM": Range(0, 0.999999),
+    "SOLVER.WEIGHT_DECAY": Range(0),
+    "SOLVER.WEIGHT_DECAY_NORM": Range(0),
+    "SOLVER.GAMMA": POSITIVE,
+    "SOLVER.WARMUP_FACTOR": Range(0, 1),
+    "SOLVER.BIAS_LR_FACTOR": POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": POSITIVE,
+    "MODEL.FPN.OUT_CHANNELS": Range(1),
+    "MODEL.BACKBONE.FREEZE_AT": Range(0),
+    "MODEL.RESNETS.NUM_GROUPS": Range(1),
+    "MODEL.RESNETS.WIDTH_PER_GROUP": Range(1),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": Range(1),
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": Range(1),
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": Range(1),
+    "INPUT.MIN_SIZE_TEST": Range(0),
+    "INPUT.MAX_SIZE_TEST": Range(1),
+    "INPUT.MAX_SIZE_TRAIN": Range(1),
+    "TEST.PRECISE_BN.NUM_ITER": Range(1),
     "SOLVER.WARMUP_ITERS": Range(0),
     "SOLVER.CHECKPOINT_PERIOD": Range(1),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
     "DATALOADER.NUM_WORKERS": Range(0),
 }
+# Detectron2's norms; a newer one has LN as well.
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 CHOICES = {
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+    ),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": NORMS,
+    "MODEL.FPN.NORM": NORMS,
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.TOOD.NORM": NORMS,
     "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
+RESNET_FPNS = (
+    *("build_tood_resnet_fpn_backbone", "build_resnet_fpn_backbone"),
+    *("build_retinanet_resnet_fpn_backbone",),
+)
 REGISTRIES = {"MODEL.TOOD.HEAD": HEAD_REGISTRY, "MODEL.TOOD.ASSIGNER": ASSIGNER_REGISTRY}
 
 
@@ -96,7 +142,11 @@ def check_config(cfg: CfgNode) -> None:
     for key, allowed in {**CHOICES, **registered}.items():
         value = get_key(cfg, key)
         if value not in allowed:
-            raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+            names = ", ".join(str(x) or "''" for x in allowed)
+            raise UserError(f"{key} is {value!r}; it must be one of {names}.")
+    _check_device(cfg.MODEL.DEVICE)
+    _check_steps(cfg.SOLVER.STEPS)
+    _check_lists(cfg)
     check_head(cfg.MODEL.TOOD, lambda key: f"MODEL.TOOD.{key}")
     _check_bbox_reg_weights(cfg.MODEL.TOOD)
     _check_levels(cfg)
@@ -150,6 +200,49 @@ def check_precision(key: str, precision: str, device: str) -> None:
         raise UserError(f"{key} float16 needs a GPU; a CPU can do bfloat16.")
 
 
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"MODEL.DEVICE is {device!r}; it must be cpu, cuda, or a GPU's name, as cuda:1."
+        ) from error
+
+
+def _check_steps(steps) -> None:
+    increases = all(type(x) is int and x > 0 for x in steps) and all(
+        a < b for a, b in zip(steps, steps[1:])
+    )
+    if not increases:
+        raise UserError(
+            f"SOLVER.STEPS is {tuple(steps)}; it must be increasing numbers of iterations, from 1 "
+            "on, or () for none."
+        )
+
+
+def _check_lists(cfg: CfgNode) -> None:
+    """Raise UserError for lists of sizes, pixel values and levels that cannot be."""
+    for key, low in (("INPUT.MIN_SIZE_TRAIN", 1), ("MODEL.PIXEL_MEAN", None)):
+        values = get_key(cfg, key)
+        values = values if isinstance(values, (list, tuple)) else [values]
+        numbers = all(type(x) in (int, float) and math.isfinite(x) for x in values)
+        if not (values and numbers and (low is None or min(values) >= low)):
+            raise UserError(f"{key} is {values}; it must be numbers, as in Detectron2's defaults.")
+    std = cfg.MODEL.PIXEL_STD
+    if len(std) != len(cfg.MODEL.PIXEL_MEAN) or not all(
+        type(x) in (int, float) and 0 < x < math.inf for x in std
+    ):
+        raise UserError(f"MODEL.PIXEL_STD is {std}; it must be as many numbers above 0 as means.")
+    if cfg.MODEL.BACKBONE.NAME in RESNET_FPNS:
+        known, features = ("res2", "res3", "res4", "res5"), cfg.MODEL.FPN.IN_FEATURES
+        made = cfg.MODEL.RESNETS.OUT_FEATURES
+        if not features or any(x not in known or x not in made for x in features):
+            raise UserError(
+                f"MODEL.FPN.IN_FEATURES is {features}; it must be some of MODEL.RESNETS."
+                f"OUT_FEATURES, {made}, which are some of {', '.join(known)}."
+            )
+
+
 def _check_bbox_reg_weights(tood: CfgNode) -> None:
     weights = tood.BBOX_REG_WEIGHTS
     if len(weights) != 4 or not all(type(w) in (int, float) and w > 0 for w in weights):
@@ -163,7 +256,14 @@ def _check_levels(cfg: CfgNode) -> None:
     features = cfg.MODEL.TOOD.IN_FEATURES
     if not features:
         raise UserError("MODEL.TOOD.IN_FEATURES is empty; name the feature maps, as p3 to p7.")
-    if cfg.MODEL.BACKBONE.NAME == "build_tood_resnet_fpn_backbone":
+    backbones = [name for name, _ in BACKBONE_REGISTRY]
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if backbone not in backbones:
+        close = difflib.get_close_matches(backbone, backbones, n=1, cutoff=0)
+        raise UserError(
+            f"There is no backbone {backbone!r} (MODEL.BACKBONE.NAME); did you mean {close[0]}?"
+        )
+    if backbone == "build_tood_resnet_fpn_backbone":
         known = [f"p{name[len('res') :]}" for name in cfg.MODEL.FPN.IN_FEATURES] + ["p6", "p7"]
         unknown = [name for name in features if name not in known]
         if unknown:

@@ -16,6 +16,7 @@ from tood.config.check import (
     check_config,
     check_nothing_removed,
     check_precision,
+    get_key,
     known_keys,
     nearest_key,
 )
@@ -23,6 +24,7 @@ from tood.config.defaults import add_tood_config
 from tood.config.files import read_yaml_with_base
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
+from tood.config.unread import check_unread
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.modeling.tta import TTAOptions
@@ -105,6 +107,7 @@ def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) 
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         check_config(cfg)
+        check_unread(cfg)
         _set_precision(cfg)
 
 
@@ -224,20 +227,29 @@ def _merge(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     try:
         if config_file:
             cfg.merge_from_other_cfg(CfgNode(read_yaml_with_base(config_file)))
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_with_floats(cfg, opts))
     except UserError:
         raise
     except (
         *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError),
         yaml.YAMLError,
     ) as error:
-        reason = reason_of(error).strip("'\"")
+        reason = reason_of(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         raise UserError(
             f"The config file {config_file} or an option after it is wrong: {reason}"
             + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
+
+
+def _with_floats(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
+    """Return options in which integers for floating point values are such values."""
+    opts, floats = list(opts), {key for key in known_keys(cfg) if type(get_key(cfg, key)) is float}
+    for i in range(1, len(opts), 2):
+        if opts[i - 1] in floats and re.fullmatch(r"[+-]?\d+", str(opts[i])):
+            opts[i] = f"{opts[i]}.0"
+    return opts
 
 
 def _refuse_lazy_overrides(opts: Sequence[str], config_file: str) -> None:

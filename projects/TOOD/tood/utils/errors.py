@@ -26,14 +26,14 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".!") if lines else type(error).__name__
 
 
-def reason_of(error: BaseException) -> str:
-    """Return the message of a library's error for a sentence of one's own: one line, at most 200
-    characters, without terminal codes and addresses of objects.
+def reason_of(error: BaseException, limit: int = 200) -> str:
+    """Return the message of a library's error for a sentence of one's own: one line of at most
+    ``limit`` characters, without terminal codes and addresses of objects.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r" (at|of)? ?<[^<>]* (object )?at 0x[0-9a-f]+>|<_io\.\S+ [^<>]*>", "", text)
-    return " ".join(text.split())[:200].rstrip(" .!:") or type(error).__name__
+    return " ".join(text.split())[:limit].rstrip(" .!:") or type(error).__name__
 
 
 def run_main(main: Callable[[], object]) -> None:

@@ -1,0 +1,68 @@
+"""A config tried before a training: its model without weights, its optimizer and its schedule."""
+
+import logging
+from typing import List
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone, build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+
+from tood.utils.errors import UserError, reason_of
+from tood.utils.logs import at_level
+
+logger = logging.getLogger(__name__)
+
+
+def check_builds(cfg: CfgNode) -> None:
+    """Build what a training builds, on a device that holds no numbers.
+
+    Raises:
+        UserError: where that fails, with the options to look at.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model":  # which Detectron2 does not know
+        cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    with torch.device("meta"):
+        backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
+        _check_levels(cfg, backbone.output_shape())
+        _tried(lambda: build_model(cfg), "MODEL")
+    layer = torch.nn.Linear(1, 1)
+    with at_level("detectron2", logging.ERROR):
+        optimizer = _tried(lambda: build_optimizer(cfg, layer), "SOLVER")
+        _tried(lambda: build_lr_scheduler(cfg, optimizer), "SOLVER")
+
+
+def _tried(build, group: str):
+    try:
+        return build()
+    except UserError:
+        raise
+    except Exception as error:  # of whatever values a config holds
+        raise UserError(
+            f"The config cannot be built: {reason_of(error)}; look at the options of {group}."
+        ) from error
+
+
+def _check_levels(cfg: CfgNode, shapes) -> None:
+    """Hold the levels of the head, and the sizes of its anchors, to those of the backbone."""
+    features: List[str] = cfg.MODEL.TOOD.IN_FEATURES
+    unknown = [name for name in features if name not in shapes]
+    if unknown:
+        by_stride = sorted(shapes, key=lambda name: shapes[name].stride)
+        sizes = [[8 * shapes[name].stride] for name in by_stride]
+        raise UserError(
+            f"MODEL.TOOD.IN_FEATURES has {unknown[0]!r}, but {cfg.MODEL.BACKBONE.NAME} makes "
+            f"{', '.join(by_stride)}; set MODEL.TOOD.IN_FEATURES to some of them and "
+            f"MODEL.ANCHOR_GENERATOR.SIZES to 8 strides each, {sizes} for all."
+        )
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    sizes = sizes if len(sizes) == len(features) else sizes * len(features)
+    wanted = [[8 * shapes[name].stride] for name in features]
+    if [list(x) for x in sizes] != wanted:
+        logger.warning(
+            f"MODEL.ANCHOR_GENERATOR.SIZES is {sizes}; the released models have anchors of 8 "
+            f"strides, here {wanted}."
+        )

@@ -1,0 +1,71 @@
+"""Detectron2's options that TOOD never reads: refused, or warned of, where they are set, for they
+would do nothing.
+"""
+
+import logging
+from typing import Iterator, Tuple
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from tood.config.check import get_key, known_keys
+from tood.modeling.assign import ASSIGNER_REGISTRY
+from tood.modeling.dense_head import HEAD_REGISTRY
+from tood.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Options, or groups of them.
+UNREAD = (
+    *("MODEL.ROI_HEADS", "MODEL.ROI_BOX_HEAD", "MODEL.ROI_BOX_CASCADE_HEAD"),
+    *("MODEL.ROI_MASK_HEAD", "MODEL.ROI_KEYPOINT_HEAD", "MODEL.SEM_SEG_HEAD"),
+    *("MODEL.RPN", "MODEL.PROPOSAL_GENERATOR", "MODEL.PANOPTIC_FPN", "MODEL.RETINANET"),
+    *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"),
+    *("MODEL.ANCHOR_GENERATOR.ANGLES", "INPUT.MASK_FORMAT", "TEST.KEYPOINT_OKS_SIGMAS"),
+    *("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST"),
+    *("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST"),
+    *("GLOBAL.HACK",),
+)
+# Options of other detectors' heads that are those of MODEL.TOOD with the same name.
+SAME = (
+    *("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST", "TOPK_CANDIDATES_TEST"),
+    *("PRIOR_PROB", "FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA", "NUM_CONVS"),
+)
+
+
+def check_unread(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: for an option that does nothing, where another one does what it says. Those
+            without another one are warned of.
+    """
+    if _has_parts_of_a_user(cfg):  # which may read anything
+        return
+    for key, value in _set_in_vain(cfg):
+        group, _, name = key.rpartition(".")
+        if name in SAME and group in ("MODEL.ROI_HEADS", "MODEL.RETINANET"):
+            raise UserError(
+                f"{key} is {value!r}, which TOOD never reads; set MODEL.TOOD.{name} instead."
+            )
+        logger.warning(f"{key} is {value!r}, which has no effect: TOOD never reads it.")
+
+
+def _set_in_vain(cfg: CfgNode) -> Iterator[Tuple[str, object]]:
+    """Yield the options that TOOD does not read and that have another value than their default."""
+    defaults = get_cfg()
+    for key in known_keys(defaults):
+        if not any(key == unread or key.startswith(f"{unread}.") for unread in UNREAD):
+            continue
+        value, default = get_key(cfg, key), get_key(defaults, key)
+        if not isinstance(default, CfgNode) and value != default:
+            yield key, value
+
+
+def _has_parts_of_a_user(cfg: CfgNode) -> bool:
+    tood = cfg.MODEL.TOOD
+    parts = [
+        *(f for name, f in BACKBONE_REGISTRY if name == cfg.MODEL.BACKBONE.NAME),
+        *(f for name, f in HEAD_REGISTRY if name == tood.HEAD),
+        *(f for name, f in ASSIGNER_REGISTRY if name == tood.ASSIGNER),
+    ]
+    return any(not part.__module__.startswith(("tood.", "detectron2.")) for part in parts)
