@@ -55,7 +55,7 @@ from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, write_json
+from tood.utils.files import check_folder, read_tensors, write_json
 from tood.utils.lock import locked
 
 logger = logging.getLogger("tood")
@@ -103,7 +103,8 @@ def checked(args):
         check_training(cfg)
     if not isinstance(cfg, DictConfig):
         check_builds(cfg)
-    reports = prepare_datasets(options.data, training=not args.eval_only)
+    known = classes_of_weights(options) if args.eval_only else ()
+    reports = prepare_datasets(options.data, training=not args.eval_only, known_classes=known)
     news = [str(report) for report in reports]
     scaled = set_schedule(cfg, args)
     if scaled:
@@ -133,6 +134,14 @@ def begin(cfg, args, news):
     setup_logger(run_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="tood")
     for text in news:
         logger.info(text)
+
+
+def classes_of_weights(options):
+    """Return the names of the classes that a checkpoint was trained on, if it says so."""
+    if not (options.weights.endswith(".pth") and os.path.isfile(options.weights)):
+        return ()
+    names = read_tensors(options.weights).get("class_names") or ()
+    return names if len(names) == options.data.num_classes else ()
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from tood import add_tood_config
@@ -14,6 +16,7 @@ from tood.config.read import run_options
 from tood.data.datasets import OwnData, load_own_data, parse_own_data, prepare_datasets
 from tood.data.mapper import CheckedMapper
 from tood.data.shapes import SHAPES
+from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 
 
@@ -102,14 +105,62 @@ def test_annotation_file_cut_off(own):
     assert "annotations.json is not JSON" in complaint(config([own.entry]))
 
 
-def test_classes_in_another_order(own, tmp_path):
+def test_classes_are_united_by_their_names(own, tmp_path, caplog):
+    """A validation set in another order of ids, and without one of the classes."""
     train = own.save()
-    first, second, *_ = own.content["categories"]
-    first["name"], second["name"] = second["name"], first["name"]
+    labels = {a["id"]: a["category_id"] - 1 for a in own.content["annotations"]}
+    own.content["annotations"] = [a for a in own.content["annotations"] if labels[a["id"]] != 1]
+    own.content["categories"] = [
+        {"id": 10 - i, "name": name} for i, name in enumerate(SHAPES) if i != 1
+    ]
+    for annotation in own.content["annotations"]:
+        annotation["category_id"] = 10 - labels[annotation["id"]]
     own.file = tmp_path / "val.json"
     own.entry = f"{own.file}:{own.images}"
-    sentence = complaint(config([train], [own.save()]))
-    assert "where one has 'disc', the other has 'square'" in sentence
+    data = config([train], [own.save()])
+    prepare_datasets(data, training=True)
+    assert f"{own.entry} has no class {SHAPES[1]!r}" in caplog.text
+    assert MetadataCatalog.get(own.entry).thing_classes == list(SHAPES)
+    records = {r["image_id"]: r for r in DatasetCatalog.get(own.entry)}
+    for record in DatasetCatalog.get(train):
+        expected = [a["category_id"] for a in record["annotations"] if a["category_id"] != 1]
+        found = records[record["image_id"]]["annotations"]
+        assert [a["category_id"] for a in found] == expected
+    evaluator = CleanCOCOEvaluator(own.entry, distributed=False)
+    evaluator.reset()
+    for record in records.values():
+        instances = Instances((64, 64))
+        xywh = torch.tensor([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
+        instances.pred_boxes = Boxes(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1))
+        instances.scores = torch.ones(len(xywh))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]])
+        evaluator.process([record], [{"instances": instances}])
+    results = evaluator.evaluate()["bbox"]
+    classes = {name: results[f"AP-{name}"] for name in SHAPES}
+    assert classes.pop(SHAPES[1]) != classes[SHAPES[0]]  # NaN
+    assert list(classes.values()) == pytest.approx([100] * 3, abs=0.1)
+    # One number of classes, whichever set is looked at first.
+    data = data._replace(num_classes=3)
+    assert "together have 4 classes" in complaint(data)
+    assert "set it to 4" in complaint(data)
+
+
+def test_classes_of_two_worlds(own, tmp_path):
+    train = own.save()
+    for category in own.content["categories"]:
+        category["name"] += " (other)"
+    own.file = tmp_path / "val.json"
+    own.entry = f"{own.file}:{own.images}"
+    sentence = complaint(config([train], [own.save()], num_classes=8))
+    assert "have no class in common: one has 'disc', the other 'disc (other)'" in sentence
+
+
+def test_classes_of_the_weights_come_first(own):
+    own.content["categories"] = own.content["categories"][1:]
+    own.content["annotations"] = [a for a in own.content["annotations"] if a["category_id"] > 1]
+    data = config(test=[own.save()])
+    prepare_datasets(data, training=False, known_classes=SHAPES)
+    assert MetadataCatalog.get(own.entry).thing_classes == list(SHAPES)
 
 
 @pytest.mark.parametrize("content", [[], {"images": []}, {"images": {}, "annotations": []}])

@@ -5,11 +5,12 @@ What is optional is filled in (areas, crowds, sizes of images), what is of no us
 (segmentations, keypoints) is left out however it looks, and what cannot be told is refused.
 """
 
+import itertools
 import json
 import math
 import os
 from collections import defaultdict
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional, Sequence
 
 from detectron2.structures import BoxMode
 
@@ -19,6 +20,7 @@ from tood.utils.errors import UserError, reason_of
 LISTS = ("images", "categories", "annotations")
 # Larger ones are not told apart where pycocotools turns them into floating point numbers.
 LARGEST_ID = 2**53
+NEW_ID = "\uffff"  # begins the ids, in texts, of added categories, which are the last ones
 
 
 class _Missing:
@@ -84,15 +86,15 @@ def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Di
     return {**clean, "repairs": dict(repairs)}
 
 
-def to_records(content: Dict, image_root: str) -> List[Dict]:
+def to_records(content: Dict, image_root: str, classes: Dict) -> List[Dict]:
     """
     Convert a checked data set to Detectron2's format, in the order of the images' ids; boxes
     without width or height are left out.
 
     Args:
         content: as :func:`read_annotations` returns it.
+        classes: category id -> class, as :func:`contiguous_ids` returns them.
     """
-    classes = contiguous_ids(content)
     objects = defaultdict(list)
     for a in content.get("annotations", ()):
         if has_size(a["bbox"]):
@@ -121,9 +123,23 @@ def class_names(content: Dict) -> List[str]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def contiguous_ids(content: Dict) -> Dict:
-    """Map the ids of the categories to 0, 1, ... in their order."""
-    return {id: i for i, id in enumerate(sorted(c["id"] for c in content["categories"]))}
+def contiguous_ids(content: Dict, names: Optional[Sequence[str]] = None) -> Dict:
+    """Map the ids of the categories to classes 0, 1, ...: in their order, or by their names.
+
+    Args:
+        names: of the classes. Those that no category has get ids of their own.
+    """
+    ids = [c["id"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    own = class_names(content)
+    if names is None or list(names) == own:
+        return {id: i for i, id in enumerate(ids)}
+    mapping = {id: names.index(name) for id, name in zip(ids, own)}
+    free = (
+        (f"{NEW_ID}{i}" for i in itertools.count())
+        if isinstance(ids[0], str)
+        else itertools.count(max(ids) + 1)
+    )
+    return {**mapping, **{next(free): i for i, name in enumerate(names) if name not in own}}
 
 
 def has_size(bbox) -> bool:

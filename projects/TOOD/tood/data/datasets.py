@@ -67,12 +67,16 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
     return OwnData(json_file, image_root or os.path.dirname(json_file) or ".")
 
 
-def prepare_datasets(data: DataOptions, *, training: bool) -> List[DataReport]:
+def prepare_datasets(
+    data: DataOptions, *, training: bool, known_classes: Sequence[str] = ()
+) -> List[DataReport]:
     """Register the data sets that are named by file, and check all data sets before a long run: all
     that their files tell, short of decoding the images.
 
     Args:
         training: whether ``data.train`` is going to be used, too.
+        known_classes: of the weights, which come first. Sets that are named by their files may lack
+            some, or have them in another order: they are matched by their names.
 
     Returns:
         the reports on the data sets whose files are known; none of them holds an error.
@@ -92,24 +96,88 @@ def prepare_datasets(data: DataOptions, *, training: bool) -> List[DataReport]:
         )
     train = list(data.train) if training else []
     entries = list(dict.fromkeys([*train, *data.test]))
+    contents = _read_own_data(entries, train)
+    names = _united_names(entries, contents, known_classes)
     reports = []
     for entry in entries:
-        own_data = parse_own_data(entry)
         uses = dict(to_train=entry in train, to_test=entry in data.test)
-        if own_data is None:
-            report = _check_registered(entry, data, **uses)
+        if entry in contents:
+            report = _register(entry, contents[entry], names, data, to_train=entry in train)
         else:
-            report = _register(entry, own_data, data, **uses)
+            report = _check_registered(entry, data, **uses)
         if report is not None:
             reports.append(report)
+    _check_common_classes(contents)
+    _check_number_of_classes(names, entries, data)
     _check_classes(entries, data)
     return reports
 
 
-def load_own_data(json_file: str, image_root: str) -> List[Dict]:
+def _read_own_data(entries: Sequence[str], train: Sequence[str]) -> Dict[str, Dict]:
+    own_data = {entry: parse_own_data(entry) for entry in entries}
+    return {
+        entry: read_annotations(*files, to_train=entry in train)
+        for entry, files in own_data.items()
+        if files is not None
+    }
+
+
+def _united_names(
+    entries: Sequence[str], contents: Dict[str, Dict], known: Sequence[str]
+) -> Optional[List[str]]:
+    """Return the classes of all data sets by their names, in the order of the first set that has
+    them; None where names do not tell classes apart, or no set is named by its files.
+    """
+    lists = [class_names(contents[entry]) for entry in entries if entry in contents]
+    if not lists or any(len(set(names)) < len(names) for names in lists):
+        return None
+    lists = [list(known), *lists]
+    names = list(dict.fromkeys(name for names in lists for name in names))
+    for entry, content in contents.items():
+        lacking = [name for name in names if name not in class_names(content)]
+        if lacking and comm.is_main_process():
+            texts = ", ".join(repr(name) for name in lacking[:5])
+            logger.warning(
+                f"{entry} has no class {texts}{' and others' * (len(lacking) > 5)}, which other "
+                "data or the weights have; its other classes are matched by their names."
+            )
+    return names
+
+
+def _check_common_classes(contents: Dict[str, Dict]) -> None:
+    """Raise UserError for two data sets that have nothing to do with each other."""
+    (first, content), *others = contents.items() or [(None, None)]
+    for other, other_content in others:
+        a, b = class_names(content), class_names(other_content)
+        if not set(a) & set(b):
+            raise UserError(
+                f"The data sets {first} and {other} have no class in common: one has {a[0]!r}, the "
+                f"other {b[0]!r}; name data of the same classes."
+            )
+
+
+def _check_number_of_classes(
+    names: Optional[List[str]], entries: Sequence[str], data: DataOptions
+) -> None:
+    if names is not None and len(names) != data.num_classes:
+        sets = f"The data set {entries[0]} has"
+        if len(entries) > 1:
+            sets = f"The data sets {', '.join(entries)} together have"
+        raise UserError(
+            f"{sets} {len(names)} classes, but {data.num_classes_key} is {data.num_classes}; set "
+            f"it to {len(names)}."
+        )
+
+
+def load_own_data(
+    json_file: str, image_root: str, names: Optional[Sequence[str]] = None
+) -> List[Dict]:
     """Return the records of a data set in Detectron2's format, without the boxes that have no width
     or no height, which it warns of. Unlike Detectron2's ``load_coco_json`` it reads nothing but
     boxes: objects do not vanish for the form of their segmentation.
+
+    Args:
+        names: of the classes; default: the file's, in the order of their ids.
 
     Raises:
         UserError: for a file that cannot be read, or annotations that cannot be used.
@@ -122,31 +190,31 @@ def load_own_data(json_file: str, image_root: str) -> List[Dict]:
         logger.warning(
             f"{json_file}: left out {left_out} annotations whose box has no width or no height."
         )
-    return to_records(content, image_root)
+    return to_records(content, image_root, contiguous_ids(content, names))
 
 
 def _register(
-    name: str, own_data: OwnData, data: DataOptions, *, to_train: bool, to_test: bool
+    name: str, content: Dict, names: Optional[List[str]], data: DataOptions, *, to_train: bool
 ) -> DataReport:
-    content = read_annotations(*own_data, to_train=to_train)
+    own_data = parse_own_data(name)
     report = _check_content(content, own_data, data, to_train)
     if name in DatasetCatalog.list():
         MetadataCatalog.remove(name)
-    _set_loader(name, own_data)
+    _set_loader(name, own_data, names)
     MetadataCatalog.get(name).set(
         json_file=own_data.json_file,
         image_root=own_data.image_root,
         evaluator_type="coco",
-        thing_classes=class_names(content),
-        thing_dataset_id_to_contiguous_id=contiguous_ids(content),
+        thing_classes=names or class_names(content),
+        thing_dataset_id_to_contiguous_id=contiguous_ids(content, names),
     )
     return report
 
 
-def _set_loader(name: str, own_data: OwnData) -> None:
+def _set_loader(name: str, own_data: OwnData, names: Optional[List[str]] = None) -> None:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_own_data(*own_data))
+    DatasetCatalog.register(name, lambda: load_own_data(*own_data, names))
 
 
 def _check_content(

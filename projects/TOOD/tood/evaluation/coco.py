@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from tood.data.annotations import clean_annotations, has_size, read_annotations
+from tood.data.annotations import class_names, clean_annotations, has_size, read_annotations
 
 # Detections per image that count in COCO's metrics.
 COCO_LIMIT = 100
@@ -50,7 +50,10 @@ class CleanCOCOEvaluator(COCOEvaluator):
             json_file = os.path.join(folder, "clean.json")
             with open(json_file, "w") as f:
                 json.dump(content, f)
-            known = {k: v for k, v in metadata.as_dict().items() if k not in ("name", "json_file")}
+            replaced = ("name", "json_file", "thing_classes")
+            known = {k: v for k, v in metadata.as_dict().items() if k not in replaced}
+            # In the order of pycocotools: by the ids of the categories.
+            known["thing_classes"] = class_names(content)
             MetadataCatalog.get(clean_name).set(json_file=json_file, **known)
             try:
                 super().__init__(clean_name, **kwargs)
@@ -113,6 +116,12 @@ def _content_of(dataset_name: str, metadata) -> Dict:
         json_file = PathManager.get_local_path(json_file)
         content = read_annotations(json_file, metadata.get("image_root", ""), to_train=False)
     del content["repairs"]
+    names, own = metadata.get("thing_classes") or [], class_names(content)
+    content["categories"] += [  # classes that only other data sets have
+        {"id": id, "name": names[i]}
+        for id, i in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()
+        if names[i] not in own
+    ]
     if "annotations" in content:
         objects = [a for a in content["annotations"] if has_size(a["bbox"])]
         content["annotations"] = [{**a, "id": i} for i, a in enumerate(objects, 1)]
