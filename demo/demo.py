@@ -25,11 +25,11 @@ except ImportError:
 
 from tood.config.read import split_options
 from tood.data.datasets import parse_own_data
-from tood.data.images import IMAGE_SUFFIXES, images_in
+from tood.data.images import HEIF, IMAGE_SUFFIXES, images_in
 from tood.predictor import Predictor, read_bgr
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_folder, check_image_output, write_json
+from tood.utils.files import check_folder, check_image_output, write_image, write_json
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
@@ -83,17 +83,18 @@ def detect(predictor, args):
     run.write_json()
     run.write_sheet(args.columns)
     print(run.summary())
-    print(f"They are in {output}")
-    if not run.num_images:
+    if run.num_images:
+        print(f"They are in {output}")
+    else:
         raise UserError("None of the inputs could be read; see the warnings above.")
 
 
 def check_outputs(inputs, targets, args):
     """Before any work: what could not be written, or must not be written over."""
     files = [*targets.values(), *(x for x in (args.json, args.sheet) if x)]
-    originals = {os.path.realpath(path) for path in inputs}
+    originals = {file_id(path) for path in inputs if os.path.exists(path)}
     for path in files:
-        if os.path.realpath(path) in originals:
+        if os.path.exists(path) and file_id(path) in originals:
             raise UserError(
                 f"{path} is an input, and would be written over; name another --output."
             )
@@ -104,6 +105,12 @@ def check_outputs(inputs, targets, args):
         check_image_output(args.sheet)
     for path in files:
         check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
+
+
+def file_id(path):
+    """The same for all names of a file, hard links included."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def config_of(args):
@@ -138,7 +145,7 @@ def inputs_of(patterns, options):
     for pattern in patterns:
         found = [pattern]
         if os.path.isdir(pattern):
-            known = IMAGE_SUFFIXES | VIDEOS
+            known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
             names = sorted(os.listdir(pattern))
             found = [
                 os.path.join(pattern, n) for n in names if os.path.splitext(n)[1].lower() in known
@@ -206,12 +213,11 @@ class Run:
 
     def detect_image(self, path, target):
         try:
-            image = read_bgr(path)
+            drawn = self.detect(read_bgr(path), path)
         except UserError as error:
             self.skip(error.sentence())
             return
-        drawn = self.detect(image, path)
-        Image.fromarray(drawn).save(target)
+        write_image(drawn, target)
         if self.sheet:
             scale = self.THUMBNAIL / max(drawn.shape[:2])
             size = [max(1, round(x * scale)) for x in drawn.shape[1::-1]]
@@ -252,6 +258,13 @@ class Run:
             writer.release()
             progress.close()
         os.replace(part, target)
+        if total and number < total:
+            self.skipped += 1
+            tqdm.write(
+                f"warning: The video {path} ends after {number} of {total} frames; what follows "
+                "cannot be read.",
+                file=sys.stderr,
+            )
 
     def detect(self, image, name):
         """The image (H, W, 3), RGB, with its detections; counted."""
@@ -311,7 +324,7 @@ class Run:
             return
         small = self.thumbnails
         rows = [small[i : i + columns] for i in range(0, len(small), columns)]
-        Image.fromarray(image_grid(rows)).save(self.sheet)
+        write_image(image_grid(rows), self.sheet)
 
     def skip(self, sentence):
         self.skipped += 1

@@ -21,6 +21,7 @@ import onnxruntime
 from PIL import Image
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+KNOWN_BEGINNINGS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
 class Error(Exception):
@@ -94,14 +95,23 @@ class Detector:
                 f"{path} makes no detections; write one with tools/export_model.py, without --raw."
             )
         self.input_name = self.session.get_inputs()[0].name
-        self.output_names = json.loads(about["outputs"])
-        self.classes = json.loads(about["classes"])
+        try:
+            self.read_metadata(about)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Error(
+                f"{path} has metadata that cannot be read ({error!r}); export it again."
+            ) from error
+
+    def read_metadata(self, about):
+        self.output_names = list(json.loads(about["outputs"]))
+        self.classes = [str(name) for name in json.loads(about["classes"])]
         self.rgb = about["input_format"] == "RGB"
-        self.min_size, self.max_size = json.loads(about["min_size"]), json.loads(about["max_size"])
+        self.min_size, self.max_size = (int(about[key]) for key in ("min_size", "max_size"))
         self.mean_and_std = None
         if about["preprocessing"] == "outside":
             self.mean_and_std = [
-                np.array(json.loads(about[key]), np.float32) for key in ("pixel_mean", "pixel_std")
+                np.array(json.loads(about[key]), np.float32).reshape(3)
+                for key in ("pixel_mean", "pixel_std")
             ]
 
     def __call__(self, image):
@@ -180,13 +190,13 @@ def targets_of(paths, args):
     if args.output:
         targets = [os.path.join(args.output, os.path.basename(path)) for path in paths]
     files = [path for path in (*targets, args.json) if path]
-    originals = {os.path.realpath(path) for path in (*paths, args.model)}
+    originals = {file_id(path) for path in (*paths, args.model) if os.path.exists(path)}
     times = collections.Counter(files)
     for path in filter(None, targets):
         if not cv2.haveImageWriter(path):
             raise Error(f"OpenCV cannot write images like {path}; convert it to .jpg or .png.")
     for path in files:
-        if os.path.realpath(path) in originals:
+        if os.path.exists(path) and file_id(path) in originals:
             raise Error(f"{path} is an input, and would be written over; name another --output.")
         if times[path] > 1:
             raise Error(f"{path} would be written twice; give one folder at a time.")
@@ -198,6 +208,12 @@ def targets_of(paths, args):
         except OSError as error:
             raise Error(f"{path} cannot be written ({error.strerror}).") from error
     return targets
+
+
+def file_id(path):
+    """The same for all names of a file, hard links included."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def draw(image, boxes, scores, names):
@@ -219,6 +235,8 @@ def read_image(path):
     """(H, W, 3) uint8, BGR, upright; None for an unreadable or incomplete image."""
     with open(path, "rb") as f:
         content = f.read()
+    if not content.startswith(KNOWN_BEGINNINGS):  # OpenCV crashes at some files of other formats
+        return None
     # OpenCV would fill up what is missing. In front, there may be the end of a thumbnail.
     rest = content[min(2**16, len(content) // 2) :]
     for beginning, end in ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND")):

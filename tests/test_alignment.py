@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
 import train_net
 from tood.data.datasets import load_own_data
+from tood.data.shapes import SHAPES
 from tood.evaluation.alignment import (
     count_detections,
     measure_alignment,
@@ -186,7 +187,8 @@ def test_evaluator_sees_what_the_model_says(tiny_cfg, shapes):
     name = "shapes of test_alignment"
     if name not in DatasetCatalog.list():
         images = (str(shapes / "annotations.json"), str(shapes / "images"))
-        DatasetCatalog.register(name, lambda: load_own_data(*images, name))
+        DatasetCatalog.register(name, lambda: load_own_data(*images))
+        MetadataCatalog.get(name).set(thing_classes=list(SHAPES))
     model = build_model(tiny_cfg).eval()
     records = DatasetCatalog.get(name)[:2]
     evaluator = AlignmentEvaluator(name, model)

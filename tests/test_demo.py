@@ -1,6 +1,7 @@
 """The predictor, the demo on it, and the tools that draw what a checkpoint does."""
 
 import json
+import os
 import shutil
 import threading
 
@@ -295,3 +296,33 @@ def test_visualize_assignment(trained, tmp_path, capsys):
     assert capsys.readouterr().out.count("model_final.pth: 00003.jpg") == 2
     with pytest.raises(UserError, match="There is no image 7.jpg"):
         main(parse([*argv, "--image", "7.jpg", "--weights", weights]))
+
+
+def test_inputs_that_cannot_be_used_are_skipped(trained, photos, tmp_path, capsys):
+    Image.new("RGB", (5000, 1)).save(photos / "line.png")
+    (photos / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "a.dds").write_bytes(b"DDS " + bytes(40))
+    (photos / "v.mp4").write_bytes(b"not a video")
+    out = tmp_path / "found"
+    run_demo(trained, "--input", str(photos), "--output", str(out))
+    printed = capsys.readouterr()
+    assert "3 images" in printed.out and "4 inputs skipped" in printed.out
+    assert "(5000 x 1): nothing is left of it" in printed.err
+    assert "is in HEIC" in printed.err or "photo.heic cannot be read" in printed.err
+    assert sorted(p.name for p in out.iterdir()) == ["00000.jpg", "00001.jpg", "00002.jpg"]
+
+
+def test_nothing_is_claimed_where_nothing_was_found(trained, tmp_path, capsys):
+    (tmp_path / "v.mp4").write_bytes(b"not a video")
+    with pytest.raises(UserError, match="None of the inputs could be read"):
+        run_demo(trained, "--input", str(tmp_path / "v.mp4"), "--output", str(tmp_path / "found"))
+    assert "They are in" not in capsys.readouterr().out
+    assert not list((tmp_path / "found").glob("*"))
+
+
+def test_hard_links_to_an_input(trained, photos, tmp_path):
+    out = tmp_path / "found"
+    out.mkdir()
+    os.link(photos / "00000.jpg", out / "00000.jpg")
+    with pytest.raises(UserError, match="is an input, and would be written over"):
+        run_demo(trained, "--overwrite", "--input", str(photos), "--output", str(out))

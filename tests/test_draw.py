@@ -4,7 +4,10 @@ import visualize_data
 from PIL import Image
 
 from tood.utils.errors import UserError
+from tood.utils.files import write_image
+from tood.visualization import draw
 from tood.visualization.draw import add_heading, class_colors, draw_boxes, image_grid
+from tood.visualization.labels import printable
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
@@ -72,3 +75,51 @@ def test_visualize_data(command, tmp_path, capsys):
             )
     with pytest.raises(SystemExit):
         visualize_data.parse_args(["--config-file", config, "--columns", "0"])
+
+
+@pytest.mark.parametrize("box", [[150, 60, 198, 99], [0, 90, 30, 100], [0, 0, 30, 30]])
+def test_labels_stay_inside(box):
+    image = np.full((100, 200, 3), 200, np.uint8)
+    drawn = draw_boxes(image, [box], [0], ["a very long name"], [0.93], scale=2.0)
+    dark = (drawn.sum(axis=2) < 300).any(axis=0)
+    assert 60 < dark.sum() and not dark[[0, -1]].any()  # some ground of a label, none at the border
+    rows = (drawn.sum(axis=2) < 300).any(axis=1)
+    assert 8 < rows.sum() and not rows[[0, -1]].any()
+
+
+def test_labels_are_taken_as_they_are(recwarn):
+    image = np.full((60, 200, 3), 200, np.uint8)
+    names = ["$a_$", "$\\frac$", "a\x1b[31m\n", "圆盘" * 3, "\ud800"]
+    for label in range(len(names)):
+        drawn = draw_boxes(image, [[20, 20, 100, 50]], [label], names)
+        assert (drawn != 200).any()
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    assert printable("a\x1b[31m\n") == r"a\x1b[31m\n" and printable("é圆 $") == "é圆 $"
+
+
+def test_characters_of_no_font_are_told_once(caplog):
+    image = np.full((60, 200, 3), 200, np.uint8)
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            draw_boxes(image, [[20, 20, 100, 50]], [0], ["\U000e0f00\U0001e1f0"])
+    assert caplog.text.count("No installed font has all characters") <= 1
+
+
+def test_a_drawing_of_many_pixels_is_bounded(monkeypatch, caplog):
+    monkeypatch.setattr(draw, "MAX_PIXELS", 10_000)
+    image = np.full((400, 600, 3), 200, np.uint8)
+    with caplog.at_level("INFO"):
+        drawn = draw_boxes(image, [[300, 200, 600, 400]], [0], ["a"])
+    assert drawn.shape == (81, 122, 3) and "Drawn at 122 x 81" in caplog.text
+    assert np.abs(drawn[41:, 62:].astype(int) - 200).max() > 20  # the box, at its place
+    assert np.abs(drawn[:30, :50].astype(int) - 200).max() <= 2
+
+
+def test_images_replace_links(tmp_path):
+    original = tmp_path / "original.png"
+    Image.new("RGB", (3, 3)).save(original)
+    before = original.read_bytes()
+    (tmp_path / "link.png").symlink_to(original)
+    write_image(np.full((5, 5, 3), 7, np.uint8), str(tmp_path / "link.png"))
+    assert original.read_bytes() == before and not (tmp_path / "link.png").is_symlink()
+    assert Image.open(tmp_path / "link.png").size == (5, 5)

@@ -17,7 +17,6 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import build_model
-from PIL import Image
 from tabulate import tabulate
 
 from tood.checkpoint.checkpointer import Checkpointer
@@ -34,7 +33,7 @@ from tood.evaluation.alignment_evaluator import (
 from tood.evaluation.coco import first_AP
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_folder, write_json
+from tood.utils.files import check_folder, write_image, write_json
 from tood.visualization.alignment import draw_histograms, draw_maps, draw_scatter
 from tood.visualization.draw import image_grid
 
@@ -176,7 +175,7 @@ def without_AP(found):
 
 
 def save(drawing, folder, name):
-    Image.fromarray(drawing).save(os.path.join(folder, name))
+    write_image(drawing, os.path.join(folder, name))
 
 
 if __name__ == "__main__":

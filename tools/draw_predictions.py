@@ -12,7 +12,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
-from PIL import Image
 from tqdm import tqdm
 
 from tood.checkpoint.checkpointer import Checkpointer
@@ -21,7 +20,7 @@ from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_image_output
+from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
@@ -72,7 +71,7 @@ def main(args):
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")
     rows[0] = [add_heading(drawing, headings[i % 2]) for i, drawing in enumerate(rows[0])]
-    Image.fromarray(image_grid(rows)).save(args.output)
+    write_image(image_grid(rows), args.output)
     print(f"Predictions (left) and ground truth (right): {args.output}")
 
 

@@ -16,7 +16,6 @@ import os
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from PIL import Image
 from tabulate import tabulate
 
 from tood.checkpoint.checkpointer import Checkpointer
@@ -27,7 +26,7 @@ from tood.modeling.assign import TAL, alignment_metric
 from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_image_output
+from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import (
     add_heading,
     class_colors,
@@ -81,7 +80,7 @@ def main(args):
             if len(args.weights) > 1:
                 title = f"{os.path.basename(weights)}: {title}"
             rows.append(draw_row(model, image, class_names, cfg.INPUT.FORMAT, title))
-    Image.fromarray(image_grid(rows)).save(args.output)
+    write_image(image_grid(rows), args.output)
     print(f"ATSS (left) and TAL (right): {args.output}")
 
 

@@ -11,7 +11,6 @@ import itertools
 import os
 
 from detectron2.data import MetadataCatalog
-from PIL import Image
 from tqdm import tqdm
 
 from tood.config.read import load_config, run_options
@@ -19,7 +18,7 @@ from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import run_main
-from tood.utils.files import check_image_output
+from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
@@ -59,7 +58,7 @@ def main(args):
         for image in tqdm(images, total=args.num_images, desc="drawing")
     ]
     rows = [drawings[i : i + args.columns] for i in range(0, len(drawings), args.columns)]
-    Image.fromarray(image_grid(rows)).save(args.output)
+    write_image(image_grid(rows), args.output)
     print(f"{len(drawings)} images, as a training may begin with them: {args.output}")
 
 

@@ -21,7 +21,7 @@ from tood.config.read import Config, check_weights, finish_config, load_config, 
 from tood.config.zoo import get_config_file
 from tood.data.annotations import class_names, read_annotations
 from tood.data.datasets import DataOptions, parse_own_data
-from tood.data.images import IMAGE_ERRORS, read_image
+from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.modeling.tta import TOODWithTTA
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
@@ -138,8 +138,17 @@ class Predictor:
             what the model takes: "image" (3, H, W) uint8, resized and in the channels' order of
             ``INPUT.FORMAT``, and the image's own "height" and "width".
         """
+        name = f"The image {image}" if isinstance(image, (str, os.PathLike)) else "An image"
         image = _pixels_of(image)
         height, width = image.shape[:2]
+        if self._min_size > 0:
+            shorter = self.options.min_size_test / min(height, width)
+            shorter = min(shorter, self.options.max_size_test / max(height, width))
+            if min(height, width) * shorter < 0.5:
+                raise UserError(
+                    f"{name} is of extreme aspect ratio ({width} x {height}): nothing is left of "
+                    "it at the network's size; cut it into pieces."
+                )
         if self.options.input_format == "RGB":
             image = image[:, :, ::-1]
         if self._min_size > 0:
@@ -194,9 +203,15 @@ def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
     Raises:
         UserError: with its name, for a file that cannot be read.
     """
+    path = os.fspath(path)
     try:
-        return read_image(os.fspath(path), "BGR")
-    except IMAGE_ERRORS as error:
+        return read_image(path, "BGR")
+    except Exception as error:  # of Pillow's readers, each its own
+        if path.lower().endswith(HEIF) and HEIF[0] not in IMAGE_SUFFIXES:
+            raise UserError(
+                f"The image {path} is in HEIC, which needs another package: pip install "
+                "pillow-heif, or save it as JPEG."
+            ) from error
         raise UserError(f"The image {path} cannot be read ({reason_of(error)}).") from error
 
 

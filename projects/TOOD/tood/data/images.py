@@ -1,14 +1,20 @@
 """Images in files: read as the network wants them, and looked at quickly before a long run."""
 
+import contextlib
 import os
 import re
-from contextlib import contextmanager
 from typing import BinaryIO, Iterator, List, Tuple
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
+
+with contextlib.suppress(ImportError):
+    import pillow_heif  # an extra: photographs of telephones
+
+    pillow_heif.register_heif_opener()
+HEIF = (".heic", ".heif")
 
 # What reading raises for files that are broken, empty, too large, or of no size at all.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError)
@@ -37,7 +43,7 @@ class TooManyPixels(ValueError):
     """An image that takes gigabytes of memory, by accident or on purpose."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
     """Open a file, and its image by Pillow.
 

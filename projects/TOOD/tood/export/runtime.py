@@ -18,6 +18,23 @@ from tood.export.module import METADATA_FILE, quiet
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, first_line
 
+# What a file says of itself, and its types.
+METADATA = {
+    "classes": list,
+    "outputs": list,
+    "input_format": str,
+    "preprocessing": str,
+    "pixel_mean": list,
+    "pixel_std": list,
+    "strides": list,
+    "size_divisibility": int,
+    "min_size": int,
+    "max_size": int,
+    "score_threshold": (int, float),
+    "candidates_per_level": int,
+    "nms_threshold": (int, float),
+    "max_detections": int,
+}
 # Output -> field of the Instances, where their names differ.
 FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
 
@@ -55,8 +72,15 @@ class ExportedFile:
             raise UserError(
                 f"{path} cannot be read by {self.runtime} ({first_line(error)[:200]})."
             ) from error
-        if self.metadata.get("model") != "TOOD":
-            raise UserError(f"{path} is not from tools/export_model.py: it does not say TOOD.")
+        if not isinstance(self.metadata, dict) or self.metadata.get("model") != "TOOD":
+            raise UserError(
+                f"{path} is not from tools/export_model.py: it does not say TOOD; export it anew."
+            )
+        for key, kind in METADATA.items():
+            if not isinstance(self.metadata.get(key), kind):
+                raise UserError(
+                    f"The metadata of {path} have no valid {key!r}; export the model anew."
+                )
 
     def __call__(self, images: np.ndarray) -> Dict[str, np.ndarray]:
         """

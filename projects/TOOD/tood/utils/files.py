@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from typing import BinaryIO, Dict, Iterator, List, Optional
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -191,6 +192,18 @@ def write_whole(path: str, content: bytes) -> None:
     """Write a file whole or not at all; raise UserError where it cannot be written."""
     with written_whole(path) as f:
         f.write(content)
+
+
+def write_image(image: np.ndarray, path: str) -> None:
+    """Write (H, W, 3) uint8, RGB, whole or not at all. A link at ``path`` is replaced, not
+    followed.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    with written_whole(path) as f:
+        Image.fromarray(image).save(f, format=Image.registered_extensions()[suffix])
 
 
 def write_json(content, path: str) -> None:

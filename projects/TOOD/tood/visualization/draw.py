@@ -1,6 +1,7 @@
 """Boxes and points drawn on images, by Detectron2's Visualizer, and image grids."""
 
 import colorsys
+import logging
 from typing import List, Optional, Sequence
 
 import numpy as np
@@ -10,6 +11,11 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from tood.visualization.labels import fonts_for, move_labels_inside, printable
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 16_000_000  # of a drawing
 # Shorter side in pixels of the drawing of a training image.
 _MIN_IMAGE_SIDE = 400
 
@@ -37,19 +43,24 @@ def draw_boxes(
         scale: size of the drawing over the size of the image.
 
     Returns:
-        (H * scale, W * scale, 3) uint8, RGB.
+        (H * scale, W * scale, 3) uint8, RGB; smaller where that is more than ``MAX_PIXELS``.
     """
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    shrink = min(1.0, (MAX_PIXELS / (scale**2 * image.shape[0] * image.shape[1])) ** 0.5)
+    if shrink < 1:  # matplotlib takes a hundred bytes for a pixel
+        size = [max(1, int(shrink * side)) for side in image.shape[1::-1]]
+        image, boxes = np.asarray(Image.fromarray(image).resize(size)), boxes * shrink
+        logger.info(f"Drawn at {size[0]} x {size[1]}, for more pixels take too much memory.")
     colors = class_colors(len(class_names))
-    labels = [class_names[c] for c in classes]
+    labels = [printable(class_names[c]) for c in classes]
     if scores is not None:
         labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores)]
-    visualizer = Visualizer(image, scale=scale)
-    output = visualizer.overlay_instances(
-        boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
-        labels=labels,
-        assigned_colors=[colors[c] for c in classes],
-    )
-    return output.get_image()
+    with fonts_for(labels):
+        output = Visualizer(image, scale=scale).overlay_instances(
+            boxes=boxes, labels=labels, assigned_colors=[colors[c] for c in classes]
+        )
+        move_labels_inside(output)
+        return output.get_image()
 
 
 def draw_training(
