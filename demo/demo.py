@@ -30,7 +30,7 @@ from tood.predictor import Predictor, read_bgr
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, check_image_output, write_image, write_json
-from tood.visualization.draw import add_heading, draw_boxes, image_grid
+from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 DEFAULT_INPUTS = 12
@@ -47,7 +47,9 @@ def parse_args(argv=None):
         "--input", nargs="+", metavar="PATH", help='files, folders, patterns, or "webcam"'
     )
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
-    parser.add_argument("--score-thresh", type=float, default=0.4, help="of what is drawn")
+    parser.add_argument(
+        "--score-thresh", type=float, default=SCORE_THRESHOLD, help="of what is drawn"
+    )
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
     parser.add_argument("--sheet", metavar="PNG", help="all images in one grid")
     parser.add_argument("--columns", type=int, default=4, help="of the sheet")

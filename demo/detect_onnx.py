@@ -37,8 +37,8 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="FILE.onnx")
     parser.add_argument("--input", nargs="+", required=True, help="files and folders")
     parser.add_argument("--output", metavar="FOLDER", help="for the images with boxes")
-    parser.add_argument("--json", metavar="FILE", help="detections, boxes as x1, y1, x2, y2")
-    parser.add_argument("--score-thresh", type=float, default=0.4, help="of what is drawn")
+    parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
+    parser.add_argument("--score-thresh", type=float, default=0.3, help="of what is drawn")
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     return parser.parse_args(argv)
 
@@ -57,15 +57,7 @@ def main(args):
         boxes, scores, classes = detector(image)
         seconds += time.perf_counter() - start
         names = [detector.classes[c] for c in classes]
-        found.append(
-            {
-                "file_name": path,
-                "boxes": boxes.tolist(),
-                "scores": scores.tolist(),
-                "classes": classes.tolist(),
-                "names": names,
-            }
-        )
+        found.append((path, image.shape[:2], boxes, scores, classes))
         shown = scores >= args.score_thresh
         print(f"{path}: {shown.sum()} of at least {args.score_thresh:g}")
         if target:
@@ -74,8 +66,29 @@ def main(args):
     if not found:
         raise Error("None of the inputs could be read; see the warnings above.")
     if args.json:
-        write_whole(args.json, json.dumps(found, indent=1).encode())
+        write_whole(args.json, json.dumps(coco_of(found, detector.classes), indent=1).encode())
     print(f"{len(found)} images, {seconds / len(found):.3f} s each to detect")
+
+
+def coco_of(found, class_names):
+    """COCO's instances format, with a score for each annotation; ids are counted from 1."""
+    images, annotations = [], []
+    for path, (height, width), boxes, scores, classes in found:
+        images.append({"id": len(images) + 1, "file_name": path, "height": height, "width": width})
+        for (x1, y1, x2, y2), score, label in zip(*(x.tolist() for x in (boxes, scores, classes))):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": len(images),
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    categories = [{"id": i, "name": name} for i, name in enumerate(class_names, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 class Detector:

@@ -285,7 +285,7 @@ def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
 
 def test_visualize_assignment(trained, tmp_path, capsys):
     drawing, weights = tmp_path / "a.png", str(trained / "model_final.pth")
-    argv = ["--config-file", str(trained / "config.yaml"), "--output", str(drawing)]
+    argv = ["--overwrite", "--config-file", str(trained / "config.yaml"), "--output", str(drawing)]
     main, parse = visualize_assignment.main, visualize_assignment.parse_args
     main(parse([*argv, "--num-images", "2", "--weights", weights]))
     printed = capsys.readouterr().out

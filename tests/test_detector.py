@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, ImageList
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tood.export.module import ExportableTOOD
 from tood.modeling.dense_head import DensePredictions
 from tood.modeling.losses import aligned_focal_loss
-from tood.modeling.postprocess import select_candidates
+from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.modeling.targets import Targets
 
 PHASES = {"warmup": 0, "tal": 1}  # iteration of each, with a warm-up of one
@@ -394,3 +395,30 @@ def test_gradients_in_bfloat16_on_the_smallest_maps(tiny_cfg):
         gradients.append([p.grad.clone() for p in top_block.parameters()])
     for exact, rounded in zip(*gradients):
         assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_nms_between_classes():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
+    candidates = Instances((64, 64), pred_boxes=Boxes(boxes), scores=torch.tensor([0.9, 0.8, 0.7]))
+    candidates.pred_classes = torch.tensor([0, 1, 1])
+    assert suppress_non_maxima(candidates, 0.5, 9).scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    found = suppress_non_maxima(candidates, 0.5, 9, class_agnostic=True)
+    assert found.pred_classes.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_class_agnostic_nms_is_a_key(tiny_cfg, make_input):
+    tiny_cfg.MODEL.TOOD.SCORE_THRESH_TEST = 0.0
+    image = make_input()
+    for agnostic in (False, True):
+        tiny_cfg.MODEL.TOOD.CLASS_AGNOSTIC_NMS = agnostic
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg).eval()
+        with torch.no_grad():
+            instances = model.suppress(model.find_candidates([image])[0])
+            module = ExportableTOOD(model).eval()
+            count = module(image["image"][None].float())[0].item()
+        boxes = instances.pred_boxes
+        overlap = (pairwise_iou(boxes, boxes) - torch.eye(len(boxes))).max()
+        assert agnostic == (overlap <= tiny_cfg.MODEL.TOOD.NMS_THRESH_TEST)
+        assert count == len(instances) > 5

@@ -402,20 +402,26 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads(found.read_text())
-    paths = [x["file_name"] for x in content]
+    paths = [x["file_name"] for x in content["images"]]
+    assert [x["name"] for x in content["categories"]] == CLASSES
     assert paths == [str(p) for p in sorted((shapes / "images").iterdir())]
-    for x, instances in zip(content, predictor(paths)):
+    for x, instances in zip(content["images"], predictor(paths)):
         assert len(instances) > 10
         expected = {
             "boxes": instances.pred_boxes.tensor.numpy(),
             "scores": instances.scores.numpy(),
             "classes": instances.pred_classes.numpy(),
         }
-        actual = {key: np.array(x[key]) for key in expected}
+        mine = [a for a in content["annotations"] if a["image_id"] == x["id"]]
+        xywh = np.array([a["bbox"] for a in mine])
+        actual = {
+            "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            "scores": np.array([a["score"] for a in mine]),
+            "classes": np.array([a["category_id"] - 1 for a in mine]),
+        }
         same = compare_detections(expected, actual)
         assert same.matched == len(instances) and same.unmatched == 0
         assert same.score_difference < 1e-4 and same.box_difference < 1e-2
-        assert x["names"] == [CLASSES[c] for c in x["classes"]]
     drawn = cv2.imread(str(tmp_path / os.path.basename(paths[0])))
     assert drawn.shape == cv2.imread(paths[0]).shape
     # Nothing is written over unasked.

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 import train_net
+from tood.modeling.detector import TOOD
 from tood.modeling.tta import TOODWithTTA, TTAOptions
 from tood.predictor import Predictor
 from tood.utils.errors import UserError
@@ -21,7 +22,8 @@ def with_tta(model, min_sizes, flip, **options):
 class BrightSpots(torch.nn.Module):
     """A detector that treats left and right alike: a box for each bright row of pixels."""
 
-    nms_thresh_test, max_detections_per_image = 0.6, 100
+    nms_thresh_test, max_detections_per_image, class_agnostic_nms = 0.6, 100, False
+    suppress = TOOD.suppress
 
     def __init__(self):
         super().__init__()

@@ -21,7 +21,7 @@ from tood.data.images import IMAGE_ERRORS, read_image
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
-from tood.visualization.draw import add_heading, draw_boxes, image_grid
+from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
 
 
 def parse_args():
@@ -37,7 +37,10 @@ def parse_args():
     parser.add_argument("--output", default="predictions.png", metavar="PNG")
     parser.add_argument("--num-images", type=positive, default=6, help="the first of the data set")
     parser.add_argument("--columns", type=positive, default=2, help="pairs in a row")
-    parser.add_argument("--score-thresh", type=float, default=0.3, help="of what is drawn")
+    parser.add_argument(
+        "--score-thresh", type=float, default=SCORE_THRESHOLD, help="of what is drawn"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     return parse_arguments(parser)
@@ -52,7 +55,7 @@ def positive(text):
 
 def main(args):
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
-    check_image_output(args.output)
+    check_image_output(args.output, args.overwrite)
     prepare_datasets(run_options(cfg).data, training=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
@@ -83,7 +86,7 @@ def draw_pair(record, predictor, class_names, score_thresh, scale):
         raise UserError(f"The image {record['file_name']} cannot be read ({error}).") from error
     with torch.no_grad():
         instances = predictor(image[:, :, ::-1])["instances"].to("cpu")
-    instances = instances[instances.scores > score_thresh]
+    instances = instances[instances.scores >= score_thresh]
     predicted = draw_boxes(
         image,
         instances.pred_boxes.tensor.numpy(),

@@ -54,6 +54,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--output", default="assignment.png", metavar="PNG")
+    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = parse_arguments(parser, argv)
     args.weights, opts = split_options(args.weights)
@@ -64,7 +65,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    check_image_output(args.output)
+    check_image_output(args.output, args.overwrite)
     cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
     prepare_datasets(run_options(cfg).data, training=False)
     dataset = cfg.DATASETS.TEST[0]

@@ -33,6 +33,7 @@ def parse_args(argv=None):
         "--train-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
     )
     parser.add_argument("--output", default="data.png", metavar="PNG")
+    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
     parser.add_argument("--num-images", type=int, default=12, help="the first of the training")
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
@@ -46,7 +47,7 @@ def parse_args(argv=None):
 
 def main(args):
     cfg = load_config(args.config_file, args.opts, train_data=args.train_data, allow_python=False)
-    check_image_output(args.output)
+    check_image_output(args.output, args.overwrite)
     cfg.DATASETS.TEST = ()  # training data only
     for report in prepare_datasets(run_options(cfg).data, training=True):
         print(report)

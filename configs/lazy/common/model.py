@@ -70,6 +70,7 @@ model = L(TOOD)(
     score_thresh_test=0.05,
     topk_candidates_test=1000,
     nms_thresh_test=0.6,
+    class_agnostic_nms=False,
     max_detections_per_image=100,
     precision_train="float32",
     precision_test="float32",

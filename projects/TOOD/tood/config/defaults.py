@@ -69,6 +69,8 @@ def add_tood_config(cfg):
     tood.SCORE_THRESH_TEST = 0.05
     tood.TOPK_CANDIDATES_TEST = 1000
     tood.NMS_THRESH_TEST = 0.6
+    # NMS between classes as well: one box where two classes are found.
+    tood.CLASS_AGNOSTIC_NMS = False
 
     # At each evaluation of a training, every TEST.EVAL_PERIOD iterations: the losses on
     # DATASETS.TEST as well; beside the weights, their moving average by this decay (0: none; 0.999

@@ -101,7 +101,11 @@ class ExportableTOOD(nn.Module):
         if not self.nms:
             return predictions.pred_scores, predictions.pred_boxes, *predictions.extras.values()
         candidates = model.select(predictions)
-        kept = self.keep(candidates, model.num_classes, model.nms_thresh_test)
+        groups, num_groups = candidates, model.num_classes
+        if model.class_agnostic_nms:
+            groups = candidates._replace(classes=torch.zeros_like(candidates.classes))
+            num_groups = 1
+        kept = self.keep(groups, num_groups, model.nms_thresh_test)
         return _best(candidates, kept, model.max_detections_per_image)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -202,6 +206,7 @@ def describe(
         "score_threshold": model.score_thresh_test,
         "candidates_per_level": model.topk_candidates_test,
         "nms_threshold": model.nms_thresh_test,
+        "class_agnostic_nms": model.class_agnostic_nms,
         "max_detections": model.max_detections_per_image,
         "pytorch": torch.__version__,
         **more,

@@ -137,6 +137,7 @@ class ExportedFile:
             candidates.to_instances([tuple(size)])[0],
             self.metadata["nms_threshold"],
             self.metadata["max_detections"],
+            self.metadata.get("class_agnostic_nms", False),
         )
         found.pred_boxes = found.pred_boxes.tensor
         names = {field: name for name, field in FIELDS.items()}

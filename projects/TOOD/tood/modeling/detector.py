@@ -33,6 +33,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class TOOD(DenseDetector):
     """Task-aligned One-stage Object Detection (arXiv 2108.07755)."""
 
+    # Called in each training step with the batch's predictions and targets: TrainingWatcher.
+    watcher: Optional[Callable] = None
+
     @configurable
     def __init__(
         self,
@@ -53,6 +56,7 @@ class TOOD(DenseDetector):
         score_thresh_test: float = 0.05,
         topk_candidates_test: int = 1000,
         nms_thresh_test: float = 0.6,
+        class_agnostic_nms: bool = False,
         max_detections_per_image: int = 100,
         precision_train: str = "float32",
         precision_test: str = "float32",
@@ -73,6 +77,7 @@ class TOOD(DenseDetector):
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
             score_thresh_test, topk_candidates_test, nms_thresh_test, max_detections_per_image:
                 of inference; candidates are counted per level.
+            class_agnostic_nms: whether boxes of one class suppress those of others.
             precision_train, precision_test: compute dtype in training and at inference, one of
                 ``PRECISIONS``.
             input_format: channel order of the images, "RGB" or "BGR".
@@ -91,12 +96,10 @@ class TOOD(DenseDetector):
         )
         self.atss_iters, self.freeze_bn_stats = atss_iters, freeze_bn_stats
         self.score_thresh_test, self.topk_candidates_test = score_thresh_test, topk_candidates_test
-        self.nms_thresh_test = nms_thresh_test
+        self.nms_thresh_test, self.class_agnostic_nms = nms_thresh_test, class_agnostic_nms
         self.max_detections_per_image = max_detections_per_image
         self.precision_train = _known_precision("PRECISION_TRAIN", precision_train)
         self.precision_test = _known_precision("PRECISION_TEST", precision_test)
-        # Called in each training step with the batch's predictions and targets: TrainingWatcher.
-        self.watcher: Optional[Callable] = None
 
     @classmethod
     def from_config(cls, cfg):
@@ -120,6 +123,7 @@ class TOOD(DenseDetector):
             "score_thresh_test": tood.SCORE_THRESH_TEST,
             "topk_candidates_test": tood.TOPK_CANDIDATES_TEST,
             "nms_thresh_test": tood.NMS_THRESH_TEST,
+            "class_agnostic_nms": tood.CLASS_AGNOSTIC_NMS,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "precision_train": tood.PRECISION_TRAIN,
             "precision_test": tood.PRECISION_TEST,
@@ -242,10 +246,13 @@ class TOOD(DenseDetector):
         """Return for each image ``pred_boxes`` in pixels of the network's input, ``scores`` and
         ``pred_classes``, sorted by descending score, and a field for each extra of the head.
         """
-        return [
-            suppress_non_maxima(x, self.nms_thresh_test, self.max_detections_per_image)
-            for x in self.select(predictions).to_instances(images.image_sizes)
-        ]
+        candidates = self.select(predictions).to_instances(images.image_sizes)
+        return [self.suppress(x) for x in candidates]
+
+    def suppress(self, candidates: Instances) -> Instances:
+        """Return the detections of an image: its best candidates without overlap."""
+        limit, agnostic = self.max_detections_per_image, self.class_agnostic_nms
+        return suppress_non_maxima(candidates, self.nms_thresh_test, limit, agnostic)
 
     def find_candidates(self, batched_inputs: Batch) -> List[Instances]:
         """Return the candidates for NMS of images as the model itself takes them: test-time

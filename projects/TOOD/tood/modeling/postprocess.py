@@ -87,8 +87,13 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     return x.gather(1, indices.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
-def suppress_non_maxima(candidates: Instances, iou_thresh: float, max_detections: int) -> Instances:
-    """Return the best candidates of an image without overlap, sorted by descending score."""
-    boxes = candidates.pred_boxes.tensor
-    keep = batched_nms(boxes, candidates.scores, candidates.pred_classes, iou_thresh)
+def suppress_non_maxima(
+    candidates: Instances, iou_thresh: float, max_detections: int, class_agnostic: bool = False
+) -> Instances:
+    """Return the best candidates of an image without overlap, of each class or of all, sorted by
+    descending score.
+    """
+    boxes, classes = candidates.pred_boxes.tensor, candidates.pred_classes
+    groups = torch.zeros_like(classes) if class_agnostic else classes
+    keep = batched_nms(boxes, candidates.scores, groups, iou_thresh)
     return candidates[keep[:max_detections]]

@@ -12,7 +12,6 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from tood.modeling.detector import TOOD
-from tood.modeling.postprocess import suppress_non_maxima
 from tood.utils.errors import UserError
 
 
@@ -68,11 +67,7 @@ class TOODWithTTA(nn.Module):
                 candidates = Instances((height, width), **candidates.get_fields())
                 candidates.pred_boxes = Boxes(back)
                 found.append(candidates)
-        model = self.model
-        detections = suppress_non_maxima(
-            Instances.cat(found), model.nms_thresh_test, model.max_detections_per_image
-        )
-        return detector_postprocess(detections, height, width)
+        return detector_postprocess(self.model.suppress(Instances.cat(found)), height, width)
 
     def _batches(self, images: List[Dict]) -> List[List[Dict]]:
         """Group views by size: padding would change what the network sees."""

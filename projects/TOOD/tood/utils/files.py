@@ -41,12 +41,15 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
         ) from error
 
 
-def check_image_output(path: str) -> None:
+def check_image_output(path: str, overwrite: bool = True) -> None:
     """Make the folder of an image that is going to be written.
 
     Raises:
-        UserError: for a format that Pillow cannot write, or a folder that cannot be used.
+        UserError: for a format that Pillow cannot write, a folder that cannot be used, or, unless
+            ``overwrite``, a file that already exists.
     """
+    if os.path.exists(path) and not overwrite:
+        raise UserError(f"{path} already exists; name another --output, or add --overwrite.")
     suffix = os.path.splitext(path)[1].lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise UserError(f"No image can be written to {path}; let its name end in .png or .jpg.")

@@ -16,6 +16,8 @@ from tood.visualization.labels import fonts_for, move_labels_inside, printable
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 16_000_000  # of a drawing
+# Detections that are drawn have at least this score, unless a command says otherwise.
+SCORE_THRESHOLD = 0.3
 # Shorter side in pixels of the drawing of a training image.
 _MIN_IMAGE_SIDE = 400
 
