@@ -347,7 +347,10 @@ def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str,
     options = {k: v for k, v in _sizes_of(shapes).items() if v}
     least = None
     for name in sorted(RELEASED_MODELS, key=fits, reverse=True):
-        differing = _differing(shapes, _model(name, _flat(options)))
+        try:
+            differing = _differing(shapes, _model(name, _flat(options)))
+        except ImportError:  # a newer Detectron2 needs its extension for deformable convolutions
+            continue
         if least is None or len(differing) < len(least[0]):
             least = differing, name
         if not differing:
@@ -360,7 +363,7 @@ def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str,
             variant = {**options, **candidate}
             try:
                 found = _differing(shapes, _model(name, _flat(variant)))
-            except (AssertionError, ValueError):  # they do not go together
+            except (AssertionError, ImportError, ValueError):  # they do not go together
                 continue
             if len(found) < len(differing):
                 options, differing, improved = variant, found, True
