@@ -54,7 +54,7 @@ from tood.engine.launch import launch
 from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
 from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, sentence_of
 from tood.utils.files import check_folder, read_tensors, write_json
 from tood.utils.lock import locked
 
@@ -233,7 +233,7 @@ def cli(argv=None):
         print("error: stopped; go on from the last checkpoint with --resume.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'A file'} cannot be used ({error.strerror or error}).")
+        sys.exit(f"error: {sentence_of(error)}")
     except ProcessExitedException as error:  # of several processes, stopped by a signal
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:  # of one of several processes

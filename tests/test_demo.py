@@ -326,3 +326,13 @@ def test_hard_links_to_an_input(trained, photos, tmp_path):
     os.link(photos / "00000.jpg", out / "00000.jpg")
     with pytest.raises(UserError, match="is an input, and would be written over"):
         run_demo(trained, "--overwrite", "--input", str(photos), "--output", str(out))
+
+
+def test_a_wrong_option_of_the_predictor(trained):
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.merge_from_file(str(trained / "config.yaml"))
+    with pytest.raises(
+        UserError, match=r"An option is wrong: .*NUM_CLASES; did you mean MODEL.TOOD"
+    ):
+        Predictor(cfg, str(trained / "model_final.pth"), opts=["MODEL.TOOD.NUM_CLASES", "3"])

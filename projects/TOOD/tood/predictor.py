@@ -17,7 +17,14 @@ from omegaconf import DictConfig
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
 from tood.config.lazy import build_lazy_model
-from tood.config.read import Config, check_weights, finish_config, load_config, run_options
+from tood.config.read import (
+    Config,
+    check_weights,
+    finish_config,
+    load_config,
+    merge_options,
+    run_options,
+)
 from tood.config.zoo import get_config_file
 from tood.data.annotations import class_names, read_annotations
 from tood.data.datasets import DataOptions, parse_own_data
@@ -187,7 +194,7 @@ def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) 
     if isinstance(config, CfgNode):
         config = config.clone()
         config.defrost()
-        config.merge_from_list(list(opts))
+        merge_options(config, "", opts)
         finish_config(config, changes)
         return config
     if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):

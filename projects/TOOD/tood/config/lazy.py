@@ -309,7 +309,7 @@ def _check_types(node: DictConfig, defaults: DictConfig, path: str) -> None:
 
 def _load(config_file: str) -> DictConfig:
     if not os.path.isfile(config_file):
-        raise UserError(f"The config file {config_file} does not exist.")
+        raise UserError(f"The config file {config_file} does not exist; name another one.")
     import_function = builtins.__import__
     if not config_file.endswith(".py"):
         content = read_yaml(config_file)

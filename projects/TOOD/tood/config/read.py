@@ -215,14 +215,19 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_tood_config(cfg)
     defaults = cfg.clone()
-    _merge(cfg, config_file, opts)
+    merge_options(cfg, config_file, opts)
     check_nothing_removed(cfg, defaults)
     return cfg
 
 
-def _merge(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+def merge_options(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+    """Merge a file, "" for none, and KEY VALUE options.
+
+    Raises:
+        UserError: for what is wrong in them.
+    """
     if config_file and not os.path.isfile(config_file):
-        raise UserError(f"The config file {config_file} does not exist.")
+        raise UserError(f"The config file {config_file} does not exist; name another one.")
     _refuse_lazy_overrides(opts, config_file)
     try:
         if config_file:
@@ -237,9 +242,11 @@ def _merge(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
         reason = reason_of(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
+        where = "An option"
+        if config_file:
+            where = f"The config file {config_file} or an option after it"
         raise UserError(
-            f"The config file {config_file} or an option after it is wrong: {reason}"
-            + (f"; did you mean {nearest}?" if nearest else ".")
+            f"{where} is wrong: {reason}" + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
 
 

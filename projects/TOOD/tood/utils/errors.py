@@ -37,10 +37,20 @@ def reason_of(error: BaseException, limit: int = 200) -> str:
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Call a program: a UserError ends it with one sentence and exit status 1, Ctrl-C with 130."""
+    """Call a program: a mistake or a file that cannot be used ends it with one sentence and exit
+    status 1, Ctrl-C with 130.
+    """
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
     except KeyboardInterrupt:
+        print("error: stopped.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        sys.exit(f"error: {sentence_of(error)}")
+
+
+def sentence_of(error: OSError) -> str:
+    """Return what an operating system refuses, with the name of the file."""
+    return f"{error.filename or 'A file'} cannot be used ({error.strerror or reason_of(error)})."
