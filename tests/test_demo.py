@@ -13,6 +13,7 @@ import torch
 import visualize_assignment
 from conftest import TINY
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
@@ -336,3 +337,17 @@ def test_a_wrong_option_of_the_predictor(trained):
         UserError, match=r"An option is wrong: .*NUM_CLASES; did you mean MODEL.TOOD"
     ):
         Predictor(cfg, str(trained / "model_final.pth"), opts=["MODEL.TOOD.NUM_CLASES", "3"])
+
+
+def test_clients_of_detectron2_know_the_classes(trained):
+    """As a program that reads the config of a training with Detectron2's means."""
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.merge_from_file(str(trained / "config.yaml"))
+    name = cfg.DATASETS.TEST[0]
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
+    assert DefaultPredictor(cfg).metadata.thing_classes == list(SHAPES)
+    assert len(DatasetCatalog.get(name)) == 8

@@ -529,3 +529,16 @@ def test_files_that_cannot_be_used(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), str(tmp_path / "c.ts"))
     with pytest.raises(UserError, match="c.ts (is not from|cannot be read)"):
         ExportedFile(str(tmp_path / "c.ts"))
+
+
+@pytest.mark.parametrize(
+    "key, value", [("classes", 3), ("outputs", None), ("min_size", "wide"), ("pixel_mean", "x")]
+)
+def test_malformed_metadata(onnx_file, tmp_path, key, value):
+    proto, path = onnx.load(onnx_file), str(tmp_path / "a.onnx")
+    save_checked(proto, path, **{key: value})
+    with pytest.raises(UserError, match=f"no valid '{key}'; export the model anew"):
+        ExportedFile(path)
+    if key != "pixel_mean":  # which is not used: the file normalizes
+        with pytest.raises(detect_onnx.Error, match="export it again|makes no detections"):
+            detect_onnx.Detector(path)

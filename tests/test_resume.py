@@ -9,6 +9,8 @@ from conftest import error_of
 
 import train_net
 from tood.evaluation.coco import CleanCOCOEvaluator
+from tood.utils.errors import UserError
+from tood.utils.files import written_whole
 from tood.utils.lock import locked
 
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
@@ -170,3 +172,16 @@ def test_a_damaged_state_of_the_trainer(command, out):
     train_net.cli(command("--resume", opts=EVERY))
     assert "Starting training from iteration 3" in log_of(out)
     assert f"{path} cannot be loaded" in log_of(out)
+
+
+@pytest.mark.parametrize("cause, error", [(KeyboardInterrupt(), KeyboardInterrupt), (None, None)])
+def test_a_writer_that_was_interrupted(tmp_path, cause, error):
+    """PyTorch's writer raises an error of its own on its way out."""
+    path = tmp_path / "a.pth"
+    path.write_text("before")
+    with pytest.raises(error or UserError) as caught, written_whole(str(path)) as f:
+        f.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] unexpected pos") from cause
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["a.pth"]
+    if error is None:
+        assert "cannot be written" in caught.value.sentence()

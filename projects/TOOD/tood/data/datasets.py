@@ -5,6 +5,7 @@ A user's own data set is an entry ``ANNOTATIONS.json`` or ``ANNOTATIONS.json:IMA
 COCO's instances format and the folder of its images (the folder of the file if left out).
 """
 
+import contextlib
 import difflib
 import logging
 import os
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 # The images of a larger data set are not opened before a training; on a network's disk that could
 # take an hour.
 MAX_IMAGES_LOOKED_AT = 50_000
+# Bytes of an annotation file that is read for the names of its classes alone.
+LARGEST_DESCRIBED = 50_000_000
 
 
 class OwnData(NamedTuple):
@@ -169,6 +172,21 @@ def _check_number_of_classes(
         )
 
 
+def describe_own_data(entries: Sequence[str]) -> None:
+    """Let Detectron2's catalogs know data sets that are named by their files and were not checked:
+    ``DefaultPredictor`` and ``Visualizer`` ask them for the names of classes. Files that cannot be
+    read, or are large, stay unknown.
+    """
+    for entry in entries:
+        files = parse_own_data(entry)
+        if files is None or entry in DatasetCatalog.list() or not os.path.isfile(files.json_file):
+            continue
+        if os.path.getsize(files.json_file) > LARGEST_DESCRIBED:
+            continue
+        with contextlib.suppress(UserError):
+            _set_metadata(entry, files, read_annotations(*files, to_train=False), None)
+
+
 def load_own_data(
     json_file: str, image_root: str, names: Optional[Sequence[str]] = None
 ) -> List[Dict]:
@@ -198,7 +216,12 @@ def _register(
 ) -> DataReport:
     own_data = parse_own_data(name)
     report = _check_content(content, own_data, data, to_train)
-    if name in DatasetCatalog.list():
+    _set_metadata(name, own_data, content, names)
+    return report
+
+
+def _set_metadata(name: str, own_data: OwnData, content: Dict, names: Optional[List[str]]) -> None:
+    if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
     _set_loader(name, own_data, names)
     MetadataCatalog.get(name).set(
@@ -208,7 +231,6 @@ def _register(
         thing_classes=names or class_names(content),
         thing_dataset_id_to_contiguous_id=contiguous_ids(content, names),
     )
-    return report
 
 
 def _set_loader(name: str, own_data: OwnData, names: Optional[List[str]] = None) -> None:

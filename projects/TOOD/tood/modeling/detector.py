@@ -35,6 +35,8 @@ class TOOD(DenseDetector):
 
     # Called in each training step with the batch's predictions and targets: TrainingWatcher.
     watcher: Optional[Callable] = None
+    # Called with the names of the test data when a config is built: tood names their classes.
+    describe_data: Optional[Callable] = None
 
     @configurable
     def __init__(
@@ -104,6 +106,8 @@ class TOOD(DenseDetector):
     @classmethod
     def from_config(cls, cfg):
         tood = cfg.MODEL.TOOD
+        if cls.describe_data is not None:
+            cls.describe_data(cfg.DATASETS.TEST)
         backbone = build_backbone(cfg)
         feature_shapes = [backbone.output_shape()[f] for f in tood.IN_FEATURES]
         return {
