@@ -3,11 +3,13 @@
 import pytest
 import torch
 from conftest import EXTENSIONS, ROOT, assert_from_their_locations, load_extension
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from tood.config.build import check_builds
 from tood.config.check import check_config
+from tood.config.unread import check_unread
 from tood.modeling.assign import ImagePredictions
 from tood.modeling.tta import TOODWithTTA, TTAOptions
 
@@ -79,3 +81,18 @@ def test_a_head_with_one_more_output(uncertain, make_input):
     assert_from_their_locations(uncertain, image, plain["instances"])
     (augmented,) = TOODWithTTA(uncertain, TTAOptions(True, [64], 400, flip=False))([image])
     assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
+
+
+def test_parts_of_a_user_are_not_tried_without_numbers(tiny_cfg):
+    """They may compute with numbers where they are built, as transformers do."""
+
+    @BACKBONE_REGISTRY.register()
+    def needs_numbers(cfg, input_shape):
+        assert torch.ones(1).item() == 1
+        return BACKBONE_REGISTRY.get("FiveConvs")(cfg, input_shape)
+
+    tiny_cfg.MODEL.BACKBONE.NAME = "needs_numbers"
+    tiny_cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.3  # which it may read
+    check_unread(tiny_cfg)
+    check_builds(tiny_cfg)
+    assert build_model(tiny_cfg).backbone.channels == tiny_cfg.MODEL.FPN.OUT_CHANNELS

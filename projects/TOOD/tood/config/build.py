@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
+from tood.config.unread import has_parts_of_a_user
 from tood.utils.errors import UserError, reason_of
 from tood.utils.logs import at_level
 
@@ -15,11 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_builds(cfg: CfgNode) -> None:
-    """Build what a training builds, on a device that holds no numbers.
+    """Build what a training builds, on a device that holds no numbers. Parts of a user's own are not
+    tried: they may need numbers, and their errors are best told with a traceback.
 
     Raises:
         UserError: where that fails, with the options to look at.
     """
+    if has_parts_of_a_user(cfg):
+        return
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"

@@ -39,7 +39,7 @@ def check_unread(cfg: CfgNode) -> None:
         UserError: for an option that does nothing, where another one does what it says. Those
             without another one are warned of.
     """
-    if _has_parts_of_a_user(cfg):  # which may read anything
+    if has_parts_of_a_user(cfg):  # which may read anything
         return
     for key, value in _set_in_vain(cfg):
         group, _, name = key.rpartition(".")
@@ -61,7 +61,8 @@ def _set_in_vain(cfg: CfgNode) -> Iterator[Tuple[str, object]]:
             yield key, value
 
 
-def _has_parts_of_a_user(cfg: CfgNode) -> bool:
+def has_parts_of_a_user(cfg: CfgNode) -> bool:
+    """Return whether backbone, head or assigner are neither this project's nor Detectron2's."""
     tood = cfg.MODEL.TOOD
     parts = [
         *(f for name, f in BACKBONE_REGISTRY if name == cfg.MODEL.BACKBONE.NAME),
