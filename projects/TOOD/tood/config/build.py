@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 def check_builds(cfg: CfgNode) -> None:
-    """Build what a training builds, on a device that holds no numbers. Parts of a user's own are not
-    tried: they may need numbers, and their errors are best told with a traceback.
+    """Build what a training builds, on a device that holds no numbers. Parts of a user's own are
+    not tried: they may need numbers, and their errors are best told with a traceback.
 
     Raises:
         UserError: where that fails, with the options to look at.
