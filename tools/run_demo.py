@@ -27,7 +27,7 @@ def main():
         ["train_net.py", "--config-file", CONFIG],
         [
             *("tools/draw_predictions.py", "--config-file", CONFIG),
-            *("--output", f"{OUTPUT}/predictions.png"),
+            *("--output", f"{OUTPUT}/predictions.png", "--overwrite"),
             *("--num-images", "8", "--score-thresh", "0.4", "--scale", "2"),
             *("MODEL.WEIGHTS", f"{OUTPUT}/model_final.pth"),
         ],
