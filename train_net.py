@@ -54,7 +54,7 @@ from tood.engine.launch import launch
 from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
 from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError, sentence_of
+from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, read_tensors, write_json
 from tood.utils.lock import locked
 
@@ -224,23 +224,22 @@ def train(cfg, args):
 
 def cli(argv=None):
     """Users' mistakes end in one sentence and exit status 1."""
+    run_main(
+        lambda: launched(argv), stopped="stopped; go on from the last checkpoint with --resume."
+    )
+
+
+def launched(argv):
+    args = parse_args(argv)
     try:
-        args = parse_args(argv)
         launch(main, args)
-    except UserError as error:
-        sys.exit(f"error: {error.sentence()}")
-    except KeyboardInterrupt:
-        print("error: stopped; go on from the last checkpoint with --resume.", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
     except ProcessExitedException as error:  # of several processes, stopped by a signal
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:  # of one of several processes
-        error = UserError(str(error))
-        if error.sentence() == str(error).strip():
+        told = UserError(str(error))
+        if told.sentence() == str(error).strip():
             raise
-        sys.exit(f"error: {error.sentence()}")
+        raise told from error
 
 
 if __name__ == "__main__":

@@ -161,6 +161,10 @@ def test_classes_of_the_weights_come_first(own):
     data = config(test=[own.save()])
     prepare_datasets(data, training=False, known_classes=SHAPES)
     assert MetadataCatalog.get(own.entry).thing_classes == list(SHAPES)
+    # Other names for as many classes: their order decides, as without names in the weights.
+    others = ["a", "b", "c"]
+    prepare_datasets(data._replace(num_classes=3), training=False, known_classes=others)
+    assert MetadataCatalog.get(own.entry).thing_classes == list(SHAPES[1:])
 
 
 @pytest.mark.parametrize("content", [[], {"images": []}, {"images": {}, "annotations": []}])

@@ -89,7 +89,7 @@ class Checkpointer(DetectionCheckpointer):
         paths = self._newest_first()
         if not paths:
             raise UserError(
-                f"There is no checkpoint in {self.save_dir} to go on from; leave out --resume."
+                f"There is no checkpoint to resume in {self.save_dir}; leave out --resume."
             )
         for path, before in zip(paths, paths[1:]):
             try:

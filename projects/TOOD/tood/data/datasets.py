@@ -78,8 +78,9 @@ def prepare_datasets(
 
     Args:
         training: whether ``data.train`` is going to be used, too.
-        known_classes: of the weights, which come first. Sets that are named by their files may lack
-            some, or have them in another order: they are matched by their names.
+        known_classes: of the weights; they come first where they include those of the data. Sets
+            that are named by their files may lack some, or have them in another order: they are
+            matched by their names.
 
     Returns:
         the reports on the data sets whose files are known; none of them holds an error.
@@ -134,7 +135,8 @@ def _united_names(
     lists = [class_names(contents[entry]) for entry in entries if entry in contents]
     if not lists or any(len(set(names)) < len(names) for names in lists):
         return None
-    lists = [list(known), *lists]
+    if all(set(names) <= set(known) for names in lists):
+        lists = [list(known), *lists]
     names = list(dict.fromkeys(name for names in lists for name in names))
     for entry, content in contents.items():
         lacking = [name for name in names if name not in class_names(content)]

@@ -186,7 +186,7 @@ class TrainingLoop(TrainerBase):
             name = self.checkpointer.tag_last_sound(before=self.iter - 1)
         name = comm.all_gather(name)[0]
         if name is None:
-            return "there is no checkpoint from before to go on from: start anew."
+            return "no earlier checkpoint exists, so start without --resume."
         return f"--resume goes on from {name}, whose weights and loss were finite."
 
     def _evaluated_file(self) -> str:

@@ -36,7 +36,7 @@ def reason_of(error: BaseException, limit: int = 200) -> str:
     return " ".join(text.split())[:limit].rstrip(" .!:") or type(error).__name__
 
 
-def run_main(main: Callable[[], object]) -> None:
+def run_main(main: Callable[[], object], stopped: str = "stopped.") -> None:
     """Call a program: a mistake or a file that cannot be used ends it with one sentence and exit
     status 1, Ctrl-C with 130.
     """
@@ -45,12 +45,8 @@ def run_main(main: Callable[[], object]) -> None:
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
     except KeyboardInterrupt:
-        print("error: stopped.", file=sys.stderr)
+        print(f"error: {stopped}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
-
-
-def sentence_of(error: OSError) -> str:
-    """Return what an operating system refuses, with the name of the file."""
-    return f"{error.filename or 'A file'} cannot be used ({error.strerror or reason_of(error)})."
+        reason = error.strerror or reason_of(error)
+        sys.exit(f"error: {error.filename or 'A file'} cannot be used ({reason}).")
