@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 # For ONNX; the other formats are PyTorch's own.
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT]
 
 setup(
     name="tood-detectron2",
@@ -18,8 +19,8 @@ setup(
     python_requires=">=3.9",
     install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
-        "test": ["hypothesis", "pytest", *EXPORT],
-        "dev": ["hypothesis", "pytest", "ruff", *EXPORT],
+        "test": TEST,
+        "dev": [*TEST, "ruff"],
         "export": EXPORT,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from conftest import ROOT, free_port
 from detectron2.modeling import build_model
 
 import train_net
-from tood.engine.launch import Place, first_host, place_from_environment
+from tood.engine.launch import Place, first_host, launch, place_from_environment
 from tood.utils.errors import UserError
 
 TORCHRUN = {
@@ -78,6 +79,27 @@ def test_environment_that_cannot_be(key, value):
 )
 def test_first_host(node_list, host):
     assert first_host(node_list) == host
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4",
+        "[Rank 0] op=BARRIER ... Read error [127.0.0.1]:5: Connection reset by peer. GLHF!",
+        "NCCL error in: remote process exited or there was a network error",
+    ],
+)
+def test_another_process_has_ended(text):
+    args = SimpleNamespace(num_gpus=0, num_machines=1, machine_rank=0, dist_url="auto")
+
+    def main(args):
+        raise RuntimeError(text)
+
+    with pytest.raises(UserError, match="Another process .* has ended; .* --resume"):
+        launch(main, args)
+    with pytest.raises(RuntimeError, match="a bug"):
+        text = "a bug"
+        launch(main, args)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 has started already and describes in the environment.
 """
 
+import functools
 import os
 import re
 import socket
@@ -13,6 +14,10 @@ from detectron2 import engine
 from detectron2.utils import comm
 
 from tood.utils.errors import UserError
+
+
+# What gloo and NCCL say when the process at the other end of a connection has ended.
+_LOST_PEER = re.compile("(closed|reset) by peer|Broken pipe|remote process exited")
 
 
 class Place(NamedTuple):
@@ -31,7 +36,11 @@ def launch(main: Callable, args) -> None:
 
     Args:
         args: with "num_gpus", "num_machines", "machine_rank" and "dist_url".
+
+    Raises:
+        UserError: in the processes that are left when one of them has ended.
     """
+    main = functools.partial(_call, main)
     place = place_from_environment(os.environ)
     if place is None:
         engine.launch(
@@ -46,6 +55,24 @@ def launch(main: Callable, args) -> None:
     _join(place)
     main(args)
     dist.destroy_process_group()
+
+
+def _call(main: Callable, args) -> None:
+    try:
+        main(args)
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise UserError(
+            "Another process of this training has ended; its own output says why (without a word, "
+            "it was killed, perhaps for want of memory). Go on from the last checkpoint with "
+            "--resume."
+        ) from error
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an error says that another process of the training has ended."""
+    return isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))
 
 
 def place_from_environment(environ: Mapping[str, str]) -> Optional[Place]:

@@ -26,6 +26,7 @@ from tood.engine.hooks import (
     StopOnSignal,
     WeightAverage,
 )
+from tood.engine.launch import is_lost_peer
 from tood.engine.optimizer import hyperparameters_of, set_hyperparameters
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.watch import StatusPrinter, TrainingWatcher
@@ -144,7 +145,7 @@ class TrainingLoop(TrainerBase):
     def train(self) -> Optional[Dict]:
         """Train from ``start_iter`` to ``max_iter``; return the last results."""
         # Detectron2 logs a traceback of whatever ends training.
-        quiet = silenced("detectron2.engine.train_loop", _is_user_error)
+        quiet = silenced("detectron2.engine.train_loop", _is_told_later)
         if self.start_iter == self.max_iter and comm.is_main_process():
             self._save_final_weights()
         try:
@@ -287,5 +288,6 @@ def _warn_of_warmup_alone(model: nn.Module, max_iter: int) -> None:
         )
 
 
-def _is_user_error(record: logging.LogRecord) -> bool:
-    return bool(record.exc_info) and isinstance(record.exc_info[1], UserError)
+def _is_told_later(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return isinstance(error, UserError) or is_lost_peer(error)
