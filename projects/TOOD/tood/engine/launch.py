@@ -15,7 +15,6 @@ from detectron2.utils import comm
 
 from tood.utils.errors import UserError
 
-
 # What gloo and NCCL say when the process at the other end of a connection has ended.
 _LOST_PEER = re.compile("(closed|reset) by peer|Broken pipe|remote process exited")
 
