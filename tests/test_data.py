@@ -1,7 +1,11 @@
 """Data sets by file: what is accepted, and one clear sentence for what is not."""
 
+import io
 import json
+import os
+import pathlib
 import shutil
+import tempfile
 
 import pytest
 import torch
@@ -9,6 +13,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tood import add_tood_config
@@ -325,6 +331,58 @@ def test_backslashes_in_names_of_files(own, tmp_path):
     own.images = tmp_path
     assert "whose backslashes are read as /" in table_of(own)
     assert all("\\" not in r["file_name"] for r in DatasetCatalog.get(own.entry))
+
+
+names = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\\0"),
+    min_size=1,
+    max_size=9,
+).filter(lambda name: name.strip(". ") == name)
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "latin-1", "cp1252"]
+
+
+def test_paths_and_encodings(tmp_path):
+    """A set in folders of any name is taken as it is, or its file is refused for its encoding."""
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(picture, "png")
+
+    @settings(max_examples=80, derandomize=True, deadline=None, database=None)
+    @given(
+        st.lists(names, min_size=1, max_size=3),
+        names,
+        st.sampled_from("/\\"),
+        st.sampled_from(ENCODINGS),
+    )
+    def check(parts, class_name, separator, encoding):
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            image = pathlib.Path(folder, *parts[:-1], f"{parts[-1]}.png")
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(picture.getvalue())
+            file_name = separator.join([*parts[:-1], image.name])
+            content = {
+                "images": [{"id": 1, "file_name": file_name, "width": 40, "height": 30}],
+                "categories": [{"id": 1, "name": class_name}],
+                "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20]}],
+            }
+            text = json.dumps(content, ensure_ascii=False)
+            json_file = pathlib.Path(folder, "annotations.json")
+            json_file.write_bytes(text.encode(encoding, errors="replace"))
+            entry = f"{json_file}:{folder}"
+            written = json_file.read_bytes()
+            try:
+                is_utf8 = json.loads(written.decode("utf-8-sig")) == content
+            except ValueError:
+                is_utf8 = False
+            if is_utf8:
+                prepare_datasets(config([entry], num_classes=1), training=True)
+                (record,) = DatasetCatalog.get(entry)
+                assert os.path.samefile(record["file_name"], image)
+                assert MetadataCatalog.get(entry).thing_classes == [class_name]
+            elif b"?" not in written:
+                sentence = complaint(config([entry], num_classes=1))
+                assert "save it as UTF-8" in sentence
+
+    check()
 
 
 def test_a_home_folder(own, monkeypatch):
