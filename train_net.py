@@ -106,6 +106,8 @@ def checked(args):
     known = classes_of_weights(options) if args.eval_only else ()
     reports = prepare_datasets(options.data, training=not args.eval_only, known_classes=known)
     news = [str(report) for report in reports]
+    if not options.data.test and not args.eval_only:
+        news.append("No validation data (--val-data): nothing will be evaluated.")
     scaled = set_schedule(cfg, args)
     if scaled:
         texts = (f"{key} {value}" for key, value in scaled.items())

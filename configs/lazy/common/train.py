@@ -18,6 +18,7 @@ train = dict(
     val_loss=False,
     ema_decay=0.0,
     early_stop_patience=0,
+    max_dead_iters=200,  # without learning, which end training
     eval_alignment=False,
     # Evaluation in several sizes and flipped, besides.
     test_aug=dict(

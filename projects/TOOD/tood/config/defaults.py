@@ -1,4 +1,4 @@
-"""The options of TOOD, all of them under ``cfg.MODEL.TOOD``."""
+"""The options of TOOD: those under ``cfg.MODEL.TOOD``, and ``SOLVER.CHECKPOINT_KEEP``."""
 
 from detectron2.config import CfgNode as CN
 
@@ -79,6 +79,10 @@ def add_tood_config(cfg):
     tood.EMA_DECAY = 0.0
     tood.EARLY_STOP_PATIENCE = 0
 
+    # Iterations in which nothing is learned (docs/training.md) that end a training, or a quarter of
+    # a shorter one; 0: none do.
+    tood.MAX_DEAD_ITERS = 200
+
     # Measure the alignment of classification and localization in each evaluation as well.
     tood.EVAL_ALIGNMENT = False
 
@@ -88,5 +92,9 @@ def add_tood_config(cfg):
     # True is PRECISION_TRAIN "float16" on a GPU and "bfloat16" on a CPU.
     tood.PRECISION_TRAIN = "float32"
     tood.PRECISION_TEST = "float32"
+
+    # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept, the newest ones;
+    # 0: all. The final and the best weights are files of their own.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
 
     cfg.register_renamed_key("MODEL.TOOD.WARMUP_ITERS", "MODEL.TOOD.ATSS_ITERS")

@@ -61,6 +61,8 @@ def _loop_options(lazy: DictConfig) -> LoopOptions:
         val_loss=train.val_loss,
         ema_decay=train.ema_decay,
         early_stop_patience=train.early_stop_patience,
+        num_test_sets=len(data.test),
+        max_dead_iters=train.max_dead_iters,
         seed=train.seed if train.seed >= 0 else None,
         ddp=dict(train.ddp),
     )

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import os
+import re
 import signal
 import threading
 from typing import Dict, Optional
@@ -79,6 +80,22 @@ class Evaluation(hooks.EvalHook):
             trainer.iter = start - 1
             self._do_eval()
             trainer.iter = start
+
+
+class Checkpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which also counts the checkpoints from before a resumed training among
+    those to keep.
+    """
+
+    def before_train(self):
+        super().before_train()
+        if self.max_to_keep and self.trainer.start_iter > 0:
+            folder = self.checkpointer.save_dir
+            found = [(re.fullmatch(r"model_(\d{7,})\.pth", x), x) for x in os.listdir(folder)]
+            earlier = [
+                (int(m[1]), x) for m, x in found if m and int(m[1]) < self.trainer.start_iter
+            ]
+            self.recent_checkpoints = [os.path.join(folder, x) for _, x in sorted(earlier)]
 
 
 class StopEarly(HookBase):

@@ -17,9 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.data.loader import TrainingLoader
+from tood.engine.closing import closing_lines
+from tood.engine.health import LearningCheck
 from tood.engine.hooks import (
     AverageWeights,
     BestWeights,
+    Checkpoints,
     EarlyStop,
     Evaluation,
     StopEarly,
@@ -55,6 +58,8 @@ class LoopOptions:
     val_loss: bool = False
     ema_decay: float = 0.0
     early_stop_patience: int = 0
+    num_test_sets: int = 1
+    max_dead_iters: int = 0  # iterations without learning that end the training
     seed: Optional[int] = None  # that the user asked for
     # Of Detectron2's create_ddp_model, for several processes.
     ddp: Dict = dataclasses.field(default_factory=lambda: {"broadcast_buffers": False})
@@ -124,18 +129,29 @@ class TrainingLoop(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(self._trainer.optimizer, self.scheduler),
             self.experiment.precise_bn,
-            hooks.PeriodicCheckpointer(
+            Checkpoints(
                 self.checkpointer, options.checkpoint_period, max_to_keep=options.max_to_keep
             )
             if is_main
             else None,
             # After the hooks that change the state of the training, before those that take time.
             StopOnSignal(self.checkpointer),
+            self.build_learning_check(),
             Evaluation(options.eval_period, self.evaluate),
             StopEarly(options.eval_period, options.early_stop_patience),
             # After evaluation, whose metrics it writes.
             hooks.PeriodicWriter(self.build_writers(), options.log_period) if is_main else None,
         ]
+
+    def build_learning_check(self) -> LearningCheck:
+        model = self.experiment.model
+        return LearningCheck(
+            lambda name: self.checkpointer.save(name, iteration=self.iter),
+            max_dead_iters=self.options.max_dead_iters,
+            max_iter=self.max_iter,
+            box_reg_loss_weight=model.loss_options["box_reg_weight"],
+            is_warmup=lambda iteration: model.assigner_at(iteration) is model.warmup_assigner,
+        )
 
     def build_writers(self):
         # In this order: the losses first in the log, but the metrics also in the other writers.
@@ -153,6 +169,11 @@ class TrainingLoop(TrainerBase):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
         except Diverged as error:
             raise UserError(f"{error}; {self._advice_to_resume()}") from error
+        if comm.is_main_process():
+            for line in closing_lines(
+                self.options.output_dir, self.best, self.options.num_test_sets
+            ):
+                logger.info(line)
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self):

@@ -74,11 +74,14 @@ class Trainer(TrainingLoop, DefaultTrainer):
             class_names=names or [str(i) for i in range(model.num_classes)],
             weights=cfg.MODEL.WEIGHTS,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            max_to_keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
             eval_period=cfg.TEST.EVAL_PERIOD,
             vis_period=cfg.VIS_PERIOD,
             val_loss=tood.VAL_LOSS,
             ema_decay=tood.EMA_DECAY,
             early_stop_patience=tood.EARLY_STOP_PATIENCE,
+            num_test_sets=len(cfg.DATASETS.TEST),
+            max_dead_iters=tood.MAX_DEAD_ITERS,
             seed=cfg.SEED if cfg.SEED >= 0 else None,
         )
 

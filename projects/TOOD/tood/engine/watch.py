@@ -3,7 +3,7 @@
 import importlib
 import logging
 import sys
-from typing import Dict, Sequence
+from typing import Dict, Sequence, Tuple
 
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -55,6 +55,7 @@ class TrainingWatcher:
                 targets,
                 [len(gt) for gt in gt_instances],
             )
+            metrics["median_box"] = median_box(predictions.pred_boxes, images.tensor.shape[-2:])
             storage.put_scalars(**{f"assignment/{name}": x for name, x in metrics.items()})
         if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
             from tood.visualization.draw import (
@@ -116,6 +117,17 @@ def assignment_statistics(
         if correlation.isfinite():
             statistics["score_iou_correlation"] = correlation.item()
     return statistics
+
+
+@torch.no_grad()
+def median_box(pred_boxes: Tensor, image_size: Tuple[int, int]) -> float:
+    """Return the median longer side of boxes (N, R, 4), as a multiple of the image's longer side.
+
+    Args:
+        image_size: (height, width) of the padded images.
+    """
+    sides = (pred_boxes[..., 2:] - pred_boxes[..., :2]).amax(dim=-1)
+    return sides.float().median().item() / max(image_size)
 
 
 class StatusPrinter(EventWriter):

@@ -1,0 +1,40 @@
+"""The last lines of a training: what came out, what to look at, and what to type next."""
+
+import os
+import shlex
+from typing import List, Optional
+
+from tood.engine.hooks import BestWeights
+
+NOTHING_FOUND = (
+    "AP is 0: the model finds nothing yet. Train longer, or look at the data as the trainer sees "
+    "it with tools/visualize_data.py."
+)
+
+
+def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[str]:
+    """Return three lines, one of them for each question.
+
+    Args:
+        folder: the output folder.
+        best: weights, of which nothing may have been evaluated.
+        num_test_sets: data sets that are evaluated on.
+    """
+    weights = best.path if best.AP is not None else os.path.join(folder, "model_final.pth")
+    return [
+        _result(weights, best.AP, best.iteration, num_test_sets),
+        f"Look at the curves of losses and metrics: tensorboard --logdir {shlex.quote(folder)}",
+        f"Next, find objects in images: python demo/demo.py --input IMAGES MODEL.WEIGHTS "
+        f"{shlex.quote(weights)}",
+    ]
+
+
+def _result(weights: str, AP: Optional[float], iteration: int, num_test_sets: int) -> str:
+    if AP is None:
+        reason = "" if num_test_sets else ", for there are no validation data (--val-data)"
+        return f"Final weights: {weights}; nothing was evaluated{reason}."
+    return (
+        f"Best weights: {weights}, AP {AP:.2f} after iteration {iteration}."
+        + (f" Of {num_test_sets} data sets, the first counts." if num_test_sets > 1 else "")
+        + (f" {NOTHING_FOUND}" if AP == 0 else "")
+    )

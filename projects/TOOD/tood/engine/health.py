@@ -1,0 +1,155 @@
+"""Signs that a training learns nothing: a warning with cause and remedy, and in the end a stop."""
+
+import logging
+from typing import Callable, Dict, Mapping, NamedTuple, Optional
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
+
+from tood.engine.watch import STATISTICS_PERIOD
+from tood.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# The median side of the boxes, as a multiple of the image's: boxes of a sound model are below 1.
+LARGEST_BOXES = 10.0
+# Mean IoU of the positives' boxes with their objects: 0.1 to 0.3 at the start of a sound training.
+SMALLEST_IOU = 0.05
+MOST_WITHOUT_POSITIVE = 0.95
+# A GIoU of 0 is a loss of 1 (times its weight): boxes far too large or apart, without a gradient.
+CEILING_TOLERANCE = 0.01
+
+TOO_FAST = (
+    "the steps are too large: lower the learning rate (SOLVER.BASE_LR, optimizer.lr) or the bound "
+    "of the gradients (SOLVER.CLIP_GRADIENTS.CLIP_VALUE, optimizer.max_norm), and start anew"
+)
+
+
+class Symptom(NamedTuple):
+    """What is wrong with a training, and what to do."""
+
+    name: str
+    text: str
+    remedy: str
+
+    def __str__(self):
+        return f"{self.text}; {self.remedy}"
+
+
+def diagnose(
+    metrics: Mapping[str, float], *, box_reg_loss_weight: float = 2.0, warmup: bool = False
+) -> Optional[Symptom]:
+    """
+    Args:
+        metrics: of one batch with objects, by the names of
+            :func:`~tood.engine.watch.assignment_statistics`, "median_box" and "loss_box_reg"; what
+            is missing is not looked at.
+        box_reg_loss_weight: of "loss_box_reg".
+        warmup: whether the positives are those of ATSS, which do not depend on the model.
+
+    Returns:
+        the first sign that nothing is learned, or None.
+    """
+    get = metrics.get
+    if get("median_box", 0) > LARGEST_BOXES:
+        text = f"the median predicted box is {get('median_box'):.3g} times as long as the image"
+        return Symptom("huge boxes", text, TOO_FAST)
+    without = get("objects_without_positive", 0)
+    if without > MOST_WITHOUT_POSITIVE:
+        text = f"{without:.0%} of the objects have no positive location"
+        if warmup:
+            return Symptom("no positives", text, "they are too small: train on larger images")
+        return Symptom(
+            "no positives",
+            text,
+            "boxes did not fit before task alignment learning began: raise MODEL.TOOD.ATSS_ITERS "
+            "(model.atss_iters), or train longer",
+        )
+    if get("mean_iou", 1) < SMALLEST_IOU:
+        text = f"the boxes of the positives have a mean IoU of {get('mean_iou'):.2g} with their"
+        return Symptom("no overlap", f"{text} objects", TOO_FAST)
+    loss = get("loss_box_reg", 0) / box_reg_loss_weight if box_reg_loss_weight else 0
+    if abs(loss - 1) < CEILING_TOLERANCE:
+        text = f"loss_box_reg is {get('loss_box_reg'):.3f}, where it has no gradient (GIoU 0)"
+        return Symptom("ceiling", text, TOO_FAST)
+    return None
+
+
+class LearningCheck(HookBase):
+    """Looks at what the main process's :class:`~tood.engine.watch.TrainingWatcher` has measured:
+    warns when a symptom is seen twice in a row, and ends a training that had some for too long.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[str], object],
+        *,
+        max_dead_iters: int,
+        max_iter: int,
+        box_reg_loss_weight: float,
+        is_warmup: Callable[[int], bool],
+    ):
+        """
+        Args:
+            save: called with the name of the last checkpoint.
+            max_dead_iters: iterations with symptoms that end the training, or a quarter of it if
+                that is less; 0 for never.
+            max_iter: of the training.
+            box_reg_loss_weight: of the model.
+            is_warmup: whether an iteration assigns by ATSS.
+        """
+        self.save, self.is_warmup = save, is_warmup
+        # At least two looks.
+        limit = max(min(max_dead_iters, max_iter // 4), 2 * STATISTICS_PERIOD)
+        self.max_dead_iters = limit if max_dead_iters else 0
+        self.box_reg_loss_weight = box_reg_loss_weight
+        self.dead_iters, self.warned = 0, ""
+
+    def after_step(self):
+        iteration = self.trainer.iter
+        if (iteration + 1) % STATISTICS_PERIOD:
+            return
+        # Images are only seen by the main process; all stop together.
+        symptom = self._look(iteration) if comm.is_main_process() else None
+        symptom = comm.all_gather(symptom)[0]
+        if symptom is not None and self.max_dead_iters and self.dead_iters >= self.max_dead_iters:
+            self._stop(iteration, symptom)
+
+    def _look(self, iteration: int) -> Optional[Symptom]:
+        metrics = latest_metrics(get_event_storage(), iteration)
+        if "objects_without_positive" not in metrics:  # no objects in this batch
+            return None
+        symptom = diagnose(
+            metrics,
+            box_reg_loss_weight=self.box_reg_loss_weight,
+            warmup=self.is_warmup(iteration),
+        )
+        if symptom is None:
+            if self.warned:
+                logger.info(f"Training learns again: the sign of iteration {iteration} is sound.")
+            self.dead_iters, self.warned = 0, ""
+            return None
+        self.dead_iters += STATISTICS_PERIOD
+        if self.dead_iters > STATISTICS_PERIOD and symptom.name != self.warned:
+            logger.warning(f"Nothing is learned at iteration {iteration}: {symptom}.")
+            self.warned = symptom.name
+        return symptom
+
+    def _stop(self, iteration: int, symptom: Symptom) -> None:
+        name = f"model_{iteration:07d}"
+        self.save(name)
+        raise UserError(
+            f"Training stopped at iteration {iteration}, for nothing was learned in the last "
+            f"{self.dead_iters} iterations: {symptom}. {name}.pth holds its state; "
+            "MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) lets such a training go on."
+        )
+
+
+def latest_metrics(storage: EventStorage, iteration: int) -> Dict[str, float]:
+    """Return the metrics of the assignment and the losses of one iteration, without prefixes."""
+    return {
+        name.rpartition("/")[2]: value
+        for name, (value, of) in storage.latest().items()
+        if of == iteration and (name.startswith("assignment/") or name == "loss_box_reg")
+    }
