@@ -19,8 +19,8 @@ from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
+from tood.commands import train as train_net  # noqa: E402
 from tood.data.shapes import write_shapes_dataset  # noqa: E402
 
 EXTENSIONS = ROOT / "tests" / "extensions"

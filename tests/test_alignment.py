@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
-import train_net
+from tood.commands import train as train_net
 from tood.data.datasets import load_own_data
 from tood.data.shapes import SHAPES
 from tood.evaluation.alignment import (

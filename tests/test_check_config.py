@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import train_net
+from tood.commands import train as train_net
 from tood.config.build import check_builds
 from tood.config.check import RANGES, check_config, get_key, known_keys, nearest_key
 from tood.config.read import load_config, run_options, split_options

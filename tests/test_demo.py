@@ -17,9 +17,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-import demo
-import train_net
 from tood import add_tood_config
+from tood.commands import predict as demo
+from tood.commands import train as train_net
 from tood.data.shapes import SHAPES
 from tood.predictor import Predictor
 from tood.utils.errors import UserError

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-import visualize_data
 from PIL import Image
 
+from tood.commands import check as visualize_data
 from tood.utils.errors import UserError
 from tood.utils.files import write_image
 from tood.visualization import draw

@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import train_net
+from tood.commands import train as train_net
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions, prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator, first_AP, results_folder

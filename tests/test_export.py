@@ -8,7 +8,6 @@ import sys
 import compare_exports
 import cv2
 import detect_onnx
-import export_model
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from PIL import Image
 
+from tood.commands import export as export_model
 from tood.config.read import load_config
 from tood.export.module import (
     DETECTIONS,

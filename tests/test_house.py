@@ -15,6 +15,7 @@ ROWS = (
     ("checkpoint", "visualization"),
     ("model_zoo",),
     ("engine", "predictor"),
+    ("commands",),
 )
 MAX_MODULES, MAX_CODE_LINES, MAX_DETECTOR_LINES = 12, 40, 300
 
@@ -116,7 +117,7 @@ def may_read_cfg(path, scopes):
     )
     allowed = ("engine/trainer.py", "predictor.py")
     return (
-        room_of(path) == "config"
+        room_of(path) in ("config", "commands")
         or path.relative_to(PACKAGE).as_posix() in allowed
         or registered
         or "from_config" in names

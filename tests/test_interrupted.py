@@ -8,8 +8,8 @@ import torch
 from conftest import error_of
 from detectron2.modeling import build_model
 
-import train_net
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.commands import train as train_net
 from tood.utils import files
 from tood.utils.errors import UserError
 

@@ -19,10 +19,10 @@ from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-import demo
 import tood
-import train_net
 from tood import model_zoo
+from tood.commands import predict as demo
+from tood.commands import train as train_net
 from tood.config.lazy import build_lazy_model, is_lazy
 from tood.config.read import load_config, read_schedule, run_options, split_options
 from tood.data.mapper import CheckedMapper

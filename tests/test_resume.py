@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import error_of
 
-import train_net
+from tood.commands import train as train_net
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 from tood.utils.files import written_whole

@@ -10,8 +10,8 @@ import yaml
 from conftest import CONFIG, ROOT, error_of
 from detectron2.modeling import build_model
 
-import train_net
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.commands import train as train_net
 from tood.config.files import DETECTRON2_CONFIGS, check_targets, read_yaml, read_yaml_with_base
 from tood.config.read import load_config
 from tood.utils.errors import UserError
@@ -209,7 +209,7 @@ def test_a_backbone_alone_is_a_start(tmp_path, tiny_cfg):
 
 
 def test_the_demo_reads_the_config_beside_a_checkpoint_safely(tmp_path, mark):
-    import demo
+    from tood.commands import predict as demo
 
     torch.save({"model": {}}, tmp_path / "model_best.pth")
     payload = f"OUTPUT_DIR: !!python/object/apply:os.mkdir [{mark}]\n"

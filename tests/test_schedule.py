@@ -5,7 +5,7 @@ import torch
 from conftest import error_of
 from detectron2.solver import build_lr_scheduler
 
-import train_net
+from tood.commands import train as train_net
 from tood.config.schedule import Schedule, scale_schedule
 from tood.utils.errors import UserError
 

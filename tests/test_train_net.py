@@ -11,7 +11,7 @@ from conftest import CONFIG, ROOT, error_of
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-import train_net
+from tood.commands import train as train_net
 
 
 def test_train_and_evaluate(command, tmp_path):

@@ -9,7 +9,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
-import train_net
+from tood.commands import train as train_net
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.trainer import Trainer
 

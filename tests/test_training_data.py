@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
 
-import train_net
+from tood.commands import train as train_net
 from tood.data.loader import AugmentedDataset, TrainingBatches, TrainingLoader
 
 GROUPS = [0, 1, 1, 0, 1, 0, 0]

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-import train_net
+from tood.commands import train as train_net
 from tood.modeling.detector import TOOD
 from tood.modeling.tta import TOODWithTTA, TTAOptions
 from tood.predictor import Predictor

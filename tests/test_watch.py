@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-import train_net
+from tood.commands import train as train_net
 from tood.engine.hooks import BestWeights, WeightAverage
 from tood.engine.watch import StatusPrinter, assignment_statistics
 from tood.evaluation.coco import validation_loss

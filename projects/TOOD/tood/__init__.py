@@ -2,6 +2,10 @@
 names of ImageNet weights that the configs use.
 """
 
+from tood.utils.quiet import silence_libraries
+
+silence_libraries()
+
 from tood import model_zoo
 from tood.checkpoint import catalog  # noqa: F401  (registers names of weights)
 from tood.config.defaults import add_tood_config

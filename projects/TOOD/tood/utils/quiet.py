@@ -1,0 +1,19 @@
+"""Warnings of libraries about libraries, which a user of this project cannot act on."""
+
+import logging
+import warnings
+
+MESSAGES = (
+    ".*torch.jit.script.* is deprecated",
+    "torch.meshgrid: in an upcoming release",
+    "`broadcast_buffers` is deprecated",
+    "TypedStorage is deprecated",
+)
+
+
+def silence_libraries() -> None:
+    """Silence these warnings for the process; called before the libraries are imported."""
+    for message in MESSAGES:
+        warnings.filterwarnings("ignore", message=message)
+    # "No CUDA runtime is found", said where a compiler is and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
