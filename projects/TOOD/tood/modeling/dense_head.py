@@ -171,10 +171,6 @@ class DenseHead(nn.Module):
         logit = -math.log((1 - self.prior_prob) / self.prior_prob)
         for layer in [self.cls_pred, *([self.cls_align[-1]] if self.align_cls else [])]:
             nn.init.constant_(layer.bias, logit)
-        import os
-
-        if os.environ.get("XBIAS"):
-            nn.init.constant_(self.reg_pred.bias, float(os.environ["XBIAS"]))
         # Offsets start near zero: boxes begin as their own location predicts them.
         if self.reg_align is not None:
             init_convs(self.reg_align, std=0.001)
