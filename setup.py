@@ -6,7 +6,9 @@ from setuptools import find_packages, setup
 
 # For ONNX; the other formats are PyTorch's own.
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
-TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT]
+# To read YOLO, Pascal VOC and LabelMe.
+FORMATS = ["supervision>=0.31; python_version >= '3.10'"]
+TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *FORMATS]
 
 setup(
     name="tood-detectron2",
@@ -22,6 +24,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff"],
         "export": EXPORT,
+        "formats": FORMATS,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],
     },

@@ -14,6 +14,7 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 from detectron2.structures import BoxMode
 
+from tood.data.formats import read_entry
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, reason_of
 
@@ -34,7 +35,7 @@ _MISSING = _Missing()
 def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) -> Dict:
     """
     Args:
-        json_file: path.
+        json_file: path; or a folder or file in another form (:mod:`tood.data.formats`).
         image_root: folder of the images, for sizes that the file lacks and for names with
             backslashes.
         to_train: whether it must hold annotations. Test sets of a benchmark have none.
@@ -49,7 +50,11 @@ def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) ->
     Raises:
         UserError: for a file that cannot be read, or is not in this format.
     """
-    content = _read_json(json_file)
+    remarks: List[str] = []
+    if json_file.endswith(".json"):
+        content = _read_json(json_file)
+    else:
+        content, remarks = read_entry(json_file)
     content = content if isinstance(content, dict) else {}
     names = LISTS if to_train or "annotations" in content else LISTS[:2]
     if not all(isinstance(content.get(name), list) for name in names):
@@ -57,7 +62,9 @@ def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) ->
             f"{json_file} is not in COCO's instances format: it must hold the lists images, "
             "annotations, categories."
         )
-    return clean_annotations({name: content[name] for name in names}, json_file, image_root)
+    clean = clean_annotations({name: content[name] for name in names}, json_file, image_root)
+    clean["repairs"].update({remark: [json_file] for remark in remarks})
+    return clean
 
 
 def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Dict:

@@ -2,7 +2,8 @@
 Detectron2's registered names.
 
 A user's own data set is an entry ``ANNOTATIONS.json`` or ``ANNOTATIONS.json:IMAGES``, a file in
-COCO's instances format and the folder of its images (the folder of the file if left out).
+COCO's instances format and the folder of its images (the folder of the file if left out), or a
+folder in one of the forms of :mod:`tood.data.formats`.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from tood.data.annotations import (
     to_records,
 )
 from tood.data.check import DataReport, InputSize, check_data, check_images, split_broken
+from tood.data.formats import is_entry, root_of
 from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -61,11 +63,17 @@ def parse_own_data(entry: str) -> Optional[OwnData]:
         entry: of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
 
     Returns:
-        its files, or None for a registered name.
+        its files, or None for a registered name. In other forms than COCO's, "json_file" is the
+        entry itself (:mod:`tood.data.formats`).
     """
     match = re.fullmatch(r"(.+\.json)(?::(.+))?", entry)
     if match is None:
-        return None
+        is_registered = entry in DatasetCatalog.list() and MetadataCatalog.get(entry).get(
+            "json_file"
+        ) != os.path.expanduser(entry)
+        if is_registered or not is_entry(entry):
+            return None
+        return OwnData(os.path.expanduser(entry), root_of(entry))
     json_file, image_root = (x and os.path.expanduser(x) for x in match.groups())
     return OwnData(json_file, image_root or os.path.dirname(json_file) or ".")
 
@@ -91,12 +99,13 @@ def prepare_datasets(
     """
     if training and not data.train:
         raise UserError(
-            "No training data: name it with --train-data ANNOTATIONS.json:IMAGES or in the config."
+            "No training data: name it with --train-data, as ANNOTATIONS.json:IMAGES or a folder, "
+            "or in the config."
         )
     if not training and not data.test:
         raise UserError(
-            "No data to evaluate on: name it with --val-data ANNOTATIONS.json:IMAGES or in the "
-            "config."
+            "No data to evaluate on: name it with --val-data, as ANNOTATIONS.json:IMAGES or a "
+            "folder, or in the config."
         )
     train = list(data.train) if training else []
     entries = list(dict.fromkeys([*train, *data.test]))
@@ -181,9 +190,12 @@ def describe_own_data(entries: Sequence[str]) -> None:
     """
     for entry in entries:
         files = parse_own_data(entry)
-        if files is None or entry in DatasetCatalog.list() or not os.path.isfile(files.json_file):
+        if files is None or entry in DatasetCatalog.list():
             continue
-        if os.path.getsize(files.json_file) > LARGEST_DESCRIBED:
+        is_file = os.path.isfile(files.json_file)
+        if files.json_file.endswith(".json") and not is_file:
+            continue
+        if is_file and os.path.getsize(files.json_file) > LARGEST_DESCRIBED:
             continue
         with contextlib.suppress(UserError):
             _set_metadata(entry, files, read_annotations(*files, to_train=False), None)
@@ -293,7 +305,7 @@ def _check_registered(
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
             f"There is no data set named {name!r}; {hint}A data set of your own is named by its "
-            "file: ANNOTATIONS.json:IMAGES."
+            "file, ANNOTATIONS.json:IMAGES, or by its folder."
         )
     json_file = MetadataCatalog.get(name).get("json_file")
     if json_file and "://" not in json_file and not os.path.isfile(json_file):
