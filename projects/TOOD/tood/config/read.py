@@ -20,6 +20,7 @@ from tood.config.check import (
     known_keys,
     nearest_key,
 )
+from tood.config.classes import infer_num_classes, is_typed
 from tood.config.defaults import add_tood_config
 from tood.config.files import read_yaml_with_base
 from tood.config.options import RunOptions, finest_stride_of
@@ -50,9 +51,12 @@ def load_config(
     architectures: Sequence[str] = ("TOOD",),
     changes: Optional[Mapping[str, object]] = None,
     allow_python: bool = True,
+    training: bool = False,
+    resume: bool = False,
 ) -> Config:
     """Read the config of a command: defaults, file, overrides, data sets, in this order. On a
-    machine without a GPU its device is the CPU.
+    machine without a GPU its device is the CPU. The number of classes that neither file nor
+    overrides state is that of the data or of the weights.
 
     Args:
         config_file: path of a yaml config or of one in Python.
@@ -62,6 +66,7 @@ def load_config(
             checked.
         changes: further values, by the names of ``CHANGES``.
         allow_python: False refuses configs in Python.
+        training, resume: of :func:`~tood.config.classes.infer_num_classes`.
 
     Returns:
         a ``CfgNode``, or a ``DictConfig`` of a config in Python.
@@ -89,6 +94,8 @@ def load_config(
     if val_data:
         cfg.DATASETS.TEST = tuple(val_data)
     finish_config(cfg, changes)
+    if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
+        infer_num_classes(cfg, training=training, resume=resume)
     return cfg
 
 

@@ -57,8 +57,13 @@ def _set_in_vain(cfg: CfgNode) -> Iterator[Tuple[str, object]]:
         if not any(key == unread or key.startswith(f"{unread}.") for unread in UNREAD):
             continue
         value, default = get_key(cfg, key), get_key(defaults, key)
-        if not isinstance(default, CfgNode) and value != default:
+        if not isinstance(default, CfgNode) and _as_lists(value) != _as_lists(default):
             yield key, value
+
+
+def _as_lists(value):
+    """Return tuples as lists, which a file that was written and read has instead."""
+    return [_as_lists(x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 def has_parts_of_a_user(cfg: CfgNode) -> bool:

@@ -1,0 +1,99 @@
+"""The number of classes that nobody typed: of the data in a training, of the weights after it."""
+
+import os
+from typing import Dict, List, Optional, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from tood.config.files import read_yaml_with_base
+from tood.data.annotations import class_names, read_annotations
+from tood.data.entries import parse_own_data
+from tood.utils.errors import UserError
+from tood.utils.files import read_tensors
+
+KEY = "MODEL.TOOD.NUM_CLASSES"
+_CLASSIFIER = "head.cls_pred.weight"  # (classes, channels, height, width)
+
+
+def is_typed(config_file: str, opts: Sequence[str]) -> bool:
+    """Return whether a config file or an override states the number of classes."""
+    if KEY in opts[::2]:
+        return True
+    content = read_yaml_with_base(config_file)
+    for step in KEY.split("."):
+        content = content.get(step) if isinstance(content, dict) else None
+    return content is not None
+
+
+def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> None:
+    """Set the number of classes to that of the data, or of the weights where nothing is trained;
+    where neither tells, it stays.
+
+    Args:
+        training: whether ``DATASETS.TRAIN`` is going to be used.
+        resume: whether the weights are the last of ``OUTPUT_DIR``.
+
+    Raises:
+        UserError: for data that cannot be read, or that have different classes.
+    """
+    number = None if training else _number_of_weights(_weights_of(cfg, resume))
+    if number is None:
+        number = _number_of_data(cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST)
+    if number is not None:
+        cfg.MODEL.TOOD.NUM_CLASSES = number
+
+
+def _weights_of(cfg: CfgNode, resume: bool) -> str:
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if resume and os.path.isfile(last):
+        with open(last, encoding="utf-8") as f:
+            return os.path.join(cfg.OUTPUT_DIR, f.read().strip())
+    return cfg.MODEL.WEIGHTS
+
+
+def _number_of_weights(path: str) -> Optional[int]:
+    if not (path.endswith(".pth") and os.path.isfile(path)):
+        return None
+    content = read_tensors(path)
+    if content.get("class_names"):
+        return len(content["class_names"])
+    model = content.get("model", content)
+    classifier = model.get(_CLASSIFIER) if isinstance(model, dict) else None
+    return None if classifier is None else len(classifier)
+
+
+def _number_of_data(train: Sequence[str], test: Sequence[str]) -> Optional[int]:
+    names = {entry: _names_of(entry) for entry in dict.fromkeys((*train, *test))}
+    names = {entry: found for entry, found in names.items() if found}
+    if not names:
+        return None
+    first = next(iter(names))
+    for entry, found in names.items():
+        # A set to evaluate on may lack classes; one to train on would teach that they are nothing.
+        lacks = set(names[first]) - set(found) if entry in train else ()
+        if lacks or set(found) - set(names[first]):
+            raise UserError(_difference(first, entry, names))
+    return len(names[first])
+
+
+def _names_of(entry: str) -> Optional[List[str]]:
+    own_data = parse_own_data(entry)
+    if own_data is not None:
+        return class_names(read_annotations(*own_data, to_train=False))
+    if entry not in DatasetCatalog.list():  # told where the data are checked
+        return None
+    return MetadataCatalog.get(entry).get("thing_classes")
+
+
+def _difference(first: str, other: str, names: Dict[str, List[str]]) -> str:
+    texts = []
+    for here, there in ((first, other), (other, first)):
+        only = [repr(name) for name in names[here] if name not in names[there]]
+        more = f" and {len(only) - 3} more" if len(only) > 3 else ""
+        texts += [f"only {here} has {', '.join(only[:3])}{more}"] if only else []
+    united = len({name for found in names.values() for name in found})
+    return (
+        f"The data sets {first} and {other} have different classes: {'; '.join(texts)}. Correct "
+        f"the names, or type {KEY} {united} to unite all sets by their names."
+    )
