@@ -16,6 +16,8 @@ setup(
     description="TOOD: Task-aligned One-stage Object Detection, for Detectron2",
     license="Apache-2.0",
     packages=[*find_packages("projects/TOOD"), "tood.configs"],
+    py_modules=["tood_cli"],
+    entry_points={"console_scripts": ["tood = tood_cli:main"]},
     package_dir={"": "projects/TOOD", "tood.configs": "configs"},
     package_data={"tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py", "lazy/common/*.py"]},
     python_requires=">=3.9",

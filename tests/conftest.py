@@ -83,6 +83,10 @@ def make_input():
 def fresh_loggers():
     """Each run sets up Detectron2's loggers; the next test must not write to its folder."""
     yield
+    clear_loggers()
+
+
+def clear_loggers():
     for name in ("detectron2", "fvcore", "tood"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True

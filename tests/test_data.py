@@ -19,7 +19,8 @@ from PIL import Image
 
 from tood import add_tood_config
 from tood.config.read import run_options
-from tood.data.datasets import OwnData, load_own_data, parse_own_data, prepare_datasets
+from tood.data.datasets import load_own_data, prepare_datasets
+from tood.data.entries import OwnData, parse_own_data
 from tood.data.mapper import CheckedMapper
 from tood.data.shapes import SHAPES
 from tood.evaluation.coco import CleanCOCOEvaluator

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tood.commands import check as visualize_data
+from tood.commands import view as visualize_data
 from tood.utils.errors import UserError
 from tood.utils.files import write_image
 from tood.visualization import draw

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tood.data.annotations import class_names, read_annotations
 from tood.data.check import InputSize
-from tood.data.datasets import DataOptions, parse_own_data, prepare_datasets
+from tood.data.datasets import DataOptions, prepare_datasets
+from tood.data.entries import parse_own_data
 from tood.data.formats import find_parts, read_entry
 from tood.utils.errors import UserError
 

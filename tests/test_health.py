@@ -148,7 +148,7 @@ def test_closing_lines():
     result, look, following = closing_lines("my runs", best_weights(48.234), 1)
     assert result == "Best weights: my runs/model_best.pth, AP 48.23 after iteration 7."
     assert "tensorboard --logdir 'my runs'" in look
-    assert following.endswith("--input IMAGES MODEL.WEIGHTS 'my runs/model_best.pth'")
+    assert following.endswith("tood predict 'my runs/model_best.pth' IMAGES")
 
 
 @pytest.mark.parametrize(

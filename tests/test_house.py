@@ -15,6 +15,7 @@ ROWS = (
     ("checkpoint", "visualization"),
     ("model_zoo",),
     ("engine", "predictor"),
+    ("registered",),
     ("commands",),
 )
 MAX_MODULES, MAX_CODE_LINES, MAX_DETECTOR_LINES = 12, 40, 300

@@ -2,28 +2,13 @@
 names of ImageNet weights that the configs use.
 """
 
+import sys
+
 from tood.utils.quiet import silence_libraries
 
 silence_libraries()
 
-from tood import model_zoo
-from tood.checkpoint import catalog  # noqa: F401  (registers names of weights)
-from tood.config.defaults import add_tood_config
-from tood.data.datasets import describe_own_data
-from tood.model_zoo import get_model
-from tood.modeling.backbone.fpn import build_tood_resnet_fpn_backbone
-from tood.modeling.detector import TOOD
-from tood.modeling.head import TOODHead
-from tood.predictor import Predictor
-
-TOOD.describe_data = staticmethod(describe_own_data)
-
-__all__ = [
-    "Predictor",
-    "TOOD",
-    "TOODHead",
-    "add_tood_config",
-    "build_tood_resnet_fpn_backbone",
-    "get_model",
-    "model_zoo",
-]
+# The command line answers within a second where it needs no PyTorch; it imports this itself.
+if "tood_cli" not in sys.modules:
+    from tood.registered import *  # noqa: F403
+    from tood.registered import __all__  # noqa: F401

@@ -27,7 +27,8 @@ from tood.config.read import (
 )
 from tood.config.zoo import get_config_file
 from tood.data.annotations import class_names, read_annotations
-from tood.data.datasets import DataOptions, parse_own_data
+from tood.data.datasets import DataOptions
+from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.modeling.tta import TOODWithTTA
 from tood.utils.errors import UserError, reason_of

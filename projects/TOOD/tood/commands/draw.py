@@ -1,9 +1,8 @@
-#!/usr/bin/env python
 """Draw predictions beside ground truth, for some images of a data set, into one drawing::
 
     python tools/draw_predictions.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --val-data val.json:images --output predictions.png \\
-        MODEL.TOOD.NUM_CLASSES 3 MODEL.WEIGHTS output/small_data/model_final.pth
+        MODEL.WEIGHTS output/small_data/model_final.pth
 """
 
 import argparse
@@ -14,6 +13,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
+import tood.registered  # noqa: F401
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
@@ -24,7 +24,7 @@ from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("::")[0],
         epilog=__doc__.split("::", 1)[1],
@@ -43,7 +43,7 @@ def parse_args():
     parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    return parse_arguments(parser)
+    return parse_arguments(parser, argv)
 
 
 def positive(text):
@@ -102,5 +102,5 @@ def draw_pair(record, predictor, class_names, score_thresh, scale):
     return [predicted, draw_boxes(image, boxes, classes, class_names, scale=scale)]
 
 
-if __name__ == "__main__":
-    run_main(lambda: main(parse_args()))
+def cli(argv=None):
+    run_main(lambda: main(parse_args(argv)))

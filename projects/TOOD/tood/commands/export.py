@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import tood.registered  # noqa: F401
 from tood.config.read import split_options
-from tood.data.datasets import parse_own_data
+from tood.data.entries import parse_own_data
 from tood.data.images import IMAGE_ERRORS, images_in, probe_image
 from tood.export.module import (
     DETECTIONS,

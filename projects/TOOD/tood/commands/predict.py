@@ -22,8 +22,9 @@ try:
 except ImportError:
     sys.exit("error: OpenCV is missing, which reads videos and draws: pip install -e .[draw]")
 
+import tood.registered  # noqa: F401
 from tood.config.read import split_options
-from tood.data.datasets import parse_own_data
+from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, images_in
 from tood.predictor import Predictor, read_bgr
 from tood.utils.arguments import parse_arguments

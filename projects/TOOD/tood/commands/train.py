@@ -22,8 +22,10 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+import tood.registered  # noqa: F401  (also in the processes that this one starts)
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
+from tood.config.classes import is_typed
 from tood.config.lazy import build_lazy_model
 from tood.config.read import (
     apply_schedule,
@@ -49,19 +51,25 @@ from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, read_tensors, write_json
 from tood.utils.lock import locked
+from tood.utils.logs import keep_pages_to_files
 
 logger = logging.getLogger("tood")
 
 
 def parse_args(argv=None):
-    parser = default_argument_parser(epilog=__doc__.split("::", 1)[1])
+    return finished(parse_arguments(make_parser(__doc__), argv))
+
+
+def make_parser(doc):
+    """The flags, and examples of a docstring below them."""
+    parser = default_argument_parser(epilog=doc.split("::", 1)[1])
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):
         parser.add_argument(
             flag,
             action="append",
-            metavar="JSON[:FOLDER]",
-            help=f"data set in COCO format and the folder of its images, or a registered name, "
-            f"instead of {key}; may be repeated",
+            metavar="DATA",
+            help=f"a folder, an annotation file and the folder of its images, FILE.json:FOLDER, or "
+            f"a registered name, instead of {key}; may be repeated",
         )
     parser.add_argument(
         "--epochs",
@@ -76,7 +84,11 @@ def parse_args(argv=None):
         help="of all processes together; learning rate and iterations of the config, which are "
         "for its SOLVER.IMS_PER_BATCH, are scaled to it",
     )
-    args = parse_arguments(parser, argv)
+    return parser
+
+
+def finished(args):
+    """Fit the number of GPUs to the machine."""
     if not torch.cuda.is_available():
         args.num_gpus = 0
     elif args.num_gpus > torch.cuda.device_count():
@@ -89,7 +101,14 @@ def parse_args(argv=None):
 
 def checked(args):
     """Return the config, and what to tell of the data and the schedule. Nothing is written yet."""
-    cfg = load_config(args.config_file, args.opts, args.train_data, args.val_data)
+    cfg = load_config(
+        args.config_file,
+        args.opts,
+        args.train_data,
+        args.val_data,
+        training=not args.eval_only,
+        resume=args.resume,
+    )
     options = run_options(cfg)
     if not args.eval_only:
         check_training(cfg)
@@ -98,6 +117,10 @@ def checked(args):
     known = classes_of_weights(options) if args.eval_only else ()
     reports = prepare_datasets(options.data, training=not args.eval_only, known_classes=known)
     news = [str(report) for report in reports]
+    if not (args.eval_only or isinstance(cfg, DictConfig)) and not is_typed(
+        args.config_file, args.opts
+    ):
+        news.append(f"{cfg.MODEL.TOOD.NUM_CLASSES} classes, of the data.")
     if not options.data.test and not args.eval_only:
         news.append("No validation data (--val-data): nothing will be evaluated.")
     scaled = set_schedule(cfg, args)
@@ -124,8 +147,12 @@ def setup(args):
 
 
 def begin(cfg, args, news):
+    output_dir = run_options(cfg).output_dir
+    setup_logger(output_dir, distributed_rank=comm.get_rank())  # as default_setup does
+    keep_pages_to_files(["detectron2"])
     default_setup(cfg, args)
-    setup_logger(run_options(cfg).output_dir, distributed_rank=comm.get_rank(), name="tood")
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="tood")
+    keep_pages_to_files(["tood"])  # the model of a config in Python
     for text in news:
         logger.info(text)
 
@@ -224,7 +251,10 @@ def cli(argv=None):
 
 
 def launched(argv):
-    args = parse_args(argv)
+    launched_with(parse_args(argv))
+
+
+def launched_with(args):
     try:
         launch(main, args)
     except ProcessExitedException as error:  # of several processes, stopped by a signal

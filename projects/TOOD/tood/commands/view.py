@@ -2,7 +2,7 @@
 boxes::
 
     python tools/visualize_data.py --config-file configs/tood_R18_GN_small_data.yaml \\
-        --train-data train.json:images --output data.png MODEL.TOOD.NUM_CLASSES 3
+        --train-data train.json:images --output data.png
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+import tood.registered  # noqa: F401
 from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
@@ -45,7 +46,9 @@ def parse_args(argv=None):
 
 
 def main(args):
-    cfg = load_config(args.config_file, args.opts, train_data=args.train_data, allow_python=False)
+    cfg = load_config(
+        args.config_file, args.opts, args.train_data, allow_python=False, training=True
+    )
     check_image_output(args.output, args.overwrite)
     cfg.DATASETS.TEST = ()  # training data only
     for report in prepare_datasets(run_options(cfg).data, training=True):

@@ -12,8 +12,6 @@ import os
 from collections import defaultdict
 from typing import Callable, Dict, List, Optional, Sequence
 
-from detectron2.structures import BoxMode
-
 from tood.data.formats import read_entry
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, reason_of
@@ -102,6 +100,9 @@ def to_records(content: Dict, image_root: str, classes: Dict) -> List[Dict]:
         content: as :func:`read_annotations` returns it.
         classes: category id -> class, as :func:`contiguous_ids` returns them.
     """
+    # Here, for reading annotations needs no PyTorch, which takes seconds to import.
+    from detectron2.structures import BoxMode
+
     objects = defaultdict(list)
     for a in content.get("annotations", ()):
         if has_size(a["bbox"]):

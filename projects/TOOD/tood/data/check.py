@@ -58,6 +58,17 @@ class DataReport(NamedTuple):
         """Findings that must be repaired before training."""
         return [finding for finding in self.findings if finding.is_error]
 
+    def error_sentence(self) -> str:
+        """Return what the first of the errors is and what to do; the table has all."""
+        first = self.errors[0]
+        if first.sentence:
+            return f"{self.json_file}: {first.sentence}."
+        more = sum(finding.count for finding in self.errors) - 1
+        return (
+            f"{self.json_file} has {first.count} {first.what}, for example {first.example}; "
+            f"{first.consequence}" + (f" (the table above has {more} more)." if more else ".")
+        )
+
     def __str__(self):
         head = (
             f"{self.json_file}: {self.num_images} images, {self.num_objects} objects, "

@@ -1,16 +1,11 @@
 """Data sets by name or by file: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` may hold beside
-Detectron2's registered names.
-
-A user's own data set is an entry ``ANNOTATIONS.json`` or ``ANNOTATIONS.json:IMAGES``, a file in
-COCO's instances format and the folder of its images (the folder of the file if left out), or a
-folder in one of the forms of :mod:`tood.data.formats`.
+Detectron2's registered names (:mod:`tood.data.entries`).
 """
 
 import contextlib
 import difflib
 import logging
 import os
-import re
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -25,7 +20,7 @@ from tood.data.annotations import (
     to_records,
 )
 from tood.data.check import DataReport, InputSize, check_data, check_images, split_broken
-from tood.data.formats import is_entry, root_of
+from tood.data.entries import OwnData, parse_own_data
 from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,13 +30,6 @@ logger = logging.getLogger(__name__)
 MAX_IMAGES_LOOKED_AT = 50_000
 # Bytes of an annotation file that is read for the names of its classes alone.
 LARGEST_DESCRIBED = 50_000_000
-
-
-class OwnData(NamedTuple):
-    """A COCO-format data set that is named by its files."""
-
-    json_file: str
-    image_root: str
 
 
 class DataOptions(NamedTuple):
@@ -55,27 +43,6 @@ class DataOptions(NamedTuple):
     test_size: InputSize
     finest_stride: int  # of the feature maps, pixels
     num_classes_key: str = "MODEL.TOOD.NUM_CLASSES"  # in messages
-
-
-def parse_own_data(entry: str) -> Optional[OwnData]:
-    """
-    Args:
-        entry: of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
-
-    Returns:
-        its files, or None for a registered name. In other forms than COCO's, "json_file" is the
-        entry itself (:mod:`tood.data.formats`).
-    """
-    match = re.fullmatch(r"(.+\.json)(?::(.+))?", entry)
-    if match is None:
-        is_registered = entry in DatasetCatalog.list() and MetadataCatalog.get(entry).get(
-            "json_file"
-        ) != os.path.expanduser(entry)
-        if is_registered or not is_entry(entry):
-            return None
-        return OwnData(os.path.expanduser(entry), root_of(entry))
-    json_file, image_root = (x and os.path.expanduser(x) for x in match.groups())
-    return OwnData(json_file, image_root or os.path.dirname(json_file) or ".")
 
 
 def prepare_datasets(
@@ -286,14 +253,7 @@ def _raise_errors(report: DataReport) -> None:
         return
     if comm.is_main_process():
         logger.error(str(report))
-    first = report.errors[0]
-    if first.sentence:
-        raise UserError(f"{report.json_file}: {first.sentence}.")
-    more = sum(finding.count for finding in report.errors) - 1
-    raise UserError(
-        f"{report.json_file} has {first.count} {first.what}, for example {first.example}; "
-        f"{first.consequence}" + (f" (the table above has {more} more)." if more else ".")
-    )
+    raise UserError(report.error_sentence())
 
 
 def _check_registered(

@@ -6,8 +6,6 @@ import re
 from typing import BinaryIO, Iterator, List, Tuple
 
 import numpy as np
-from detectron2.data import detection_utils
-from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
 with contextlib.suppress(ImportError):
@@ -53,7 +51,7 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
     if os.environ.get(LIMIT_VARIABLE, "").isdecimal():
         Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT_VARIABLE]) // 2  # twice that is an error
     try:
-        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        with _open(path) as f, Image.open(f) as image:
             yield f, image
     except Image.DecompressionBombError as error:
         pixels, limit = (int(n) / 1e6 for n in re.findall(r"\d+", str(error))[:2])
@@ -61,6 +59,15 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
             f"{pixels:.0f} million pixels are more than the limit of {limit:.0f} million; "
             f"{PIXELS_REMEDY}"
         ) from error
+
+
+def _open(path: str) -> BinaryIO:
+    if "://" not in path:
+        return open(path, "rb")
+    # Here, for a check of data needs no PyTorch, which takes seconds to import.
+    from detectron2.utils.file_io import PathManager
+
+    return PathManager.open(path, "rb")
 
 
 def read_image(path: str, format: str = "RGB") -> np.ndarray:
@@ -79,7 +86,9 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
     """
     with opened(path) as (_, image):
         if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
-            return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), format)
+            from detectron2.data.detection_utils import convert_PIL_to_numpy
+
+            return convert_PIL_to_numpy(ImageOps.exif_transpose(image), format)
         if image.mode == "F":
             raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
         deep = np.asarray(ImageOps.exif_transpose(image))

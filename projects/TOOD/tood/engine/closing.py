@@ -8,7 +8,7 @@ from tood.engine.hooks import BestWeights
 
 NOTHING_FOUND = (
     "AP is 0: the model finds nothing yet. Train longer, or look at the data as the trainer sees "
-    "it with tools/visualize_data.py."
+    "it with tood check DATA --output data.png."
 )
 
 
@@ -24,8 +24,7 @@ def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[st
     return [
         _result(weights, best.AP, best.iteration, num_test_sets),
         f"Look at the curves of losses and metrics: tensorboard --logdir {shlex.quote(folder)}",
-        f"Next, find objects in images: python demo/demo.py --input IMAGES MODEL.WEIGHTS "
-        f"{shlex.quote(weights)}",
+        f"Next, find objects in images: tood predict {shlex.quote(weights)} IMAGES",
     ]
 
 

@@ -158,17 +158,17 @@ class StatusPrinter(EventWriter):
             seconds = storage.history("time").avg(STATISTICS_PERIOD)
             speed = self.ims_per_batch / seconds
             storage.put_scalar("images_per_second", speed, smoothing_hint=False)
-        storage.put_scalar("memory_mb", _peak_memory_mb(), smoothing_hint=False)
+        storage.put_scalar("memory_mb", peak_memory() / 2**20, smoothing_hint=False)
         latest = {name.rpartition("/")[2]: value for name, (value, _) in storage.latest().items()}
         texts = [text.format(latest[n]) for n, text in self.TEXTS.items() if n in latest]
         logger.info(" " + "  ".join(texts))
 
 
-def _peak_memory_mb() -> float:
-    """Return the peak memory of the GPU if there is one, else of this process."""
+def peak_memory() -> int:
+    """Return the peak memory of the GPU if there is one, else of this process, bytes."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated()
     import resource  # there is none on Windows
 
     unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,7 +13,6 @@ import zipfile
 from typing import BinaryIO, Dict, Iterator, List, Optional
 
 import numpy as np
-import torch
 from PIL import Image
 
 from tood.utils.errors import UserError, reason_of
@@ -70,6 +69,8 @@ def read_tensors(path: str) -> Dict:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:  # which PyTorch does not look at
                     raise ValueError("a checksum is wrong")
+        import torch  # here, for other files need no PyTorch
+
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever their bytes lead to
         refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
@@ -188,6 +189,8 @@ def write_atomically(content: Dict, path: str) -> None:
     if not path.endswith(".pth"):
         raise UserError(f"The name {path} must end in .pth for Detectron2 to read it.")
     with written_whole(path) as f:
+        import torch
+
         torch.save(content, f)
 
 

@@ -1,8 +1,19 @@
-"""Loggers of other libraries, silenced for a while."""
+"""Loggers of other libraries: silenced for a while, or kept to their file."""
 
 import contextlib
 import logging
-from typing import Callable, Iterator
+import sys
+from typing import Callable, Iterator, Sequence
+
+# How Detectron2's long records begin: hundreds of lines, for whoever asks later.
+PAGES = (
+    "Rank of current process",
+    "Environment info:",
+    "Command line arguments:",
+    "Contents of args.config_file",
+    "Running with full config:",
+    "Model:",
+)
 
 
 @contextlib.contextmanager
@@ -30,3 +41,15 @@ def at_level(logger_name: str, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def keep_pages_to_files(logger_names: Sequence[str]) -> None:
+    """Drop long records where loggers write to a terminal; their files have them."""
+
+    def is_short(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(PAGES)
+
+    for name in logger_names:
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.addFilter(is_short)

@@ -1,0 +1,7 @@
+"""``python -m tood``: the command ``tood``."""
+
+import sys
+
+from tood_cli import main
+
+sys.exit(main())

@@ -1,0 +1,119 @@
+"""Check data sets: what they hold, and what is wrong with them::
+
+    tood check photos/
+    tood check photos:train photos:val
+    tood check train.json:images --output data.png
+
+With --output, the images are also drawn as a training would see them. It exits with 1 where
+something must be mended before a training.
+"""
+
+import argparse
+from typing import Dict, NamedTuple
+
+from tood.data.annotations import class_names, read_annotations
+from tood.data.check import DataReport, InputSize, check_data, check_images
+from tood.data.entries import parse_own_data
+from tood.data.formats import find_parts, split_entry
+from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
+from tood.utils.arguments import parse_arguments
+from tood.utils.errors import UserError, run_main
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="tood check",
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", nargs="+", metavar="DATA", help="a folder, FOLDER:PART or a file")
+    parser.add_argument("--output", metavar="PNG", help="draw the first images, augmented")
+    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
+    return parse_arguments(parser, argv)
+
+
+class Checked(NamedTuple):
+    """A data set that was looked through."""
+
+    entry: str
+    content: Dict
+    report: DataReport
+
+
+def main(args):
+    entries = [entry for data in args.data for entry in entries_of(data).values()]
+    checked = [check_entry(entry) for entry in entries]
+    for one in checked:
+        print(describe(one))
+    wrong = [one.report for one in checked if one.report.errors]
+    if wrong:
+        raise UserError(wrong[0].error_sentence())
+    if args.output:
+        draw(entries, args)
+
+
+def draw(entries, args):
+    # Here, for the rest needs no PyTorch, which takes seconds to import.
+    from tood.commands import view
+    from tood.config.zoo import get_config_file
+
+    flags = ["--config-file", get_config_file("tood_R18_GN_small_data"), "--output", args.output]
+    flags += ["--overwrite"] if args.overwrite else []
+    view.main(view.parse_args([*flags, *(f"--train-data={entry}" for entry in entries)]))
+
+
+def entries_of(data: str) -> Dict[str, str]:
+    """
+    Args:
+        data: what a user names: an entry of ``DATASETS``, or a folder of several parts.
+
+    Returns:
+        an entry for each part, by "train", "val", "test" or "".
+
+    Raises:
+        UserError: for what is no data set.
+    """
+    own_data = parse_own_data(data)
+    if own_data is None:
+        raise UserError(f"There is no folder or file {data}; name the folder of a data set.")
+    path, part = split_entry(data)
+    if own_data.json_file.endswith(".json") or part:
+        return {part: data}
+    return {name: f"{path}:{name}" if name else path for name in find_parts(path)[1]}
+
+
+def check_entry(entry: str) -> Checked:
+    """Read a data set, its images' heads as well.
+
+    Raises:
+        UserError: for what cannot be read.
+    """
+    own_data = parse_own_data(entry)
+    content = read_annotations(*own_data, to_train=True)
+    size = choose_size(statistics_of(content), LARGEST_SIZE)
+    report = check_data(entry, content, InputSize(size.shorter, size.longer), STRIDE)
+    found = check_images(content["images"], own_data.image_root)
+    return Checked(entry, content, report._replace(findings=[*report.findings, *found]))
+
+
+def describe(checked: Checked) -> str:
+    """Return the report, with the number of objects of each class."""
+    content = checked.content
+    names = class_names(content)
+    ids = sorted(c["id"] for c in content["categories"])
+    counts = dict.fromkeys(ids, 0)
+    for annotation in content["annotations"]:
+        if annotation["category_id"] in counts:
+            counts[annotation["category_id"]] += 1
+    texts = [f"{name} {counts[i]}" for i, name in zip(ids, names)]
+    more = f" and {len(texts) - 20} more" if len(texts) > 20 else ""
+    return f"{checked.report}\nObjects: {', '.join(texts[:20])}{more}."
+
+
+def run(_, argv):
+    cli(argv)
+
+
+def cli(argv=None):
+    run_main(lambda: main(parse_args(argv)))

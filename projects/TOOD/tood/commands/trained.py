@@ -1,0 +1,105 @@
+"""``tood eval``, ``tood predict`` and ``tood export``: doors to the programs of these names, which
+know what a training has left::
+
+    tood eval output/mine --val-data val.json:images
+    tood predict output/mine photos/ --output found
+    tood export output/mine --format onnx --output mine.onnx
+    tood predict output/mine/model_0000399.pth image.jpg
+
+MODEL is the output folder of a training, whose best weights are taken, or else its last; or a
+checkpoint beside its config.yaml. What follows are the flags and KEY VALUE options of the program.
+"""
+
+import importlib
+import os
+import sys
+from typing import List, NamedTuple, Sequence
+
+from tood.config.lazy import is_lazy
+from tood.config.read import split_options
+from tood.utils.errors import UserError, run_main
+
+# By falling preference.
+WEIGHTS = ("model_best.pth", "model_final.pth")
+PROGRAMS = {"eval": "train", "predict": "predict", "export": "export"}
+
+
+class Trained(NamedTuple):
+    """What a training has left."""
+
+    config_file: str
+    weights: str
+
+    @property
+    def folder(self) -> str:
+        """Its output folder."""
+        return os.path.dirname(self.weights) or "."
+
+    def options(self) -> List[str]:
+        """Overrides of its config: these weights, and the folder where it is now."""
+        keys = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
+        if is_lazy(self.config_file):
+            keys = [f"train.init_checkpoint={self.weights}", f"train.output_dir={self.folder}"]
+        return keys
+
+
+def find_trained(model: str) -> Trained:
+    """
+    Args:
+        model: an output folder or a checkpoint.
+
+    Raises:
+        UserError: where there is none, or no config beside it.
+    """
+    model = os.path.expanduser(model)
+    weights = _weights_in(model) if os.path.isdir(model) else model
+    if not os.path.isfile(weights):
+        raise UserError(f"There is no checkpoint or output folder {model}; name another one.")
+    config_file = os.path.join(os.path.dirname(weights), "config.yaml")
+    if not os.path.isfile(config_file):
+        raise UserError(
+            f"There is no config.yaml beside {weights}; use train_net.py and the tools, which take "
+            "--config-file."
+        )
+    return Trained(config_file, weights)
+
+
+def _weights_in(folder: str) -> str:
+    last = os.path.join(folder, "last_checkpoint")
+    names = list(WEIGHTS)
+    if os.path.isfile(last):
+        with open(last, encoding="utf-8") as f:
+            names.append(f.read().strip())
+    for name in names:
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    raise UserError(f"{folder} holds no checkpoint; name the output folder of a training.")
+
+
+def arguments_of(command: str, argv: Sequence[str]) -> List[str]:
+    """Return the command line of the program behind a command.
+
+    Raises:
+        UserError: where no model is named first.
+    """
+    if not argv or argv[0].startswith("-"):
+        usage = "IMAGES..." if command == "predict" else "[FLAGS]"
+        raise UserError(f"Name the model first: tood {command} OUTPUT_FOLDER {usage}.")
+    trained = find_trained(argv[0])
+    rest, options = split_options(argv[1:])
+    start = ["--config-file", trained.config_file]
+    if command == "eval":
+        start.append("--eval-only")
+    if command == "predict" and rest and not rest[0].startswith("-"):
+        start.append("--input")
+    return [*start, *rest, *trained.options(), *options]
+
+
+def run(command, argv):
+    program = importlib.import_module(f"tood.commands.{PROGRAMS[command]}")
+    if {"-h", "--help"} & set(argv):
+        print(f"tood {command} MODEL ...: MODEL is a training's output folder, or a checkpoint in")
+        print("it; its config and weights are taken. What may follow:\n")
+        sys.stdout.flush()
+        program.parse_args(["--help"])
+    run_main(lambda: program.cli(arguments_of(command, argv)))

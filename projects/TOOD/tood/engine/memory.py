@@ -1,0 +1,102 @@
+"""How many images of a size fit into the memory for a training step, measured by one step."""
+
+import contextlib
+import os
+from typing import Callable, Dict, NamedTuple, Optional
+
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from tood.engine.watch import peak_memory
+
+# Of the memory that is free; the rest is for loading images, for batches of other shapes and for
+# whatever else runs on the machine.
+USABLE_PART = 0.6
+MiB = 1024**2
+
+
+class StepMemory(NamedTuple):
+    """What a step was found to need, bytes."""
+
+    fixed: int  # weights, gradients and momentum
+    per_image: int
+    free: int  # before the step
+
+    def fits(self, num_images: int) -> bool:
+        """Return whether a step of some images leaves enough for the rest."""
+        return self.fixed + num_images * self.per_image <= USABLE_PART * self.free
+
+    def needed(self, num_images: int) -> int:
+        """Return what a step of some images takes."""
+        return self.fixed + num_images * self.per_image
+
+
+def measure_step(
+    build: Callable[[], nn.Module], height: int, width: int, device_name: str
+) -> StepMemory:
+    """Take one step, forward and backward, with an image of noise.
+
+    Args:
+        build: returns the model.
+        height, width: of the image.
+        device_name: where the model is built.
+
+    Raises:
+        RuntimeError: of PyTorch, where a single image does not fit.
+    """
+    device = torch.device(device_name)
+    free, before = _free_memory(device), _used_memory(device)
+    model = build().train()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    with EventStorage():
+        sum(model([_image_of_noise(height, width)]).values()).backward()
+    used = peak_memory() - before
+    # Weights, gradients, momentum; the latter does not exist yet.
+    return StepMemory(3 * weights, max(used - 2 * weights, 1), free)
+
+
+def _image_of_noise(height: int, width: int) -> Dict:
+    instances = Instances((height, width))
+    boxes = [[0.0, 0.0, side, side] for side in (16.0, 64.0, height / 2, height / 1.5)]
+    instances.gt_boxes = Boxes(torch.tensor(boxes))
+    instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances}
+
+
+def _used_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError), open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory()
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = [_available_memory(), _left_of_group()]
+    known = [x for x in known if x is not None]
+    return min(known) if known else 4096 * MiB
+
+
+def _available_memory() -> Optional[int]:
+    """Return what the system says, without what other programs use."""
+    with contextlib.suppress(OSError), open("/proc/meminfo") as f:
+        for line in f:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return None
+
+
+def _left_of_group() -> Optional[int]:
+    """Return what a container's limit leaves, or None without one."""
+    values = []
+    for name in ("memory.max", "memory.current"):
+        with contextlib.suppress(OSError, ValueError), open(f"/sys/fs/cgroup/{name}") as f:
+            values.append(int(f.read()))
+    return max(values[0] - values[1], 0) if len(values) == 2 else None

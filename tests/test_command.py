@@ -1,0 +1,230 @@
+"""The command ``tood``, from a folder to a detector."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tood_cli
+import yaml
+from conftest import CONFIG, TINY, clear_loggers
+from detectron2.modeling import build_model
+from PIL import Image
+
+from tood.commands import start, trained
+from tood.commands import train as train_net
+from tood.data.plan import DataStatistics
+from tood.engine.memory import MiB, StepMemory, measure_step
+
+# What needs seconds to import.
+HEAVY = ("torch", "detectron2", "cv2", "matplotlib", "supervision", "pycocotools")
+SMALL = [
+    *(*TINY, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"),
+    *("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64"),
+]
+
+
+@pytest.fixture
+def photos(shapes, tmp_path, monkeypatch, fresh_loggers):
+    """A folder of eight images with boxes, beside which one works."""
+    folder = tmp_path / "photos"
+    shutil.copytree(shapes, folder)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def error_of(*argv):
+    with pytest.raises(SystemExit) as error:
+        tood_cli.main([str(x) for x in argv])
+    message = str(error.value)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_help_and_unknown_commands(capsys):
+    assert tood_cli.main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    assert all(f"tood {name} " in usage for name in tood_cli.COMMANDS)
+    assert tood_cli.main([]) == 2
+    assert tood_cli.main(["trian"]) == 2
+    assert "trian is no command; the commands are check, train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["check", "photos"]])
+def test_what_is_quick_imports_nothing_slow(argv, photos):
+    """In a process of its own, for this one has imported everything."""
+    code = (
+        "import sys, tood_cli\n"
+        "try: tood_cli.main(sys.argv[1:])\n"
+        "finally: print('LOADED', *sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    loaded = run.stderr.partition("LOADED")[2].split()
+    assert "tood_cli" in loaded and not set(HEAVY) & set(loaded)
+    assert run.returncode == 0 and run.stdout
+    assert "Warning" not in run.stderr
+
+
+def test_check_tells_what_the_data_hold(photos, capsys):
+    tood_cli.main(["check", "photos"])
+    out = capsys.readouterr().out
+    assert "photos: 8 images" in out and "4 classes" in out and "Objects: disc " in out
+    tood_cli.main(["check", "photos/annotations.json:photos/images", "--output", "data.png"])
+    with Image.open("data.png") as drawn:
+        assert min(drawn.size) > 100
+    (photos / "images" / "00003.jpg").write_bytes(b"no image")
+    assert "1 images that cannot be read, for example photos/images/00003.jpg" in error_of(
+        "check", "photos"
+    )
+    assert "no folder or file nothing" in error_of("check", "nothing")
+
+
+def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    tood_cli.main(["train", "photos", "--dry-run", *SMALL])
+    out = capsys.readouterr().out
+    assert "4: disc, square, triangle, star" in out
+    assert "2 images, split off" in out
+    assert "240, longer side at most 320" in out
+    assert "iterations, 100 times all images; learning rate 0.01" in out
+    assert "output/photos, config plan.yaml" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory):
+    """What ``tood train`` leaves of a training of two epochs."""
+    folder = tmp_path_factory.mktemp("finished")
+    output = folder / "my output"
+    flags = ["--epochs", "2", "--output", str(output)]
+    opts = [*SMALL, "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
+    tood_cli.main(["train", str(shapes), *flags, *opts])
+    clear_loggers()
+    return output
+
+
+def test_train_alone_does_the_right_thing(finished, shapes):
+    parts = [json.loads((finished / "data" / f"{p}.json").read_text()) for p in ("train", "val")]
+    assert [len(part["images"]) for part in parts] == [6, 2]
+    plan = yaml.safe_load((finished / "plan.yaml").read_text())
+    assert plan["SOLVER"]["MAX_ITER"] == 3 and plan["SOLVER"]["STEPS"] == [2]
+    assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [240]  # what was typed stands after it
+    assert plan["MODEL"]["TOOD"]["NUM_CLASSES"] == 4
+    log = (finished / "log.txt").read_text()
+    assert "AP50" in log and "beyond" not in log
+    assert f"tood predict '{finished}/model_best.pth' IMAGES" in log
+    with Image.open(finished / "predictions.png") as drawn:
+        assert min(drawn.size) > 50
+    trained_on = yaml.safe_load(
+        (finished / "config.yaml").read_text().replace("!!python/tuple", "")
+    )
+    assert trained_on["INPUT"]["MIN_SIZE_TRAIN"] == [64]
+
+
+def test_evaluate_predict_export(finished, shapes, tmp_path, fresh_loggers, capsys):
+    tood_cli.main(["eval", str(finished)])
+    out = capsys.readouterr().out
+    assert "AP50" in out and "Environment info" not in out  # a page for the log alone
+    assert "Environment info" in (finished / "log.txt").read_text()
+    results = json.loads((finished / "inference" / "results.json").read_text())
+    assert set(results["bbox"]) >= {"AP", "AP50"}
+    image = str(shapes / "images" / "00001.jpg")
+    found = ["--output", str(tmp_path / "found.jpg"), "--json", str(tmp_path / "found.json")]
+    tood_cli.main(["predict", str(finished), image, *found, "--score-thresh", "0.1"])
+    assert (tmp_path / "found.jpg").is_file()
+    names = [c["name"] for c in json.loads((tmp_path / "found.json").read_text())["categories"]]
+    assert names == ["disc", "square", "triangle", "star"]
+    assert not {"--config-file", "MODEL.WEIGHTS"} & set(sys.argv)
+
+
+def test_the_program_behind_a_command(finished, tmp_path):
+    weights = str(finished / "model_best.pth")
+    start = ["--config-file", str(finished / "config.yaml")]
+    named = ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(finished)]
+    flags = ["--format", "onnx", "--output", "a.onnx"]
+    found = trained.arguments_of("export", [str(finished), *flags, "MODEL.TOOD.TAL_TOPK", "9"])
+    assert found == [*start, *flags, *named, "MODEL.TOOD.TAL_TOPK", "9"]
+    found = trained.arguments_of("eval", [weights, "--val-data", "a.json:b"])
+    assert found == [*start, "--eval-only", "--val-data", "a.json:b", *named]
+    assert "Name the model first: tood eval OUTPUT_FOLDER" in error_of("eval", "--val-data", "a")
+    assert "no checkpoint or output folder" in error_of("predict", "nothing", "a.jpg")
+    assert "holds no checkpoint" in error_of("predict", tmp_path, "a.jpg")
+    (tmp_path / "lonely.pth").write_bytes(b"")
+    assert "no config.yaml beside" in error_of("export", tmp_path / "lonely.pth")
+
+
+def test_a_folder_is_not_written_over(finished, shapes):
+    message = error_of("train", shapes, "--output", finished)
+    assert "holds a training already (plan.yaml); go on with it by --resume" in message
+
+
+def test_resume_goes_on_by_the_plan(photos, monkeypatch, tmp_path):
+    flags = ["--output", "out", "--epochs", "1", *SMALL]
+    seen = []
+    monkeypatch.setattr(train_net, "launched_with", seen.append)
+    monkeypatch.setattr(start, "draw_predictions", lambda *_: None)
+    tood_cli.main(["train", "photos", *flags])
+    tood_cli.main(["train", "photos", "--resume", *flags])
+    first, second = seen
+    assert second.resume and second.config_file == first.config_file == "out/plan.yaml"
+    assert first.opts == second.opts and first.epochs is None
+    # A config that is named is taken as it is; the flags are those of train_net.py.
+    tood_cli.main(["train", "photos", "--config-file", CONFIG, "--output", "own", *flags[2:]])
+    assert seen[2].epochs == 1
+    assert "SOLVER" not in yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+
+
+def test_mistakes(photos, tmp_path):
+    assert "Name the data first" in error_of("train", "--output", "out")
+    assert "there is tood eval" in error_of("train", "photos", "--eval-only")
+    assert "share of the validation part is 2.0" in error_of("train", "photos", "--val-share", "2")
+    (photos / "images" / "00003.jpg").write_bytes(b"no image")
+    assert "images that cannot be read" in error_of("train", "photos")
+    assert not (tmp_path / "output" / "photos" / "data").exists()
+    (tmp_path / "empty").mkdir()
+    assert "holds no files; looked for were" in error_of("train", "empty")
+
+
+def test_the_images_of_a_step_follow_from_the_memory(photos, monkeypatch):
+    asked = []
+
+    def measure(build, height, width, device):
+        asked.append(height)
+        return StepMemory(100 * MiB, height * width * 4096, free)
+
+    monkeypatch.setattr(start, "measure_step", measure)
+    monkeypatch.setattr(start, "statistics_of", lambda _: DataStatistics(8, 20, 0.03, 1.0))
+    args = start.parse_args(["photos", *TINY])
+    data = start.read_data(args)
+    for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):
+        free = megabytes * MiB
+        size, number, _ = start.fitting(args, data, CONFIG)
+        assert (size.shorter, number) == expected
+    assert asked == [544, 544, 544, 400]
+    free = 200 * MiB
+    with pytest.raises(start.UserError, match="does not suffice for a step with one image"):
+        start.fitting(args, data, CONFIG)
+
+
+def test_default_output_folders():
+    def name(data, *flags):
+        return start.output_of(start.parse_args([data, *flags]))
+
+    assert name("~/my photos/") == "output/my photos"
+    assert name("cells.json:images") == "output/cells"
+    assert name("cells/train/annotations.json:cells/train/images") == "output/cells"
+    assert name("a", "--output", "b") == "b"
+    assert name("a", "OUTPUT_DIR", "c") == "c"
+
+
+def test_a_step_is_measured(tiny_cfg):
+    """Against the parameters' number, and growing with the image."""
+    weights = sum(p.numel() for p in build_model(tiny_cfg).parameters()) * 4
+    small, large = (
+        measure_step(lambda: build_model(tiny_cfg), side, side, "cpu") for side in (64, 640)
+    )
+    assert small.fixed == large.fixed == 3 * weights
+    assert large.per_image > 20 * MiB and large.free > 100 * MiB
+    assert large.needed(3) == 3 * weights + 3 * large.per_image
+    assert large.fits(1) == (large.needed(1) <= 0.6 * large.free)
