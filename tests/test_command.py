@@ -52,12 +52,12 @@ def test_help_and_unknown_commands(capsys):
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["check", "photos"]])
-def test_what_is_quick_imports_nothing_slow(argv, photos):
+@pytest.mark.parametrize("start", ["import tood_cli", "import runpy; sys.argv[0] = '-m'"])
+def test_what_is_quick_imports_nothing_slow(argv, start, photos):
     """In a process of its own, for this one has imported everything."""
+    call = "tood_cli.main(sys.argv[1:])" if "tood_cli" in start else "runpy.run_module('tood')"
     code = (
-        "import sys, tood_cli\n"
-        "try: tood_cli.main(sys.argv[1:])\n"
-        "finally: print('LOADED', *sys.modules, file=sys.stderr)"
+        f"import sys\n{start}\ntry: {call}\nfinally: print('LOADED', *sys.modules, file=sys.stderr)"
     )
     run = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     loaded = run.stderr.partition("LOADED")[2].split()

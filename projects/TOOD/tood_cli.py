@@ -43,7 +43,3 @@ def main(argv=None):
         return 2
     importlib.import_module(COMMANDS[name]).run(name, rest)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

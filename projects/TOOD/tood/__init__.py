@@ -8,7 +8,8 @@ from tood.utils.quiet import silence_libraries
 
 silence_libraries()
 
-# The command line answers within a second where it needs no PyTorch; it imports this itself.
-if "tood_cli" not in sys.modules:
+# The command line, also as python -m tood, answers within a second where it needs no PyTorch; its
+# commands import this themselves.
+if "tood_cli" not in sys.modules and sys.argv[:1] != ["-m"]:
     from tood.registered import *  # noqa: F403
     from tood.registered import __all__  # noqa: F401

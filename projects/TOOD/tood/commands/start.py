@@ -51,8 +51,15 @@ PLAN = "plan.yaml"
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 NUM_DRAWN = 8
 # Names of files and folders that say nothing about what is in them.
-WITHOUT_MEANING = ("annotations", "_annotations.coco", "instances_default", "result", "images")
-WITHOUT_MEANING += ("data", "train", "labels")
+WITHOUT_MEANING = (
+    "annotations",
+    "_annotations.coco",
+    "result",
+    "images",
+    "data",
+    "train",
+    "labels",
+)
 
 
 def parse_args(argv):
@@ -125,7 +132,7 @@ def output_of(args) -> str:
         return os.path.expanduser(args.output or options["OUTPUT_DIR"])
     path, _ = split_entry(args.data.split(".json:")[0])
     steps = [os.path.splitext(step)[0] for step in os.path.abspath(path).split(os.sep)]
-    telling = [step for step in steps if step and step not in WITHOUT_MEANING]
+    telling = [x for x in steps if x and x not in WITHOUT_MEANING and x[:10] != "instances_"]
     return os.path.join("output", telling[-1] if telling else "mine")
 
 
@@ -213,7 +220,7 @@ def make_plan(args, data: Data, config_file: str) -> Plan:
     Raises:
         UserError: where not even the smallest images fit.
     """
-    num_images = len(_images_with_objects(data.train))
+    num_images = len(data.train["images"])
     epochs = args.epochs or choose_epochs(num_images)
     size, images_per_step, memory = fitting(args, data, config_file)
     schedule = scale_schedule(
@@ -227,8 +234,9 @@ def make_plan(args, data: Data, config_file: str) -> Plan:
     return Plan(size, schedule, epochs, memory)
 
 
-def _images_with_objects(content: Dict) -> set:
-    return {a["image_id"] for a in content["annotations"]} or {i["id"] for i in content["images"]}
+def num_negatives(content: Dict) -> int:
+    """Return the number of images without objects."""
+    return len(content["images"]) - len({a["image_id"] for a in content["annotations"]})
 
 
 def fitting(args, data: Data, config_file: str):
@@ -276,10 +284,13 @@ def table(args, data: Data, plan: Optional[Plan], output: str) -> str:
     names = class_names(data.checked.content)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     statistics = statistics_of(data.train)
+    negatives = num_negatives(data.train)
+    to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
+    to_train += f"; {negatives} images without objects, as background" if negatives else ""
     rows = [
         ("data", format_of(data.checked.entry)),
         ("classes", f"{len(names)}: {shown}"),
-        ("to train on", f"{statistics.num_images} images, {statistics.num_objects} objects"),
+        ("to train on", to_train),
         ("to validate on", data.how),
         ("model", args.config_file or f"{CONFIG}, from scratch"),
         (
@@ -334,6 +345,8 @@ def plan_text(
         options["INPUT.MIN_SIZE_TEST"] = size.shorter
         options["INPUT.MAX_SIZE_TRAIN"] = options["INPUT.MAX_SIZE_TEST"] = size.longer
         options.update(plan.schedule.options())
+        if num_negatives(data.train):
+            options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False
     nested: Dict = {"_BASE_": os.path.abspath(config_file)}
     for key, value in options.items():
         *path, last = key.split(".")
