@@ -10,7 +10,6 @@ from detectron2.modeling import build_model
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.commands import train as train_net
-from tood.utils import files
 from tood.utils.errors import UserError
 
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1"]
@@ -100,7 +99,7 @@ def test_disk_full_while_saving(tmp_path, monkeypatch):
         f.write(b"a part of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"model_0000002.pth cannot be written.*no space left"):
         checkpointer.save("model_0000002", iteration=2)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]

@@ -54,9 +54,7 @@ def parse_args(argv=None):
         metavar=("NAME", "CONFIG", "WEIGHTS"),
         help="may be repeated",
     )
-    parser.add_argument(
-        "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
-    )
+    parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--num-images", type=int, default=4, help="to draw maps of")
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")

@@ -41,7 +41,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="what is varied")
     for flag in ("--train-data", "--val-data"):
-        parser.add_argument(flag, action="append", metavar="JSON[:FOLDER]", help="as train_net.py")
+        parser.add_argument(flag, action="append", metavar="DATA", help="as train_net.py")
     parser.add_argument("--experiments", default=EXPERIMENTS, metavar="YAML", help="the variants")
     parser.add_argument("--groups", nargs="+", metavar="NAME", help="of the file; default: all")
     parser.add_argument("--seeds", nargs="+", default=["1", "2"])

@@ -46,9 +46,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="checkpoints")
-    parser.add_argument(
-        "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
-    )
+    parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
     parser.add_argument(
         "--image", metavar="FILE_NAME", help="of the data set, instead of the first"
     )

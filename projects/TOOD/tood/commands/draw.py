@@ -31,9 +31,7 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--val-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
-    )
+    parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
     parser.add_argument("--output", default="predictions.png", metavar="PNG")
     parser.add_argument("--num-images", type=positive, default=6, help="the first of the data set")
     parser.add_argument("--columns", type=positive, default=2, help="pairs in a row")

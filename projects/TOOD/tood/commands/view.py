@@ -29,9 +29,7 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--train-data", action="append", metavar="JSON[:FOLDER]", help="as in train_net.py"
-    )
+    parser.add_argument("--train-data", action="append", metavar="DATA", help="as in train_net.py")
     parser.add_argument("--output", default="data.png", metavar="PNG")
     parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
     parser.add_argument("--num-images", type=int, default=12, help="the first of the training")

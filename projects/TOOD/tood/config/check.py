@@ -148,6 +148,7 @@ def check_config(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {value!r}; it must be one of {names}.")
     _check_device(cfg.MODEL.DEVICE)
     _check_steps(cfg.SOLVER.STEPS)
+    _check_names(cfg.DATASETS)
     _check_lists(cfg)
     check_head(cfg.MODEL.TOOD, lambda key: f"MODEL.TOOD.{key}")
     _check_bbox_reg_weights(cfg.MODEL.TOOD)
@@ -209,6 +210,16 @@ def _check_device(device: str) -> None:
         raise UserError(
             f"MODEL.DEVICE is {device!r}; it must be cpu, cuda, or a GPU's name, as cuda:1."
         ) from error
+
+
+def _check_names(datasets: CfgNode) -> None:
+    for key in ("TRAIN", "TEST"):
+        wrong = [x for x in datasets[key] if not isinstance(x, str)]
+        if wrong:
+            raise UserError(
+                f"DATASETS.{key} has {wrong[0]!r}; it must hold names of data sets, of files or of "
+                "folders."
+            )
 
 
 def _check_steps(steps) -> None:
