@@ -143,3 +143,25 @@ def readers_of_cfg():
 
 def test_configs_are_read_where_things_are_built():
     assert not readers_of_cfg()
+
+
+def test_programs_import_the_package_before_the_libraries():
+    """It silences warnings that libraries give when they are imported."""
+    programs = [*ROOT.glob("tools/*.py"), *ROOT.glob("demo/*.py"), ROOT / "train_net.py"]
+    wrong = []
+    for path in programs:
+        rooms = [
+            name.split(".")[0]
+            for node in ast.parse(path.read_text()).body
+            for name in imported_names(node)
+        ]
+        noisy = [rooms.index(name) for name in ("torch", "detectron2") if name in rooms]
+        if noisy and ("tood" not in rooms or min(noisy) < rooms.index("tood")):
+            wrong.append(path.name)
+    assert not wrong, wrong
+
+
+def imported_names(node):
+    if isinstance(node, ast.ImportFrom):
+        return [node.module]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

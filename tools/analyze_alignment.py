@@ -13,6 +13,8 @@ docs/alignment.md tells what the metrics are.
 import argparse
 import os
 
+from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset

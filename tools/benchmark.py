@@ -24,6 +24,8 @@ import tempfile
 import time
 from collections import defaultdict
 
+from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+
 import torch
 from benchmark_subjects import AFTER_WARMUP, make_retinanet, make_tood
 from detectron2.data import build_detection_train_loader

@@ -1,5 +1,7 @@
 """The detectors that ``benchmark.py`` measures, with random weights and images."""
 
+from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+
 import torch
 from detectron2 import model_zoo as detectron2_zoo
 from detectron2.modeling import build_model

@@ -10,6 +10,8 @@ import argparse
 import math
 import warnings
 
+from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+
 import torch
 from fvcore.nn import FlopCountAnalysis
 from tqdm import tqdm

@@ -13,6 +13,8 @@ object, positives, metric t, t_hat and IoU, and the objects that get none.
 import argparse
 import os
 
+from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
