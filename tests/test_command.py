@@ -8,7 +8,7 @@ import sys
 import pytest
 import tood_cli
 import yaml
-from conftest import CONFIG, TINY, clear_loggers
+from conftest import CONFIG, ROOT, TINY, clear_loggers
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -177,6 +177,13 @@ def test_resume_goes_on_by_the_plan(photos, monkeypatch, tmp_path):
 
 def test_mistakes(photos, tmp_path):
     assert "Name the data first" in error_of("train", "--output", "out")
+    lazy = str(ROOT / "configs" / "lazy" / "demo_shapes.py")
+    assert "use train_net.py --config-file" in error_of("train", "photos", "--config-file", lazy)
+    other = tmp_path / "five.yaml"
+    other.write_text(f"_BASE_: {CONFIG}\nMODEL: {{TOOD: {{NUM_CLASSES: 5}}}}")
+    five = ["--config-file", str(other), "--output", "five"]
+    assert "4 classes, but MODEL.TOOD.NUM_CLASSES is 5" in error_of("train", "photos", *five)
+    assert not (tmp_path / "five").exists()
     assert "there is tood eval" in error_of("train", "photos", "--eval-only")
     assert "share of the validation part is 2.0" in error_of("train", "photos", "--val-share", "2")
     (photos / "images" / "00003.jpg").write_bytes(b"no image")

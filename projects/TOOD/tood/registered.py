@@ -3,10 +3,11 @@ and the names of ImageNet weights that the configs use; and what it then offers.
 """
 
 from tood import model_zoo
-from tood.checkpoint import catalog  # noqa: F401  (registers names of weights)
+from tood.checkpoint import catalog, packages  # noqa: F401  (register names of weights)
 from tood.config.defaults import add_tood_config
 from tood.data.datasets import describe_own_data
 from tood.model_zoo import get_model
+from tood.modeling.backbone import timm_fpn  # noqa: F401  (registers timm's models)
 from tood.modeling.backbone.fpn import build_tood_resnet_fpn_backbone
 from tood.modeling.detector import TOOD
 from tood.modeling.head import TOODHead

@@ -12,9 +12,10 @@ named with --config-file is taken as it is.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 import yaml
@@ -24,6 +25,8 @@ from tabulate import tabulate
 from tood.commands import draw
 from tood.commands import train as train_net
 from tood.commands.check import Checked, check_entry, entries_of
+from tood.config.inferred import is_typed
+from tood.config.lazy import is_lazy
 from tood.config.read import load_config, schedule_of_file
 from tood.config.schedule import Schedule, scale_schedule
 from tood.config.zoo import get_config_file
@@ -82,6 +85,11 @@ def parse_args(argv):
         raise UserError("Name the data first: tood train DATA [FLAGS] [KEY VALUE ...].")
     if args.eval_only:
         raise UserError("tood train trains; for --eval-only there is tood eval MODEL.")
+    if args.config_file and is_lazy(args.config_file):
+        raise UserError(
+            f"{args.config_file} is a config in Python, which tood train does not take; use "
+            f"train_net.py --config-file {args.config_file} --train-data {data[0]}."
+        )
     args.data = data[0]
     return args
 
@@ -109,7 +117,8 @@ def main(args):
     output = output_of(args)
     plan_file = os.path.join(output, PLAN)
     if args.resume and os.path.isfile(plan_file):
-        return train(args, plan_file, output)
+        train(args, plan_file, output)
+        return
     refuse_used(output)
     if not args.dry_run:
         check_folder(output, "--output")
@@ -119,10 +128,27 @@ def main(args):
     print(table(args, data, plan, output))
     if args.dry_run:
         print("Nothing was written (--dry-run).")
-        return None
-    entries = write_data(data, output)
-    write_whole(plan_file, plan_text(config_file, data, plan, entries, output).encode())
-    return train(args, plan_file, output)
+        return
+    with nothing_left_of_a_failure(output):
+        entries = write_data(data, output)
+        write_whole(plan_file, plan_text(config_file, data, plan, entries, output).encode())
+        train(args, plan_file, output)
+
+
+@contextlib.contextmanager
+def nothing_left_of_a_failure(output: str) -> Iterator[None]:
+    """Remove what was written for a training that was refused before it began."""
+    try:
+        yield
+    except UserError:
+        if not _is_in(output, "config.yaml"):  # which a training writes first
+            for name in (PLAN, "data/train.json", "data/val.json"):
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(output, name))
+            for folder in (os.path.join(output, "data"), output):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+        raise
 
 
 def output_of(args) -> str:
@@ -338,7 +364,8 @@ def plan_text(
     """Return the config that was chosen, as YAML."""
     options = {"DATASETS.TRAIN": tuple(entries["train"]), "DATASETS.TEST": tuple(entries["val"])}
     options["OUTPUT_DIR"] = output
-    options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
+    if not is_typed(config_file, ()):  # or it is held to the data
+        options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
     if plan is not None:
         size = plan.size
         options["INPUT.MIN_SIZE_TRAIN"] = (size.shorter,)

@@ -25,7 +25,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 import tood.registered  # noqa: F401  (also in the processes that this one starts)
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
-from tood.config.classes import is_typed
+from tood.config.inferred import is_typed
 from tood.config.lazy import build_lazy_model
 from tood.config.read import (
     apply_schedule,

@@ -26,7 +26,7 @@ def check_builds(cfg: CfgNode) -> None:
         return
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "meta"
+    cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "meta", False
     if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model":  # which Detectron2 does not know
         cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     with torch.device("meta"):

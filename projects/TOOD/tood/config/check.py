@@ -76,6 +76,8 @@ RANGES = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": POSITIVE,
     "MODEL.FPN.OUT_CHANNELS": Range(1),
     "MODEL.BACKBONE.FREEZE_AT": Range(0),
+    "MODEL.TIMM.FREEZE_AT": Range(0),
+    "MODEL.TIMM.DROP_PATH": Range(0, 1),
     "MODEL.RESNETS.NUM_GROUPS": Range(1),
     "MODEL.RESNETS.WIDTH_PER_GROUP": Range(1),
     "MODEL.RESNETS.STEM_OUT_CHANNELS": Range(1),
@@ -275,6 +277,12 @@ def _check_levels(cfg: CfgNode) -> None:
         close = difflib.get_close_matches(backbone, backbones, n=1, cutoff=0)
         raise UserError(
             f"There is no backbone {backbone!r} (MODEL.BACKBONE.NAME); did you mean {close[0]}?"
+        )
+    timm = cfg.MODEL.TIMM.NAME
+    if bool(timm) != (backbone == "build_timm_fpn_backbone"):
+        raise UserError(
+            f"MODEL.TIMM.NAME is {timm!r} with MODEL.BACKBONE.NAME {backbone}; a timm model needs "
+            "both its name and build_timm_fpn_backbone."
         )
     if backbone == "build_tood_resnet_fpn_backbone":
         known = [f"p{name[len('res') :]}" for name in cfg.MODEL.FPN.IN_FEATURES] + ["p6", "p7"]

@@ -1,4 +1,6 @@
-"""The options of TOOD: those under ``cfg.MODEL.TOOD``, and ``SOLVER.CHECKPOINT_KEEP``."""
+"""The options of TOOD: those under ``cfg.MODEL.TOOD`` and ``cfg.MODEL.TIMM``, and
+``SOLVER.CHECKPOINT_KEEP``.
+"""
 
 from detectron2.config import CfgNode as CN
 
@@ -92,6 +94,18 @@ def add_tood_config(cfg):
     # True is PRECISION_TRAIN "float16" on a GPU and "bfloat16" on a CPU.
     tood.PRECISION_TRAIN = "float32"
     tood.PRECISION_TEST = "float32"
+
+    # MODEL.BACKBONE.NAME "build_timm_fpn_backbone": a model of timm with maps of strides 4 to 32.
+    # Unless they are typed, PIXEL_MEAN, PIXEL_STD and INPUT.FORMAT are those it was trained with.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    # Start from timm's weights, which are fetched, where MODEL.WEIGHTS is "".
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Maps, as timm counts them; (): the deepest of each stride.
+    cfg.MODEL.TIMM.OUT_INDICES = ()
+    # Stages from the first that are not trained, and the rate of stochastic depth.
+    cfg.MODEL.TIMM.FREEZE_AT = 0
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
 
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept, the newest ones;
     # 0: all. The final and the best weights are files of their own.

@@ -86,6 +86,27 @@ def read_yaml_with_base(path: str, before: Tuple[str, ...] = ()) -> Dict:
     return merged
 
 
+def states(path: str, key: str, *, apart_from: str = "") -> bool:
+    """Return whether a config, or one of those that it is merged into, states a value.
+
+    Args:
+        key: of Detectron2's configs, "MODEL.WEIGHTS".
+        apart_from: name of a file that is not asked.
+    """
+    if os.path.basename(path) == apart_from:
+        return False
+    content = read_yaml(path)
+    content = content if isinstance(content, dict) else {}
+    bases = content.get("_BASE_") or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if states(base, key, apart_from=apart_from):
+            return True
+    for step in key.split("."):
+        content = content.get(step) if isinstance(content, dict) else None
+    return content is not None
+
+
 def _merge(source: Dict, target: Dict) -> None:
     for key, value in source.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):

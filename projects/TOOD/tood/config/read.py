@@ -20,9 +20,9 @@ from tood.config.check import (
     known_keys,
     nearest_key,
 )
-from tood.config.classes import infer_num_classes, is_typed
 from tood.config.defaults import add_tood_config
 from tood.config.files import read_yaml_with_base
+from tood.config.inferred import infer_num_classes, infer_pixels, is_typed
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
@@ -66,7 +66,7 @@ def load_config(
             checked.
         changes: further values, by the names of ``CHANGES``.
         allow_python: False refuses configs in Python.
-        training, resume: of :func:`~tood.config.classes.infer_num_classes`.
+        training, resume: of :func:`~tood.config.inferred.infer_num_classes`.
 
     Returns:
         a ``CfgNode``, or a ``DictConfig`` of a config in Python.
@@ -94,6 +94,7 @@ def load_config(
     if val_data:
         cfg.DATASETS.TEST = tuple(val_data)
     finish_config(cfg, changes)
+    infer_pixels(cfg, config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
     return cfg

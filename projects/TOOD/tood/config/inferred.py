@@ -1,4 +1,6 @@
-"""The number of classes that nobody typed: of the data in a training, of the weights after it."""
+"""Values that nobody typed: the number of classes, of the data in a training and of the weights
+after it; the mean and deviation of the pixels, of the backbone.
+"""
 
 import os
 from typing import Dict, List, Optional, Sequence
@@ -6,24 +8,39 @@ from typing import Dict, List, Optional, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tood.config.files import read_yaml_with_base
+from tood.config.files import states
 from tood.data.annotations import class_names, read_annotations
 from tood.data.entries import parse_own_data
+from tood.modeling.backbone.timm_fpn import pixel_statistics
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
 
 KEY = "MODEL.TOOD.NUM_CLASSES"
+BASE = "Base-TOOD.yaml"
+TIMM_BACKBONE = "build_timm_fpn_backbone"
+# Of weights whose network saw other pixels than timm's of this name.
+PIXELS_OF_WEIGHTS = {"pip://efficientnet-lite0": ([127.0] * 3, [128.0] * 3)}
 _CLASSIFIER = "head.cls_pred.weight"  # (classes, channels, height, width)
 
 
-def is_typed(config_file: str, opts: Sequence[str]) -> bool:
-    """Return whether a config file or an override states the number of classes."""
-    if KEY in opts[::2]:
-        return True
-    content = read_yaml_with_base(config_file)
-    for step in KEY.split("."):
-        content = content.get(step) if isinstance(content, dict) else None
-    return content is not None
+def is_typed(config_file: str, opts: Sequence[str], key: str = KEY) -> bool:
+    """Return whether an override, or a config file other than the base of all, states a value."""
+    return key in opts[::2] or states(config_file, key, apart_from=BASE)
+
+
+def infer_pixels(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+    """Set mean, standard deviation and order of the channels to those that a timm backbone was
+    trained with, except for those that are typed.
+    """
+    if cfg.MODEL.BACKBONE.NAME != TIMM_BACKBONE or not cfg.MODEL.TIMM.NAME:
+        return
+    mean, std = pixel_statistics(cfg.MODEL.TIMM.NAME)
+    if cfg.MODEL.WEIGHTS in PIXELS_OF_WEIGHTS:
+        mean, std = PIXELS_OF_WEIGHTS[cfg.MODEL.WEIGHTS]
+    options = {"MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std, "INPUT.FORMAT": "RGB"}
+    for key, value in options.items():
+        if not is_typed(config_file, opts, key):
+            cfg.merge_from_list([key, value])
 
 
 def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> None:

@@ -1,0 +1,277 @@
+"""Any timm model that gives maps of several strides, below the FPN of the released models."""
+
+import difflib
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN
+from torch import Tensor, nn
+
+from tood.modeling.backbone.fpn import make_tood_fpn
+from tood.utils.errors import UserError, reason_of
+
+STRIDES = (4, 8, 16, 32)  # of the maps that can be used
+WANTED = (8, 16, 32)  # of those from which P3 to P5 are made
+# What lets a transformer take images of any size.
+OPTIONS = ({}, {"dynamic_img_size": True})
+# Multiples to which images are padded: of 32 strides, or of windows at these strides.
+DIVISIBILITIES = (32, 64, 128, 224, 256, 384)
+
+
+class Level(NamedTuple):
+    """A map that a model makes."""
+
+    index: int  # as timm counts the maps, or the blocks, of a model
+    channels: int
+    stride: int
+    channels_last: bool  # (N, H, W, C)
+
+
+class TimmBackbone(Backbone):
+    """The feature maps of a timm model, "c2" to "c5" by their strides 4 to 32.
+
+    Where it has none of the stride 8, 16 or 32, one is made of its neighbour by a strided or a
+    transposed convolution: a plain vision transformer has the stride 16 alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        out_indices: Sequence[int] = (),
+        freeze_at: int = 0,
+        drop_path: float = 0.0,
+    ):
+        """
+        Args:
+            name: of timm.
+            pretrained: start from timm's weights, which are fetched.
+            out_indices: of the maps, as timm counts them; default: the deepest of each stride.
+            freeze_at: how many stages, from the first, are not trained. A stage ends with a map.
+            drop_path: rate of stochastic depth.
+
+        Raises:
+            UserError: for a name, indices or rate that it does not have, or a model for images of
+                one size.
+        """
+        super().__init__()
+        options, self._divisibility, levels = inspect_model(name, tuple(out_indices))
+        levels = list({x.stride: x for x in levels if x.stride in STRIDES}.values())
+        if not {x.stride for x in levels} & set(WANTED):
+            raise UserError(
+                f"The timm model {name} has no map of stride 8, 16 or 32; name another one with "
+                "MODEL.TIMM.NAME."
+            )
+        rate = {"drop_path_rate": drop_path} if drop_path else {}
+        self.model = _create(
+            name, pretrained, **options, **rate, out_indices=tuple(x.index for x in levels)
+        )
+        self.levels = sorted(levels, key=lambda x: x.stride)
+        self.made, self.shapes = nn.ModuleDict(), {}
+        self._complete()
+        _freeze(self.model, freeze_at)
+
+    def _complete(self) -> None:
+        """Make the maps of the wanted strides that the model lacks, from fine to coarse."""
+        channels = {x.stride: x.channels for x in self.levels}
+        for stride in sorted(WANTED):
+            if stride in channels:
+                continue
+            finer = [s for s in channels if s < stride]
+            name, width = f"c{stride.bit_length() - 1}", 0
+            if stride // 2 in channels:
+                width = channels[stride // 2]
+                self.made[name] = Conv2d(width, width, 3, stride=2, padding=1)
+            elif not finer:
+                coarser = min(channels)
+                width, factor = channels[coarser], coarser // stride
+                self.made[name] = ConvTranspose2d(width, width, factor, stride=factor)
+            channels[stride] = width
+        for stride in sorted(channels):
+            name = f"c{stride.bit_length() - 1}"
+            self.shapes[name] = ShapeSpec(channels=channels[stride], stride=stride)
+
+    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+        """
+        Args:
+            images: (N, 3, H, W), H and W multiples of ``size_divisibility``.
+
+        Returns:
+            maps (N, C, H / stride, W / stride) by name.
+        """
+        by_index = dict(zip(sorted(x.index for x in self.levels), self.model(images)))
+        maps = {}
+        for level in self.levels:
+            x = by_index[level.index]
+            x = x.permute(0, 3, 1, 2) if level.channels_last else x
+            maps[f"c{level.stride.bit_length() - 1}"] = x
+        finest = min(maps)
+        for name, layer in self.made.items():
+            source = finest if name < finest else f"c{int(name[1]) - 1}"
+            maps[name] = layer(maps[source])
+        return {name: maps[name] for name in self.shapes}
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        """Return channels and stride of each map."""
+        return self.shapes
+
+    @property
+    def size_divisibility(self) -> int:
+        """The multiple, in pixels, to which images are padded."""
+        return self._divisibility
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg, input_shape) -> FPN:
+    """
+    Returns:
+        FPN: :func:`make_timm_fpn` on the timm model of a config, ``MODEL.TIMM``.
+    """
+    timm = cfg.MODEL.TIMM
+    return make_timm_fpn(
+        bottom_up=TimmBackbone(
+            timm.NAME,
+            pretrained=timm.PRETRAINED and not cfg.MODEL.WEIGHTS,
+            out_indices=timm.OUT_INDICES,
+            freeze_at=timm.FREEZE_AT,
+            drop_path=timm.DROP_PATH,
+        ),
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def make_timm_fpn(*, bottom_up: TimmBackbone, **options) -> FPN:
+    """P3 to P7, as :func:`~tood.modeling.backbone.fpn.make_tood_fpn` makes them, from C3 to C5."""
+    fpn = make_tood_fpn(bottom_up=bottom_up, in_features=("c3", "c4", "c5"), **options)
+    fpn._size_divisibility = bottom_up.size_divisibility  # Detectron2's would be C5's stride
+    return fpn
+
+
+def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, int, List[Level]]:
+    """Find out, without memory for weights, what a model wants and makes.
+
+    Args:
+        out_indices: of the maps; default: those that timm takes.
+
+    Returns:
+        arguments for it, the multiple of its images' sides, and its maps.
+
+    Raises:
+        UserError: for a model or a map that is not there, or one that wants images of one size.
+    """
+    reason, chosen = "", {"out_indices": out_indices} if out_indices else {}
+    for options in OPTIONS:
+        try:
+            with torch.device("meta"):
+                model = _create(name, False, **options, **chosen)
+        except TypeError:  # of another kind of model
+            continue
+        for divisibility in DIVISIBILITIES:
+            try:
+                return options, divisibility, _levels_of(model.eval(), divisibility)
+            except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+                reason = reason or reason_of(error)
+    raise UserError(
+        f"The timm model {name} does not take images of other sizes than it was made for "
+        f"({reason}); name another one with MODEL.TIMM.NAME."
+    )
+
+
+@torch.no_grad()
+def _levels_of(model: nn.Module, divisibility: int) -> List[Level]:
+    height, width = divisibility * 2, divisibility
+    maps = model(torch.zeros(1, 3, height, width, device="meta"))
+    info, levels = model.feature_info, []
+    for i, x, channels, stride in zip(info.out_indices, maps, info.channels(), info.reduction()):
+        shape, wanted = tuple(x.shape[1:]), (height // stride, width // stride)
+        if shape not in ((channels, *wanted), (*wanted, channels)):
+            raise ValueError(f"its map {i} is of the shape {shape}")
+        last = shape == (*wanted, channels) and shape != (channels, *wanted)
+        levels.append(Level(i, channels, stride, last))
+    return levels
+
+
+def _create(name: str, pretrained: bool, **options) -> nn.Module:
+    check_name(name)
+    try:
+        return import_timm().create_model(
+            name, pretrained=pretrained, features_only=True, **options
+        )
+    except (AssertionError, IndexError) as error:
+        raise UserError(
+            f"MODEL.TIMM.OUT_INDICES is {options.get('out_indices')}, which the timm model {name} "
+            f"does not have ({reason_of(error)})."
+        ) from error
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"The timm model {name} gives no maps ({reason_of(error)}); name another one with "
+            "MODEL.TIMM.NAME."
+        ) from error
+    except (OSError, ValueError) as error:  # of the hub that it is fetched from
+        raise UserError(
+            f"The weights of the timm model {name} cannot be fetched ({reason_of(error)}); set "
+            "MODEL.TIMM.PRETRAINED False, and name a file with MODEL.WEIGHTS."
+        ) from error
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        UserError: for a name that timm does not have.
+    """
+    timm = import_timm()
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
+        raise UserError(
+            f"MODEL.TIMM.NAME is {name!r}, which timm {timm.__version__} does not have; did you "
+            f"mean {close[0]}?"
+        )
+
+
+def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
+    """Return mean and standard deviation of the channels R, G, B that a model was trained with, for
+    pixels of 0 to 255.
+
+    Raises:
+        UserError: for a name that timm does not have.
+    """
+    check_name(name)
+    known = import_timm().get_pretrained_cfg(name)
+    mean, std = (known.mean, known.std) if known else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return [255 * x for x in mean], [255 * x for x in std]
+
+
+def import_timm():
+    """Import the library, an extra.
+
+    Raises:
+        UserError: where it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(
+            "build_timm_fpn_backbone needs the package timm: pip install -e .[timm]."
+        ) from error
+    return timm
+
+
+def _freeze(model: nn.Module, num_stages: int) -> None:
+    """Freeze what comes, in the order of a model, before the end of its first stages."""
+    ends = [x["module"] for x in model.feature_info.info[:num_stages]]
+    ends = tuple(f"{form}." for end in ends for form in (end, end.replace(".", "_")))
+    names = [f"{name.removeprefix('model.')}." for name, _ in model.named_modules()]
+    last = max((i for i, name in enumerate(names) if name.startswith(ends)), default=-1)
+    if num_stages and last < 0:
+        raise UserError(
+            f"MODEL.TIMM.FREEZE_AT is {num_stages}, but timm does not tell where the stages of "
+            "this model end; set it to 0."
+        )
+    for module in list(model.modules())[: last + 1]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
