@@ -156,6 +156,7 @@ def test_every_option_is_read_or_refused(command, shapes, tmp_path, monkeypatch)
         *("DATALOADER.RANDOM_SUBSET_RATIO", "TEST.EXPECTED_RESULTS", "MODEL.WEIGHTS"),
         *("DATALOADER.REPEAT_SQRT", "FLOAT32_PRECISION", "SOLVER.RESCALE_INTERVAL"),
         *("SOLVER.NUM_DECAYS", "SOLVER.BASE_LR_END"),
+        *(f"MODEL.TIMM.{key}" for key in cfg.MODEL.TIMM),  # by another backbone
     }
     assert leaves - read - unread - elsewhere == set()
     of_masks = {key for key in unread if "MASK" in key or "KEYPOINT" in key or "PROPOSAL" in key}
