@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from tood.commands import train as train_net
+from tood.engine.optimizer import clipped_sgd
 
 
 def test_train_and_evaluate(command, tmp_path):
@@ -56,20 +57,35 @@ def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
     assert "its momentum starts anew" in log
 
 
-@pytest.mark.parametrize("clip_type, bounded", [("full_model", True), ("value", False)])
-def test_full_model_gradient_clipping(tiny_cfg, clip_type, bounded):
+# Of gradients of norm 100 and 10, with a bound of 2.
+CLIPPED = {"full_model": 2.0, "norm": 8**0.5, "value": 10100**0.5}
+
+
+@pytest.mark.parametrize("clip_type", CLIPPED)
+def test_gradient_clipping(tiny_cfg, clip_type):
     tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
     tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 2.0
     tiny_cfg.SOLVER.WEIGHT_DECAY = tiny_cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MOMENTUM = 1.0, 0.0
     model = torch.nn.Linear(100, 100)
-    before = torch.cat([p.detach().flatten() for p in model.parameters()])
     optimizer = train_net.Trainer.build_optimizer(tiny_cfg, model)
+    assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
+
+
+@pytest.mark.parametrize("each, clip_type", [(False, "full_model"), (True, "norm")])
+def test_gradient_clipping_of_configs_in_python(each, clip_type):
+    model = torch.nn.Linear(100, 100)
+    optimizer = clipped_sgd(model.parameters(), lr=1.0, max_norm=2.0, each=each)
+    assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
+
+
+def length_of_step(model, optimizer):
+    """Return how far a step by gradients of ones moves the parameters."""
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    step = (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm()
-    assert (step.item() == pytest.approx(2.0, rel=1e-3)) == bounded
+    return (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm().item()
 
 
 def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):

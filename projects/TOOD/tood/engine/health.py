@@ -21,8 +21,9 @@ MOST_WITHOUT_POSITIVE = 0.95
 CEILING_TOLERANCE = 0.01
 
 TOO_FAST = (
-    "the steps are too large: lower the learning rate (SOLVER.BASE_LR, optimizer.lr) or the bound "
-    "of the gradients (SOLVER.CLIP_GRADIENTS.CLIP_VALUE, optimizer.max_norm), and start anew"
+    "the steps are too large: lower the learning rate (SOLVER.BASE_LR, optimizer.lr), or bound "
+    "each parameter's gradient (SOLVER.CLIP_GRADIENTS, CLIP_TYPE norm; optimizer.max_norm), and "
+    "start anew"
 )
 
 

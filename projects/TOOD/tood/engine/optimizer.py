@@ -8,29 +8,39 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-def clipped_sgd(params, *, max_norm: float, norm_type: float = 2.0, **options) -> SGD:
-    """Return PyTorch's ``SGD`` with :func:`clip_full_model`, for configs in Python.
+def clipped_sgd(
+    params, *, max_norm: float, norm_type: float = 2.0, each: bool = False, **options
+) -> SGD:
+    """Return PyTorch's ``SGD`` with :func:`clip_gradients`, for configs in Python.
 
     Args:
         params, options: of ``SGD``.
-        max_norm, norm_type: of :func:`clip_full_model`.
+        max_norm, norm_type, each: of :func:`clip_gradients`.
     """
     optimizer = SGD(params, **options)
-    clip_full_model(optimizer, max_norm, norm_type)
+    clip_gradients(optimizer, max_norm, norm_type, each=each)
     return optimizer
 
 
-def clip_full_model(optimizer: Optimizer, max_norm: float, norm_type: float = 2.0) -> None:
-    """Let an optimizer bound the norm of all its gradients together, where Detectron2's own
-    CLIP_TYPE "norm" bounds each parameter's.
+def clip_gradients(
+    optimizer: Optimizer, max_norm: float, norm_type: float = 2.0, *, each: bool = False
+) -> None:
+    """Let an optimizer bound its gradients.
+
+    Args:
+        optimizer: clips at the start of each of its steps from now on.
+        max_norm, norm_type: of PyTorch's ``clip_grad_norm_``.
+        each: bound the norm of each parameter's gradient, as Detectron2's CLIP_TYPE "norm" does,
+            and not of all of them together.
     """
 
     # In the optimizer's step, where a gradient scaler has undone its scaling already.
-    def clip_gradients(*_):
+    def clip(*_):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        for bounded in parameters if each else [parameters]:
+            torch.nn.utils.clip_grad_norm_(bounded, max_norm, norm_type)
 
-    optimizer.register_step_pre_hook(clip_gradients)
+    optimizer.register_step_pre_hook(clip)
 
 
 def hyperparameters_of(optimizer: Optimizer) -> List[Dict]:

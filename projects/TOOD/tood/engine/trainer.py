@@ -19,7 +19,7 @@ from tood.config.read import run_options
 from tood.data.loader import build_training_loader
 from tood.data.mapper import CheckedMapper
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
-from tood.engine.optimizer import clip_full_model
+from tood.engine.optimizer import clip_gradients
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
 from tood.modeling.tta import TOODWithTTA
@@ -169,7 +169,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
             return super().build_optimizer(cfg, model)
         without_clipping = _changed(cfg, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
         optimizer = super().build_optimizer(without_clipping, model)
-        clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        clip_gradients(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
 
 
