@@ -229,9 +229,11 @@ def test_a_step_is_measured(tiny_cfg):
     """Against the parameters' number, and growing with the image."""
     weights = sum(p.numel() for p in build_model(tiny_cfg).parameters()) * 4
     small, large = (
-        measure_step(lambda: build_model(tiny_cfg), side, side, "cpu") for side in (64, 640)
+        measure_step(lambda: build_model(tiny_cfg), side, side, "cpu") for side in (128, 640)
     )
     assert small.fixed == large.fixed == 3 * weights
-    assert large.per_image > 20 * MiB and large.free > 100 * MiB
+    # The stem's map alone, and its norm's and ReLU's: 64 channels at half of the size.
+    assert large.per_image > 3 * 320 * 320 * 64 * 4 and large.free > 100 * MiB
+    assert large.per_image == pytest.approx(25 * small.per_image, rel=0.1)
     assert large.needed(3) == 3 * weights + 3 * large.per_image
     assert large.fits(1) == (large.needed(1) <= 0.6 * large.free)

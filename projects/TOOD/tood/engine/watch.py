@@ -158,13 +158,13 @@ class StatusPrinter(EventWriter):
             seconds = storage.history("time").avg(STATISTICS_PERIOD)
             speed = self.ims_per_batch / seconds
             storage.put_scalar("images_per_second", speed, smoothing_hint=False)
-        storage.put_scalar("memory_mb", peak_memory() / 2**20, smoothing_hint=False)
+        storage.put_scalar("memory_mb", _peak_memory() / 2**20, smoothing_hint=False)
         latest = {name.rpartition("/")[2]: value for name, (value, _) in storage.latest().items()}
         texts = [text.format(latest[n]) for n, text in self.TEXTS.items() if n in latest]
         logger.info(" " + "  ".join(texts))
 
 
-def peak_memory() -> int:
+def _peak_memory() -> int:
     """Return the peak memory of the GPU if there is one, else of this process, bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
