@@ -148,7 +148,7 @@ def test_the_program_behind_a_command(finished, tmp_path):
     found = trained.arguments_of("eval", [weights, "--val-data", "a.json:b"])
     assert found == [*start, "--eval-only", "--val-data", "a.json:b", *named]
     assert "Name the model first: tood eval OUTPUT_FOLDER" in error_of("eval", "--val-data", "a")
-    assert "no checkpoint or output folder" in error_of("predict", "nothing", "a.jpg")
+    assert "No checkpoint or output folder" in error_of("predict", "nothing", "a.jpg")
     assert "holds no checkpoint" in error_of("predict", tmp_path, "a.jpg")
     (tmp_path / "lonely.pth").write_bytes(b"")
     assert "no config.yaml beside" in error_of("export", tmp_path / "lonely.pth")
@@ -156,7 +156,28 @@ def test_the_program_behind_a_command(finished, tmp_path):
 
 def test_a_folder_is_not_written_over(finished, shapes):
     message = error_of("train", shapes, "--output", finished)
-    assert "holds a training already (plan.yaml); go on with it by --resume" in message
+    assert "has been used already (it holds plan.yaml); go on with its training by" in message
+    assert "has been used already" in error_of(
+        "train", shapes, "--output", finished, "--resume", "--dry-run"
+    )
+
+
+def test_data_of_a_user_are_not_written_over(photos, tmp_path):
+    mine = tmp_path / "mine" / "data" / "train.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("of a user")
+    assert "it holds data/train.json" in error_of("train", "photos", "--output", "mine")
+    assert mine.read_text() == "of a user"
+
+
+def test_errors_of_a_model_are_not_taken_for_want_of_memory(photos, monkeypatch):
+    def measure(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(start, "measure_step", measure)
+    args = start.parse_args(["photos", *TINY])
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        start.fitting(args, start.read_data(args), CONFIG)
 
 
 def test_resume_goes_on_by_the_plan(photos, monkeypatch, tmp_path):

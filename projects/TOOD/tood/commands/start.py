@@ -51,6 +51,7 @@ from tood.utils.files import check_folder, write_json, write_whole
 
 CONFIG = "tood_R18_GN_small_data"
 PLAN = "plan.yaml"
+WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 NUM_DRAWN = 8
 # Names of files and folders that say nothing about what is in them.
@@ -116,7 +117,7 @@ class Plan(NamedTuple):
 def main(args):
     output = output_of(args)
     plan_file = os.path.join(output, PLAN)
-    if args.resume and os.path.isfile(plan_file):
+    if args.resume and not args.dry_run and os.path.isfile(plan_file):
         train(args, plan_file, output)
         return
     refuse_used(output)
@@ -142,7 +143,7 @@ def nothing_left_of_a_failure(output: str) -> Iterator[None]:
         yield
     except UserError:
         if not _is_in(output, "config.yaml"):  # which a training writes first
-            for name in (PLAN, "data/train.json", "data/val.json"):
+            for name in WRITTEN:
                 with contextlib.suppress(OSError):
                     os.remove(os.path.join(output, name))
             for folder in (os.path.join(output, "data"), output):
@@ -167,11 +168,11 @@ def refuse_used(output: str) -> None:
     Raises:
         UserError: where a training has written before.
     """
-    used = [name for name in (PLAN, "last_checkpoint", "config.yaml") if _is_in(output, name)]
+    used = [name for name in (*WRITTEN, "last_checkpoint", "config.yaml") if _is_in(output, name)]
     if used:
         raise UserError(
-            f"{output} holds a training already ({used[0]}); go on with it by --resume, or name "
-            "another folder with --output."
+            f"{output} has been used already (it holds {used[0]}); go on with its training by "
+            "--resume, or name another folder with --output."
         )
 
 
@@ -281,7 +282,9 @@ def fitting(args, data: Data, config_file: str):
             memory = measure_step(
                 lambda cfg=cfg: build_model(cfg), size.shorter, size.longer, cfg.MODEL.DEVICE
             )
-        except RuntimeError:  # PyTorch's for memory that is not there
+        except RuntimeError as error:
+            if "memory" not in str(error):  # PyTorch's, on CPUs and GPUs, says so
+                raise
             memory = None
         number = IMAGES_PER_STEP.get(cfg.MODEL.DEVICE.split(":")[0], 4)
         while memory is not None and number >= 1:

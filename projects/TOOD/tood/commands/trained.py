@@ -54,7 +54,7 @@ def find_trained(model: str) -> Trained:
     model = os.path.expanduser(model)
     weights = _weights_in(model) if os.path.isdir(model) else model
     if not os.path.isfile(weights):
-        raise UserError(f"There is no checkpoint or output folder {model}; name another one.")
+        raise UserError(f"No checkpoint or output folder at {model}; name another one.")
     config_file = os.path.join(os.path.dirname(weights), "config.yaml")
     if not os.path.isfile(config_file):
         raise UserError(
@@ -68,7 +68,7 @@ def _weights_in(folder: str) -> str:
     last = os.path.join(folder, "last_checkpoint")
     names = list(WEIGHTS)
     if os.path.isfile(last):
-        with open(last, encoding="utf-8") as f:
+        with open(last, errors="replace") as f:
             names.append(f.read().strip())
     for name in names:
         if os.path.isfile(os.path.join(folder, name)):

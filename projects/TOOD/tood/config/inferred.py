@@ -64,7 +64,7 @@ def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> 
 def _weights_of(cfg: CfgNode, resume: bool) -> str:
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if resume and os.path.isfile(last):
-        with open(last, encoding="utf-8") as f:
+        with open(last, errors="replace") as f:
             return os.path.join(cfg.OUTPUT_DIR, f.read().strip())
     return cfg.MODEL.WEIGHTS
 
