@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from count_cost import multiply_adds
+from conftest import CONFIG
+from count_cost import build, main, multiply_adds
 from detectron2.layers import ShapeSpec
 
 from tood import TOODHead, model_zoo
@@ -16,6 +17,33 @@ def test_multiply_adds_at_1280_x_800():
     features = tuple(torch.zeros(1, 256, -(-800 // s), -(-1280 // s)) for s in strides)
     with torch.no_grad():
         assert multiply_adds(head, features) / 1e9 == pytest.approx(100.69, rel=0.005)
+
+
+def test_models_by_name_by_file_and_of_timm(monkeypatch, capsys):
+    pytest.importorskip("timm", reason="an extra")
+    names = [CONFIG, "timm:resnet18"]
+    monkeypatch.setattr("sys.argv", ["count_cost.py", *names, "--height", "64", "--width", "64"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | parameters |") and "ms" not in lines[0]
+    for name, line in zip(names, lines[2:]):
+        parameters = sum(p.numel() for p in build(name).parameters())
+        assert line.startswith(f"| `{name}` | {parameters:,} |")
+
+
+def test_attention_is_counted():
+    pytest.importorskip("timm", reason="an extra")
+    backbone = build("timm:vit_tiny_patch16_224").backbone.bottom_up
+    image = torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        count = multiply_adds(backbone, (image,))
+    # 16 patches and a class token of 192 numbers in 12 blocks: query, key, value and projection,
+    # two products of all pairs, a layer four times as wide and back.
+    tokens, width = 17, 192
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    patches = 16 * width * 3 * 16**2
+    made = 16 * width * width * 4 + 4 * width * width * 9  # C3 and C5, of C4
+    assert count == 12 * block + patches + made
 
 
 def test_deformable_convolutions_are_counted():

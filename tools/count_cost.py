@@ -1,25 +1,37 @@
 #!/usr/bin/env python
-"""Parameters and multiply-adds of models, as Markdown::
+"""Parameters, multiply-adds and time of models, as Markdown::
 
     python tools/count_cost.py tood_R50_FPN_1x tood_R101_DCN_FPN_mstrain_2x
+    python tools/count_cost.py configs/lazy/tood_R50_FPN_1x.py timm:convnext_tiny --time
 
-Multiply-adds are those of convolutions and matrix products, which the paper calls FLOPs.
+A model is the name of a config, a config file, or timm:NAME, which is tood_R50_FPN_1x with another
+backbone. Multiply-adds are those of convolutions and matrix products, which the paper calls FLOPs.
+The time is that of an image through backbone and head, without NMS.
 """
 
 import argparse
 import math
+import os
+import statistics
+import time
 import warnings
 
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
+from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from tqdm import tqdm
 
 from tood import model_zoo
+from tood.config.lazy import build_lazy_model, is_lazy
+from tood.config.read import load_config
 from tood.utils.errors import run_main
 
-COUNTED = ("conv", "bmm", "linear", "deform_conv2d")
+COUNTED = ("conv", "bmm", "matmul", "einsum", "linear", "deform_conv2d")
+TIMM = "timm:"
+BASE = "tood_R50_FPN_1x"  # of timm's backbones
+ROUNDS = 7
 
 
 class Outputs(torch.nn.Module):
@@ -36,6 +48,30 @@ class Outputs(torch.nn.Module):
         return predictions.pred_log_scores, predictions.pred_boxes
 
 
+def build(name):
+    """Return a model with random weights, on the CPU, in evaluation mode."""
+    changes = {"device": "cpu", "weights": ""}
+    if name.startswith(TIMM):
+        timm = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME"]
+        path, options = model_zoo.get_config_file(BASE), [*timm, name[len(TIMM) :]]
+        return build_model(load_config(path, options, changes=changes)).eval()
+    path = name if os.path.isfile(name) else model_zoo.get_config_file(name)
+    config = load_config(path, changes=changes)
+    return (build_lazy_model if is_lazy(path) else build_model)(config).eval()
+
+
+def milliseconds(model, image):
+    """Return the median time of backbone and head, after a first call that is not counted."""
+    image = image.contiguous(memory_format=torch.channels_last)  # as TOOD does
+    times = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        features = model.backbone(image)
+        model.head([features[f] for f in model.head_in_features])
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[1:])
+
+
 def count_deform_conv(inputs, outputs):
     """For each number that comes out, one product for each weight of its kernel."""
     kernel = inputs[1].type().sizes()[1:]
@@ -48,6 +84,9 @@ def multiply_adds(module, inputs):
         module: backbone or head.
         inputs: tuple of tensors, one image or its features.
     """
+    for layer in module.modules():  # timm's attention as matrix products, which can be counted
+        if hasattr(layer, "fused_attn"):
+            layer.fused_attn = False
     count = FlopCountAnalysis(Outputs(module), inputs)
     count.set_op_handle("torchvision::deform_conv2d", count_deform_conv)
     count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -66,25 +105,30 @@ def padded(text):
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("::")[0])
-    parser.add_argument("configs", nargs="*", default=list(model_zoo.RELEASED_MODELS))
+    parser.add_argument("models", nargs="*", default=list(model_zoo.RELEASED_MODELS))
     parser.add_argument("--height", type=padded, default=800, help="a multiple of 32")
     parser.add_argument("--width", type=padded, default=1280, help="a multiple of 32")
+    parser.add_argument("--time", action="store_true", help="measure on this machine's CPU as well")
     args = parser.parse_args()
-    rows = []
-    for name in tqdm(args.configs, desc="counting"):
-        model = model_zoo.get_model(name, device="cpu")
-        image = torch.zeros(1, 3, args.height, args.width)
-        features = model.backbone(image)
-        features = tuple(features[f] for f in model.head_in_features)
-        cost = [multiply_adds(model.backbone, (image,)), multiply_adds(model.head, features)]
-        parameters = sum(p.numel() for p in model.parameters())
-        parameters += sum(b.numel() for n, b in model.named_buffers() if is_frozen_affine(n))
-        head = sum(p.numel() for p in model.head.parameters())
-        total, of_head = sum(cost) / 1e9, cost[1] / 1e9
-        rows.append(f"| `{name}` | {parameters:,} | {head:,} | {total:.2f} | {of_head:.2f} |")
-    print("| config | parameters | of the head | G multiply-adds | of the head |")
-    print("|---|---|---|---|---|")
+    rows = [row(name, args) for name in tqdm(args.models, desc="counting")]
+    head = "| model | parameters | of the head | G multiply-adds | of the head |"
+    print(head + (" ms |" if args.time else ""))
+    print("|---|---|---|---|---|" + ("---|" if args.time else ""))
     print("\n".join(rows))
+
+
+def row(name, args):
+    model = build(name)
+    image = torch.zeros(1, 3, args.height, args.width)
+    features = model.backbone(image)
+    features = tuple(features[f] for f in model.head_in_features)
+    cost = [multiply_adds(model.backbone, (image,)), multiply_adds(model.head, features)]
+    parameters = sum(p.numel() for p in model.parameters())
+    parameters += sum(b.numel() for n, b in model.named_buffers() if is_frozen_affine(n))
+    of_head = sum(p.numel() for p in model.head.parameters())
+    text = f"| `{name}` | {parameters:,} | {of_head:,} | {sum(cost) / 1e9:.2f} "
+    text += f"| {cost[1] / 1e9:.2f} |"
+    return f"{text} {milliseconds(model, image):.0f} |" if args.time else text
 
 
 def is_frozen_affine(name):

@@ -290,7 +290,7 @@ def _check_levels(cfg: CfgNode) -> None:
         if unknown:
             raise UserError(
                 f"MODEL.TOOD.IN_FEATURES has {unknown[0]!r}, but the backbone makes "
-                f"{', '.join(known)}."
+                f"{', '.join(known)}{_advice_for(unknown[0])}."
             )
     generator = cfg.MODEL.ANCHOR_GENERATOR
     for key, values in (("SIZES", generator.SIZES), ("ASPECT_RATIOS", generator.ASPECT_RATIOS)):
@@ -304,6 +304,12 @@ def _check_levels(cfg: CfgNode) -> None:
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(values)} levels, but "
                 f"MODEL.TOOD.IN_FEATURES has {len(features)}: {', '.join(features)}."
             )
+
+
+def _advice_for(level: str) -> str:
+    if level != "p2":
+        return ""
+    return "; add res2 to MODEL.RESNETS.OUT_FEATURES and MODEL.FPN.IN_FEATURES"
 
 
 def known_keys(cfg: CfgNode, prefix: str = "") -> List[str]:

@@ -1,8 +1,10 @@
 """Values that nobody typed: the number of classes, of the data in a training and of the weights
-after it; the mean and deviation of the pixels, of the backbone.
+after it; the mean and deviation of the pixels, of the backbone; the sizes of the anchors, of the
+levels.
 """
 
 import os
+import re
 from typing import Dict, List, Optional, Sequence
 
 from detectron2.config import CfgNode
@@ -41,6 +43,16 @@ def infer_pixels(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     for key, value in options.items():
         if not is_typed(config_file, opts, key):
             cfg.merge_from_list([key, value])
+
+
+def infer_anchor_sizes(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+    """Set the anchors of each level to 8 strides, those of the released models, unless they are
+    typed. Levels are named after the logarithm of their stride: p2 has the stride 4.
+    """
+    names = cfg.MODEL.TOOD.IN_FEATURES
+    levels = [re.fullmatch(r"p(\d)", str(name)) for name in names]
+    if levels and all(levels) and not is_typed(config_file, opts, "MODEL.ANCHOR_GENERATOR.SIZES"):
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8 * 2 ** int(level[1])] for level in levels]
 
 
 def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> None:

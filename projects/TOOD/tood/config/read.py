@@ -22,7 +22,12 @@ from tood.config.check import (
 )
 from tood.config.defaults import add_tood_config
 from tood.config.files import read_yaml_with_base
-from tood.config.inferred import infer_num_classes, infer_pixels, is_typed
+from tood.config.inferred import (
+    infer_anchor_sizes,
+    infer_num_classes,
+    infer_pixels,
+    is_typed,
+)
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
@@ -93,6 +98,7 @@ def load_config(
         cfg.DATASETS.TRAIN = tuple(train_data)
     if val_data:
         cfg.DATASETS.TEST = tuple(val_data)
+    infer_anchor_sizes(cfg, config_file, opts)
     finish_config(cfg, changes)
     infer_pixels(cfg, config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):

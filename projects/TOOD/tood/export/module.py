@@ -72,7 +72,7 @@ class ExportableTOOD(nn.Module):
         self.model = _copy_for_export(model, deform_conv2d)
         self.preprocess, self.nms, self.channels_last = preprocess, nms, channels_last
         self.keep = keep or keep_by_nms
-        self.size_divisibility = max(1, self.model.backbone.size_divisibility)
+        self.size_divisibility = max(1, self.model.size_divisibility)
         extras = tuple(_extras_of(self.model))
         self.output_names = (*(DETECTIONS if nms else RAW_OUTPUTS), *extras)
 

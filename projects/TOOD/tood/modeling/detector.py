@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from tood.modeling.assign import ASSIGNER_REGISTRY, ATSS, Assigner
+from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
 from tood.modeling.dense_head import HEAD_REGISTRY, DensePredictions
 from tood.modeling.head import TOODHead  # noqa: F401  (registers "task_aligned")
 from tood.modeling.losses import loss_sums
@@ -37,6 +38,7 @@ class TOOD(DenseDetector):
     watcher: Optional[Callable] = None
     # Called with the names of the test data when a config is built: tood names their classes.
     describe_data: Optional[Callable] = None
+    size_divisibility = property(lambda self: size_divisibility_of(self.backbone))  # pixels
 
     @configurable
     def __init__(
@@ -85,12 +87,12 @@ class TOOD(DenseDetector):
             input_format: channel order of the images, "RGB" or "BGR".
 
         Raises:
-            ValueError: for an unknown precision.
+            ValueError: for an unknown precision, and for a head that does not fit the backbone.
         """
         super().__init__(
             backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
         )
-        self.strides = [backbone.output_shape()[f].stride for f in head_in_features]
+        self.strides = strides_of(backbone, head_in_features, head)
         self.num_classes, self.input_format = num_classes, input_format
         self.assigner, self.warmup_assigner = assigner, warmup_assigner or ATSS()
         self.loss_options = dict(
@@ -158,6 +160,7 @@ class TOOD(DenseDetector):
         Training stays with the plain order, whose rounding errors are half as large.
         """
         images = super().preprocess_image(batched_inputs)
+        images.tensor = pad_to_multiple(images.tensor, self.size_divisibility)
         if not self.training and self.device.type == "cpu":
             images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
         return images
@@ -218,7 +221,7 @@ class TOOD(DenseDetector):
             gt_instances,
             assigner,
             strides=self.strides,
-            size_divisibility=self.backbone.size_divisibility,
+            size_divisibility=self.size_divisibility,
         )
 
     def losses(
@@ -241,8 +244,8 @@ class TOOD(DenseDetector):
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, assigner)
-            alpha = assigner.focal_loss_alpha
-            return loss_sums(predictions, targets, alpha=alpha, **self.loss_options)
+            options = dict(alpha=assigner.focal_loss_alpha, **self.loss_options)
+            return loss_sums(predictions, targets, **options)
 
     def forward_inference(
         self, images: ImageList, features: List[Tensor], predictions: DensePredictions
@@ -284,8 +287,7 @@ class TOOD(DenseDetector):
 
 def _known_precision(key: str, value: str) -> str:
     if value not in PRECISIONS:
-        choices = ", ".join(PRECISIONS)
-        raise ValueError(f"MODEL.TOOD.{key} is {value!r}; it must be one of {choices}.")
+        raise ValueError(f"MODEL.TOOD.{key} is {value!r}; it must be one of {[*PRECISIONS]}.")
     return value
 
 

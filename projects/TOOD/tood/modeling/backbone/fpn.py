@@ -29,23 +29,29 @@ NUM_BLOCKS = {
 
 class LastLevelP6P7NoReLU(nn.Module):
     """P6 and P7 by two stride-2 convolutions on P5, without the ReLU between them that Detectron2's
-    ``LastLevelP6P7`` has.
+    ``LastLevelP6P7`` has; or P6 alone.
     """
 
-    num_levels = 2
     in_feature = "p5"
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, num_levels: int = 2):
+        """
+        Args:
+            channels: of P5, P6 and P7.
+            num_levels: 1 for P6 alone, or 2.
+        """
         super().__init__()
+        self.num_levels = num_levels
         self.p6 = Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.p7 = Conv2d(channels, channels, 3, stride=2, padding=1)
+        if num_levels == 2:
+            self.p7 = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, p5: Tensor):
         # Not in half precision: on a map one location wide, the CPU's bfloat16 gradient of a kernel
         # with stride 2 holds memory that nobody wrote (seen with PyTorch 2.15). They cost nothing.
         with torch.autocast(p5.device.type, enabled=False):
             p6 = self.p6(p5.to(self.p6.weight.dtype))
-            return [p6, self.p7(p6)]
+            return [p6, self.p7(p6)] if self.num_levels == 2 else [p6]
 
 
 @BACKBONE_REGISTRY.register()
@@ -60,7 +66,13 @@ def build_tood_resnet_fpn_backbone(cfg, input_shape):
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        num_top_levels=count_top_levels(cfg.MODEL.TOOD.IN_FEATURES),
     )
+
+
+def count_top_levels(names: Sequence[str]) -> int:
+    """Return how many levels above P5 are needed for the named ones: 0, 1 or 2."""
+    return 2 if "p7" in names else int("p6" in names)
 
 
 def make_tood_fpn(
@@ -70,15 +82,18 @@ def make_tood_fpn(
     out_channels: int = 256,
     norm: str = "",
     fuse_type: str = "sum",
+    num_top_levels: int = 2,
 ) -> FPN:
-    """P3 to P5 from C3 to C5, then :class:`LastLevelP6P7NoReLU`; every FPN convolution starts from
-    Xavier's uniform distribution.
+    """P3 to P5 from C3 to C5 (with C2, P2 as well), then :class:`LastLevelP6P7NoReLU`; every FPN
+    convolution starts from Xavier's uniform distribution.
 
     Args:
         bottom_up: a ResNet; its deformable convolutions and its batch norms are exchanged for
             this project's, with the same parameters.
         in_features: names of its feature maps, from fine to coarse.
         out_channels, norm, fuse_type: of Detectron2's ``FPN``.
+        num_top_levels: above P5: 0, 1 or 2. A level that no head reads would have parameters
+            without a gradient, which training by several processes refuses.
     """
     make_deform_convs_portable(bottom_up)
     use_fixed_norms(bottom_up)
@@ -87,7 +102,7 @@ def make_tood_fpn(
         in_features=list(in_features),
         out_channels=out_channels,
         norm=norm,
-        top_block=LastLevelP6P7NoReLU(out_channels),
+        top_block=LastLevelP6P7NoReLU(out_channels, num_top_levels) if num_top_levels else None,
         fuse_type=fuse_type,
     )
     _init_fpn(backbone)

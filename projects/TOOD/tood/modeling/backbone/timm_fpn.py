@@ -9,11 +9,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
-from tood.modeling.backbone.fpn import make_tood_fpn
+from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
 from tood.utils.errors import UserError, reason_of
 
 STRIDES = (4, 8, 16, 32)  # of the maps that can be used
-WANTED = (8, 16, 32)  # of those from which P3 to P5 are made
 # What lets a transformer take images of any size.
 OPTIONS = ({}, {"dynamic_img_size": True})
 # Multiples to which images are padded: of 32 strides, or of windows at these strides.
@@ -32,8 +31,8 @@ class Level(NamedTuple):
 class TimmBackbone(Backbone):
     """The feature maps of a timm model, "c2" to "c5" by their strides 4 to 32.
 
-    Where it has none of the stride 8, 16 or 32, one is made of its neighbour by a strided or a
-    transposed convolution: a plain vision transformer has the stride 16 alone.
+    Where it has none of a wanted stride, one is made of its neighbour by a strided or a transposed
+    convolution: a plain vision transformer has the stride 16 alone.
     """
 
     def __init__(
@@ -44,6 +43,7 @@ class TimmBackbone(Backbone):
         out_indices: Sequence[int] = (),
         freeze_at: int = 0,
         drop_path: float = 0.0,
+        strides: Sequence[int] = STRIDES[1:],
     ):
         """
         Args:
@@ -52,15 +52,17 @@ class TimmBackbone(Backbone):
             out_indices: of the maps, as timm counts them; default: the deepest of each stride.
             freeze_at: how many stages, from the first, are not trained. A stage ends with a map.
             drop_path: rate of stochastic depth.
+            strides: of the maps that an FPN is made from: 8, 16 and 32, or 4 as well.
 
         Raises:
             UserError: for a name, indices or rate that it does not have, or a model for images of
                 one size.
         """
         super().__init__()
+        self.strides = tuple(strides)
         options, self._divisibility, levels = inspect_model(name, tuple(out_indices))
         levels = list({x.stride: x for x in levels if x.stride in STRIDES}.values())
-        if not {x.stride for x in levels} & set(WANTED):
+        if not {x.stride for x in levels} & set(STRIDES[1:]):
             raise UserError(
                 f"The timm model {name} has no map of stride 8, 16 or 32; name another one with "
                 "MODEL.TIMM.NAME."
@@ -77,7 +79,7 @@ class TimmBackbone(Backbone):
     def _complete(self) -> None:
         """Make the maps of the wanted strides that the model lacks, from fine to coarse."""
         channels = {x.stride: x.channels for x in self.levels}
-        for stride in sorted(WANTED):
+        for stride in sorted(self.strides):
             if stride in channels:
                 continue
             finer = [s for s in channels if s < stride]
@@ -102,6 +104,9 @@ class TimmBackbone(Backbone):
         Returns:
             maps (N, C, H / stride, W / stride) by name.
         """
+        if images.device.type == "cpu":
+            # Depthwise convolutions are a third quicker so, and the rest of the network follows.
+            images = images.contiguous(memory_format=torch.channels_last)
         by_index = dict(zip(sorted(x.index for x in self.levels), self.model(images)))
         maps = {}
         for level in self.levels:
@@ -138,16 +143,21 @@ def build_timm_fpn_backbone(cfg, input_shape) -> FPN:
             out_indices=timm.OUT_INDICES,
             freeze_at=timm.FREEZE_AT,
             drop_path=timm.DROP_PATH,
+            strides=STRIDES if "p2" in cfg.MODEL.TOOD.IN_FEATURES else STRIDES[1:],
         ),
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+        num_top_levels=count_top_levels(cfg.MODEL.TOOD.IN_FEATURES),
     )
 
 
 def make_timm_fpn(*, bottom_up: TimmBackbone, **options) -> FPN:
-    """P3 to P7, as :func:`~tood.modeling.backbone.fpn.make_tood_fpn` makes them, from C3 to C5."""
-    fpn = make_tood_fpn(bottom_up=bottom_up, in_features=("c3", "c4", "c5"), **options)
+    """Return :func:`~tood.modeling.backbone.fpn.make_tood_fpn` on the maps that a model is asked
+    for: P3 to P7, or P2 to P7.
+    """
+    in_features = [f"c{s.bit_length() - 1}" for s in sorted(bottom_up.strides)]
+    fpn = make_tood_fpn(bottom_up=bottom_up, in_features=in_features, **options)
     fpn._size_divisibility = bottom_up.size_divisibility  # Detectron2's would be C5's stride
     return fpn
 
