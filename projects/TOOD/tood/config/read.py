@@ -98,7 +98,8 @@ def load_config(
         cfg.DATASETS.TRAIN = tuple(train_data)
     if val_data:
         cfg.DATASETS.TEST = tuple(val_data)
-    infer_anchor_sizes(cfg, config_file, opts)
+    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+        infer_anchor_sizes(cfg, config_file, opts)
     finish_config(cfg, changes)
     infer_pixels(cfg, config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
