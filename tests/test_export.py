@@ -57,6 +57,11 @@ SMALL = [
     *("MODEL.TOOD.TOPK_CANDIDATES_TEST", "60"),
 ]
 ONE_LEVEL = ["MODEL.TOOD.IN_FEATURES", "['p5']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[64]]"]
+# A model of timm that pads as TensorFlow does, by the size of each map.
+TENSORFLOWS = [
+    *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
+    *("MODEL.TIMM.NAME", "tf_mobilenetv3_small_minimal_100"),
+]
 # Sizes that are multiples of the divisibility and are not, batches of one and of more.
 INPUTS = [(1, 3, 64, 96), (3, 3, 70, 130), (1, 3, 200, 150), (2, 3, 33, 20)]
 
@@ -363,8 +368,12 @@ def test_torchscript(weights, predictor, tmp_path, capsys):
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
-def test_exported_program(tmp_path):
-    predictor = Predictor(CONFIG, save_random(tmp_path, *ONE_LEVEL), opts=[*SMALL, *ONE_LEVEL])
+@pytest.mark.parametrize("opts", [[], TENSORFLOWS])
+def test_exported_program(tmp_path, opts):
+    if opts:
+        pytest.importorskip("timm", reason="an extra")
+    opts = [*ONE_LEVEL, *opts]
+    predictor = Predictor(CONFIG, save_random(tmp_path, *opts), opts=[*SMALL, *opts])
     module = ExportableTOOD(predictor.model).eval()
     path = str(tmp_path / "a.pt2")
     save_program(module, path, describe(module, CLASSES, min_size=64, max_size=400))

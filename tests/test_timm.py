@@ -10,7 +10,12 @@ from tood.checkpoint import packages
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.commands import train as train_net
 from tood.config.read import load_config
-from tood.modeling.backbone.timm_fpn import TimmBackbone, inspect_model, make_timm_fpn
+from tood.modeling.backbone.timm_fpn import (
+    TimmBackbone,
+    constant_same_padding,
+    inspect_model,
+    make_timm_fpn,
+)
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
 
@@ -213,3 +218,21 @@ def test_packages_that_are_not_there(monkeypatch, tmp_path):
     (tmp_path / "weights_of_test" / "a.pth").write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the file that is known"):
         packages.find_file(other)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        timm.layers.Conv2dSame(3, 4, kernel_size=3, stride=2),
+        timm.layers.Conv2dSame(3, 4, kernel_size=(5, 2), stride=2, dilation=2),
+        timm.layers.StdConv2dSame(3, 4, kernel_size=7, stride=2),
+        timm.layers.create_pool2d("max", 3, 2, padding="same"),
+        timm.layers.create_pool2d("avg", 2, 2, padding="same"),
+    ],
+)
+def test_constant_padding_is_tensorflows(layer):
+    even, odd = torch.rand(1, 3, 32, 64), torch.rand(1, 3, 33, 65)
+    expected, expected_odd = layer(even), layer(odd)
+    with constant_same_padding():
+        assert torch.equal(layer(even), expected)
+    assert torch.equal(layer(odd), expected_odd)

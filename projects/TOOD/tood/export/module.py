@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import PortableDeformConv
 from tood.modeling.backbone.fixed_norm import fold_fixed_norms
+from tood.modeling.backbone.timm_fpn import constant_same_padding
 from tood.modeling.dense_head import DenseHead
 from tood.modeling.detector import TOOD
 from tood.modeling.postprocess import Candidates, gather_rows
@@ -218,7 +219,7 @@ def describe(
 
 def save_torchscript(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
     """Trace, and write a file for ``torch.jit.load``, with ``METADATA_FILE`` in it."""
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), constant_same_padding():
         traced = torch.jit.trace(module, _sample(), check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
@@ -257,7 +258,7 @@ def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
     dimensions = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     # Without it, the exporter asks of each size whether it is 1, and takes the answer as given.
     any_size = fx_config.patch(backed_size_oblivious=True)
-    with torch.no_grad(), quiet(), any_size:
+    with torch.no_grad(), quiet(), any_size, constant_same_padding():
         return torch.export.export(module, (_sample(),), dynamic_shapes=(dimensions,), strict=False)
 
 

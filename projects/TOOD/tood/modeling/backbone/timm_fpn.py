@@ -1,7 +1,9 @@
 """Any timm model that gives maps of several strides, below the FPN of the released models."""
 
+import contextlib
 import difflib
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+import sys
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec
@@ -254,6 +256,29 @@ def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
     known = import_timm().get_pretrained_cfg(name)
     mean, std = (known.mean, known.std) if known else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return [255 * x for x in mean], [255 * x for x in std]
+
+
+@contextlib.contextmanager
+def constant_same_padding() -> Iterator[None]:
+    """Let timm's models in TensorFlow's "SAME" padding pad by numbers while they are traced.
+
+    timm computes them of the size of each map, by floats: of a size that is a symbol this makes a
+    term that grows with each layer, and PyTorch's exporter does not come to an end. Strides divide
+    the maps of images that are padded to ``size_divisibility``, so the numbers are always the same.
+    """
+    padding = sys.modules.get("timm.layers.padding")
+    if padding is None:  # no such model has been made
+        yield
+        return
+
+    def same_padding(size, kernel_size: int, stride: int, dilation: int) -> int:
+        return max((kernel_size - 1) * dilation + 1 - stride, 0)
+
+    original, padding.get_same_padding = padding.get_same_padding, same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original
 
 
 def import_timm():
