@@ -386,14 +386,19 @@ def test_exported_program(tmp_path, opts):
 # --- the tools -------------------------------------------------------------------------------
 
 
-def test_a_file_is_the_model_to_detectron2(onnx_file, weights, shapes, capsys):
+@pytest.mark.parametrize("sides", [[], ["64", "40"]])
+def test_a_file_is_the_model_to_detectron2(onnx_file, weights, shapes, capsys, sides):
     data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]
-    argv = ["--config-file", CONFIG, onnx_file, "--rounds", "1", *SMALL, *data]
+    argv = ["--config-file", CONFIG, onnx_file, *(["--sides", *sides] if sides else [])]
+    argv += ["--rounds", "1", *SMALL, *data]
     compare_exports.main(compare_exports.parse_args([*argv, "MODEL.WEIGHTS", weights]))
-    rows = [r.split("|")[1:-1] for r in capsys.readouterr().out.splitlines() if r[:1] == "|"][2:]
+    rows = [r.split("|")[1:-1] for r in capsys.readouterr().out.splitlines() if r[:1] == "|"]
+    titles = [f" ms at {side} x {side} " for side in sides] or [" ms an image "]
+    assert rows[0][4:-1] == titles and {len(row) for row in rows} == {5 + len(titles)}
+    rows = rows[2:]
     assert len(rows) == 2 and rows[0][1:4] == rows[1][1:4]
     assert "PyTorch" in rows[0][0] and "onnxruntime" in rows[1][0]
-    assert float(rows[1][5]) == pytest.approx(os.path.getsize(onnx_file) / 1e6, abs=0.06)
+    assert float(rows[1][-1]) == pytest.approx(os.path.getsize(onnx_file) / 1e6, abs=0.06)
 
 
 def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
@@ -503,6 +508,8 @@ def test_comparison_refuses(onnx_file, weights, shapes):
         compare_exports.parse_args([*argv, onnx_file])
     with pytest.raises(UserError, match="--rounds is 0"):
         compare_exports.parse_args([*argv, "--rounds", "0"])
+    with pytest.raises(UserError, match="--sides has 0"):
+        compare_exports.parse_args([*argv, onnx_file, "--sides", "320", "0"])
     data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]
     other = [*argv, *SMALL, *data, "INPUT.FORMAT", "BGR", "MODEL.WEIGHTS", weights]
     with pytest.raises(UserError, match="its input_format is RGB, not BGR"):

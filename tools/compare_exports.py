@@ -7,6 +7,7 @@
 
 AP is COCO's on the first of DATASETS.TEST, of the very pixels that ``train_net.py --eval-only``
 gives to the model. Times are of one image, from pixels to detections, all in turn: medians.
+``--sides 320 640`` takes them of the same images made squares of these sides.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries war
 import torch
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import inference_on_dataset
+from torch.nn.functional import interpolate as resize
 from tqdm import tqdm
 
 from tood.config.read import split_options
@@ -53,6 +55,9 @@ def parse_args(argv=None):
     )
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     parser.add_argument(
+        "--sides", type=int, nargs="+", metavar="PIXELS", help="of square images to time"
+    )
+    parser.add_argument(
         "files", nargs="+", metavar="FILE[@RUNTIME]", help=f"runtimes are {', '.join(RUNTIMES)}"
     )
     argv, opts = split_options(sys.argv[1:] if argv is None else argv)
@@ -60,6 +65,8 @@ def parse_args(argv=None):
     args.opts, args.precisions = opts, args.precision or ["float32"]
     if args.rounds < 1:
         raise UserError(f"--rounds is {args.rounds}; it must be above 0.")
+    if args.sides and min(args.sides) < 1:
+        raise UserError(f"--sides has {min(args.sides)}; sides are 1 pixel or more.")
     for values in (args.files, args.precisions):
         for value in values:
             if values.count(value) > 1:
@@ -88,12 +95,15 @@ def main(args):
     results = {}
     for name, detector in tqdm(detectors.items(), desc="evaluating"):
         results[name] = evaluate(predictor, detector)
-    times = measure(predictor, detectors, args.rounds)
-    print("| | AP | AP50 | AP75 | ms an image | MB |\n|---|---|---|---|---|---|")
+    times = {
+        column: measure(detectors, batches)
+        for column, batches in batches_to_time(predictor, args.rounds, args.sides).items()
+    }
+    print(f"| | AP | AP50 | AP75 | {' | '.join(times)} | MB |\n{'|---' * (5 + len(times))}|")
     for name, metrics in results.items():
-        aps = " | ".join(f"{metrics[key]:.3f}" for key in ("AP", "AP50", "AP75"))
-        milliseconds = 1e3 * statistics.median(times[name])
-        print(f"| {name} | {aps} | {milliseconds:.1f} | {sizes[name] / 1e6:.1f} |")
+        aps = [f"{metrics[key]:.3f}" for key in ("AP", "AP50", "AP75")]
+        medians = [f"{1e3 * statistics.median(x[name]):.1f}" for x in times.values()]
+        print(f"| {' | '.join((name, *aps, *medians, f'{sizes[name] / 1e6:.1f}'))} |")
 
 
 def split_runtime(entry):
@@ -129,11 +139,23 @@ def evaluate(predictor, detector):
         return inference_on_dataset(detector, test_loader(predictor), evaluator)["bbox"]
 
 
-def measure(predictor, detectors, rounds):
+def batches_to_time(predictor, rounds, sides):
+    """{title: batches of one image}: as they are evaluated, or squares of the given sides."""
+    batches = list(itertools.islice(test_loader(predictor), rounds))
+    if not sides:
+        return {"ms an image": batches}
+    return {
+        f"ms at {side} x {side}": [
+            [{"image": resize(batch[0]["image"][None].float(), [side, side])[0]}]
+            for batch in batches
+        ]
+        for side in sides
+    }
+
+
+def measure(detectors, batches):
     """{name: seconds for an image, one a round}."""
     seconds = {name: [] for name in detectors}
-    loader = test_loader(predictor)
-    batches = list(itertools.islice(loader, rounds))
     batches = [batches[0]] * WARMUP_ROUNDS + batches
     for i, batch in enumerate(tqdm(batches, desc="timing")):
         for name, detector in detectors.items():
