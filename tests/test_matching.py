@@ -13,9 +13,11 @@ from pycocotools.cocoeval import COCOeval
 from tood.evaluation.intervals import (
     all_average_precisions,
     bootstrap_weights,
+    class_summary,
     interval_of,
     summary,
     weighted_average_precisions,
+    without_each,
 )
 from tood.evaluation.matching import make_table, match, overlaps
 from tood.utils.errors import UserError
@@ -60,7 +62,9 @@ def matched(content, found):
 
 def metrics_of(content, found):
     table, matches = matched(content, found)
-    return summary(all_average_precisions(table, matches), table.class_names)
+    aps = all_average_precisions(table, matches)
+    per_class = {f"AP-class {k}": AP for k, AP in enumerate(class_summary(aps)["AP"])}
+    return {**summary(aps), **per_class}
 
 
 def metrics_of_pycocotools(content, found):
@@ -165,9 +169,22 @@ def test_intervals():
     for n in (30, 300):
         table, matches = matched(*random_set(n))
         samples = weighted_average_precisions(table, matches, bootstrap_weights(n))
-        interval = interval_of(0.0, summary(np.nan_to_num(samples), [])["AP"])
+        interval = interval_of(0.0, summary(samples)["AP"])
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0] / 2
+
+
+def test_what_an_image_costs():
+    content, found = random_set(8, seed=2)
+    table, matches = matched(content, found)
+    whole = metrics_of(content, found)["AP"]
+    costs = without_each(table, matches, np.array([5, 2]))
+    for cost, left_out in zip(costs, (5, 2)):
+        rest = dict(content)
+        for name, key in (("images", "id"), ("annotations", "image_id")):
+            rest[name] = [x for x in content[name] if x[key] != 7 + left_out]
+        AP = metrics_of(rest, [x for x in found if x[0] != left_out])["AP"]
+        assert cost == pytest.approx(AP - whole, abs=1e-3)
 
 
 def test_nothing_found_and_nothing_to_find():

@@ -43,7 +43,7 @@ class CleanCOCOEvaluator(COCOEvaluator):
         """
         self._max_dets = max_dets_per_image
         metadata = MetadataCatalog.get(dataset_name)
-        content = _content_of(dataset_name, metadata)
+        content = content_of(dataset_name, metadata)
         # Detectron2 reads the file that the metadata name: for a while, one of the clean form.
         clean_name = f"{dataset_name} (clean)"
         with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,12 @@ class CleanCOCOEvaluator(COCOEvaluator):
         return metrics
 
 
-def _content_of(dataset_name: str, metadata) -> Dict:
+def content_of(dataset_name: str, metadata) -> Dict:
+    """Return the annotations of a registered data set in their clean form, as they are evaluated.
+
+    Args:
+        metadata: of the data set, from ``MetadataCatalog``.
+    """
     json_file = metadata.get("json_file")
     if json_file is None:  # registered in Python; Detectron2 would keep a file that may be old
         content = convert_to_coco_dict(dataset_name)

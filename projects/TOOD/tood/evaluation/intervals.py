@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tood.evaluation.matching import IOU_THRESHOLDS, RANGES, Matches, Table
 
 RECALLS = np.linspace(0.0, 1.0, 101)
+AT_75 = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))
 NUM_SAMPLES = 1000
 COVERAGE = 0.95
 
@@ -163,21 +164,25 @@ def _area_below(hits: np.ndarray, total: np.ndarray, num_objects: np.ndarray) ->
     return (precision * first).sum(axis=0) / len(RECALLS)
 
 
-def summary(aps: np.ndarray, class_names) -> Dict[str, np.ndarray]:
+def summary(aps: np.ndarray) -> Dict[str, np.ndarray]:
     """COCO's metrics, in percent, from :func:`all_average_precisions` (A, T, K) or the weighted
     ones (A, T, K, B).
 
     Returns:
-        "AP", "AP50", "AP75", "APs", "APm", "APl", and of each class "AP-NAME", "AP50-NAME"; each ()
-        or (B,), NaN where there are no objects.
+        "AP", "AP50", "AP75", "APs", "APm", "APl": each () or (B,), NaN where there are no objects.
     """
-    names = list(RANGES)
-    at75 = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))
-    result = {name: _mean(aps[a], axis=(0, 1)) for a, name in enumerate(names)}
-    result["AP50"], result["AP75"] = _mean(aps[0, 0], axis=0), _mean(aps[0, at75], axis=0)
-    for k, name in enumerate(class_names):
-        result[f"AP-{name}"], result[f"AP50-{name}"] = _mean(aps[0, :, k], axis=0), aps[0, 0, k]
-    return {name: 100 * np.asarray(values) for name, values in result.items()}
+    sizes = {name: _mean(aps[a], axis=(0, 1)) for a, name in enumerate(RANGES)}
+    fixed = {"AP50": _mean(aps[0, 0], axis=0), "AP75": _mean(aps[0, AT_75], axis=0)}
+    values = {"AP": sizes.pop("AP"), **fixed, **sizes}
+    return {name: 100 * np.asarray(x) for name, x in values.items()}
+
+
+def class_summary(aps: np.ndarray) -> Dict[str, np.ndarray]:
+    """
+    Returns:
+        "AP" and "AP50" of each class, in percent: (K,) or (K, B).
+    """
+    return {"AP": 100 * _mean(aps[0], axis=0), "AP50": 100 * aps[0, 0]}
 
 
 def _mean(values: np.ndarray, axis) -> np.ndarray:
@@ -200,3 +205,18 @@ def interval_of(value: float, samples: np.ndarray) -> Interval:
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
+
+
+def without_each(table: Table, matches: Matches, images: np.ndarray) -> np.ndarray:
+    """Compute what each image costs.
+
+    Args:
+        images: (I,), indices.
+
+    Returns:
+        (I,), the AP of the data set without each of them, less that with it, in percent.
+    """
+    weights = np.ones((len(table.image_ids), len(images) + 1), dtype=np.float32)
+    weights[images, np.arange(len(images))] = 0
+    AP = summary(weighted_average_precisions(table, matches, weights))["AP"]
+    return AP[:-1] - AP[-1]

@@ -35,14 +35,16 @@ def draw_boxes(
     class_names: Sequence[str],
     scores: Optional[Sequence[float]] = None,
     scale: float = 1.0,
+    colors: Optional[Sequence[tuple]] = None,
 ) -> np.ndarray:
     """
     Args:
         image: (H, W, 3) uint8, RGB.
         boxes: (D, 4), XYXY pixels of the image.
         classes: (D,), indices into ``class_names``.
-        scores: (D,), written after the names.
+        scores: (D,), written after the names; none where NaN.
         scale: size of the drawing over the size of the image.
+        colors: (D,) of the boxes, RGB in [0, 1]; default: of their classes.
 
     Returns:
         (H * scale, W * scale, 3) uint8, RGB; smaller where that is more than ``MAX_PIXELS``.
@@ -53,13 +55,18 @@ def draw_boxes(
         size = [max(1, int(shrink * side)) for side in image.shape[1::-1]]
         image, boxes = np.asarray(Image.fromarray(image).resize(size)), boxes * shrink
         logger.info(f"Drawn at {size[0]} x {size[1]}, for more pixels take too much memory.")
-    colors = class_colors(len(class_names))
+    if colors is None:
+        of_classes = class_colors(len(class_names))
+        colors = [of_classes[c] for c in classes]
     labels = [printable(class_names[c]) for c in classes]
     if scores is not None:
-        labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores)]
+        labels = [
+            label if np.isnan(score) else f"{label} {score:.2f}"
+            for label, score in zip(labels, scores)
+        ]
     with fonts_for(labels):
         output = Visualizer(image, scale=scale).overlay_instances(
-            boxes=boxes, labels=labels, assigned_colors=[colors[c] for c in classes]
+            boxes=boxes, labels=labels, assigned_colors=list(colors)
         )
         move_labels_inside(output)
         return output.get_image()

@@ -1,0 +1,271 @@
+"""Say what is good and bad about a model: one page, report.html, that opens anywhere::
+
+    tood report output/mine
+    python tools/report.py --config-file output/mine/config.yaml --output output/mine/report \\
+        MODEL.WEIGHTS output/mine/model_best.pth
+    python tools/report.py --val-data val.json:images --results coco_instances_results.json \\
+        --output report
+    python tools/report.py --val-data val.json:images --results mine.json --compare theirs.json ...
+
+--results and --compare take any detector's results in COCO's format. What the page says is in
+report.json as well, its plots are PNG files beside it; docs/report.md tells how all is counted.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from typing import Dict, List, NamedTuple, Sequence
+
+import torch
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
+from PIL import Image
+
+import tood.registered  # noqa: F401
+from tood.config.read import split_options
+from tood.data.datasets import prepare_datasets
+from tood.data.mapper import CheckedMapper
+from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
+from tood.evaluation.coco import CleanCOCOEvaluator, content_of
+from tood.predictor import Predictor
+from tood.report import gallery, page, plots
+from tood.report.analysis import Analysis, analyze, figures_of
+from tood.report.compare import compare
+from tood.report.suspects import as_rows, find_suspects
+from tood.utils.arguments import parse_arguments
+from tood.utils.errors import UserError, run_main
+from tood.utils.files import check_folder, write_json, write_whole
+from tood.visualization.alignment import draw_scatter
+
+PAGE, FIGURES = "report.html", "report.json"
+RESULTS = "coco_instances_results.json"  # Detectron2's name for the detections
+NUM_SUSPECTS = 30
+LEGEND = "At the thresholds above."
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", metavar="FILE", help="of a checkpoint; or a model's name")
+    parser.add_argument("--results", metavar="JSON", help="detections in COCO's format")
+    parser.add_argument("--val-data", metavar="DATA", help="as in train_net.py")
+    parser.add_argument("--compare", metavar="JSON", help="detections of another model")
+    parser.add_argument("--output", metavar="FOLDER", help="default: report in OUTPUT_DIR")
+    parser.add_argument("--overwrite", action="store_true", help="a report that already exists")
+    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(parser, argv)
+    args.opts = opts
+    args.command = shlex.join(["python", "tools/report.py", *argv, *opts])
+    if bool(args.config_file) == bool(args.results):
+        raise UserError("Name either --config-file, of a checkpoint, or --results.")
+    if args.results and not (args.val_data and args.output):
+        raise UserError("--results needs --val-data and --output.")
+    return args
+
+
+class Subject(NamedTuple):
+    """Detections of a data set, and what is known beside them."""
+
+    name: str
+    content: Dict  # annotations
+    detections: List[Dict]
+    image_root: str
+    notes: List[str]  # of the data check
+    alignment: Dict[str, Dict] = {}
+    plots: Dict[str, bytes] = {}
+
+
+def main(args):
+    predictor = None
+    if args.config_file:
+        opts = [*args.opts, *(["DATASETS.TEST", (args.val_data,)] if args.val_data else [])]
+        predictor = Predictor(args.config_file, opts=opts)
+        args.output = args.output or os.path.join(predictor.options.output_dir, "report")
+    check_output(args)
+    subject = of_checkpoint(predictor) if predictor else of_results(args)
+    other = read_results(args.compare) if args.compare else None
+    analysis = analyze(subject.content, subject.detections, args.results or subject.name)
+    figures = figures_of(analysis)
+    comparison = []
+    if other is not None:
+        comparison = compare(analysis, analyze(subject.content, other, args.compare))
+    suspects = as_rows(analysis.table, find_suspects(analysis.table, analysis.pairs)[:NUM_SUSPECTS])
+    facts = page.Facts(
+        title=f"Report of {subject.name}",
+        command=args.command,
+        versions=versions(),
+        notes=subject.notes,
+        plots={**plots.draw_plots(figures, analysis.table.class_names), **subject.plots},
+        sections=sections_of(analysis, figures, subject.image_root),
+        alignment=[{"name": name, **row} for name, row in subject.alignment.items()],
+        suspects=suspects,
+        comparison=comparison,
+        compared=args.compare or "",
+    )
+    more = {
+        "alignment": subject.alignment,
+        "suspects": suspects,
+        "comparison": comparison,
+        "data_check": subject.notes,
+        "command": args.command,
+        "versions": facts.versions,
+    }
+    write(args.output, {**figures, **more}, facts, subject.detections)
+    print(sentence_of(figures, os.path.join(args.output, PAGE)))
+
+
+def check_output(args):
+    check_folder(args.output, "--output")
+    path = os.path.join(args.output, PAGE)
+    if os.path.exists(path) and not args.overwrite:
+        raise UserError(f"{path} already exists; name another --output, or --overwrite.")
+
+
+def of_results(args) -> Subject:
+    """Detections that someone else has made."""
+    name, notes = registered(args.val_data)
+    metadata = MetadataCatalog.get(name)
+    return Subject(
+        os.path.basename(args.results),
+        content_of(name, metadata),
+        read_results(args.results),
+        metadata.get("image_root", ""),
+        notes,
+    )
+
+
+def registered(entry: str):
+    """Register data of any number of classes; return their name, and what the check found."""
+    from tood.config.read import load_config, run_options
+
+    cfg = load_config("tood_R18_GN_small_data", [], val_data=[entry])
+    reports = prepare_datasets(run_options(cfg).data, training=False)
+    return cfg.DATASETS.TEST[0], [str(x) for x in reports]
+
+
+def read_results(path: str) -> List[Dict]:
+    try:
+        with open(path, encoding="utf-8") as f:
+            content = json.load(f)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its name.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(content, list):
+        raise UserError(f"{path} is not a list of detections, COCO's format of results.")
+    return content
+
+
+def of_checkpoint(predictor: Predictor) -> Subject:
+    """Detections of a model, which is evaluated."""
+    options = predictor.options
+    reports = prepare_datasets(
+        options.data, training=False, known_classes=predictor.class_names
+    )
+    name = options.data.test[0]
+    metadata = MetadataCatalog.get(name)
+    with tempfile.TemporaryDirectory() as folder:
+        alignment = AlignmentEvaluator(name, predictor.model)
+        evaluators = DatasetEvaluators([CleanCOCOEvaluator(name, output_dir=folder), alignment])
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            inference_on_dataset(predictor.model, test_loader(predictor, name), evaluators)
+        path = os.path.join(folder, RESULTS)
+        detections = read_results(path) if os.path.isfile(path) else []
+    drawn = {}
+    if len(alignment.pairs):
+        drawn["alignment.png"] = png_of(draw_scatter({"this model": alignment.pairs}))
+    records = training_records(options.output_dir)
+    if records:
+        drawn["training.png"] = plots.draw_training(records)
+    return Subject(
+        options.weights,
+        content_of(name, metadata),
+        detections,
+        metadata.get("image_root", ""),
+        [str(x) for x in reports],
+        summarize(alignment.metrics, predictor.class_names),
+        drawn,
+    )
+
+
+def test_loader(predictor, name):
+    mapper = CheckedMapper(
+        is_train=False,
+        augmentations=[predictor.resize] if predictor.options.min_size_test > 0 else [],
+        image_format=predictor.options.input_format,
+    )
+    return build_detection_test_loader(get_detection_dataset_dicts(name, False), mapper=mapper)
+
+
+def training_records(folder: str) -> List[Dict]:
+    """Lines of Detectron2's metrics.json, where there is one."""
+    records = []
+    with contextlib.suppress(OSError), open(os.path.join(folder, "metrics.json")) as f:
+        for line in f:
+            with contextlib.suppress(ValueError):  # the last one of a training that was killed
+                records.append(json.loads(line))
+    return records
+
+
+def sections_of(analysis: Analysis, figures: Dict, image_root: str) -> Sequence[page.Section]:
+    worst = gallery.worst_images(analysis, figures["worst_images"], image_root)
+    missed = gallery.missed_objects(analysis, image_root)
+    wrong = gallery.false_positives(analysis, image_root)
+    return (
+        page.Section("The worst images", f"Without them, AP would be higher. {LEGEND}", worst),
+        page.Section("Missed objects", f"The largest, and why. {LEGEND}", missed),
+        page.Section("Wrong detections", f"The surest. {LEGEND}", wrong),
+    )
+
+
+def write(folder: str, content: Dict, facts: page.Facts, detections: List[Dict]) -> None:
+    """Write the page last: where it is, the other files are."""
+    html = page.render(content, facts)
+    os.makedirs(folder, exist_ok=True)
+    for name, png in facts.plots.items():
+        write_whole(os.path.join(folder, name), png)
+    write_json(detections, os.path.join(folder, "detections.json"))
+    write_json(content, os.path.join(folder, FIGURES))
+    write_whole(os.path.join(folder, PAGE), html.encode())
+
+
+def sentence_of(figures: Dict, path: str) -> str:
+    AP = figures["metrics"]["AP"]
+    if AP["value"] != AP["value"]:
+        return f"{path}: there are no objects to find."
+    return (
+        f"{path}: AP {AP['value']:.1f}, {AP['low']:.1f} to {AP['high']:.1f} by the choice of the "
+        "images."
+    )
+
+
+def versions() -> Dict[str, str]:
+    import detectron2
+    import pycocotools  # noqa: F401
+
+    found = {"PyTorch": torch.__version__, "Detectron2": detectron2.__version__}
+    return {"Python": platform.python_version(), **found}
+
+
+def png_of(image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cli(argv=None):
+    run_main(lambda: main(parse_args(argv)))

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Say what is good and bad about a model, on one page; the code is in
+``tood.commands.report``.
+"""
+
+from tood.commands.report import cli
+
+if __name__ == "__main__":
+    cli()
