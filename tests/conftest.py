@@ -34,6 +34,7 @@ TINY = [
     *("MODEL.RESNETS.DEPTH", "18"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("DATALOADER.NUM_WORKERS", "0"),
+    *("MODEL.TOOD.REPORT", "False"),
 ]
 
 

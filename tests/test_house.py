@@ -13,7 +13,7 @@ ROWS = (
     ("modeling", "data"),
     ("config", "evaluation", "export"),
     ("checkpoint", "visualization"),
-    ("model_zoo",),
+    ("model_zoo", "report"),
     ("engine", "predictor"),
     ("registered",),
     ("commands",),

@@ -13,6 +13,7 @@ From a folder of photographs to a detector:
   tood check DATA                    what the data hold, and what is wrong with them
   tood train DATA                    split, choose a schedule, train, evaluate, draw
   tood eval MODEL [--val-data DATA]  COCO's metrics
+  tood report MODEL                  what is good and bad about it, on one page
   tood predict MODEL IMAGES...       find objects, and draw them
   tood export MODEL --output FILE    ONNX, TorchScript or an exported program
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "check": "tood.commands.check",
     "train": "tood.commands.start",
     "eval": "tood.commands.trained",
+    "report": "tood.commands.trained",
     "predict": "tood.commands.trained",
     "export": "tood.commands.trained",
 }

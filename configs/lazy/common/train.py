@@ -20,6 +20,7 @@ train = dict(
     early_stop_patience=0,
     max_dead_iters=200,  # without learning, which end training
     eval_alignment=False,
+    report=False,  # of the best weights, when training ends
     # Evaluation in several sizes and flipped, besides.
     test_aug=dict(
         enabled=False,

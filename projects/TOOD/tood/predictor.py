@@ -31,6 +31,7 @@ from tood.data.datasets import DataOptions
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.modeling.tta import TOODWithTTA
+from tood.report.thresholds import FROM_REPORT, read_thresholds
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
 
@@ -49,7 +50,7 @@ class Predictor:
         *,
         device: Optional[str] = None,
         precision: Optional[str] = None,
-        score_threshold: Optional[float] = None,
+        score_threshold: Union[None, float, str, Sequence[float]] = None,
         augment: Optional[bool] = None,
         opts: Sequence[str] = (),
     ):
@@ -61,18 +62,21 @@ class Predictor:
                 checkpoint that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
-            score_threshold: of detections; default: the config's.
+            score_threshold: of detections, one or one for each class, or "from-report": those of
+                the best F1 in the report beside the weights. Default: the config's.
             augment: use test-time augmentation; default: the config's.
             opts: overrides, keys and values in turn; for a config in Python, "key=value" each.
 
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
         """
+        is_one = score_threshold is not None and np.ndim(score_threshold) == 0
+        is_one = is_one and not isinstance(score_threshold, str)
         changes = {
             "weights": weights or None,
             "device": device,
             "precision_test": precision,
-            "score_thresh_test": None if score_threshold is None else float(score_threshold),
+            "score_thresh_test": float(score_threshold) if is_one else None,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         self.cfg = _config_of(config, [str(x) for x in opts], changes)
@@ -83,6 +87,9 @@ class Predictor:
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         self.class_names = class_names_of(options.data, content)
+        self._thresholds = None
+        if score_threshold is not None and not is_one:
+            self._thresholds = _class_thresholds(score_threshold, path, self.class_names)
         is_lazy = isinstance(self.cfg, DictConfig)
         if not is_lazy:
             check_builds(self.cfg)
@@ -137,8 +144,13 @@ class Predictor:
         for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
             same = list(same)
             for i, output in zip(same, self._detect([inputs[i] for i in same])):
-                results[i] = output["instances"].to("cpu")
+                results[i] = self._above(output["instances"].to("cpu"))
         return results
+
+    def _above(self, instances: Instances) -> Instances:
+        if self._thresholds is None:
+            return instances
+        return instances[instances.scores >= self._thresholds[instances.pred_classes]]
 
     def input_of(self, image: Image) -> Dict:
         """
@@ -163,6 +175,19 @@ class Predictor:
             image = self.resize.get_transform(image).apply_image(np.ascontiguousarray(image))
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": image, "height": height, "width": width}
+
+
+def _class_thresholds(
+    values: Union[str, Sequence[float]], weights: str, class_names: Sequence[str]
+) -> torch.Tensor:
+    if values == FROM_REPORT:
+        values = read_thresholds(weights, class_names)
+    if isinstance(values, str) or len(values) != len(class_names):
+        raise UserError(
+            f"The score threshold is {values!r:.80}; it must be a number, one for each of the "
+            f'{len(class_names)} classes, or "{FROM_REPORT}".'
+        )
+    return torch.tensor([float(x) for x in values])
 
 
 def class_names_of(data: DataOptions, checkpoint: Dict) -> List[str]:

@@ -27,6 +27,7 @@ from tood.config.read import split_options
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, images_in
 from tood.predictor import Predictor, read_bgr
+from tood.report.thresholds import FROM_REPORT
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, check_image_output, write_image, write_json
@@ -48,7 +49,11 @@ def parse_args(argv=None):
     )
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     parser.add_argument(
-        "--score-thresh", type=float, default=SCORE_THRESHOLD, help="of what is drawn"
+        *("--score-threshold", "--score-thresh"),
+        type=threshold,
+        default=SCORE_THRESHOLD,
+        help=f"of what is drawn, a number; or {FROM_REPORT}: of each class that of the best F1, in "
+        "the report beside the checkpoint",
     )
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
     parser.add_argument("--sheet", metavar="PNG", help="all images in one grid")
@@ -64,9 +69,14 @@ def parse_args(argv=None):
     return args
 
 
+def threshold(text):
+    return text if text == FROM_REPORT else float(text)
+
+
 def main(args):
     config_file = config_of(args)
-    detect(Predictor(config_file, opts=[*args.opts]), args)
+    own = {"score_threshold": FROM_REPORT} if args.score_threshold == FROM_REPORT else {}
+    detect(Predictor(config_file, opts=[*args.opts], **own), args)
 
 
 def detect(predictor, args):
@@ -76,7 +86,7 @@ def detect(predictor, args):
         args.sheet = os.path.join(output, "sheet.png")
     targets = targets_of(inputs, output)
     check_outputs(inputs, targets, args)
-    run = Run(predictor, args.score_thresh, args.json, args.sheet)
+    run = Run(predictor, args.score_threshold, args.json, args.sheet)
     for path, target in tqdm(targets.items(), desc="detecting"):
         if is_video(path):
             run.video(path, target)
@@ -207,7 +217,12 @@ class Run:
     THUMBNAIL = 320  # longer side, pixels
 
     def __init__(self, predictor, score_thresh, json_file, sheet):
-        self.predictor, self.score_thresh = predictor, score_thresh
+        # The predictor has applied those of the report.
+        self.told = (
+            "the report's thresholds" if score_thresh == FROM_REPORT else f"{score_thresh:g}"
+        )
+        self.score_thresh = 0.0 if score_thresh == FROM_REPORT else score_thresh
+        self.predictor = predictor
         self.json_file, self.sheet = json_file, sheet
         self.images, self.annotations, self.thumbnails = [], [], []  # only what is asked for
         self.num_images = self.num_shown = self.skipped = 0
@@ -334,7 +349,7 @@ class Run:
 
     def summary(self):
         text = f"{self.num_images} images, {self.num_shown} detections of at least "
-        text += f"{self.score_thresh:g}"
+        text += self.told
         if self.num_images:
             text += f", {self.seconds / self.num_images:.3f} s each to detect"
         text += f", {time.perf_counter() - self.start:.1f} s in all"

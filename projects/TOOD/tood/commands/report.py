@@ -20,7 +20,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.data import (
@@ -34,8 +34,12 @@ from PIL import Image
 
 import tood.registered  # noqa: F401
 from tood.config.read import split_options
+from tood.data.annotations import read_annotations
+from tood.data.check import InputSize, check_data
 from tood.data.datasets import prepare_datasets
+from tood.data.entries import parse_own_data
 from tood.data.mapper import CheckedMapper
+from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.coco import CleanCOCOEvaluator, content_of
 from tood.predictor import Predictor
@@ -137,24 +141,27 @@ def check_output(args):
 
 def of_results(args) -> Subject:
     """Detections that someone else has made."""
-    name, notes = registered(args.val_data)
-    metadata = MetadataCatalog.get(name)
-    return Subject(
-        os.path.basename(args.results),
-        content_of(name, metadata),
-        read_results(args.results),
-        metadata.get("image_root", ""),
-        notes,
-    )
+    content, image_root, notes = read_data(args.val_data)
+    name = os.path.basename(args.results)
+    return Subject(name, content, read_results(args.results), image_root, notes)
 
 
-def registered(entry: str):
-    """Register data of any number of classes; return their name, and what the check found."""
-    from tood.config.read import load_config, run_options
-
-    cfg = load_config("tood_R18_GN_small_data", [], val_data=[entry])
-    reports = prepare_datasets(run_options(cfg).data, training=False)
-    return cfg.DATASETS.TEST[0], [str(x) for x in reports]
+def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
+    """Return annotations, the folder of their images, which need not be there, and what the check
+    found.
+    """
+    own_data = parse_own_data(entry)
+    if own_data is None:
+        if entry not in DatasetCatalog.list():
+            raise UserError(f"There is no data set {entry} (--val-data); name FILE.json:FOLDER.")
+        metadata = MetadataCatalog.get(entry)
+        return content_of(entry, metadata), metadata.get("image_root", ""), []
+    content = read_annotations(*own_data, to_train=True)
+    size = choose_size(statistics_of(content), LARGEST_SIZE)
+    report = check_data(entry, content, InputSize(size.shorter, size.longer), STRIDE)
+    if report.errors:
+        raise UserError(report.error_sentence())
+    return content, own_data.image_root, [str(report)]
 
 
 def read_results(path: str) -> List[Dict]:
@@ -173,9 +180,7 @@ def read_results(path: str) -> List[Dict]:
 def of_checkpoint(predictor: Predictor) -> Subject:
     """Detections of a model, which is evaluated."""
     options = predictor.options
-    reports = prepare_datasets(
-        options.data, training=False, known_classes=predictor.class_names
-    )
+    reports = prepare_datasets(options.data, training=False, known_classes=predictor.class_names)
     name = options.data.test[0]
     metadata = MetadataCatalog.get(name)
     with tempfile.TemporaryDirectory() as folder:

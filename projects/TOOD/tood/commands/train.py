@@ -240,7 +240,26 @@ def train(cfg, args):
         folder = trainer.options.output_dir
         logger.warning(f"--resume: no checkpoint in {folder} yet, training from the start.")
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    results = trainer.train()
+    if comm.is_main_process() and run_options(cfg).report:
+        write_report(run_options(cfg))
+    return results
+
+
+def write_report(options):
+    """A page on the best weights. What goes wrong with it loses nothing of the training."""
+    from tood.commands import report
+    from tood.commands.trained import find_trained
+
+    if not options.data.test:
+        logger.info("No report without validation data (--val-data).")
+        return
+    try:
+        trained = find_trained(options.output_dir)
+        flags = ["--config-file", trained.config_file, "--overwrite"]
+        report.main(report.parse_args([*flags, *trained.options()]))
+    except UserError as error:
+        logger.warning(f"No report was written: {error.sentence()}")
 
 
 def cli(argv=None):

@@ -1,7 +1,8 @@
-"""``tood eval``, ``tood predict`` and ``tood export``: doors to the programs of these names, which
-know what a training has left::
+"""``tood eval``, ``tood report``, ``tood predict`` and ``tood export``: doors to the programs of
+these names, which know what a training has left::
 
     tood eval output/mine --val-data val.json:images
+    tood report output/mine
     tood predict output/mine photos/ --output found
     tood export output/mine --format onnx --output mine.onnx
     tood predict output/mine/model_0000399.pth image.jpg
@@ -21,7 +22,7 @@ from tood.utils.errors import UserError, run_main
 
 # By falling preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
-PROGRAMS = {"eval": "train", "predict": "predict", "export": "export"}
+PROGRAMS = {"eval": "train", "report": "report", "predict": "predict", "export": "export"}
 
 
 class Trained(NamedTuple):
@@ -82,6 +83,8 @@ def arguments_of(command: str, argv: Sequence[str]) -> List[str]:
     Raises:
         UserError: where no model is named first.
     """
+    if command == "report" and argv and argv[0].startswith("-"):
+        return list(argv)  # of --results
     if not argv or argv[0].startswith("-"):
         usage = "IMAGES..." if command == "predict" else "[FLAGS]"
         raise UserError(f"Name the model first: tood {command} OUTPUT_FOLDER {usage}.")

@@ -85,6 +85,10 @@ def add_tood_config(cfg):
     # a shorter one; 0: none do.
     tood.MAX_DEAD_ITERS = 200
 
+    # When training ends, write a report of the best weights on the first of DATASETS.TEST, in the
+    # folder report of OUTPUT_DIR.
+    tood.REPORT = False
+
     # Measure the alignment of classification and localization in each evaluation as well.
     tood.EVAL_ALIGNMENT = False
 

@@ -21,6 +21,7 @@ class RunOptions(NamedTuple):
     tta: TTAOptions
     eval_period: int
     early_stop_patience: int
+    report: bool  # to write when training ends
 
 
 def finest_stride_of(in_features: Sequence[str]) -> int:

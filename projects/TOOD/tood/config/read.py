@@ -152,6 +152,7 @@ def run_options(cfg: Config) -> RunOptions:
         tta=TTAOptions(aug.ENABLED, aug.MIN_SIZES, aug.MAX_SIZE, aug.FLIP),
         eval_period=cfg.TEST.EVAL_PERIOD,
         early_stop_patience=cfg.MODEL.TOOD.EARLY_STOP_PATIENCE,
+        report=cfg.MODEL.TOOD.REPORT,
     )
 
 

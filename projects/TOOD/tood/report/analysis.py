@@ -135,7 +135,9 @@ def _classes(analysis: Analysis) -> List[Dict]:
     values, samples = class_summary(analysis.aps), class_summary(analysis.samples)
     rows = []
     for k, (name, curve) in enumerate(zip(analysis.table.class_names, analysis.curves)):
-        metrics = {key: interval_of(float(values[key][k]), samples[key][k])._asdict() for key in values}
+        metrics = {
+            key: interval_of(float(values[key][k]), samples[key][k])._asdict() for key in values
+        }
         at = curve.at(float(analysis.thresholds[k]))
         row = {"name": name, "objects": curve.num_objects, **metrics}
         rows.append({**row, "threshold": float(analysis.thresholds[k]), **at._asdict()})
@@ -172,9 +174,7 @@ def worst_images(analysis: Analysis, number: int = 12) -> List[Dict]:
     """Return the images without which AP would be the highest, the worst first."""
     table, above = analysis.table, analysis.above
     num_images = len(table.image_ids)
-    wrong = np.bincount(
-        table.images[above & (analysis.errors.kinds >= 0)], minlength=num_images
-    )
+    wrong = np.bincount(table.images[above & (analysis.errors.kinds >= 0)], minlength=num_images)
     left = analysis.matches.counted[0] & ~analysis.found_above()
     missed = np.bincount(table.gt_images[left], minlength=num_images)
     tried = np.argsort(-(wrong + missed), kind="stable")[:MOST_TRIED]
@@ -217,5 +217,7 @@ def why_missed(analysis: Analysis, g: int) -> str:
         return "its detections have found a neighbour of the same class"
     if own.any():
         best = np.flatnonzero(own)[ious[own].argmax()]
-        return f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"
+        return (
+            f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"
+        )
     return "no detection of its class overlaps it by 0.1"

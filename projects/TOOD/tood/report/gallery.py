@@ -61,7 +61,7 @@ def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> L
 
 
 def missed_objects(analysis: Analysis, image_root: str) -> List[Picture]:
-    """Return objects that are not found at the thresholds, the largest first, with a reason each."""
+    """Return objects that are not found at the thresholds, the largest first, and why."""
     table = analysis.table
     left = np.flatnonzero(analysis.matches.counted[0] & ~analysis.found_above())
     order = left[np.argsort(-table.gt_areas[left], kind="stable")]

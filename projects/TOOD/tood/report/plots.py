@@ -54,7 +54,9 @@ def draw_f1(curves: Dict, class_names: Sequence[str]) -> bytes:
     return _finished(figure, axes)
 
 
-def _draw_classes(axes, x: List[float], rows: List[List[float]], class_names: Sequence[str]) -> None:
+def _draw_classes(
+    axes, x: List[float], rows: List[List[float]], class_names: Sequence[str]
+) -> None:
     for k, (row, name) in enumerate(zip(rows, class_names)):
         if len(rows) > NAMED_CLASSES:
             axes.plot(x, row, color="0.75", lw=0.8, label="a class" if k == 0 else None)

@@ -1,0 +1,32 @@
+"""The score thresholds that a report has found."""
+
+import json
+import os
+from typing import List, Sequence
+
+from tood.utils.errors import UserError
+
+FROM_REPORT = "from-report"
+
+
+def read_thresholds(weights: str, class_names: Sequence[str]) -> List[float]:
+    """Return the threshold of each class from the report beside a checkpoint.
+
+    Raises:
+        UserError: where there is none, or one of other classes.
+    """
+    path = os.path.join(os.path.dirname(weights), "report", "report.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = {x["name"]: x["threshold"] for x in json.load(f)["classes"]}
+    except OSError as error:
+        raise UserError(
+            f"There is no report at {path} to take score thresholds from: tood report "
+            f"{os.path.dirname(weights) or '.'} writes one."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a report ({error!r}); write it again.") from error
+    missing = [name for name in class_names if name not in found]
+    if missing:
+        raise UserError(f"{path} has no class {missing[0]!r}: it is of another model.")
+    return [float(found[name]) for name in class_names]
