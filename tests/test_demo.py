@@ -35,6 +35,7 @@ def trained(shapes, tmp_path_factory):
     small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
     small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
     small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
+    small["MODEL.TOOD.REPORT"] = "True"
     opts = [x for item in small.items() for x in item]
     base = train_net.load_config("configs/tood_R18_GN_small_data.yaml", [*TINY, *opts])
     config.write_text(base.dump())
@@ -117,6 +118,47 @@ def test_predictor_options(trained, photos):
     few = Predictor(*files, score_threshold=threshold, device="cpu", precision="bfloat16")
     assert few.model.precision_test == "bfloat16"
     assert 0 < len(few(photos / "00001.jpg")) < len(all_of_them)
+
+
+def test_thresholds_of_classes(trained, photos):
+    files = str(trained / "config.yaml"), str(trained / "model_final.pth")
+    everything = Predictor(*files)(photos / "00001.jpg")
+    thresholds = torch.full((4,), 2.0)
+    thresholds[everything.pred_classes[0]] = everything.scores[2]
+    found = Predictor(*files, score_threshold=thresholds.tolist())(photos / "00001.jpg")
+    kept = everything.scores >= thresholds[everything.pred_classes]
+    assert 0 < len(found) < len(everything)
+    assert found.scores.tolist() == everything.scores[kept].tolist()
+    with pytest.raises(UserError, match="must be a number, one for each of the 4 classes"):
+        Predictor(*files, score_threshold=[0.5])
+    with pytest.raises(UserError, match="must be a number, one for each of the 4 classes"):
+        Predictor(*files, score_threshold="high")
+
+
+def test_a_training_writes_a_report(trained, photos, tmp_path, capsys):
+    figures = json.loads((trained / "report" / "report.json").read_text())
+    AP = json.loads((trained / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
+    assert figures["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
+    assert {"training.png", "alignment.png", "report.html"} <= set(os.listdir(trained / "report"))
+    assert figures["alignment"]["all"]["objects"] == figures["data"]["objects"]
+    thresholds = {x["name"]: x["threshold"] for x in figures["classes"]}
+    run_demo(
+        trained,
+        *("--input", str(photos / "00001.jpg"), "--output", str(tmp_path)),
+        *("--json", str(tmp_path / "a.json"), "--score-threshold", "from-report"),
+    )
+    assert "the report's thresholds" in capsys.readouterr().out
+    found = json.loads((tmp_path / "a.json").read_text())
+    names = {x["id"]: x["name"] for x in found["categories"]}
+    for x in found["annotations"]:
+        assert x["score"] >= thresholds[names[x["category_id"]]]
+    with pytest.raises(UserError, match="There is no report at .* tood report"):
+        shutil.copy(trained / "model_final.pth", tmp_path)
+        Predictor(
+            str(trained / "config.yaml"),
+            str(tmp_path / "model_final.pth"),
+            score_threshold="from-report",
+        )
 
 
 @pytest.mark.parametrize(
