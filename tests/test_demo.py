@@ -20,6 +20,7 @@ from PIL import Image
 from tood import add_tood_config
 from tood.commands import predict as demo
 from tood.commands import train as train_net
+from tood.commands.trained import run as run_trained
 from tood.data.shapes import SHAPES
 from tood.predictor import Predictor
 from tood.utils.errors import UserError
@@ -118,6 +119,32 @@ def test_predictor_options(trained, photos):
     few = Predictor(*files, score_threshold=threshold, device="cpu", precision="bfloat16")
     assert few.model.precision_test == "bfloat16"
     assert 0 < len(few(photos / "00001.jpg")) < len(all_of_them)
+
+
+def test_explain(trained, shapes, tmp_path, capsys):
+    content = json.loads((shapes / "annotations.json").read_text())
+    annotation, image = content["annotations"][0], content["images"][0]
+    assert annotation["image_id"] == image["id"]
+    box = ",".join(str(x) for x in annotation["bbox"])
+    path, output = str(shapes / "images" / image["file_name"]), tmp_path / "why.png"
+    run_trained("explain", [str(trained), path, box, "--output", str(output)])
+    name = {c["id"]: c["name"] for c in content["categories"]}[annotation["category_id"]]
+    told = capsys.readouterr().out
+    assert told.startswith(f"{name}: ") and "In training, " in told
+    assert np.asarray(Image.open(output)).std() > 5
+    # A box that is not annotated, of a class that is named.
+    flags = ["--class", SHAPES[1], "--output", str(output), "--overwrite"]
+    run_trained("explain", [str(trained), path, "1,1,9,9", *flags])
+    assert capsys.readouterr().out.startswith(f"{SHAPES[1]}: ")
+    for argv, says in (
+        ([path, "900,1,9,9"], "lies outside of"),
+        ([path, "1,1,9,9", "--class", "dog"], "'dog' .--class. is none of"),
+        (["nowhere.jpg", "1,1,9,9"], "nowhere.jpg"),
+        ([path, "1,1,9"], "write x,y,width,height"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            run_trained("explain", [str(trained), *argv, "--output", str(tmp_path / "b.png")])
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_thresholds_of_classes(trained, photos):

@@ -15,6 +15,7 @@ From a folder of photographs to a detector:
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
   tood predict MODEL IMAGES...       find objects, and draw them
+  tood explain MODEL IMAGE BOX       why an object was found, or was not
   tood export MODEL --output FILE    ONNX, TorchScript or an exported program
 
 DATA is a folder or a file: COCO JSON (of Roboflow, CVAT, Label Studio as well), YOLO, Pascal VOC,
@@ -28,6 +29,7 @@ COMMANDS = {
     "eval": "tood.commands.trained",
     "report": "tood.commands.trained",
     "predict": "tood.commands.trained",
+    "explain": "tood.commands.trained",
     "export": "tood.commands.trained",
 }
 

@@ -20,8 +20,9 @@ import platform
 import shlex
 import sys
 import tempfile
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from detectron2.data import (
     DatasetCatalog,
@@ -44,8 +45,9 @@ from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.coco import CleanCOCOEvaluator, content_of
 from tood.predictor import Predictor
 from tood.report import gallery, page, plots
-from tood.report.analysis import Analysis, analyze, figures_of
+from tood.report.analysis import Analysis, analyze, figures_of, why_missed
 from tood.report.compare import compare
+from tood.report.explain import FOUND, explain, objects_of
 from tood.report.suspects import as_rows, find_suspects
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
@@ -114,7 +116,7 @@ def main(args):
         versions=versions(),
         notes=subject.notes,
         plots={**plots.draw_plots(figures, analysis.table.class_names), **subject.plots},
-        sections=sections_of(analysis, figures, subject.image_root),
+        sections=sections_of(analysis, figures, subject.image_root, predictor),
         alignment=[{"name": name, **row} for name, row in subject.alignment.items()],
         suspects=suspects,
         comparison=comparison,
@@ -226,15 +228,42 @@ def training_records(folder: str) -> List[Dict]:
     return records
 
 
-def sections_of(analysis: Analysis, figures: Dict, image_root: str) -> Sequence[page.Section]:
+def sections_of(
+    analysis: Analysis, figures: Dict, image_root: str, predictor: Optional[Predictor]
+) -> Sequence[page.Section]:
+    def why(g: int) -> str:
+        if predictor is None:
+            return why_missed(analysis, g)
+        return explained(predictor, analysis, image_root, g)
+
     worst = gallery.worst_images(analysis, figures["worst_images"], image_root)
-    missed = gallery.missed_objects(analysis, image_root)
+    missed = gallery.missed_objects(analysis, image_root, why)
     wrong = gallery.false_positives(analysis, image_root)
     return (
         page.Section("The worst images", f"Without them, AP would be higher. {LEGEND}", worst),
         page.Section("Missed objects", f"The largest, and why. {LEGEND}", missed),
         page.Section("Wrong detections", f"The surest. {LEGEND}", wrong),
     )
+
+
+def explained(predictor: Predictor, analysis: Analysis, image_root: str, g: int) -> str:
+    """Why an object was missed, from the model itself."""
+    table, names = analysis.table, predictor.class_names
+    i = table.gt_images[g]
+    image = predictor.input_of(os.path.join(image_root, table.file_names[i]))
+    # The model may have its classes in another order than the data.
+    k = [names.index(x) if x in names else j for j, x in enumerate(table.class_names)]
+    mine = np.flatnonzero((table.gt_images == i) & ~table.gt_crowd)
+    objects = objects_of(
+        table.gt_boxes[mine].tolist(),
+        [k[c] for c in table.gt_classes[mine]],
+        int(np.flatnonzero(mine == g)[0]),
+        image["image"].shape[2] / image["width"],
+    )
+    threshold = float(analysis.thresholds[table.gt_classes[g]])
+    found = explain(predictor.model, image, objects, names, threshold)
+    # Rounding may find what the evaluation did not.
+    return found.sentence if found.cause != FOUND else why_missed(analysis, g)
 
 
 def write(folder: str, content: Dict, facts: page.Facts, detections: List[Dict]) -> None:

@@ -1,9 +1,10 @@
-"""``tood eval``, ``tood report``, ``tood predict`` and ``tood export``: doors to the programs of
-these names, which know what a training has left::
+"""``tood eval``, ``report``, ``predict``, ``explain``, ``export``: doors to the programs of these
+names, which know what a training has left::
 
     tood eval output/mine --val-data val.json:images
     tood report output/mine
     tood predict output/mine photos/ --output found
+    tood explain output/mine image.jpg 120,40,60,80
     tood export output/mine --format onnx --output mine.onnx
     tood predict output/mine/model_0000399.pth image.jpg
 
@@ -22,7 +23,13 @@ from tood.utils.errors import UserError, run_main
 
 # By falling preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
-PROGRAMS = {"eval": "train", "report": "report", "predict": "predict", "export": "export"}
+PROGRAMS = {
+    "eval": "train",
+    "report": "report",
+    "predict": "predict",
+    "explain": "explain",
+    "export": "export",
+}
 
 
 class Trained(NamedTuple):
@@ -86,7 +93,7 @@ def arguments_of(command: str, argv: Sequence[str]) -> List[str]:
     if command == "report" and argv and argv[0].startswith("-"):
         return list(argv)  # of --results
     if not argv or argv[0].startswith("-"):
-        usage = "IMAGES..." if command == "predict" else "[FLAGS]"
+        usage = {"predict": "IMAGES...", "explain": "IMAGE BOX"}.get(command, "[FLAGS]")
         raise UserError(f"Name the model first: tood {command} OUTPUT_FOLDER {usage}.")
     trained = find_trained(argv[0])
     rest, options = split_options(argv[1:])
@@ -95,6 +102,8 @@ def arguments_of(command: str, argv: Sequence[str]) -> List[str]:
         start.append("--eval-only")
     if command == "predict" and rest and not rest[0].startswith("-"):
         start.append("--input")
+    if command == "explain" and len(rest) > 1 and not rest[0].startswith("-"):
+        rest = ["--image", rest[0], "--box", *rest[1:]]
     return [*start, *rest, *trained.options(), *options]
 
 

@@ -2,7 +2,7 @@
 
 import io
 import os
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.evaluation.errors import CORRECT, KINDS
-from tood.report.analysis import Analysis, why_missed
+from tood.report.analysis import Analysis
 from tood.visualization.draw import draw_boxes
 
 RIGHT, WRONG, MISSED = (0.1, 0.65, 0.2), (0.9, 0.1, 0.1), (1.0, 0.6, 0.0)
@@ -60,8 +60,12 @@ def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> L
     return pictures
 
 
-def missed_objects(analysis: Analysis, image_root: str) -> List[Picture]:
-    """Return objects that are not found at the thresholds, the largest first, and why."""
+def missed_objects(analysis: Analysis, image_root: str, why: Callable[[int], str]) -> List[Picture]:
+    """Return objects that are not found at the thresholds, the largest first.
+
+    Args:
+        why: tells it of an object, in a sentence.
+    """
     table = analysis.table
     left = np.flatnonzero(analysis.matches.counted[0] & ~analysis.found_above())
     order = left[np.argsort(-table.gt_areas[left], kind="stable")]
@@ -71,7 +75,7 @@ def missed_objects(analysis: Analysis, image_root: str) -> List[Picture]:
         if image is None:
             continue
         drawn = _outcomes_of(analysis, table.gt_images[g])
-        caption = f"{table.class_names[table.gt_classes[g]]}: {why_missed(analysis, int(g))}"
+        caption = f"{table.class_names[table.gt_classes[g]]}: {why(int(g))}"
         pictures.append(_crop(image, table.gt_boxes[g], drawn, analysis, caption))
     return pictures
 
