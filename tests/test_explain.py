@@ -76,6 +76,7 @@ FAR = [32.0, 32.0, 64.0, 44.0]  # IoU 0.375
             CLASSIFICATION,
             "It is found as ring, with the score 0.60, and as disc with 0.10 only",
         ),
+        ({(48, 48): (1, 0.6, CLOSE)}, {}, CLASSIFICATION, "as ring, with the score 0.60."),
         (
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
             {"max_detections_per_image": 1},

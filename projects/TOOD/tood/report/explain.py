@@ -135,11 +135,12 @@ class _Question:
                 return _Cause(THRESHOLD, text, boxes[i])
         if others.any():
             i = int(torch.where(others, scores, -1.0).argmax())
-            own = f", and as {self.names[self.k]} with {float(scores[mine].max()):.2f} only"
-            text = (
-                f"It is found as {self.names[int(classes[i])]}, with the score "
-                f"{float(scores[i]):.2f}{own if mine.any() else ''}."
-            )
+            text = f"It is found as {self.names[int(classes[i])]}, with the score "
+            text += f"{float(scores[i]):.2f}"
+            if mine.any():
+                own = float(scores[mine].max())
+                text += f", and as {self.names[self.k]} with {own:.2f} only"
+            text += "."
             return _Cause(CLASSIFICATION, text, None, boxes[i])
         return None
 
