@@ -109,7 +109,9 @@ def main(args):
     comparison = []
     if other is not None:
         comparison = compare(analysis, analyze(subject.content, other, args.compare))
-    suspects = as_rows(analysis.table, find_suspects(analysis.table, analysis.pairs)[:NUM_SUSPECTS])
+    suspects = as_rows(
+        analysis.table, find_suspects(analysis.table, analysis.pairs, NUM_SUSPECTS)[:NUM_SUSPECTS]
+    )
     facts = page.Facts(
         title=f"Report of {subject.name}",
         command=args.command,

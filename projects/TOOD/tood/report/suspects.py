@@ -2,7 +2,7 @@
 may have the wrong class.
 """
 
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -18,15 +18,19 @@ class Suspect(NamedTuple):
 
     kind: str
     doubt: float  # in [0, 1], the higher the more
-    image: int
+    image: int  # index
+    image_id: object
     bbox: List[float]  # x, y, width, height
     class_index: int  # of the annotation, or of the detection that has none
     reason: str
     annotation: int  # index, -1 for none
 
 
-def find_suspects(table: Table, pairs: Pairs) -> List[Suspect]:
+def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> List[Suspect]:
     """
+    Args:
+        most: of each kind that are wanted; default: all.
+
     Returns:
         by falling doubt. A box may be *missing* where a detection overlaps no object by 0.3, and
         the doubt is its score. An object has the *other class* where a detection of another one
@@ -34,11 +38,14 @@ def find_suspects(table: Table, pairs: Pairs) -> List[Suspect]:
         own class. *Nothing there*: no detection of any class overlaps by 0.5; the doubt is 1 less
         the score of the best one that overlaps by 0.3.
     """
-    suspects = _missing(table, pairs) + _wrong(table, pairs)
+    suspects = _missing(table, pairs, most)
+    wrong = sorted(_wrong(table, pairs), key=lambda x: -x.doubt)
+    for kind in (NOTHING_THERE, OTHER_CLASS):
+        suspects += [x for x in wrong if x.kind == kind][:most]
     return sorted(suspects, key=lambda x: -x.doubt)
 
 
-def _missing(table: Table, pairs: Pairs) -> List[Suspect]:
+def _missing(table: Table, pairs: Pairs, most: Optional[int]) -> List[Suspect]:
     near = np.zeros(len(table.scores))
     np.maximum.at(near, pairs.detections, pairs.ious)
     result, taken = [], {}
@@ -47,10 +54,13 @@ def _missing(table: Table, pairs: Pairs) -> List[Suspect]:
         # One place is told once, by the detection that is surest of it.
         if near[d] >= NEAR_IOU or any(_iou(box, other) >= SAME_IOU for other in taken.get(i, ())):
             continue
+        if len(result) == most:
+            break
         taken.setdefault(i, []).append(box)
         score, k = float(table.scores[d]), int(table.classes[d])
         reason = f"a {table.class_names[k]} of the score {score:.2f} has no annotation"
-        result.append(Suspect(MISSING, score, i, box.tolist(), k, reason, -1))
+        place = (i, table.image_ids[i], box.tolist(), k)
+        result.append(Suspect(MISSING, score, *place, reason, -1))
     return result
 
 
@@ -65,7 +75,8 @@ def _wrong(table: Table, pairs: Pairs) -> List[Suspect]:
     for g in np.flatnonzero(~table.gt_crowd).tolist():
         k, name = int(table.gt_classes[g]), table.class_names[table.gt_classes[g]]
         other = int(np.where(np.arange(K) == k, -1, best[g]).argmax())
-        place = (int(table.gt_images[g]), table.gt_boxes[g].tolist(), k)
+        i = int(table.gt_images[g])
+        place = (i, table.image_ids[i], table.gt_boxes[g].tolist(), k)
         if not best[g].any():
             doubt = 1 - float(near[g])
             reason = f"no detection overlaps this {name} by {SAME_IOU}"
