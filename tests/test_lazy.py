@@ -40,7 +40,7 @@ LAZY_CONFIG = str(LAZY / "tood_R18_GN_small_data.py")
 # What tests/conftest.py's command has in yacs's words.
 TINY_LAZY = [
     *("train.device=cpu", "model.backbone.out_channels=32", "model.head.conv_dim=64"),
-    *("model.head.num_convs=2", "dataloader.train.num_workers=0"),
+    *("model.head.num_convs=2", "dataloader.train.num_workers=0", "train.report=False"),
 ]
 SHORT = [
     "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
@@ -334,12 +334,13 @@ def detect_with_what_is_left(out, detections):
 def test_watching_a_training(lazy_command, tmp_path):
     opts = ["train.eval_period=4", "train.val_loss=True", "train.ema_decay=0.5"]
     opts += ["train.checkpointer.period=1", "train.checkpointer.max_to_keep=2"]
-    opts += ["train.log_period=1"]
+    opts += ["train.log_period=1", "train.report=True"]
     train_net.cli(lazy_command(opts=opts))
     lines = (tmp_path / "lazy" / "metrics.json").read_text().splitlines()
     metrics = set().union(*map(json.loads, lines))
     assert {"grad_norm", "bbox/AP", "ema/bbox/AP", "val_loss/loss_cls"} <= metrics
     assert (tmp_path / "lazy" / "model_final_ema.pth").exists()
+    assert (tmp_path / "lazy" / "report" / "report.html").exists()
     kept = sorted(path.name for path in (tmp_path / "lazy").glob("model_0*.pth"))
     assert kept == ["model_0000002.pth", "model_0000003.pth"]
 

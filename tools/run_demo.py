@@ -39,6 +39,7 @@ def main():
             return status
     print(f"The demo took {time.time() - start:.0f} s.")
     print(f"Predictions beside ground truth: {OUTPUT}/predictions.png")
+    print(f"What is good and bad about it:   {OUTPUT}/report/report.html")
     print(f"Losses and AP over time:         tensorboard --logdir {OUTPUT}")
     return 0
 

@@ -36,5 +36,6 @@ lr_multiplier = multi_step([533, 733, 800], warmup_iters=100)
 train.max_iter = 800  # about 16 epochs of 200 images: 800 * 4 / 200
 train.checkpointer.period = 400
 train.checkpointer.max_to_keep = 2  # beside the best and the final weights
+train.report = True
 train.seed = 1
 train.output_dir = "./output/small_data"

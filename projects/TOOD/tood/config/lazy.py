@@ -199,7 +199,7 @@ def lazy_run_options(lazy: DictConfig) -> RunOptions:
         tta=TTAOptions(aug.enabled, list(aug.min_sizes), aug.max_size, aug.flip),
         eval_period=train.eval_period,
         early_stop_patience=train.early_stop_patience,
-        report=train.report,
+        report=bool(train.get("report")),  # older configs lack it
     )
 
 
