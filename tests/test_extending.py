@@ -11,7 +11,7 @@ from tood.config.build import check_builds
 from tood.config.check import check_config
 from tood.config.unread import check_unread
 from tood.modeling.assign import ImagePredictions
-from tood.modeling.tta import TOODWithTTA, TTAOptions
+from tood.modeling.views.tta import TOODWithTTA, TTAOptions
 
 TASKS = ("assigner", "head", "backbone")
 

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 
 from tood.commands import train as train_net
 from tood.modeling.detector import TOOD
-from tood.modeling.tta import TOODWithTTA, TTAOptions
+from tood.modeling.views.tta import TOODWithTTA, TTAOptions
 from tood.predictor import Predictor
 from tood.utils.errors import UserError
 

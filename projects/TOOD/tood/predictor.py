@@ -30,7 +30,7 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.datasets import DataOptions
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
-from tood.modeling.tta import TOODWithTTA
+from tood.modeling.views.tta import TOODWithTTA
 from tood.report.thresholds import FROM_REPORT, read_thresholds
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors

@@ -48,7 +48,7 @@ from tood.report import gallery, page, plots
 from tood.report.analysis import Analysis, analyze, figures_of, why_missed
 from tood.report.compare import compare
 from tood.report.explain import FOUND, explain, objects_of
-from tood.report.suspects import as_rows, find_suspects
+from tood.report.suspects import MISSING, Suspect, as_rows, find_suspects
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json, write_whole
@@ -56,7 +56,7 @@ from tood.visualization.alignment import draw_scatter
 
 PAGE, FIGURES = "report.html", "report.json"
 RESULTS = "coco_instances_results.json"  # Detectron2's name for the detections
-NUM_SUSPECTS = 30
+NUM_SUSPECTS, LEAST_DOUBT = 30, 0.3
 LEGEND = "At the thresholds above."
 
 
@@ -109,9 +109,7 @@ def main(args):
     comparison = []
     if other is not None:
         comparison = compare(analysis, analyze(subject.content, other, args.compare))
-    suspects = as_rows(
-        analysis.table, find_suspects(analysis.table, analysis.pairs, NUM_SUSPECTS)[:NUM_SUSPECTS]
-    )
+    suspects = as_rows(analysis.table, suspects_of(analysis))
     facts = page.Facts(
         title=f"Report of {subject.name}",
         command=args.command,
@@ -134,6 +132,18 @@ def main(args):
     }
     write(args.output, {**figures, **more}, facts, subject.detections)
     print(sentence_of(figures, os.path.join(args.output, PAGE)))
+
+
+def suspects_of(analysis: Analysis) -> List[Suspect]:
+    """The labels that are worth a look: of missing ones, those that are detected by the
+    thresholds.
+    """
+    found = find_suspects(analysis.table, analysis.pairs, NUM_SUSPECTS)
+    least = [float(x) for x in analysis.thresholds]
+    worth = [
+        x for x in found if x.doubt >= (least[x.class_index] if x.kind == MISSING else LEAST_DOUBT)
+    ]
+    return worth[:NUM_SUSPECTS]
 
 
 def check_output(args):

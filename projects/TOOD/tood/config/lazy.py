@@ -26,7 +26,7 @@ from tood.config.zoo import get_config_file
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.modeling.assign import ATSS
-from tood.modeling.tta import TTAOptions
+from tood.modeling.views.tta import TTAOptions
 from tood.utils.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple, Sequence
 
 from tood.data.datasets import DataOptions
-from tood.modeling.tta import TTAOptions
+from tood.modeling.views.tta import TTAOptions
 
 
 class RunOptions(NamedTuple):

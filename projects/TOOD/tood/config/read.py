@@ -33,7 +33,7 @@ from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
-from tood.modeling.tta import TTAOptions
+from tood.modeling.views.tta import TTAOptions
 from tood.utils.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)

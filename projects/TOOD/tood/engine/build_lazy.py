@@ -16,7 +16,7 @@ from tood.data.loader import build_training_loader
 from tood.engine.loop import Experiment, LoopOptions
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
-from tood.modeling.tta import TOODWithTTA
+from tood.modeling.views.tta import TOODWithTTA
 
 logger = logging.getLogger(__name__)
 

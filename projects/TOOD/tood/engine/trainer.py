@@ -22,7 +22,7 @@ from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.optimizer import clip_gradients
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
-from tood.modeling.tta import TOODWithTTA
+from tood.modeling.views.tta import TOODWithTTA
 
 
 class Trainer(TrainingLoop, DefaultTrainer):

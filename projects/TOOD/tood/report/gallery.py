@@ -15,6 +15,7 @@ from tood.visualization.draw import draw_boxes
 
 RIGHT, WRONG, MISSED = (0.1, 0.65, 0.2), (0.9, 0.1, 0.1), (1.0, 0.6, 0.0)
 IMAGE_SIDE, CROP_SIDE = 560, 260  # longer side in pixels
+LARGEST_SCALE = 3.0
 NUM_IMAGES, NUM_CROPS = 6, 12
 # Of a crop: how much of its surroundings is seen, in sizes of the box, and at least in pixels.
 CONTEXT, LEAST_CONTEXT = 1.0, 24
@@ -50,7 +51,7 @@ def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> L
         image = _read(analysis, row["image"], image_root)
         if image is None:
             continue
-        scale = min(1.0, IMAGE_SIDE / max(image.shape[:2]))
+        scale = min(LARGEST_SCALE, IMAGE_SIDE / max(image.shape[:2]))
         caption = (
             f"{row['file_name']}: {row['AP_lost']:.2f} points of AP, {row['missed']} missed, "
             f"{row['wrong']} wrong"

@@ -36,7 +36,8 @@ def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> Lis
         the doubt is its score. An object has the *other class* where a detection of another one
         overlaps it by 0.5: the doubt is its score, less that of the best detection of the object's
         own class. *Nothing there*: no detection of any class overlaps by 0.5; the doubt is 1 less
-        the score of the best one that overlaps by 0.3.
+        the score of the best one that overlaps by 0.3, times the share of the class's objects that
+        are found: of a class that is hard to see, that says less.
     """
     suspects = _missing(table, pairs, most)
     wrong = sorted(_wrong(table, pairs), key=lambda x: -x.doubt)
@@ -71,14 +72,19 @@ def _wrong(table: Table, pairs: Pairs) -> List[Suspect]:
     same, close = pairs.ious >= SAME_IOU, pairs.ious >= NEAR_IOU
     np.maximum.at(best, (pairs.objects[same], classes[same]), scores[same])
     np.maximum.at(near, pairs.objects[close], scores[close])
+    plain = np.flatnonzero(~table.gt_crowd)
+    is_found = (best[plain, table.gt_classes[plain]] > 0).astype(float)
+    number = np.bincount(table.gt_classes[plain], minlength=K)
+    found = np.bincount(table.gt_classes[plain], is_found, minlength=K)
+    recalls = (found + 1) / (number + 1)
     result = []
-    for g in np.flatnonzero(~table.gt_crowd).tolist():
+    for g in plain.tolist():
         k, name = int(table.gt_classes[g]), table.class_names[table.gt_classes[g]]
         other = int(np.where(np.arange(K) == k, -1, best[g]).argmax())
         i = int(table.gt_images[g])
         place = (i, table.image_ids[i], table.gt_boxes[g].tolist(), k)
         if not best[g].any():
-            doubt = 1 - float(near[g])
+            doubt = (1 - float(near[g])) * float(recalls[k])
             reason = f"no detection overlaps this {name} by {SAME_IOU}"
             result.append(Suspect(NOTHING_THERE, doubt, *place, reason, g))
         elif K > 1 and best[g, other] > best[g, k]:

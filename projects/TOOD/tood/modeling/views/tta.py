@@ -57,6 +57,15 @@ class TOODWithTTA(nn.Module):
     def _detect(self, image: Dict) -> Instances:
         height = image.get("height", image["image"].shape[1])
         width = image.get("width", image["image"].shape[2])
+        found = self.model.suppress(self._candidates(image, height, width))
+        return detector_postprocess(found, height, width)
+
+    @torch.no_grad()
+    def find_candidates(self, batched_inputs: List[Dict]) -> List[Instances]:
+        """Return the candidates for NMS of all views of each image, in pixels of the image."""
+        return [self._candidates(x, *x["image"].shape[1:]) for x in batched_inputs]
+
+    def _candidates(self, image: Dict, height: int, width: int) -> Instances:
         augmented = self.augment({**image, "height": height, "width": width})
         found = []
         for batch in self._batches(augmented):
@@ -67,7 +76,7 @@ class TOODWithTTA(nn.Module):
                 candidates = Instances((height, width), **candidates.get_fields())
                 candidates.pred_boxes = Boxes(back)
                 found.append(candidates)
-        return detector_postprocess(self.model.suppress(Instances.cat(found)), height, width)
+        return Instances.cat(found)
 
     def _batches(self, images: List[Dict]) -> List[List[Dict]]:
         """Group views by size: padding would change what the network sees."""

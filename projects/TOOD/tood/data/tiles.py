@@ -1,0 +1,127 @@
+"""Large images in tiles: which objects a tile holds, which tiles are trained on, and how a part of
+an image is read. Boxes are x, y, width, height in pixels of the image.
+"""
+
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+
+from tood.data.images import opened, read_image
+from tood.utils.tiles import Tile, TileOptions, make_tiles
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def visible_in(boxes: np.ndarray, tile: Tile) -> np.ndarray:
+    """Return which share of each box's area (M, 4) lies in a tile: (M,)."""
+    low = np.maximum(boxes[:, :2], tile[:2])
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], np.add(tile[:2], tile[2:]))
+    areas = boxes[:, 2:].prod(axis=1)
+    return (high - low).clip(min=0).prod(axis=1) / np.maximum(areas, 1e-12)
+
+
+def clip_to(box: Sequence[float], tile: Tile) -> List[float]:
+    """Return the part of a box that lies in a tile, in pixels of the tile."""
+    x1, y1 = max(box[0] - tile.x, 0), max(box[1] - tile.y, 0)
+    x2 = min(box[0] + box[2] - tile.x, tile.width)
+    y2 = min(box[1] + box[3] - tile.y, tile.height)
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def tile_records(
+    records: Sequence[Dict], options: TileOptions, *, empty: bool = True, seed: int = 0
+) -> List[Dict]:
+    """
+    Args:
+        records: of whole images, in Detectron2's format with XYWH boxes.
+        empty: whether tiles of images that have no object at all are among them.
+        seed: of the choice of the tiles without objects.
+
+    Returns:
+        records of tiles, with "tile". An object belongs to every tile in which ``min_visible`` of
+        its area is seen, and its box there is what is seen. Of the tiles without one, a share is
+        chosen from all of the data.
+    """
+    with_objects, without = [], []
+    for record in records:
+        boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
+        for tile in make_tiles(record["width"], record["height"], options.size, options.overlap):
+            shares = visible_in(boxes, tile)
+            mine = [
+                {**record["annotations"][i], "bbox": clip_to(boxes[i], tile)}
+                for i in np.flatnonzero(shares >= options.min_visible)
+            ]
+            size = {"width": tile.width, "height": tile.height}
+            whole = {"whole_size": (record["width"], record["height"])}
+            row = {**record, **size, **whole, "tile": tuple(tile), "annotations": mine}
+            # A tile that holds a part of an object too small to count teaches that it is none.
+            if mine:
+                with_objects.append(row)
+            elif not (shares > 0).any() and (empty or len(boxes)):
+                without.append(row)
+    number = min(len(without), round(options.empty_share * len(with_objects)))
+    chosen = np.random.default_rng(seed).choice(len(without), number, replace=False)
+    return [*with_objects, *(without[i] for i in sorted(chosen.tolist()))]
+
+
+class LargeImage:
+    """An image of which parts are read: of an uncompressed TIFF from the file itself, of others
+    from the one decoded image.
+    """
+
+    def __init__(self, path: str, format: str = "RGB"):
+        """
+        Args:
+            path: as :func:`tood.data.images.read_image` takes it.
+            format: "RGB" or "BGR".
+
+        Raises:
+            one of IMAGE_ERRORS: for a file that is not an image.
+        """
+        self.format = format
+        with opened(path) as (_, image):
+            self._strips = _strips_of(image)
+            self.width, self.height = image.size
+            channels = len(image.getbands())
+        if self._strips:
+            shape = (self.width, channels)
+            self._strips = [
+                (top, np.memmap(path, np.uint8, "r", offset, (bottom - top, *shape)))
+                for top, bottom, offset in self._strips
+            ]
+            return
+        self._pixels = read_image(path, format)
+        self.height, self.width = self._pixels.shape[:2]
+
+    def read(self, tile: Tile) -> np.ndarray:
+        """Return the pixels of a tile, (height, width, 3) uint8."""
+        columns, bottom = slice(tile.x, tile.x + tile.width), tile.y + tile.height
+        if not self._strips:
+            return self._pixels[tile.y : bottom, columns]
+        parts = [
+            rows[max(tile.y - top, 0) : max(bottom - top, 0), columns]
+            for top, rows in self._strips
+            if top < bottom and top + len(rows) > tile.y
+        ]
+        pixels = np.concatenate(parts)
+        if pixels.shape[2] == 1:
+            return np.repeat(pixels, 3, axis=2)
+        return pixels if self.format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _strips_of(image: Image.Image) -> List[Tuple[int, int, int]]:
+    """Return first row, end and offset in the file of each strip of an upright TIFF whose pixels
+    stand there as they are; none for other images.
+    """
+    if image.format != "TIFF" or image.mode not in ("RGB", "L"):
+        return []
+    plain = all(
+        codec == "raw"
+        and (extents[0], extents[2]) == (0, image.width)
+        and args[:2] in ((image.mode, 0), (image.mode, image.width * len(image.getbands())))
+        for codec, extents, _, args in image.tile
+    )
+    if not plain or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        return []
+    return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in image.tile)

@@ -1,0 +1,40 @@
+"""Where large images are cut into tiles. Pixels are those of the image."""
+
+import math
+from typing import List, NamedTuple
+
+
+class TileOptions(NamedTuple):
+    """``INPUT.TILES``, or ``train.tiles`` of a config in Python."""
+
+    size: int = 0  # side, pixels; 0: images stay whole
+    overlap: int = 0  # of neighbours, at least; pixels
+    min_visible: float = 0.5  # of an object's area in a tile, to be one of its objects
+    empty_share: float = 0.2  # tiles without objects that are trained on, for each with objects
+
+
+class Tile(NamedTuple):
+    """A part of an image."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def make_tiles(width: int, height: int, size: int, overlap: int) -> List[Tile]:
+    """Cut an image into tiles of one size, row by row; the last ones end where the image ends.
+
+    Returns:
+        tiles that overlap by ``overlap`` or more; where a side of the image is not longer than
+        ``size``, they have its length.
+    """
+    columns, rows = (_starts(side, size, overlap) for side in (width, height))
+    return [Tile(x, y, min(size, width), min(size, height)) for y in rows for x in columns]
+
+
+def _starts(side: int, size: int, overlap: int) -> List[int]:
+    if side <= size:
+        return [0]
+    number = 1 + math.ceil((side - size) / (size - overlap))
+    return [(side - size) * i // (number - 1) for i in range(number)]
