@@ -43,9 +43,9 @@ def answer(model, monkeypatch, written, objects=None, threshold=0.3, **options):
     Args:
         written: {(x, y): (class, score, box)} of locations, in pixels.
     """
-    image = {"image": torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)}
+    image = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
     with torch.no_grad():
-        images, predictions = model.predict_with_images([image])
+        images, predictions = model.predict_with_images([{"image": image}])
     scores = torch.full_like(predictions.pred_log_scores, 1e-4)
     boxes = torch.zeros_like(predictions.pred_boxes)
     for (x, y), (k, score, box) in written.items():

@@ -21,6 +21,9 @@ train = dict(
     max_dead_iters=200,  # without learning, which end training
     eval_alignment=False,
     report=False,  # of the best weights, when training ends
+    # Large images in tiles: side and overlap in pixels (0: whole images); how much of an object a
+    # tile must show, and how many tiles without objects are trained on for each with objects.
+    tiles=dict(size=0, overlap=0, min_visible=0.5, empty_share=0.2),
     # Evaluation in several sizes and flipped, besides.
     test_aug=dict(
         enabled=False,

@@ -2,7 +2,7 @@
 
 import os
 from itertools import groupby
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -30,12 +30,24 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.datasets import DataOptions
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
+from tood.data.tiles import LargeImage, visible_in
+from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD, pixels_of, size_of
 from tood.modeling.views.tta import TOODWithTTA
 from tood.report.thresholds import FROM_REPORT, read_thresholds
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
+from tood.utils.tiles import Tile, make_tiles
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
+
+
+class View(NamedTuple):
+    """A part of an image as the network sees it."""
+
+    image: torch.Tensor  # (3, H, W) uint8
+    x: int  # where it lies in the image, pixels
+    y: int
+    scale: float  # of the network's input
 
 
 class Predictor:
@@ -95,10 +107,20 @@ class Predictor:
             check_builds(self.cfg)
         self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
         Checkpointer(self.model, complete=True).load(options.weights)
-        augment = options.tta.enabled if augment is None else augment
-        self._detect = TOODWithTTA(self.model, options.tta) if augment else self.model
-        self._min_size = 0 if augment else options.min_size_test
+        self._build_detector(options.tta.enabled if augment is None else augment)
+
+    def _build_detector(self, augment: bool) -> None:
+        """Set what is called: the model, or what shows it views or tiles of an image."""
+        options = self.options
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
+        self.is_tiled = options.tiles.size > 0
+        # Views and tiles resize the images themselves.
+        self._min_size = 0 if augment or self.is_tiled else options.min_size_test
+        augmented = TOODWithTTA(self.model, options.tta) if augment else None
+        self.detector = augmented or self.model
+        if self.is_tiled:
+            finder = augmented or ResizedTOOD(self.model, self.resize)
+            self.detector = TiledTOOD(self.model, options.tiles, finder)
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
         """
@@ -135,17 +157,56 @@ class Predictor:
         }
         return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
 
+    @property
+    def resizes(self) -> bool:
+        """Whether ``detector`` is to be given images that are resized."""
+        return self._min_size > 0
+
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:
+        if self.is_tiled:  # one large image at a time is read
+            found = (self.detector([self._large_input_of(image)]) for image in images)
+            return [self._above(x["instances"].to("cpu")) for (x,) in found]
         inputs = [self.input_of(image) for image in images]
         # Only images of one size share a batch: padding would change what is seen.
         results: List[Optional[Instances]] = [None] * len(inputs)
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
         for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
             same = list(same)
-            for i, output in zip(same, self._detect([inputs[i] for i in same])):
+            for i, output in zip(same, self.detector([inputs[i] for i in same])):
                 results[i] = self._above(output["instances"].to("cpu"))
         return results
+
+    def _large_input_of(self, image: Image) -> Dict:
+        """What :class:`TiledTOOD` takes: of a file, one part after the other is read."""
+        if not isinstance(image, (str, os.PathLike)):
+            return self.input_of(image)
+        reader = _read_by(LargeImage, image, self.options.input_format)
+        return {"reader": reader, "height": reader.height, "width": reader.width}
+
+    def view_of(self, image: Image, box: Sequence[float]) -> View:
+        """Return the network's input in which a box, x, y, width, height in pixels of the image, is
+        seen: the whole image, or the tile that shows most of it, in the middle of which it is.
+        """
+        if not self.is_tiled:
+            x = self.input_of(image)
+            return View(x["image"], 0, 0, x["image"].shape[2] / x["width"])
+        x = self._large_input_of(image)
+        options = self.options.tiles
+        height, width = size_of(x)
+        tiles = make_tiles(width, height, options.size, options.overlap)
+        boxes = np.array([box], dtype=float)
+        middle = np.array(box[:2]) + np.array(box[2:]) / 2
+
+        def order(tile: Tile):
+            distance = np.abs(middle - np.add(tile[:2], np.divide(tile[2:], 2))).max()
+            return -visible_in(boxes, tile)[0], distance
+
+        tile = min(tiles, key=order)
+        pixels = np.ascontiguousarray(pixels_of(x, tile).permute(1, 2, 0).numpy())
+        pixels = self.resize.get_transform(pixels).apply_image(pixels)
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return View(pixels, tile.x, tile.y, pixels.shape[2] / tile.width)
 
     def _above(self, instances: Instances) -> Instances:
         if self._thresholds is None:
@@ -236,9 +297,13 @@ def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
     Raises:
         UserError: with its name, for a file that cannot be read.
     """
+    return _read_by(read_image, path, "BGR")
+
+
+def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str):
     path = os.fspath(path)
     try:
-        return read_image(path, "BGR")
+        return read(path, format)
     except Exception as error:  # of Pillow's readers, each its own
         if path.lower().endswith(HEIF) and HEIF[0] not in IMAGE_SUFFIXES:
             raise UserError(

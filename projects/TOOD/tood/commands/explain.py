@@ -21,7 +21,7 @@ from tood.data.annotations import class_names as names_of
 from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.modeling.box_ops import box_iou_of_pairs
-from tood.predictor import Predictor
+from tood.predictor import Predictor, View, read_bgr
 from tood.report.explain import Objects, draw, explain, nearest_object, objects_of
 from tood.report.thresholds import FROM_REPORT, read_thresholds
 from tood.utils.arguments import parse_arguments
@@ -69,36 +69,44 @@ def box_of(text: str) -> List[float]:
 def main(args):
     check_image_output(args.output, args.overwrite)
     predictor = Predictor(args.config_file, opts=args.opts)
-    image = predictor.input_of(args.image)
-    x, y, w, h = args.box
-    if x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
-        raise UserError(
-            f"The box {args.box} lies outside of {args.image}, which is {image['width']} x "
-            f"{image['height']} pixels."
-        )
-    objects = find_objects(predictor, image, args)
+    check_box(args)
+    view = predictor.view_of(args.image, args.box)
+    objects = find_objects(predictor, view, args)
     names, threshold = predictor.class_names, args.score_threshold
     if threshold == FROM_REPORT:
         threshold = read_thresholds(predictor.options.weights, names)[objects.class_index]
-    found = explain(predictor.model, image, objects, names, threshold)
-    pixels = image["image"].permute(1, 2, 0).numpy()
+    found = explain(predictor.model, view.image, objects, names, threshold)
+    pixels = view.image.permute(1, 2, 0).numpy()
     pixels = pixels if predictor.options.input_format == "RGB" else pixels[:, :, ::-1]
     write_image(draw(found, pixels, objects, names), args.output)
     print(f"{names[objects.class_index]}: {found.sentence} {found.assignment}")
     print(f"Its locations: {args.output}")
 
 
-def find_objects(predictor: Predictor, image: Dict, args) -> Objects:
+def check_box(args):
+    """
+    Raises:
+        UserError: for a box that lies outside of the image, or an image that cannot be read.
+    """
+    height, width = read_bgr(args.image).shape[:2]
+    x, y, w, h = args.box
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise UserError(
+            f"The box {args.box} lies outside of {args.image}, which is {width} x {height} pixels."
+        )
+
+
+def find_objects(predictor: Predictor, view: View, args) -> Objects:
     """The objects of the image, and the one that is asked about, which may be none of them."""
-    scale = image["image"].shape[2] / image["width"]
     boxes, classes = annotated(predictor, args.image)
-    objects = objects_of(boxes, classes, 0, scale)
-    asked = objects_of([args.box], [0], 0, scale).box
+    corner = (view.x, view.y)
+    objects = objects_of(boxes, classes, 0, view.scale, corner)
+    asked = objects_of([args.box], [0], 0, view.scale, corner).box
     index = nearest_object(objects.boxes, asked)
     k = class_of(args.class_name, predictor.class_names)
     if index is not None and k in (None, classes[index]):
         return objects._replace(index=index)
-    k = likeliest(predictor.model, image, asked) if k is None else k
+    k = likeliest(predictor.model, view, asked) if k is None else k
     classes = torch.cat([objects.classes, torch.tensor([k])])
     return Objects(torch.cat([objects.boxes, asked[None]]), classes, len(boxes))
 
@@ -112,9 +120,9 @@ def class_of(name: Optional[str], names: List[str]) -> Optional[int]:
 
 
 @torch.no_grad()
-def likeliest(model, image: Dict, box: torch.Tensor) -> int:
+def likeliest(model, view: View, box: torch.Tensor) -> int:
     """The class of the highest score of a box that overlaps by half, or anywhere."""
-    scores, boxes, _ = model.predict_dense([{"image": image["image"]}])
+    scores, boxes, _ = model.predict_dense([{"image": view.image}])
     ious = box_iou_of_pairs(boxes[0], box.to(boxes[0]))
     near = ious >= min(0.5, float(ious.max()))
     return int(scores[0][near].amax(dim=0).argmax())

@@ -198,14 +198,17 @@ def of_checkpoint(predictor: Predictor) -> Subject:
     name = options.data.test[0]
     metadata = MetadataCatalog.get(name)
     with tempfile.TemporaryDirectory() as folder:
-        alignment = AlignmentEvaluator(name, predictor.model)
-        evaluators = DatasetEvaluators([CleanCOCOEvaluator(name, output_dir=folder), alignment])
+        evaluators, alignment = [CleanCOCOEvaluator(name, output_dir=folder)], None
+        if not predictor.is_tiled:  # of tiles it is not defined
+            alignment = AlignmentEvaluator(name, predictor.model)
+            evaluators.append(alignment)
+        evaluators = DatasetEvaluators(evaluators)
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-            inference_on_dataset(predictor.model, test_loader(predictor, name), evaluators)
+            inference_on_dataset(predictor.detector, test_loader(predictor, name), evaluators)
         path = os.path.join(folder, RESULTS)
         detections = read_results(path) if os.path.isfile(path) else []
     drawn = {}
-    if len(alignment.pairs):
+    if alignment and len(alignment.pairs):
         drawn["alignment.png"] = png_of(draw_scatter({"this model": alignment.pairs}))
     records = training_records(options.output_dir)
     if records:
@@ -216,7 +219,7 @@ def of_checkpoint(predictor: Predictor) -> Subject:
         detections,
         metadata.get("image_root", ""),
         [str(x) for x in reports],
-        summarize(alignment.metrics, predictor.class_names),
+        summarize(alignment.metrics, predictor.class_names) if alignment else {},
         drawn,
     )
 
@@ -224,7 +227,7 @@ def of_checkpoint(predictor: Predictor) -> Subject:
 def test_loader(predictor, name):
     mapper = CheckedMapper(
         is_train=False,
-        augmentations=[predictor.resize] if predictor.options.min_size_test > 0 else [],
+        augmentations=[predictor.resize] if predictor.resizes else [],
         image_format=predictor.options.input_format,
     )
     return build_detection_test_loader(get_detection_dataset_dicts(name, False), mapper=mapper)
@@ -262,7 +265,8 @@ def explained(predictor: Predictor, analysis: Analysis, image_root: str, g: int)
     """Why an object was missed, from the model itself."""
     table, names = analysis.table, predictor.class_names
     i = table.gt_images[g]
-    image = predictor.input_of(os.path.join(image_root, table.file_names[i]))
+    path = os.path.join(image_root, table.file_names[i])
+    view = predictor.view_of(path, table.gt_boxes[g].tolist())
     # The model may have its classes in another order than the data.
     k = [names.index(x) if x in names else j for j, x in enumerate(table.class_names)]
     mine = np.flatnonzero((table.gt_images == i) & ~table.gt_crowd)
@@ -270,10 +274,10 @@ def explained(predictor: Predictor, analysis: Analysis, image_root: str, g: int)
         table.gt_boxes[mine].tolist(),
         [k[c] for c in table.gt_classes[mine]],
         int(np.flatnonzero(mine == g)[0]),
-        image["image"].shape[2] / image["width"],
+        *(view.scale, (view.x, view.y)),
     )
     threshold = float(analysis.thresholds[table.gt_classes[g]])
-    found = explain(predictor.model, image, objects, names, threshold)
+    found = explain(predictor.model, view.image, objects, names, threshold)
     # Rounding may find what the evaluation did not.
     return found.sentence if found.cause != FOUND else why_missed(analysis, g)
 

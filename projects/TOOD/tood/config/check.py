@@ -86,6 +86,10 @@ RANGES = {
     "INPUT.MIN_SIZE_TEST": Range(0),
     "INPUT.MAX_SIZE_TEST": Range(1),
     "INPUT.MAX_SIZE_TRAIN": Range(1),
+    "INPUT.TILES.SIZE": Range(0),
+    "INPUT.TILES.OVERLAP": Range(0),
+    "INPUT.TILES.MIN_VISIBLE": Range(0, 1, above_low=True),
+    "INPUT.TILES.EMPTY_SHARE": Range(0),
     "TEST.PRECISE_BN.NUM_ITER": Range(1),
     "SOLVER.WARMUP_ITERS": Range(0),
     "SOLVER.CHECKPOINT_PERIOD": Range(1),
@@ -155,6 +159,21 @@ def check_config(cfg: CfgNode) -> None:
     check_head(cfg.MODEL.TOOD, lambda key: f"MODEL.TOOD.{key}")
     _check_bbox_reg_weights(cfg.MODEL.TOOD)
     _check_levels(cfg)
+    check_tiles(cfg.INPUT.TILES.SIZE, cfg.INPUT.TILES.OVERLAP, "INPUT.TILES.OVERLAP")
+    if cfg.INPUT.TILES.SIZE and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}, which does not know "
+            "tiles (INPUT.TILES); set it to TrainingSampler."
+        )
+
+
+def check_tiles(size: int, overlap: int, key: str) -> None:
+    """
+    Raises:
+        UserError: for an overlap that leaves nothing of a tile.
+    """
+    if size and overlap >= size:
+        raise UserError(f"{key} is {overlap}; it must be less than the size of a tile, {size}.")
 
 
 def check_head(values: Mapping, name: Callable[[str], str]) -> None:

@@ -1,5 +1,5 @@
-"""The options of TOOD: those under ``cfg.MODEL.TOOD`` and ``cfg.MODEL.TIMM``, and
-``SOLVER.CHECKPOINT_KEEP``.
+"""The options of TOOD: those under ``cfg.MODEL.TOOD``, ``cfg.MODEL.TIMM`` and ``cfg.INPUT.TILES``,
+and ``SOLVER.CHECKPOINT_KEEP``.
 """
 
 from detectron2.config import CfgNode as CN
@@ -110,6 +110,17 @@ def add_tood_config(cfg):
     # Stages from the first that are not trained, and the rate of stochastic depth.
     cfg.MODEL.TIMM.FREEZE_AT = 0
     cfg.MODEL.TIMM.DROP_PATH = 0.0
+
+    # Large images in tiles, in training and at inference: their side in pixels of the image (0:
+    # images stay whole), and how many of them neighbours share at least, which should be more than
+    # the size of a small object. Tiles are then resized as whole images are.
+    cfg.INPUT.TILES = CN()
+    cfg.INPUT.TILES.SIZE = 0
+    cfg.INPUT.TILES.OVERLAP = 0
+    # Training: how much of an object's area a tile must show for it to be one of its objects, and
+    # how many tiles without objects there are for each tile with objects.
+    cfg.INPUT.TILES.MIN_VISIBLE = 0.5
+    cfg.INPUT.TILES.EMPTY_SHARE = 0.2
 
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept, the newest ones;
     # 0: all. The final and the best weights are files of their own.

@@ -18,7 +18,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from tood.config.check import RANGES, check_head, check_precision
+from tood.config.check import RANGES, check_head, check_precision, check_tiles
 from tood.config.files import check_targets, read_yaml
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
@@ -28,6 +28,7 @@ from tood.data.datasets import DataOptions
 from tood.modeling.assign import ATSS
 from tood.modeling.views.tta import TTAOptions
 from tood.utils.errors import UserError, first_line
+from tood.utils.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
 
@@ -176,13 +177,16 @@ def build_lazy_model(lazy: DictConfig):
 def lazy_run_options(lazy: DictConfig) -> RunOptions:
     """Return what data checks and programs need to know of a config in Python."""
     train, aug = lazy.train, lazy.train.test_aug
-    test_size = _input_size(lazy, "test")
+    tiles = TileOptions(**train.tiles)
+    train_size, test_size = (
+        _input_size(lazy, use)._replace(tile=tiles.size) for use in ("train", "test")
+    )
     data = DataOptions(
         train=_names(lazy, "train"),
         test=_names(lazy, "test"),
         num_classes=lazy.model.num_classes,
         filter_empty=lazy.dataloader.train.dataset.get("filter_empty", True),
-        train_size=_input_size(lazy, "train"),
+        train_size=train_size,
         test_size=test_size,
         finest_stride=finest_stride_of(lazy.model.head_in_features),
         num_classes_key="model.num_classes",
@@ -194,12 +198,13 @@ def lazy_run_options(lazy: DictConfig) -> RunOptions:
         output_dir=train.output_dir,
         device=train.device,
         input_format=_input_format(lazy),
-        min_size_test=test_size[0],
-        max_size_test=test_size[1],
+        min_size_test=test_size.shorter,
+        max_size_test=test_size.longer,
         tta=TTAOptions(aug.enabled, list(aug.min_sizes), aug.max_size, aug.flip),
         eval_period=train.eval_period,
         early_stop_patience=train.early_stop_patience,
-        report=bool(train.get("report")),  # older configs lack it
+        report=train.report,
+        tiles=tiles,
     )
 
 
@@ -264,13 +269,14 @@ def _check_values(lazy: DictConfig) -> None:
     """Raise UserError for the first value that is out of its range, or does not fit another."""
     lower = {key.rpartition(".")[2].lower(): allowed for key, allowed in RANGES.items()}
     ranged = {path: RANGES[key] for path, key in RANGED.items()}
-    for node in ("model", "model.head", "train"):
+    for node in ("model", "model.head", "train", "train.tiles"):
         names = OmegaConf.select(lazy, node, default={})
         ranged.update({f"{node}.{name}": lower[name] for name in names if name in lower})
     for path, allowed in ranged.items():
         value = OmegaConf.select(lazy, path)
         if value is not None:
             allowed.check(path, value)
+    check_tiles(lazy.train.tiles.size, lazy.train.tiles.overlap, "train.tiles.overlap")
     head = lazy.model.get("head")
     if isinstance(head, DictConfig):
         values = {k.upper(): head[k] for k in head if not OmegaConf.is_missing(head, k)}

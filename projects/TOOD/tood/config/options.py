@@ -5,6 +5,7 @@ from typing import NamedTuple, Sequence
 
 from tood.data.datasets import DataOptions
 from tood.modeling.views.tta import TTAOptions
+from tood.utils.tiles import TileOptions
 
 
 class RunOptions(NamedTuple):
@@ -22,6 +23,7 @@ class RunOptions(NamedTuple):
     eval_period: int
     early_stop_patience: int
     report: bool  # to write when training ends
+    tiles: TileOptions
 
 
 def finest_stride_of(in_features: Sequence[str]) -> int:

@@ -35,6 +35,7 @@ from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.modeling.views.tta import TTAOptions
 from tood.utils.errors import UserError, reason_of
+from tood.utils.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +131,14 @@ def run_options(cfg: Config) -> RunOptions:
     """Return the options of a config of either kind."""
     if isinstance(cfg, DictConfig):
         return lazy.lazy_run_options(cfg)
+    tiles = tile_options(cfg)
     data = DataOptions(
         train=cfg.DATASETS.TRAIN,
         test=cfg.DATASETS.TEST,
         num_classes=cfg.MODEL.TOOD.NUM_CLASSES,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
-        test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN, tiles.size),
+        test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, tiles.size),
         finest_stride=finest_stride_of(cfg.MODEL.TOOD.IN_FEATURES),
     )
     aug = cfg.TEST.AUG
@@ -153,7 +155,14 @@ def run_options(cfg: Config) -> RunOptions:
         eval_period=cfg.TEST.EVAL_PERIOD,
         early_stop_patience=cfg.MODEL.TOOD.EARLY_STOP_PATIENCE,
         report=cfg.MODEL.TOOD.REPORT,
+        tiles=tiles,
     )
+
+
+def tile_options(cfg: CfgNode) -> TileOptions:
+    """Return the options of ``INPUT.TILES``."""
+    tiles = cfg.INPUT.TILES
+    return TileOptions(tiles.SIZE, tiles.OVERLAP, tiles.MIN_VISIBLE, tiles.EMPTY_SHARE)
 
 
 def check_training(cfg: Config) -> None:

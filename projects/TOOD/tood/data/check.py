@@ -23,11 +23,14 @@ class InputSize(NamedTuple):
 
     shorter: int  # 0: as they are
     longer: int
+    tile: int = 0  # side of the tiles that are resized instead of the images; 0: the images
 
     def scale(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
         """Return the scale by which images of these sizes are resized."""
         if self.shorter <= 0:
             return np.ones(np.shape(width))
+        if self.tile:
+            width, height = np.minimum(width, self.tile), np.minimum(height, self.tile)
         return np.minimum(
             self.shorter / np.minimum(width, height), self.longer / np.maximum(width, height)
         )

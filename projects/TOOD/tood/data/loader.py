@@ -7,7 +7,7 @@ Detectron2's loader begins anew with every start, and what it draws depends on i
 import copy
 import itertools
 import random
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tood.data.tiles import tile_records
 from tood.utils.errors import UserError
+from tood.utils.tiles import TileOptions
 
 
 class AugmentedDataset(Dataset):
@@ -121,6 +123,7 @@ def build_training_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: Optional[int] = None,
+    tiles: Optional[Mapping] = None,
 ) -> TrainingLoader:
     """As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
 
@@ -131,10 +134,13 @@ def build_training_loader(
         aspect_ratio_grouping: whether wide and tall images are in batches of their own.
         num_workers: of each process.
         seed: of order and augmentation; left out, it is drawn, the same in all processes.
+        tiles: fields of a :class:`~tood.utils.tiles.TileOptions`, to train on tiles of the images.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.
     """
+    if tiles and tiles["size"]:
+        dataset = tile_records(dataset, TileOptions(**tiles))
     batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest or not batch_size:
         raise UserError(

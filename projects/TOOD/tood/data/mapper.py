@@ -35,8 +35,17 @@ class CheckedMapper(DatasetMapper):
                 "repair it, or take it out of the annotation file."
             ) from error
 
+    @staticmethod
+    def _cut(record: Dict, image: np.ndarray) -> np.ndarray:
+        width, height = record.pop("whole_size")
+        check_image_size({**record, "width": width, "height": height}, image)
+        x, y, w, h = record.pop("tile")
+        return image[y : y + h, x : x + w]
+
     def _map(self, record: Dict) -> Dict:
         image = read_image(record["file_name"], self.image_format)
+        if "tile" in record:
+            image = self._cut(record, image)
         check_image_size(record, image)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)

@@ -34,7 +34,7 @@ def tile_records(
 ) -> List[Dict]:
     """
     Args:
-        records: of whole images, in Detectron2's format with XYWH boxes.
+        records: of whole images, in Detectron2's format.
         empty: whether tiles of images that have no object at all are among them.
         seed: of the choice of the tiles without objects.
 
@@ -45,11 +45,12 @@ def tile_records(
     """
     with_objects, without = [], []
     for record in records:
-        boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
+        annotations = [_as_xywh(a) for a in record["annotations"]]
+        boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
         for tile in make_tiles(record["width"], record["height"], options.size, options.overlap):
             shares = visible_in(boxes, tile)
             mine = [
-                {**record["annotations"][i], "bbox": clip_to(boxes[i], tile)}
+                {**annotations[i], "bbox": clip_to(boxes[i], tile)}
                 for i in np.flatnonzero(shares >= options.min_visible)
             ]
             size = {"width": tile.width, "height": tile.height}
@@ -63,6 +64,16 @@ def tile_records(
     number = min(len(without), round(options.empty_share * len(with_objects)))
     chosen = np.random.default_rng(seed).choice(len(without), number, replace=False)
     return [*with_objects, *(without[i] for i in sorted(chosen.tolist()))]
+
+
+def _as_xywh(annotation: Dict) -> Dict:
+    """What a detector of boxes needs of an annotation."""
+    from detectron2.structures import BoxMode
+
+    mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    kept = {k: annotation[k] for k in ("iscrowd", "category_id") if k in annotation}
+    box = BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYWH_ABS)
+    return {**kept, "bbox": box, "bbox_mode": BoxMode.XYWH_ABS}
 
 
 class LargeImage:

@@ -6,16 +6,19 @@ import os
 from collections import OrderedDict
 from typing import Dict
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, OmegaConf
 
 from tood.config.lazy import build_lazy_model, build_part, lazy_run_options, target_of
 from tood.data.loader import build_training_loader
+from tood.data.tiles import tile_records
 from tood.engine.loop import Experiment, LoopOptions
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
+from tood.modeling.detector import TOOD
+from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.views.tta import TOODWithTTA
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ def build_lazy_experiment(lazy: DictConfig) -> Experiment:
     optimizer = build_part(parts, "optimizer")
     if target_of(parts.dataloader.train) is build_training_loader and lazy.train.seed >= 0:
         parts.dataloader.train.seed = lazy.train.seed
+    if lazy.train.tiles.size:
+        parts.dataloader.train.tiles = lazy.train.tiles
     return Experiment(
         model=model,
         optimizer=optimizer,
@@ -76,6 +81,12 @@ def evaluate_lazy(lazy: DictConfig, model, folder: str = "", *, alignment: bool 
         alignment: measure the alignment as well, where the config asks for it.
     """
     results, names = OrderedDict(), lazy_run_options(lazy).data.test
+    tiles = lazy_run_options(lazy).tiles
+    if tiles.size and isinstance(model, TOOD):
+        (resize,) = build_part(lazy, "dataloader.test.mapper.augmentations")
+        model = TiledTOOD(model, tiles, ResizedTOOD(model, resize))
+        lazy, alignment = copy.deepcopy(lazy), False
+        lazy.dataloader.test.mapper.augmentations = []
     for name in names:
         if "evaluator" not in lazy.dataloader:
             logger.warning("The config has no dataloader.evaluator: nothing is measured.")
@@ -108,6 +119,8 @@ def evaluate_lazy_with_TTA(lazy: DictConfig, model) -> Dict:
     lazy.dataloader.test.mapper.augmentations = []
     folder = os.path.join(options.output_dir, "TTA")
     augmented = TOODWithTTA(model, options.tta)
+    if options.tiles.size:
+        augmented = TiledTOOD(model, options.tiles, augmented)
     results = evaluate_lazy(lazy, augmented, folder, alignment=False)
     return OrderedDict((f"{name}_TTA", metrics) for name, metrics in results.items())
 
@@ -117,4 +130,9 @@ def _test_loader(lazy: DictConfig, name: str, *, with_gt: bool = False):
     OmegaConf.update(lazy, "dataloader.test.dataset.names", name, merge=False)
     if with_gt:
         lazy.dataloader.test.mapper.is_train = True
+        tiles = lazy_run_options(lazy).tiles
+        if tiles.size:
+            records = tile_records(build_part(lazy, "dataloader.test.dataset"), tiles)
+            mapper = build_part(lazy, "dataloader.test.mapper")
+            return build_detection_test_loader(records, mapper=mapper)
     return build_part(lazy, "dataloader.test")

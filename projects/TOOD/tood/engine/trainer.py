@@ -15,13 +15,16 @@ from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
-from tood.config.read import run_options
+from tood.config.read import run_options, tile_options
 from tood.data.loader import build_training_loader
 from tood.data.mapper import CheckedMapper
+from tood.data.tiles import tile_records
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.optimizer import clip_gradients
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
+from tood.modeling.detector import TOOD
+from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.views.tta import TOODWithTTA
 
 
@@ -113,6 +116,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else None,
+            tiles=tile_options(cfg)._asdict(),
         )
 
     @classmethod
@@ -128,7 +132,12 @@ class Trainer(TrainingLoop, DefaultTrainer):
             augmentations=build_augmentation(cfg, is_train=False),
             image_format=cfg.INPUT.FORMAT,
         )
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        tiles = tile_options(cfg)
+        if not tiles.size:
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        records = tile_records(get_detection_dataset_dicts(dataset_name, False), tiles)
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
@@ -140,7 +149,15 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate as Detectron2 does, with the alignment as well (``EVAL_ALIGNMENT``)."""
+        """Evaluate as Detectron2 does, with the alignment as well (``EVAL_ALIGNMENT``), and in
+        tiles (``INPUT.TILES``), of which there is no alignment.
+        """
+        tiles = tile_options(cfg)
+        if tiles.size and isinstance(model, TOOD):
+            resize = build_augmentation(cfg, is_train=False)[0]
+            model = TiledTOOD(model, tiles, ResizedTOOD(model, resize))
+            cfg = _changed(cfg, "INPUT.MIN_SIZE_TEST", 0)
+            cfg.MODEL.TOOD.EVAL_ALIGNMENT = False
         if evaluators is None and cfg.MODEL.TOOD.EVAL_ALIGNMENT:
             names = cfg.DATASETS.TEST
             folders = [results_folder(cfg.OUTPUT_DIR, name, names) for name in names]
@@ -159,7 +176,9 @@ class Trainer(TrainingLoop, DefaultTrainer):
         # It resizes the images itself, from their own size, and has no dense output of its own.
         cfg.INPUT.MIN_SIZE_TEST = 0
         cfg.MODEL.TOOD.EVAL_ALIGNMENT = False
-        results = cls.test(cfg, TOODWithTTA(model, run_options(cfg).tta))
+        detect = TOODWithTTA(model, run_options(cfg).tta)
+        tiles = tile_options(cfg)
+        results = cls.test(cfg, TiledTOOD(model, tiles, detect) if tiles.size else detect)
         return OrderedDict((f"{name}_TTA", metrics) for name, metrics in results.items())
 
     @classmethod

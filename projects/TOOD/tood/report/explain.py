@@ -5,7 +5,7 @@ Shapes: M objects, R locations of all levels, K classes. Boxes are XYXY pixels o
 input.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -63,16 +63,16 @@ class Explanation(NamedTuple):
 
 @torch.no_grad()
 def explain(
-    model, image: Dict, objects: Objects, class_names: Sequence[str], score_threshold: float
+    model, image: Tensor, objects: Objects, class_names: Sequence[str], score_threshold: float
 ) -> Explanation:
     """
     Args:
         model: a TOOD in evaluation mode.
-        image: "image" (3, H, W) as the model takes it.
+        image: (3, H, W), as the model takes it.
         objects: with the others of the image; without them, nothing is said of neighbours.
         score_threshold: from which on a detection is told.
     """
-    images, predictions = model.predict_with_images([{"image": image["image"]}])
+    images, predictions = model.predict_with_images([{"image": image}])
     objects = Objects(*(x.to(predictions.pred_boxes.device) for x in objects[:2]), objects.index)
     scores, boxes = predictions.pred_scores[0], predictions.pred_boxes[0]
     points = predictions.anchors.get_centers()
@@ -293,12 +293,16 @@ def nearest_object(boxes: Tensor, box: Tensor) -> Optional[int]:
     return best if float(ious[best]) >= IOU else None
 
 
-def objects_of(boxes: List, classes: List[int], index: int, scale: float) -> Objects:
+def objects_of(
+    boxes: List, classes: List[int], index: int, scale: float, corner: Sequence[int] = (0, 0)
+) -> Objects:
     """
     Args:
         boxes: x, y, width, height in pixels of the image.
         scale: of the network's input.
+        corner: x and y in the image of the part of it that the network sees.
     """
-    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * scale
-    corners = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1)
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    corners[:, :2] -= torch.tensor(corner, dtype=torch.float32)
+    corners = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1) * scale
     return Objects(corners, torch.tensor(classes, dtype=torch.int64), index)

@@ -56,6 +56,8 @@ class TiledTOOD(nn.Module):
         super().__init__()
         self.model, self.options, self.finder = model, options, finder
         self.batch_size = batch_size
+        # An evaluation puts it back to what it was, and the model with it.
+        self.train(model.training if isinstance(model, nn.Module) else False)
 
     @torch.no_grad()
     def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
@@ -68,12 +70,12 @@ class TiledTOOD(nn.Module):
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, x: Dict) -> Instances:
-        height, width = _size_of(x)
+        height, width = size_of(x)
         tiles = make_tiles(width, height, self.options.size, self.options.overlap)
         found = []
         for first in range(0, len(tiles), self.batch_size):
             batch = tiles[first : first + self.batch_size]
-            images = [{"image": _pixels_of(x, tile)} for tile in batch]
+            images = [{"image": pixels_of(x, tile)} for tile in batch]
             for tile, candidates in zip(batch, self.finder.find_candidates(images)):
                 boxes = candidates.pred_boxes.tensor + _offset(tile, candidates.scores)
                 moved = Instances((height, width), **candidates.get_fields())
@@ -124,14 +126,15 @@ def _neighbours(tile: Tile, tiles: Sequence[Tile]) -> Iterator[Tile]:
             yield other
 
 
-def _size_of(x: Dict) -> Tuple[int, int]:
+def size_of(x: Dict) -> Tuple[int, int]:
+    """Return height and width of what :class:`TiledTOOD` takes."""
     if "reader" in x:
         return x["reader"].height, x["reader"].width
     return tuple(x["image"].shape[1:])
 
 
-def _pixels_of(x: Dict, tile: Tile) -> Tensor:
-    """(3, height, width)"""
+def pixels_of(x: Dict, tile: Tile) -> Tensor:
+    """Return the pixels of a tile, (3, height, width) uint8."""
     if "reader" in x:
         pixels = x["reader"].read(tile)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
