@@ -1,0 +1,76 @@
+"""Other people's programs on what a training leaves; each where its package is installed."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIG, TINY
+from detectron2.modeling import build_model
+from PIL import Image
+
+import tood
+from tood.config.read import load_config
+from tood.data.shapes import SHAPES
+
+
+@pytest.fixture(scope="module", params=["RGB", "BGR"])
+def left(request, shapes, tmp_path_factory):
+    """Config and checkpoint of a training, whose model takes images in an order."""
+    folder = tmp_path_factory.mktemp("left")
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    opts = ["INPUT.FORMAT", request.param, "MODEL.TOOD.NUM_CLASSES", "4"]
+    opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
+    cfg = load_config(CONFIG, [*TINY, *opts], train_data=[entry], val_data=[entry])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.head.cls_pred.weight, std=0.5)
+    weights = {"model": model.state_dict(), "class_names": list(SHAPES)}
+    torch.save(weights, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def test_sahi(left, shapes):
+    pytest.importorskip("sahi", reason="not installed")
+    from sahi import AutoDetectionModel
+    from sahi.predict import get_sliced_prediction
+
+    # As in docs/tiles.md.
+    model = AutoDetectionModel.from_pretrained(
+        model_type="detectron2",
+        config_path=str(left / "config.yaml"),
+        model_path=str(left / "model_final.pth"),
+        confidence_threshold=0.0,
+        device="cpu",
+    )
+    if model.model.input_format == "RGB":
+        model.model.input_format = "RGB, as SAHI gives it"
+
+    path = sorted((shapes / "images").iterdir())[0]
+    found = get_sliced_prediction(
+        str(path),
+        model,
+        slice_height=64,
+        slice_width=64,
+        postprocess_type="NMS",
+        postprocess_match_threshold=1.0,
+        verbose=0,
+    ).object_prediction_list
+    expected = tood.Predictor(str(left / "config.yaml"), str(left / "model_final.pth"))(path)
+    assert {x.category.name for x in found} <= set(SHAPES) and len(found) > 20
+    names = [SHAPES[c] for c in expected.pred_classes]
+    theirs = {(x.category.name, round(x.score.value, 4)) for x in found}
+    ours = {(name, round(s, 4)) for name, s in zip(names, expected.scores.tolist())}
+    assert theirs <= ours  # SAHI leaves more out in its own NMS
+
+
+def test_supervision(left, shapes):
+    supervision = pytest.importorskip("supervision", reason="an extra")
+    predictor = tood.Predictor(str(left / "config.yaml"), str(left / "model_final.pth"))
+    path = sorted((shapes / "images").iterdir())[0]
+    instances = predictor(path)
+    found = supervision.Detections.from_detectron2({"instances": instances})
+    assert np.array_equal(found.xyxy, instances.pred_boxes.tensor.numpy())
+    assert np.array_equal(found.confidence, instances.scores.numpy())
+    assert np.array_equal(found.class_id, instances.pred_classes.numpy())
+    drawn = supervision.BoxAnnotator().annotate(np.array(Image.open(path)), found[:5])
+    assert drawn.shape[2] == 3
