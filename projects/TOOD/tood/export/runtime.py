@@ -217,7 +217,9 @@ def _openvino(path: str):
     import openvino
 
     proto = onnx.load(path)
-    compiled = openvino.Core().compile_model(path, "CPU")
+    # Where a CPU has bfloat16, OpenVINO would compute float32 in it, and detections would differ.
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
     request = compiled.create_infer_request()
 
     def run(images):
