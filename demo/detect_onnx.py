@@ -120,6 +120,10 @@ class Detector:
         self.classes = [str(name) for name in json.loads(about["classes"])]
         self.rgb = about["input_format"] == "RGB"
         self.min_size, self.max_size = (int(about[key]) for key in ("min_size", "max_size"))
+        self.tiles = [int(x) for x in json.loads(about.get("tiles", "[0, 0]"))]
+        self.nms_threshold = float(about["nms_threshold"])
+        self.max_detections = int(about["max_detections"])
+        self.class_agnostic = json.loads(about.get("class_agnostic_nms", "false"))
         self.mean_and_std = None
         if about["preprocessing"] == "outside":
             self.mean_and_std = [
@@ -136,15 +140,39 @@ class Detector:
             boxes (D, 4), x1, y1, x2, y2 in pixels of the image; scores (D,), falling; classes (D,).
         """
         height, width = image.shape[:2]
+        find = self.find_in_tiles if self.tiles[0] else self.find
+        boxes, scores, classes = find(image)
+        boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return boxes[inside], scores[inside], classes[inside]
+
+    def find_in_tiles(self, image):
+        """Of each tile, but for boxes that a neighbour sees whole; then NMS of all of them."""
+        height, width = image.shape[:2]
+        size, overlap = self.tiles
+        tiles = tiles_of(width, height, size, overlap)
+        parts = []
+        for tile in tiles:
+            x1, y1, x2, y2 = tile
+            boxes, scores, classes = self.find(np.ascontiguousarray(image[y1:y2, x1:x2]))
+            boxes = boxes + np.array([x1, y1, x1, y1], np.float32)
+            kept = ~seen_whole_elsewhere(boxes, tile, tiles, width, height)
+            parts.append((boxes[kept], scores[kept], classes[kept]))
+        boxes, scores, classes = (np.concatenate(x) for x in zip(*parts))
+        groups = np.zeros_like(classes) if self.class_agnostic else classes
+        kept = nms(boxes, scores, groups, self.nms_threshold)[: self.max_detections]
+        return boxes[kept], scores[kept], classes[kept]
+
+    def find(self, image):
+        """As __call__, of an image that is seen in one piece; boxes may reach out of it."""
+        height, width = image.shape[:2]
         resized = resize(image, *size_of_shorter_edge(height, width, self.min_size, self.max_size))
         outputs = self.session.run(None, {self.input_name: self.input_of(resized)})
         outputs = dict(zip(self.output_names, outputs))
         count = outputs["num_detections"][0]
         boxes, scores, classes = (outputs[key][0, :count] for key in ("boxes", "scores", "classes"))
         scale = np.array([width / resized.shape[1], height / resized.shape[0]] * 2, np.float32)
-        boxes = (boxes * scale).clip(0, np.array([width, height] * 2, np.float32))
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        return boxes[inside], scores[inside], classes[inside]
+        return boxes * scale, scores, classes
 
     def input_of(self, image):
         image = (image[:, :, ::-1] if self.rgb else image).astype(np.float32)
@@ -152,6 +180,58 @@ class Detector:
             mean, std = self.mean_and_std
             image = (image - mean) / std
         return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+
+
+# --- tiles of large images -------------------------------------------------------------------
+
+SEAM = 2  # a box that comes so near to a seam may be cut by it: pixels of the image
+
+
+def tiles_of(width, height, size, overlap):
+    """x1, y1, x2, y2 of tiles of one size, that overlap by so many pixels at least."""
+
+    def starts(side):
+        if side <= size:
+            return [0]
+        number = 1 - (size - side) // (size - overlap)
+        return [(side - size) * i // (number - 1) for i in range(number)]
+
+    return [
+        (x, y, min(x + size, width), min(y + size, height))
+        for y in starts(height)
+        for x in starts(width)
+    ]
+
+
+def seen_whole_elsewhere(boxes, tile, tiles, width, height):
+    """Which boxes a tile may have cut that another one sees whole."""
+
+    def clear(x1, y1, x2, y2):
+        low = [-np.inf if v <= 0 else v + SEAM for v in (x1, y1)]
+        high = [np.inf if v >= end else v - SEAM for v, end in ((x2, width), (y2, height))]
+        return ((boxes[:, :2] >= low) & (boxes[:, 2:] <= high)).all(axis=1)
+
+    whole = np.zeros(len(boxes), dtype=bool)
+    for other in tiles:
+        apart = (np.maximum(tile[:2], other[:2]) >= np.minimum(tile[2:], other[2:])).any()
+        if other != tile and not apart:
+            whole |= clear(*other)
+    return ~clear(*tile) & whole
+
+
+def nms(boxes, scores, groups, threshold):
+    """The indices of what is left, by falling score; boxes of different groups do not meet."""
+    order, kept = np.argsort(-scores, kind="stable"), []
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        low = np.maximum(boxes[order, :2], boxes[best, :2])
+        high = np.minimum(boxes[order, 2:], boxes[best, 2:])
+        inter = (high - low).clip(min=0).prod(axis=1)
+        ious = inter / (areas[order] + areas[best] - inter)
+        order = order[(ious <= threshold) | (groups[order] != groups[best])]
+    return np.array(kept, dtype=int)
 
 
 def providers():

@@ -34,8 +34,10 @@ from tood.export.runtime import ExportedDetector, ExportedFile, compare_detectio
 from tood.modeling.backbone.deform_conv import PortableDeformConv
 from tood.modeling.backbone.fixed_norm import FixedNormConv2d, fold_fixed_norms
 from tood.modeling.postprocess import Candidates
+from tood.modeling.views.tiles import seen_whole_elsewhere
 from tood.predictor import Predictor
 from tood.utils.errors import UserError
+from tood.utils.tiles import make_tiles
 
 for name in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(name)
@@ -441,6 +443,63 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     # Nothing is written over unasked.
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and "already exists; name another --output" in again.stderr
+
+
+def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path):
+    path = str(tmp_path / "tiled.onnx")
+    save_checked(onnx.load(onnx_file), path, tiles=[40, 16])
+    opts = [*SMALL, "INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"]
+    predictor = Predictor(CONFIG, weights, opts=opts)
+    file = ExportedFile(path)
+    assert file.metadata["tiles"] == [40, 16]
+    assert export_model.metadata_of(exportable_to_onnx(predictor.model), predictor)["tiles"] == [
+        40,
+        16,
+    ]
+    program, detector = detect_onnx.Detector(path), ExportedDetector(file)
+    for photo in sorted((shapes / "images").iterdir())[:3]:
+        image = cv2.imread(str(photo))
+        order = image[:, :, ::-1] if predictor.options.input_format == "RGB" else image
+        pixels = torch.from_numpy(np.ascontiguousarray(order.transpose(2, 0, 1)))
+        (found,) = detector([{"image": pixels}])
+        expected = {
+            "boxes": found["instances"].pred_boxes.tensor.numpy(),
+            "scores": found["instances"].scores.numpy(),
+            "classes": found["instances"].pred_classes.numpy(),
+        }
+        actual = dict(zip(("boxes", "scores", "classes"), program(image)))
+        same = compare_detections(expected, actual)
+        assert same.unmatched == 0 and same.matched == len(expected["scores"]) > 20
+        # The file has suppressed within each tile already; the model suppresses all at once.
+        own = predictor(photo)
+        own = {"boxes": own.pred_boxes.tensor.numpy(), "scores": own.scores.numpy()} | {
+            "classes": own.pred_classes.numpy()
+        }
+        assert compare_detections(own, actual).matched > 0.9 * len(own["scores"])
+
+
+def test_nms_of_the_program_is_torchvisions():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 80, size=(200, 2))
+    boxes = np.concatenate([low, low + rng.uniform(1, 40, size=(200, 2))], axis=1)
+    boxes, scores = boxes.astype(np.float32), rng.random(200).astype(np.float32)
+    groups = rng.integers(3, size=200)
+    found = detect_onnx.nms(boxes, scores, groups, 0.5)
+    arrays = (torch.from_numpy(x) for x in (boxes, scores, groups))
+    assert found.tolist() == batched_nms(*arrays, 0.5).tolist()
+    for width, height, size, overlap in ((100, 60, 60, 20), (301, 200, 50, 7), (30, 30, 60, 0)):
+        tiles = [
+            (t.x, t.y, t.x + t.width, t.y + t.height)
+            for t in make_tiles(width, height, size, overlap)
+        ]
+        assert detect_onnx.tiles_of(width, height, size, overlap) == tiles
+        theirs = torch.from_numpy(boxes)
+        for tile, other in zip(make_tiles(width, height, size, overlap), tiles):
+            expected = seen_whole_elsewhere(
+                theirs, tile, make_tiles(width, height, size, overlap), (width, height)
+            )
+            found = detect_onnx.seen_whole_elsewhere(boxes, other, tiles, width, height)
+            assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("size", [(75, 100), (800, 1067), (17, 23), (300, 400), (480, 641)])

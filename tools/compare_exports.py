@@ -125,7 +125,7 @@ def check_same_model(file, predictor):
 def test_loader(predictor):
     mapper = CheckedMapper(
         is_train=False,
-        augmentations=[predictor.resize],
+        augmentations=[predictor.resize] if predictor.resizes else [],  # or tiles are
         image_format=predictor.options.input_format,
     )
     name = predictor.options.data.test[0]

@@ -138,6 +138,7 @@ def metadata_of(module, predictor):
         min_size=options.min_size_test,
         max_size=options.max_size_test,
         precision="float32",
+        tiles=list(options.tiles[:2]),
     )
 
 

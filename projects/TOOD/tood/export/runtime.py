@@ -11,12 +11,15 @@ from typing import Any, Callable, Dict, List, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from tood.export.module import METADATA_FILE, quiet
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
+from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD
 from tood.utils.errors import UserError, first_line
+from tood.utils.tiles import TileOptions
 
 # What a file says of itself, and its types.
 METADATA = {
@@ -145,22 +148,44 @@ class ExportedFile:
 
 
 class ExportedDetector:
-    """Called like a model of Detectron2 in evaluation mode, one image after the other."""
+    """Called like a model of Detectron2 in evaluation mode, one image after the other. A file of a
+    model that sees tiles is given images in their own size.
+    """
 
     def __init__(self, file: ExportedFile):
-        self.file = file
+        self.file, self._tiled = file, None
+        size, overlap = file.metadata.get("tiles") or (0, 0)
+        if size:
+            min_size, max_size = (file.metadata[key] for key in ("min_size", "max_size"))
+            finder = ResizedTOOD(self, T.ResizeShortestEdge([min_size] * 2, max_size))
+            self._tiled = TiledTOOD(self, TileOptions(size, overlap), finder)
 
     def __call__(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
+        if self._tiled is not None:
+            return self._tiled(batched_inputs)
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, image: Dict) -> Instances:
-        pixels = image["image"]
-        found = self.file.detect(pixels.numpy())
-        fields = {FIELDS.get(name, name): torch.from_numpy(x) for name, x in found.items()}
-        fields["pred_boxes"] = Boxes(fields["pred_boxes"])
-        instances = Instances(pixels.shape[1:], **fields)
-        height, width = (image.get(k, s) for k, s in zip(("height", "width"), pixels.shape[1:]))
+        size = image["image"].shape[1:]
+        height, width = (image.get(k, s) for k, s in zip(("height", "width"), size))
+        (instances,) = self.find_candidates([image])
         return detector_postprocess(instances, height, width)
+
+    def find_candidates(self, batched_inputs: List[Dict]) -> List[Instances]:
+        """Return the detections of each image in its pixels."""
+        results = []
+        for x in batched_inputs:
+            found = self.file.detect(x["image"].numpy())
+            fields = {FIELDS.get(name, name): torch.from_numpy(v) for name, v in found.items()}
+            fields["pred_boxes"] = Boxes(fields["pred_boxes"])
+            results.append(Instances(tuple(x["image"].shape[1:]), **fields))
+        return results
+
+    def suppress(self, candidates: Instances) -> Instances:
+        """Return the best detections of all tiles without overlap."""
+        about = self.file.metadata
+        limits = about["nms_threshold"], about["max_detections"]
+        return suppress_non_maxima(candidates, *limits, about.get("class_agnostic_nms", False))
 
 
 class Comparison(NamedTuple):

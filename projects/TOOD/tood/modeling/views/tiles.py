@@ -11,7 +11,6 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from tood.modeling.detector import TOOD
 from tood.utils.tiles import Tile, TileOptions, make_tiles
 
 # A box that comes so near to a seam may be cut by it: pixels of the image.
@@ -21,7 +20,11 @@ SEAM = 2.0
 class ResizedTOOD(nn.Module):
     """Finds candidates of images that it resizes first."""
 
-    def __init__(self, model: TOOD, resize: T.Augmentation):
+    def __init__(self, model, resize: T.Augmentation):
+        """
+        Args:
+            model: a TOOD, not wrapped, or what has its ``find_candidates``.
+        """
         super().__init__()
         self.model, self.resize = model, resize
 
@@ -44,10 +47,10 @@ class TiledTOOD(nn.Module):
     own size, each as "image", or as a "reader" of which one tile after the other is read.
     """
 
-    def __init__(self, model: TOOD, options: TileOptions, finder: nn.Module, batch_size: int = 4):
+    def __init__(self, model, options: TileOptions, finder: nn.Module, batch_size: int = 4):
         """
         Args:
-            model: not wrapped.
+            model: a TOOD, not wrapped, or what has its ``suppress``.
             options: with a size.
             finder: finds candidates in tiles, a :class:`ResizedTOOD` or a
                 :class:`~tood.modeling.views.tta.TOODWithTTA`.
