@@ -21,9 +21,12 @@ setup(
     py_modules=["tood_cli"],
     entry_points={"console_scripts": ["tood = tood_cli:main"]},
     package_dir={"": "projects/TOOD", "tood.configs": "configs"},
-    package_data={"tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py", "lazy/common/*.py"]},
+    package_data={
+        "tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py", "lazy/common/*.py"],
+        "tood.report": ["*.jinja"],
+    },
     python_requires=">=3.9",
-    install_requires=["fvcore", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
+    install_requires=["fvcore", "jinja2", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff"],

@@ -100,7 +100,7 @@ def draw_errors(errors: List[Dict]) -> bytes:
 def draw_calibration(bins: List[Dict]) -> bytes:
     """Correctness and IoU of detections over their score, and how many there are."""
     figure = Figure(figsize=SIZE, dpi=120, layout="constrained")
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
     bins = [x for x in bins if x["count"]]
     scores = [x["mean_score"] for x in bins]
     axes.set_title("What a score means", fontsize=10)
