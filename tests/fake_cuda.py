@@ -1,0 +1,61 @@
+"""A GPU that is not there: PyTorch's fake tensors say that they are on "cuda" on any machine. They
+have shapes and devices and no values, so that two things are errors: operations between devices,
+and Python's asking for a value, for which a CPU would have to wait for a GPU.
+"""
+
+import contextlib
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+DEVICE = "cuda:0"
+
+
+def to_fake(x):
+    return torch.empty(x.shape, dtype=x.dtype, device=DEVICE)
+
+
+@contextlib.contextmanager
+def fake_cuda(model):
+    """Let a model be on a GPU that is not there, for good."""
+    pads = mock.patch.object(ImageList, "from_tensors", pad_to_one_size)
+    # Or autocast would turn itself off.
+    amp = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    bfloat16 = mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True)
+    with FakeTensorMode(), pads, amp, bfloat16:
+        for module in model.modules():
+            for name, x in list(module._parameters.items()):
+                if x is not None:
+                    fake = nn.Parameter(to_fake(x), requires_grad=x.requires_grad)
+                    module._parameters[name] = fake
+            for name, x in list(module._buffers.items()):
+                if x is not None:
+                    module._buffers[name] = to_fake(x)
+        yield model
+
+
+def pad_to_one_size(tensors, size_divisibility=0, pad_value=0.0, padding_constraints=None):
+    """Detectron2's function on plain integers, where its own computes sizes by tensors on the CPU,
+    whose values are fake as well.
+    """
+    sizes = [tuple(x.shape[-2:]) for x in tensors]
+    divisor = max(size_divisibility, 1)
+    H, W = (-(-max(side) // divisor) * divisor for side in zip(*sizes))
+    padded = [F.pad(x, (0, W - w, 0, H - h), value=pad_value) for x, (h, w) in zip(tensors, sizes)]
+    return ImageList(torch.stack(padded), sizes)
+
+
+def fake_batch(sizes, counts):
+    """Images on the CPU, as a loader gives them, with so many objects each."""
+    batch = []
+    for (height, width), count in zip(sizes, counts):
+        gt = Instances((height, width))
+        gt.gt_boxes = Boxes(torch.empty(count, 4))
+        gt.gt_classes = torch.empty(count, dtype=torch.int64)
+        image = torch.empty(3, height, width, dtype=torch.uint8)
+        batch.append({"image": image, "instances": gt, "height": height, "width": width})
+    return batch
