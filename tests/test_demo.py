@@ -163,12 +163,12 @@ def test_thresholds_of_classes(trained, photos):
 
 
 def test_a_training_writes_a_report(trained, photos, tmp_path, capsys):
-    figures = json.loads((trained / "report" / "report.json").read_text())
+    summary = json.loads((trained / "report" / "report.json").read_text())
     AP = json.loads((trained / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
-    assert figures["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
+    assert summary["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert {"training.png", "alignment.png", "report.html"} <= set(os.listdir(trained / "report"))
-    assert figures["alignment"]["all"]["objects"] == figures["data"]["objects"]
-    thresholds = {x["name"]: x["threshold"] for x in figures["classes"]}
+    assert summary["alignment"]["all"]["objects"] == summary["data"]["objects"]
+    thresholds = {x["name"]: x["threshold"] for x in summary["classes"]}
     run_demo(
         trained,
         *("--input", str(photos / "00001.jpg"), "--output", str(tmp_path)),

@@ -13,9 +13,9 @@ from pycocotools.cocoeval import COCOeval
 from tood.evaluation.intervals import (
     all_average_precisions,
     bootstrap_weights,
-    class_summary,
+    class_metrics,
+    coco_metrics,
     interval_of,
-    summary,
     weighted_average_precisions,
     without_each,
 )
@@ -63,8 +63,8 @@ def matched(content, found):
 def metrics_of(content, found):
     table, matches = matched(content, found)
     aps = all_average_precisions(table, matches)
-    per_class = {f"AP-class {k}": AP for k, AP in enumerate(class_summary(aps)["AP"])}
-    return {**summary(aps), **per_class}
+    per_class = {f"AP-class {k}": AP for k, AP in enumerate(class_metrics(aps)["AP"])}
+    return {**coco_metrics(aps), **per_class}
 
 
 def metrics_of_pycocotools(content, found):
@@ -169,7 +169,7 @@ def test_intervals():
     for n in (30, 300):
         table, matches = matched(*random_set(n))
         samples = weighted_average_precisions(table, matches, bootstrap_weights(n))
-        interval = interval_of(0.0, summary(samples)["AP"])
+        interval = interval_of(0.0, coco_metrics(samples)["AP"])
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0] / 2
 

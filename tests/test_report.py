@@ -1,4 +1,4 @@
-"""The report: its page, figures, pictures and commands, and what a browser makes of it."""
+"""The report: its page, summary, drawings and commands, and what a browser makes of it."""
 
 import json
 
@@ -10,7 +10,7 @@ from PIL import Image
 from test_matching import content_of, detections_of, metrics_of_pycocotools, random_set
 
 from tood.commands import report as report_command
-from tood.report.analysis import analyze, figures_of, why_missed
+from tood.report.analysis import analyze, summarize_analysis, why_missed
 from tood.report.compare import NOT_DISTINGUISHABLE, compare
 from tood.report.page import Facts, number, render
 from tood.report.suspects import MISSING, NOTHING_THERE, OTHER_CLASS, find_suspects
@@ -59,16 +59,16 @@ def written(data):
 
 def test_figures_are_pycocotools(data, written):
     _, content, found = data
-    figures = json.loads((written / "report.json").read_text())
+    summary = json.loads((written / "report.json").read_text())
     expected, per_class = metrics_of_pycocotools(content, found)
     for name, value in expected.items():
-        actual = figures["metrics"][name]
+        actual = summary["metrics"][name]
         assert actual["value"] == pytest.approx(value, abs=1e-9)
         assert actual["low"] <= actual["value"] + 3 and actual["high"] >= actual["value"] - 3
-    for row, AP in zip(figures["classes"], per_class):
+    for row, AP in zip(summary["classes"], per_class):
         assert row["AP"]["value"] == pytest.approx(AP, abs=1e-9)
-    assert [x["name"] for x in figures["classes"]] == ["disc", EVIL, "$_x"]
-    assert sum(map(sum, figures["confusion"]["rows"])) > 0
+    assert [x["name"] for x in summary["classes"]] == ["disc", EVIL, "$_x"]
+    assert sum(map(sum, summary["confusion"]["rows"])) > 0
     assert len(json.loads((written / "detections.json").read_text())) == len(found)
     plots = {"precision_recall", "f1", "confusion", "errors", "calibration"}
     assert {x.stem for x in written.glob("*.png")} == plots
@@ -87,7 +87,7 @@ def test_page_holds_everything_and_no_code_of_others(written):
 
 def test_the_same_every_time(data):
     _, content, found = data
-    first, second = (figures_of(analyze(content, detections_of(found))) for _ in range(2))
+    first, second = (summarize_analysis(analyze(content, detections_of(found))) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
 
 
@@ -95,9 +95,9 @@ def test_nothing_found_and_nothing_to_find():
     content = content_of(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
     facts = Facts("nothing", "command", {})
     for other in (content, content_of(2, [])):
-        figures = figures_of(analyze(other, [], num_samples=20))
-        assert "<!doctype html>" in render(figures, facts)
-        assert figures["all_classes"]["f1"] == 0 or np.isnan(figures["all_classes"]["precision"])
+        summary = summarize_analysis(analyze(other, [], num_samples=20))
+        assert "<!doctype html>" in render(summary, facts)
+        assert summary["all_classes"]["f1"] == 0 or np.isnan(summary["all_classes"]["precision"])
     assert number(float("nan")) == "–"
 
 
@@ -214,17 +214,17 @@ def click(browser, column):
 
 
 def test_in_a_browser(browser, written):
-    figures = json.loads((written / "report.json").read_text())
+    summary = json.loads((written / "report.json").read_text())
     browser.open(written / "report.html", width=1400)
     tiles = browser.run(
         """Object.fromEntries([...document.querySelectorAll(".tile")].map(
             (x) => [x.dataset.metric, x.querySelector("b").textContent]))"""
     )
-    expected = {name: x["value"] for name, x in figures["metrics"].items()}
+    expected = {name: x["value"] for name, x in summary["metrics"].items()}
     assert tiles == {name: "–" if x is None else f"{x:.1f}" for name, x in expected.items()}
     rows = browser.run(TABLE)
     assert [row[0] for row in rows] == ["disc", EVIL, "$_x"]
-    assert [row[2] for row in rows] == [f"{x['AP']['value']:.1f}" for x in figures["classes"]]
+    assert [row[2] for row in rows] == [f"{x['AP']['value']:.1f}" for x in summary["classes"]]
     by_AP = sorted(rows, key=lambda row: float(row[2]), reverse=True)
     assert click(browser, 2) == by_AP
     assert click(browser, 2) == by_AP[::-1]
@@ -233,8 +233,8 @@ def test_in_a_browser(browser, written):
     assert click(browser, 0) == by_name[::-1]
     # The class that would end the script, and say something, is text.
     assert browser.run("document.scripts.length") == 1
-    pictures = "[...document.images].map((x) => x.complete && x.naturalWidth > 0)"
-    assert all(browser.run(pictures)) and len(browser.run(pictures)) > 8
+    drawings = "[...document.images].map((x) => x.complete && x.naturalWidth > 0)"
+    assert all(browser.run(drawings)) and len(browser.run(drawings)) > 8
 
 
 @pytest.mark.parametrize("width, dark", [(1400, False), (400, True)])

@@ -45,7 +45,7 @@ from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.coco import CleanCOCOEvaluator, content_of
 from tood.predictor import Predictor
 from tood.report import gallery, page, plots
-from tood.report.analysis import Analysis, analyze, figures_of, why_missed
+from tood.report.analysis import Analysis, analyze, summarize_analysis, why_missed
 from tood.report.compare import compare
 from tood.report.explain import FOUND, explain, objects_of
 from tood.report.suspects import MISSING, Suspect, as_rows, find_suspects
@@ -54,7 +54,7 @@ from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json, write_whole
 from tood.visualization.alignment import draw_scatter
 
-PAGE, FIGURES = "report.html", "report.json"
+PAGE, SUMMARY = "report.html", "report.json"
 RESULTS = "coco_instances_results.json"  # Detectron2's name for the detections
 NUM_SUSPECTS, LEAST_DOUBT = 30, 0.3
 LEGEND = "At the thresholds above."
@@ -105,7 +105,7 @@ def main(args):
     subject = of_checkpoint(predictor) if predictor else of_results(args)
     other = read_results(args.compare) if args.compare else None
     analysis = analyze(subject.content, subject.detections, args.results or subject.name)
-    figures = figures_of(analysis)
+    summary = summarize_analysis(analysis)
     comparison = []
     if other is not None:
         comparison = compare(analysis, analyze(subject.content, other, args.compare))
@@ -115,8 +115,8 @@ def main(args):
         command=args.command,
         versions=versions(),
         notes=subject.notes,
-        plots={**plots.draw_plots(figures, analysis.table.class_names), **subject.plots},
-        sections=sections_of(analysis, figures, subject.image_root, predictor),
+        plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
+        sections=sections_of(analysis, summary, subject.image_root, predictor),
         alignment=[{"name": name, **row} for name, row in subject.alignment.items()],
         suspects=suspects,
         comparison=comparison,
@@ -130,8 +130,8 @@ def main(args):
         "command": args.command,
         "versions": facts.versions,
     }
-    write(args.output, {**figures, **more}, facts, subject.detections)
-    print(sentence_of(figures, os.path.join(args.output, PAGE)))
+    write(args.output, {**summary, **more}, facts, subject.detections)
+    print(sentence_of(summary, os.path.join(args.output, PAGE)))
 
 
 def suspects_of(analysis: Analysis) -> List[Suspect]:
@@ -244,14 +244,14 @@ def training_records(folder: str) -> List[Dict]:
 
 
 def sections_of(
-    analysis: Analysis, figures: Dict, image_root: str, predictor: Optional[Predictor]
+    analysis: Analysis, summary: Dict, image_root: str, predictor: Optional[Predictor]
 ) -> Sequence[page.Section]:
     def why(g: int) -> str:
         if predictor is None:
             return why_missed(analysis, g)
         return explained(predictor, analysis, image_root, g)
 
-    worst = gallery.worst_images(analysis, figures["worst_images"], image_root)
+    worst = gallery.worst_images(analysis, summary["worst_images"], image_root)
     missed = gallery.missed_objects(analysis, image_root, why)
     wrong = gallery.false_positives(analysis, image_root)
     return (
@@ -289,12 +289,12 @@ def write(folder: str, content: Dict, facts: page.Facts, detections: List[Dict])
     for name, png in facts.plots.items():
         write_whole(os.path.join(folder, name), png)
     write_json(detections, os.path.join(folder, "detections.json"))
-    write_json(content, os.path.join(folder, FIGURES))
+    write_json(content, os.path.join(folder, SUMMARY))
     write_whole(os.path.join(folder, PAGE), html.encode())
 
 
-def sentence_of(figures: Dict, path: str) -> str:
-    AP = figures["metrics"]["AP"]
+def sentence_of(summary: Dict, path: str) -> str:
+    AP = summary["metrics"]["AP"]
     if AP["value"] != AP["value"]:
         return f"{path}: there are no objects to find."
     return (

@@ -164,7 +164,7 @@ def _area_below(hits: np.ndarray, total: np.ndarray, num_objects: np.ndarray) ->
     return (precision * first).sum(axis=0) / len(RECALLS)
 
 
-def summary(aps: np.ndarray) -> Dict[str, np.ndarray]:
+def coco_metrics(aps: np.ndarray) -> Dict[str, np.ndarray]:
     """COCO's metrics, in percent, from :func:`all_average_precisions` (A, T, K) or the weighted
     ones (A, T, K, B).
 
@@ -177,7 +177,7 @@ def summary(aps: np.ndarray) -> Dict[str, np.ndarray]:
     return {name: 100 * np.asarray(x) for name, x in values.items()}
 
 
-def class_summary(aps: np.ndarray) -> Dict[str, np.ndarray]:
+def class_metrics(aps: np.ndarray) -> Dict[str, np.ndarray]:
     """
     Returns:
         "AP" and "AP50" of each class, in percent: (K,) or (K, B).
@@ -218,5 +218,5 @@ def without_each(table: Table, matches: Matches, images: np.ndarray) -> np.ndarr
     """
     weights = np.ones((len(table.image_ids), len(images) + 1), dtype=np.float32)
     weights[images, np.arange(len(images))] = 0
-    AP = summary(weighted_average_precisions(table, matches, weights))["AP"]
+    AP = coco_metrics(weighted_average_precisions(table, matches, weights))["AP"]
     return AP[:-1] - AP[-1]

@@ -11,9 +11,9 @@ from tood.evaluation.intervals import (
     NUM_SAMPLES,
     all_average_precisions,
     bootstrap_weights,
-    class_summary,
+    class_metrics,
+    coco_metrics,
     interval_of,
-    summary,
     weighted_average_precisions,
     without_each,
 )
@@ -83,14 +83,14 @@ def analyze(
     )
 
 
-def figures_of(analysis: Analysis) -> Dict:
+def summarize_analysis(analysis: Analysis) -> Dict:
     """Return the content of ``report.json``: numbers, texts, lists and dicts. A metric with an
     interval is {"value", "low", "high"}; NaN where it is not defined.
     """
     table = analysis.table
     return {
         "data": _data(analysis),
-        "metrics": _with_intervals(summary(analysis.aps), summary(analysis.samples)),
+        "metrics": _with_intervals(coco_metrics(analysis.aps), coco_metrics(analysis.samples)),
         "classes": _classes(analysis),
         "all_classes": _at_best(analysis.pooled),
         "confusion": {
@@ -132,7 +132,7 @@ def _with_intervals(values: Dict, samples: Dict) -> Dict[str, Dict]:
 
 
 def _classes(analysis: Analysis) -> List[Dict]:
-    values, samples = class_summary(analysis.aps), class_summary(analysis.samples)
+    values, samples = class_metrics(analysis.aps), class_metrics(analysis.samples)
     rows = []
     for k, (name, curve) in enumerate(zip(analysis.table.class_names, analysis.curves)):
         metrics = {

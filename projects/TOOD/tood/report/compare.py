@@ -2,7 +2,7 @@
 
 from typing import Dict, List
 
-from tood.evaluation.intervals import class_summary, interval_of, summary
+from tood.evaluation.intervals import class_metrics, coco_metrics, interval_of
 from tood.report.analysis import Analysis
 from tood.utils.errors import UserError
 
@@ -24,12 +24,12 @@ def compare(here: Analysis, there: Analysis) -> List[Dict]:
             kind = name.replace("_ids", "s").replace("_", " ")
             raise UserError(f"Two results cannot be compared: their {kind} differ.")
     rows = []
-    values = [summary(x.aps) for x in (here, there)]
-    samples = [summary(x.samples) for x in (here, there)]
+    values = [coco_metrics(x.aps) for x in (here, there)]
+    samples = [coco_metrics(x.samples) for x in (here, there)]
     for name in values[0]:
         rows.append(_row(name, *(x[name] for x in (*values, *samples))))
-    values = [class_summary(x.aps)["AP"] for x in (here, there)]
-    samples = [class_summary(x.samples)["AP"] for x in (here, there)]
+    values = [class_metrics(x.aps)["AP"] for x in (here, there)]
+    samples = [class_metrics(x.samples)["AP"] for x in (here, there)]
     for k, name in enumerate(here.table.class_names):
         rows.append(_row(f"AP of {name}", *(x[k] for x in (*values, *samples))))
     return rows

@@ -1,4 +1,4 @@
-"""Pictures of a report: the worst images, objects that are missed, detections of nothing."""
+"""Drawings of a report: the worst images, objects that are missed, detections of nothing."""
 
 import io
 import os
@@ -21,7 +21,7 @@ NUM_IMAGES, NUM_CROPS = 6, 12
 CONTEXT, LEAST_CONTEXT = 1.0, 24
 
 
-class Picture(NamedTuple):
+class Drawing(NamedTuple):
     """A drawing and what it shows."""
 
     jpeg: bytes
@@ -37,7 +37,7 @@ class _Drawn(NamedTuple):
     colors: List[tuple]
 
 
-def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> List[Picture]:
+def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> List[Drawing]:
     """
     Args:
         rows: as of :func:`tood.report.analysis.worst_images`.
@@ -46,7 +46,7 @@ def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> L
     Returns:
         each image with what was found rightly, wrongly, and not.
     """
-    pictures = []
+    drawings = []
     for row in tqdm(rows[:NUM_IMAGES], desc="drawing", disable=len(rows) < 5):
         image = _read(analysis, row["image"], image_root)
         if image is None:
@@ -57,11 +57,11 @@ def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> L
             f"{row['wrong']} wrong"
         )
         drawn = _outcomes_of(analysis, row["image"])
-        pictures.append(Picture(_draw(image, drawn, analysis, scale), caption))
-    return pictures
+        drawings.append(Drawing(_draw(image, drawn, analysis, scale), caption))
+    return drawings
 
 
-def missed_objects(analysis: Analysis, image_root: str, why: Callable[[int], str]) -> List[Picture]:
+def missed_objects(analysis: Analysis, image_root: str, why: Callable[[int], str]) -> List[Drawing]:
     """Return objects that are not found at the thresholds, the largest first.
 
     Args:
@@ -70,23 +70,23 @@ def missed_objects(analysis: Analysis, image_root: str, why: Callable[[int], str
     table = analysis.table
     left = np.flatnonzero(analysis.matches.counted[0] & ~analysis.found_above())
     order = left[np.argsort(-table.gt_areas[left], kind="stable")]
-    pictures = []
+    drawings = []
     for g in _spread(order, table.gt_images[order])[:NUM_CROPS]:
         image = _read(analysis, table.gt_images[g], image_root)
         if image is None:
             continue
         drawn = _outcomes_of(analysis, table.gt_images[g])
         caption = f"{table.class_names[table.gt_classes[g]]}: {why(int(g))}"
-        pictures.append(_crop(image, table.gt_boxes[g], drawn, analysis, caption))
-    return pictures
+        drawings.append(_crop(image, table.gt_boxes[g], drawn, analysis, caption))
+    return drawings
 
 
-def false_positives(analysis: Analysis, image_root: str) -> List[Picture]:
+def false_positives(analysis: Analysis, image_root: str) -> List[Drawing]:
     """Return wrong detections, the surest first, with their kind of error."""
     table, kinds = analysis.table, analysis.errors.kinds
     wrong = np.flatnonzero(analysis.above & (kinds >= 0))
     order = wrong[np.argsort(-table.scores[wrong], kind="stable")]
-    pictures = []
+    drawings = []
     for d in _spread(order, table.images[order])[:NUM_CROPS]:
         image = _read(analysis, table.images[d], image_root)
         if image is None:
@@ -94,8 +94,8 @@ def false_positives(analysis: Analysis, image_root: str) -> List[Picture]:
         drawn = _outcomes_of(analysis, table.images[d])
         name, kind = table.class_names[table.classes[d]], KINDS[kinds[d]]
         caption = f"{name}, score {table.scores[d]:.2f}: {kind}"
-        pictures.append(_crop(image, table.boxes[d], drawn, analysis, caption))
-    return pictures
+        drawings.append(_crop(image, table.boxes[d], drawn, analysis, caption))
+    return drawings
 
 
 def _spread(order: np.ndarray, images: np.ndarray) -> List[int]:
@@ -125,7 +125,7 @@ def _outcomes_of(analysis: Analysis, i: int) -> _Drawn:
 
 def _crop(
     image: np.ndarray, box: np.ndarray, drawn: _Drawn, analysis: Analysis, caption: str
-) -> Picture:
+) -> Drawing:
     """Draw what lies around a box, x, y, width, height."""
     x, y, w, h = box
     margin = max(CONTEXT * max(w, h), LEAST_CONTEXT)
@@ -142,7 +142,7 @@ def _crop(
         boxes[chosen].clip(0, limits),
         *([values[i] for i in chosen] for values in (drawn.classes, drawn.scores, drawn.colors)),
     )
-    return Picture(_draw(part, mine, analysis, CROP_SIDE / max(part.shape[:2])), caption)
+    return Drawing(_draw(part, mine, analysis, CROP_SIDE / max(part.shape[:2])), caption)
 
 
 def _draw(image: np.ndarray, drawn: _Drawn, analysis: Analysis, scale: float) -> bytes:

@@ -1,4 +1,4 @@
-"""The page: figures and pictures in one HTML file that loads nothing from elsewhere."""
+"""The page: metrics and images in one HTML file that loads nothing from elsewhere."""
 
 import base64
 import math
@@ -7,21 +7,21 @@ from typing import Dict, List, NamedTuple, Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tood.report.gallery import Picture
+from tood.report.gallery import Drawing
 
 TEMPLATE = "page.html.jinja"
 
 
 class Section(NamedTuple):
-    """Pictures under a heading."""
+    """Drawings under a heading."""
 
     title: str
     text: str
-    pictures: Sequence[Picture]
+    drawings: Sequence[Drawing]
 
 
 class Facts(NamedTuple):
-    """What a page says beside the figures."""
+    """What a page says beside the metrics."""
 
     title: str
     command: str
@@ -35,11 +35,11 @@ class Facts(NamedTuple):
     compared: str = ""  # what it is compared with
 
 
-def render(figures: Dict, facts: Facts) -> str:
+def render(summary: Dict, facts: Facts) -> str:
     """Return the page.
 
     Args:
-        figures: of :func:`tood.report.analysis.figures_of`.
+        summary: of :func:`tood.report.analysis.summarize_analysis`.
     """
     environment = Environment(
         loader=FileSystemLoader(os.path.dirname(__file__)),
@@ -51,9 +51,9 @@ def render(figures: Dict, facts: Facts) -> str:
     environment.filters.update(
         number=number, png=lambda x: _data_url(x, "png"), jpeg=lambda x: _data_url(x, "jpeg")
     )
-    worst = max(figures["errors"], key=lambda x: _or_zero(x["AP50_lost"]))
+    worst = max(summary["errors"], key=lambda x: _or_zero(x["AP50_lost"]))
     return environment.get_template(TEMPLATE).render(
-        figures=figures, facts=facts, worst=worst, captions=CAPTIONS, shares=_shares(figures)
+        summary=summary, facts=facts, worst=worst, captions=CAPTIONS, shares=_shares(summary)
     )
 
 
@@ -79,9 +79,9 @@ def _or_zero(x: float) -> float:
     return 0.0 if math.isnan(x) else x
 
 
-def _shares(figures: Dict) -> List[List[float]]:
+def _shares(summary: Dict) -> List[List[float]]:
     """Of each row of the confusion matrix, for its colours."""
-    return [[x / max(sum(row), 1) for x in row] for row in figures["confusion"]["rows"]]
+    return [[x / max(sum(row), 1) for x in row] for row in summary["confusion"]["rows"]]
 
 
 def _data_url(content: bytes, kind: str) -> str:

@@ -14,22 +14,22 @@ NAMED_CLASSES = 10
 SIZE = (5.2, 3.9)
 
 
-def draw_plots(figures: Dict, class_names: Sequence[str]) -> Dict[str, bytes]:
+def draw_plots(summary: Dict, class_names: Sequence[str]) -> Dict[str, bytes]:
     """
     Args:
-        figures: as of :func:`tood.report.analysis.figures_of`.
+        summary: as of :func:`tood.report.analysis.summarize_analysis`.
 
     Returns:
         file names and their content.
     """
-    curves = figures["curves"]
+    curves = summary["curves"]
     with fonts_for(class_names):
         return {
             "precision_recall.png": draw_precision_recall(curves, class_names),
             "f1.png": draw_f1(curves, class_names),
-            "confusion.png": draw_confusion(figures["confusion"]),
-            "errors.png": draw_errors(figures["errors"]),
-            "calibration.png": draw_calibration(figures["calibration"]),
+            "confusion.png": draw_confusion(summary["confusion"]),
+            "errors.png": draw_errors(summary["errors"]),
+            "calibration.png": draw_calibration(summary["calibration"]),
         }
 
 
