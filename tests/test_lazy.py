@@ -469,7 +469,7 @@ dataloader.test.mapper.augmentations = []
     )
     cfg = load_config(str(config), ["train.seed=4", "train.vis_period=7"])
     options = run_options(cfg)
-    assert options.data.train_size == (240, 320) and options.min_size_test == 0
+    assert options.data.train_size[:2] == (240, 320) and options.min_size_test == 0
     assert (cfg.train.max_iter, cfg.train.seed, options.output_dir) == (30, 4, "mine")
     # An eighth of the training, as a share of it.
     assert read_schedule(cfg).warmup_iters == 4
