@@ -220,7 +220,7 @@ def seen_whole_elsewhere(boxes, tile, tiles, width, height):
 
 
 def nms(boxes, scores, groups, threshold):
-    """The indices of what is left, by falling score; boxes of different groups do not meet."""
+    """Indices of the boxes that are kept, sorted by descending score; groups are kept apart."""
     order, kept = np.argsort(-scores, kind="stable"), []
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     while len(order):

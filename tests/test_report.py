@@ -284,8 +284,10 @@ def test_faults_and_their_rating():
         {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in before
     ]
     analysis = analyze(content, truth, num_samples=2)
-    rated = measure_suspects.rate(find_suspects(analysis.table, analysis.pairs), faults)
+    rated = measure_suspects.rate(
+        find_suspects(analysis.table, analysis.pairs), faults, analysis.table.image_ids
+    )
     for row in rated:
         assert row["recall, twice as many"] > 0.5, row
-    nothing = measure_suspects.rate([], faults)
+    nothing = measure_suspects.rate([], faults, [])
     assert all(row["recall, as many as faults"] == 0 for row in nothing)

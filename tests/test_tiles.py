@@ -15,6 +15,7 @@ from PIL import Image
 from test_lazy import LAZY_CONFIG, SHORT, TINY_LAZY
 
 from tood.commands import train as train_net
+from tood.commands.trained import run as run_trained
 from tood.config.read import load_config
 from tood.data.check import InputSize
 from tood.data.tiles import LargeImage, clip_to, tile_records, visible_in
@@ -275,6 +276,12 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy):
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert report["alignment"] == {}
+    # Of other data, in the form of either config.
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    flags = ["--val-data", entry, "--output", str(tmp_path / "other")]
+    run_trained("report", [str(folder), *flags])
+    other = json.loads((tmp_path / "other" / "report.json").read_text())
+    assert other["data"] == report["data"]
     # The predictor finds what the evaluation found, by file and by array.
     results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     predictor = Predictor(str(folder / "config.yaml"), str(folder / "model_final.pth"))

@@ -22,14 +22,12 @@ import time
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import inference_on_dataset
 from torch.nn.functional import interpolate as resize
 from tqdm import tqdm
 
 from tood.config.read import split_options
 from tood.data.datasets import prepare_datasets
-from tood.data.mapper import CheckedMapper
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
 from tood.modeling.detector import PRECISIONS
@@ -122,26 +120,20 @@ def check_same_model(file, predictor):
             )
 
 
-def test_loader(predictor):
-    mapper = CheckedMapper(
-        is_train=False,
-        augmentations=[predictor.resize] if predictor.resizes else [],  # or tiles are
-        image_format=predictor.options.input_format,
-    )
-    name = predictor.options.data.test[0]
-    return build_detection_test_loader(get_detection_dataset_dicts(name, False), mapper=mapper)
-
-
 def evaluate(predictor, detector):
     """COCO's metrics, of boxes."""
     evaluator = CleanCOCOEvaluator(predictor.options.data.test[0])
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        return inference_on_dataset(detector, test_loader(predictor), evaluator)["bbox"]
+        return inference_on_dataset(
+            detector, predictor.build_test_loader(predictor.options.data.test[0]), evaluator
+        )["bbox"]
 
 
 def batches_to_time(predictor, rounds, sides):
     """{title: batches of one image}: as they are evaluated, or squares of the given sides."""
-    batches = list(itertools.islice(test_loader(predictor), rounds))
+    batches = list(
+        itertools.islice(predictor.build_test_loader(predictor.options.data.test[0]), rounds)
+    )
     if not sides:
         return {"ms an image": batches}
     return {

@@ -78,7 +78,7 @@ def main(args):
     config = os.path.join(args.output, "config.yaml")
     subject = of_checkpoint(Predictor(config, opts=[*opts, "DATASETS.TEST", (entry,)]))
     table = make_table(subject.content, subject.detections)
-    rows = rate(find_suspects(table, overlaps(table)), faults)
+    rows = rate(find_suspects(table, overlaps(table)), faults, table.image_ids)
     write_json(rows, os.path.join(args.output, "suspects.json"))
     print(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".2f"))
 
@@ -136,12 +136,12 @@ def train(args, entry):
         raise UserError(f"The training failed; its log is in {args.output}.")
 
 
-def rate(suspects, faults):
+def rate(suspects, faults, image_ids):
     """Precision among the first suspects of each kind, and the share of the faults among them."""
     rows = []
     for kind in KINDS:
         ranked, number = [x for x in suspects if x.kind == kind], len(faults[kind])
-        hits = np.array(hits_of(ranked, faults), dtype=bool)
+        hits = np.array(hits_of(ranked, faults, image_ids), dtype=bool)
         row = {"kind": kind, "faults": number, "suspects": len(ranked)}
         for k in TOP:
             row[f"precision at {k}"] = float(hits[:k].mean()) if len(hits) else float("nan")
@@ -151,13 +151,14 @@ def rate(suspects, faults):
     return rows
 
 
-def hits_of(suspects, faults):
+def hits_of(suspects, faults, image_ids):
     """Whether each suspect is a fault; each fault counts once."""
     left = {kind: list(faults[kind]) for kind in KINDS}
     result = []
     for x in suspects:
         if x.kind == MISSING:
-            found = next((f for f in left[MISSING] if is_there(x, f)), None)
+            there = (f for f in left[MISSING] if f[0] == image_ids[x.image] and is_there(x, f[1]))
+            found = next(there, None)
         else:
             found = x.annotation if x.annotation in left[x.kind] else None
         result.append(found is not None)
@@ -166,9 +167,8 @@ def hits_of(suspects, faults):
     return result
 
 
-def is_there(suspect, fault):
-    image, box = fault
-    return image == suspect.image_id and coco_mask.iou([suspect.bbox], [box], [0])[0, 0] >= SAME_IOU
+def is_there(suspect, box):
+    return coco_mask.iou([suspect.bbox], [box], [0])[0, 0] >= SAME_IOU
 
 
 if __name__ == "__main__":

@@ -7,7 +7,12 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -30,8 +35,9 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.datasets import DataOptions
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
+from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, visible_in
-from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD, pixels_of, size_of
+from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
 from tood.modeling.views.tta import TOODWithTTA
 from tood.report.thresholds import FROM_REPORT, read_thresholds
 from tood.utils.errors import UserError, reason_of
@@ -157,10 +163,15 @@ class Predictor:
         }
         return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
 
-    @property
-    def resizes(self) -> bool:
-        """Whether ``detector`` is to be given images that are resized."""
-        return self._min_size > 0
+    def build_test_loader(self, dataset_name: str):
+        """Return Detectron2's loader of a registered data set, of what ``detector`` takes."""
+        mapper = CheckedMapper(
+            is_train=False,
+            augmentations=[self.resize] if self._min_size > 0 else [],
+            image_format=self.options.input_format,
+        )
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        return build_detection_test_loader(records, mapper=mapper)
 
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:
@@ -203,9 +214,7 @@ class Predictor:
             return -visible_in(boxes, tile)[0], distance
 
         tile = min(tiles, key=order)
-        pixels = np.ascontiguousarray(pixels_of(x, tile).permute(1, 2, 0).numpy())
-        pixels = self.resize.get_transform(pixels).apply_image(pixels)
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        pixels = resized(pixels_of(x, tile), self.resize)
         return View(pixels, tile.x, tile.y, pixels.shape[2] / tile.width)
 
     def _above(self, instances: Instances) -> Instances:

@@ -20,10 +20,11 @@ from tood.config.read import split_options
 from tood.data.annotations import class_names as names_of
 from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
+from tood.data.images import probe_image
 from tood.modeling.box_ops import box_iou_of_pairs
-from tood.predictor import Predictor, View, read_bgr
+from tood.predictor import Predictor, View
 from tood.report.explain import Objects, draw, explain, nearest_object, objects_of
-from tood.report.thresholds import FROM_REPORT, read_thresholds
+from tood.report.thresholds import FROM_REPORT, read_thresholds, threshold_of
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
@@ -42,7 +43,7 @@ def parse_args(argv=None):
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="of the object")
     parser.add_argument(
         "--score-threshold",
-        type=lambda x: x if x == FROM_REPORT else float(x),
+        type=threshold_of,
         default=SCORE_THRESHOLD,
         help=f"from which on a detection is told; or {FROM_REPORT}",
     )
@@ -69,8 +70,8 @@ def box_of(text: str) -> List[float]:
 def main(args):
     check_image_output(args.output, args.overwrite)
     predictor = Predictor(args.config_file, opts=args.opts)
-    check_box(args)
     view = predictor.view_of(args.image, args.box)
+    check_box(args)
     objects = find_objects(predictor, view, args)
     names, threshold = predictor.class_names, args.score_threshold
     if threshold == FROM_REPORT:
@@ -86,9 +87,9 @@ def main(args):
 def check_box(args):
     """
     Raises:
-        UserError: for a box that lies outside of the image, or an image that cannot be read.
+        UserError: for a box that lies outside of the image, which could be read.
     """
-    height, width = read_bgr(args.image).shape[:2]
+    width, height = probe_image(args.image)
     x, y, w, h = args.box
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise UserError(

@@ -27,7 +27,7 @@ from tood.config.read import split_options
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, images_in
 from tood.predictor import Predictor, read_bgr
-from tood.report.thresholds import FROM_REPORT
+from tood.report.thresholds import FROM_REPORT, threshold_of
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, check_image_output, write_image, write_json
@@ -50,7 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     parser.add_argument(
         *("--score-threshold", "--score-thresh"),
-        type=threshold,
+        type=threshold_of,
         default=SCORE_THRESHOLD,
         help=f"of what is drawn, a number; or {FROM_REPORT}: of each class that of the best F1, in "
         "the report beside the checkpoint",
@@ -67,10 +67,6 @@ def parse_args(argv=None):
     if args.columns < 1:
         parser.error("--columns must be at least 1")
     return args
-
-
-def threshold(text):
-    return text if text == FROM_REPORT else float(text)
 
 
 def main(args):

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import platform
 import shlex
@@ -22,24 +23,21 @@ import sys
 import tempfile
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import detectron2
 import numpy as np
 import torch
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
+from detectron2.utils import comm
 from PIL import Image
 
 import tood.registered  # noqa: F401
+from tood.config.lazy import is_lazy
 from tood.config.read import split_options
 from tood.data.annotations import read_annotations
 from tood.data.check import InputSize, check_data
 from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
-from tood.data.mapper import CheckedMapper
 from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.coco import CleanCOCOEvaluator, content_of
@@ -98,12 +96,13 @@ class Subject(NamedTuple):
 def main(args):
     predictor = None
     if args.config_file:
-        opts = [*args.opts, *(["DATASETS.TEST", (args.val_data,)] if args.val_data else [])]
-        predictor = Predictor(args.config_file, opts=opts)
+        predictor = Predictor(args.config_file, opts=[*args.opts, *data_options(args)])
         args.output = args.output or os.path.join(predictor.options.output_dir, "report")
     check_output(args)
-    subject = of_checkpoint(predictor) if predictor else of_results(args)
     other = read_results(args.compare) if args.compare else None
+    subject = of_checkpoint(predictor) if predictor else of_results(args)
+    if not comm.is_main_process():  # of a training by several
+        return
     analysis = analyze(subject.content, subject.detections, args.results or subject.name)
     summary = summarize_analysis(analysis)
     comparison = []
@@ -132,6 +131,15 @@ def main(args):
     }
     write(args.output, {**summary, **more}, facts, subject.detections)
     print(sentence_of(summary, os.path.join(args.output, PAGE)))
+
+
+def data_options(args) -> List[str]:
+    """Overrides of the data to evaluate on, in the form of the config."""
+    if not args.val_data:
+        return []
+    if is_lazy(args.config_file):
+        return [f"dataloader.test.dataset.names={json.dumps(args.val_data)}"]
+    return ["DATASETS.TEST", str((args.val_data,))]
 
 
 def suspects_of(analysis: Analysis) -> List[Suspect]:
@@ -204,11 +212,11 @@ def of_checkpoint(predictor: Predictor) -> Subject:
             evaluators.append(alignment)
         evaluators = DatasetEvaluators(evaluators)
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-            inference_on_dataset(predictor.detector, test_loader(predictor, name), evaluators)
+            inference_on_dataset(predictor.detector, predictor.build_test_loader(name), evaluators)
         path = os.path.join(folder, RESULTS)
         detections = read_results(path) if os.path.isfile(path) else []
-    drawn = {}
-    if alignment and len(alignment.pairs):
+    drawn, is_measured = {}, alignment is not None and comm.is_main_process()
+    if is_measured and len(alignment.pairs):
         drawn["alignment.png"] = png_of(draw_scatter({"this model": alignment.pairs}))
     records = training_records(options.output_dir)
     if records:
@@ -219,18 +227,9 @@ def of_checkpoint(predictor: Predictor) -> Subject:
         detections,
         metadata.get("image_root", ""),
         [str(x) for x in reports],
-        summarize(alignment.metrics, predictor.class_names) if alignment else {},
+        summarize(alignment.metrics, predictor.class_names) if is_measured else {},
         drawn,
     )
-
-
-def test_loader(predictor, name):
-    mapper = CheckedMapper(
-        is_train=False,
-        augmentations=[predictor.resize] if predictor.resizes else [],
-        image_format=predictor.options.input_format,
-    )
-    return build_detection_test_loader(get_detection_dataset_dicts(name, False), mapper=mapper)
 
 
 def training_records(folder: str) -> List[Dict]:
@@ -296,7 +295,7 @@ def write(folder: str, content: Dict, facts: page.Facts, detections: List[Dict])
 
 def sentence_of(summary: Dict, path: str) -> str:
     AP = summary["metrics"]["AP"]
-    if AP["value"] != AP["value"]:
+    if math.isnan(AP["value"]):
         return f"{path}: there are no objects to find."
     return (
         f"{path}: AP {AP['value']:.1f}, {AP['low']:.1f} to {AP['high']:.1f} by the choice of the "
@@ -305,11 +304,11 @@ def sentence_of(summary: Dict, path: str) -> str:
 
 
 def versions() -> Dict[str, str]:
-    import detectron2
-    import pycocotools  # noqa: F401
-
-    found = {"PyTorch": torch.__version__, "Detectron2": detectron2.__version__}
-    return {"Python": platform.python_version(), **found}
+    return {
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+        "Detectron2": detectron2.__version__,
+    }
 
 
 def png_of(image) -> bytes:

@@ -241,13 +241,16 @@ def train(cfg, args):
         logger.warning(f"--resume: no checkpoint in {folder} yet, training from the start.")
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
-    if comm.is_main_process() and run_options(cfg).report:
+    if run_options(cfg).report:
+        comm.synchronize()  # the main process has written the best weights
         write_report(run_options(cfg))
     return results
 
 
 def write_report(options):
-    """A page on the best weights. What goes wrong with it loses nothing of the training."""
+    """A page on the best weights, which all processes evaluate. What goes wrong with it loses
+    nothing of the training.
+    """
     from tood.commands import report
     from tood.commands.trained import find_trained
 

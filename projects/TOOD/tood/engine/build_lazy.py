@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Dict
 
 from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import transforms as T
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, OmegaConf
@@ -80,10 +81,10 @@ def evaluate_lazy(lazy: DictConfig, model, folder: str = "", *, alignment: bool 
         folder: of the files that the evaluators write; default: the config's.
         alignment: measure the alignment as well, where the config asks for it.
     """
-    results, names = OrderedDict(), lazy_run_options(lazy).data.test
-    tiles = lazy_run_options(lazy).tiles
+    options = lazy_run_options(lazy)
+    results, names, tiles = OrderedDict(), options.data.test, options.tiles
     if tiles.size and isinstance(model, TOOD):
-        (resize,) = build_part(lazy, "dataloader.test.mapper.augmentations")
+        resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
         model = TiledTOOD(model, tiles, ResizedTOOD(model, resize))
         lazy, alignment = copy.deepcopy(lazy), False
         lazy.dataloader.test.mapper.augmentations = []

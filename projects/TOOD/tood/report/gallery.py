@@ -70,15 +70,11 @@ def missed_objects(analysis: Analysis, image_root: str, why: Callable[[int], str
     table = analysis.table
     left = np.flatnonzero(analysis.matches.counted[0] & ~analysis.found_above())
     order = left[np.argsort(-table.gt_areas[left], kind="stable")]
-    drawings = []
-    for g in _spread(order, table.gt_images[order])[:NUM_CROPS]:
-        image = _read(analysis, table.gt_images[g], image_root)
-        if image is None:
-            continue
-        drawn = _outcomes_of(analysis, table.gt_images[g])
-        caption = f"{table.class_names[table.gt_classes[g]]}: {why(int(g))}"
-        drawings.append(_crop(image, table.gt_boxes[g], drawn, analysis, caption))
-    return drawings
+
+    def caption(g: int) -> str:
+        return f"{table.class_names[table.gt_classes[g]]}: {why(g)}"
+
+    return _crops(analysis, image_root, order, table.gt_images, table.gt_boxes, caption)
 
 
 def false_positives(analysis: Analysis, image_root: str) -> List[Drawing]:
@@ -86,15 +82,33 @@ def false_positives(analysis: Analysis, image_root: str) -> List[Drawing]:
     table, kinds = analysis.table, analysis.errors.kinds
     wrong = np.flatnonzero(analysis.above & (kinds >= 0))
     order = wrong[np.argsort(-table.scores[wrong], kind="stable")]
+
+    def caption(d: int) -> str:
+        name = table.class_names[table.classes[d]]
+        return f"{name}, score {table.scores[d]:.2f}: {KINDS[kinds[d]]}"
+
+    return _crops(analysis, image_root, order, table.images, table.boxes, caption)
+
+
+def _crops(
+    analysis: Analysis,
+    image_root: str,
+    order: np.ndarray,
+    images: np.ndarray,
+    boxes: np.ndarray,
+    caption: Callable[[int], str],
+) -> List[Drawing]:
+    """Draw the surroundings of some boxes.
+
+    Args:
+        order: indices into ``images`` and ``boxes``, the first ones are drawn.
+    """
     drawings = []
-    for d in _spread(order, table.images[order])[:NUM_CROPS]:
-        image = _read(analysis, table.images[d], image_root)
-        if image is None:
-            continue
-        drawn = _outcomes_of(analysis, table.images[d])
-        name, kind = table.class_names[table.classes[d]], KINDS[kinds[d]]
-        caption = f"{name}, score {table.scores[d]:.2f}: {kind}"
-        drawings.append(_crop(image, table.boxes[d], drawn, analysis, caption))
+    for x in _spread(order, images[order])[:NUM_CROPS]:
+        image = _read(analysis, images[x], image_root)
+        if image is not None:
+            drawn = _outcomes_of(analysis, images[x])
+            drawings.append(_crop(image, boxes[x], drawn, analysis, caption(x)))
     return drawings
 
 

@@ -19,7 +19,6 @@ class Suspect(NamedTuple):
     kind: str
     doubt: float  # in [0, 1], the higher the more
     image: int  # index
-    image_id: object
     bbox: List[float]  # x, y, width, height
     class_index: int  # of the annotation, or of the detection that has none
     reason: str
@@ -32,12 +31,12 @@ def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> Lis
         most: of each kind that are wanted; default: all.
 
     Returns:
-        by falling doubt. A box may be *missing* where a detection overlaps no object by 0.3, and
-        the doubt is its score. An object has the *other class* where a detection of another one
-        overlaps it by 0.5: the doubt is its score, less that of the best detection of the object's
-        own class. *Nothing there*: no detection of any class overlaps by 0.5; the doubt is 1 less
-        the score of the best one that overlaps by 0.3, times the share of the class's objects that
-        are found: of a class that is hard to see, that says less.
+        sorted by descending doubt. A box may be *missing* where a detection overlaps no object by
+        0.3, and the doubt is its score. An object has the *other class* where a detection of
+        another one overlaps it by 0.5: the doubt is its score, less that of the best detection of
+        the object's own class. *Nothing there*: no detection of any class overlaps by 0.5; the
+        doubt is 1 less the score of the best one that overlaps by 0.3, times the share of the
+        class's objects that are found: of a class that is hard to see, that says less.
     """
     suspects = _missing(table, pairs, most)
     wrong = sorted(_wrong(table, pairs), key=lambda x: -x.doubt)
@@ -60,8 +59,7 @@ def _missing(table: Table, pairs: Pairs, most: Optional[int]) -> List[Suspect]:
         taken.setdefault(i, []).append(box)
         score, k = float(table.scores[d]), int(table.classes[d])
         reason = f"a {table.class_names[k]} of the score {score:.2f} has no annotation"
-        place = (i, table.image_ids[i], box.tolist(), k)
-        result.append(Suspect(MISSING, score, *place, reason, -1))
+        result.append(Suspect(MISSING, score, i, box.tolist(), k, reason, -1))
     return result
 
 
@@ -81,8 +79,7 @@ def _wrong(table: Table, pairs: Pairs) -> List[Suspect]:
     for g in plain.tolist():
         k, name = int(table.gt_classes[g]), table.class_names[table.gt_classes[g]]
         other = int(np.where(np.arange(K) == k, -1, best[g]).argmax())
-        i = int(table.gt_images[g])
-        place = (i, table.image_ids[i], table.gt_boxes[g].tolist(), k)
+        place = (int(table.gt_images[g]), table.gt_boxes[g].tolist(), k)
         if not best[g].any():
             doubt = (1 - float(near[g])) * float(recalls[k])
             reason = f"no detection overlaps this {name} by {SAME_IOU}"

@@ -2,11 +2,16 @@
 
 import json
 import os
-from typing import List, Sequence
+from typing import List, Sequence, Union
 
 from tood.utils.errors import UserError
 
 FROM_REPORT = "from-report"
+
+
+def threshold_of(text: str) -> Union[float, str]:
+    """Read a flag: a number, or ``FROM_REPORT``."""
+    return text if text == FROM_REPORT else float(text)
 
 
 def read_thresholds(weights: str, class_names: Sequence[str]) -> List[float]:

@@ -30,13 +30,9 @@ class ResizedTOOD(nn.Module):
 
     def find_candidates(self, batched_inputs: List[Dict]) -> List[Instances]:
         """Return the candidates for NMS of each image, in pixels of the image."""
-        resized = []
-        for x in batched_inputs:
-            pixels = np.ascontiguousarray(x["image"].permute(1, 2, 0).numpy())
-            pixels = self.resize.get_transform(pixels).apply_image(pixels)
-            resized.append(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
-        found = self.model.find_candidates([{"image": x} for x in resized])
-        for x, image, candidates in zip(batched_inputs, resized, found):
+        images = [resized(x["image"], self.resize) for x in batched_inputs]
+        found = self.model.find_candidates([{"image": x} for x in images])
+        for x, image, candidates in zip(batched_inputs, images, found):
             size = x["image"].shape[1:]
             candidates.pred_boxes.scale(size[1] / image.shape[2], size[0] / image.shape[1])
         return found
@@ -127,6 +123,13 @@ def _neighbours(tile: Tile, tiles: Sequence[Tile]) -> Iterator[Tile]:
         apart_y = other.y >= tile.y + tile.height or tile.y >= other.y + other.height
         if other != tile and not (apart_x or apart_y):
             yield other
+
+
+def resized(image: Tensor, resize: T.Augmentation) -> Tensor:
+    """Resize pixels (3, H, W) uint8 as in training."""
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pixels = resize.get_transform(pixels).apply_image(pixels)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def size_of(x: Dict) -> Tuple[int, int]:
