@@ -2,6 +2,7 @@
 an image is read. Boxes are x, y, width, height in pixels of the image.
 """
 
+import os
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -92,7 +93,8 @@ class LargeImage:
         """
         self.format = format
         with opened(path) as (_, image):
-            self._strips = _strips_of(image)
+            # A file elsewhere, which PathManager reads, cannot be mapped.
+            self._strips = _strips_of(image) if os.path.isfile(path) else []
             self.width, self.height = image.size
             channels = len(image.getbands())
         if self._strips:
