@@ -8,7 +8,7 @@ from conftest import CONFIG, TINY
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import dense_detector
 from detectron2.utils.events import EventStorage
-from fake_cuda import DEVICE, fake_batch, fake_cuda
+from fake_tensors import fake_batch, fake_tensors
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from tood.config.read import load_config
@@ -16,6 +16,7 @@ from tood.modeling import postprocess
 from tood.modeling.detector import PRECISIONS
 from tood.modeling.postprocess import Candidates
 
+DEVICE = "cuda:0"
 VARIANTS = {
     "task-aligned": [],
     "anchor-based": ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based"],
@@ -37,7 +38,7 @@ def model(request):
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("iteration", [0, 20])
 def test_a_training_step_waits_for_nothing(model, counts, iteration):
-    with fake_cuda(model), EventStorage(iteration):
+    with fake_tensors(model, DEVICE), EventStorage(iteration):
         losses = model.train()(fake_batch(SIZES, counts))
     assert {x.device for x in losses.values()} == {torch.device(DEVICE)}
     assert all(x.requires_grad and x.shape == () for x in losses.values())
@@ -49,7 +50,7 @@ def test_a_training_step_in_half_precision(model, precision):
     hook = model.head.cls_pred.register_forward_hook(lambda _, __, x: dtypes.append(x.dtype))
     model.precision_train = precision
     try:
-        with fake_cuda(model), EventStorage(20):
+        with fake_tensors(model, DEVICE), EventStorage(20):
             losses = model.train()(fake_batch(SIZES, COUNTS[0]))
     finally:
         model.precision_train = "float32"
@@ -62,7 +63,7 @@ def test_inference_waits_once(model, monkeypatch):
     """For the numbers of candidates. With given ones, and an NMS that keeps the first, all that
     comes before and after it waits for nothing.
     """
-    with fake_cuda(model), torch.no_grad(), pytest.raises(DataDependentOutputException):
+    with fake_tensors(model, DEVICE), torch.no_grad(), pytest.raises(DataDependentOutputException):
         model.eval()(fake_batch(SIZES, COUNTS[0]))
     asked = []
 
@@ -77,7 +78,7 @@ def test_inference_waits_once(model, monkeypatch):
     monkeypatch.setattr(Candidates, "to_instances", counts_of)
     monkeypatch.setattr(postprocess, "batched_nms", first)
     monkeypatch.setattr(dense_detector, "detector_postprocess", lambda x, height, width: x)
-    with fake_cuda(model), torch.no_grad():
+    with fake_tensors(model, DEVICE), torch.no_grad():
         found = [x["instances"] for x in model.eval()(fake_batch(SIZES, COUNTS[0]))]
     assert asked == [torch.device(DEVICE)]
     for x in found:
@@ -96,7 +97,7 @@ class Given:
 
 def test_a_mixture_of_devices_is_an_error(model):
     """Or the tests above could not fail."""
-    with fake_cuda(model), EventStorage(0):
+    with fake_tensors(model, DEVICE), EventStorage(0):
         model.head.cls_pred.weight = torch.nn.Parameter(
             torch.empty(model.head.cls_pred.weight.shape)
         )

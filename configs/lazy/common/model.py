@@ -67,6 +67,7 @@ model = L(TOOD)(
     cls_loss_weight=1.0,
     box_reg_loss_weight=2.0,
     freeze_bn_stats=True,
+    checkpoint_backbone=False,
     score_thresh_test=0.05,
     topk_candidates_test=1000,
     nms_thresh_test=0.6,

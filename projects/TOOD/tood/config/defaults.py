@@ -65,6 +65,9 @@ def add_tood_config(cfg):
     # Keep the running statistics of the backbone's batch norms while training; their weights and
     # biases are trained. No effect on other norms.
     tood.FREEZE_BN_STATS = True
+    # Keep the input of each block of the backbone alone and compute the block again in the backward
+    # pass: less memory, a longer step.
+    tood.CHECKPOINT_BACKBONE = False
 
     # Inference: score threshold, candidates per level, and NMS. The number of detections per
     # image is TEST.DETECTIONS_PER_IMAGE.

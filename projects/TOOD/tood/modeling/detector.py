@@ -13,15 +13,15 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from tood.modeling.assign import ASSIGNER_REGISTRY, ATSS, Assigner
 from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
+from tood.modeling.backbone.recompute import recompute_blocks
 from tood.modeling.dense_head import HEAD_REGISTRY, DensePredictions
 from tood.modeling.head import TOODHead  # noqa: F401  (registers "task_aligned")
-from tood.modeling.losses import loss_sums
+from tood.modeling.losses import loss_sums, mean_over_processes
 from tood.modeling.parallel_head import ParallelHead  # noqa: F401  (registers "parallel")
 from tood.modeling.postprocess import Candidates, select_candidates, suppress_non_maxima
 from tood.modeling.targets import Targets, label_batch
@@ -57,6 +57,7 @@ class TOOD(DenseDetector):
         cls_loss_weight: float = 1.0,
         box_reg_loss_weight: float = 2.0,
         freeze_bn_stats: bool = True,
+        checkpoint_backbone: bool = False,
         score_thresh_test: float = 0.05,
         topk_candidates_test: int = 1000,
         nms_thresh_test: float = 0.6,
@@ -79,6 +80,7 @@ class TOOD(DenseDetector):
             focal_loss_gamma: exponent of the classification loss; its alpha is the assigner's.
             cls_loss_weight, box_reg_loss_weight: weights of the two losses.
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
+            checkpoint_backbone: of :func:`recompute_blocks`: less memory, a longer step.
             score_thresh_test, topk_candidates_test, nms_thresh_test, max_detections_per_image:
                 of inference; candidates are counted per level.
             class_agnostic_nms: whether boxes of one class suppress those of others.
@@ -87,23 +89,23 @@ class TOOD(DenseDetector):
             input_format: channel order of the images, "RGB" or "BGR".
 
         Raises:
-            ValueError: for an unknown precision, and for a head that does not fit the backbone.
+            ValueError: for an unknown precision, and for a head or recomputation that does not fit
+                the backbone.
         """
-        super().__init__(
-            backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std
-        )
+        pixels = dict(pixel_mean=pixel_mean, pixel_std=pixel_std)
+        super().__init__(backbone, head, list(head_in_features), **pixels)
         self.strides = strides_of(backbone, head_in_features, head)
-        self.num_classes, self.input_format = num_classes, input_format
+        if checkpoint_backbone:
+            recompute_blocks(backbone, freeze_bn_stats=freeze_bn_stats)
+        self.num_classes, self.input_format, self.atss_iters = num_classes, input_format, atss_iters
         self.assigner, self.warmup_assigner = assigner, warmup_assigner or ATSS()
-        self.loss_options = dict(
-            gamma=focal_loss_gamma, cls_weight=cls_loss_weight, box_reg_weight=box_reg_loss_weight
-        )
-        self.atss_iters, self.freeze_bn_stats = atss_iters, freeze_bn_stats
-        self.score_thresh_test, self.topk_candidates_test = score_thresh_test, topk_candidates_test
+        weights = dict(cls_weight=cls_loss_weight, box_reg_weight=box_reg_loss_weight)
+        self.loss_options = dict(gamma=focal_loss_gamma, **weights)
         self.nms_thresh_test, self.class_agnostic_nms = nms_thresh_test, class_agnostic_nms
+        self.score_thresh_test, self.topk_candidates_test = score_thresh_test, topk_candidates_test
         self.max_detections_per_image = max_detections_per_image
-        self.precision_train = _known_precision("PRECISION_TRAIN", precision_train)
-        self.precision_test = _known_precision("PRECISION_TEST", precision_test)
+        self.freeze_bn_stats = freeze_bn_stats
+        self.precision_train, self.precision_test = _known(precision_train, precision_test)
 
     @classmethod
     def from_config(cls, cfg):
@@ -126,6 +128,7 @@ class TOOD(DenseDetector):
             "cls_loss_weight": tood.CLS_LOSS_WEIGHT,
             "box_reg_loss_weight": tood.BOX_REG_LOSS_WEIGHT,
             "freeze_bn_stats": tood.FREEZE_BN_STATS,
+            "checkpoint_backbone": tood.CHECKPOINT_BACKBONE,
             "score_thresh_test": tood.SCORE_THRESH_TEST,
             "topk_candidates_test": tood.TOPK_CANDIDATES_TEST,
             "nms_thresh_test": tood.NMS_THRESH_TEST,
@@ -230,7 +233,7 @@ class TOOD(DenseDetector):
         """Divide sums over the batch by the mean of their targets' weights over all processes."""
         alpha = assigner.focal_loss_alpha
         sums, weights = loss_sums(predictions, targets, alpha=alpha, **self.loss_options)
-        losses = torch.stack(list(sums.values())) / _mean_over_processes(weights).clamp(min=1)
+        losses = torch.stack(list(sums.values())) / mean_over_processes(weights).clamp(min=1)
         return dict(zip(sums, losses))
 
     def loss_sums_of(
@@ -285,16 +288,10 @@ class TOOD(DenseDetector):
         )
 
 
-def _known_precision(key: str, value: str) -> str:
-    if value not in PRECISIONS:
-        raise ValueError(f"MODEL.TOOD.{key} is {value!r}; it must be one of {[*PRECISIONS]}.")
-    return value
-
-
-def _mean_over_processes(x: Tensor) -> Tensor:
-    world_size = comm.get_world_size()
-    if world_size == 1:
-        return x
-    x = x / world_size
-    torch.distributed.all_reduce(x)
-    return x
+def _known(precision_train: str, precision_test: str) -> Tuple[str, str]:
+    for key, value in (("TRAIN", precision_train), ("TEST", precision_test)):
+        if value not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.TOOD.PRECISION_{key} is {value!r}; it must be one of {[*PRECISIONS]}."
+            )
+    return precision_train, precision_test

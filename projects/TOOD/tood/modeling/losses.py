@@ -1,4 +1,5 @@
-"""The losses: pure functions that neither pick elements nor wait for a GPU.
+"""The losses: functions that neither pick elements nor wait for a GPU, and the mean over processes
+that their sums are divided by.
 
 Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input.
@@ -8,6 +9,7 @@ from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.utils import comm
 from torch import Tensor
 
 from tood.modeling.box_ops import box_giou_of_pairs
@@ -128,3 +130,13 @@ def centerness_loss(centerness_logits: Tensor, targets: Targets) -> Tensor:
         centerness_logits, targets.box_weights, reduction="none"
     )
     return torch.where(targets.positive, losses, 0.0).sum()
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes of a training: itself where there is one."""
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return x
+    x = x / world_size
+    torch.distributed.all_reduce(x)
+    return x

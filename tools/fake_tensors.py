@@ -1,7 +1,11 @@
-"""A GPU that is not there: PyTorch's fake tensors say that they are on "cuda" on any machine. They
-have shapes and devices and no values, so that two things are errors: operations between devices,
-and Python's asking for a value, for which a CPU would have to wait for a GPU.
+"""A model on a device that is not there: fake tensors have shapes and devices, and no values.
+
+On "cuda:0" two things are errors, on any machine: operations between devices, and Python's asking
+for a value, for which a CPU would have to wait for a GPU. What is allocated can be counted on any
+device (``estimate_memory.py``).
 """
+
+from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import contextlib
 from unittest import mock
@@ -12,30 +16,27 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-DEVICE = "cuda:0"
-
-
-def to_fake(x):
-    return torch.empty(x.shape, dtype=x.dtype, device=DEVICE)
-
 
 @contextlib.contextmanager
-def fake_cuda(model):
-    """Let a model be on a GPU that is not there, for good."""
+def fake_tensors(model, device):
+    """Let a model, in place and for good, have its weights on a device, and all tensors be fake."""
     pads = mock.patch.object(ImageList, "from_tensors", pad_to_one_size)
     # Or autocast would turn itself off.
     amp = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     bfloat16 = mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True)
     with FakeTensorMode(), pads, amp, bfloat16:
         for module in model.modules():
-            for name, x in list(module._parameters.items()):
-                if x is not None:
-                    fake = nn.Parameter(to_fake(x), requires_grad=x.requires_grad)
-                    module._parameters[name] = fake
-            for name, x in list(module._buffers.items()):
-                if x is not None:
-                    module._buffers[name] = to_fake(x)
+            for tensors in (module._parameters, module._buffers):
+                fakes = {k: fake_like(x, device) for k, x in tensors.items() if x is not None}
+                tensors.update(fakes)
         yield model
+
+
+def fake_like(x, device):
+    """Return a tensor, or a parameter, of the same shape."""
+    fake = torch.empty(x.shape, dtype=x.dtype, device=device)
+    is_parameter = isinstance(x, nn.Parameter)
+    return nn.Parameter(fake, requires_grad=x.requires_grad) if is_parameter else fake
 
 
 def pad_to_one_size(tensors, size_divisibility=0, pad_value=0.0, padding_constraints=None):
