@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-import tood.modeling.detector
+from tood.modeling import postprocess
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -86,7 +86,7 @@ def test_inference_waits_once_before_nms(models, inputs, monkeypatch):
     model.eval()
     model.score_thresh_test = 0.0
     none = torch.zeros(0, dtype=torch.int64, device="cuda")
-    monkeypatch.setattr(tood.modeling.detector, "batched_nms", lambda *_: none)
+    monkeypatch.setattr(postprocess, "batched_nms", lambda *_: none)
     with torch.no_grad():
         images = model.preprocess_image(inputs)
         for _ in range(2):  # the first time makes the kernels

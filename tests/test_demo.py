@@ -166,6 +166,10 @@ def test_a_training_writes_a_report(trained, photos, tmp_path, capsys):
     summary = json.loads((trained / "report" / "report.json").read_text())
     AP = json.loads((trained / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
     assert summary["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
+    assert sum(x["objects"] for x in summary["positives"]) == summary["data"]["objects"]
+    for row in summary["positives"]:
+        assert row["ATSS"]["positives"] >= 0 and 0 <= row["TAL"]["without"] <= 1
+    assert "Positives by size" in (trained / "report" / "report.html").read_text()
     assert {"training.png", "alignment.png", "report.html"} <= set(os.listdir(trained / "report"))
     assert summary["alignment"]["all"]["objects"] == summary["data"]["objects"]
     thresholds = {x["name"]: x["threshold"] for x in summary["classes"]}

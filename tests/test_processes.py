@@ -148,6 +148,9 @@ def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg
 
     reports = [json.loads((out / "report" / "report.json").read_text()) for out in outs.values()]
     assert all(x["data"] == reports[0]["data"] for x in reports)
+    assert all(
+        sum(row["objects"] for row in x["positives"]) == x["data"]["objects"] for x in reports
+    )
     one, *others = (torch.load(out / "model_final.pth", weights_only=True) for out in outs.values())
     for other in others:
         assert other["iteration"] == one["iteration"] == 3

@@ -32,3 +32,11 @@ def test_written_data_set(tmp_path):
         assert a["area"] > 0 and a["iscrowd"] == 0
     assert Image.open(tmp_path / "images" / "00002.jpg").size == (64, 64)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_crowd():
+    image, objects = draw_scene(np.random.default_rng(0), size=512, crowded=True)
+    assert 32 <= len(objects) <= 96 and image.size == (512, 512)
+    sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in (o["box"] for o in objects)]
+    assert 5 < min(sides) and max(sides) <= 28
+    assert {o["class"] for o in objects} == set(range(len(SHAPES)))

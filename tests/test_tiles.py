@@ -276,6 +276,8 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy):
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert report["alignment"] == {}
+    # Of the tiles' objects, some of which two tiles see, in the tiles' size.
+    assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
     # Of other data, in the form of either config.
     entry = f"{shapes}/annotations.json:{shapes}/images"
     flags = ["--val-data", entry, "--output", str(tmp_path / "other")]

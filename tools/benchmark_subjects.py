@@ -1,4 +1,6 @@
-"""The detectors that ``benchmark.py`` measures, with random weights and images."""
+"""The detectors that ``benchmark.py`` and ``benchmark_gpu.py`` measure, with random weights and
+images.
+"""
 
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
 
@@ -9,9 +11,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from tood.config.read import load_config
+from tood.engine.step import make_grad_scaler
 from tood.modeling.detector import PRECISIONS
 
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 AFTER_WARMUP = 10**9  # an iteration at which TAL assigns
 
 
@@ -24,6 +28,9 @@ class Subject:
         # So small a rate that the model stays as it is.
         self.optimizer = torch.optim.SGD(parameters, 1e-9, momentum=0.9)
         self.inputs = make_inputs(args)
+        # As in training, where float16 loses small gradients otherwise.
+        scaled = dtype == torch.float16 and args.device.startswith("cuda")
+        self.scaler = make_grad_scaler(scaled)
 
     def autocast(self):
         enabled = self.dtype != torch.float32
@@ -35,8 +42,9 @@ class Subject:
             with self.autocast():
                 losses = sum(self.model(self.inputs).values())
             self.optimizer.zero_grad()
-            losses.backward()
-            self.optimizer.step()
+            self.scaler.scale(losses).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
     @torch.no_grad()
     def inference(self):
@@ -62,11 +70,33 @@ class Subject:
             scores = predictions.pred_scores
         else:
             scores = torch.cat([x.flatten(1) for x in predictions[0]], dim=1).sigmoid()
-        count = self.args.candidates * self.args.batch
-        threshold = scores.float().flatten().topk(min(count, scores.numel())).values[-1].item()
         for key in ("score_thresh_test", "test_score_thresh"):
             if hasattr(self.model, key):
-                setattr(self.model, key, threshold)
+                setattr(self.model, key, self.threshold_of(scores))
+
+    def threshold_of(self, scores):
+        """The score that as many are above as there shall be candidates in all images."""
+        count = min(self.args.candidates * self.args.batch, scores.numel())
+        return scores.float().flatten().topk(count).values[-1].item()
+
+
+class TwoStageSubject(Subject):
+    """Detectron2's Faster R-CNN."""
+
+    @torch.no_grad()
+    def set_threshold(self):
+        self.model.eval()
+        heads = self.model.roi_heads
+        with self.autocast():
+            images = self.model.preprocess_image(self.inputs)
+            features = self.model.backbone(images.tensor)
+            proposals, _ = self.model.proposal_generator(images, features)
+            maps = [features[f] for f in heads.box_in_features]
+            x = heads.box_head(heads.box_pooler(maps, [p.proposal_boxes for p in proposals]))
+            scores = heads.box_predictor.predict_probs(heads.box_predictor(x), proposals)
+        background = -1  # the last class
+        threshold = self.threshold_of(torch.cat(scores)[:, :background])
+        heads.box_predictor.test_score_thresh = threshold
 
 
 def make_inputs(args):
@@ -105,10 +135,19 @@ def make_tood(args):
     return Subject("TOOD", model, args, PRECISIONS[args.dtype])
 
 
-def make_retinanet(args):
-    """Always in float32, without compilation: what the ratios are of."""
-    cfg = detectron2_zoo.get_config(RETINANET)
+def make_retinanet(args, dtype=torch.float32):
+    """Without compilation; what the ratios are of."""
+    return Subject("RetinaNet", _build(RETINANET, "RETINANET", args), args, dtype)
+
+
+def make_faster_rcnn(args, dtype=torch.float32):
+    """Without compilation."""
+    return TwoStageSubject("Faster R-CNN", _build(FASTER_RCNN, "ROI_HEADS", args), args, dtype)
+
+
+def _build(name, node, args):
+    cfg = detectron2_zoo.get_config(name)
     cfg.MODEL.DEVICE = args.device
-    cfg.MODEL.RETINANET.NUM_CLASSES = args.num_classes
+    cfg.MODEL[node].NUM_CLASSES = args.num_classes
     torch.manual_seed(0)
-    return Subject("RetinaNet", build_model(cfg), args, torch.float32)
+    return build_model(cfg)

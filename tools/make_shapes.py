@@ -2,6 +2,7 @@
 """Generate the data set of drawn shapes: a train and a val split in COCO format::
 
 python tools/make_shapes.py output/demo/shapes
+python tools/make_shapes.py output/crowd --crowded --size 1024 --num-train 8 --num-val 4
 """
 
 import argparse
@@ -17,13 +18,17 @@ def main():
     parser.add_argument("--num-val", type=int, default=100, help="images to evaluate on")
     parser.add_argument("--size", type=int, default=128, help="width and height in pixels")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--crowded", action="store_true", help="many shapes of 8 to 28 pixels, for large images"
+    )
     args = parser.parse_args()
     # Two streams of one seed: the val images do not depend on how many there are to train on.
     for split, num_images, seed in (
         ("train", args.num_train, 2 * args.seed),
         ("val", args.num_val, 2 * args.seed + 1),
     ):
-        print(write_shapes_dataset(os.path.join(args.folder, split), num_images, seed, args.size))
+        folder = os.path.join(args.folder, split)
+        print(write_shapes_dataset(folder, num_images, seed, args.size, crowded=args.crowded))
 
 
 if __name__ == "__main__":

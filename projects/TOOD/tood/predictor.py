@@ -36,7 +36,7 @@ from tood.data.datasets import DataOptions
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.data.mapper import CheckedMapper
-from tood.data.tiles import LargeImage, visible_in
+from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
 from tood.modeling.views.tta import TOODWithTTA
 from tood.report.thresholds import FROM_REPORT, read_thresholds
@@ -172,6 +172,21 @@ class Predictor:
         )
         records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         return build_detection_test_loader(records, mapper=mapper)
+
+    def build_validation_loader(self, dataset_name: str, limit: int):
+        """Return a loader of a registered data set with ground truth, of what ``model`` takes: of
+        images, or of the tiles with objects, at most ``limit`` of them, evenly spread.
+        """
+        mapper = CheckedMapper(
+            is_train=True,
+            augmentations=[self.resize] if self.options.min_size_test > 0 else [],
+            image_format=self.options.input_format,
+        )
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=True)
+        if self.is_tiled:
+            records = tile_records(records, self.options.tiles, empty=False)
+        step = -(-len(records) // limit)
+        return build_detection_test_loader(records[:: max(step, 1)], mapper=mapper)
 
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:

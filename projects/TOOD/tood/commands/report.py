@@ -40,6 +40,7 @@ from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
 from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
+from tood.evaluation.assignment import count_positives
 from tood.evaluation.coco import CleanCOCOEvaluator, content_of
 from tood.predictor import Predictor
 from tood.report import gallery, page, plots
@@ -54,6 +55,7 @@ from tood.visualization.alignment import draw_scatter
 
 PAGE, SUMMARY = "report.html", "report.json"
 RESULTS = "coco_instances_results.json"  # Detectron2's name for the detections
+MOST_ASSIGNED = 500  # images or tiles whose objects' positives are counted
 NUM_SUSPECTS, LEAST_DOUBT = 30, 0.3
 LEGEND = "At the thresholds above."
 
@@ -90,6 +92,7 @@ class Subject(NamedTuple):
     image_root: str
     notes: List[str]  # of the data check
     alignment: Dict[str, Dict] = {}
+    positives: List[Dict] = []  # of objects by size
     plots: Dict[str, bytes] = {}
 
 
@@ -117,12 +120,14 @@ def main(args):
         plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
         sections=sections_of(analysis, summary, subject.image_root, predictor),
         alignment=[{"name": name, **row} for name, row in subject.alignment.items()],
+        positives=subject.positives,
         suspects=suspects,
         comparison=comparison,
         compared=args.compare or "",
     )
     more = {
         "alignment": subject.alignment,
+        "positives": subject.positives,
         "suspects": suspects,
         "comparison": comparison,
         "data_check": subject.notes,
@@ -213,6 +218,8 @@ def of_checkpoint(predictor: Predictor) -> Subject:
         evaluators = DatasetEvaluators(evaluators)
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
             inference_on_dataset(predictor.detector, predictor.build_test_loader(name), evaluators)
+        loader = predictor.build_validation_loader(name, MOST_ASSIGNED)
+        positives = count_positives(predictor.model, loader)
         path = os.path.join(folder, RESULTS)
         detections = read_results(path) if os.path.isfile(path) else []
     drawn, is_measured = {}, alignment is not None and comm.is_main_process()
@@ -228,6 +235,7 @@ def of_checkpoint(predictor: Predictor) -> Subject:
         metadata.get("image_root", ""),
         [str(x) for x in reports],
         summarize(alignment.metrics, predictor.class_names) if is_measured else {},
+        positives,
         drawn,
     )
 

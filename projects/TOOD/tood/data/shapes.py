@@ -14,11 +14,15 @@ SHAPES = ("disc", "square", "triangle", "star")
 _OVERSAMPLING = 4
 
 
-def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, List[Dict]]:
+def draw_scene(
+    rng: np.random.Generator, size: int = 128, *, crowded: bool = False
+) -> Tuple[Image.Image, List[Dict]]:
     """
     Args:
         rng: every choice comes from it.
         size: width and height in pixels.
+        crowded: many small shapes, of 8 to 28 pixels whatever the size is, and about one for each
+            64 x 64 pixels. For tiles of large images.
 
     Returns:
         an image of one to six shapes, a little tilted, on a mottled ground of any colour, and an
@@ -29,9 +33,11 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, 
     image = _mottled_ground(rng, size).resize((size * _OVERSAMPLING,) * 2)
     draw = ImageDraw.Draw(image)
     objects = []
-    for _ in range(rng.integers(1, 7)):
+    crowd = size**2 // 64**2
+    count = rng.integers(crowd // 2, crowd * 3 // 2 + 1) if crowded else rng.integers(1, 7)
+    for _ in range(count):
         shape = int(rng.integers(len(SHAPES)))
-        radius = size * rng.uniform(0.09, 0.24)
+        radius = rng.uniform(4, 14) if crowded else size * rng.uniform(0.09, 0.24)
         center = rng.uniform(radius + 1, size - radius - 1, 2)
         outline = _outline(SHAPES[shape], center, radius, tilt=rng.uniform(-0.3, 0.3))
         low, high = outline.min(axis=0), outline.max(axis=0)
@@ -44,9 +50,11 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> Tuple[Image.Image, 
     return image.resize((size, size), Image.Resampling.BOX), objects
 
 
-def write_shapes_dataset(folder: str, num_images: int, seed: int, size: int = 128) -> str:
+def write_shapes_dataset(
+    folder: str, num_images: int, seed: int, size: int = 128, *, crowded: bool = False
+) -> str:
     """Write ``folder/images/*.jpg`` and ``folder/annotations.json``; the latter last, so that it
-    stands for a finished data set.
+    stands for a finished data set. ``size`` and ``crowded`` are those of :func:`draw_scene`.
 
     Returns:
         path of the annotation file.
@@ -56,7 +64,7 @@ def write_shapes_dataset(folder: str, num_images: int, seed: int, size: int = 12
     os.makedirs(images_folder, exist_ok=True)
     images, annotations = [], []
     for i in tqdm(range(num_images), desc=f"drawing {folder}"):
-        image, objects = draw_scene(rng, size)
+        image, objects = draw_scene(rng, size, crowded=crowded)
         file_name = f"{i:05d}.jpg"
         image.save(os.path.join(images_folder, file_name), quality=90)
         images.append({"id": i + 1, "file_name": file_name, "width": size, "height": size})

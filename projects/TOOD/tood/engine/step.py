@@ -30,7 +30,7 @@ class TrainingStep(SimpleTrainer):
             scale_gradients: float16 loses small gradients otherwise; needs a GPU.
         """
         super().__init__(model, data_loader, optimizer)
-        self.grad_scaler = _make_grad_scaler() if scale_gradients else None
+        self.grad_scaler = make_grad_scaler() if scale_gradients else None
         self.set_data_loader(data_loader)
 
     def set_data_loader(self, data_loader) -> None:
@@ -115,7 +115,8 @@ class TrainingStep(SimpleTrainer):
             self.grad_scaler.load_state_dict(scaler_state)
 
 
-def _make_grad_scaler():
+def make_grad_scaler(enabled: bool = True):
+    """Return PyTorch's gradient scaler of a GPU, which does nothing where it is not enabled."""
     if hasattr(torch.amp, "GradScaler"):  # since PyTorch 2.3
-        return torch.amp.GradScaler("cuda")
-    return torch.cuda.amp.GradScaler()
+        return torch.amp.GradScaler("cuda", enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)

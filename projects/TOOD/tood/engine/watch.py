@@ -9,6 +9,7 @@ import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
+from tood.evaluation.assignment import tiny_object_statistics
 from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError
 
@@ -54,6 +55,9 @@ class TrainingWatcher:
                 predictions.pred_boxes,
                 targets,
                 [len(gt) for gt in gt_instances],
+            )
+            metrics.update(
+                tiny_object_statistics(targets.gt_index, gt_instances, min(model.strides))
             )
             metrics["median_box"] = median_box(predictions.pred_boxes, images.tensor.shape[-2:])
             storage.put_scalars(**{f"assignment/{name}": x for name, x in metrics.items()})
@@ -138,6 +142,8 @@ class StatusPrinter(EventWriter):
     TEXTS = {
         "positives_per_object": "positives per object {:.1f}",
         "objects_without_positive": "objects without {:.0%}",
+        "positives_per_tiny_object": "per object below a stride {:.1f}",
+        "tiny_objects_without_positive": "of them without {:.0%}",
         "mean_target": "mean target {:.2f}",
         "mean_iou": "mean IoU {:.2f}",
         "score_iou_correlation": "correlation of score and IoU {:.2f}",

@@ -30,6 +30,7 @@ class Facts(NamedTuple):
     plots: Dict[str, bytes] = {}  # PNG, by the names of their files
     sections: Sequence[Section] = ()
     alignment: Sequence[Dict] = ()
+    positives: Sequence[Dict] = ()  # of objects by size
     suspects: Sequence[Dict] = ()
     comparison: Sequence[Dict] = ()
     compared: str = ""  # what it is compared with
