@@ -342,16 +342,16 @@ def export(config, weights, args):
     options = ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cpu"]
     run(["tools/export_model.py", "--config-file", config, "--output", path, *options], args)
     image = np.random.default_rng(0).uniform(0, 255, (1, 3, 128, 128)).astype(np.float32)
-    found, times = {}, []
+    counts, times = [], []
     for provider in (wanted, "CPUExecutionProvider"):
         session = onnxruntime.InferenceSession(path, providers=[provider])
         inputs = {session.get_inputs()[0].name: image}
         for _ in range(10):
             start = time.perf_counter()
-            found[provider] = session.run(None, inputs)
+            (count,) = session.run(["num_detections"], inputs)
             times += [time.perf_counter() - start] if provider == wanted else []
-    counts = [len(x[0][0]) for x in found.values()]
-    note = f"detections here and on the CPU: {counts[0]}, {counts[-1]}"
+        counts.append(int(count[0]))
+    note = f"detections here and on the CPU: {counts[0]}, {counts[1]}"
     title = f"exported file, {wanted}, 128 x 128"
     return [Row(title, f"{1000 * statistics.median(times):.1f} ms", note)]
 
@@ -414,6 +414,8 @@ def main(argv=None):
         with failing_as_a_row(rows, name):
             rows += PARTS[name](args)
     rows.append(Row("all of this", f"{(time.time() - start) / 60:.1f} min"))
+    if args.tiny:
+        rows = [row._replace(note="") if row.note.startswith("aim") else row for row in rows]
     text = f"{header(args)}\n\n{table(rows)}\n"
     print(text)
     if args.output:
