@@ -11,6 +11,7 @@ from estimate_memory import LiveMemory
 
 from tood.config.read import load_config
 from tood.modeling.backbone.recompute import RecomputedBlocks, recompute_blocks
+from tood.utils.errors import UserError
 
 RECOMPUTED = ["MODEL.TOOD.CHECKPOINT_BACKBONE", "True"]
 NORMS = {
@@ -93,10 +94,10 @@ def test_models_of_timm(name, make_input):
 
 
 def test_what_cannot_be_recomputed():
-    with pytest.raises(ValueError, match="not for Linear; set MODEL.TOOD.CHECKPOINT_BACKBONE"):
+    with pytest.raises(UserError, match="not for Linear; set it to False"):
         recompute_blocks(torch.nn.Linear(1, 1))
     pytest.importorskip("timm", reason="an extra")
     opts = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "resnet18"]
     opts += ["MODEL.TOOD.FREEZE_BN_STATS", "False", *RECOMPUTED]
-    with pytest.raises(ValueError, match="count each batch twice"):
+    with pytest.raises(UserError, match="count each batch twice"):
         build(*opts, "MODEL.TIMM.PRETRAINED", "False")

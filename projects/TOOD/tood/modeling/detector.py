@@ -89,8 +89,7 @@ class TOOD(DenseDetector):
             input_format: channel order of the images, "RGB" or "BGR".
 
         Raises:
-            ValueError: for an unknown precision, and for a head or recomputation that does not fit
-                the backbone.
+            ValueError: for an unknown precision, and for a head that does not fit the backbone.
         """
         pixels = dict(pixel_mean=pixel_mean, pixel_std=pixel_std)
         super().__init__(backbone, head, list(head_in_features), **pixels)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tood.modeling.backbone.timm_fpn import TimmBackbone
+from tood.utils.errors import UserError
 
 
 class RecomputedBlocks(nn.Sequential):
@@ -70,7 +71,7 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
             timm's would count it twice.
 
     Raises:
-        ValueError: for another backbone, or one of timm's that would count a batch twice.
+        UserError: for another backbone, or one of timm's that would count a batch twice.
     """
     bottom_up = getattr(backbone, "bottom_up", backbone)
     if isinstance(bottom_up, ResNet):
@@ -83,21 +84,17 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
     owners = [x for x in (model, getattr(model, "model", None)) if x is not None]
     switch = next((x.set_grad_checkpointing for x in owners if _can_recompute(x)), None)
     if switch is None:
-        raise ValueError(
-            f"checkpoint_backbone is for ResNets and timm's models, not for {_name(bottom_up)}; "
-            "set MODEL.TOOD.CHECKPOINT_BACKBONE False, or an option of this backbone's own"
+        raise UserError(
+            "MODEL.TOOD.CHECKPOINT_BACKBONE is for Detectron2's ResNets and timm's models, not for "
+            f"{type(model or bottom_up).__name__}; set it to False, or use an option of this backbone's own."
         )
     if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in model.modules()):
-        raise ValueError(
-            "checkpoint_backbone would let timm's batch norms count each batch twice; set "
-            "MODEL.TOOD.FREEZE_BN_STATS True"
+        raise UserError(
+            "With MODEL.TOOD.CHECKPOINT_BACKBONE, timm's batch norms would count each batch twice; "
+            "set MODEL.TOOD.FREEZE_BN_STATS True."
         )
     switch()
 
 
 def _can_recompute(module: nn.Module) -> bool:
     return callable(getattr(module, "set_grad_checkpointing", None))
-
-
-def _name(bottom_up: nn.Module) -> str:
-    return type(bottom_up).__name__
