@@ -20,6 +20,7 @@ from tood.evaluation.intervals import (
     without_each,
 )
 from tood.evaluation.matching import make_table, match, overlaps
+from tood.report.analysis import analyze, summarize_analysis
 from tood.utils.errors import UserError
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -214,3 +215,47 @@ def test_detections_of_something_else(change, says):
         make_table(content, [good, {**good, **change}])
     with pytest.raises(UserError, match="entry 0 is not a detection in COCO's format"):
         make_table(content, [{"image_id": 7}])
+
+
+def crowded(num_objects, num_detections):
+    """One image of small boxes side by side, most of them found, some beside their place."""
+    rng = np.random.default_rng(0)
+    places = [(20.0 * (i % 30), 20.0 * (i // 30)) for i in range(num_detections)]
+    objects = [(0, 0, (x, y, 12.0, 12.0), False, 144.0) for x, y in places[:num_objects]]
+    shifts = rng.uniform(-4, 4, (num_detections, 2))
+    scores = rng.uniform(0.1, 1, num_detections).round(6)
+    found = [
+        (0, 0, (x + a, y + b, 12.0, 12.0), score)
+        for (x, y), (a, b), score in zip(places, shifts.tolist(), scores.tolist())
+    ]
+    return content_of(1, objects), found
+
+
+def test_all_detections_of_a_crowded_image_count():
+    content, found = crowded(130, 300)
+    analysis = analyze(content, detections_of(found))
+    assert len(analysis.table.scores) == 300 and analysis.table.max_detections == 300
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections_of(found)), "bbox")
+        evaluation.params.maxDets = [300]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    expected = 100 * evaluation.eval["precision"][:, :, 0, 0, 0].mean()
+    summary = summarize_analysis(analysis)
+    assert summary["metrics"]["AP"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert summary["data"]["all_detections"] is True
+    limited, _ = metrics_of_pycocotools(content, found)
+    assert limited["AP"] < 0.8 * expected  # what the limit would leave
+
+
+def test_coco_limit_holds_for_no_more_than_100_objects():
+    content, found = crowded(100, 300)
+    analysis = analyze(content, detections_of(found))
+    assert len(analysis.table.scores) == 100
+    expected, _ = metrics_of_pycocotools(content, found)
+    summary = summarize_analysis(analysis)
+    assert summary["metrics"]["AP"]["value"] == pytest.approx(expected["AP"], abs=1e-9)
+    assert summary["data"]["all_detections"] is False

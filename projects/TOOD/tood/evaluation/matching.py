@@ -9,6 +9,7 @@ Shapes: N images, K classes, G objects and D detections of all images, A ranges 
 thresholds. Boxes are COCO's, x, y, width, height in pixels.
 """
 
+from collections import Counter
 from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
@@ -43,6 +44,7 @@ class Table(NamedTuple):
     classes: np.ndarray  # (D,) int64
     boxes: np.ndarray  # (D, 4)
     scores: np.ndarray  # (D,)
+    max_detections: int = COCO_LIMIT  # of an image and class
 
 
 class Pairs(NamedTuple):
@@ -67,7 +69,8 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
         content: annotations in the clean form of :mod:`tood.data.annotations`. Objects without
             width or height are left out, as in evaluation.
         detections: in COCO's format of results: "image_id", "category_id", "bbox", "score". Of an
-            image and class, the best 100 count, as in COCO's evaluation.
+            image and class, the best 100 count, as in COCO's evaluation; all of them where an image
+            has more objects of a class than that, most of which would count as missed otherwise.
         source: of the detections, for errors.
 
     Raises:
@@ -80,9 +83,10 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
     objects = [a for a in content.get("annotations", ()) if has_size(a["bbox"])]
     rows = [_row_of(x, i, image_index, class_index, source) for i, x in enumerate(detections)]
     found = np.array(rows, dtype=np.float64).reshape(len(rows), 7)
+    limit = _limit_of(objects, len(found))
     order = np.lexsort((-found[:, 2], found[:, 0]))  # stable: equal scores stay as they are
     found = found[order]
-    found = found[_rank_in_group(found[:, 0] * len(categories) + found[:, 1]) < COCO_LIMIT]
+    found = found[_rank_in_group(found[:, 0] * len(categories) + found[:, 1]) < limit]
     return Table(
         image_ids=[x["id"] for x in images],
         file_names=[x["file_name"] for x in images],
@@ -97,7 +101,15 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
         classes=found[:, 1].astype(np.int64),
         boxes=found[:, 3:],
         scores=found[:, 2],
+        max_detections=limit,
     )
+
+
+def _limit_of(objects: Sequence[Dict], num_detections: int) -> int:
+    """Return how many detections of an image and class count."""
+    each = Counter((a["image_id"], a["category_id"]) for a in objects if not a["iscrowd"])
+    is_crowded = max(each.values(), default=0) > COCO_LIMIT
+    return max(num_detections, COCO_LIMIT) if is_crowded else COCO_LIMIT
 
 
 def _row_of(x, i: int, image_index: Dict, class_index: Dict, source: str):

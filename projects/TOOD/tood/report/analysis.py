@@ -5,6 +5,7 @@ from typing import Dict, List, NamedTuple, Sequence
 import numpy as np
 
 from tood.evaluation import curves, errors
+from tood.evaluation.coco import COCO_LIMIT
 from tood.evaluation.curves import Curve
 from tood.evaluation.errors import CORRECT, IGNORED, Errors
 from tood.evaluation.intervals import (
@@ -122,6 +123,7 @@ def _data(analysis: Analysis) -> Dict:
         **{name: int(x.sum()) for name, x in zip(names, counted)},
         "crowds": int(table.gt_crowd.sum()),
         "detections": len(table.scores),
+        "all_detections": table.max_detections > COCO_LIMIT,
     }
 
 

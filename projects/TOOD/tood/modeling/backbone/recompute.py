@@ -86,7 +86,8 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
     if switch is None:
         raise UserError(
             "MODEL.TOOD.CHECKPOINT_BACKBONE is for Detectron2's ResNets and timm's models, not for "
-            f"{type(model or bottom_up).__name__}; set it to False, or use an option of this backbone's own."
+            f"{type(model or bottom_up).__name__}; set it to False, or use an option of this "
+            "backbone's own."
         )
     if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in model.modules()):
         raise UserError(
