@@ -154,10 +154,14 @@ def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
 
 
 def first_AP(results) -> float:
-    """Box AP on the first data set of Detectron2's results, NaN where there is none."""
+    """Box AP on the first data set of Detectron2's results, "AP@N" where the model may make more
+    than COCO's 100 detections; NaN where there is none.
+    """
     if results and "bbox" not in results:
         results = next(iter(results.values()))
-    return results.get("bbox", {}).get("AP", float("nan")) if results else float("nan")
+    metrics = results.get("bbox", {}) if results else {}
+    name = next((x for x in metrics if x.startswith("AP@")), "AP")
+    return metrics.get(name, float("nan"))
 
 
 @torch.no_grad()
