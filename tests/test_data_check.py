@@ -96,6 +96,17 @@ def test_errors_come_first_and_are_counted():
     assert [row.startswith("| error") for row in rows[3:]] == [True, True, False, False, False]
 
 
+def test_more_objects_than_are_found():
+    full = [annotation([1, 1, 20, 20], id=i) for i in range(1, 5)]
+    (found,) = [
+        x for x in report(*full, max_detections=3).findings if "more than 3 objects" in x.what
+    ]
+    assert found.count == 1 and "raise TEST.DETECTIONS_PER_IMAGE" in found.consequence
+    assert not found.is_error
+    for limit in (0, 4):
+        assert not any("more than" in x.what for x in report(*full, max_detections=limit).findings)
+
+
 def test_slender_images():
     bad = report(*GOOD, input_size=InputSize(100, 100))
     assert not bad.errors

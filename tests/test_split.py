@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tood.data.plan import (
     DataStatistics,
     choose_epochs,
+    choose_max_detections,
     choose_size,
     statistics_of,
 )
@@ -166,3 +167,12 @@ def test_statistics():
     # Sizes 2, 4, ..., 20 of 100 pixels.
     assert found.small_object == pytest.approx(0.038)
     assert found.aspect == 2
+    assert found.most_objects == max(
+        sum(a["image_id"] == i["id"] and not a["iscrowd"] for a in content["annotations"])
+        for i in content["images"]
+    )
+
+
+@pytest.mark.parametrize("most, expected", [(0, 100), (50, 100), (51, 200), (279, 600)])
+def test_detections_of_an_image(most, expected):
+    assert choose_max_detections(statistics(0.2)._replace(most_objects=most)) == expected

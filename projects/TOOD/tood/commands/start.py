@@ -42,6 +42,7 @@ from tood.data.plan import (
     STEP,
     ImageSize,
     choose_epochs,
+    choose_max_detections,
     choose_size,
     statistics_of,
 )
@@ -119,6 +120,7 @@ class Plan(NamedTuple):
     schedule: Schedule
     epochs: float
     memory: Optional[StepMemory]  # None: the images of a step are the user's choice
+    max_detections: int  # of an image
 
 
 def main(args):
@@ -266,7 +268,8 @@ def make_plan(args, data: Data, config_file: str) -> Plan:
     )
     period = max(schedule.max_iter // EVALUATIONS, 1)
     schedule = schedule._replace(eval_period=period, checkpoint_period=period)
-    return Plan(size, schedule, epochs, memory)
+    kept = choose_max_detections(statistics_of(data.train))
+    return Plan(size, schedule, epochs, memory, kept)
 
 
 def num_negatives(content: Dict) -> int:
@@ -373,6 +376,7 @@ def _rows_of_plan(plan: Plan) -> List:
             f"is {size.small_object:.0f} pixels there",
         ),
         ("images per step", per_step),
+        ("detections", f"at most {plan.max_detections} of an image"),
         (
             "schedule",
             f"{schedule.max_iter} iterations, {plan.epochs:.3g} times all images; learning rate "
@@ -401,6 +405,7 @@ def plan_text(
         options["INPUT.MIN_SIZE_TRAIN"] = (size.shorter,)
         options["INPUT.MIN_SIZE_TEST"] = size.shorter
         options["INPUT.MAX_SIZE_TRAIN"] = options["INPUT.MAX_SIZE_TEST"] = size.longer
+        options["TEST.DETECTIONS_PER_IMAGE"] = plan.max_detections
         options.update(plan.schedule.options())
         if num_negatives(data.train):
             options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False

@@ -189,6 +189,7 @@ def lazy_run_options(lazy: DictConfig) -> RunOptions:
         train_size=train_size,
         test_size=test_size,
         finest_stride=finest_stride_of(lazy.model.head_in_features),
+        max_detections=lazy.model.get("max_detections_per_image", 0),
         num_classes_key="model.num_classes",
     )
     return RunOptions(

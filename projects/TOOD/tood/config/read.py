@@ -140,6 +140,7 @@ def run_options(cfg: Config) -> RunOptions:
         train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN, tiles.size),
         test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, tiles.size),
         finest_stride=finest_stride_of(cfg.MODEL.TOOD.IN_FEATURES),
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
     aug = cfg.TEST.AUG
     return RunOptions(

@@ -2,7 +2,9 @@
 look at its images, in one table. Some of it must be mended first; the rest is good to know.
 """
 
+import math
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
@@ -95,6 +97,7 @@ def check_data(
     *,
     to_train: bool = True,
     filter_empty: bool = True,
+    max_detections: int = 0,
 ) -> DataReport:
     """Look through annotations, without their images.
 
@@ -105,6 +108,7 @@ def check_data(
         stride: of the finest feature map, in pixels of the network's input.
         to_train: tell what the findings mean for training, or else for evaluation.
         filter_empty: whether images without objects are left out of training.
+        max_detections: the most that are found in an image; 0 where it is not known.
     """
     annotations, broken = split_broken(content)
     objects = [a for a in annotations if not a.get("iscrowd")]
@@ -118,6 +122,7 @@ def check_data(
         _extreme_images(content["images"], input_size),
         *_box_findings(objects, content["images"], input_size, stride, to_train),
         *_count_findings(content, annotations, objects, to_train, filter_empty),
+        _overfull_images(content["images"], objects, max_detections),
     ]
     return DataReport(
         json_file,
@@ -328,6 +333,16 @@ def _count_findings(
             crowds,
         ),
     ]
+
+
+def _overfull_images(images: List[Dict], objects: List[Dict], max_detections: int) -> Finding:
+    counts = Counter(a["image_id"] for a in objects)
+    limit = max_detections or math.inf
+    return _finding(
+        f"images with more than {max_detections} objects",
+        f"no more than {max_detections} are found; raise TEST.DETECTIONS_PER_IMAGE",
+        [x["file_name"] for x in images if counts[x["id"]] > limit],
+    )
 
 
 def _finding(what: str, consequence: str, examples: Sequence[str]) -> Finding:

@@ -42,6 +42,7 @@ class DataOptions(NamedTuple):
     train_size: InputSize  # the smallest that training resizes to
     test_size: InputSize
     finest_stride: int  # of the feature maps, pixels
+    max_detections: int = 0  # of an image; 0 where it is not known
     num_classes_key: str = "MODEL.TOOD.NUM_CLASSES"  # in messages
 
 
@@ -231,6 +232,7 @@ def _check_content(
         data.finest_stride,
         to_train=to_train,
         filter_empty=data.filter_empty,
+        max_detections=data.max_detections,
     )
     # One of several processes opens the files, and all hear of it: they must end together.
     found = []

@@ -1,6 +1,7 @@
 """What the data ask of a training: the size of its images, and its length."""
 
 import math
+from collections import Counter
 from typing import Dict, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class DataStatistics(NamedTuple):
     num_objects: int
     small_object: float  # size of the smallest tenth, as a part of its image's shorter side
     aspect: float  # longer by shorter side, which nine tenths of the images do not exceed
+    most_objects: int = 0  # of an image
 
 
 def statistics_of(content: Dict) -> DataStatistics:
@@ -37,6 +39,7 @@ def statistics_of(content: Dict) -> DataStatistics:
         its statistics; the size of an object is the square root of its area, as in COCO.
     """
     sizes = {i["id"]: (i["width"], i["height"]) for i in content["images"]}
+    each = Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
     parts = [
         math.sqrt(a["bbox"][2] * a["bbox"][3]) / min(sizes[a["image_id"]])
         for a in content["annotations"]
@@ -48,6 +51,7 @@ def statistics_of(content: Dict) -> DataStatistics:
         num_objects=len(parts),
         small_object=float(np.quantile(parts, 0.1)) if parts else 1.0,
         aspect=float(np.quantile(aspects, 0.9)) if aspects else 1.0,
+        most_objects=max(each.values(), default=0),
     )
 
 
@@ -68,6 +72,13 @@ def choose_size(statistics: DataStatistics, largest: int = LARGEST_SIZE) -> Imag
     aspect = min(max(statistics.aspect, 4 / 3), LARGEST_ASPECT)
     longer = STEP * math.ceil(shorter * aspect / STEP)
     return ImageSize(shorter, longer, statistics.small_object * shorter)
+
+
+def choose_max_detections(statistics: DataStatistics) -> int:
+    """Return how many detections of an image are kept: COCO's 100, or in hundreds twice the objects
+    of the fullest image, for not all detections are right.
+    """
+    return max(100 * math.ceil(2 * statistics.most_objects / 100), 100)
 
 
 def choose_epochs(num_images: int) -> float:
