@@ -1,6 +1,7 @@
 """Large images in tiles: where they are cut, what is trained on, and what is found across seams."""
 
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -17,7 +18,9 @@ from test_lazy import LAZY_CONFIG, SHORT, TINY_LAZY
 from tood.commands import train as train_net
 from tood.commands.trained import run as run_trained
 from tood.config.read import load_config
+from tood.data import tiles as data_tiles
 from tood.data.check import InputSize
+from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, clip_to, tile_records, visible_in
 from tood.modeling.postprocess import suppress_non_maxima
 from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD, seen_whole_elsewhere
@@ -122,6 +125,56 @@ def test_strips_of_a_tiff(tmp_path):
     image = LargeImage(str(tmp_path / "a.tif"))
     for x, y, w, h in ((0, 0, 70, 90), (3, 15, 9, 2), (0, 16, 70, 16), (5, 31, 60, 50)):
         assert np.array_equal(image.read(Tile(x, y, w, h)), pixels[y : y + h, x : x + w])
+
+
+def test_images_are_decoded_once_for_their_tiles(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    pixels = np.random.default_rng(0).integers(256, size=(3, 40, 50, 3), dtype=np.uint8)
+    for path, x in zip(paths, pixels):
+        Image.fromarray(x).save(path)
+    decoded = []
+    read = data_tiles.read_image
+    monkeypatch.setattr(
+        data_tiles, "read_image", lambda path, order: decoded.append(path) or read(path, order)
+    )
+    recent = data_tiles.RecentImages(max_bytes=2 * 40 * 50 * 3)
+    for i in (0, 0, 1, 0, 2, 0, 1):  # 1 was used longest ago when 2 came
+        found = recent.open(paths[i], "RGB").read(Tile(10, 5, 20, 30))
+        assert np.array_equal(found, pixels[i, 5:35, 10:30])
+    assert decoded == [paths[i] for i in (0, 1, 2, 1)]
+    assert not pickle.loads(pickle.dumps(recent))._images  # for the processes of a loader
+
+    small = data_tiles.RecentImages(max_bytes=100)
+    for _ in range(2):
+        small.open(paths[0], "RGB")
+    assert decoded[4:] == [paths[0]] * 2  # too large to be kept
+    few = data_tiles.RecentImages(max_images=1)
+    for i in (0, 1, 0):
+        few.open(paths[i], "RGB")
+    assert decoded[6:] == [paths[i] for i in (0, 1, 0)]
+
+
+def test_the_mapper_cuts_tiles_and_keeps_what_it_cuts_from(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    path = str(tmp_path / "a.png")
+    Image.fromarray(pixels).save(path)
+
+    class Darken(T.Augmentation):
+        def get_transform(self, image):
+            image[:] = 0  # in place, as transforms should not
+            return T.NoOpTransform()
+
+    record = {"file_name": path, "width": 20, "height": 30, "annotations": []}
+    record.update(tile=(10, 5, 20, 30), whole_size=(50, 40))
+    mapper = CheckedMapper(is_train=True, augmentations=[], image_format="RGB")
+    for _ in range(2):
+        found = mapper(record)["image"].numpy()
+        assert np.array_equal(found, pixels[5:35, 10:30].transpose(2, 0, 1))
+        mapper.augmentations = T.AugmentationList([Darken()])
+        assert not mapper(record)["image"].any()
+        mapper.augmentations = T.AugmentationList([])
+    with pytest.raises(UserError, match="a.png cannot be used .*Mismatched image shape"):
+        mapper({**record, "whole_size": (51, 40)})
 
 
 class Spots(torch.nn.Module):

@@ -10,11 +10,17 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 
 from tood.data.images import IMAGE_ERRORS, read_image
+from tood.data.tiles import RecentImages
 from tood.utils.errors import UserError, reason_of
+from tood.utils.tiles import Tile
 
 
 class CheckedMapper(DatasetMapper):
     """Detectron2's mapper, of boxes alone, that reads 16 bits and names what it could not read."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._recent = RecentImages()
 
     def __call__(self, dataset_dict: Dict) -> Dict:
         """
@@ -35,17 +41,18 @@ class CheckedMapper(DatasetMapper):
                 "repair it, or take it out of the annotation file."
             ) from error
 
-    @staticmethod
-    def _cut(record: Dict, image: np.ndarray) -> np.ndarray:
+    def _read_tile(self, record: Dict) -> np.ndarray:
+        image = self._recent.open(record["file_name"], self.image_format)
         width, height = record.pop("whole_size")
-        check_image_size({**record, "width": width, "height": height}, image)
-        x, y, w, h = record.pop("tile")
-        return image[y : y + h, x : x + w]
+        shape = np.empty((image.height, image.width, 0))
+        check_image_size({**record, "width": width, "height": height}, shape)
+        return image.read(Tile(*record.pop("tile"))).copy()  # for augmentations in place
 
     def _map(self, record: Dict) -> Dict:
-        image = read_image(record["file_name"], self.image_format)
         if "tile" in record:
-            image = self._cut(record, image)
+            image = self._read_tile(record)
+        else:
+            image = read_image(record["file_name"], self.image_format)
         check_image_size(record, image)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)

@@ -107,6 +107,11 @@ class LargeImage:
         self._pixels = read_image(path, format)
         self.height, self.width = self._pixels.shape[:2]
 
+    @property
+    def num_bytes(self) -> int:
+        """What it holds in memory: nothing of a file that is mapped."""
+        return 0 if self._strips else self._pixels.nbytes
+
     def read(self, tile: Tile) -> np.ndarray:
         """Return the pixels of a tile, (height, width, 3) uint8."""
         columns, bottom = slice(tile.x, tile.x + tile.width), tile.y + tile.height
@@ -121,6 +126,38 @@ class LargeImage:
         if pixels.shape[2] == 1:
             return np.repeat(pixels, 3, axis=2)
         return pixels if self.format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+class RecentImages:
+    """Keeps the images that were read last for the next of their tiles, for decoding takes longer
+    than all the rest of a tile.
+    """
+
+    def __init__(self, max_bytes: int = 256 * 1024**2, max_images: int = 16):
+        """
+        Args:
+            max_bytes: of all that are kept; a larger image is not kept.
+            max_images: that are kept; of a file that is mapped, no more than its handle.
+        """
+        self.max_bytes, self.max_images = max_bytes, max_images
+        self._images: Dict[Tuple[str, str], LargeImage] = {}  # the latest is the last
+
+    def open(self, path: str, format: str) -> LargeImage:
+        """Return a :class:`LargeImage`, whose errors are raised."""
+        key = (path, format)
+        image = self._images.pop(key, None) or LargeImage(path, format)
+        kept = {**self._images, key: image}
+        while len(kept) > self.max_images or _bytes_of(kept) > self.max_bytes:
+            del kept[next(iter(kept))]
+        self._images = kept
+        return image
+
+    def __getstate__(self):
+        return {**vars(self), "_images": {}}  # a loader's processes read their own
+
+
+def _bytes_of(images: Dict) -> int:
+    return sum(x.num_bytes for x in images.values())
 
 
 def _strips_of(image: Image.Image) -> List[Tuple[int, int, int]]:
