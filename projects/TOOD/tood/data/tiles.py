@@ -152,6 +152,9 @@ class RecentImages:
         self._images = kept
         return image
 
+    def __repr__(self):
+        return f"RecentImages(max_bytes={self.max_bytes}, max_images={self.max_images})"
+
     def __getstate__(self):
         return {**vars(self), "_images": {}}  # a loader's processes read their own
 
