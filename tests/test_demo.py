@@ -162,6 +162,18 @@ def test_thresholds_of_classes(trained, photos):
         Predictor(*files, score_threshold="high")
 
 
+def test_a_report_of_data_without_objects(trained, photos, tmp_path):
+    content = {"images": [], "annotations": [], "categories": []}
+    shapes = sorted({"disc", "square", "triangle", "star"})
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(shapes, 1)]
+    content["images"] = [{"id": 1, "file_name": "00001.jpg", "width": 64, "height": 64}]
+    (tmp_path / "empty.json").write_text(json.dumps(content))
+    flags = ["--val-data", f"{tmp_path}/empty.json:{photos}", "--output", str(tmp_path / "report")]
+    run_trained("report", [str(trained), *flags])
+    summary = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert summary["positives"] == [] and summary["data"]["objects"] == 0
+
+
 def test_a_training_writes_a_report(trained, photos, tmp_path, capsys):
     summary = json.loads((trained / "report" / "report.json").read_text())
     AP = json.loads((trained / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]

@@ -11,6 +11,7 @@ from estimate_memory import AFTER_WARMUP, LiveMemory, Setting, estimate_step, ma
 from fake_tensors import fake_batch, fake_tensors
 
 from tood.config.read import load_config
+from tood.utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(
     torch.__version__ < "2.1", reason="storages have one object each since 2.1"
@@ -92,3 +93,10 @@ def test_the_table(tmp_path, monkeypatch, capsys):
     assert lines[0].startswith("| model | images | float32 |") and len(lines) == 3
     plain, recomputed, half, half_recomputed = map(float, lines[2].split("|")[3:7])
     assert 0 < recomputed < plain and 0 < half_recomputed < half
+
+
+@pytest.mark.parametrize("flags", [["--batch", "0"], ["--width", "-1"], ["--objects", "-1"]])
+def test_sizes_that_cannot_be(monkeypatch, flags):
+    monkeypatch.setattr("sys.argv", ["estimate_memory.py", CONFIG, *flags])
+    with pytest.raises(UserError, match="must be above 0"):
+        main()

@@ -330,7 +330,7 @@ def last_ap(folder):
 
 
 def export(config, weights, args):
-    """A file for ONNX Runtime, where it is installed: its time, and its difference to the CPU's."""
+    """A file for ONNX Runtime, where it is installed: its time, and how many detections."""
     try:
         import onnxruntime
     except ImportError:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten
 from tqdm import tqdm
 
 from tood.modeling.backbone.recompute import recompute_blocks
-from tood.utils.errors import run_main
+from tood.utils.errors import UserError, run_main
 
 GiB = 1024**3
 AFTER_WARMUP = 10**9  # an iteration at which TAL assigns
@@ -148,6 +148,10 @@ def main():
     parser.add_argument("--width", type=int, default=1333)
     parser.add_argument("--objects", type=int, default=20, help="of each image")
     args = parser.parse_args()
+    if torch.__version__ < "2.1":  # where a storage has no object of its own to watch
+        raise UserError(f"This needs PyTorch 2.1 or newer, and not {torch.__version__}.")
+    if min(args.height, args.width, *args.batch) < 1 or args.objects < 0:
+        raise UserError("--batch, --height and --width must be above 0, --objects 0 or more.")
     cases = [(name, batch) for name in args.models for batch in args.batch]
     rows = [row(*case, args) for case in tqdm(cases, desc="estimating")]
     print("| model | images | float32 | recomputed | half precision | recomputed |")

@@ -175,18 +175,22 @@ class Predictor:
 
     def build_validation_loader(self, dataset_name: str, limit: int):
         """Return a loader of a registered data set with ground truth, of what ``model`` takes: of
-        images, or of the tiles with objects, at most ``limit`` of them, evenly spread.
+        the images or tiles with objects, at most ``limit`` of them, evenly spread; empty where
+        there are none.
         """
         mapper = CheckedMapper(
             is_train=True,
             augmentations=[self.resize] if self.options.min_size_test > 0 else [],
             image_format=self.options.input_format,
         )
-        records = get_detection_dataset_dicts(dataset_name, filter_empty=True)
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         if self.is_tiled:
             records = tile_records(records, self.options.tiles, empty=False)
+        records = [x for x in records if any(not a.get("iscrowd") for a in x["annotations"])]
+        if not records:  # of which Detectron2 makes no loader
+            return []
         step = -(-len(records) // limit)
-        return build_detection_test_loader(records[:: max(step, 1)], mapper=mapper)
+        return build_detection_test_loader(records[::step], mapper=mapper)
 
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:

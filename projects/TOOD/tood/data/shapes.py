@@ -34,7 +34,7 @@ def draw_scene(
     draw = ImageDraw.Draw(image)
     objects = []
     crowd = size**2 // 64**2
-    count = rng.integers(crowd // 2, crowd * 3 // 2 + 1) if crowded else rng.integers(1, 7)
+    count = rng.integers(max(crowd // 2, 1), crowd * 3 // 2 + 2) if crowded else rng.integers(1, 7)
     for _ in range(count):
         shape = int(rng.integers(len(SHAPES)))
         radius = rng.uniform(4, 14) if crowded else size * rng.uniform(0.09, 0.24)
