@@ -185,3 +185,25 @@ def test_a_writer_that_was_interrupted(tmp_path, cause, error):
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["a.pth"]
     if error is None:
         assert "cannot be written" in caught.value.sentence()
+
+
+def test_two_writers_of_one_file(tmp_path):
+    path = tmp_path / "kept.pth"
+    with written_whole(str(path)) as first:
+        first.write(b"first, ")
+        with written_whole(str(path)) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+        first.write(b"and longer")
+    assert path.read_bytes() == b"first, and longer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_left_parts_are_removed_after_a_day(tmp_path):
+    path, old, new = tmp_path / "a.pth", tmp_path / "a.pth.0.part", tmp_path / "a.pth.1.part"
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    with written_whole(str(path)) as f:
+        f.write(b"whole")
+    assert sorted(tmp_path.iterdir()) == [path, new]

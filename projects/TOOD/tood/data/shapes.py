@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from tood.utils.files import write_whole
+
 SHAPES = ("disc", "square", "triangle", "star")
 _OVERSAMPLING = 4
 
@@ -72,9 +74,8 @@ def write_shapes_dataset(
             annotations.append(_annotation(len(annotations) + 1, i + 1, o))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)]
     json_file = os.path.join(folder, "annotations.json")
-    with open(json_file + ".part", "w") as f:
-        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
-    os.replace(json_file + ".part", json_file)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_whole(json_file, json.dumps(content).encode())
     return json_file
 
 

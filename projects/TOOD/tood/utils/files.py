@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import pickle
 import re
 import shutil
 import tempfile
+import time
+import uuid
 import zipfile
 from typing import BinaryIO, Dict, Iterator, List, Optional
 
@@ -137,18 +140,20 @@ _ARRAY_GLOBALS = {
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[BinaryIO]:
     """Give a file to write to that becomes ``path`` at the end, or nothing after any error.
+    Where several processes write one path, as the first use of a cache, each writes a whole file.
 
     Raises:
         UserError: where it cannot be written.
     """
-    part = f"{path}.part"  # the next writer overwrites what a killed process leaves
+    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
         try:
-            with open(part, "wb") as f:
+            with open(part, "xb") as f:
                 yield f
                 f.flush()
                 os.fsync(f.fileno())  # the machine may go down, too
             os.replace(part, path)
+            _remove_left_parts(path)
         finally:
             if os.path.exists(part):
                 os.remove(part)
@@ -169,6 +174,14 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
             f"{path} cannot be written ({getattr(error, 'strerror', None) or reason_of(error)}); "
             "check the folder, or name another one."
         ) from error
+
+
+def _remove_left_parts(path: str) -> None:
+    """Remove what processes that were killed more than a day ago have left of a file."""
+    for part in glob.glob(f"{glob.escape(path)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if time.time() - os.path.getmtime(part) > 86400:
+                os.remove(part)
 
 
 def _causes(error: Optional[BaseException]) -> List[BaseException]:
