@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import analyze_alignment
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_lazy import LAZY_CONFIG, SHORT, TINY_LAZY
 
+from tood.commands import draw
 from tood.commands import train as train_net
 from tood.commands.trained import run as run_trained
 from tood.config.read import load_config
@@ -321,7 +323,7 @@ def train(shapes, folder, lazy):
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy):
+def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
     folder = train(shapes, tmp_path / "out", lazy)
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert any("val_loss/loss_cls" in row for row in metrics)
@@ -353,6 +355,18 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy):
     assert augmented.pred_boxes.tensor[:, 2:].max() > 50
     view = predictor.view_of(path, [50.0, 50, 10, 10])
     assert (view.x, view.y, view.scale) == (24, 24, 1.6) and view.image.shape == (3, 64, 64)
+    if lazy:
+        return
+    # So do the tools that take yaml configs alone, or they say what they cannot do.
+    drawn = []
+    monkeypatch.setattr(draw, "draw_boxes", lambda *args, **_: drawn.append(args) or args[0])
+    argv = ["--config-file", files[0], "--num-images", "1", "--score-thresh", "0"]
+    argv += ["--output", str(tmp_path / "a.png"), "MODEL.WEIGHTS", files[1]]
+    draw.main(draw.parse_args(argv))
+    assert np.array_equal(drawn[0][1], by_file.pred_boxes.tensor)
+    argv = ["--model", "a", *files, "--output", str(tmp_path / "table")]
+    with pytest.raises(UserError, match="INPUT.TILES.SIZE is 40"):
+        analyze_alignment.main(analyze_alignment.parse_args(argv))
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,11 @@ def read_model_config(config_file, weights, args):
         architectures=ARCHITECTURES,
         allow_python=False,
     )
+    if cfg.INPUT.TILES.SIZE:
+        raise UserError(
+            f"INPUT.TILES.SIZE is {cfg.INPUT.TILES.SIZE}, and alignment is not measured in tiles; "
+            "set it to 0 to measure whole images."
+        )
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         cfg.MODEL.TOOD.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES  # which the data are held to
     check_weights(weights)

@@ -7,17 +7,15 @@
 
 import argparse
 
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 import tood.registered  # noqa: F401
-from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, load_config, run_options
+from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
+from tood.predictor import Predictor
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
@@ -57,13 +55,10 @@ def main(args):
     prepare_datasets(run_options(cfg).data, training=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
-    check_weights(cfg.MODEL.WEIGHTS)
     name = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(name)[: args.num_images]
     class_names = MetadataCatalog.get(name).thing_classes
-    weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
-    predictor = DefaultPredictor(cfg)
-    Checkpointer(predictor.model, complete=True).load(weights)
+    predictor = Predictor(cfg)  # sees what evaluation sees: tiles, or augmented views
     pairs = [
         draw_pair(record, predictor, class_names, args.score_thresh, args.scale)
         for record in tqdm(records, desc="drawing")
@@ -82,8 +77,7 @@ def draw_pair(record, predictor, class_names, score_thresh, scale):
         image = read_image(record["file_name"])
     except IMAGE_ERRORS as error:
         raise UserError(f"The image {record['file_name']} cannot be read ({error}).") from error
-    with torch.no_grad():
-        instances = predictor(image[:, :, ::-1])["instances"].to("cpu")
+    instances = predictor(record["file_name"])
     instances = instances[instances.scores >= score_thresh]
     predicted = draw_boxes(
         image,
