@@ -240,7 +240,7 @@ def test_more_than_100_detections(folder, caplog):
     assert 60 < results["AP"] < 70 and results["AP@2000"] == pytest.approx(100)
     assert first_AP({"bbox": results}) == first_AP({"a": {"bbox": results}}) == results["AP@2000"]
     assert np.isnan(first_AP({})) and np.isnan(first_AP({"bbox": {}}))
-    assert "counts at most 100 detections per image" in caplog.text and "AP@2000" in caplog.text
+    assert "counts at most 100 detections of a class" in caplog.text and "AP@2000" in caplog.text
     assert evaluate(entry, detections)["bbox"]["AP@150"] == pytest.approx(
         100
     )  # the most that there are

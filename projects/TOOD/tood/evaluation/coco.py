@@ -72,8 +72,8 @@ class CleanCOCOEvaluator(COCOEvaluator):
             AP = self._average_precision([a for x in predictions for a in x["instances"]], limit)
             self._results["bbox"][f"AP@{limit}"] = AP
             self._logger.info(
-                f"AP {self._results['bbox']['AP']:.3f} counts at most {COCO_LIMIT} detections per "
-                f"image, as COCO does; with up to {limit}, AP@{limit} is {AP:.3f}."
+                f"AP {self._results['bbox']['AP']:.3f} counts at most {COCO_LIMIT} detections of "
+                f"a class per image, as COCO does; with up to {limit}, AP@{limit} is {AP:.3f}."
             )
 
     def _average_precision(self, detections, limit: int) -> float:
