@@ -81,7 +81,7 @@ FAR = [32.0, 32.0, 64.0, 44.0]  # IoU 0.375
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
             {"max_detections_per_image": 1},
             LIMIT,
-            "but 1 others of the image have higher scores (TEST.DETECTIONS_PER_IMAGE)",
+            "but 1 others of the image have higher scores (TEST.DETECTIONS_PER_IMAGE, ",
         ),
         (
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},

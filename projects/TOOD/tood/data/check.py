@@ -340,7 +340,8 @@ def _overfull_images(images: List[Dict], objects: List[Dict], max_detections: in
     limit = max_detections or math.inf
     return _finding(
         f"images with more than {max_detections} objects",
-        f"no more than {max_detections} are found; raise TEST.DETECTIONS_PER_IMAGE",
+        f"no more than {max_detections} are found; raise TEST.DETECTIONS_PER_IMAGE "
+        "(model.max_detections_per_image)",
         [x["file_name"] for x in images if counts[x["id"]] > limit],
     )
 

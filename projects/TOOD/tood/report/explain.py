@@ -161,7 +161,8 @@ class _Question:
         if not rivals.any():
             limit = self.model.max_detections_per_image
             text = f"{what}, but {limit} others of the image have higher scores"
-            return _Cause(LIMIT, f"{text} (TEST.DETECTIONS_PER_IMAGE).", boxes[i])
+            text += " (TEST.DETECTIONS_PER_IMAGE, model.max_detections_per_image)."
+            return _Cause(LIMIT, text, boxes[i])
         j = int(torch.where(rivals, overlaps, -1.0).argmax())
         text = (
             f"{what}; NMS drops it for a detection of the score {float(found.scores[j]):.2f} that "
@@ -183,8 +184,9 @@ class _Question:
         score, limit = float(own[i]), self.model.score_thresh_test
         if score > limit:
             text = f"Its best box, of the score {score:.2f}, is not among the best "
-            text += f"{self.model.topk_candidates_test} of its level"
-            return _Cause(CANDIDATES, f"{text} (MODEL.TOOD.TOPK_CANDIDATES_TEST).", boxes[i])
+            text += f"{self.model.topk_candidates_test} of its level "
+            text += "(MODEL.TOOD.TOPK_CANDIDATES_TEST, model.topk_candidates_test)."
+            return _Cause(CANDIDATES, text, boxes[i])
         other = scores[near].max(dim=0).values
         other[self.k] = -1
         c = int(other.argmax())
@@ -193,7 +195,8 @@ class _Question:
             return _Cause(CLASSIFICATION, f"{text}, with {score:.3f}.", boxes[i])
         text = (
             f"{int(near.sum())} locations have a box that fits, but no score for {name} above "
-            f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST)."
+            f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST, "
+            "model.score_thresh_test)."
         )
         return _Cause(SCORE, text, boxes[i])
 
