@@ -38,7 +38,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config")
     return parse_arguments(parser, argv)
 
 
@@ -50,15 +50,18 @@ def positive(text):
 
 
 def main(args):
-    cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
+    options = run_options(load_config(args.config_file, args.opts, val_data=args.val_data))
     check_image_output(args.output, args.overwrite)
-    prepare_datasets(run_options(cfg).data, training=False)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("There is nothing to predict with: name a checkpoint with MODEL.WEIGHTS.")
-    name = cfg.DATASETS.TEST[0]
+    prepare_datasets(options.data, training=False)
+    if not options.weights:
+        raise UserError(
+            f"There is nothing to predict with: name a checkpoint with {options.weights_key}."
+        )
+    name = options.data.test[0]
     records = DatasetCatalog.get(name)[: args.num_images]
     class_names = MetadataCatalog.get(name).thing_classes
-    predictor = Predictor(cfg)  # sees what evaluation sees: tiles, or augmented views
+    # It sees what evaluation sees: tiles, or augmented views.
+    predictor = Predictor(args.config_file, opts=args.opts)
     pairs = [
         draw_pair(record, predictor, class_names, args.score_thresh, args.scale)
         for record in tqdm(records, desc="drawing")
