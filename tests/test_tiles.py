@@ -21,9 +21,9 @@ from tood.commands import train as train_net
 from tood.commands.trained import run as run_trained
 from tood.config.read import load_config
 from tood.data import tiles as data_tiles
-from tood.data.check import InputSize
+from tood.data.check import InputSize, check_data
 from tood.data.mapper import CheckedMapper
-from tood.data.tiles import LargeImage, clip_to, tile_records, visible_in
+from tood.data.tiles import LargeImage, clip_to, largest_shares, tile_records, visible_in
 from tood.modeling.postprocess import suppress_non_maxima
 from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD, seen_whole_elsewhere
 from tood.predictor import Predictor
@@ -63,6 +63,24 @@ def test_what_is_seen_of_a_box():
     assert clip_to(boxes[0], tile) == [2, 2, 5, 5]
     assert clip_to(boxes[1], tile) == [0, 0, 10, 10]
     assert clip_to(boxes[3], tile) == [0, 0, 20, 20]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 90), st.data())
+def test_the_tile_that_shows_the_most_of_a_box(size, data):
+    options = TileOptions(size, data.draw(st.integers(0, size - 1)))
+    side = st.integers(1, 200)
+    image_sizes = data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=4))
+    boxes, expected = [], []
+    for width, height in image_sizes:
+        x, y = (data.draw(st.integers(-3, side - 1)) for side in (width, height))
+        w, h = (data.draw(st.integers(max(1, 1 - start), 250)) for start in (x, y))
+        inside = np.array([clip_to([x, y, w, h], Tile(0, 0, width, height))])
+        tiles = make_tiles(width, height, options.size, options.overlap)
+        boxes.append([x, y, w, h])
+        expected.append(max(visible_in(inside, tile).item() for tile in tiles))
+    shares = largest_shares(np.array(boxes), np.array(image_sizes), options)
+    assert shares == pytest.approx(np.array(expected))
 
 
 def record_of(boxes, width=100, height=60, **more):
@@ -391,7 +409,42 @@ def test_tiles_that_cannot_be(opts, says):
 
 
 def test_data_checks_know_tiles():
-    whole, tiled = InputSize(800, 1333), InputSize(800, 1333, tile=400)
+    whole, tiled = InputSize(800, 1333), InputSize(800, 1333, TileOptions(400))
     sides = np.array([4000]), np.array([3000])
     assert whole.scale(*sides).item() == pytest.approx(800 / 3000, rel=1e-3)
     assert tiled.scale(*sides).item() == 2
+
+
+def test_data_checks_name_boxes_that_tiles_cut():
+    boxes = [
+        [0, 0, 60, 30],  # in the first tile
+        [45, 10, 15, 20],  # in both
+        [30, 10, 50, 20],  # 40 of 50 pixels in the second
+        [0, 0, 100, 60],  # 60 of 100
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a", "width": 100, "height": 60}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0}
+            for i, box in enumerate(boxes)
+        ],
+    }
+
+    def found(min_visible, **kwargs):
+        size = InputSize(60, 60, TileOptions(60, 20, min_visible))
+        findings = check_data("x.json", content, size, 8, **kwargs).findings
+        return {f.what: (f.count, f.example[:12], f.consequence) for f in findings}
+
+    size = "raise INPUT.TILES.SIZE (train.tiles.size)"
+    overlap = "raise INPUT.TILES.OVERLAP (train.tiles.overlap)"
+    lost = f"not trained on, but background where they are seen; {size}"
+    whole = "boxes that no tile shows whole"
+    in_parts = f"trained on in parts; {overlap}"
+    assert found(0.5) == {whole: (2, "annotation 2", in_parts)}
+    assert found(0.7) == {
+        "boxes of which no tile shows 70%": (1, "annotation 3", lost),
+        whole: (1, "annotation 2", in_parts),
+    }
+    missed = {whole: (2, "annotation 2", f"found in parts, or missed; {overlap}")}
+    assert found(0.7, to_train=False) == missed

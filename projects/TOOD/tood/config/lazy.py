@@ -179,7 +179,7 @@ def lazy_run_options(lazy: DictConfig) -> RunOptions:
     train, aug = lazy.train, lazy.train.test_aug
     tiles = TileOptions(**train.tiles)
     train_size, test_size = (
-        _input_size(lazy, use)._replace(tile=tiles.size) for use in ("train", "test")
+        _input_size(lazy, use)._replace(tiles=tiles) for use in ("train", "test")
     )
     data = DataOptions(
         train=_names(lazy, "train"),

@@ -137,8 +137,8 @@ def run_options(cfg: Config) -> RunOptions:
         test=cfg.DATASETS.TEST,
         num_classes=cfg.MODEL.TOOD.NUM_CLASSES,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN, tiles.size),
-        test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, tiles.size),
+        train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN, tiles),
+        test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, tiles),
         finest_stride=finest_stride_of(cfg.MODEL.TOOD.IN_FEATURES),
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )

@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from tood.data.annotations import has_size, is_box
 from tood.data.images import IMAGE_ERRORS, PIXELS_REMEDY, TooManyPixels, probe_image, read_image
+from tood.data.tiles import largest_shares
 from tood.utils.errors import reason_of
+from tood.utils.tiles import TileOptions
 
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
@@ -25,14 +27,14 @@ class InputSize(NamedTuple):
 
     shorter: int  # 0: as they are
     longer: int
-    tile: int = 0  # side of the tiles that are resized instead of the images; 0: the images
+    tiles: TileOptions = TileOptions()  # which are resized instead of the images
 
     def scale(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
         """Return the scale by which images of these sizes are resized."""
         if self.shorter <= 0:
             return np.ones(np.shape(width))
-        if self.tile:
-            width, height = np.minimum(width, self.tile), np.minimum(height, self.tile)
+        if self.tiles.size:
+            width, height = (np.minimum(side, self.tiles.size) for side in (width, height))
         return np.minimum(
             self.shorter / np.minimum(width, height), self.longer / np.maximum(width, height)
         )
@@ -269,8 +271,9 @@ def _box_findings(
     if not objects:
         return []
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
-    x, y, w, h = np.array([a["bbox"] for a in objects], dtype=np.float64).T
-    width, height = np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64).T
+    boxes = np.array([a["bbox"] for a in objects], dtype=np.float64)
+    image_sizes = np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64)
+    (x, y, w, h), (width, height) = boxes.T, image_sizes.T
     sized = (w > 0) & (h > 0)
     # Annotation tools round to the next pixel.
     beyond = np.maximum.reduce([-x, -y, x + w - width, y + h - height])
@@ -284,11 +287,15 @@ def _box_findings(
     narrow = f"narrower or lower than {stride} px, the finest stride, at the network's size"
     partly_is = ("trained on what is inside", "found with a lower IoU")
     small_is = ("may get no positive", "hard to find")[use]
+    shares = np.ones(len(objects))
+    seen = sized & ~outside
+    shares[seen] = largest_shares(boxes[seen], image_sizes[seen], input_size.tiles)
     rows = [
         ("without width or height", "left out", ~sized),
         ("wholly outside of their image", ("not trained on", "always missed")[use], outside),
         ("partly outside of their image", partly_is[use], partly),
         (narrow, f"{small_is}; larger images ({size_key}) help", small),
+        *_tile_rows(shares, input_size.tiles.min_visible, to_train),
     ]
     return [
         _finding(
@@ -297,6 +304,24 @@ def _box_findings(
             [f"annotation {objects[i]['id']}: {objects[i]['bbox']}" for i in np.flatnonzero(mask)],
         )
         for which, consequence, mask in rows
+    ]
+
+
+def _tile_rows(
+    shares: np.ndarray, min_visible: float, to_train: bool
+) -> List[Tuple[str, str, np.ndarray]]:
+    in_parts = shares < 1 - 1e-6
+    lost = in_parts & (shares < min_visible)
+    size_key, overlap_key = (
+        f"INPUT.TILES.{name.upper()} (train.tiles.{name})" for name in ("size", "overlap")
+    )
+    if not to_train:
+        consequence = f"found in parts, or missed; raise {overlap_key}"
+        return [("that no tile shows whole", consequence, in_parts)]
+    consequence = f"not trained on, but background where they are seen; raise {size_key}"
+    return [
+        (f"of which no tile shows {min_visible:.0%}", consequence, lost),
+        ("that no tile shows whole", f"trained on in parts; raise {overlap_key}", in_parts & ~lost),
     ]
 
 

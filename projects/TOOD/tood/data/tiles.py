@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tood.data.images import opened, read_image
-from tood.utils.tiles import Tile, TileOptions, make_tiles
+from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -20,6 +20,40 @@ def visible_in(boxes: np.ndarray, tile: Tile) -> np.ndarray:
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], np.add(tile[:2], tile[2:]))
     areas = boxes[:, 2:].prod(axis=1)
     return (high - low).clip(min=0).prod(axis=1) / np.maximum(areas, 1e-12)
+
+
+def largest_shares(boxes: np.ndarray, image_sizes: np.ndarray, options: TileOptions) -> np.ndarray:
+    """Return how much of each box is seen in the tile that shows the most of it.
+
+    Args:
+        boxes: (M, 4), which overlap their images.
+        image_sizes: (M, 2), width and height of the image of each.
+        options: without a size, images are in one piece.
+
+    Returns:
+        (M,), shares of the area inside of the image; 1 where a tile shows all of it.
+    """
+    if not options.size:
+        return np.ones(len(boxes))
+    # Tiles are a grid: each axis by itself.
+    per_axis = [
+        _largest_overlaps(boxes[:, i], boxes[:, i + 2], image_sizes[:, i], options) for i in (0, 1)
+    ]
+    return per_axis[0] * per_axis[1]
+
+
+def _largest_overlaps(
+    starts: np.ndarray, lengths: np.ndarray, sides: np.ndarray, options: TileOptions
+) -> np.ndarray:
+    low, high = starts.clip(min=0), np.minimum(starts + lengths, sides)
+    shares = np.empty(len(starts))
+    for side in np.unique(sides):
+        of = sides == side
+        first = np.array(tile_starts(int(side), options.size, options.overlap))
+        last = first + min(options.size, side)
+        seen = np.minimum(high[of, None], last) - np.maximum(low[of, None], first)
+        shares[of] = seen.max(axis=1) / (high[of] - low[of])
+    return shares
 
 
 def clip_to(box: Sequence[float], tile: Tile) -> List[float]:

@@ -29,11 +29,12 @@ def make_tiles(width: int, height: int, size: int, overlap: int) -> List[Tile]:
         tiles that overlap by ``overlap`` or more; where a side of the image is not longer than
         ``size``, they have its length.
     """
-    columns, rows = (_starts(side, size, overlap) for side in (width, height))
+    columns, rows = (tile_starts(side, size, overlap) for side in (width, height))
     return [Tile(x, y, min(size, width), min(size, height)) for y in rows for x in columns]
 
 
-def _starts(side: int, size: int, overlap: int) -> List[int]:
+def tile_starts(side: int, size: int, overlap: int) -> List[int]:
+    """Return where the tiles of :func:`make_tiles` begin along a side of an image."""
     if side <= size:
         return [0]
     number = 1 + math.ceil((side - size) / (size - overlap))
