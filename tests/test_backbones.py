@@ -134,6 +134,18 @@ def test_levels_decide_on_the_anchors_and_on_what_is_made():
     assert first.tolist() == [[-10, -10, 10, 10]]
 
 
+def test_other_architectures_keep_their_anchors():
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], architectures=("RetinaNet",))
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]  # Detectron2's default
+    assert load_config(CONFIG, []).MODEL.ANCHOR_GENERATOR.SIZES == [
+        [64],
+        [128],
+        [256],
+        [512],
+        [1024],
+    ]
+
+
 def test_levels_that_are_not_there(command):
     message = error_of(command(opts=P2_TO_P6))
     assert "IN_FEATURES has 'p2', but the backbone makes p3, p4, p5, p6, p7" in message
