@@ -8,7 +8,13 @@ from typing import Any, Dict, List, Optional
 from detectron2.checkpoint import DetectionCheckpointer
 
 from tood.utils.errors import UserError, reason_of
-from tood.utils.files import read_pickle, read_tensors, write_atomically, write_whole
+from tood.utils.files import (
+    last_checkpoint_in,
+    read_pickle,
+    read_tensors,
+    write_atomically,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +58,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def get_checkpoint_file(self) -> str:
         """Return the checkpoint that "last_checkpoint" names, a file beside it; "" without one."""
-        try:
-            with open(os.path.join(self.save_dir, "last_checkpoint"), errors="replace") as f:
-                name = f.read().strip()
-        except OSError:
+        name = last_checkpoint_in(self.save_dir)
+        if not name:
             return ""
         if os.path.basename(name) != name or not name.endswith(".pth"):
             logger.warning(

@@ -20,6 +20,7 @@ from typing import List, NamedTuple, Sequence
 from tood.config.lazy import is_lazy
 from tood.config.read import split_options
 from tood.utils.errors import UserError, run_main
+from tood.utils.files import last_checkpoint_in
 
 # By falling preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
@@ -73,12 +74,7 @@ def find_trained(model: str) -> Trained:
 
 
 def _weights_in(folder: str) -> str:
-    last = os.path.join(folder, "last_checkpoint")
-    names = list(WEIGHTS)
-    if os.path.isfile(last):
-        with open(last, errors="replace") as f:
-            names.append(f.read().strip())
-    for name in names:
+    for name in (*WEIGHTS, last_checkpoint_in(folder)):
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
     raise UserError(f"{folder} holds no checkpoint; name the output folder of a training.")

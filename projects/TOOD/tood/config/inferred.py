@@ -15,7 +15,7 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.entries import parse_own_data
 from tood.modeling.backbone.timm_fpn import pixel_statistics
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.files import last_checkpoint_in, read_tensors
 
 KEY = "MODEL.TOOD.NUM_CLASSES"
 BASE = "Base-TOOD.yaml"
@@ -76,11 +76,8 @@ def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> 
 
 
 def _weights_of(cfg: CfgNode, resume: bool) -> str:
-    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if resume and os.path.isfile(last):
-        with open(last, errors="replace") as f:
-            return os.path.join(cfg.OUTPUT_DIR, f.read().strip())
-    return cfg.MODEL.WEIGHTS
+    last = last_checkpoint_in(cfg.OUTPUT_DIR) if resume else ""
+    return os.path.join(cfg.OUTPUT_DIR, last) if last else cfg.MODEL.WEIGHTS
 
 
 def _number_of_weights(path: str) -> Optional[int]:

@@ -43,6 +43,15 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
         ) from error
 
 
+def last_checkpoint_in(folder: str) -> str:
+    """Return the name that the "last_checkpoint" of an output folder holds; "" without one."""
+    try:
+        with open(os.path.join(folder, "last_checkpoint"), errors="replace") as f:
+            return f.read().strip()
+    except OSError:
+        return ""
+
+
 def check_image_output(path: str, overwrite: bool = True) -> None:
     """Make the folder of an image that is going to be written.
 
