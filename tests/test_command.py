@@ -12,10 +12,14 @@ from conftest import CONFIG, ROOT, TINY, clear_loggers
 from detectron2.modeling import build_model
 from PIL import Image
 
-from tood.commands import start, trained
 from tood.commands import train as train_net
+from tood.commands import trained
+from tood.commands.start import command
+from tood.commands.start import plan as planning
+from tood.commands.start.data import read_data
 from tood.data.plan import DataStatistics
 from tood.engine.memory import MiB, StepMemory, measure_step
+from tood.utils.errors import UserError
 
 # What needs seconds to import.
 HEAVY = ("torch", "detectron2", "cv2", "matplotlib", "supervision", "pycocotools")
@@ -174,11 +178,11 @@ def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
     pytest.importorskip("timm", reason="an extra")
     tood_cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
-    small = start.statistics_of(start.read_data(start.parse_args(["photos"])).train)
-    monkeypatch.setattr(start, "statistics_of", lambda _: small._replace(small_object=0.02))
-    assert start.choose_config({}) == "tood_lite0_N_small_data"
-    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(start, "get_config_file", lambda name: asked.append(name) or CONFIG)
+    small = planning.statistics_of(read_data(command.parse_args(["photos"])).train)
+    monkeypatch.setattr(planning, "statistics_of", lambda _: small._replace(small_object=0.02))
+    assert planning.choose_config({}) == "tood_lite0_N_small_data"
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "get_config_file", lambda name: asked.append(name) or CONFIG)
     asked = []
     tood_cli.main(["train", "photos", "--dry-run", *TINY])
     assert asked == ["tood_R18_GN_small_data"]
@@ -189,17 +193,17 @@ def test_errors_of_a_model_are_not_taken_for_want_of_memory(photos, monkeypatch)
     def measure(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(start, "measure_step", measure)
-    args = start.parse_args(["photos", *TINY])
+    monkeypatch.setattr(planning, "measure_step", measure)
+    args = command.parse_args(["photos", *TINY])
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        start.fitting(args, start.read_data(args), CONFIG)
+        planning.fitting(args, read_data(args), CONFIG)
 
 
 def test_resume_goes_on_by_the_plan(photos, monkeypatch, tmp_path):
     flags = ["--output", "out", "--epochs", "1", *SMALL]
     seen = []
     monkeypatch.setattr(train_net, "launched_with", seen.append)
-    monkeypatch.setattr(start, "draw_predictions", lambda *_: None)
+    monkeypatch.setattr(command, "draw_predictions", lambda *_: None)
     tood_cli.main(["train", "photos", *flags])
     tood_cli.main(["train", "photos", "--resume", *flags])
     first, second = seen
@@ -236,23 +240,23 @@ def test_the_images_of_a_step_follow_from_the_memory(photos, monkeypatch):
         asked.append(height)
         return StepMemory(100 * MiB, height * width * 4096, free)
 
-    monkeypatch.setattr(start, "measure_step", measure)
-    monkeypatch.setattr(start, "statistics_of", lambda _: DataStatistics(8, 20, 0.03, 1.0))
-    args = start.parse_args(["photos", *TINY])
-    data = start.read_data(args)
+    monkeypatch.setattr(planning, "measure_step", measure)
+    monkeypatch.setattr(planning, "statistics_of", lambda _: DataStatistics(8, 20, 0.03, 1.0))
+    args = command.parse_args(["photos", *TINY])
+    data = read_data(args)
     for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):
         free = megabytes * MiB
-        size, number, _ = start.fitting(args, data, CONFIG)
+        size, number, _ = planning.fitting(args, data, CONFIG)
         assert (size.shorter, number) == expected
     assert asked == [544, 544, 544, 400]
     free = 200 * MiB
-    with pytest.raises(start.UserError, match="does not suffice for a step with one image"):
-        start.fitting(args, data, CONFIG)
+    with pytest.raises(UserError, match="does not suffice for a step with one image"):
+        planning.fitting(args, data, CONFIG)
 
 
 def test_default_output_folders():
     def name(data, *flags):
-        return start.output_of(start.parse_args([data, *flags]))
+        return command.output_of(command.parse_args([data, *flags]))
 
     assert name("~/my photos/") == "output/my photos"
     assert name("cells.json:images") == "output/cells"

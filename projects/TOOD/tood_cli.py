@@ -25,7 +25,7 @@ checkpoint in it. Each command has --help.
 # Where they are in the package.
 COMMANDS = {
     "check": "tood.commands.check",
-    "train": "tood.commands.start",
+    "train": "tood.commands.start.command",
     "eval": "tood.commands.trained",
     "report": "tood.commands.trained",
     "predict": "tood.commands.trained",
