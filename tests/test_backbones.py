@@ -7,7 +7,7 @@ from detectron2 import modeling
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from tood.config.lazy import build_lazy_model, load_lazy_config
+from tood.config.lazy.read import build_lazy_model, load_lazy_config
 from tood.config.read import load_config
 from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
 from tood.utils.errors import UserError

@@ -24,7 +24,7 @@ import tood
 from tood import model_zoo
 from tood.commands import predict as demo
 from tood.commands import train as train_net
-from tood.config.lazy import build_lazy_model, is_lazy
+from tood.config.lazy.read import build_lazy_model, is_lazy
 from tood.config.read import load_config, read_schedule, run_options, split_options
 from tood.data.mapper import CheckedMapper
 from tood.engine.build_lazy import (

@@ -24,7 +24,7 @@ from fvcore.nn import FlopCountAnalysis
 from tqdm import tqdm
 
 from tood import model_zoo
-from tood.config.lazy import build_lazy_model, is_lazy
+from tood.config.lazy.read import build_lazy_model, is_lazy
 from tood.config.read import load_config
 from tood.utils.errors import run_main
 

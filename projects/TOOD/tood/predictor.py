@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
-from tood.config.lazy import build_lazy_model
+from tood.config.lazy.read import build_lazy_model
 from tood.config.read import (
     Config,
     check_weights,

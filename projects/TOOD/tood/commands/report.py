@@ -32,7 +32,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 import tood.registered  # noqa: F401
-from tood.config.lazy import is_lazy
+from tood.config.lazy.read import is_lazy
 from tood.config.read import split_options
 from tood.data.annotations import read_annotations
 from tood.data.check import InputSize, check_data

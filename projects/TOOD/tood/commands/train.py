@@ -26,7 +26,7 @@ import tood.registered  # noqa: F401  (also in the processes that this one start
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
 from tood.config.inferred import is_typed
-from tood.config.lazy import build_lazy_model
+from tood.config.lazy.read import build_lazy_model
 from tood.config.read import (
     apply_schedule,
     check_training,

@@ -17,7 +17,7 @@ import os
 import sys
 from typing import List, NamedTuple, Sequence
 
-from tood.config.lazy import is_lazy
+from tood.config.lazy.read import is_lazy
 from tood.config.read import split_options
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import last_checkpoint_in

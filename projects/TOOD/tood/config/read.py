@@ -11,7 +11,6 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
-from tood.config import lazy
 from tood.config.check import (
     check_config,
     check_nothing_removed,
@@ -28,6 +27,14 @@ from tood.config.inferred import (
     infer_pixels,
     is_typed,
 )
+from tood.config.lazy.check import IMAGES_PER_STEP
+from tood.config.lazy.options import (
+    apply_lazy_schedule,
+    lazy_run_options,
+    overridden_paths,
+    read_lazy_schedule,
+)
+from tood.config.lazy.read import is_lazy, load_lazy_config, read_lazy_config
 from tood.config.options import RunOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
@@ -81,13 +88,13 @@ def load_config(
         UserError: for a file or an option that cannot be used.
     """
     changes = changes or {}
-    if lazy.is_lazy(config_file):
+    if is_lazy(config_file):
         if not allow_python:
             raise UserError(
                 f"{config_file} is a config in Python, which this tool does not take; name the "
                 "yaml config of the model."
             )
-        return lazy.load_lazy_config(config_file, opts, train_data, val_data, changes)
+        return load_lazy_config(config_file, opts, train_data, val_data, changes)
     cfg = _read(config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE not in architectures:
         raise UserError(
@@ -130,7 +137,7 @@ def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) 
 def run_options(cfg: Config) -> RunOptions:
     """Return the options of a config of either kind."""
     if isinstance(cfg, DictConfig):
-        return lazy.lazy_run_options(cfg)
+        return lazy_run_options(cfg)
     tiles = tile_options(cfg)
     data = DataOptions(
         train=cfg.DATASETS.TRAIN,
@@ -205,14 +212,14 @@ def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
 def read_schedule(cfg: Config) -> Schedule:
     """Return the schedule of a config of either kind."""
     if isinstance(cfg, DictConfig):
-        return lazy.read_lazy_schedule(cfg)
+        return read_lazy_schedule(cfg)
     return Schedule.from_config(cfg)
 
 
 def schedule_of_file(config_file: str) -> Schedule:
     """Return the schedule that a config file states, before any override."""
-    if lazy.is_lazy(config_file):
-        return read_schedule(lazy.read_lazy_config(config_file))
+    if is_lazy(config_file):
+        return read_schedule(read_lazy_config(config_file))
     return read_schedule(_read(config_file, ()))
 
 
@@ -223,7 +230,7 @@ def apply_schedule(cfg: Config, schedule: Schedule, overrides: Sequence[str]) ->
         the keys that were changed, and their values.
     """
     if isinstance(cfg, DictConfig):
-        return lazy.apply_lazy_schedule(cfg, schedule, overrides)
+        return apply_lazy_schedule(cfg, schedule, overrides)
     options = {k: v for k, v in schedule.options().items() if k not in overrides[::2]}
     for item in options.items():
         cfg.merge_from_list(item)
@@ -232,8 +239,8 @@ def apply_schedule(cfg: Config, schedule: Schedule, overrides: Sequence[str]) ->
 
 def sets_images_per_step(config_file: str, overrides: Sequence[str]) -> bool:
     """Return whether the user's overrides set the number of images per step."""
-    if lazy.is_lazy(config_file):
-        return lazy.IMAGES_PER_STEP in lazy.overridden_paths(overrides)
+    if is_lazy(config_file):
+        return IMAGES_PER_STEP in overridden_paths(overrides)
     return "SOLVER.IMS_PER_BATCH" in overrides[::2]
 
 

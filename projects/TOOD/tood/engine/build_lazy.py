@@ -12,7 +12,9 @@ from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print
 from detectron2.solver import LRMultiplier
 from omegaconf import DictConfig, OmegaConf
 
-from tood.config.lazy import build_lazy_model, build_part, lazy_run_options, target_of
+from tood.config.lazy.check import target_of
+from tood.config.lazy.options import lazy_run_options
+from tood.config.lazy.read import build_lazy_model, build_part
 from tood.data.loader import build_training_loader
 from tood.data.tiles import tile_records
 from tood.engine.loop import Experiment, LoopOptions

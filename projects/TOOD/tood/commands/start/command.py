@@ -21,7 +21,7 @@ from tood.commands import draw
 from tood.commands import train as train_net
 from tood.commands.start.data import read_data, write_data
 from tood.commands.start.plan import PLAN, choose_config, make_plan, plan_text, table
-from tood.config.lazy import is_lazy
+from tood.config.lazy.read import is_lazy
 from tood.config.zoo import get_config_file
 from tood.data.formats import split_entry
 from tood.utils.arguments import parse_arguments
