@@ -9,8 +9,10 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from tood.data.formats.coco import find_coco
 from tood.data.formats.folder import PARTS, Folder, Part
-from tood.data.formats.labels import find_labelme, find_voc, find_yolo
+from tood.data.formats.labelme import find_labelme
 from tood.data.formats.tables import find_tables
+from tood.data.formats.voc import find_voc
+from tood.data.formats.yolo import find_yolo
 from tood.utils.errors import UserError
 
 __all__ = ["find_parts", "is_entry", "read_entry", "root_of", "split_entry"]
