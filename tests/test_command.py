@@ -84,6 +84,21 @@ def test_check_tells_what_the_data_hold(photos, capsys):
     assert "no folder or file nothing" in error_of("check", "nothing")
 
 
+def test_check_finds_images_on_both_sides(photos, tmp_path, capsys):
+    for part, number in (("train", 8), ("valid", 3)):
+        shutil.copytree(photos / "images", tmp_path / "both" / part)
+        content = json.loads((photos / "annotations.json").read_text())
+        content["images"] = content["images"][:number]
+        ids = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+        (tmp_path / "both" / part / "_annotations.coco.json").write_text(json.dumps(content))
+    tood_cli.main(["check", "both"])
+    _, val = capsys.readouterr().out.split("both:val")
+    assert "|       3 | images that are also trained on" in val
+    tood_cli.main(["check", "both:val"])
+    assert "also trained on" not in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     tood_cli.main(["train", "photos", "--dry-run", *SMALL])

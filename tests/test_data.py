@@ -86,6 +86,17 @@ def test_own_data_is_registered_with_its_class_names(own):
     prepare_datasets(config([entry], [entry]), training=True)  # again does no harm
 
 
+def test_images_that_are_trained_on_and_evaluated_on(own):
+    entry = own.save()
+    for data, training, number in (
+        (config([entry], [entry]), True, 8),
+        (config([entry]), True, 0),
+        (config([entry], [entry]), False, 0),
+    ):
+        findings = [f for r in prepare_datasets(data, training=training) for f in r.findings]
+        assert sum(f.count for f in findings if "also trained on" in f.what) == number
+
+
 def test_no_data_named():
     assert "--train-data" in complaint(config())
     assert "--val-data" in complaint(config(), training=False)

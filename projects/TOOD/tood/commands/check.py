@@ -9,10 +9,18 @@ something must be mended before a training.
 """
 
 import argparse
-from typing import Dict, NamedTuple
+import os
+from typing import Dict, List, NamedTuple, Sequence
 
 from tood.data.annotations import class_names, read_annotations
-from tood.data.check import DataReport, InputSize, check_data, check_images
+from tood.data.check import (
+    DataReport,
+    Finding,
+    InputSize,
+    check_data,
+    check_images,
+    check_overlap,
+)
 from tood.data.entries import parse_own_data
 from tood.data.formats import find_parts, split_entry
 from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
@@ -40,10 +48,21 @@ class Checked(NamedTuple):
     content: Dict
     report: DataReport
 
+    @property
+    def paths(self) -> List[str]:
+        """Paths of its images."""
+        root = parse_own_data(self.entry).image_root
+        return [os.path.join(root, image["file_name"]) for image in self.content["images"]]
+
+    def with_findings(self, findings: Sequence[Finding]) -> "Checked":
+        """Return it with more in its report."""
+        report = self.report._replace(findings=[*self.report.findings, *findings])
+        return self._replace(report=report)
+
 
 def main(args):
     entries = [entry for data in args.data for entry in entries_of(data).values()]
-    checked = [check_entry(entry) for entry in entries]
+    checked = _with_overlaps([check_entry(entry) for entry in entries])
     for one in checked:
         print(describe(one))
     wrong = [one.report for one in checked if one.report.errors]
@@ -94,7 +113,17 @@ def check_entry(entry: str) -> Checked:
     size = choose_size(statistics_of(content), LARGEST_SIZE)
     report = check_data(entry, content, InputSize(size.shorter, size.longer), STRIDE)
     found = check_images(content["images"], own_data.image_root)
-    return Checked(entry, content, report._replace(findings=[*report.findings, *found]))
+    return Checked(entry, content, report).with_findings(found)
+
+
+def _with_overlaps(checked: List[Checked]) -> List[Checked]:
+    """Add to the reports on other parts which of their images are trained on."""
+    trained = [x for x in checked if split_entry(x.entry)[1] == "train"]
+    paths = [path for x in trained for path in x.paths]
+    return [
+        x if x in trained or not paths else x.with_findings(check_overlap(paths, x.paths))
+        for x in checked
+    ]
 
 
 def describe(checked: Checked) -> str:

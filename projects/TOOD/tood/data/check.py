@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tood.data.annotations import has_size, is_box
 from tood.data.images import IMAGE_ERRORS, PIXELS_REMEDY, TooManyPixels, probe_image, read_image
+from tood.data.split import trained_on
 from tood.data.tiles import largest_shares
 from tood.utils.errors import reason_of
 from tood.utils.tiles import TileOptions
@@ -168,6 +169,20 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
             example = f"{path} ({why})" if why else path
             findings.append(Finding(what, len(found), example, remedy, is_error=True))
     return findings
+
+
+def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
+    """Look for images that are trained on and evaluated on.
+
+    Args:
+        train, val: paths of the images.
+    """
+    finding = _finding(
+        "images that are also trained on, or copies of such images",
+        "AP is too high: they say nothing about new images; take them out of one of the sets",
+        trained_on(train, val),
+    )
+    return [finding] if finding.count else []
 
 
 def _fault(image: Dict, path: str):

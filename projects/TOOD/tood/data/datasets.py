@@ -19,7 +19,15 @@ from tood.data.annotations import (
     read_annotations,
     to_records,
 )
-from tood.data.check import DataReport, InputSize, check_data, check_images, split_broken
+from tood.data.check import (
+    DataReport,
+    Finding,
+    InputSize,
+    check_data,
+    check_images,
+    check_overlap,
+    split_broken,
+)
 from tood.data.entries import OwnData, parse_own_data
 from tood.utils.errors import UserError
 
@@ -79,6 +87,7 @@ def prepare_datasets(
     entries = list(dict.fromkeys([*train, *data.test]))
     contents = _read_own_data(entries, train)
     names = _united_names(entries, contents, known_classes)
+    trained_paths = [path for entry in train for path in _paths_of(entry, contents)]
     reports = []
     for entry in entries:
         uses = dict(to_train=entry in train, to_test=entry in data.test)
@@ -87,11 +96,28 @@ def prepare_datasets(
         else:
             report = _check_registered(entry, data, **uses)
         if report is not None:
-            reports.append(report)
+            shared = _check_overlap(trained_paths, entry, contents) if uses["to_test"] else []
+            reports.append(report._replace(findings=[*report.findings, *shared]))
     _check_common_classes(contents)
     _check_number_of_classes(names, entries, data)
     _check_classes(entries, data)
     return reports
+
+
+def _paths_of(entry: str, contents: Dict[str, Dict]) -> List[str]:
+    """Return the images of a data set that is named by its files; none of others."""
+    if entry not in contents:
+        return []
+    root = parse_own_data(entry).image_root
+    return [os.path.join(root, image["file_name"]) for image in contents[entry]["images"]]
+
+
+def _check_overlap(trained: List[str], entry: str, contents: Dict[str, Dict]) -> List[Finding]:
+    paths = _paths_of(entry, contents)
+    too_many = len(trained) + len(paths) > MAX_IMAGES_LOOKED_AT
+    if too_many or not (trained and paths and comm.is_main_process()):
+        return []
+    return check_overlap(trained, paths)
 
 
 def _read_own_data(entries: Sequence[str], train: Sequence[str]) -> Dict[str, Dict]:

@@ -52,7 +52,7 @@ def split_data(
     if not 0 < share < 1:
         raise UserError(f"The share of the validation part is {share}; it must be between 0 and 1.")
     names = [image["file_name"] for image in content["images"]]
-    copies = copies_of(names, image_root)
+    copies = copies_of([os.path.join(image_root, name) for name in names])
     groups = _groups(names, copies, group)
     if len(groups) < 2:
         raise UserError(
@@ -65,18 +65,39 @@ def split_data(
     return Split(_part(content, train), _part(content, val), len(names) - len(set(copies)))
 
 
-def copies_of(names: Sequence[str], image_root: str) -> List[int]:
+def copies_of(paths: Sequence[str]) -> List[int]:
     """Return for each file the index of the first one with the same bytes."""
-    paths = [os.path.join(image_root, name) for name in names]
     sizes = [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
-    counts = collections.Counter(sizes)
+    # Only different files of one size can be copies.
+    counts = collections.Counter(size for _, size in set(zip(paths, sizes)))
+    progress = tqdm(paths, desc="looking for copies", disable=len(paths) < 5_000)
     first: Dict[Tuple, int] = {}
     found = []
-    for i, (path, size) in enumerate(zip(tqdm(paths, desc="looking for copies"), sizes)):
-        # Only files of one size can be the same.
+    for i, (path, size) in enumerate(zip(progress, sizes)):
         key = (size, _hash(path)) if size >= 0 and counts[size] > 1 else (size, path)
         found.append(first.setdefault(key, i))
     return found
+
+
+def trained_on(train: Sequence[str], val: Sequence[str]) -> List[str]:
+    """Return which of the images to validate on are trained on as well: files of the same bytes,
+    and those that Roboflow made of the same photograph.
+
+    Args:
+        train, val: paths of the images.
+    """
+    copies = copies_of([*train, *val])
+    photographs = {_photograph(path) for path in train} - {None}
+    return [
+        path
+        for path, copy in zip(val, copies[len(train) :])
+        if copy < len(train) or _photograph(path) in photographs
+    ]
+
+
+def _photograph(path: str) -> Optional[str]:
+    augmented = _AUGMENTED.match(os.path.basename(path))
+    return augmented and augmented[1]
 
 
 def _hash(path: str) -> bytes:
