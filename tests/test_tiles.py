@@ -388,6 +388,28 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
         analyze_alignment.main(analyze_alignment.parse_args(argv))
 
 
+def test_epochs_are_passes_over_the_tiles(shapes):
+    content = json.loads((shapes / "annotations.json").read_text())
+    tiles = 0
+    for image in content["images"]:
+        boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
+        for tile in make_tiles(image["width"], image["height"], 40, 10):
+            tiles += any(visible_in(np.array([box]), tile).item() >= 0.5 for box in boxes)
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    flags = ["--config-file", str(CONFIG), "--train-data", entry, "--epochs", "6", *TINY]
+    tiled = [
+        "INPUT.TILES.SIZE",
+        "40",
+        "INPUT.TILES.OVERLAP",
+        "10",
+        "INPUT.TILES.EMPTY_SHARE",
+        "0.0",
+    ]
+    cfg, _ = train_net.checked(train_net.parse_args([*flags, *tiled]))
+    assert tiles > len(content["images"])
+    assert cfg.SOLVER.MAX_ITER == round(6 * tiles / cfg.SOLVER.IMS_PER_BATCH)
+
+
 @pytest.mark.parametrize(
     "opts, says",
     [

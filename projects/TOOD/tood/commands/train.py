@@ -39,6 +39,7 @@ from tood.config.read import (
 )
 from tood.config.schedule import scale_schedule
 from tood.data.datasets import prepare_datasets
+from tood.data.tiles import tile_records
 from tood.engine.build_lazy import (
     build_lazy_experiment,
     evaluate_lazy,
@@ -181,6 +182,13 @@ def lock_of_training(cfg, args):
         yield
 
 
+def num_training_images(cfg) -> int:
+    """Return the number of training images, or of the tiles they are cut into."""
+    options = run_options(cfg)
+    records = get_detection_dataset_dicts(options.data.train, options.data.filter_empty)
+    return len(tile_records(records, options.tiles) if options.tiles.size else records)
+
+
 def set_schedule(cfg, args):
     """Change a config to what the flags ask for, except for the keys that overrides set.
 
@@ -189,10 +197,7 @@ def set_schedule(cfg, args):
     """
     if args.eval_only or (args.epochs is None and args.images_per_step is None):
         return None
-    num_images = None
-    if args.epochs is not None:
-        data = run_options(cfg).data
-        num_images = len(get_detection_dataset_dicts(data.train, data.filter_empty))
+    num_images = None if args.epochs is None else num_training_images(cfg)
     typed = read_schedule(cfg).ims_per_batch
     schedule = scale_schedule(
         schedule_of_file(args.config_file),
