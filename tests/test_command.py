@@ -1,6 +1,7 @@
 """The command ``tood``, from a folder to a detector."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from tood.commands.start import command
 from tood.commands.start import plan as planning
 from tood.commands.start.data import read_data
 from tood.data.plan import DataStatistics
+from tood.data.shapes import write_shapes_dataset
 from tood.engine.memory import MiB, StepMemory, measure_step
 from tood.utils.errors import UserError
+from tood.utils.tiles import WHOLE
 
 # What needs seconds to import.
 HEAVY = ("torch", "detectron2", "cv2", "matplotlib", "supervision", "pycocotools")
@@ -111,6 +114,28 @@ def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_small_objects_in_large_images_are_seen_in_tiles(photos, tmp_path, capsys):
+    folder = tmp_path / "large"
+    for part, size in (("train", 1000), ("val", 400)):
+        write_shapes_dataset(str(folder / part), 1, size, size, crowded=True)
+    tood_cli.main(["check", "large:train"])
+    checked = capsys.readouterr().out
+    tiles = re.search(r"tiles of (\d+) pixels that overlap by (\d+)", checked).groups()
+    flags = ["large", "--output", "out", "--epochs", "0.02"]
+    tood_cli.main(["train", *flags, *SMALL, "INPUT.TILES.EMPTY_SHARE", "0.5"])
+    printed = capsys.readouterr().out
+    assert f"of {tiles[0]} pixels that overlap by {tiles[1]}" in printed and "tile size" in printed
+    plan = yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())["INPUT"]
+    assert [str(plan["TILES"][key]) for key in ("SIZE", "OVERLAP")] == list(tiles)
+    assert plan["MIN_SIZE_TRAIN"] == [plan["MAX_SIZE_TRAIN"]]
+    assert 256 <= int(tiles[0]) < 400 and 16 <= int(tiles[1]) <= 32
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["INPUT"]["TILES"]
+    assert config["EMPTY_SHARE"] == 0.5 and config["SIZE"] == int(tiles[0])
+    assert (tmp_path / "out" / "predictions.png").is_file()
+    tood_cli.main(["train", *flags[:2], "off", "--dry-run", *TINY, "INPUT.TILES.SIZE", "0"])
+    assert "tiles" not in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def finished(shapes, tmp_path_factory):
     """What ``tood train`` leaves of a training of two epochs."""
@@ -194,8 +219,8 @@ def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
     tood_cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
     small = planning.statistics_of(read_data(command.parse_args(["photos"])).train)
-    monkeypatch.setattr(planning, "statistics_of", lambda _: small._replace(small_object=0.02))
-    assert planning.choose_config({}) == "tood_lite0_N_small_data"
+    monkeypatch.setattr(planning, "statistics_of", lambda *_: small._replace(small_object=0.02))
+    assert planning.choose_config({}, WHOLE) == "tood_lite0_N_small_data"
     monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(command, "get_config_file", lambda name: asked.append(name) or CONFIG)
     asked = []
@@ -256,7 +281,7 @@ def test_the_images_of_a_step_follow_from_the_memory(photos, monkeypatch):
         return StepMemory(100 * MiB, height * width * 4096, free)
 
     monkeypatch.setattr(planning, "measure_step", measure)
-    monkeypatch.setattr(planning, "statistics_of", lambda _: DataStatistics(8, 20, 0.03, 1.0))
+    monkeypatch.setattr(planning, "statistics_of", lambda *_: DataStatistics(8, 20, 0.03, 1.0))
     args = command.parse_args(["photos", *TINY])
     data = read_data(args)
     for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from tood.data.plan import (
     DataStatistics,
     choose_epochs,
+    choose_input,
     choose_max_detections,
     choose_size,
+    choose_tiles,
     statistics_of,
 )
 from tood.data.split import copies_of, split_data, trained_on
 from tood.utils.errors import UserError
+from tood.utils.tiles import WHOLE, TileOptions
 
 
 def content_of(classes_by_name):
@@ -194,6 +197,54 @@ def test_statistics():
         sum(a["image_id"] == i["id"] and not a["iscrowd"] for a in content["annotations"])
         for i in content["images"]
     )
+
+
+def content_with(side, boxes):
+    image = {"id": 1, "file_name": "a", "width": side, "height": side}
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 0, "bbox": box, "iscrowd": 0}
+        for i, box in enumerate(boxes)
+    ]
+    return {"images": [image], "annotations": annotations, "categories": [{"id": 0, "name": "a"}]}
+
+
+@pytest.mark.parametrize(
+    "side, object_size, expected",
+    [
+        (800, 5, WHOLE),  # not shrunk
+        (1600, 17, WHOLE),  # 8.5 pixels at 800
+        (1600, 15, TileOptions(480, 16)),  # 512 * 15 / 16
+        (4000, 30, TileOptions(512, 32)),
+        (4000, 4, TileOptions(256, 16)),  # magnified twice
+    ],
+)
+def test_tiles_follow_from_the_objects(side, object_size, expected):
+    content = content_with(side, [[0, 0, object_size, object_size]] * 20)
+    assert choose_tiles(statistics_of(content)) == expected
+    seen = choose_input(content)
+    assert seen.tiles == expected
+    if expected.size:
+        scale = seen.shorter / expected.size
+        assert seen.shorter == seen.longer
+        assert object_size * scale >= 16 or seen.shorter == 800
+
+
+def test_large_objects_are_whole_in_a_tile():
+    boxes = [[10 * i, 0, 8, 8] for i in range(90)] + [[0, 500, 300, 200]] * 10
+    tiles = choose_tiles(statistics_of(content_with(4000, boxes)))
+    assert tiles == TileOptions(608, 304)
+    # Tiles would be nearly as large as the image.
+    assert (
+        choose_tiles(statistics_of(content_with(1000, boxes[:80] + [[0, 0, 600, 600]] * 20)))
+        == WHOLE
+    )
+
+
+def test_statistics_of_tiles():
+    content = content_with(1000, [[10, 10, 20, 20], [700, 700, 20, 20], [730, 730, 20, 20]])
+    found = statistics_of(content, TileOptions(200, 0, 0.5, 0.0))
+    assert found.num_images == 2 and found.num_objects == 3 and found.most_objects == 3
+    assert found.small_object == pytest.approx(0.1) and found.aspect == 1
 
 
 @pytest.mark.parametrize("most, expected", [(0, 100), (50, 100), (51, 200), (279, 600)])

@@ -16,14 +16,13 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.check import (
     DataReport,
     Finding,
-    InputSize,
     check_data,
     check_images,
     check_overlap,
 )
 from tood.data.entries import parse_own_data
 from tood.data.formats import find_parts, split_entry
-from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
+from tood.data.plan import STRIDE, choose_input
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 
@@ -110,8 +109,7 @@ def check_entry(entry: str) -> Checked:
     """
     own_data = parse_own_data(entry)
     content = read_annotations(*own_data, to_train=True)
-    size = choose_size(statistics_of(content), LARGEST_SIZE)
-    report = check_data(entry, content, InputSize(size.shorter, size.longer), STRIDE)
+    report = check_data(entry, content, choose_input(content), STRIDE)
     found = check_images(content["images"], own_data.image_root)
     return Checked(entry, content, report).with_findings(found)
 
@@ -137,7 +135,14 @@ def describe(checked: Checked) -> str:
             counts[annotation["category_id"]] += 1
     texts = [f"{name} {counts[i]}" for i, name in zip(ids, names)]
     more = f" and {len(texts) - 20} more" if len(texts) > 20 else ""
-    return f"{checked.report}\nObjects: {', '.join(texts[:20])}{more}."
+    text = f"{checked.report}\nObjects: {', '.join(texts[:20])}{more}."
+    tiles = choose_input(content).tiles
+    if tiles.size:
+        text += (
+            "\nObjects are small for images of this size: tood train uses tiles of "
+            f"{tiles.size} pixels that overlap by {tiles.overlap}."
+        )
+    return text
 
 
 def run(_, argv):

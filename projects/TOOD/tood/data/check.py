@@ -17,7 +17,7 @@ from tood.data.images import IMAGE_ERRORS, PIXELS_REMEDY, TooManyPixels, probe_i
 from tood.data.split import trained_on
 from tood.data.tiles import largest_shares
 from tood.utils.errors import reason_of
-from tood.utils.tiles import TileOptions
+from tood.utils.tiles import WHOLE, TileOptions
 
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
@@ -28,7 +28,7 @@ class InputSize(NamedTuple):
 
     shorter: int  # 0: as they are
     longer: int
-    tiles: TileOptions = TileOptions()  # which are resized instead of the images
+    tiles: TileOptions = WHOLE  # which are resized instead of the images
 
     def scale(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
         """Return the scale by which images of these sizes are resized."""

@@ -1,4 +1,4 @@
-"""What the data ask of a training: the size of its images, and its length."""
+"""What the data ask of a training: tiles or whole images, their size, and its length."""
 
 import math
 from collections import Counter
@@ -7,13 +7,18 @@ from typing import Dict, NamedTuple
 import numpy as np
 
 from tood.data.annotations import has_size
+from tood.data.check import InputSize
+from tood.data.tiles import tile_records
+from tood.utils.tiles import WHOLE, TileOptions
 
 STRIDE = 8  # of the finest feature map, pixels of the network's input
 # The smallest tenth of the objects is to measure this many strides.
 STRIDES = 2
 SMALLEST_SIZE, LARGEST_SIZE = 240, 800
 STEP = 16  # sizes are its multiples
-LARGEST_ASPECT = 2.0  # of the longer side to the shorter one
+LEAST_ASPECT, LARGEST_ASPECT = 4 / 3, 2.0  # of the longer side to the shorter one
+TILE_SIZE = 512  # of a tile in the network's input
+MOST_MAGNIFIED = 2.0  # tiles, for objects smaller than is wanted
 # Images that a training sees: as many as the small config's 800 steps of four, or more passes of
 # larger sets; of tiny sets no more than this many passes.
 IMAGES_SEEN, PASSES, MOST_PASSES = 3200, 12, 100
@@ -23,36 +28,75 @@ EVALUATIONS = 4
 class DataStatistics(NamedTuple):
     """A data set in the numbers that decide."""
 
-    num_images: int
+    num_images: int  # or tiles to train on
     num_objects: int
     small_object: float  # size of the smallest tenth, as a part of its image's shorter side
     aspect: float  # longer by shorter side, which nine tenths of the images do not exceed
     most_objects: int = 0  # of an image
+    small_pixels: float = math.inf  # size of the smallest tenth, pixels of the image
+    large_pixels: float = 0.0  # longer side that 95 % of the objects do not exceed
+    shorter_side: float = 0.0  # median of the images, pixels
 
 
-def statistics_of(content: Dict) -> DataStatistics:
+def statistics_of(content: Dict, tiles: TileOptions = WHOLE) -> DataStatistics:
     """
     Args:
         content: as :func:`tood.data.annotations.read_annotations` returns it.
+        tiles: take tiles for images, but for ``most_objects``.
 
     Returns:
         its statistics; the size of an object is the square root of its area, as in COCO.
     """
-    sizes = {i["id"]: (i["width"], i["height"]) for i in content["images"]}
+    limit = tiles.size or math.inf
+    sides = {i["id"]: (min(i["width"], limit), min(i["height"], limit)) for i in content["images"]}
     each = Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
-    parts = [
-        math.sqrt(a["bbox"][2] * a["bbox"][3]) / min(sizes[a["image_id"]])
-        for a in content["annotations"]
-        if has_size(a["bbox"]) and not a["iscrowd"]
-    ]
-    aspects = [max(size) / min(size) for size in sizes.values()]
-    return DataStatistics(
-        num_images=len(sizes),
-        num_objects=len(parts),
-        small_object=float(np.quantile(parts, 0.1)) if parts else 1.0,
+    objects = [a for a in content["annotations"] if has_size(a["bbox"]) and not a["iscrowd"]]
+    sizes = np.array([math.sqrt(a["bbox"][2] * a["bbox"][3]) for a in objects])
+    parts = sizes / np.array([min(sides[a["image_id"]]) for a in objects])
+    aspects = [max(side) / min(side) for side in sides.values()]
+    found = DataStatistics(
+        num_images=_num_tiles(content, tiles) if tiles.size else len(sides),
+        num_objects=len(objects),
+        small_object=float(np.quantile(parts, 0.1)) if objects else 1.0,
         aspect=float(np.quantile(aspects, 0.9)) if aspects else 1.0,
         most_objects=max(each.values(), default=0),
     )
+    if not objects:
+        return found
+    return found._replace(
+        small_pixels=float(np.quantile(sizes, 0.1)),
+        large_pixels=float(np.quantile([max(a["bbox"][2:]) for a in objects], 0.95)),
+        shorter_side=float(np.median([min(side) for side in sides.values()])),
+    )
+
+
+def _num_tiles(content: Dict, tiles: TileOptions) -> int:
+    records = {image["id"]: {**image, "annotations": []} for image in content["images"]}
+    for annotation in content["annotations"]:
+        records[annotation["image_id"]]["annotations"].append(annotation)
+    return len(tile_records(list(records.values()), tiles))
+
+
+def choose_tiles(statistics: DataStatistics) -> TileOptions:
+    """Return tiles for images that would have to be shrunk until their small objects measure less
+    than a stride; no tiles for others.
+
+    A tile shows small objects at ``STRIDES`` strides if possible, and is at least twice as large as
+    large objects, which are whole in a tile thanks to the overlap.
+    """
+    small, large, shorter = (
+        statistics.small_pixels,
+        statistics.large_pixels,
+        statistics.shorter_side,
+    )
+    scale = LARGEST_SIZE / max(shorter, 1)
+    if scale >= 1 or small * scale >= STRIDE:
+        return WHOLE
+    magnified = min(max(STRIDES * STRIDE / max(small, 1e-6), 1), MOST_MAGNIFIED)
+    size = STEP * math.ceil(max(TILE_SIZE / magnified, 2 * large) / STEP)
+    if size >= shorter:
+        return WHOLE
+    return TileOptions(size, min(STEP * math.ceil(large / STEP), size // 2))
 
 
 class ImageSize(NamedTuple):
@@ -63,15 +107,28 @@ class ImageSize(NamedTuple):
     small_object: float  # what the smallest tenth measures there
 
 
-def choose_size(statistics: DataStatistics, largest: int = LARGEST_SIZE) -> ImageSize:
+def choose_size(
+    statistics: DataStatistics, largest: int = LARGEST_SIZE, *, tiled: bool = False
+) -> ImageSize:
     """Return the smallest size at which the smallest tenth of the objects measures ``STRIDES``
     times ``STRIDE``, between ``SMALLEST_SIZE`` and ``largest``.
+
+    Args:
+        statistics: of images or tiles.
+        tiled: of tiles, which are square.
     """
     wanted = STRIDES * STRIDE / max(statistics.small_object, 1e-6)
     shorter = min(max(STEP * math.ceil(wanted / STEP), SMALLEST_SIZE), largest)
-    aspect = min(max(statistics.aspect, 4 / 3), LARGEST_ASPECT)
+    aspect = min(max(statistics.aspect, 1 if tiled else LEAST_ASPECT), LARGEST_ASPECT)
     longer = STEP * math.ceil(shorter * aspect / STEP)
     return ImageSize(shorter, longer, statistics.small_object * shorter)
+
+
+def choose_input(content: Dict) -> InputSize:
+    """Return how a training by these rules resizes the images, or cuts them into tiles."""
+    tiles = choose_tiles(statistics_of(content))
+    size = choose_size(statistics_of(content, tiles), tiled=tiles.size > 0)
+    return InputSize(size.shorter, size.longer, tiles)
 
 
 def choose_max_detections(statistics: DataStatistics) -> int:

@@ -13,6 +13,9 @@ class TileOptions(NamedTuple):
     empty_share: float = 0.2  # tiles without objects that are trained on, for each with objects
 
 
+WHOLE = TileOptions()  # no tiles
+
+
 class Tile(NamedTuple):
     """A part of an image."""
 

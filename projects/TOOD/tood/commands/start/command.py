@@ -20,13 +20,21 @@ from typing import Iterator, List, Sequence
 from tood.commands import draw
 from tood.commands import train as train_net
 from tood.commands.start.data import read_data, write_data
-from tood.commands.start.plan import PLAN, choose_config, make_plan, plan_text, table
+from tood.commands.start.plan import (
+    PLAN,
+    choose_config,
+    make_plan,
+    plan_text,
+    table,
+    tiles_of,
+)
 from tood.config.lazy.read import is_lazy
 from tood.config.zoo import get_config_file
 from tood.data.formats import split_entry
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_whole
+from tood.utils.tiles import WHOLE
 
 WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
 NUM_DRAWN = 8
@@ -81,9 +89,10 @@ def main(args):
     if not args.dry_run:
         check_folder(output, "--output")
     data = read_data(args)
-    name = args.config_file or choose_config(data.train)
+    tiles = WHOLE if args.config_file else tiles_of(args, data.train)
+    name = args.config_file or choose_config(data.train, tiles)
     config_file = args.config_file or get_config_file(name)
-    plan = make_plan(args, data, config_file) if not args.config_file else None
+    plan = None if args.config_file else make_plan(args, data, config_file, tiles)
     print(table(name, data, plan, output))
     if args.dry_run:
         print("Nothing was written (--dry-run).")

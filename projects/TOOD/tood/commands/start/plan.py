@@ -14,8 +14,9 @@ from tabulate import tabulate
 from tood.checkpoint.packages import PACKAGES
 from tood.commands.start.data import Data, format_of, num_negatives
 from tood.config.inferred import is_typed
-from tood.config.read import load_config, schedule_of_file
+from tood.config.read import load_config, schedule_of_file, tile_options
 from tood.config.schedule import Schedule, scale_schedule
+from tood.config.zoo import get_config_file
 from tood.data.annotations import class_names
 from tood.data.plan import (
     EVALUATIONS,
@@ -26,10 +27,12 @@ from tood.data.plan import (
     choose_epochs,
     choose_max_detections,
     choose_size,
+    choose_tiles,
     statistics_of,
 )
 from tood.engine.memory import MiB, StepMemory, measure_step
 from tood.utils.errors import UserError
+from tood.utils.tiles import WHOLE, TileOptions
 
 PLAN = "plan.yaml"
 # From ImageNet, where timm and the weights are installed, or from scratch. The first reads maps
@@ -44,22 +47,25 @@ IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 class Plan(NamedTuple):
     """What was chosen."""
 
-    size: ImageSize
+    tiles: TileOptions
+    num_images: int  # or tiles
+    size: ImageSize  # of images or tiles
     schedule: Schedule
     epochs: float
     memory: Optional[StepMemory]  # None: the images of a step are the user's choice
     max_detections: int  # of an image
 
 
-def make_plan(args, data: Data, config_file: str) -> Plan:
+def make_plan(args, data: Data, config_file: str, tiles: TileOptions) -> Plan:
     """Choose by the rules of :mod:`tood.data.plan`, and by the memory that is there.
 
     Raises:
         UserError: where not even the smallest images fit.
     """
-    num_images = len(data.train["images"])
+    statistics = statistics_of(data.train, tiles)
+    num_images = statistics.num_images
     epochs = args.epochs or choose_epochs(num_images)
-    size, images_per_step, memory = fitting(args, data, config_file)
+    size, images_per_step, memory = fitting(args, data, config_file, tiles)
     schedule = scale_schedule(
         schedule_of_file(config_file),
         images_per_step=images_per_step,
@@ -68,18 +74,40 @@ def make_plan(args, data: Data, config_file: str) -> Plan:
     )
     period = max(schedule.max_iter // EVALUATIONS, 1)
     schedule = schedule._replace(eval_period=period, checkpoint_period=period)
-    kept = choose_max_detections(statistics_of(data.train))
-    return Plan(size, schedule, epochs, memory, kept)
+    kept = choose_max_detections(statistics)
+    return Plan(tiles, num_images, size, schedule, epochs, memory, kept)
 
 
-def fitting(args, data: Data, config_file: str):
-    """Return the image size, the images of a step, and what that needs: the wanted ones, with half
-    of the images, and then smaller ones, for as long as they do not fit.
+def tiles_of(args, content: Dict) -> TileOptions:
+    """Return the tiles of the user's overrides, or else those that are chosen.
+
+    Raises:
+        UserError: for overrides that cannot be used.
+    """
+    typed = dict(zip(args.opts[::2], args.opts[1::2]))
+    typed = {key: value for key, value in typed.items() if key.startswith("INPUT.TILES.")}
+    if "INPUT.TILES.SIZE" not in typed:
+        chosen = choose_tiles(statistics_of(content))
+        if not (chosen.size and typed):
+            return chosen
+        typed = {**_tile_keys(chosen), **typed}
+    # Of any config: only these keys are asked for.
+    options = [x for item in typed.items() for x in map(str, item)]
+    return tile_options(load_config(get_config_file(SCRATCH), options))
+
+
+def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
+    return {"INPUT.TILES.SIZE": tiles.size, "INPUT.TILES.OVERLAP": tiles.overlap}
+
+
+def fitting(args, data: Data, config_file: str, tiles: TileOptions = WHOLE):
+    """Return the size of images or tiles, their number in a step, and what that needs: the wanted
+    ones, with half of the images, and then smaller ones, for as long as they do not fit.
     """
     largest = LARGEST_SIZE
-    statistics = statistics_of(data.train)
+    statistics = statistics_of(data.train, tiles)
     while True:
-        size = choose_size(statistics, largest)
+        size = choose_size(statistics, largest, tiled=tiles.size > 0)
         cfg = load_config(config_file, [*args.opts, *_size_options(size)])
         cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(data.checked.content))
         if args.images_per_step:
@@ -143,11 +171,11 @@ def table(config: str, data: Data, plan: Optional[Plan], output: str) -> str:
     return tabulate(rows, tablefmt="simple")
 
 
-def choose_config(content: Dict) -> str:
+def choose_config(content: Dict, tiles: TileOptions) -> str:
     """Return the name of the config for some training data."""
     if not all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module)):
         return SCRATCH
-    size = choose_size(statistics_of(content)).shorter
+    size = choose_size(statistics_of(content, tiles), tiled=tiles.size > 0).shorter
     return SMALL_IMAGES if size <= LARGEST_SMALL else LARGE_IMAGES
 
 
@@ -164,9 +192,14 @@ def _rows_of_plan(plan: Plan) -> List:
     if memory is not None:
         needed = memory.needed(schedule.ims_per_batch) / MiB
         per_step += f", about {needed:.0f} of {memory.free / MiB:.0f} MB that are free"
+    tiles = []
+    if plan.tiles.size:
+        text = f"of {plan.tiles.size} pixels that overlap by {plan.tiles.overlap}: "
+        tiles = [("tiles", f"{text}{plan.num_images} to train on")]
     return [
+        *tiles,
         (
-            "image size",
+            "tile size" if tiles else "image size",
             f"{size.shorter}, longer side at most {size.longer}: the smallest tenth of the objects "
             f"is {size.small_object:.0f} pixels there",
         ),
@@ -174,7 +207,8 @@ def _rows_of_plan(plan: Plan) -> List:
         ("detections", f"at most {plan.max_detections} of an image"),
         (
             "schedule",
-            f"{schedule.max_iter} iterations, {plan.epochs:.3g} times all images; learning rate "
+            f"{schedule.max_iter} iterations, {plan.epochs:.3g} times all "
+            f"{'tiles' if tiles else 'images'}; learning rate "
             f"{schedule.base_lr:g}",
         ),
     ]
@@ -190,6 +224,8 @@ def plan_text(
         options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
     if plan is not None:
         size = plan.size
+        if plan.tiles.size:
+            options.update(_tile_keys(plan.tiles))
         options["INPUT.MIN_SIZE_TRAIN"] = (size.shorter,)
         options["INPUT.MIN_SIZE_TEST"] = size.shorter
         options["INPUT.MAX_SIZE_TRAIN"] = options["INPUT.MAX_SIZE_TEST"] = size.longer
