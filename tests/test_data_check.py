@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tood.data.check import InputSize, check_data, check_images
+from tood.utils.tiles import TileOptions
 
 AS_IT_IS = InputSize(0, 0)
 IMAGES = [
@@ -71,6 +72,21 @@ def test_small_boxes_are_measured_at_the_networks_size():
     assert found(*GOOD, *boxes)[small][0] == 2
     larger = found(*GOOD, *boxes, input_size=InputSize(100, 160))
     assert larger[small] == (1, "annotation 10: [10, 10, 4.9, 20]")
+
+
+@pytest.mark.parametrize(
+    "input_size, expected",
+    [
+        (InputSize(50, 100), ""),  # as they are
+        (InputSize(40, 80), " or tiles (INPUT.TILES.SIZE)"),
+        (InputSize(25, 25, TileOptions(50, 20)), ""),
+    ],
+)
+def test_what_helps_small_boxes(input_size, expected):
+    findings = report(*GOOD, annotation([5, 5, 6, 6], id=3), input_size=input_size).findings
+    (found,) = [f for f in findings if "narrower" in f.what]
+    remedy = f"larger images (INPUT.MIN_SIZE_TRAIN){expected} help"
+    assert found.consequence == f"may get no positive; {remedy}"
 
 
 def test_empty_images_unused_classes_and_crowds():

@@ -298,18 +298,17 @@ def _box_findings(
         scale = input_size.scale(width, height)
     small = sized & ~outside & (np.minimum(w, h) * scale < stride)
     use = 0 if to_train else 1
-    size_key = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST")[use]
     narrow = f"narrower or lower than {stride} px, the finest stride, at the network's size"
     partly_is = ("trained on what is inside", "found with a lower IoU")
-    small_is = ("may get no positive", "hard to find")[use]
-    shares = np.ones(len(objects))
     seen = sized & ~outside
+    shares = np.ones(len(objects))
     shares[seen] = largest_shares(boxes[seen], image_sizes[seen], input_size.tiles)
+    shrunk = (scale[small] < 1).any() and not input_size.tiles.size
     rows = [
         ("without width or height", "left out", ~sized),
         ("wholly outside of their image", ("not trained on", "always missed")[use], outside),
         ("partly outside of their image", partly_is[use], partly),
-        (narrow, f"{small_is}; larger images ({size_key}) help", small),
+        (narrow, _small_means(to_train, or_tiles=shrunk), small),
         *_tile_rows(shares, input_size.tiles.min_visible, to_train),
     ]
     return [
@@ -320,6 +319,13 @@ def _box_findings(
         )
         for which, consequence, mask in rows
     ]
+
+
+def _small_means(to_train: bool, *, or_tiles: bool) -> str:
+    meaning = "may get no positive" if to_train else "hard to find"
+    tiles = " or tiles (INPUT.TILES.SIZE)" if or_tiles else ""
+    size_key = "INPUT.MIN_SIZE_TRAIN" if to_train else "INPUT.MIN_SIZE_TEST"
+    return f"{meaning}; larger images ({size_key}){tiles} help"
 
 
 def _tile_rows(

@@ -60,7 +60,8 @@ def diagnose(
     if without > MOST_WITHOUT_POSITIVE:
         text = f"{without:.0%} of the objects have no positive location"
         if warmup:
-            return Symptom("no positives", text, "they are too small: train on larger images")
+            remedy = "they are too small: train on larger images, or on tiles (INPUT.TILES.SIZE)"
+            return Symptom("no positives", text, remedy)
         return Symptom(
             "no positives",
             text,
