@@ -44,10 +44,18 @@ def test_means_and_spreads(trainings, capsys):
 def test_minutes(trainings):
     argv = [f"a={trainings}/a_*", "--output", "x.png", "--seconds", "1.5"]
     args = draw_curves.parse_args(argv)
-    curve = draw_curves.read_curve(args.curves[0], args.metric)
+    curve = draw_curves.read_curve(args.curves[0], args.metric[0])
     (axes,) = draw_curves.draw([curve], args).axes
     assert axes.lines[0].get_xdata().tolist() == [5.0, 10.0, 15.0]
     assert axes.lines[0].get_ydata().tolist() == [12.0, 30.0, 49.0]
+
+
+def test_a_metric_of_each(trainings, capsys):
+    row = json.dumps({"iteration": 199, "ema/bbox/AP": 7.0})
+    (trainings / "b_1" / "metrics.json").write_text(row)
+    argv = [f"a={trainings}/a_*", f"b={trainings}/b_*", "--output", str(trainings / "c.png")]
+    draw_curves.main([*argv, "--metric", "bbox/AP", "ema/bbox/AP"])
+    assert "| b | 7.0 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -56,6 +64,7 @@ def test_minutes(trainings):
         (["c=nowhere_*"], "There is no folder 'nowhere_\\*'"),
         (["a={folder}/a_*", "--metric", "bbox/APs"], "metrics.json has no 'bbox/APs'"),
         (["a={folder}/a_*", "--seconds", "1", "2"], "--seconds has 2 values for 1 curves"),
+        (["a={folder}/a_*", "--metric", "a", "b"], "--metric has 2 values for 1 curves"),
         (["a={folder}/a_*", "--output", "{folder}/curves.txt"], "--output .*curves.txt"),
     ],
 )

@@ -45,17 +45,21 @@ def parse_args(argv=None):
     )
     parser.add_argument("curves", nargs="+", metavar="NAME=FOLDERS", help="a pattern of folders")
     parser.add_argument("--output", required=True, metavar="FILE", help="as .png or .svg")
-    parser.add_argument("--metric", default="bbox/AP", help="of metrics.json")
+    parser.add_argument(
+        "--metric", nargs="+", default=["bbox/AP"], help="of metrics.json: one, or one of each"
+    )
     parser.add_argument("--title", default="")
     parser.add_argument(
         "--seconds", type=float, nargs="+", help="of an iteration of each: minutes on the axis"
     )
     args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
-    if args.seconds and len(args.seconds) != len(args.curves):
-        raise UserError(
-            f"--seconds has {len(args.seconds)} values for {len(args.curves)} curves; name one "
-            "for each."
-        )
+    if len(args.metric) == 1:
+        args.metric *= len(args.curves)
+    for flag, values in (("--seconds", args.seconds), ("--metric", args.metric)):
+        if values and len(values) != len(args.curves):
+            raise UserError(
+                f"{flag} has {len(values)} values for {len(args.curves)} curves; name one for each."
+            )
     return args
 
 
@@ -105,7 +109,7 @@ def draw(curves: List[Curve], args) -> Figure:
         for seed in curve.seeds:
             axes.plot([factor * s for s in steps], [seed[s] for s in steps], ".", color=f"C{i}")
     axes.set_xlabel("minutes of training steps" if args.seconds else "iteration")
-    axes.set_ylabel(args.metric.rpartition("/")[2])
+    axes.set_ylabel(args.metric[0].rpartition("/")[2])
     axes.set_title(args.title, fontsize=10)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
@@ -134,7 +138,7 @@ def _spread(values: List[float]) -> float:
 
 def main(argv=None):
     args = parse_args(argv)
-    curves = [read_curve(text, args.metric) for text in args.curves]
+    curves = [read_curve(text, metric) for text, metric in zip(args.curves, args.metric)]
     figure = draw(curves, args)
     try:
         figure.savefig(args.output)
