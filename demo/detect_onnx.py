@@ -204,7 +204,7 @@ def tiles_of(width, height, size, overlap):
 
 
 def seen_whole_elsewhere(boxes, tile, tiles, width, height):
-    """Which boxes a tile may have cut that another one sees whole."""
+    """Return which boxes a tile may have cut that another one sees whole."""
 
     def clear(x1, y1, x2, y2):
         low = [-np.inf if v <= 0 else v + SEAM for v in (x1, y1)]

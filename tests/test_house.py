@@ -19,6 +19,7 @@ ROWS = (
     ("commands",),
 )
 MAX_MODULES, MAX_CODE_LINES, MAX_DETECTOR_LINES = 12, 40, 300
+QUESTIONS = ("What", "Which", "Who", "Where", "How", "Whether")
 
 
 def trees():
@@ -89,6 +90,16 @@ def test_functions_are_short():
     assert len((PACKAGE / "modeling" / "detector.py").read_text().splitlines()) <= (
         MAX_DETECTOR_LINES
     )
+
+
+def test_docstrings_open_with_a_verb_or_a_noun():
+    openings = []
+    for path, tree in trees():
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts = [ast.get_docstring(x) or "" for x in ast.walk(tree) if isinstance(x, kinds)]
+        words = {text.split()[0] for text in texts if text}
+        openings += [path.name for word in words if word in QUESTIONS]
+    assert not openings
 
 
 def test_code_lines_are_counted():

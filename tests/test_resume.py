@@ -133,7 +133,7 @@ def test_the_checkpoint_that_is_advised_is_sound(command, out, monkeypatch):
     monkeypatch.setattr(train_net.TrainingLoop, "run_step", poison)
     message = error_of(command(opts=EVERY))
     assert "Training stopped at iteration 3" in message
-    assert "--resume goes on from model_0000001.pth" in message
+    assert "--resume continues from model_0000001.pth" in message
     monkeypatch.setattr(train_net.TrainingLoop, "run_step", run_step)
     train_net.cli(command("--resume", opts=EVERY))
     assert "Starting training from iteration 2" in log_of(out)

@@ -7,7 +7,7 @@
 
 writes a table (table.md, alignment.json), maps of score and IoU over some images (maps_*.png), and
 scatter.png and histograms.png over all objects. Detectron2's RetinaNet can be one of the models.
-docs/alignment.md tells what the metrics are.
+docs/alignment.md defines the metrics.
 """
 
 import argparse
@@ -126,7 +126,8 @@ def read_model_config(config_file, weights, args):
             "set it to 0 to measure whole images."
         )
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        cfg.MODEL.TOOD.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES  # which the data are held to
+        # The data are checked against it.
+        cfg.MODEL.TOOD.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES
     check_weights(weights)
     cfg.OUTPUT_DIR = args.output
     return cfg

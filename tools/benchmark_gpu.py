@@ -6,9 +6,9 @@
     python tools/benchmark_gpu.py --device cpu --tiny
 
 Tests, training and inference beside Detectron2's RetinaNet and Faster R-CNN, the demo, an exported
-file, and two processes where there are two GPUs. What fails is a line of the table, and the rest
-goes on; the exit status is then 1. Please send the table in. The last command shows on any machine
-that all of it runs, with images so small that its times mean nothing.
+file, and two processes if there are two GPUs. A part that fails becomes a line of the table, and
+the others still run; the exit status is then 1. Please send the table in. The last command shows on
+any machine that everything runs, with images so small that its times mean nothing.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """How a detector computes."""
+    """Dtype and options of a detector's computation."""
 
     dtype: str = "float32"
     tf32: bool = False
@@ -217,7 +217,7 @@ def ratio(what, speed, above, below, aim, at_least=False):
 
 
 def measure_parts(args):
-    """What a step spends outside of convolutions, and the time of assignment and losses."""
+    """Measure the time of a step outside of convolutions, and that of assignment and losses."""
     rows = []
     for setting in (PLAIN, half(args)):
         with failing_as_a_row(rows, f"parts of a step, {setting}"), free_memory(args):

@@ -36,7 +36,7 @@ FAILURES = [
 
 
 class BootstrapError(Exception):
-    """What went wrong and what to do, in one sentence for the user."""
+    """An error and its remedy, in one sentence for the user."""
 
 
 def pip_install(python, packages):

@@ -34,7 +34,7 @@ PARALLEL_IMAGES = 32  # of torchvision's deformable convolution on a GPU, at mos
 
 
 class Setting(NamedTuple):
-    """What a step is estimated for."""
+    """The step whose memory is estimated."""
 
     batch: int
     height: int

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""How many wrong labels does a report find? Put faults into the annotations that a model is trained
-on, train, and see where the report ranks them::
+"""Measure how many wrong labels a report finds: put faults into the annotations that a model is
+trained on, train, and see where the report ranks them::
 
     python tools/measure_suspects.py --config-file configs/tood_lite0_N_small_data.yaml \\
         --train-data bccd/train.json:bccd/train --output output/suspects
@@ -152,7 +152,7 @@ def rate(suspects, faults, image_ids):
 
 
 def hits_of(suspects, faults, image_ids):
-    """Whether each suspect is a fault; each fault counts once."""
+    """Return whether each suspect is a fault; each fault counts once."""
     left = {kind: list(faults[kind]) for kind in KINDS}
     result = []
     for x in suspects:

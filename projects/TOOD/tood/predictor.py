@@ -208,7 +208,7 @@ class Predictor:
         return results
 
     def _large_input_of(self, image: Image) -> Dict:
-        """What :class:`TiledTOOD` takes: of a file, one part after the other is read."""
+        """Return the input of :class:`TiledTOOD`: a file is read one part after the other."""
         if not isinstance(image, (str, os.PathLike)):
             return self.input_of(image)
         reader = _read_by(LargeImage, image, self.options.input_format)

@@ -1,5 +1,5 @@
-"""What importing the package does: it registers the architecture and its backbone with Detectron2,
-and the names of ImageNet weights that the configs use; and what it then offers.
+"""Registration on import: the architecture, its backbone and the names of ImageNet weights that the
+configs use; and the public names of the package.
 """
 
 from tood import model_zoo

@@ -5,7 +5,7 @@
     tood check train.json:images --output data.png
 
 With --output, the images are also drawn as a training would see them. It exits with 1 where
-something must be mended before a training.
+something must be corrected before a training.
 """
 
 import argparse

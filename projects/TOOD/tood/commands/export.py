@@ -8,7 +8,7 @@
 
 The file takes any number of images of any size, and finds objects in them: normalization, padding
 and NMS are inside, unless --preprocessing outside or --raw say otherwise. What was written is read
-again and compared with the model in PyTorch. docs/deploy.md tells how such files are used.
+again and compared with the model in PyTorch. docs/deploy.md explains how to use such files.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def parse_args(argv=None):
 
 
 def check_args(args):
-    """What can be told before the model is built."""
+    """Raise UserError for problems that show before the model is built."""
     if os.path.splitext(args.output)[1] != ENDINGS[args.format]:
         raise UserError(
             f"{args.output} (--output) must end in {ENDINGS[args.format]}, for --format "
@@ -173,7 +173,7 @@ def calibration_paths(args):
 
 
 def calibration_images(paths, predictor, args):
-    """What the file takes, one image after the other."""
+    """Yield the inputs of the file, one image after the other."""
     for path in tqdm(paths, desc="calibrating"):
         yield given(predictor.input_of(path)["image"][None].float(), predictor.model, args)
 
@@ -186,7 +186,7 @@ def given(images, model, args):
 
 
 def compare(args, predictor):
-    """What differs between the file and PyTorch, on images of several sizes, in one sentence."""
+    """Describe in one sentence how file and PyTorch differ on images of several sizes."""
     file = ExportedFile(args.output)
     module = ExportableTOOD(predictor.model).eval()
     rows = []

@@ -8,7 +8,7 @@
     python tools/report.py --val-data val.json:images --results mine.json --compare theirs.json ...
 
 --results and --compare take any detector's results in COCO's format. What the page says is in
-report.json as well, its plots are PNG files beside it; docs/report.md tells how all is counted.
+report.json as well, its plots are PNG files beside it; docs/report.md explains them.
 """
 
 import argparse

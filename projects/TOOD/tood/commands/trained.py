@@ -34,7 +34,7 @@ PROGRAMS = {
 
 
 class Trained(NamedTuple):
-    """What a training has left."""
+    """The output of a training."""
 
     config_file: str
     weights: str

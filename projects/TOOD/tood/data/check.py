@@ -1,5 +1,5 @@
-"""What a data set would bring into a training: all that can be told from its annotations and from a
-look at its images, in one table. Some of it must be mended first; the rest is good to know.
+"""Checks of a data set before a training: findings from its annotations and from its images' files,
+in one table. Some are errors, to be corrected first; the others are good to know.
 """
 
 import math
@@ -154,20 +154,20 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
                 disable=quick,
             )
         )
-    mend = "repair them, or take them out of the annotation file"
+    remedy = "repair them, or take them out of the annotation file"
     kinds = {
         "missing": ("images that are not there", "name their folder: FILE.json:FOLDER"),
         "large": ("images with too many pixels", PIXELS_REMEDY),
-        "unreadable": ("images that cannot be read", mend),
-        "size": ("images of another size than the file says", mend),
+        "unreadable": ("images that cannot be read", remedy),
+        "size": ("images of another size than the file says", remedy),
     }
     findings = []
-    for kind, (what, remedy) in kinds.items():
+    for kind, (what, consequence) in kinds.items():
         found = [(p, why) for p, (k, why) in zip(paths, faults) if k == kind]
         if found:
             path, why = found[0]
             example = f"{path} ({why})" if why else path
-            findings.append(Finding(what, len(found), example, remedy, is_error=True))
+            findings.append(Finding(what, len(found), example, consequence, is_error=True))
     return findings
 
 
@@ -208,7 +208,7 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
     """Return the annotations that make sense, and what is wrong with the others."""
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
-    mend = "correct them, or take them out"
+    remedy = "correct them, or take them out"
     kinds: Dict[str, Callable[[Dict], bool]] = {
         "category_id": lambda a: a["category_id"] not in categories,
         "image_id": lambda a: a["image_id"] not in images,
@@ -216,9 +216,9 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
         "ignore": lambda a: bool(a.get("ignore")),
     }
     texts = {
-        "category_id": ("annotations of a category_id that is not among the categories", mend),
-        "image_id": ("annotations of an image_id that is not among the images", mend),
-        "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", mend),
+        "category_id": ("annotations of a category_id that is not among the categories", remedy),
+        "image_id": ("annotations of an image_id that is not among the images", remedy),
+        "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", remedy),
         "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
     }
     found = {kind: [] for kind in kinds}

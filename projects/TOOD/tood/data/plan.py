@@ -1,4 +1,4 @@
-"""What the data ask of a training: tiles or whole images, their size, and its length."""
+"""Settings that follow from the data: tiles or whole images, their size, length of the training."""
 
 import math
 from collections import Counter

@@ -102,7 +102,7 @@ def tile_records(
 
 
 def _as_xywh(annotation: Dict) -> Dict:
-    """What a detector of boxes needs of an annotation."""
+    """Return the parts of an annotation that a detector of boxes needs."""
     from detectron2.structures import BoxMode
 
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
@@ -143,7 +143,7 @@ class LargeImage:
 
     @property
     def num_bytes(self) -> int:
-        """What it holds in memory: nothing of a file that is mapped."""
+        """Memory that it holds: none for a file that is mapped."""
         return 0 if self._strips else self._pixels.nbytes
 
     def read(self, tile: Tile) -> np.ndarray:

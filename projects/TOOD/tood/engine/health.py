@@ -28,7 +28,7 @@ TOO_FAST = (
 
 
 class Symptom(NamedTuple):
-    """What is wrong with a training, and what to do."""
+    """A problem of a training, and its remedy."""
 
     name: str
     text: str

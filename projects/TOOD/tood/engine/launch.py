@@ -63,8 +63,8 @@ def _call(main: Callable, args) -> None:
         if not is_lost_peer(error):
             raise
         raise UserError(
-            "Another process of this training has ended; its own output says why (without a word, "
-            "it was killed, perhaps for want of memory). Go on from the last checkpoint with "
+            "Another process of this training has ended; its output says why (if it says nothing, "
+            "it was killed, perhaps for lack of memory). Continue from the last checkpoint with "
             "--resume."
         ) from error
 

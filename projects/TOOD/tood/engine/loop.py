@@ -209,7 +209,7 @@ class TrainingLoop(TrainerBase):
         name = comm.all_gather(name)[0]
         if name is None:
             return "no earlier checkpoint exists, so start without --resume."
-        return f"--resume goes on from {name}, whose weights and loss were finite."
+        return f"--resume continues from {name}, whose weights and loss were finite."
 
     def _evaluated_file(self) -> str:
         return os.path.join(self.options.output_dir, "last_evaluation.json")

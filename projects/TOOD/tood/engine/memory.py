@@ -1,4 +1,4 @@
-"""How many images of a size fit into the memory for a training step, measured by one step."""
+"""The number of images of a size that fit into memory in a training step, measured by one step."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ BACKWARD = 1.6
 
 
 class StepMemory(NamedTuple):
-    """What a step was found to need, bytes."""
+    """Memory that a step needs, in bytes."""
 
     fixed: int  # weights, gradients and momentum
     per_image: int

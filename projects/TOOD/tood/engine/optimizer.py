@@ -1,4 +1,4 @@
-"""An optimizer whose step is bounded, and its hyperparameters in a training that goes on."""
+"""An optimizer whose step is bounded, and its hyperparameters in a resumed training."""
 
 from typing import Dict, List
 

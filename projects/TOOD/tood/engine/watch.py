@@ -20,9 +20,9 @@ STATISTICS_PERIOD = 20
 
 
 class TrainingWatcher:
-    """What a detector calls in each training step, as its ``watcher``, with what it made of a
-    batch: it periodically puts metrics and images into Detectron2's event storage. They make a GPU
-    wait, and are for the main process, whose writers clear the storage.
+    """A detector's ``watcher``, called in each training step with the batch's predictions and
+    targets: it periodically puts metrics and images into Detectron2's event storage. This makes a
+    GPU wait, and is for the main process, whose writers clear the storage.
     """
 
     def __init__(self, vis_period: int, class_names: Sequence[str], image_format: str):

@@ -15,7 +15,7 @@ NUM_BINS = 10
 
 
 class Curve(NamedTuple):
-    """What the detections of each score or more are worth, from high to low."""
+    """Quality of the detections above each score, from high to low."""
 
     scores: np.ndarray  # (S,), all different
     precision: np.ndarray  # (S,)

@@ -18,7 +18,7 @@ CORRECT, IGNORED = -1, -2  # in the place of a kind
 
 
 class Errors(NamedTuple):
-    """What every detection and object is."""
+    """The kind of every detection and object."""
 
     kinds: np.ndarray  # (D,) int64, index into KINDS, or CORRECT, or IGNORED
     objects: np.ndarray  # (D,) int64, the object that an error of the first two kinds is about
@@ -78,7 +78,7 @@ def _best_of(table: Table, pairs: Pairs, chosen: np.ndarray) -> _Best:
 
 def costs(table: Table, matches: Matches, errors: Errors) -> Dict[str, float]:
     """Return how many points of AP50 are lost by each kind: what it would be if the errors of this
-    kind alone were mended, less what it is.
+    kind alone were corrected, minus the present one.
 
     An error of the first two kinds becomes right, if its object is not found yet and no such error
     of a higher score is about it; otherwise, and for the other kinds, the detection goes. Missed

@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What COCO's evaluation says of every detection and object."""
+    """The result of COCO's matching for every detection and object."""
 
     objects: np.ndarray  # (A, T, D) int32, the object that a detection finds, -1 for none
     ignored: np.ndarray  # (A, T, D) bool, detections that count neither way

@@ -1,4 +1,4 @@
-"""What the heads have in common: from the maps of each level to scores and boxes of every location.
+"""The heads' common part: from the maps of each level to scores and boxes of every location.
 
 Shapes: N images, K classes, C channels; a level has H x W locations with one anchor each, and R
 locations are those of all levels, from fine to coarse, row by row. Boxes are XYXY pixels of the

@@ -207,7 +207,7 @@ class _Question:
         return box_iou_of_pairs(boxes, self.objects.box) >= best
 
     def _finder_of(self, box: Tensor) -> str:
-        """Which other object a detection finds, for a sentence."""
+        """Name the other object that a detection finds, for a sentence."""
         ious = box_iou_of_pairs(self.objects.boxes, box)
         best = int(ious.argmax())
         if best == self.objects.index or float(ious[best]) < IOU:
@@ -216,7 +216,7 @@ class _Question:
 
 
 def _assignment(model, images, predictions, objects: Objects, class_names, metrics: Tensor) -> str:
-    """What the assigner would give to the object, and to whom its best locations go."""
+    """Say how many locations are assigned to the object, and which objects take its best ones."""
     gt = Instances(images.image_sizes[0])
     gt.gt_boxes, gt.gt_classes = Boxes(objects.boxes), objects.classes
     gt_index = model.label_batch(images, predictions, [gt], model.assigner).gt_index[0]

@@ -21,7 +21,7 @@ class Section(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a page says beside the metrics."""
+    """The content of a page beside the metrics."""
 
     title: str
     command: str

@@ -65,7 +65,7 @@ def _draw_classes(
 
 
 def draw_confusion(confusion: Dict) -> bytes:
-    """Which classes are taken for which: shares of each row, numbers where there is room."""
+    """Draw the confusion matrix: shares of each row, with numbers where there is room."""
     rows, labels = np.array(confusion["rows"]), [_label(x) for x in confusion["labels"]]
     side = float(np.clip(2.2 + 0.42 * len(labels), *(3.6, 12)))
     figure = Figure(figsize=(side + 1.4, side), dpi=120, layout="constrained")
@@ -87,7 +87,7 @@ def draw_confusion(confusion: Dict) -> bytes:
 
 
 def draw_errors(errors: List[Dict]) -> bytes:
-    """What each kind of error costs."""
+    """Draw the cost of each kind of error."""
     figure, axes = _panel("points of AP50 that it costs", "", "Kinds of error", unit=False)
     costs = [np.nan_to_num(x["AP50_lost"]) for x in errors]
     bars = axes.barh([x["kind"] for x in errors], costs, color="C0")

@@ -1,4 +1,4 @@
-"""Where large images are cut into tiles. Pixels are those of the image."""
+"""Positions of the tiles of large images, in pixels of the image."""
 
 import math
 from typing import List, NamedTuple

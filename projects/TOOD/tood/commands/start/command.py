@@ -177,5 +177,5 @@ def draw_predictions(plan_file: str, output: str, picture: str) -> None:
 def run(_, argv: Sequence[str]) -> None:
     run_main(
         lambda: main(parse_args(list(argv))),
-        stopped="stopped; the same command with --resume goes on.",
+        stopped="stopped; the same command with --resume continues.",
     )

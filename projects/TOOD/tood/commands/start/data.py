@@ -12,7 +12,7 @@ from tood.utils.files import write_json
 
 
 class Data(NamedTuple):
-    """What is trained on, and what is evaluated on."""
+    """Training and validation data."""
 
     checked: Checked
     train: Dict  # COCO's lists

@@ -45,7 +45,7 @@ IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 
 
 class Plan(NamedTuple):
-    """What was chosen."""
+    """The chosen settings."""
 
     tiles: TileOptions
     num_images: int  # or tiles
@@ -220,7 +220,7 @@ def plan_text(
     """Return the config that was chosen, as YAML."""
     options = {"DATASETS.TRAIN": tuple(entries["train"]), "DATASETS.TEST": tuple(entries["val"])}
     options["OUTPUT_DIR"] = output
-    if not is_typed(config_file, ()):  # or it is held to the data
+    if not is_typed(config_file, ()):  # or it is checked against the data
         options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
     if plan is not None:
         size = plan.size

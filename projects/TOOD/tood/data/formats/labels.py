@@ -1,4 +1,4 @@
-"""What YOLO, Pascal VOC and LabelMe share: a file of labels per image, read by ``supervision``."""
+"""Parts shared by YOLO, Pascal VOC and LabelMe: a file of labels per image, read by supervision."""
 
 import os
 from typing import Any, Callable, Dict, List, Sequence, Tuple
@@ -57,7 +57,7 @@ def converted(path: str, convert: Callable):
     try:
         return convert()
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}); mend it.") from error
+        raise UserError(f"{path} cannot be read ({reason_of(error)}); fix it.") from error
 
 
 def start_of(path: str) -> bytes:

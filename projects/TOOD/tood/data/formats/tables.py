@@ -25,7 +25,7 @@ BOX = ("x1", "y1", "x2", "y2")
 
 
 class Layout(NamedTuple):
-    """Which column is what."""
+    """Meanings of the columns."""
 
     columns: Dict[str, int]
     has_header: bool
@@ -107,13 +107,13 @@ def _rows_of(folder: Folder, file: str, layout: Layout) -> Dict[str, List[Tuple]
 def _row(row: Sequence[str], layout: Layout, where: str) -> Tuple[str, Optional[Tuple]]:
     columns = layout.columns
     if len(row) <= max(columns.values()):
-        raise UserError(f"{where} has {len(row)} columns, fewer than its file's others; mend it.")
+        raise UserError(f"{where} has {len(row)} columns, fewer than others of its file; fix it.")
     texts, image = [row[columns[key]].strip() for key in BOX], row[columns["image"]].strip()
     if not any(texts):  # an image without objects
         return image, None
     if not all(_is_number(x) for x in texts) or not row[columns["label"]].strip():
         raise UserError(
-            f"{where} must have four numbers and a label: {','.join(row)[:80]}; mend it."
+            f"{where} must have four numbers and a label: {','.join(row)[:80]}; fix it."
         )
     group = layout.group is not None and row[layout.group].strip() == "1"
     return image, (row[columns["label"]].strip(), tuple(float(x) for x in texts), group)

@@ -1,4 +1,4 @@
-"""What a detector needs to know of any backbone: strides of its maps, and sides of its images."""
+"""Properties of any backbone that a detector needs: strides of maps, and sides of images."""
 
 from typing import List, Sequence
 
