@@ -67,7 +67,7 @@ class TrainingStep(SimpleTrainer):
                 raise
             raise UserError(
                 f"Training stopped at iteration {self.iter}: a process that loads images has "
-                "ended, perhaps for want of memory; lower DATALOADER.NUM_WORKERS, and go on from "
+                "ended, perhaps for lack of memory; lower DATALOADER.NUM_WORKERS, and go on from "
                 "the last checkpoint with --resume."
             ) from error
 
