@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tood import add_tood_config
+from tood.commands import check, report
 from tood.config.check import known_keys
 from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
@@ -135,7 +136,12 @@ def check_annotations(folder, text, num_classes=2):
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{path}:{folder}",)
     cfg.MODEL.TOOD.NUM_CLASSES = num_classes
     sentence = sentence_of(prepare_datasets, run_options(cfg).data, training=True)
+    # The programs that look at data before any config is there.
+    with contextlib.redirect_stdout(io.StringIO()):
+        checked = sentence_of(check.main, check.parse_args([f"{path}:{folder}"]))
+    sentence_of(report.read_data, f"{path}:{folder}")
     if sentence is None:
+        assert checked is None
         records = DatasetCatalog.get(f"{path}:{folder}")
         assert all(math.isfinite(x) for r in records for a in r["annotations"] for x in a["bbox"])
         evaluate(f"{path}:{folder}", records)

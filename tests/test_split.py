@@ -14,6 +14,7 @@ from tood.data.plan import (
     choose_max_detections,
     choose_size,
     choose_tiles,
+    num_samples,
     statistics_of,
 )
 from tood.data.split import copies_of, split_data, trained_on
@@ -242,8 +243,10 @@ def test_large_objects_are_whole_in_a_tile():
 
 def test_statistics_of_tiles():
     content = content_with(1000, [[10, 10, 20, 20], [700, 700, 20, 20], [730, 730, 20, 20]])
-    found = statistics_of(content, TileOptions(200, 0, 0.5, 0.0))
-    assert found.num_images == 2 and found.num_objects == 3 and found.most_objects == 3
+    tiles = TileOptions(200, 0, 0.5, 0.0)
+    assert num_samples(content, tiles) == 2 and num_samples(content, WHOLE) == 1
+    found = statistics_of(content, tiles)
+    assert found.num_images == 1 and found.num_objects == 3 and found.most_objects == 3
     assert found.small_object == pytest.approx(0.1) and found.aspect == 1
 
 

@@ -16,6 +16,7 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.check import (
     DataReport,
     Finding,
+    InputSize,
     check_data,
     check_images,
     check_overlap,
@@ -45,6 +46,7 @@ class Checked(NamedTuple):
 
     entry: str
     content: Dict
+    input_size: InputSize  # by which small objects are told
     report: DataReport
 
     @property
@@ -109,9 +111,10 @@ def check_entry(entry: str) -> Checked:
     """
     own_data = parse_own_data(entry)
     content = read_annotations(*own_data, to_train=True)
-    report = check_data(entry, content, choose_input(content), STRIDE)
+    input_size = choose_input(content)
+    report = check_data(entry, content, input_size, STRIDE)
     found = check_images(content["images"], own_data.image_root)
-    return Checked(entry, content, report).with_findings(found)
+    return Checked(entry, content, input_size, report).with_findings(found)
 
 
 def _with_overlaps(checked: List[Checked]) -> List[Checked]:
@@ -136,7 +139,7 @@ def describe(checked: Checked) -> str:
     texts = [f"{name} {counts[i]}" for i, name in zip(ids, names)]
     more = f" and {len(texts) - 20} more" if len(texts) > 20 else ""
     text = f"{checked.report}\nObjects: {', '.join(texts[:20])}{more}."
-    tiles = choose_input(content).tiles
+    tiles = checked.input_size.tiles
     if tiles.size:
         text += (
             "\nObjects are small for images of this size: tood train uses tiles of "

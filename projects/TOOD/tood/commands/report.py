@@ -35,10 +35,10 @@ import tood.registered  # noqa: F401
 from tood.config.lazy.read import is_lazy
 from tood.config.read import split_options
 from tood.data.annotations import read_annotations
-from tood.data.check import InputSize, check_data
+from tood.data.check import check_data
 from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
-from tood.data.plan import LARGEST_SIZE, STRIDE, choose_size, statistics_of
+from tood.data.plan import STRIDE, choose_input
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.assignment import count_positives
 from tood.evaluation.coco import CleanCOCOEvaluator, content_of
@@ -184,8 +184,7 @@ def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
         metadata = MetadataCatalog.get(entry)
         return content_of(entry, metadata), metadata.get("image_root", ""), []
     content = read_annotations(*own_data, to_train=True)
-    size = choose_size(statistics_of(content), LARGEST_SIZE)
-    report = check_data(entry, content, InputSize(size.shorter, size.longer), STRIDE)
+    report = check_data(entry, content, choose_input(content, allow_tiles=False), STRIDE)
     if report.errors:
         raise UserError(report.error_sentence())
     return content, own_data.image_root, [str(report)]

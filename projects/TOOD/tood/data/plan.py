@@ -7,7 +7,7 @@ from typing import Dict, NamedTuple
 import numpy as np
 
 from tood.data.annotations import has_size
-from tood.data.check import InputSize
+from tood.data.check import InputSize, split_broken
 from tood.data.tiles import tile_records
 from tood.utils.tiles import WHOLE, TileOptions
 
@@ -28,7 +28,7 @@ EVALUATIONS = 4
 class DataStatistics(NamedTuple):
     """A data set in the numbers that decide."""
 
-    num_images: int  # or tiles to train on
+    num_images: int
     num_objects: int
     small_object: float  # size of the smallest tenth, as a part of its image's shorter side
     aspect: float  # longer by shorter side, which nine tenths of the images do not exceed
@@ -42,7 +42,7 @@ def statistics_of(content: Dict, tiles: TileOptions = WHOLE) -> DataStatistics:
     """
     Args:
         content: as :func:`tood.data.annotations.read_annotations` returns it.
-        tiles: take tiles for images, but for ``most_objects``.
+        tiles: relate sizes to those of tiles instead of images.
 
     Returns:
         its statistics; the size of an object is the square root of its area, as in COCO.
@@ -55,7 +55,7 @@ def statistics_of(content: Dict, tiles: TileOptions = WHOLE) -> DataStatistics:
     parts = sizes / np.array([min(sides[a["image_id"]]) for a in objects])
     aspects = [max(side) / min(side) for side in sides.values()]
     found = DataStatistics(
-        num_images=_num_tiles(content, tiles) if tiles.size else len(sides),
+        num_images=len(sides),
         num_objects=len(objects),
         small_object=float(np.quantile(parts, 0.1)) if objects else 1.0,
         aspect=float(np.quantile(aspects, 0.9)) if aspects else 1.0,
@@ -70,7 +70,10 @@ def statistics_of(content: Dict, tiles: TileOptions = WHOLE) -> DataStatistics:
     )
 
 
-def _num_tiles(content: Dict, tiles: TileOptions) -> int:
+def num_samples(content: Dict, tiles: TileOptions) -> int:
+    """Return the number of images of an epoch, or of tiles."""
+    if not tiles.size:
+        return len(content["images"])
     records = {image["id"]: {**image, "annotations": []} for image in content["images"]}
     for annotation in content["annotations"]:
         records[annotation["image_id"]]["annotations"].append(annotation)
@@ -124,9 +127,13 @@ def choose_size(
     return ImageSize(shorter, longer, statistics.small_object * shorter)
 
 
-def choose_input(content: Dict) -> InputSize:
-    """Return how a training by these rules resizes the images, or cuts them into tiles."""
-    tiles = choose_tiles(statistics_of(content))
+def choose_input(content: Dict, *, allow_tiles: bool = True) -> InputSize:
+    """Return how a training by these rules resizes the images, or cuts them into tiles. Unlike the
+    other functions here, it takes annotations with errors, and leaves these out.
+    """
+    valid, _ = split_broken(content)
+    content = {**content, "annotations": valid}
+    tiles = choose_tiles(statistics_of(content)) if allow_tiles else WHOLE
     size = choose_size(statistics_of(content, tiles), tiled=tiles.size > 0)
     return InputSize(size.shorter, size.longer, tiles)
 

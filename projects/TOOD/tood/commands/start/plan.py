@@ -28,6 +28,7 @@ from tood.data.plan import (
     choose_max_detections,
     choose_size,
     choose_tiles,
+    num_samples,
     statistics_of,
 )
 from tood.engine.memory import MiB, StepMemory, measure_step
@@ -62,8 +63,7 @@ def make_plan(args, data: Data, config_file: str, tiles: TileOptions) -> Plan:
     Raises:
         UserError: where not even the smallest images fit.
     """
-    statistics = statistics_of(data.train, tiles)
-    num_images = statistics.num_images
+    num_images = num_samples(data.train, tiles)
     epochs = args.epochs or choose_epochs(num_images)
     size, images_per_step, memory = fitting(args, data, config_file, tiles)
     schedule = scale_schedule(
@@ -74,7 +74,7 @@ def make_plan(args, data: Data, config_file: str, tiles: TileOptions) -> Plan:
     )
     period = max(schedule.max_iter // EVALUATIONS, 1)
     schedule = schedule._replace(eval_period=period, checkpoint_period=period)
-    kept = choose_max_detections(statistics)
+    kept = choose_max_detections(statistics_of(data.train))
     return Plan(tiles, num_images, size, schedule, epochs, memory, kept)
 
 
