@@ -9,7 +9,6 @@ something must be corrected before a training.
 """
 
 import argparse
-import os
 from typing import Dict, List, NamedTuple, Sequence
 
 from tood.data.annotations import class_names, read_annotations
@@ -20,6 +19,7 @@ from tood.data.check import (
     check_data,
     check_images,
     check_overlap,
+    image_paths,
 )
 from tood.data.entries import parse_own_data
 from tood.data.formats import find_parts, split_entry
@@ -46,14 +46,13 @@ class Checked(NamedTuple):
 
     entry: str
     content: Dict
-    input_size: InputSize  # by which small objects are told
+    input_size: InputSize  # by which small objects are recognized
     report: DataReport
 
     @property
     def paths(self) -> List[str]:
         """Paths of its images."""
-        root = parse_own_data(self.entry).image_root
-        return [os.path.join(root, image["file_name"]) for image in self.content["images"]]
+        return image_paths(self.content["images"], parse_own_data(self.entry).image_root)
 
     def with_findings(self, findings: Sequence[Finding]) -> "Checked":
         """Return it with more in its report."""

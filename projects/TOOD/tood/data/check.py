@@ -143,7 +143,7 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
         images: COCO's records of them.
         image_root: their folder.
     """
-    paths = [os.path.join(image_root, image["file_name"]) for image in images]
+    paths = image_paths(images, image_root)
     quick = len(paths) < 5_000
     with ThreadPoolExecutor(_READERS) as pool:
         faults = list(
@@ -169,6 +169,11 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
             example = f"{path} ({why})" if why else path
             findings.append(Finding(what, len(found), example, consequence, is_error=True))
     return findings
+
+
+def image_paths(images: Sequence[Dict], image_root: str) -> List[str]:
+    """Return the paths of the images of COCO's records."""
+    return [os.path.join(image_root, image["file_name"]) for image in images]
 
 
 def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:

@@ -26,6 +26,7 @@ from tood.data.check import (
     check_data,
     check_images,
     check_overlap,
+    image_paths,
     split_broken,
 )
 from tood.data.entries import OwnData, parse_own_data
@@ -108,8 +109,7 @@ def _paths_of(entry: str, contents: Dict[str, Dict]) -> List[str]:
     """Return the images of a data set that is named by its files; none of others."""
     if entry not in contents:
         return []
-    root = parse_own_data(entry).image_root
-    return [os.path.join(root, image["file_name"]) for image in contents[entry]["images"]]
+    return image_paths(contents[entry]["images"], parse_own_data(entry).image_root)
 
 
 def _check_overlap(trained: List[str], entry: str, contents: Dict[str, Dict]) -> List[Finding]:
