@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Detect objects in images, videos or a webcam's, and draw them; the code is in
-``tood.commands.predict``.
+``tood.app.predict``.
 """
 
-from tood.commands.predict import cli
+from tood.app.predict import cli
 
 if __name__ == "__main__":
     cli()

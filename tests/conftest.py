@@ -20,8 +20,8 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from tood import add_tood_config  # noqa: E402
-from tood.commands import train as train_net  # noqa: E402
 from tood.data.shapes import write_shapes_dataset  # noqa: E402
+from tood.engine import train as train_net  # noqa: E402
 
 EXTENSIONS = ROOT / "tests" / "extensions"
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")

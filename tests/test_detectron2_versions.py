@@ -52,7 +52,7 @@ def log(self, *args):
     print("LOSSES", json.dumps({k: v.item() for k, v in losses.items()}))
     return losses
 tood.TOOD.forward_training = log
-from tood.commands import train as train_net
+from tood.engine import train as train_net
 from detectron2.data import DatasetCatalog
 from tood.data.mapper import CheckedMapper
 def in_order(cls, cfg):

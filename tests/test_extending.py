@@ -9,9 +9,10 @@ from detectron2.utils.events import EventStorage
 
 from tood.config.build import check_builds
 from tood.config.check import check_config
+from tood.config.options import TTAOptions
 from tood.config.unread import check_unread
-from tood.modeling.assign import ImagePredictions
-from tood.modeling.views.tta import TOODWithTTA, TTAOptions
+from tood.inference.tta import TOODWithTTA
+from tood.modeling.assigners import ImagePredictions
 
 TASKS = ("assigner", "head", "backbone")
 

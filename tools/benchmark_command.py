@@ -18,7 +18,7 @@ from tood.utils.arguments import parse_arguments
 from tood.utils.errors import run_main
 
 # As the script that an installation makes.
-SCRIPT = "import sys, tood_cli; sys.exit(tood_cli.main(sys.argv[1:]))"
+SCRIPT = "import sys, tood_cli; sys.exit(cli.main(sys.argv[1:]))"
 
 
 def parse_args(argv=None):

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from tood.config.read import split_options
 from tood.data.datasets import prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator
-from tood.export.runtime import RUNTIMES, ExportedDetector, ExportedFile
+from tood.inference.exported import RUNTIMES, ExportedDetector, ExportedFile
+from tood.inference.predictor import Predictor
 from tood.modeling.detector import PRECISIONS
-from tood.predictor import Predictor
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Say why an object was found, or was not; the code is in
-``tood.commands.explain``.
+``tood.app.explain``.
 """
 
-from tood.commands.explain import cli
+from tood.app.explain import cli
 
 if __name__ == "__main__":
     cli()

@@ -20,14 +20,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
-import tood.registered  # noqa: F401
-from tood.commands.report import of_checkpoint
-from tood.config.read import split_options
-from tood.data.annotations import read_annotations
-from tood.data.entries import parse_own_data
-from tood.evaluation.matching import make_table, overlaps
-from tood.predictor import Predictor
-from tood.report.suspects import (
+import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.report.make import of_checkpoint
+from tood.app.report.matching import make_table, overlaps
+from tood.app.report.suspects import (
     MISSING,
     NEAR_IOU,
     NOTHING_THERE,
@@ -35,6 +31,10 @@ from tood.report.suspects import (
     SAME_IOU,
     find_suspects,
 )
+from tood.config.read import split_options
+from tood.data.annotations import read_annotations
+from tood.data.entries import parse_own_data
+from tood.inference.predictor import Predictor
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Say what is good and bad about a model, on one page; the code is in
-``tood.commands.report``.
+``tood.app.report.make``.
 """
 
-from tood.commands.report import cli
+from tood.app.report.make import cli
 
 if __name__ == "__main__":
     cli()

@@ -24,7 +24,7 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config, run_options, split_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
-from tood.modeling.assign import TAL, alignment_metric
+from tood.modeling.assigners import TAL, alignment_metric
 from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main

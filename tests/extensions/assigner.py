@@ -2,7 +2,7 @@
 
 import torch
 
-from tood.modeling.assign import ASSIGNER_REGISTRY, Assigner, Assignment
+from tood.modeling.assigners import ASSIGNER_REGISTRY, Assigner, Assignment
 from tood.modeling.box_ops import box_centers, inside_boxes
 
 

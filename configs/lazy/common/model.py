@@ -6,7 +6,7 @@ from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from tood import TOOD, TOODHead
-from tood.modeling.assign import ATSS, TAL
+from tood.modeling.assigners import ATSS, TAL
 from tood.modeling.backbone.fpn import make_resnet_stages, make_tood_fpn
 
 model = L(TOOD)(

@@ -2,6 +2,6 @@
 
 import sys
 
-from tood_cli import main
+from tood.app.cli import main
 
 sys.exit(main())

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
-from tood.modeling.assign import ASSIGNER_REGISTRY
+from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
 from tood.utils.errors import UserError

@@ -4,6 +4,8 @@ and ``SOLVER.CHECKPOINT_KEEP``.
 
 from detectron2.config import CfgNode as CN
 
+import tood.modeling.detector  # noqa: F401  (registers the architecture of these options)
+
 
 def add_tood_config(cfg):
     """Add every TOOD option, with its released value, to a Detectron2 config.

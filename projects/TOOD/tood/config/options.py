@@ -4,8 +4,16 @@ import re
 from typing import NamedTuple, Sequence
 
 from tood.data.datasets import DataOptions
-from tood.modeling.views.tta import TTAOptions
 from tood.utils.tiles import TileOptions
+
+
+class TTAOptions(NamedTuple):
+    """``TEST.AUG``, or ``train.test_aug`` of a config in Python."""
+
+    enabled: bool
+    min_sizes: Sequence[int]  # shorter sides of the augmented views, pixels
+    max_size: int  # upper bound of their longer side
+    flip: bool  # each view as well
 
 
 class RunOptions(NamedTuple):

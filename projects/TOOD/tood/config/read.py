@@ -35,12 +35,11 @@ from tood.config.lazy.options import (
     read_lazy_schedule,
 )
 from tood.config.lazy.read import is_lazy, load_lazy_config, read_lazy_config
-from tood.config.options import RunOptions, finest_stride_of
+from tood.config.options import RunOptions, TTAOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
-from tood.modeling.views.tta import TTAOptions
 from tood.utils.errors import UserError, reason_of
 from tood.utils.tiles import TileOptions
 

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
 
 from tood.config.check import get_key, known_keys
-from tood.modeling.assign import ASSIGNER_REGISTRY
+from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import HEAD_REGISTRY
 from tood.utils.errors import UserError
 

@@ -13,8 +13,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from tood.data.annotations import has_size, is_box
+from tood.data.copies import trained_on
 from tood.data.images import IMAGE_ERRORS, PIXELS_REMEDY, TooManyPixels, probe_image, read_image
-from tood.data.split import trained_on
 from tood.data.tiles import largest_shares
 from tood.utils.errors import reason_of
 from tood.utils.tiles import WHOLE, TileOptions

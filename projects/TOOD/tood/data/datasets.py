@@ -2,7 +2,6 @@
 Detectron2's registered names (:mod:`tood.data.entries`).
 """
 
-import contextlib
 import difflib
 import logging
 import os
@@ -37,8 +36,6 @@ logger = logging.getLogger(__name__)
 # The images of a larger data set are not opened before a training; on a network's disk that could
 # take an hour.
 MAX_IMAGES_LOOKED_AT = 50_000
-# Bytes of an annotation file that is read for the names of its classes alone.
-LARGEST_DESCRIBED = 50_000_000
 
 
 class DataOptions(NamedTuple):
@@ -175,24 +172,6 @@ def _check_number_of_classes(
             f"{sets} {len(names)} classes, but {data.num_classes_key} is {data.num_classes}; set "
             f"it to {len(names)}."
         )
-
-
-def describe_own_data(entries: Sequence[str]) -> None:
-    """Let Detectron2's catalogs know data sets that are named by their files and were not checked:
-    ``DefaultPredictor`` and ``Visualizer`` ask them for the names of classes. Files that cannot be
-    read, or are large, stay unknown.
-    """
-    for entry in entries:
-        files = parse_own_data(entry)
-        if files is None or entry in DatasetCatalog.list():
-            continue
-        is_file = os.path.isfile(files.json_file)
-        if files.json_file.endswith(".json") and not is_file:
-            continue
-        if is_file and os.path.getsize(files.json_file) > LARGEST_DESCRIBED:
-            continue
-        with contextlib.suppress(UserError):
-            _set_metadata(entry, files, read_annotations(*files, to_train=False), None)
 
 
 def load_own_data(

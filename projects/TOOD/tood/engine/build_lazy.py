@@ -20,9 +20,9 @@ from tood.data.tiles import tile_records
 from tood.engine.loop import Experiment, LoopOptions
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
+from tood.inference.tiles import ResizedTOOD, TiledTOOD
+from tood.inference.tta import TOODWithTTA
 from tood.modeling.detector import TOOD
-from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD
-from tood.modeling.views.tta import TOODWithTTA
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.optimizer import clip_gradients
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
+from tood.inference.tiles import ResizedTOOD, TiledTOOD
+from tood.inference.tta import TOODWithTTA
 from tood.modeling.detector import TOOD
-from tood.modeling.views.tiles import ResizedTOOD, TiledTOOD
-from tood.modeling.views.tta import TOODWithTTA
 
 
 class Trainer(TrainingLoop, DefaultTrainer):

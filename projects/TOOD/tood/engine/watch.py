@@ -9,7 +9,7 @@ import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
-from tood.evaluation.assignment import tiny_object_statistics
+from tood.evaluation.positives import tiny_object_statistics
 from tood.modeling.box_ops import box_iou_of_pairs
 from tood.utils.errors import UserError
 

@@ -16,7 +16,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from tood.modeling.assign import ASSIGNER_REGISTRY, ATSS, Assigner
+from tood.modeling.assigners import ASSIGNER_REGISTRY, ATSS, Assigner
+from tood.modeling.backbone import fpn, timm_fpn  # noqa: F401  (registers backbones)
 from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
 from tood.modeling.backbone.recompute import recompute_blocks
 from tood.modeling.dense_head import HEAD_REGISTRY, DensePredictions
@@ -36,8 +37,6 @@ class TOOD(DenseDetector):
 
     # Called in each training step with the batch's predictions and targets: TrainingWatcher.
     watcher: Optional[Callable] = None
-    # Called with the names of the test data when a config is built: tood names their classes.
-    describe_data: Optional[Callable] = None
     size_divisibility = property(lambda self: size_divisibility_of(self.backbone))  # pixels
 
     @configurable
@@ -109,8 +108,6 @@ class TOOD(DenseDetector):
     @classmethod
     def from_config(cls, cfg):
         tood = cfg.MODEL.TOOD
-        if cls.describe_data is not None:
-            cls.describe_data(cfg.DATASETS.TEST)
         backbone = build_backbone(cfg)
         feature_shapes = [backbone.output_shape()[f] for f in tood.IN_FEATURES]
         return {

@@ -11,7 +11,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from tood.modeling.assign import Assigner, ImagePredictions
+from tood.modeling.assigners import Assigner, ImagePredictions
 from tood.modeling.dense_head import DensePredictions
 
 

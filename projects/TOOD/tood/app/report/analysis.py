@@ -1,0 +1,225 @@
+"""Everything that a report says of detections, as plain values: what ``report.json`` holds."""
+
+from typing import Dict, List, NamedTuple, Sequence
+
+import numpy as np
+
+from tood.app.report import curves, errors
+from tood.app.report.curves import Curve
+from tood.app.report.errors import CORRECT, IGNORED, Errors
+from tood.app.report.intervals import (
+    NUM_SAMPLES,
+    all_average_precisions,
+    bootstrap_weights,
+    class_metrics,
+    coco_metrics,
+    interval_of,
+    weighted_average_precisions,
+    without_each,
+)
+from tood.app.report.matching import Matches, Pairs, Table, make_table, match, overlaps
+from tood.evaluation.coco import COCO_LIMIT
+
+SEED = 0
+# Images, of those with the most errors, of which it is computed what they cost.
+MOST_TRIED = 200
+# Points of curves in report.json.
+CURVE_POINTS = 101
+
+
+class Analysis(NamedTuple):
+    """Detections beside the objects of a data set, and what was counted."""
+
+    table: Table
+    pairs: Pairs
+    matches: Matches
+    errors: Errors
+    curves: List[Curve]  # of each class
+    pooled: Curve
+    thresholds: np.ndarray  # (K,), the scores of the best F1
+    aps: np.ndarray  # (A, T, K)
+    samples: np.ndarray  # (A, T, K, B), of the bootstrap
+
+    @property
+    def above(self) -> np.ndarray:
+        """(D,) bool, the detections of at least the threshold of their class that count."""
+        is_above = self.table.scores >= self.thresholds[self.table.classes]
+        return is_above & (self.errors.kinds != IGNORED)
+
+    def found_above(self) -> np.ndarray:
+        """(G,) bool, the objects that are found at the thresholds."""
+        found = np.zeros(len(self.table.gt_images), dtype=bool)
+        right = self.above & (self.errors.kinds == CORRECT)
+        found[self.matches.objects[0, 0, right]] = True
+        return found
+
+
+def analyze(
+    content: Dict,
+    detections: Sequence[Dict],
+    source: str = "the results",
+    *,
+    num_samples: int = NUM_SAMPLES,
+) -> Analysis:
+    """
+    Args:
+        content, detections, source: of :func:`tood.app.report.matching.make_table`.
+        num_samples: of the bootstrap over images, which has always the same seed.
+    """
+    table = make_table(content, detections, source)
+    pairs = overlaps(table)
+    matches = match(table, pairs)
+    of_classes, pooled = curves.class_curves(table, matches), curves.pooled_curve(table, matches)
+    weights = bootstrap_weights(len(table.image_ids), num_samples, SEED)
+    return Analysis(
+        table,
+        pairs,
+        matches,
+        errors.find_errors(table, pairs, matches),
+        of_classes,
+        pooled,
+        curves.best_thresholds(of_classes, pooled),
+        all_average_precisions(table, matches),
+        weighted_average_precisions(table, matches, weights),
+    )
+
+
+def summarize_analysis(analysis: Analysis) -> Dict:
+    """Return the content of ``report.json``: numbers, texts, lists and dicts. A metric with an
+    interval is {"value", "low", "high"}; NaN where it is not defined.
+    """
+    table = analysis.table
+    return {
+        "data": _data(analysis),
+        "metrics": _with_intervals(coco_metrics(analysis.aps), coco_metrics(analysis.samples)),
+        "classes": _classes(analysis),
+        "all_classes": _at_best(analysis.pooled),
+        "confusion": {
+            "labels": [*table.class_names, "background"],
+            "rows": errors.confusion_matrix(
+                table, analysis.pairs, analysis.matches, analysis.thresholds
+            ).tolist(),
+        },
+        "errors": _errors(analysis),
+        "calibration": [
+            x._asdict() for x in curves.calibration(table, analysis.pairs, analysis.matches)
+        ],
+        "curves": {
+            "recall": np.linspace(0, 1, CURVE_POINTS).tolist(),
+            "precision": [x.precision_at_recalls().tolist() for x in analysis.curves],
+            "score": np.linspace(0, 1, CURVE_POINTS).tolist(),
+            "f1": [_f1_over_score(x) for x in analysis.curves],
+            "f1_of_all": _f1_over_score(analysis.pooled),
+        },
+        "worst_images": worst_images(analysis),
+    }
+
+
+def _data(analysis: Analysis) -> Dict:
+    table, counted = analysis.table, analysis.matches.counted
+    names = ("objects", "small", "medium", "large")
+    return {
+        "images": len(table.image_ids),
+        **{name: int(x.sum()) for name, x in zip(names, counted)},
+        "crowds": int(table.gt_crowd.sum()),
+        "detections": len(table.scores),
+        "all_detections": table.max_detections > COCO_LIMIT,
+    }
+
+
+def _with_intervals(values: Dict, samples: Dict) -> Dict[str, Dict]:
+    return {
+        name: interval_of(float(value), samples[name])._asdict() for name, value in values.items()
+    }
+
+
+def _classes(analysis: Analysis) -> List[Dict]:
+    values, samples = class_metrics(analysis.aps), class_metrics(analysis.samples)
+    rows = []
+    for k, (name, curve) in enumerate(zip(analysis.table.class_names, analysis.curves)):
+        metrics = {
+            key: interval_of(float(values[key][k]), samples[key][k])._asdict() for key in values
+        }
+        at = curve.at(float(analysis.thresholds[k]))
+        row = {"name": name, "objects": curve.num_objects, **metrics}
+        rows.append({**row, "threshold": float(analysis.thresholds[k]), **at._asdict()})
+    return rows
+
+
+def _at_best(curve: Curve) -> Dict:
+    if curve.best() < 0:
+        return {"threshold": float("nan"), **curve.at(float("inf"))._asdict()}
+    threshold = float(curve.thresholds[curve.best()])
+    return {"threshold": threshold, **curve.at(threshold)._asdict()}
+
+
+def _errors(analysis: Analysis) -> List[Dict]:
+    cost = errors.costs(analysis.table, analysis.matches, analysis.errors)
+    number = errors.counts(analysis.errors)
+    is_above = analysis.above
+    above = {
+        kind: int((is_above & (analysis.errors.kinds == i)).sum())
+        for i, kind in enumerate(errors.KINDS)
+    }
+    above["missed"] = int((analysis.matches.counted[0] & ~analysis.found_above()).sum())
+    return [
+        {"kind": kind, "AP50_lost": cost[kind], "count": number[kind], "count_above": above[kind]}
+        for kind in cost
+    ]
+
+
+def _f1_over_score(curve: Curve) -> List[float]:
+    return [curve.at(x).f1 for x in np.linspace(0, 1, CURVE_POINTS)]
+
+
+def worst_images(analysis: Analysis, number: int = 12) -> List[Dict]:
+    """Return the images without which AP would be the highest, the worst first."""
+    table, above = analysis.table, analysis.above
+    num_images = len(table.image_ids)
+    wrong = np.bincount(table.images[above & (analysis.errors.kinds >= 0)], minlength=num_images)
+    left = analysis.matches.counted[0] & ~analysis.found_above()
+    missed = np.bincount(table.gt_images[left], minlength=num_images)
+    tried = np.argsort(-(wrong + missed), kind="stable")[:MOST_TRIED]
+    tried = tried[(wrong + missed)[tried] > 0]
+    lost = without_each(table, analysis.matches, tried)
+    order = np.argsort(-lost, kind="stable")[:number]
+    return [
+        {
+            "file_name": table.file_names[tried[i]],
+            "image": int(tried[i]),
+            "AP_lost": float(lost[i]),
+            "missed": int(missed[tried[i]]),
+            "wrong": int(wrong[tried[i]]),
+        }
+        for i in order
+        if lost[i] > 0
+    ]
+
+
+def why_missed(analysis: Analysis, g: int) -> str:
+    """Return one sentence, from the detections alone, on an object that is not found at the
+    thresholds.
+    """
+    table, pairs = analysis.table, analysis.pairs
+    names, k = table.class_names, int(table.gt_classes[g])
+    finder = np.flatnonzero(analysis.matches.objects[0, 0] == g)
+    if len(finder):
+        score = table.scores[finder[0]]
+        return f"found with the score {score:.2f}, below the threshold {analysis.thresholds[k]:.2f}"
+    mine = pairs.objects == g
+    classes = table.classes[pairs.detections[mine]]
+    detections, ious = pairs.detections[mine], pairs.ious[mine]
+    scores = table.scores[detections]
+    other = (classes != k) & (ious >= errors.IOU)
+    if other.any():
+        best = np.flatnonzero(other)[scores[other].argmax()]
+        return f"found as {names[classes[best]]}, with the score {scores[best]:.2f}"
+    own = classes == k
+    if (own & (ious >= errors.IOU)).any():
+        return "its detections have found a neighbour of the same class"
+    if own.any():
+        best = np.flatnonzero(own)[ious[own].argmax()]
+        return (
+            f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"
+        )
+    return "no detection of its class overlaps it by 0.1"

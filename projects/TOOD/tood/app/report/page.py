@@ -1,0 +1,89 @@
+"""The page: metrics and images in one HTML file that loads nothing from elsewhere."""
+
+import base64
+import math
+import os
+from typing import Dict, List, NamedTuple, Sequence
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tood.app.report.gallery import Drawing
+
+TEMPLATE = "page.html.jinja"
+
+
+class Section(NamedTuple):
+    """Drawings under a heading."""
+
+    title: str
+    text: str
+    drawings: Sequence[Drawing]
+
+
+class Facts(NamedTuple):
+    """The content of a page beside the metrics."""
+
+    title: str
+    command: str
+    versions: Dict[str, str]
+    notes: Sequence[str] = ()  # what the data check found
+    plots: Dict[str, bytes] = {}  # PNG, by the names of their files
+    sections: Sequence[Section] = ()
+    alignment: Sequence[Dict] = ()
+    positives: Sequence[Dict] = ()  # of objects by size
+    suspects: Sequence[Dict] = ()
+    comparison: Sequence[Dict] = ()
+    compared: str = ""  # what it is compared with
+
+
+def render(summary: Dict, facts: Facts) -> str:
+    """Return the page.
+
+    Args:
+        summary: of :func:`tood.app.report.analysis.summarize_analysis`.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(os.path.dirname(__file__)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number, png=lambda x: _data_url(x, "png"), jpeg=lambda x: _data_url(x, "jpeg")
+    )
+    worst = max(summary["errors"], key=lambda x: _or_zero(x["AP50_lost"]))
+    return environment.get_template(TEMPLATE).render(
+        summary=summary, facts=facts, worst=worst, captions=CAPTIONS, shares=_shares(summary)
+    )
+
+
+CAPTIONS = {
+    "precision_recall.png": "Precision over recall; AP50 is the mean of a curve.",
+    "f1.png": "The highest point of a curve is the threshold in the table of classes.",
+    "confusion.png": "Objects in rows, detections in columns, at the thresholds.",
+    "errors.png": "How many points AP50 would gain without each kind of error.",
+    "calibration.png": "On the dashed line, a score is the probability of being right.",
+    "training.png": "Losses, and AP on the validation data, over the iterations.",
+    "alignment.png": "Scores and IoUs of the most confident predictions of each object.",
+}
+
+
+def number(x, digits: int = 1) -> str:
+    """Format a number; a dash where it is not defined."""
+    if x is None or (isinstance(x, float) and math.isnan(x)):
+        return "–"
+    return f"{x:.{digits}f}"
+
+
+def _or_zero(x: float) -> float:
+    return 0.0 if math.isnan(x) else x
+
+
+def _shares(summary: Dict) -> List[List[float]]:
+    """Of each row of the confusion matrix, for its colours."""
+    return [[x / max(sum(row), 1) for x in row] for row in summary["confusion"]["rows"]]
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

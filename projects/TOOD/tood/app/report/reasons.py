@@ -1,0 +1,311 @@
+"""Why an object was not found: its locations, from scores and boxes to candidates, NMS and the
+threshold, and what training would assign to it.
+
+Shapes: M objects, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
+input.
+"""
+
+from typing import List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch import Tensor
+
+from tood.evaluation.alignment_evaluator import DenseOutputs
+from tood.modeling.assigners import TAL, alignment_metric
+from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
+from tood.visualization.alignment import draw_maps
+from tood.visualization.draw import add_heading, draw_boxes, draw_points, image_grid
+
+IOU = 0.5  # of a box that finds the object
+# Causes, by the stage at which an object is lost.
+FOUND, THRESHOLD, NMS, LIMIT = "found", "threshold", "NMS", "limit"
+CANDIDATES, SCORE = "candidates", "score"
+CLASSIFICATION, LOCALIZATION = "classification", "localization"
+# Of the drawing: its surroundings in sizes of the object, at least in pixels, and its longer side.
+CONTEXT, LEAST_CONTEXT, SIDE = 1.0, 24, 480
+
+
+class Objects(NamedTuple):
+    """The objects of an image, and which of them is asked about."""
+
+    boxes: Tensor  # (M, 4)
+    classes: Tensor  # (M,) int64
+    index: int
+
+    @property
+    def box(self) -> Tensor:
+        """(4,)"""
+        return self.boxes[self.index]
+
+    @property
+    def class_index(self) -> int:
+        """Of the object that is asked about."""
+        return int(self.classes[self.index])
+
+
+class Explanation(NamedTuple):
+    """Why an object was found or was not, and what there is to see."""
+
+    cause: str
+    sentence: str
+    assignment: str  # what training would assign to it, a sentence
+    scores: Tensor  # (R,) for its class
+    ious: Tensor  # (R,) of the locations' boxes with it
+    metrics: Tensor  # (R,) alignment metric t (Eq. 9)
+    inside: Tensor  # (R,) bool, locations in its box
+    best_box: Optional[Tensor]  # (4,) the box that the sentence is about
+    other_box: Optional[Tensor]  # (4,) of the detection that was preferred
+    dense: DenseOutputs
+
+
+@torch.no_grad()
+def explain(
+    model, image: Tensor, objects: Objects, class_names: Sequence[str], score_threshold: float
+) -> Explanation:
+    """
+    Args:
+        model: a TOOD in evaluation mode.
+        image: (3, H, W), as the model takes it.
+        objects: with the others of the image; without them, nothing is said of neighbours.
+        score_threshold: from which on a detection is told.
+    """
+    images, predictions = model.predict_with_images([{"image": image}])
+    objects = Objects(*(x.to(predictions.pred_boxes.device) for x in objects[:2]), objects.index)
+    scores, boxes = predictions.pred_scores[0], predictions.pred_boxes[0]
+    points = predictions.anchors.get_centers()
+    ious = box_iou_of_pairs(boxes, objects.box)
+    own = scores[:, objects.class_index]
+    tal = model.assigner if isinstance(model.assigner, TAL) else TAL()
+    metrics = alignment_metric(own, ious, tal.alpha, tal.beta)
+    inside = inside_boxes(points, objects.box)
+    (candidates,) = model.select(predictions).to_instances(images.image_sizes)
+    detections = model.suppress(candidates)
+    asked = _Question(model, objects, class_names, score_threshold)
+    cause = asked.of_detections(detections) or asked.of_candidates(candidates, detections)
+    cause = cause or asked.of_locations(scores, ious, inside, boxes)
+    strides = torch.cat(
+        [
+            points.new_full((size,), stride)
+            for size, stride in zip(predictions.level_sizes, model.strides)
+        ]
+    )
+    return Explanation(
+        *(cause.kind, cause.sentence),
+        _assignment(model, images, predictions, objects, class_names, metrics),
+        *(own, ious, metrics, inside),
+        *(cause.best_box, cause.other_box),
+        DenseOutputs(scores[None], boxes[None], points, strides),
+    )
+
+
+class _Cause(NamedTuple):
+    kind: str
+    sentence: str
+    best_box: Optional[Tensor] = None
+    other_box: Optional[Tensor] = None
+
+
+class _Question:
+    """Asks one stage after the other; each returns a cause, or None."""
+
+    def __init__(self, model, objects: Objects, class_names: Sequence[str], threshold: float):
+        self.model, self.objects, self.threshold = model, objects, threshold
+        self.names, self.k = class_names, objects.class_index
+
+    def of_detections(self, found: Instances) -> Optional[_Cause]:
+        boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
+        ious = box_iou_of_pairs(boxes, self.objects.box)
+        near = ious >= IOU
+        mine = near & (classes == self.k) & self._are_mine(boxes)
+        others = near & (classes != self.k) & (scores >= self.threshold)
+        if mine.any():
+            i = int(torch.where(mine, scores, -1.0).argmax())
+            score, overlap = float(scores[i]), float(ious[i])
+            if score >= self.threshold:
+                text = f"It is found, with the score {score:.2f} and an IoU of {overlap:.2f}."
+                return _Cause(FOUND, text, boxes[i])
+            if not others.any():
+                text = (
+                    f"It is found, but its score is {score:.2f}, below the threshold "
+                    f"{self.threshold:.2f}."
+                )
+                return _Cause(THRESHOLD, text, boxes[i])
+        if others.any():
+            i = int(torch.where(others, scores, -1.0).argmax())
+            text = f"It is found as {self.names[int(classes[i])]}, with the score "
+            text += f"{float(scores[i]):.2f}"
+            if mine.any():
+                own = float(scores[mine].max())
+                text += f", and as {self.names[self.k]} with {own:.2f} only"
+            text += "."
+            return _Cause(CLASSIFICATION, text, None, boxes[i])
+        return None
+
+    def of_candidates(self, candidates: Instances, found: Instances) -> Optional[_Cause]:
+        boxes, scores = candidates.pred_boxes.tensor, candidates.scores
+        ious = box_iou_of_pairs(boxes, self.objects.box)
+        mine = (ious >= IOU) & (candidates.pred_classes == self.k)
+        if not mine.any():
+            return None
+        i = int(torch.where(mine, scores, -1.0).argmax())
+        what = (
+            f"Its best box has the score {float(scores[i]):.2f} and an IoU of {float(ious[i]):.2f}"
+        )
+        overlaps = box_iou_of_pairs(found.pred_boxes.tensor, boxes[i])
+        rivals = (overlaps > self.model.nms_thresh_test) & (found.scores >= scores[i])
+        if not self.model.class_agnostic_nms:
+            rivals &= found.pred_classes == self.k
+        if not rivals.any():
+            limit = self.model.max_detections_per_image
+            text = f"{what}, but {limit} others of the image have higher scores"
+            text += " (TEST.DETECTIONS_PER_IMAGE, model.max_detections_per_image)."
+            return _Cause(LIMIT, text, boxes[i])
+        j = int(torch.where(rivals, overlaps, -1.0).argmax())
+        text = (
+            f"{what}; NMS drops it for a detection of the score {float(found.scores[j]):.2f} that "
+            f"overlaps it by {float(overlaps[j]):.2f}{self._finder_of(found.pred_boxes.tensor[j])}."
+        )
+        return _Cause(NMS, text, boxes[i], found.pred_boxes.tensor[j])
+
+    def of_locations(self, scores: Tensor, ious: Tensor, inside: Tensor, boxes: Tensor) -> _Cause:
+        own, name = scores[:, self.k], self.names[self.k]
+        near = ious >= IOU
+        if not near.any():
+            i = int(ious.argmax())
+            score = float(own[inside].max()) if inside.any() else 0.0
+            text = f"No location has a box that fits: the best one overlaps by {float(ious[i]):.2f}"
+            return _Cause(
+                LOCALIZATION, f"{text}; scores inside of it are at most {score:.2f}.", boxes[i]
+            )
+        i = int(torch.where(near, own, -1.0).argmax())
+        score, limit = float(own[i]), self.model.score_thresh_test
+        if score > limit:
+            text = f"Its best box, of the score {score:.2f}, is not among the best "
+            text += f"{self.model.topk_candidates_test} of its level "
+            text += "(MODEL.TOOD.TOPK_CANDIDATES_TEST, model.topk_candidates_test)."
+            return _Cause(CANDIDATES, text, boxes[i])
+        other = scores[near].max(dim=0).values
+        other[self.k] = -1
+        c = int(other.argmax())
+        if float(other[c]) > max(score, limit):
+            text = f"Its locations say {self.names[c]}, with {float(other[c]):.2f}, not {name}"
+            return _Cause(CLASSIFICATION, f"{text}, with {score:.3f}.", boxes[i])
+        text = (
+            f"{int(near.sum())} locations have a box that fits, but no score for {name} above "
+            f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST, "
+            "model.score_thresh_test)."
+        )
+        return _Cause(SCORE, text, boxes[i])
+
+    def _are_mine(self, boxes: Tensor) -> Tensor:
+        """(D,) bool, boxes that overlap no other object of the class more."""
+        same = self.objects.boxes[self.objects.classes == self.k]
+        best = box_iou_of_pairs(boxes[:, None], same).amax(dim=1)
+        return box_iou_of_pairs(boxes, self.objects.box) >= best
+
+    def _finder_of(self, box: Tensor) -> str:
+        """Name the other object that a detection finds, for a sentence."""
+        ious = box_iou_of_pairs(self.objects.boxes, box)
+        best = int(ious.argmax())
+        if best == self.objects.index or float(ious[best]) < IOU:
+            return ""
+        return f" and finds the {self.names[int(self.objects.classes[best])]} beside it"
+
+
+def _assignment(model, images, predictions, objects: Objects, class_names, metrics: Tensor) -> str:
+    """Say how many locations are assigned to the object, and which objects take its best ones."""
+    gt = Instances(images.image_sizes[0])
+    gt.gt_boxes, gt.gt_classes = Boxes(objects.boxes), objects.classes
+    gt_index = model.label_batch(images, predictions, [gt], model.assigner).gt_index[0]
+    number = int((gt_index == objects.index).sum())
+    text = f"In training, {number} locations would be assigned to it"
+    top = metrics.topk(min(getattr(model.assigner, "topk", 13), len(metrics))).indices
+    takers = gt_index[top]
+    takers = takers[(takers >= 0) & (takers != objects.index)]
+    if len(takers):
+        taker = int(takers.mode().values)
+        name = class_names[int(objects.classes[taker])]
+        text += (
+            f"; of its {len(top)} best, {len(takers)} go to others, most to the {name} beside it"
+        )
+    return f"{text}."
+
+
+def draw(
+    explanation: Explanation, image: np.ndarray, objects: Objects, class_names: Sequence[str]
+) -> np.ndarray:
+    """Draw the object with its locations, larger and brighter the higher their alignment metric,
+    and the boxes that the sentence is about; below, scores and IoUs of the locations.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, the network's input.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    x1, y1, x2, y2 = objects.box.tolist()
+    margin = max(CONTEXT * max(x2 - x1, y2 - y1), LEAST_CONTEXT)
+    H, W = image.shape[:2]
+    left, top = (min(int(max(0, v - margin)), side - 1) for v, side in ((x1, W), (y1, H)))
+    part = image[top : int(y2 + margin) + 1, left : int(x2 + margin) + 1]
+    scale = SIDE / max(part.shape[:2])
+    size = [max(1, round(side * scale)) for side in part.shape[1::-1]]
+    part = np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize(size))
+    offset = torch.tensor([left, top], dtype=torch.float32)
+
+    def moved(boxes: Tensor) -> Tensor:
+        return (boxes.cpu() - offset.repeat(boxes.shape[-1] // 2)) * scale
+
+    box = moved(objects.box)
+    shown = [("object", box, (1.0, 0.6, 0.0))]
+    for name, other, color in (
+        ("best box", explanation.best_box, (0.1, 0.75, 0.9)),
+        ("preferred", explanation.other_box, (0.9, 0.1, 0.1)),
+    ):
+        if other is not None:
+            shown.append((name, moved(other), color))
+    limits = torch.tensor([size[0], size[1]] * 2)
+    boxes = torch.stack([x.clamp(min=0).minimum(limits) for _, x, _ in shown])
+    drawing = draw_boxes(
+        part, boxes, range(len(shown)), [x[0] for x in shown], colors=[x[2] for x in shown]
+    )
+    points, metrics = moved(explanation.dense.points), explanation.metrics.cpu()
+    mine = explanation.inside.cpu() & (metrics > 0)
+    weights = metrics[mine] / metrics[mine].max().clamp(min=1e-12) if mine.any() else metrics[mine]
+    drawing = add_heading(draw_points(drawing, points[mine], weights), "alignment of its locations")
+    dense = DenseOutputs(
+        explanation.dense.scores.cpu(),
+        moved(explanation.dense.boxes),
+        points,
+        explanation.dense.strides.cpu() * scale,
+    )
+    name = class_names[objects.class_index]
+    k = torch.tensor([objects.class_index])
+    return image_grid([[drawing], [draw_maps(part, dense, 0, box[None], k, name)]])
+
+
+def nearest_object(boxes: Tensor, box: Tensor) -> Optional[int]:
+    """Return the index of the object that a box means, None where none overlaps it by half."""
+    if not len(boxes):
+        return None
+    ious = box_iou_of_pairs(boxes, box)
+    best = int(ious.argmax())
+    return best if float(ious[best]) >= IOU else None
+
+
+def objects_of(
+    boxes: List, classes: List[int], index: int, scale: float, corner: Sequence[int] = (0, 0)
+) -> Objects:
+    """
+    Args:
+        boxes: x, y, width, height in pixels of the image.
+        scale: of the network's input.
+        corner: x and y in the image of the part of it that the network sees.
+    """
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    corners[:, :2] -= torch.tensor(corner, dtype=torch.float32)
+    corners = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1) * scale
+    return Objects(corners, torch.tensor(classes, dtype=torch.int64), index)

@@ -1,0 +1,116 @@
+"""Annotations that a detector disagrees with most: boxes that may be missing, may be of nothing, or
+may have the wrong class.
+"""
+
+from typing import Dict, List, NamedTuple, Optional
+
+import numpy as np
+
+from tood.app.report.matching import Pairs, Table
+
+MISSING, NOTHING_THERE, OTHER_CLASS = "missing", "nothing there", "other class"
+# A detection is of an object from this IoU on; below the other one, it is of none.
+SAME_IOU, NEAR_IOU = 0.5, 0.3
+
+
+class Suspect(NamedTuple):
+    """An annotation to look at, or a box that may lack one."""
+
+    kind: str
+    doubt: float  # in [0, 1], the higher the more
+    image: int  # index
+    bbox: List[float]  # x, y, width, height
+    class_index: int  # of the annotation, or of the detection that has none
+    reason: str
+    annotation: int  # index, -1 for none
+
+
+def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> List[Suspect]:
+    """
+    Args:
+        most: of each kind that are wanted; default: all.
+
+    Returns:
+        sorted by descending doubt. A box may be *missing* where a detection overlaps no object by
+        0.3, and the doubt is its score. An object has the *other class* where a detection of
+        another one overlaps it by 0.5: the doubt is its score, less that of the best detection of
+        the object's own class. *Nothing there*: no detection of any class overlaps by 0.5; the
+        doubt is 1 less the score of the best one that overlaps by 0.3, times the share of the
+        class's objects that are found: of a class that is hard to see, that says less.
+    """
+    suspects = _missing(table, pairs, most)
+    wrong = sorted(_wrong(table, pairs), key=lambda x: -x.doubt)
+    for kind in (NOTHING_THERE, OTHER_CLASS):
+        suspects += [x for x in wrong if x.kind == kind][:most]
+    return sorted(suspects, key=lambda x: -x.doubt)
+
+
+def _missing(table: Table, pairs: Pairs, most: Optional[int]) -> List[Suspect]:
+    near = np.zeros(len(table.scores))
+    np.maximum.at(near, pairs.detections, pairs.ious)
+    result, taken = [], {}
+    for d in np.argsort(-table.scores, kind="stable").tolist():
+        i, box = int(table.images[d]), table.boxes[d]
+        # One place is told once, by the detection that is surest of it.
+        if near[d] >= NEAR_IOU or any(_iou(box, other) >= SAME_IOU for other in taken.get(i, ())):
+            continue
+        if len(result) == most:
+            break
+        taken.setdefault(i, []).append(box)
+        score, k = float(table.scores[d]), int(table.classes[d])
+        reason = f"a {table.class_names[k]} of the score {score:.2f} has no annotation"
+        result.append(Suspect(MISSING, score, i, box.tolist(), k, reason, -1))
+    return result
+
+
+def _wrong(table: Table, pairs: Pairs) -> List[Suspect]:
+    G, K = len(table.gt_images), len(table.class_names)
+    best, near = np.zeros((G, K)), np.zeros(G)
+    scores, classes = table.scores[pairs.detections], table.classes[pairs.detections]
+    same, close = pairs.ious >= SAME_IOU, pairs.ious >= NEAR_IOU
+    np.maximum.at(best, (pairs.objects[same], classes[same]), scores[same])
+    np.maximum.at(near, pairs.objects[close], scores[close])
+    plain = np.flatnonzero(~table.gt_crowd)
+    is_found = (best[plain, table.gt_classes[plain]] > 0).astype(float)
+    number = np.bincount(table.gt_classes[plain], minlength=K)
+    found = np.bincount(table.gt_classes[plain], is_found, minlength=K)
+    recalls = (found + 1) / (number + 1)
+    result = []
+    for g in plain.tolist():
+        k, name = int(table.gt_classes[g]), table.class_names[table.gt_classes[g]]
+        other = int(np.where(np.arange(K) == k, -1, best[g]).argmax())
+        place = (int(table.gt_images[g]), table.gt_boxes[g].tolist(), k)
+        if not best[g].any():
+            doubt = (1 - float(near[g])) * float(recalls[k])
+            reason = f"no detection overlaps this {name} by {SAME_IOU}"
+            result.append(Suspect(NOTHING_THERE, doubt, *place, reason, g))
+        elif K > 1 and best[g, other] > best[g, k]:
+            doubt = float(best[g, other] - best[g, k])
+            reason = (
+                f"it looks like {table.class_names[other]} ({best[g, other]:.2f}), not {name} "
+                f"({best[g, k]:.2f})"
+            )
+            result.append(Suspect(OTHER_CLASS, doubt, *place, reason, g))
+    return result
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    """IoU of two boxes x, y, width, height."""
+    size = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
+    inter = float(size.clip(0).prod())
+    return inter / max(float(a[2:].prod() + b[2:].prod()) - inter, 1e-9)
+
+
+def as_rows(table: Table, suspects: List[Suspect]) -> List[Dict]:
+    """Return plain values, for the page and report.json."""
+    return [
+        {
+            "kind": x.kind,
+            "doubt": x.doubt,
+            "file_name": table.file_names[x.image],
+            "class_name": table.class_names[x.class_index],
+            "bbox": x.bbox,
+            "reason": x.reason,
+        }
+        for x in suspects
+    ]

@@ -1,0 +1,299 @@
+"""Exported files in use: a common interface for all formats and runtimes, and a detector on top of
+it that Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this
+package.)
+
+Shapes: N images; outputs as in :class:`tood.deploy.module.ExportableTOOD`.
+"""
+
+import json
+import os
+from typing import Any, Callable, Dict, List, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
+
+from tood.deploy.module import METADATA_FILE, quiet
+from tood.inference.tiles import ResizedTOOD, TiledTOOD
+from tood.modeling.postprocess import select_candidates, suppress_non_maxima
+from tood.utils.errors import UserError, first_line
+from tood.utils.tiles import TileOptions
+
+# What a file says of itself, and its types.
+METADATA = {
+    "classes": list,
+    "outputs": list,
+    "input_format": str,
+    "preprocessing": str,
+    "pixel_mean": list,
+    "pixel_std": list,
+    "strides": list,
+    "size_divisibility": int,
+    "min_size": int,
+    "max_size": int,
+    "score_threshold": (int, float),
+    "candidates_per_level": int,
+    "nms_threshold": (int, float),
+    "max_detections": int,
+}
+# Output -> field of the Instances, where their names differ.
+FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
+
+
+class ExportedFile:
+    """A network in a file: arrays in, arrays out."""
+
+    def __init__(self, path: str, runtime: str = ""):
+        """
+        Args:
+            path: of a file that ``tools/export_model.py`` wrote.
+            runtime: one of ``RUNTIMES``; default: the first that reads such files.
+
+        Raises:
+            UserError: for a file that cannot be used, or a runtime that is not here.
+        """
+        suffix = os.path.splitext(path)[1]
+        known = [name for name, (suffixes, _) in RUNTIMES.items() if suffix in suffixes]
+        if not known or (runtime and runtime not in known):
+            raise UserError(
+                f"{path} cannot be read by {runtime or 'any runtime'}: "
+                + ", ".join(f"{name} reads {'/'.join(s)}" for name, (s, _) in RUNTIMES.items())
+                + "."
+            )
+        if not os.path.isfile(path):
+            raise UserError(f"The file {path} does not exist.")
+        self.path, self.runtime = path, runtime or known[0]
+        try:
+            self._run, self.metadata = RUNTIMES[self.runtime][1](path)
+        except ImportError as error:
+            raise UserError(
+                f"For {path}, the package {error.name} is missing: pip install {error.name}"
+            ) from error
+        except Exception as error:  # of each runtime its own
+            raise UserError(
+                f"{path} cannot be read by {self.runtime} ({first_line(error)[:200]})."
+            ) from error
+        if not isinstance(self.metadata, dict) or self.metadata.get("model") != "TOOD":
+            raise UserError(
+                f"{path} is not from tools/export_model.py: it does not say TOOD; export it anew."
+            )
+        for key, kind in METADATA.items():
+            if not isinstance(self.metadata.get(key), kind):
+                raise UserError(
+                    f"The metadata of {path} have no valid {key!r}; export the model anew."
+                )
+
+    def __call__(self, images: np.ndarray) -> Dict[str, np.ndarray]:
+        """
+        Args:
+            images: (N, 3, H, W) float32, pixel values or normalized, as the file wants them.
+
+        Raises:
+            UserError: for a size that the file does not take.
+        """
+        try:
+            return dict(zip(self.metadata["outputs"], self._run(images)))
+        except Exception as error:  # of each runtime its own
+            raise UserError(
+                f"{self.path} refuses images of the shape {images.shape}: {first_line(error)}."
+            ) from error
+
+    def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
+        """Return the detections of one image, whatever the file's inputs and outputs are.
+
+        Args:
+            pixels: (3, H, W), values from 0 to 255.
+
+        Returns:
+            "boxes" (D, 4) in pixels of the image, "scores" (D,) in descending order, "classes"
+            (D,), and the head's extras (D, X).
+        """
+        images = pixels[None].astype(np.float32)
+        if self.metadata["preprocessing"] == "outside":
+            mean, std = (
+                np.array(self.metadata[key], np.float32).reshape(3, 1, 1)
+                for key in ("pixel_mean", "pixel_std")
+            )
+            images = (images - mean) / std
+        outputs = self(images)
+        if "num_detections" not in outputs:
+            return self._select(outputs, images.shape[-2:])
+        count = int(outputs.pop("num_detections")[0])
+        return {name: x[0, :count] for name, x in outputs.items()}
+
+    def _select(self, outputs: Dict[str, np.ndarray], size) -> Dict[str, np.ndarray]:
+        d = self.metadata["size_divisibility"]
+        H, W = (-(-side // d) * d for side in size)
+        level_sizes = [-(-H // stride) * -(-W // stride) for stride in self.metadata["strides"]]
+        extras = {name: torch.from_numpy(x) for name, x in outputs.items()}
+        candidates = select_candidates(
+            extras.pop("scores"),
+            extras.pop("boxes"),
+            level_sizes,
+            self.metadata["score_threshold"],
+            self.metadata["candidates_per_level"],
+            extras,
+        )
+        found = suppress_non_maxima(
+            candidates.to_instances([tuple(size)])[0],
+            self.metadata["nms_threshold"],
+            self.metadata["max_detections"],
+            self.metadata.get("class_agnostic_nms", False),
+        )
+        found.pred_boxes = found.pred_boxes.tensor
+        names = {field: name for name, field in FIELDS.items()}
+        return {names.get(k, k): x.numpy() for k, x in found.get_fields().items()}
+
+
+class ExportedDetector:
+    """Called like a model of Detectron2 in evaluation mode, one image after the other. A file of a
+    model that sees tiles is given images in their own size.
+    """
+
+    def __init__(self, file: ExportedFile):
+        self.file, self._tiled = file, None
+        size, overlap = file.metadata.get("tiles") or (0, 0)
+        if size:
+            min_size, max_size = (file.metadata[key] for key in ("min_size", "max_size"))
+            finder = ResizedTOOD(self, T.ResizeShortestEdge([min_size] * 2, max_size))
+            self._tiled = TiledTOOD(self, TileOptions(size, overlap), finder)
+
+    def __call__(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
+        if self._tiled is not None:
+            return self._tiled(batched_inputs)
+        return [{"instances": self._detect(x)} for x in batched_inputs]
+
+    def _detect(self, image: Dict) -> Instances:
+        size = image["image"].shape[1:]
+        height, width = (image.get(k, s) for k, s in zip(("height", "width"), size))
+        (instances,) = self.find_candidates([image])
+        return detector_postprocess(instances, height, width)
+
+    def find_candidates(self, batched_inputs: List[Dict]) -> List[Instances]:
+        """Return the detections of each image in its pixels."""
+        results = []
+        for x in batched_inputs:
+            found = self.file.detect(x["image"].numpy())
+            fields = {FIELDS.get(name, name): torch.from_numpy(v) for name, v in found.items()}
+            fields["pred_boxes"] = Boxes(fields["pred_boxes"])
+            results.append(Instances(tuple(x["image"].shape[1:]), **fields))
+        return results
+
+    def suppress(self, candidates: Instances) -> Instances:
+        """Return the best detections of all tiles without overlap."""
+        about = self.file.metadata
+        limits = about["nms_threshold"], about["max_detections"]
+        return suppress_non_maxima(candidates, *limits, about.get("class_agnostic_nms", False))
+
+
+class Comparison(NamedTuple):
+    """Two lists of detections of one image."""
+
+    matched: int  # detections that are in both
+    unmatched: int  # that are in one of them only
+    score_difference: float  # the largest among the matched
+    box_difference: float  # the same, of one side, in pixels
+
+
+def compare_detections(
+    expected: Dict[str, np.ndarray], actual: Dict[str, np.ndarray]
+) -> Comparison:
+    """
+    Args:
+        expected, actual: as :meth:`ExportedFile.detect` returns them. Two detections match that
+            have one class and boxes within a hundredth of their longer side and a pixel of each
+            other.
+    """
+    free = set(range(len(actual["scores"])))
+    score_difference = box_difference = 0.0
+    matched = 0
+    for box, score, label in zip(*(expected[key] for key in ("boxes", "scores", "classes"))):
+        distances = {
+            i: np.abs(actual["boxes"][i] - box).max() for i in free if actual["classes"][i] == label
+        }
+        nearest = min(distances, key=distances.get, default=None)
+        side = max(box[2] - box[0], box[3] - box[1])
+        if nearest is None or distances[nearest] > 1 + 0.01 * side:
+            continue
+        free.remove(nearest)
+        matched += 1
+        box_difference = max(box_difference, float(distances[nearest]))
+        score_difference = max(score_difference, abs(float(actual["scores"][nearest] - score)))
+    unmatched = len(expected["scores"]) - matched + len(free)
+    return Comparison(matched, unmatched, score_difference, box_difference)
+
+
+# --- the runtimes: a path to a function of arrays, and the file's metadata ---------------------
+
+
+def _onnxruntime(path: str):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    (name,) = (x.name for x in session.get_inputs())
+    return lambda images: session.run(None, {name: images}), _parse(metadata)
+
+
+def _openvino(path: str):
+    import onnx
+    import openvino
+
+    proto = onnx.load(path)
+    # Where a CPU has bfloat16, OpenVINO would compute float32 in it, and detections would differ.
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    request = compiled.create_infer_request()
+
+    def run(images):
+        results = request.infer([images])
+        return [results[output].copy() for output in compiled.outputs]
+
+    return run, _parse({entry.key: entry.value for entry in proto.metadata_props})
+
+
+def _torchscript(path: str):
+    extra = {METADATA_FILE: ""}
+    with quiet():  # that all of TorchScript is deprecated
+        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+    return _run_torch(module), json.loads(extra[METADATA_FILE])
+
+
+def _program(path: str):
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    try:
+        # They ask for two images at least, though the graph can do without.
+        module = program.module(check_guards=False)
+    except TypeError:  # of a PyTorch that has no guards
+        module = program.module()
+    return _run_torch(module), json.loads(extra[METADATA_FILE])
+
+
+def _run_torch(module: Callable) -> Callable[[np.ndarray], List[np.ndarray]]:
+    @torch.no_grad()
+    def run(images):
+        return [x.numpy() for x in module(torch.from_numpy(images))]
+
+    return run
+
+
+def _parse(texts: Dict[str, str]) -> Dict[str, Any]:
+    metadata = {}
+    for key, text in texts.items():
+        try:
+            metadata[key] = json.loads(text)
+        except ValueError:
+            metadata[key] = text
+    return metadata
+
+
+# Name -> the endings of the files it reads, and how.
+RUNTIMES = {
+    "onnxruntime": ((".onnx",), _onnxruntime),
+    "openvino": ((".onnx",), _openvino),
+    "torchscript": ((".ts",), _torchscript),
+    "exported": ((".pt2",), _program),
+}

@@ -1,0 +1,352 @@
+"""Images in, detections out: a trained detector for programs and for the demo."""
+
+import os
+from itertools import groupby
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
+
+from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.build import check_builds
+from tood.config.lazy.read import build_lazy_model
+from tood.config.read import (
+    Config,
+    check_weights,
+    finish_config,
+    load_config,
+    merge_options,
+    run_options,
+)
+from tood.config.zoo import get_config_file
+from tood.data.annotations import class_names, read_annotations
+from tood.data.datasets import DataOptions
+from tood.data.entries import parse_own_data
+from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
+from tood.data.mapper import CheckedMapper
+from tood.data.tiles import LargeImage, tile_records, visible_in
+from tood.inference.thresholds import FROM_REPORT, read_thresholds
+from tood.inference.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
+from tood.inference.tta import TOODWithTTA
+from tood.utils.errors import UserError, reason_of
+from tood.utils.files import read_tensors
+from tood.utils.tiles import Tile, make_tiles
+
+Image = Union[str, "os.PathLike[str]", np.ndarray]
+
+
+class View(NamedTuple):
+    """A part of an image as the network sees it."""
+
+    image: torch.Tensor  # (3, H, W) uint8
+    x: int  # where it lies in the image, pixels
+    y: int
+    scale: float  # of the network's input
+
+
+class Predictor:
+    """A detector that is ready to use, with the results of ``train_net.py --eval-only``. Calls from
+    several threads do not disturb each other.
+    """
+
+    def __init__(
+        self,
+        config: Union[str, CfgNode],
+        weights: str = "",
+        *,
+        device: Optional[str] = None,
+        precision: Optional[str] = None,
+        score_threshold: Union[None, float, str, Sequence[float]] = None,
+        augment: Optional[bool] = None,
+        opts: Sequence[str] = (),
+    ):
+        """
+        Args:
+            config: a config, a file (yaml or Python), or a name of the project's, as
+                "tood_R50_FPN_1x" or "tood_R50_FPN_1x.py".
+            weights: a checkpoint, instead of the config's; "tood://NAME" for released weights. A
+                checkpoint that was converted or trained here names its classes.
+            device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
+            precision: "float32", "bfloat16" or "float16"; default: the config's.
+            score_threshold: of detections, one or one for each class, or "from-report": those of
+                the best F1 in the report beside the weights. Default: the config's.
+            augment: use test-time augmentation; default: the config's.
+            opts: overrides, keys and values in turn; for a config in Python, "key=value" each.
+
+        Raises:
+            UserError: for a config or a checkpoint that cannot be used.
+        """
+        is_one = score_threshold is not None and np.ndim(score_threshold) == 0
+        is_one = is_one and not isinstance(score_threshold, str)
+        changes = {
+            "weights": weights or None,
+            "device": device,
+            "precision_test": precision,
+            "score_thresh_test": float(score_threshold) if is_one else None,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        self.cfg = _config_of(config, [str(x) for x in opts], changes)
+        self.options = options = run_options(self.cfg)
+        if not options.weights:
+            raise UserError("No checkpoint given: name its file.")
+        check_weights(options.weights, options.weights_key)
+        path = PathManager.get_local_path(options.weights)
+        content = read_tensors(path) if path.endswith(".pth") else {}
+        self.class_names = class_names_of(options.data, content)
+        self._thresholds = None
+        if score_threshold is not None and not is_one:
+            self._thresholds = _class_thresholds(score_threshold, path, self.class_names)
+        is_lazy = isinstance(self.cfg, DictConfig)
+        if not is_lazy:
+            check_builds(self.cfg)
+        self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
+        Checkpointer(self.model, complete=True).load(options.weights)
+        self._build_detector(options.tta.enabled if augment is None else augment)
+
+    def _build_detector(self, augment: bool) -> None:
+        """Set what is called: the model, or what shows it views or tiles of an image."""
+        options = self.options
+        self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
+        self.is_tiled = options.tiles.size > 0
+        # Views and tiles resize the images themselves.
+        self._min_size = 0 if augment or self.is_tiled else options.min_size_test
+        augmented = TOODWithTTA(self.model, options.tta) if augment else None
+        self.detector = augmented or self.model
+        if self.is_tiled:
+            finder = augmented or ResizedTOOD(self.model, self.resize)
+            self.detector = TiledTOOD(self.model, options.tiles, finder)
+
+    def __call__(self, images: Union[Image, Sequence[Image]]):
+        """
+        Args:
+            images: one, or a list, of file names or of arrays (H, W, 3) uint8 in BGR, as OpenCV
+                reads them and Detectron2's ``DefaultPredictor`` takes them. They may have
+                different sizes.
+
+        Returns:
+            ``Instances`` on the CPU, or a list of them: "pred_boxes", XYXY pixels of the image,
+            "scores" and "pred_classes", sorted by descending score.
+
+        Raises:
+            UserError: for a file that cannot be read, or an array of another kind.
+        """
+        if isinstance(images, (str, os.PathLike, np.ndarray)):
+            return self._predict([images])[0]
+        return self._predict(list(images))
+
+    def as_dicts(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
+        """Return plain values for each image: "boxes" (D, 4), "scores" (D,), "classes" (D,) and
+        further fields of the head, all arrays, and "names", a list.
+        """
+        found = self(images)
+        as_list = found if isinstance(found, list) else [found]
+        dicts = [self._as_dict(x.get_fields()) for x in as_list]
+        return dicts if isinstance(found, list) else dicts[0]
+
+    def _as_dict(self, fields: Dict) -> Dict:
+        renamed = {"pred_boxes": "boxes", "pred_classes": "classes"}
+        arrays = {
+            renamed.get(name, name): (x.tensor if isinstance(x, Boxes) else x).numpy()
+            for name, x in fields.items()
+        }
+        return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
+
+    def build_test_loader(self, dataset_name: str):
+        """Return Detectron2's loader of a registered data set, of what ``detector`` takes."""
+        mapper = CheckedMapper(
+            is_train=False,
+            augmentations=[self.resize] if self._min_size > 0 else [],
+            image_format=self.options.input_format,
+        )
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        return build_detection_test_loader(records, mapper=mapper)
+
+    def build_validation_loader(self, dataset_name: str, limit: int):
+        """Return a loader of a registered data set with ground truth, of what ``model`` takes: of
+        the images or tiles with objects, at most ``limit`` of them, evenly spread; empty where
+        there are none.
+        """
+        mapper = CheckedMapper(
+            is_train=True,
+            augmentations=[self.resize] if self.options.min_size_test > 0 else [],
+            image_format=self.options.input_format,
+        )
+        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        if self.is_tiled:
+            records = tile_records(records, self.options.tiles, empty=False)
+        records = [x for x in records if any(not a.get("iscrowd") for a in x["annotations"])]
+        if not records:  # of which Detectron2 makes no loader
+            return []
+        step = -(-len(records) // limit)
+        return build_detection_test_loader(records[::step], mapper=mapper)
+
+    @torch.no_grad()
+    def _predict(self, images: List[Image]) -> List[Instances]:
+        if self.is_tiled:  # one large image at a time is read
+            found = (self.detector([self._large_input_of(image)]) for image in images)
+            return [self._above(x["instances"].to("cpu")) for (x,) in found]
+        inputs = [self.input_of(image) for image in images]
+        # Only images of one size share a batch: padding would change what is seen.
+        results: List[Optional[Instances]] = [None] * len(inputs)
+        by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
+        for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
+            same = list(same)
+            for i, output in zip(same, self.detector([inputs[i] for i in same])):
+                results[i] = self._above(output["instances"].to("cpu"))
+        return results
+
+    def _large_input_of(self, image: Image) -> Dict:
+        """Return the input of :class:`TiledTOOD`: a file is read one part after the other."""
+        if not isinstance(image, (str, os.PathLike)):
+            return self.input_of(image)
+        reader = _read_by(LargeImage, image, self.options.input_format)
+        return {"reader": reader, "height": reader.height, "width": reader.width}
+
+    def view_of(self, image: Image, box: Sequence[float]) -> View:
+        """Return the network's input in which a box, x, y, width, height in pixels of the image, is
+        seen: the whole image, or the tile that shows most of it, in the middle of which it is.
+        """
+        if not self.is_tiled:
+            x = self.input_of(image)
+            return View(x["image"], 0, 0, x["image"].shape[2] / x["width"])
+        x = self._large_input_of(image)
+        options = self.options.tiles
+        height, width = size_of(x)
+        tiles = make_tiles(width, height, options.size, options.overlap)
+        boxes = np.array([box], dtype=float)
+        middle = np.array(box[:2]) + np.array(box[2:]) / 2
+
+        def order(tile: Tile):
+            distance = np.abs(middle - np.add(tile[:2], np.divide(tile[2:], 2))).max()
+            return -visible_in(boxes, tile)[0], distance
+
+        tile = min(tiles, key=order)
+        pixels = resized(pixels_of(x, tile), self.resize)
+        return View(pixels, tile.x, tile.y, pixels.shape[2] / tile.width)
+
+    def _above(self, instances: Instances) -> Instances:
+        if self._thresholds is None:
+            return instances
+        return instances[instances.scores >= self._thresholds[instances.pred_classes]]
+
+    def input_of(self, image: Image) -> Dict:
+        """
+        Returns:
+            what the model takes: "image" (3, H, W) uint8, resized and in the channels' order of
+            ``INPUT.FORMAT``, and the image's own "height" and "width".
+        """
+        name = f"The image {image}" if isinstance(image, (str, os.PathLike)) else "An image"
+        image = _pixels_of(image)
+        height, width = image.shape[:2]
+        if self._min_size > 0:
+            shorter = self.options.min_size_test / min(height, width)
+            shorter = min(shorter, self.options.max_size_test / max(height, width))
+            if min(height, width) * shorter < 0.5:
+                raise UserError(
+                    f"{name} is of extreme aspect ratio ({width} x {height}): nothing is left of "
+                    "it at the network's size; cut it into pieces."
+                )
+        if self.options.input_format == "RGB":
+            image = image[:, :, ::-1]
+        if self._min_size > 0:
+            image = self.resize.get_transform(image).apply_image(np.ascontiguousarray(image))
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": image, "height": height, "width": width}
+
+
+def _class_thresholds(
+    values: Union[str, Sequence[float]], weights: str, class_names: Sequence[str]
+) -> torch.Tensor:
+    if values == FROM_REPORT:
+        values = read_thresholds(weights, class_names)
+    if isinstance(values, str) or len(values) != len(class_names):
+        raise UserError(
+            f"The score threshold is {values!r:.80}; it must be a number, one for each of the "
+            f'{len(class_names)} classes, or "{FROM_REPORT}".'
+        )
+    return torch.tensor([float(x) for x in values])
+
+
+def class_names_of(data: DataOptions, checkpoint: Dict) -> List[str]:
+    """
+    Args:
+        data: its data sets are asked where the checkpoint does not name the classes.
+        checkpoint: content of a file.
+
+    Returns:
+        a name for each class; numbers, where no source names them.
+    """
+    candidates = [checkpoint.get("class_names")]
+    candidates += [_class_names_of_data(entry) for entry in (*data.test, *data.train)]
+    candidates.append([str(i) for i in range(data.num_classes)])
+    return next(list(x) for x in candidates if x and len(x) == data.num_classes)
+
+
+def _class_names_of_data(entry: str) -> Optional[List[str]]:
+    own_data = parse_own_data(entry)
+    if own_data is None or entry in DatasetCatalog.list():
+        known = entry in DatasetCatalog.list()
+        return MetadataCatalog.get(entry).get("thing_classes") if known else None
+    try:
+        return class_names(read_annotations(*own_data, to_train=False))
+    except UserError:
+        return None
+
+
+def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> Config:
+    if isinstance(config, CfgNode):
+        config = config.clone()
+        config.defrost()
+        merge_options(config, "", opts)
+        finish_config(config, changes)
+        return config
+    if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):
+        config = get_config_file(str(config))
+    return load_config(str(config), opts, changes=changes)
+
+
+def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
+    """
+    Returns:
+        (H, W, 3) uint8 in BGR.
+
+    Raises:
+        UserError: with its name, for a file that cannot be read.
+    """
+    return _read_by(read_image, path, "BGR")
+
+
+def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str):
+    path = os.fspath(path)
+    try:
+        return read(path, format)
+    except Exception as error:  # of Pillow's readers, each its own
+        if path.lower().endswith(HEIF) and HEIF[0] not in IMAGE_SUFFIXES:
+            raise UserError(
+                f"The image {path} is in HEIC, which needs another package: pip install "
+                "pillow-heif, or save it as JPEG."
+            ) from error
+        raise UserError(f"The image {path} cannot be read ({reason_of(error)}).") from error
+
+
+def _pixels_of(image: Image) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"An image must be an array (H, W, 3) of uint8, in BGR; this one has the shape "
+                f"{image.shape} and the type {image.dtype}."
+            )
+        return image
+    return read_bgr(image)

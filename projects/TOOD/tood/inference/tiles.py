@@ -1,0 +1,151 @@
+"""Detection in the tiles of large images: the candidates of all tiles, without those of objects
+that a neighbouring tile sees whole, through one NMS. Boxes are XYXY pixels of the image.
+"""
+
+from typing import Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from tood.utils.tiles import Tile, TileOptions, make_tiles
+
+# A box that comes so near to a seam may be cut by it: pixels of the image.
+SEAM = 2.0
+
+
+class ResizedTOOD(nn.Module):
+    """Finds candidates of images that it resizes first."""
+
+    def __init__(self, model, resize: T.Augmentation):
+        """
+        Args:
+            model: a TOOD, not wrapped, or what has its ``find_candidates``.
+        """
+        super().__init__()
+        self.model, self.resize = model, resize
+
+    def find_candidates(self, batched_inputs: List[Dict]) -> List[Instances]:
+        """Return the candidates for NMS of each image, in pixels of the image."""
+        images = [resized(x["image"], self.resize) for x in batched_inputs]
+        found = self.model.find_candidates([{"image": x} for x in images])
+        for x, image, candidates in zip(batched_inputs, images, found):
+            size = x["image"].shape[1:]
+            candidates.pred_boxes.scale(size[1] / image.shape[2], size[0] / image.shape[1])
+        return found
+
+
+class TiledTOOD(nn.Module):
+    """A TOOD that sees images in tiles, called like the model itself. It is given images in their
+    own size, each as "image", or as a "reader" of which one tile after the other is read.
+    """
+
+    def __init__(self, model, options: TileOptions, finder: nn.Module, batch_size: int = 4):
+        """
+        Args:
+            model: a TOOD, not wrapped, or what has its ``suppress``.
+            options: with a size.
+            finder: finds candidates in tiles, a :class:`ResizedTOOD` or a
+                :class:`~tood.inference.tta.TOODWithTTA`.
+            batch_size: tiles in a forward pass.
+        """
+        super().__init__()
+        self.model, self.options, self.finder = model, options, finder
+        self.batch_size = batch_size
+        # An evaluation puts it back to what it was, and the model with it.
+        self.train(model.training if isinstance(model, nn.Module) else False)
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, Instances]]:
+        """Detect like the model in evaluation mode.
+
+        Args:
+            batched_inputs: each "image" (3, H, W), or "reader" with ``width``, ``height`` and
+                ``read(tile)``; and the "height" and "width" to return boxes for.
+        """
+        return [{"instances": self._detect(x)} for x in batched_inputs]
+
+    def _detect(self, x: Dict) -> Instances:
+        height, width = size_of(x)
+        tiles = make_tiles(width, height, self.options.size, self.options.overlap)
+        found = []
+        for first in range(0, len(tiles), self.batch_size):
+            batch = tiles[first : first + self.batch_size]
+            images = [{"image": pixels_of(x, tile)} for tile in batch]
+            for tile, candidates in zip(batch, self.finder.find_candidates(images)):
+                boxes = candidates.pred_boxes.tensor + _offset(tile, candidates.scores)
+                moved = Instances((height, width), **candidates.get_fields())
+                moved.pred_boxes = Boxes(boxes)
+                found.append(moved[~seen_whole_elsewhere(boxes, tile, tiles, (width, height))])
+        merged = self.model.suppress(Instances.cat(found))
+        return detector_postprocess(merged, x.get("height", height), x.get("width", width))
+
+
+def seen_whole_elsewhere(
+    boxes: Tensor, tile: Tile, tiles: Sequence[Tile], image_size: Tuple[int, int]
+) -> Tensor:
+    """
+    Args:
+        boxes: (D, 4), found in a tile.
+        tiles: of the image.
+        image_size: width and height.
+
+    Returns:
+        (D,) bool, whether a box comes near to a seam, a border of the tile inside of the image, and
+        lies in another tile without coming near to its seams.
+    """
+    cut = ~_clear_of_seams(boxes, tile, image_size)
+    if not cut.any():
+        return cut
+    whole = torch.zeros_like(cut)
+    for other in _neighbours(tile, tiles):
+        whole |= _clear_of_seams(boxes, other, image_size)
+    return cut & whole
+
+
+def _clear_of_seams(boxes: Tensor, tile: Tile, image_size: Tuple[int, int]) -> Tensor:
+    """(D,) bool, whether boxes lie in a tile and are not cut by it, as far as can be seen."""
+    low, high = torch.tensor(tile[:2]).to(boxes), torch.tensor(tile[:2]).to(boxes)
+    high = high + torch.tensor(tile[2:]).to(boxes)
+    # The image's own borders cut nothing off: boxes may reach over them.
+    low = torch.where(low <= 0, -torch.inf, low + SEAM)
+    high = torch.where(high >= torch.tensor(image_size).to(boxes), torch.inf, high - SEAM)
+    return ((boxes[:, :2] >= low) & (boxes[:, 2:] <= high)).all(dim=1)
+
+
+def _neighbours(tile: Tile, tiles: Sequence[Tile]) -> Iterator[Tile]:
+    """Yield the others that overlap a tile."""
+    for other in tiles:
+        apart_x = other.x >= tile.x + tile.width or tile.x >= other.x + other.width
+        apart_y = other.y >= tile.y + tile.height or tile.y >= other.y + other.height
+        if other != tile and not (apart_x or apart_y):
+            yield other
+
+
+def resized(image: Tensor, resize: T.Augmentation) -> Tensor:
+    """Resize pixels (3, H, W) uint8 as in training."""
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pixels = resize.get_transform(pixels).apply_image(pixels)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def size_of(x: Dict) -> Tuple[int, int]:
+    """Return height and width of what :class:`TiledTOOD` takes."""
+    if "reader" in x:
+        return x["reader"].height, x["reader"].width
+    return tuple(x["image"].shape[1:])
+
+
+def pixels_of(x: Dict, tile: Tile) -> Tensor:
+    """Return the pixels of a tile, (3, height, width) uint8."""
+    if "reader" in x:
+        pixels = x["reader"].read(tile)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return x["image"][:, tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
+
+
+def _offset(tile: Tile, like: Tensor) -> Tensor:
+    return torch.tensor([tile.x, tile.y, tile.x, tile.y]).to(like)

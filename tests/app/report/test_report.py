@@ -1,0 +1,293 @@
+"""The report: its page, summary, drawings and commands, and what a browser makes of it."""
+
+import json
+
+import measure_suspects
+import numpy as np
+import pytest
+from browser import Browser, find_chromium
+from PIL import Image
+from test_matching import content_of, detections_of, metrics_of_pycocotools, random_set
+
+from tood.app.report import make as report_command
+from tood.app.report.analysis import analyze, summarize_analysis, why_missed
+from tood.app.report.compare import NOT_DISTINGUISHABLE, compare
+from tood.app.report.page import Facts, number, render
+from tood.app.report.suspects import MISSING, NOTHING_THERE, OTHER_CLASS, find_suspects
+from tood.utils.errors import UserError
+
+EVIL = '</script><script>alert("x")</script>'
+NUM_IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set with a class of an evil name, results in COCO's format, and images."""
+    folder = tmp_path_factory.mktemp("report")
+    content, found = random_set(NUM_IMAGES, seed=5, num_classes=3)
+    for category, name in zip(content["categories"], ("disc", EVIL, "$_x")):
+        category["name"] = name
+    noise = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for image in content["images"]:
+        pixels = noise.integers(256, size=(480, 640, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / image["file_name"])
+    (folder / "val.json").write_text(json.dumps(content))
+    (folder / "results.json").write_text(json.dumps(detections_of(found)))
+    return folder, content, found
+
+
+def flags(folder, **more):
+    pairs = {
+        "--val-data": f"{folder}/val.json:{folder}/images",
+        "--results": f"{folder}/results.json",
+        "--output": f"{folder}/report",
+        **more,
+    }
+    return [x for pair in pairs.items() for x in pair]
+
+
+@pytest.fixture(scope="module")
+def written(data):
+    folder, _, found = data
+    worse = [x for x in detections_of(found) if x["score"] < 0.6]
+    (folder / "worse.json").write_text(json.dumps(worse))
+    argv = flags(folder, **{"--compare": f"{folder}/worse.json"})
+    report_command.main(report_command.parse_args(argv))
+    return folder / "report"
+
+
+def test_figures_are_pycocotools(data, written):
+    _, content, found = data
+    summary = json.loads((written / "report.json").read_text())
+    expected, per_class = metrics_of_pycocotools(content, found)
+    for name, value in expected.items():
+        actual = summary["metrics"][name]
+        assert actual["value"] == pytest.approx(value, abs=1e-9)
+        assert actual["low"] <= actual["value"] + 3 and actual["high"] >= actual["value"] - 3
+    for row, AP in zip(summary["classes"], per_class):
+        assert row["AP"]["value"] == pytest.approx(AP, abs=1e-9)
+    assert [x["name"] for x in summary["classes"]] == ["disc", EVIL, "$_x"]
+    assert sum(map(sum, summary["confusion"]["rows"])) > 0
+    assert len(json.loads((written / "detections.json").read_text())) == len(found)
+    plots = {"precision_recall", "f1", "confusion", "errors", "calibration"}
+    assert {x.stem for x in written.glob("*.png")} == plots
+    for path in written.glob("*.png"):
+        assert np.asarray(Image.open(path)).std() > 5
+
+
+def test_page_holds_everything_and_no_code_of_others(written):
+    html = (written / "report.html").read_text()
+    assert EVIL not in html and "&lt;/script&gt;&lt;script&gt;alert" in html
+    assert html.count("<script>") == 1
+    assert "http://" not in html and "https://" not in html and 'src="/' not in html
+    assert html.count("data:image/png") == 5 and html.count("data:image/jpeg") > 3
+    assert "worse.json" in html and "better here" in html
+
+
+def test_the_same_every_time(data):
+    _, content, found = data
+    first, second = (summarize_analysis(analyze(content, detections_of(found))) for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_nothing_found_and_nothing_to_find():
+    content = content_of(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
+    facts = Facts("nothing", "command", {})
+    for other in (content, content_of(2, [])):
+        summary = summarize_analysis(analyze(other, [], num_samples=20))
+        assert "<!doctype html>" in render(summary, facts)
+        assert summary["all_classes"]["f1"] == 0 or np.isnan(summary["all_classes"]["precision"])
+    assert number(float("nan")) == "–"
+
+
+def test_comparison(data):
+    _, content, found = data
+    here = analyze(content, detections_of(found), num_samples=200)
+    rows = {x["name"]: x for x in compare(here, here)}
+    assert all(x["verdict"] == NOT_DISTINGUISHABLE for x in rows.values())
+    assert rows["AP"]["value"] == rows["AP"]["low"] == rows["AP"]["high"] == 0
+    worse = analyze(content, detections_of(found)[::3], num_samples=200)
+    row = {x["name"]: x for x in compare(here, worse)}["AP"]
+    assert row["verdict"] == "better here" and 0 < row["low"] < row["value"] < row["high"]
+    assert {x["name"]: x for x in compare(worse, here)}["AP"]["verdict"] == "better there"
+    with pytest.raises(UserError, match="their images differ"):
+        compare(here, analyze(content_of(2, []), [], num_samples=2))
+
+
+@pytest.mark.parametrize(
+    "found, says",
+    [
+        ([], "no detection of its class overlaps it by 0.1"),
+        ([(0, 1, (0, 0, 100, 95), 0.8)], "found as class 1, with the score 0.80"),
+        ([(0, 0, (60, 0, 100, 100), 0.4)], "overlaps by 0.25 only, score 0.40"),
+        # The other one sets the threshold of the class.
+        ([(0, 0, (0, 0, 100, 95), 0.2), (0, 0, (400, 300, 50, 50), 0.9)], "below the threshold"),
+    ],
+)
+def test_why_missed(found, says):
+    objects = [(0, 0, (0, 0, 100, 100), False, 1e4), (0, 0, (400, 300, 50, 50), False, 2500)]
+    analysis = analyze(content_of(1, objects), detections_of(found), num_samples=5)
+    if says == "below the threshold":
+        analysis = analysis._replace(thresholds=np.array([0.5, 0.5]))
+    assert says in why_missed(analysis, 0)
+
+
+def test_suspects_by_hand():
+    objects = [
+        (0, 0, (0, 0, 100, 100), False, 1e4),  # found
+        (0, 0, (200, 0, 100, 100), False, 1e4),  # looks like class 1
+        (0, 1, (0, 300, 50, 50), False, 2500),  # nothing there
+        (0, 1, (300, 300, 200, 200), True, 4e4),  # a crowd: nothing to say
+    ]
+    found = [
+        (0, 0, (0, 0, 100, 100), 0.9),
+        (0, 1, (200, 0, 100, 100), 0.8),
+        (0, 0, (200, 0, 100, 100), 0.3),
+        (0, 1, (0, 150, 50, 50), 0.7),  # no annotation
+        (0, 0, (0, 150, 50, 50), 0.6),  # the same place
+        (0, 1, (350, 350, 50, 50), 0.6),  # in the crowd
+    ]
+    analysis = analyze(content_of(1, objects), detections_of(found), num_samples=5)
+    suspects = find_suspects(analysis.table, analysis.pairs)
+    told = [(x.kind, x.annotation, x.class_index, pytest.approx(x.doubt)) for x in suspects]
+    # None of the one object of its class is found.
+    assert told == [(MISSING, -1, 1, 0.7), (NOTHING_THERE, 2, 1, 0.5), (OTHER_CLASS, 1, 0, 0.5)]
+    assert "looks like class 1 (0.80), not class 0 (0.30)" in suspects[2].reason
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"--results": "nowhere.json"}, "nowhere.json cannot be read"),
+        ({"--results": "text.json"}, "text.json is not JSON"),
+        ({"--results": "val.json"}, "val.json is not a list of detections"),
+        ({"--compare": "other.json"}, "entry 0 has the image_id 1234"),
+        ({"--output": "val.json"}, "val.json"),
+    ],
+)
+def test_refuses(data, change, says):
+    folder = data[0]
+    (folder / "text.json").write_text("no")
+    other = [{"image_id": 1234, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.5}]
+    (folder / "other.json").write_text(json.dumps(other))
+    output = folder / "refused"
+    change = {key: str(folder / value) for key, value in change.items()}
+    argv = flags(folder, **{"--output": str(output), **change})
+    with pytest.raises(UserError, match=says):
+        report_command.main(report_command.parse_args(argv))
+    assert not output.exists() or not any(output.iterdir())
+
+
+def test_refuses_flags_and_to_write_over(data, written):
+    with pytest.raises(UserError, match="report.html already exists"):
+        report_command.main(report_command.parse_args(flags(data[0])))
+    with pytest.raises(UserError, match="either --config-file, of a checkpoint, or --results"):
+        report_command.parse_args([])
+    with pytest.raises(UserError, match="--results needs --val-data and --output"):
+        report_command.parse_args(["--results", "a.json"])
+
+
+# --- in a browser ----------------------------------------------------------------------------
+
+TABLE = """[...document.querySelectorAll("#class-table tbody tr")].map(
+    (row) => [...row.cells].map((cell) => cell.textContent.trim()))"""
+# Right edges of all that is seen, but for what a box of its own scrolls.
+EDGES = """[...document.body.querySelectorAll("*")]
+    .filter((x) => !x.closest(".wide > *")).map((x) => x.getBoundingClientRect())
+    .filter((r) => r.width > 0).map((r) => [r.left, r.right])"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if find_chromium() is None:
+        pytest.skip("Chromium is not installed: the page was not looked at in a browser")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+def click(browser, column):
+    script = f"""document.querySelectorAll("#class-table th button")[{column}].click()"""
+    browser.run(script)
+    return browser.run(TABLE)
+
+
+def test_in_a_browser(browser, written):
+    summary = json.loads((written / "report.json").read_text())
+    browser.open(written / "report.html", width=1400)
+    tiles = browser.run(
+        """Object.fromEntries([...document.querySelectorAll(".tile")].map(
+            (x) => [x.dataset.metric, x.querySelector("b").textContent]))"""
+    )
+    expected = {name: x["value"] for name, x in summary["metrics"].items()}
+    assert tiles == {name: "–" if x is None else f"{x:.1f}" for name, x in expected.items()}
+    rows = browser.run(TABLE)
+    assert [row[0] for row in rows] == ["disc", EVIL, "$_x"]
+    assert [row[2] for row in rows] == [f"{x['AP']['value']:.1f}" for x in summary["classes"]]
+    by_AP = sorted(rows, key=lambda row: float(row[2]), reverse=True)
+    assert click(browser, 2) == by_AP
+    assert click(browser, 2) == by_AP[::-1]
+    by_name = click(browser, 0)
+    assert by_name[-1][0] == "disc" and sorted(by_name) == sorted(rows)
+    assert click(browser, 0) == by_name[::-1]
+    # The class that would end the script, and say something, is text.
+    assert browser.run("document.scripts.length") == 1
+    drawings = "[...document.images].map((x) => x.complete && x.naturalWidth > 0)"
+    assert all(browser.run(drawings)) and len(browser.run(drawings)) > 8
+
+
+@pytest.mark.parametrize("width, dark", [(1400, False), (400, True)])
+def test_nothing_lies_outside_the_window(browser, written, width, dark):
+    browser.open(written / "report.html", width=width, dark=dark)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    edges = browser.run(EDGES)
+    assert min(left for left, _ in edges) >= 0 and max(right for _, right in edges) <= width
+    hidden = """(({parentElement: x}) => x.scrollWidth - x.clientWidth)(
+        document.querySelector("#class-table"))"""
+    assert browser.run(hidden) == 0
+    background = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")
+
+
+def test_nothing_is_loaded_from_elsewhere(browser, written):
+    browser.requests.clear()
+    browser.open(written / "report.html", width=1000)
+    schemes = {url.split(":")[0] for url in browser.requests}
+    assert schemes <= {"file", "data"}
+    assert [x for x in browser.requests if x.startswith("file:")] == [
+        (written / "report.html").as_uri()
+    ]
+
+
+# --- how many wrong labels it finds ----------------------------------------------------------
+
+
+def test_faults_and_their_rating():
+    content, _ = random_set(20, seed=1, num_classes=3)
+    before = json.loads(json.dumps(content["annotations"]))
+    number = max(1, round(0.1 * len(before)))
+    faults = measure_suspects.put_faults(content, 0.1, np.random.default_rng(0))
+    after = content["annotations"]
+    assert len(after) == len(before) and len({a["id"] for a in after}) == len(after)
+    assert {kind: len(x) for kind, x in faults.items()} == dict.fromkeys(faults, number)
+    here = {(a["image_id"], *a["bbox"]): a["category_id"] for a in after}
+    there = {(a["image_id"], *a["bbox"]): a["category_id"] for a in before}
+    assert {(image, *box) for image, box in faults[MISSING]} == set(there) - set(here)
+    new = {(after[i]["image_id"], *after[i]["bbox"]) for i in faults[NOTHING_THERE]}
+    assert new == set(here) - set(there)
+    changed = {key for key in set(here) & set(there) if here[key] != there[key]}
+    rows = [after[i] for i in faults[OTHER_CLASS]]
+    assert {(a["image_id"], *a["bbox"]) for a in rows} == changed
+    # A detector that knows the truth.
+    truth = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in before
+    ]
+    analysis = analyze(content, truth, num_samples=2)
+    rated = measure_suspects.rate(
+        find_suspects(analysis.table, analysis.pairs), faults, analysis.table.image_ids
+    )
+    for row in rated:
+        assert row["recall, twice as many"] > 0.5, row
+    nothing = measure_suspects.rate([], faults, [])
+    assert all(row["recall, as many as faults"] == 0 for row in nothing)

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tood.app import view as visualize_data
+from tood.utils.errors import UserError
+from tood.utils.files import write_image
+from tood.visualization import draw
+from tood.visualization.draw import add_heading, class_colors, draw_boxes, image_grid
+from tood.visualization.labels import printable
+
+
+def test_boxes_are_drawn_in_the_colour_of_their_class():
+    image = np.full((60, 80, 3), 128, np.uint8)
+    drawing = draw_boxes(image, [[20, 20, 60, 50]], [1], ["a", "b"], [0.9], scale=2.0)
+    assert drawing.shape == (120, 160, 3) and drawing.dtype == np.uint8
+    side = drawing[70:90, 36:45].reshape(-1, 3).astype(float)  # around x = 20, twice as large
+    color = 255 * np.array(class_colors(2)[1])
+    # Half-transparent: half way from the ground, which is 200 away, to the colour.
+    assert np.abs(side - color).sum(axis=1).min() < 110
+    assert np.abs(drawing[110:, :20].astype(int) - 128).max() <= 2  # nothing elsewhere
+
+
+def test_nothing_to_draw():
+    image = np.full((20, 30, 3), 128, np.uint8)
+    assert np.abs(draw_boxes(image, [], [], ["a"], []).astype(int) - 128).max() <= 2
+
+
+def test_heading():
+    drawing = np.zeros((10, 60, 3), np.uint8)
+    headed = add_heading(drawing, "text", height=20)
+    assert headed.shape == (30, 60, 3)
+    assert (headed[20:] == 0).all()
+    assert headed[:20].min() < 50 and (headed[:20] == 255).mean() > 0.7  # black on white
+
+
+def test_colors_differ():
+    colors = np.array(class_colors(20))
+    distances = np.abs(colors[:, None] - colors[None]).sum(-1) + np.eye(20)
+    assert distances.min() > 0.05
+
+
+def test_stacked_images():
+    a, b = np.zeros((10, 20, 3), np.uint8), np.ones((5, 10, 3), np.uint8)
+    sheet = image_grid([[a, b], [b]], gap=4)
+    assert sheet.shape == (10 + 4 + 5, 20 + 4 + 10, 3)
+    assert (sheet[:10, :20] == 0).all()
+    assert (sheet[:5, 24:34] == 1).all()
+    assert (sheet[14:, :10] == 1).all()
+    assert (sheet[:10, 20:24] == 255).all()
+
+
+def test_visualize_data(command, tmp_path, capsys):
+    argv = command()
+    config, data, opts = argv[1], argv[3], argv[6:]
+    drawing = tmp_path / "new" / "data.png"
+    flags = ["--num-images", "8", "--columns", "3", "--scale", "2", "--output", str(drawing)]
+    visualize_data.main(
+        visualize_data.parse_args(["--config-file", config, "--train-data", data, *flags, *opts])
+    )
+    assert "8 images, 21 objects, 4 classes" in capsys.readouterr().out
+    # Three rows of three drawings of 128 x 128 below a heading.
+    sheet = np.asarray(Image.open(drawing))
+    first, second = sheet[22:150, :128], sheet[22:150, 132:260]
+    assert first.std() > 10 and second.std() > 10 and (first != second).any()
+    assert (sheet[304:, 264:] == 255).all()  # there are eight images, not ten
+    assert sheet.shape[1::-1] == (3 * 128 + 2 * 4, 3 * (128 + 22) + 2 * 4)
+    for name, says in (("d.xyz", "end in .png or .jpg"), (f"{drawing}/d.png", "cannot be written")):
+        flags[-1] = str(tmp_path / name)
+        with pytest.raises(UserError, match=says):
+            visualize_data.main(
+                visualize_data.parse_args(
+                    ["--config-file", config, "--train-data", data, *flags, *opts]
+                )
+            )
+    with pytest.raises(SystemExit):
+        visualize_data.parse_args(["--config-file", config, "--columns", "0"])
+
+
+@pytest.mark.parametrize("box", [[150, 60, 198, 99], [0, 90, 30, 100], [0, 0, 30, 30]])
+def test_labels_stay_inside(box):
+    image = np.full((100, 200, 3), 200, np.uint8)
+    drawn = draw_boxes(image, [box], [0], ["a very long name"], [0.93], scale=2.0)
+    dark = (drawn.sum(axis=2) < 300).any(axis=0)
+    assert 60 < dark.sum() and not dark[[0, -1]].any()  # some ground of a label, none at the border
+    rows = (drawn.sum(axis=2) < 300).any(axis=1)
+    assert 8 < rows.sum() and not rows[[0, -1]].any()
+
+
+def test_labels_are_taken_as_they_are(recwarn):
+    image = np.full((60, 200, 3), 200, np.uint8)
+    names = ["$a_$", "$\\frac$", "a\x1b[31m\n", "圆盘" * 3, "\ud800"]
+    for label in range(len(names)):
+        drawn = draw_boxes(image, [[20, 20, 100, 50]], [label], names)
+        assert (drawn != 200).any()
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    assert printable("a\x1b[31m\n") == r"a\x1b[31m\n" and printable("é圆 $") == "é圆 $"
+
+
+def test_characters_of_no_font_are_told_once(caplog):
+    image = np.full((60, 200, 3), 200, np.uint8)
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            draw_boxes(image, [[20, 20, 100, 50]], [0], ["\U000e0f00\U0001e1f0"])
+    assert caplog.text.count("No installed font has all characters") <= 1
+
+
+def test_a_drawing_of_many_pixels_is_bounded(monkeypatch, caplog):
+    monkeypatch.setattr(draw, "MAX_PIXELS", 10_000)
+    image = np.full((400, 600, 3), 200, np.uint8)
+    with caplog.at_level("INFO"):
+        drawn = draw_boxes(image, [[300, 200, 600, 400]], [0], ["a"])
+    assert drawn.shape == (81, 122, 3) and "Drawn at 122 x 81" in caplog.text
+    assert np.abs(drawn[41:, 62:].astype(int) - 200).max() > 20  # the box, at its place
+    assert np.abs(drawn[:30, :50].astype(int) - 200).max() <= 2
+
+
+def test_images_replace_links(tmp_path):
+    original = tmp_path / "original.png"
+    Image.new("RGB", (3, 3)).save(original)
+    before = original.read_bytes()
+    (tmp_path / "link.png").symlink_to(original)
+    write_image(np.full((5, 5, 3), 7, np.uint8), str(tmp_path / "link.png"))
+    assert original.read_bytes() == before and not (tmp_path / "link.png").is_symlink()
+    assert Image.open(tmp_path / "link.png").size == (5, 5)

@@ -1,0 +1,209 @@
+"""Trainings that were stopped anywhere, and go on: with other values, or after their end."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import error_of
+
+from tood.engine import train as train_net
+from tood.evaluation.coco import CleanCOCOEvaluator
+from tood.utils.errors import UserError
+from tood.utils.files import written_whole
+from tood.utils.lock import locked
+
+EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
+NO_EVALUATION = ["TEST.EVAL_PERIOD", "0"]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def log_of(out):
+    return (out / "log.txt").read_text()
+
+
+def groups_of(path):
+    trainer = torch.load(path, weights_only=True)["trainer"]
+    return trainer["_trainer"]["optimizer"]["param_groups"], trainer["scheduler"]
+
+
+def test_typed_values_hold_in_a_resumed_training(command, out):
+    train_net.cli(command(opts=EVERY))
+    rate = groups_of(out / "model_final.pth")[0][0]["initial_lr"]
+    opts = [*EVERY, "SOLVER.MAX_ITER", "6", "SOLVER.BASE_LR", str(rate / 10)]
+    opts += ["SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"]
+    train_net.cli(command("--resume", opts=[*opts, "SOLVER.IMS_PER_BATCH", "1"]))
+    groups, scheduler = groups_of(out / "model_final.pth")
+    assert groups[0]["lr"] == pytest.approx(rate / 10) == groups[0]["initial_lr"]
+    assert scheduler["base_lrs"][0] == pytest.approx(rate / 10)
+    assert 0.5 in {group["weight_decay"] for group in groups}
+    (line,) = [x for x in log_of(out).splitlines() if "Resumed with other values" in x]
+    assert f"lr {rate} -> {rate / 10}" in line and "-> 0.5" in line
+    assert "images per step 2 -> 1" in line
+
+
+def test_a_resumed_training_keeps_its_seed_and_says_so(command, out):
+    train_net.cli(command(opts=[*EVERY, "SEED", "3"]))
+    train_net.cli(command("--resume", opts=[*EVERY, "SEED", "4", "SOLVER.MAX_ITER", "5"]))
+    assert "The seed 4 is not used" in log_of(out) and "of seed 3" in log_of(out)
+    assert "Resumed with other values" not in log_of(out)
+
+
+@pytest.mark.parametrize("average", [[], ["MODEL.TOOD.EMA_DECAY", "0.9"]])
+def test_a_finished_training_leaves_all_its_files(command, out, average):
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "4", *average]
+    train_net.cli(command(opts=opts))
+    files = {path.name for path in out.glob("*.pth")}
+    assert "model_0000003.pth" in files and ("model_final_ema.pth" in files) == bool(average)
+    whole = torch.load(out / "model_final.pth", weights_only=True)["model"]
+    # As if it was killed while model_final.pth was written.
+    for name in files - {"model_0000003.pth"}:
+        os.remove(out / name)
+    (out / "last_checkpoint").write_text("model_0000003.pth")
+    (out / "model_final.pth.part").write_bytes(b"half of it")
+    (out / "inference" / "coco_instances_results.json").unlink()
+    train_net.cli(command("--resume", opts=opts))
+    assert {path.name for path in out.glob("*.pth*")} == files
+    assert (out / "inference" / "coco_instances_results.json").exists()
+    again = torch.load(out / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(x, again[name]) for name, x in whole.items())
+
+
+def test_an_end_before_the_checkpoint(command, out):
+    train_net.cli(command(opts=EVERY))
+    message = error_of(command("--resume", opts=[*EVERY, "SOLVER.MAX_ITER", "2"]))
+    assert "is of iteration 3, but the training has 2 iterations" in message
+
+
+def test_one_training_at_a_time(command, out):
+    out.mkdir()
+    with locked(str(out)):
+        message = error_of(command())
+        assert f"Another training writes to {out} (process {os.getpid()})" in message
+        assert sorted(p.name for p in out.iterdir()) == [".lock"]
+    (out / "left.pth.part").write_text("of a dead process")
+    train_net.cli(command(opts=NO_EVALUATION))
+    assert not list(out.glob("*.part"))
+
+
+def best_of(out):
+    best = torch.load(out / "model_best.pth", weights_only=True)
+    return best["AP"], best["iteration"], best["model"]["head.reg_pred.bias"]
+
+
+def test_an_evaluation_that_was_stopped_is_made_up(command, tmp_path, monkeypatch):
+    """The same best weights as those of a training that was left alone."""
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2", "SOLVER.MAX_ITER", "5"]
+    # The rate lets the first of three evaluations be the best.
+    opts += ["SOLVER.BASE_LR", "0.000001", "SEED", "1"]
+    train_net.cli(command(opts=[*opts, "OUTPUT_DIR", str(tmp_path / "whole")]))
+    evaluate, stops = CleanCOCOEvaluator.evaluate, [True]
+
+    def stop_once(self, *args):
+        if stops.pop() if stops else False:
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(CleanCOCOEvaluator, "evaluate", stop_once)
+    stopped = [*opts, "OUTPUT_DIR", str(tmp_path / "stopped")]
+    with pytest.raises(SystemExit) as stop:
+        train_net.cli(command(opts=stopped))
+    assert stop.value.code == 130
+    assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert not (tmp_path / "stopped" / "model_best.pth").exists()
+    train_net.cli(command("--resume", opts=stopped))
+    (AP, iteration, bias), other = best_of(tmp_path / "whole"), best_of(tmp_path / "stopped")
+    assert (AP, iteration) == other[:2] and torch.equal(bias, other[2])
+    done = json.loads((tmp_path / "stopped" / "last_evaluation.json").read_text())
+    assert done["iteration"] == 4
+
+
+def test_the_checkpoint_that_is_advised_is_sound(command, out, monkeypatch):
+    run_step = train_net.TrainingLoop.run_step
+
+    def poison(self):
+        run_step(self)
+        if self.iter == 2:  # the step itself went wrong: the next loss is not finite
+            next(self.experiment.model.head.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(train_net.TrainingLoop, "run_step", poison)
+    message = error_of(command(opts=EVERY))
+    assert "Training stopped at iteration 3" in message
+    assert "--resume continues from model_0000001.pth" in message
+    monkeypatch.setattr(train_net.TrainingLoop, "run_step", run_step)
+    train_net.cli(command("--resume", opts=EVERY))
+    assert "Starting training from iteration 2" in log_of(out)
+    assert (out / "model_final.pth").exists()
+
+
+def test_ctrl_c_while_setting_up(command, out, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_net, "prepare_datasets", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        train_net.cli(command())
+    assert stop.value.code == 130 and not out.exists()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: stopped")
+
+
+def test_a_worker_that_was_killed(command, out, monkeypatch):
+    def killed(self):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        yield
+
+    monkeypatch.setattr("tood.data.loader.TrainingLoader.__iter__", killed)
+    message = error_of(command())
+    assert "a process that loads images has ended" in message and "NUM_WORKERS" in message
+
+
+def test_a_damaged_state_of_the_trainer(command, out):
+    train_net.cli(command(opts=EVERY))
+    os.remove(out / "model_final.pth")
+    path = out / "model_0000003.pth"
+    content = torch.load(path, weights_only=True)
+    content["trainer"]["_trainer"]["optimizer"]["param_groups"] = []
+    torch.save(content, path)
+    (out / "last_checkpoint").write_text(path.name)
+    train_net.cli(command("--resume", opts=EVERY))
+    assert "Starting training from iteration 3" in log_of(out)
+    assert f"{path} cannot be loaded" in log_of(out)
+
+
+@pytest.mark.parametrize("cause, error", [(KeyboardInterrupt(), KeyboardInterrupt), (None, None)])
+def test_a_writer_that_was_interrupted(tmp_path, cause, error):
+    """PyTorch's writer raises an error of its own on its way out."""
+    path = tmp_path / "a.pth"
+    path.write_text("before")
+    with pytest.raises(error or UserError) as caught, written_whole(str(path)) as f:
+        f.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] unexpected pos") from cause
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["a.pth"]
+    if error is None:
+        assert "cannot be written" in caught.value.sentence()
+
+
+def test_two_writers_of_one_file(tmp_path):
+    path = tmp_path / "kept.pth"
+    with written_whole(str(path)) as first:
+        first.write(b"first, ")
+        with written_whole(str(path)) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+        first.write(b"and longer")
+    assert path.read_bytes() == b"first, and longer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_left_parts_are_removed_after_a_day(tmp_path):
+    path, old, new = tmp_path / "a.pth", tmp_path / "a.pth.0.part", tmp_path / "a.pth.1.part"
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    with written_whole(str(path)) as f:
+        f.write(b"whole")
+    assert sorted(tmp_path.iterdir()) == [path, new]

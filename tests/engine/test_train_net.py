@@ -1,0 +1,256 @@
+"""``train_net.py`` as its users call it: small real runs, and mistakes."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONFIG, ROOT, error_of
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from tood.engine import train as train_net
+from tood.engine.optimizer import clipped_sgd
+
+
+def test_train_and_evaluate(command, tmp_path):
+    train_net.cli(command())
+    out = tmp_path / "out"
+    assert "AP50" in (out / "log.txt").read_text()
+    metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert {"loss_cls", "loss_box_reg", "bbox/AP"} <= set().union(*metrics)
+
+    # The checkpoint alone detects what the model did at the end of training.
+    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
+    train_net.cli(command("--eval-only", opts=weights))
+    results = "inference/coco_instances_results.json"
+    detections = json.loads((out / results).read_text())
+    assert len(detections) > 100
+    assert detections == json.loads((tmp_path / "eval" / results).read_text())
+
+
+def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
+    out = tmp_path / "out"
+    train_net.cli(command())
+    trained = torch.load(out / "model_final.pth", map_location="cpu")
+    args = train_net.parse_args(command("--resume", opts=["SOLVER.MAX_ITER", "6"]))
+    trainer = train_net.Trainer(train_net.setup(args))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 4
+    assert trainer.scheduler.last_epoch == 4
+    for name, value in trainer._trainer.model.state_dict().items():
+        assert torch.equal(value, trained["model"][name])
+    saved = trained["trainer"]["_trainer"]["optimizer"]["state"]
+    loaded = trainer._trainer.optimizer.state_dict()["state"]
+    assert len(loaded) == len(saved) > 50
+    assert any(state["momentum_buffer"].abs().sum() > 0 for state in saved.values())
+    for i, state in saved.items():
+        assert torch.equal(state["momentum_buffer"], loaded[i]["momentum_buffer"])
+
+    del trained["trainer"]["_trainer"]  # as Detectron2 v0.6 writes it
+    torch.save(trained, out / "model_final.pth")
+    train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "5"]))
+    log = (out / "log.txt").read_text()
+    assert "Starting training from iteration 4" in log
+    assert "its momentum starts anew" in log
+
+
+# Of gradients of norm 100 and 10, with a bound of 2.
+CLIPPED = {"full_model": 2.0, "norm": 8**0.5, "value": 10100**0.5}
+
+
+@pytest.mark.parametrize("clip_type", CLIPPED)
+def test_gradient_clipping(tiny_cfg, clip_type):
+    tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
+    tiny_cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 2.0
+    tiny_cfg.SOLVER.WEIGHT_DECAY = tiny_cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MOMENTUM = 1.0, 0.0
+    model = torch.nn.Linear(100, 100)
+    optimizer = train_net.Trainer.build_optimizer(tiny_cfg, model)
+    assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
+
+
+@pytest.mark.parametrize("each, clip_type", [(False, "full_model"), (True, "norm")])
+def test_gradient_clipping_of_configs_in_python(each, clip_type):
+    model = torch.nn.Linear(100, 100)
+    optimizer = clipped_sgd(model.parameters(), lr=1.0, max_norm=2.0, each=each)
+    assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
+
+
+def length_of_step(model, optimizer):
+    """Return how far a step by gradients of ones moves the parameters."""
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm().item()
+
+
+def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
+    content = json.loads((shapes / "annotations.json").read_text())
+    empty = dict(content["annotations"][0], id=10**6, bbox=[3, 3, 0, 5], area=0)
+    content["annotations"].append(empty)
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    entry = f"{path}:{shapes}/images"
+    cfg = train_net.load_config(CONFIG, ["MODEL.TOOD.NUM_CLASSES", "4"], val_data=[entry])
+    train_net.prepare_datasets(train_net.run_options(cfg).data, training=False)
+    evaluator = train_net.Trainer.build_evaluator(cfg, entry)
+    assert len(evaluator._coco_api.anns) == len(content["annotations"]) - 1
+
+
+def test_a_warmup_that_never_ends_is_warned_of(command, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "9"]
+    train_net.cli(command(opts=opts))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "The 9 iterations of ATSS (MODEL.TOOD.ATSS_ITERS, model.atss_iters)" in log
+
+
+def test_same_seed_same_weights(command, tmp_path):
+    states = []
+    for run in ("a", "b"):
+        out = tmp_path / run
+        train_net.cli(command(opts=["OUTPUT_DIR", str(out), "TEST.EVAL_PERIOD", "0"]))
+        states.append(torch.load(out / "model_final.pth", map_location="cpu")["model"])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_resume_without_a_checkpoint_says_so(command, tmp_path):
+    train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"]))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "--resume: no checkpoint in" in log and "training from the start" in log
+
+
+def test_no_gpu_is_said_and_the_cpu_is_used(command, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level("WARNING", logger="tood"):
+        cfg = train_net.load_config(CONFIG)
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert "No GPU found" in caplog.text
+
+
+def test_eval_only_needs_weights(command, tmp_path):
+    assert "--eval-only needs weights" in error_of(command("--eval-only"))
+    assert "--eval-only needs weights" in error_of(command("--eval-only", "--resume"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there(command):
+    message = error_of(command(opts=["MODEL.WEIGHTS", "no/such.pth"]))
+    assert "no/such.pth" in message and "MODEL.WEIGHTS" in message
+
+
+def test_weights_of_another_kind_are_not_evaluated(command, tmp_path):
+    backbone = tmp_path / "backbone.pth"
+    torch.save(
+        {"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7)}}, backbone
+    )
+    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", str(backbone)]))
+    assert "do not fit the config" in message and "lack" in message
+
+
+def test_damaged_weights(command, tmp_path):
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(b"PK\x03\x04 and nothing more")
+    message = error_of(command(opts=["MODEL.WEIGHTS", str(damaged)]))
+    assert "damaged.pth is damaged" in message
+    out = tmp_path / "out"
+    (out / "last_checkpoint").write_text("model_gone.pth")
+    assert "model_gone.pth cannot be loaded" in error_of(command("--resume"))
+
+
+def test_missing_config_file(tmp_path):
+    assert "no.yaml does not exist" in error_of(["--config-file", "no.yaml"])
+    assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in error_of([])
+    broken = tmp_path / "broken.yaml"
+    for text, says in (
+        ("MODEL: [", "cannot be read (while parsing"),
+        ("_BASE_: gone.yaml", "gone.yaml (_BASE_), which does not exist"),
+        ("MODEL: 3", "broken.yaml or an option after it is wrong"),
+    ):
+        broken.write_text(text)
+        assert says in error_of(["--config-file", str(broken)])
+
+
+@pytest.mark.parametrize(
+    "opts, says",
+    [
+        (["MODEL.TOOD.NUM_CLASES", "3"], "MODEL.TOOD.NUM_CLASES"),
+        (["SOLVER.MAX_ITER", "many"], "many"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER"),
+        (["MODEL.TOOD.NUM_CLASSES.X", "3"], "wrong"),
+    ],
+)
+def test_wrong_option(opts, says):
+    assert says in error_of(["--config-file", CONFIG, *opts])
+
+
+def test_wrong_data_leaves_no_output(command, tmp_path):
+    message = error_of(command(train=f"{tmp_path}/missing.json"))
+    assert "missing.json cannot be read" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
+    # Images that look whole, but that a worker process cannot read.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in (shapes / "images").iterdir():
+        Image.open(path).save(broken / path.name, format="PNG")
+        png = (broken / path.name).read_bytes()
+        (broken / path.name).write_bytes(png[:200] + bytes(200) + png[400:])
+    argv = command(
+        train=f"{shapes}/annotations.json:{broken}", opts=["DATALOADER.NUM_WORKERS", "1"]
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), *argv], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: The image ") and "cannot be used" in last
+    assert str(broken) in last
+
+
+@pytest.mark.parametrize("key", ["MODEL.TOOD.PRECISION_TRAIN bfloat16", "SOLVER.AMP.ENABLED True"])
+def test_training_in_half_precision(command, key):
+    args = train_net.parse_args(command(opts=key.split()))
+    trainer = train_net.Trainer(train_net.setup(args))
+    dtypes = set()
+    trainer.model.head.reg_pred.register_forward_hook(lambda *x: dtypes.add(x[-1].dtype))
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    for trainer.iter in range(2):
+        with EventStorage(trainer.iter) as storage:
+            trainer.run_step()
+        assert storage.latest()["grad_norm"][0] > 0
+    assert dtypes == {torch.bfloat16}
+    for parameter in trainer.model.parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.isfinite(parameter).all()
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+
+def test_precision_that_cannot_be_had(command):
+    message = error_of(command(opts=["MODEL.TOOD.PRECISION_TEST", "half"]))
+    assert "PRECISION_TEST is 'half'" in message and "bfloat16" in message
+    message = error_of(command(opts=["MODEL.TOOD.PRECISION_TRAIN", "float16"]))
+    assert "float16 needs a GPU" in message
+
+
+def test_divergence_stops_training(command, tmp_path):
+    diverge = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "30"]
+    diverge += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    message = error_of(command(opts=diverge))
+    iteration = int(re.search(r"stopped at iteration (\d+), before its step", message)[1])
+    assert iteration < 30
+    assert "largest gradient is that of" in message and re.search(r"/\d{5}\.jpg", message)
+    # The last checkpoint is of the step before, and sound.
+    out = tmp_path / "out"
+    if iteration > 0:
+        last = (out / "last_checkpoint").read_text()
+        assert last == f"model_{iteration - 1:07d}.pth"
+        weights = torch.load(out / last, map_location="cpu")["model"]
+        assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
+    assert not (out / "model_final.pth").exists()
