@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import shutil
 import socket
 import sys
 import warnings
@@ -19,9 +20,11 @@ from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
+import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
+from tood.app import cli  # noqa: E402
 from tood.data.shapes import write_shapes_dataset  # noqa: E402
-from tood.engine import train as train_net  # noqa: E402
+from tood.engine import train as engine_train  # noqa: E402
 
 EXTENSIONS = ROOT / "tests" / "extensions"
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
@@ -35,6 +38,10 @@ TINY = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("DATALOADER.NUM_WORKERS", "0"),
     *("MODEL.TOOD.REPORT", "False"),
+]
+SMALL = [  # for the images of ``shapes``
+    *(*TINY, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"),
+    *("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64"),
 ]
 
 
@@ -64,6 +71,15 @@ def shapes(tmp_path_factory):
     """Folder of a data set of eight drawn images."""
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes_dataset(str(folder), num_images=8, seed=0, size=64)
+    return folder
+
+
+@pytest.fixture
+def photos(shapes, tmp_path, monkeypatch, fresh_loggers):
+    """A folder of eight images with boxes, beside which one works."""
+    folder = tmp_path / "photos"
+    shutil.copytree(shapes, folder)
+    monkeypatch.chdir(tmp_path)
     return folder
 
 
@@ -121,9 +137,25 @@ def free_port():
         return s.getsockname()[1]
 
 
+def setup_run(run):
+    """Return the config of a run that has begun to write."""
+    cfg, news = engine_train.check(run)
+    engine_train.begin(cfg, run, news)
+    return cfg
+
+
 def error_of(argv):
     with pytest.raises(SystemExit) as error:
         train_net.cli(argv)
+    message = str(error.value)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def app_error(*argv):
+    """Return the sentence with which a command of the program ends."""
+    with pytest.raises(SystemExit) as error:
+        cli.main([str(x) for x in argv])
     message = str(error.value)
     assert message.startswith("error: ") and "\n" not in message
     return message

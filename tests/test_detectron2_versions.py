@@ -52,7 +52,6 @@ def log(self, *args):
     print("LOSSES", json.dumps({k: v.item() for k, v in losses.items()}))
     return losses
 tood.TOOD.forward_training = log
-from tood.engine import train as train_net
 from detectron2.data import DatasetCatalog
 from tood.data.mapper import CheckedMapper
 def in_order(cls, cfg):
@@ -61,7 +60,7 @@ def in_order(cls, cfg):
     while True:
         for i in range(0, len(records), 2):
             yield [mapper(record) for record in records[i : i + 2]]
-train_net.Trainer.build_train_loader = classmethod(in_order)
+engine_train.Trainer.build_train_loader = classmethod(in_order)
 train_net.cli(sys.argv[1:])
 """
 

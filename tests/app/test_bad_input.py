@@ -15,7 +15,7 @@ import torch
 from conftest import CONFIG, ROOT, error_of
 from PIL import Image
 
-from tood.engine import train as train_net
+import train_net
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 

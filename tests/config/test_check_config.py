@@ -11,7 +11,7 @@ from tood.config.check import RANGES, check_config, get_key, known_keys, nearest
 from tood.config.read import load_config, run_options, split_options
 from tood.config.unread import UNREAD
 from tood.data.datasets import prepare_datasets
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.utils.errors import UserError
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
@@ -141,9 +141,9 @@ def test_every_option_is_read_or_refused(command, shapes, tmp_path, monkeypatch)
     read = set()
     cfg = recorded(cfg, read)
     cfg.OUTPUT_DIR = str(tmp_path)
-    trainer = train_net.Trainer(cfg)
+    trainer = engine_train.Trainer(cfg)
     run_options(cfg)
-    train_net.Trainer.test_with_TTA(cfg, trainer.experiment.model)
+    engine_train.Trainer.test_with_TTA(cfg, trainer.experiment.model)
     trainer.build_validation_loader(cfg, entry)
     read = set(read)  # what follows reads all of them
     leaves = {key for key in known_keys(cfg) if not isinstance(get_key(cfg, key), CfgNode)}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import CONFIG, ROOT, TINY, error_of
 
+import train_net
 from tood.config.read import load_config
-from tood.engine import train as train_net
 from tood.utils.errors import UserError
 
 KEY = "MODEL.TOOD.NUM_CLASSES"

@@ -21,12 +21,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 import tood
+import train_net
 from tood import model_zoo
 from tood.app import predict as demo
 from tood.config.lazy.read import build_lazy_model, is_lazy
 from tood.config.read import load_config, read_schedule, run_options, split_options
 from tood.data.mapper import CheckedMapper
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.engine.build_lazy import (
     _test_loader,
     build_lazy_experiment,
@@ -388,8 +389,8 @@ def test_flags_scale_the_schedule(entry, flags, yaml, lazy):
         args = train_net.parse_args(["--config-file", config, *flags, *opts])
         classes = "model.num_classes=4" if config == LAZY_CONFIG else "MODEL.TOOD.NUM_CLASSES 4"
         cfg = load_config(config, [*opts, *classes.split()], [entry], [entry])
-        train_net.prepare_datasets(run_options(cfg).data, training=True)
-        train_net.set_schedule(cfg, args)
+        engine_train.prepare_datasets(run_options(cfg).data, training=True)
+        engine_train.set_schedule(cfg, args)
         schedules.append(read_schedule(cfg))
     assert schedules[0]._replace(steps=()) == schedules[1]
     assert schedules[0] != read_schedule(load_config(CONFIG))
@@ -399,7 +400,7 @@ def test_loaders_and_options_of_the_loop_are_yamls(entry):
     data = dict(train_data=[entry], val_data=[entry])
     lazy = load_config(LAZY_CONFIG, [*TINY_LAZY, "model.num_classes=4"], **data)
     yaml = load_config(CONFIG, [*TINY, "MODEL.TOOD.NUM_CLASSES", "4"], **data)
-    train_net.prepare_datasets(run_options(yaml).data, training=True)
+    engine_train.prepare_datasets(run_options(yaml).data, training=True)
     experiment = build_lazy_experiment(lazy)
     yaml_options = Trainer.build_options(yaml, experiment.model)
     ddp = dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False)
@@ -433,7 +434,7 @@ def test_detectron2s_own_tool_could_train_it(entry):
     overrides = [*TINY_LAZY, *SHORT, "dataloader.train.dataset.names=own", "train.seed=1"]
     cfg = LazyConfig.apply_overrides(cfg, [*overrides, "dataloader.test.dataset.names=own"])
     yaml = load_config(CONFIG, ["MODEL.TOOD.NUM_CLASSES", "4"], [entry])
-    train_net.prepare_datasets(run_options(yaml).data, training=True)
+    engine_train.prepare_datasets(run_options(yaml).data, training=True)
     DatasetCatalog.register("own", lambda: DatasetCatalog.get(entry))
     try:
         model = instantiate(cfg.model)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import error_of
+from conftest import error_of, setup_run
 from detectron2.solver import build_lr_scheduler
 
+import train_net
 from tood.config.schedule import Schedule, scale_schedule
-from tood.engine import train as train_net
 from tood.utils.errors import UserError
 
 RELEASED = Schedule(
@@ -95,7 +95,7 @@ def test_flags_scale_the_file_and_leave_what_was_typed(command):
     argv = command("--epochs", "5", "--images-per-step", "2")
     start = argv.index("SOLVER.MAX_ITER")
     del argv[start : start + 6]  # MAX_ITER, STEPS, IMS_PER_BATCH
-    cfg = train_net.setup(train_net.parse_args([*argv, *typed]))
+    cfg = setup_run(train_net.parse_args([*argv, *typed]))
     # 5 epochs of 8 images; the file has a learning rate of 0.01 for 4.
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (20, 2, 0.005)
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (3,))
@@ -104,7 +104,7 @@ def test_flags_scale_the_file_and_leave_what_was_typed(command):
 
 
 def test_typed_images_a_step_count_as_the_flag(command):
-    cfg = train_net.setup(train_net.parse_args(command("--epochs", "5")))
+    cfg = setup_run(train_net.parse_args(command("--epochs", "5")))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.005)
     assert cfg.SOLVER.MAX_ITER == 4  # typed
 

@@ -267,7 +267,7 @@ def test_boxes_without_size_are_left_out_with_a_warning(own, caplog, size):
         records = load_own_data(str(own.file), str(own.images))
     total = sum(len(r["annotations"]) for r in records)
     assert total == len(own.content["annotations"]) - 1
-    assert "left out 1 annotations" in caplog.text and "annotations.json" in caplog.text
+    assert "ignored 1 annotations" in caplog.text and "annotations.json" in caplog.text
 
 
 def test_missing_image(own):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
 
+import train_net
 from tood.data.loader import AugmentedDataset, TrainingBatches, TrainingLoader
-from tood.engine import train as train_net
 
 GROUPS = [0, 1, 1, 0, 1, 0, 0]
 

@@ -8,8 +8,8 @@ import torch
 from conftest import error_of
 from detectron2.utils.events import EventStorage
 
+import train_net
 from tood.engine import health
-from tood.engine import train as train_net
 from tood.engine.closing import closing_lines
 from tood.engine.health import LearningCheck, diagnose
 from tood.engine.watch import median_box

@@ -8,8 +8,9 @@ import torch
 from conftest import error_of
 from detectron2.modeling import build_model
 
+import train_net
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.utils.errors import UserError
 
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1"]
@@ -26,14 +27,14 @@ def iteration_of(path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_training_with_a_checkpoint(command, out, monkeypatch, number):
-    run_step = train_net.Trainer.run_step
+    run_step = engine_train.Trainer.run_step
 
     def run_step_and_signal(self):
         run_step(self)
         if self.iter == 1:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(train_net.Trainer, "run_step", run_step_and_signal)
+    monkeypatch.setattr(engine_train.Trainer, "run_step", run_step_and_signal)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as stop:
         train_net.cli(command())
@@ -44,7 +45,7 @@ def test_a_signal_ends_training_with_a_checkpoint(command, out, monkeypatch, num
     log = (out / "log.txt").read_text()
     assert "go on with the same command and --resume" in log and "Traceback" not in log
 
-    monkeypatch.setattr(train_net.Trainer, "run_step", run_step)
+    monkeypatch.setattr(engine_train.Trainer, "run_step", run_step)
     train_net.cli(command("--resume"))
     assert "Starting training from iteration 2" in (out / "log.txt").read_text()
     assert iteration_of(out / "model_final.pth") == 3

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, free_port
 from detectron2.modeling import build_model
 
-from tood.engine import train as train_net
+import train_net
 from tood.engine.launch import Place, first_host, launch, place_from_environment
 from tood.utils.errors import UserError
 

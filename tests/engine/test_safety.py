@@ -10,10 +10,10 @@ import yaml
 from conftest import CONFIG, ROOT, error_of
 from detectron2.modeling import build_model
 
+import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import DETECTRON2_CONFIGS, check_targets, read_yaml, read_yaml_with_base
 from tood.config.read import load_config
-from tood.engine import train as train_net
 from tood.utils.errors import UserError
 from tood.utils.files import read_pickle, read_tensors
 

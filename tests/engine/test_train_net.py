@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from conftest import CONFIG, ROOT, error_of
+from conftest import CONFIG, ROOT, error_of, setup_run
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from tood.engine import train as train_net
+import train_net
+from tood.engine import train as engine_train
 from tood.engine.optimizer import clipped_sgd
 
 
@@ -36,7 +37,7 @@ def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
     train_net.cli(command())
     trained = torch.load(out / "model_final.pth", map_location="cpu")
     args = train_net.parse_args(command("--resume", opts=["SOLVER.MAX_ITER", "6"]))
-    trainer = train_net.Trainer(train_net.setup(args))
+    trainer = engine_train.Trainer(setup_run(args))
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 4
     assert trainer.scheduler.last_epoch == 4
@@ -68,7 +69,7 @@ def test_gradient_clipping(tiny_cfg, clip_type):
     tiny_cfg.SOLVER.WEIGHT_DECAY = tiny_cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MOMENTUM = 1.0, 0.0
     model = torch.nn.Linear(100, 100)
-    optimizer = train_net.Trainer.build_optimizer(tiny_cfg, model)
+    optimizer = engine_train.Trainer.build_optimizer(tiny_cfg, model)
     assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
 
 
@@ -95,9 +96,9 @@ def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
     path = tmp_path / "val.json"
     path.write_text(json.dumps(content))
     entry = f"{path}:{shapes}/images"
-    cfg = train_net.load_config(CONFIG, ["MODEL.TOOD.NUM_CLASSES", "4"], val_data=[entry])
-    train_net.prepare_datasets(train_net.run_options(cfg).data, training=False)
-    evaluator = train_net.Trainer.build_evaluator(cfg, entry)
+    cfg = engine_train.load_config(CONFIG, ["MODEL.TOOD.NUM_CLASSES", "4"], val_data=[entry])
+    engine_train.prepare_datasets(engine_train.run_options(cfg).data, training=False)
+    evaluator = engine_train.Trainer.build_evaluator(cfg, entry)
     assert len(evaluator._coco_api.anns) == len(content["annotations"]) - 1
 
 
@@ -126,7 +127,7 @@ def test_resume_without_a_checkpoint_says_so(command, tmp_path):
 def test_no_gpu_is_said_and_the_cpu_is_used(command, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level("WARNING", logger="tood"):
-        cfg = train_net.load_config(CONFIG)
+        cfg = engine_train.load_config(CONFIG)
     assert cfg.MODEL.DEVICE == "cpu"
     assert "No GPU found" in caplog.text
 
@@ -217,7 +218,7 @@ def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
 @pytest.mark.parametrize("key", ["MODEL.TOOD.PRECISION_TRAIN bfloat16", "SOLVER.AMP.ENABLED True"])
 def test_training_in_half_precision(command, key):
     args = train_net.parse_args(command(opts=key.split()))
-    trainer = train_net.Trainer(train_net.setup(args))
+    trainer = engine_train.Trainer(setup_run(args))
     dtypes = set()
     trainer.model.head.reg_pred.register_forward_hook(lambda *x: dtypes.add(x[-1].dtype))
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}

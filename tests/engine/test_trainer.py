@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 import torch
+from conftest import setup_run
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
-from tood.engine import train as train_net
+import train_net
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.trainer import Trainer
 
@@ -56,7 +57,7 @@ class OwnTrainer(Trainer):
 
 def test_a_subclass_of_the_trainer(command, tmp_path):
     args = train_net.parse_args(command(opts=["TEST.EVAL_PERIOD", "2"]))
-    trainer = OwnTrainer(train_net.setup(args))
+    trainer = OwnTrainer(setup_run(args))
     assert isinstance(trainer, DefaultTrainer)
     trainer.register_hooks([CountSteps()])  # beside those that are there
     trainer.resume_or_load(resume=False)
@@ -67,7 +68,7 @@ def test_a_subclass_of_the_trainer(command, tmp_path):
     assert (tmp_path / "out" / "metrics.json").read_text() == ""  # its writer is left out
     assert trainer.best.AP == 8.0 and (tmp_path / "out" / "model_best.pth").exists()
     # The checkpoint resumes, without the order of the images.
-    again = OwnTrainer(train_net.setup(args))
+    again = OwnTrainer(setup_run(args))
     again.resume_or_load(resume=True)
     assert again.start_iter == 4
     results = OwnTrainer.test(again.cfg, again.model, evaluators=[CountEvaluator()])

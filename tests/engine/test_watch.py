@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from tood.engine import train as train_net
+import train_net
+from tood.engine import train as engine_train
 from tood.engine.hooks import BestWeights, WeightAverage
 from tood.engine.watch import StatusPrinter, assignment_statistics
 from tood.evaluation.coco import validation_loss
@@ -107,7 +108,7 @@ def test_all_that_can_be_watched(command, out):
     for name, key in (("model_best", None), ("model_final_ema", "ema/bbox/AP")):
         weights = ["MODEL.WEIGHTS", str(out / f"{name}.pth"), "OUTPUT_DIR", str(out / name)]
         args = train_net.parse_args(command("--eval-only", opts=weights))
-        AP = train_net.main(args)["bbox"]["AP"]
+        AP = engine_train.main(args)["bbox"]["AP"]
         assert pytest.approx(AP) == (metrics[-1][key] if key else best["AP"])
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
 

@@ -11,9 +11,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
+import train_net
 from tood.data.datasets import load_own_data
 from tood.data.shapes import SHAPES
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.evaluation.alignment import (
     count_detections,
     measure_alignment,
@@ -167,7 +168,7 @@ def test_summary_by_size_and_class():
 
 def test_evaluation_with_alignment(command, tmp_path, shapes):
     opts = ["MODEL.TOOD.EVAL_ALIGNMENT", "True", "MODEL.TOOD.SCORE_THRESH_TEST", "0.001"]
-    train_net.main(train_net.parse_args(command(opts=opts)))
+    engine_train.main(train_net.parse_args(command(opts=opts)))
     metrics = [json.loads(x) for x in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     last = metrics[-1]
     (path,) = (tmp_path / "out" / "inference").glob("alignment_*.json")
@@ -176,7 +177,7 @@ def test_evaluation_with_alignment(command, tmp_path, shapes):
     assert last["alignment/PCC"] == pytest.approx(rows["all"]["PCC"])
     assert sum(rows[s]["objects"] for s in ("small", "medium", "large")) == 21
     opts += ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
-    results = train_net.main(train_net.parse_args(command("--eval-only", opts=opts)))
+    results = engine_train.main(train_net.parse_args(command("--eval-only", opts=opts)))
     assert results["alignment"]["PCC"] == pytest.approx(rows["all"]["PCC"])
     written = json.loads((tmp_path / "out" / "inference" / "results.json").read_text())
     assert written["alignment"]["objects"] == 21 and "AP50" in written["bbox"]

@@ -21,9 +21,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import train_net
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions, prepare_datasets
-from tood.engine import train as train_net
 from tood.evaluation.coco import CleanCOCOEvaluator, first_AP, results_folder
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

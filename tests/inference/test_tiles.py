@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_lazy import LAZY_CONFIG, SHORT, TINY_LAZY
 
+import train_net
 from tood.app import draw
 from tood.app.trained import run as run_trained
 from tood.config.read import load_config
@@ -23,7 +24,7 @@ from tood.data import tiles as data_tiles
 from tood.data.check import InputSize, check_data
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, clip_to, largest_shares, tile_records, visible_in
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.inference.predictor import Predictor
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, seen_whole_elsewhere
 from tood.modeling.postprocess import suppress_non_maxima
@@ -336,7 +337,7 @@ def train(shapes, folder, lazy):
         opts += ["SOLVER.IMS_PER_BATCH", "2", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
         opts += ["TEST.EVAL_PERIOD", "4", "SOLVER.WARMUP_ITERS", "1"]
     argv = ["--config-file", str(config), *data, *opts, *tiled_options(lazy)]
-    train_net.main(train_net.parse_args(argv))
+    engine_train.main(train_net.parse_args(argv))
     return folder
 
 
@@ -405,7 +406,7 @@ def test_epochs_are_passes_over_the_tiles(shapes):
         "INPUT.TILES.EMPTY_SHARE",
         "0.0",
     ]
-    cfg, _ = train_net.checked(train_net.parse_args([*flags, *tiled]))
+    cfg, _ = engine_train.checked(train_net.parse_args([*flags, *tiled]))
     assert tiles > len(content["images"])
     assert cfg.SOLVER.MAX_ITER == round(6 * tiles / cfg.SOLVER.IMS_PER_BATCH)
 

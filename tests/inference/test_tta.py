@@ -8,8 +8,9 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+import train_net
 from tood.config.options import TTAOptions
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.inference.predictor import Predictor
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.detector import TOOD
@@ -108,7 +109,7 @@ def test_command_and_predictor(command, tmp_path, shapes):
     train_net.cli(command(opts=["SEED", "1"]))
     weights = str(tmp_path / "out" / "model_final.pth")
     aug = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "MODEL.WEIGHTS", weights]
-    results = train_net.main(train_net.parse_args(command("--eval-only", opts=aug)))
+    results = engine_train.main(train_net.parse_args(command("--eval-only", opts=aug)))
     assert {"bbox", "bbox_TTA"} <= set(results) and "AP50" in results["bbox_TTA"]
     written = tmp_path / "out" / "TTA" / "inference" / "coco_instances_results.json"
     assert written.exists()

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from conftest import CONFIG, TINY, error_of
 from detectron2.modeling import build_backbone, build_model
 
+import train_net
 from tood.checkpoint import packages
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import load_config
-from tood.engine import train as train_net
 from tood.modeling.backbone.timm_fpn import (
     TimmBackbone,
     constant_same_padding,

@@ -17,11 +17,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
+import train_net
 from tood import add_tood_config
 from tood.app import predict as demo
 from tood.app.trained import run as run_trained
 from tood.data.shapes import SHAPES
-from tood.engine import train as train_net
+from tood.engine import train as engine_train
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
 
@@ -38,10 +39,10 @@ def trained(shapes, tmp_path_factory):
     small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
     small["MODEL.TOOD.REPORT"] = "True"
     opts = [x for item in small.items() for x in item]
-    base = train_net.load_config("configs/tood_R18_GN_small_data.yaml", [*TINY, *opts])
+    base = engine_train.load_config("configs/tood_R18_GN_small_data.yaml", [*TINY, *opts])
     config.write_text(base.dump())
     data = ["--train-data", entry, "--val-data", entry]
-    train_net.main(train_net.parse_args(["--config-file", str(config), *data]))
+    engine_train.main(train_net.parse_args(["--config-file", str(config), *data]))
     return out
 
 

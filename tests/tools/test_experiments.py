@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT
 from experiment_table import Experiment, markdown_table
 
+import train_net
 from tood import model_zoo
-from tood.engine import train as train_net
 from tood.utils.errors import UserError
 
 

@@ -10,26 +10,41 @@ from tood.utils.quiet import silence_libraries
 
 silence_libraries()
 
-_MODULES = {
+# The app: typed functions, which are also the commands of the program ``tood``.
+_APP = {
+    "check": "tood.app.check",
+    "convert": "tood.app.convert.command",
+    "draw": "tood.app.draw",
+    "evaluate": "tood.app.evaluate",
+    "explain": "tood.app.explain",
+    "export": "tood.app.export",
+    "load": "tood.app.trained",
+    "predict": "tood.app.predict",
+    "report": "tood.app.report.make",
+    "train": "tood.app.train",
+    "UserError": "tood.utils.errors",
+}
+_DETECTOR = {
     "Predictor": "tood.inference.predictor",
     "TOOD": "tood.modeling.detector",
     "TOODHead": "tood.modeling.head",
     "add_tood_config": "tood.config.defaults",
     "build_tood_resnet_fpn_backbone": "tood.modeling.backbone.fpn",
     "get_model": "tood.model_zoo",
-    "model_zoo": "tood",
+    "model_zoo": "tood.model_zoo",
 }
 
-__all__ = list(_MODULES)
+__all__ = [*_APP, *_DETECTOR]
 
 
 def __getattr__(name: str):
-    if name not in _MODULES:
+    if name in _DETECTOR:
+        importlib.import_module("tood.checkpoint.weights")
+    module = _APP.get(name) or _DETECTOR.get(name)
+    if module is None:
         raise AttributeError(f"module 'tood' has no attribute {name!r}")
-    importlib.import_module("tood.checkpoint.weights")
-    if _MODULES[name] == "tood":
-        return importlib.import_module(f"tood.{name}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    found = importlib.import_module(module)
+    return found if module == f"tood.{name}" else getattr(found, name)
 
 
 def __dir__():

@@ -1,18 +1,11 @@
-"""Check data sets: what they hold, and what is wrong with them::
+"""Check data sets: what they contain, and what is wrong with them."""
 
-    tood check photos/
-    tood check photos:train photos:val
-    tood check train.json:images --output data.png
+import dataclasses
+from typing import Dict, List, NamedTuple, Sequence, Union
 
-With --output, the images are also drawn as a training would see them. It exits with 1 where
-something must be corrected before a training.
-"""
-
-import argparse
-from typing import Dict, List, NamedTuple, Sequence
-
+from tood.app.convert.door import Converted, Part, read_data
 from tood.app.plan.rules import STRIDE, choose_input
-from tood.data.annotations import class_names, read_annotations
+from tood.data.annotations import DataSet, clean_content, count_objects
 from tood.data.check import (
     DataReport,
     Finding,
@@ -22,134 +15,153 @@ from tood.data.check import (
     check_overlap,
     image_paths,
 )
-from tood.data.entries import parse_own_data
-from tood.data.formats import find_parts, split_entry
-from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError, run_main
+from tood.utils.errors import UserError
+
+MOST_CLASSES = 20  # that are printed
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="tood check",
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("data", nargs="+", metavar="DATA", help="a folder, FOLDER:PART or a file")
-    parser.add_argument("--output", metavar="PNG", help="draw the first images, augmented")
-    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
-    return parse_arguments(parser, argv)
+class CheckedPart(NamedTuple):
+    """A part of a data set, and what was found in it."""
 
-
-class Checked(NamedTuple):
-    """A data set that was looked through."""
-
-    entry: str
-    content: Dict
+    name: str  # "train", "val", "test" or "all"
+    dataset: DataSet
     input_size: InputSize  # by which small objects are recognized
     report: DataReport
 
     @property
+    def num_objects(self) -> Dict[str, int]:
+        """Number of objects of each class, by its name."""
+        return count_objects(self.dataset.content)
+
+    @property
     def paths(self) -> List[str]:
         """Paths of its images."""
-        return image_paths(self.content["images"], parse_own_data(self.entry).image_root)
+        return image_paths(self.dataset.content["images"], self.dataset.image_root)
 
-    def with_findings(self, findings: Sequence[Finding]) -> "Checked":
+    def with_findings(self, findings: Sequence[Finding]) -> "CheckedPart":
         """Return it with more in its report."""
         report = self.report._replace(findings=[*self.report.findings, *findings])
         return self._replace(report=report)
 
-
-def main(args):
-    entries = [entry for data in args.data for entry in entries_of(data).values()]
-    checked = _with_overlaps([check_entry(entry) for entry in entries])
-    for one in checked:
-        print(describe(one))
-    wrong = [one.report for one in checked if one.report.errors]
-    if wrong:
-        raise UserError(wrong[0].error_sentence())
-    if args.output:
-        draw(entries, args)
-
-
-def draw(entries, args):
-    # Here, for the rest needs no PyTorch, which takes seconds to import.
-    from tood.app import view
-    from tood.config.zoo import get_config_file
-
-    flags = ["--config-file", get_config_file("tood_R18_GN_small_data"), "--output", args.output]
-    flags += ["--overwrite"] if args.overwrite else []
-    view.main(view.parse_args([*flags, *(f"--train-data={entry}" for entry in entries)]))
+    def __str__(self) -> str:
+        texts = [f"{name} {number}" for name, number in self.num_objects.items()]
+        more = f" and {len(texts) - MOST_CLASSES} more" if len(texts) > MOST_CLASSES else ""
+        text = f"{self.report}\nObjects: {', '.join(texts[:MOST_CLASSES])}{more}."
+        tiles = self.input_size.tiles
+        if tiles.size:
+            text += (
+                "\nObjects are small for images of this size: tood train uses tiles of "
+                f"{tiles.size} pixels that overlap by {tiles.overlap}."
+            )
+        return text
 
 
-def entries_of(data: str) -> Dict[str, str]:
-    """
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """The parts of data sets that were checked; as text, their reports."""
+
+    parts: Sequence[CheckedPart]
+    drawing: str = ""  # path of the drawn training images
+
+    @property
+    def error(self) -> str:
+        """What must be corrected before a training, in one sentence; "" if nothing."""
+        wrong = [part.report for part in self.parts if part.report.errors]
+        return wrong[0].error_sentence() if wrong else ""
+
+    def __str__(self) -> str:
+        drawn = (
+            [f"Images as a training may begin with them: {self.drawing}"] if self.drawing else []
+        )
+        return "\n".join([*(str(part) for part in self.parts), *drawn])
+
+
+def check(
+    data: Union[str, Sequence[str]],
+    *,
+    output: str = "",
+    overwrite: bool = False,
+    config: str = "",
+    options: Sequence[str] = (),
+) -> Checked:
+    """Look through data sets, their images' heads as well.
+
     Args:
-        data: what a user names: an entry of ``DATASETS``, or a folder of several parts.
+        data: a folder, FOLDER:PART or a file, in any format that ``tood.convert`` reads; or
+            several.
+        output: an image, to draw the first images as a training would see them.
+        overwrite: a file that already exists.
+        config: for the drawing, a config file or a name of the project's.
+        options: KEY, VALUE, ... of that config.
 
     Returns:
-        an entry for each part, by "train", "val", "test" or "".
+        what was found. Mistakes in the data are not raised: ``error`` is their sentence.
 
     Raises:
-        UserError: for what is no data set.
+        UserError: for data that cannot be read.
+
+    Example::
+
+        checked = tood.check("photos/")
+        print(checked, checked.error or "sound")
     """
-    own_data = parse_own_data(data)
-    if own_data is None:
-        raise UserError(f"There is no folder or file {data}; name the folder of a data set.")
-    path, part = split_entry(data)
-    if own_data.json_file.endswith(".json") or part:
-        return {part: data}
-    return {name: f"{path}:{name}" if name else path for name in find_parts(path)[1]}
+    names = [data] if isinstance(data, str) else list(data)
+    parts = _add_overlaps([part for name in names for part in check_parts(read_data(name))])
+    checked = Checked(parts)
+    if output and not checked.error:
+        # Here, because the rest needs no PyTorch, which takes seconds to import.
+        from tood.app.view import draw_training_images
+
+        datasets = [part.dataset for part in parts]
+        draw_training_images(datasets, output, config=config, options=options, overwrite=overwrite)
+        checked = dataclasses.replace(checked, drawing=output)
+    return checked
 
 
-def check_entry(entry: str) -> Checked:
-    """Read a data set, its images' heads as well.
+def check_parts(converted: Converted) -> List[CheckedPart]:
+    """Check each part of a data set.
 
     Raises:
-        UserError: for what cannot be read.
+        UserError: for annotations that cannot be used at all.
     """
-    own_data = parse_own_data(entry)
-    content = read_annotations(*own_data, to_train=True)
+    return [check_part(part) for part in converted.parts.values()]
+
+
+def check_part(part: Part) -> CheckedPart:
+    """Check a part: its annotations, and the heads of its images."""
+    content = clean_content(part.content, part.source, part.image_root, to_train=True)
     input_size = choose_input(content)
-    report = check_data(entry, content, input_size, STRIDE)
-    found = check_images(content["images"], own_data.image_root)
-    return Checked(entry, content, input_size, report).with_findings(found)
+    report = check_data(part.source, content, input_size, STRIDE)
+    found = check_images(content["images"], part.image_root)
+    # Whether images are in several parts is checked by whoever knows the parts.
+    dataset = DataSet(part.source, content, part.image_root, images_checked=True)
+    return CheckedPart(part.name, dataset, input_size, report).with_findings(found)
 
 
-def _with_overlaps(checked: List[Checked]) -> List[Checked]:
+def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> DataSet:
+    """Return the part of some data that is evaluated on, checked.
+
+    Args:
+        prefer: names of parts, in order of preference.
+
+    Raises:
+        UserError: for mistakes in the data, or if none of these parts exists and there are several.
+    """
+    parts = read_data(data).parts
+    name = next((x for x in prefer if x in parts), None)
+    if name is None and len(parts) > 1:
+        raise UserError(f"{data} has the parts {', '.join(parts)}; name one, as in {data}:train.")
+    checked = check_part(parts[name] if name else next(iter(parts.values())))
+    if checked.report.errors:
+        raise UserError(checked.report.error_sentence())
+    return checked.dataset
+
+
+def _add_overlaps(parts: List[CheckedPart]) -> List[CheckedPart]:
     """Add to the reports on other parts which of their images are trained on."""
-    trained = [x for x in checked if split_entry(x.entry)[1] == "train"]
+    trained = [x for x in parts if x.name == "train"]
     paths = [path for x in trained for path in x.paths]
     return [
         x if x in trained or not paths else x.with_findings(check_overlap(paths, x.paths))
-        for x in checked
+        for x in parts
     ]
-
-
-def describe(checked: Checked) -> str:
-    """Return the report, with the number of objects of each class."""
-    content = checked.content
-    names = class_names(content)
-    ids = sorted(c["id"] for c in content["categories"])
-    counts = dict.fromkeys(ids, 0)
-    for annotation in content["annotations"]:
-        if annotation["category_id"] in counts:
-            counts[annotation["category_id"]] += 1
-    texts = [f"{name} {counts[i]}" for i, name in zip(ids, names)]
-    more = f" and {len(texts) - 20} more" if len(texts) > 20 else ""
-    text = f"{checked.report}\nObjects: {', '.join(texts[:20])}{more}."
-    tiles = checked.input_size.tiles
-    if tiles.size:
-        text += (
-            "\nObjects are small for images of this size: tood train uses tiles of "
-            f"{tiles.size} pixels that overlap by {tiles.overlap}."
-        )
-    return text
-
-
-def run(_, argv):
-    cli(argv)
-
-
-def cli(argv=None):
-    run_main(lambda: main(parse_args(argv)))

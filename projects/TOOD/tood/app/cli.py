@@ -1,49 +1,269 @@
-"""The command ``tood``: one door to training, evaluation, prediction, export and checks.
+"""The program ``tood``: one parser per command, and one call of the function of that name.
 
-The commands import what they need: ``tood --help`` does not need PyTorch.
+The functions are imported when they are called: ``tood --help`` needs no PyTorch.
 """
 
+import argparse
 import importlib
 import sys
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from tood.utils.arguments import parse_arguments, split_overrides
+from tood.utils.errors import UserError, run_main
 
 USAGE = """usage: tood COMMAND ...
 
 From a folder of photographs to a detector:
 
-  tood check DATA                    what the data hold, and what is wrong with them
-  tood train DATA                    split, choose a schedule, train, evaluate, draw
+  tood check DATA                    what the data contain, and what is wrong with them
+  tood train DATA                    split, choose a schedule, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
   tood predict MODEL IMAGES...       find objects, and draw them
+  tood draw MODEL                    predictions beside ground truth
   tood explain MODEL IMAGE BOX       why an object was found, or was not
   tood export MODEL --output FILE    ONNX, TorchScript or an exported program
+  tood convert DATA --output FOLDER  any format to COCO's
 
 DATA is a folder or a file: COCO JSON (of Roboflow, CVAT, Label Studio as well), YOLO, Pascal VOC,
-LabelMe or CSV; FOLDER:train names one of its parts. MODEL is a training's output folder, or a
-checkpoint in it. Each command has --help.
+LabelMe or CSV; FOLDER:train names one of its parts. MODEL is a training's output folder, a
+checkpoint in it, or the name of a released model. Each command has --help.
 """
-# Where they are in the package.
-COMMANDS = {
-    "check": "tood.app.check",
-    "train": "tood.app.train",
-    "eval": "tood.app.trained",
-    "report": "tood.app.trained",
-    "predict": "tood.app.trained",
-    "explain": "tood.app.trained",
-    "export": "tood.app.trained",
+
+
+class Command(NamedTuple):
+    """A command, and the function that it calls."""
+
+    module: str
+    function: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", metavar="DATA", help="a folder, FOLDER:PART or a file")
+    parser.add_argument("--output", metavar="IMAGE", help="draw the first images, augmented")
+    _add_overwrite(parser)
+    _add_config(parser, "of the drawing")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
+    parser.add_argument("--output", metavar="FOLDER", help="default: output/ and the name of DATA")
+    parser.add_argument("--epochs", type=float, metavar="E", help="passes over the images")
+    parser.add_argument(
+        "--images-per-step", type=int, metavar="B", help="of all processes together"
+    )
+    _add_val_data(parser)
+    parser.add_argument(
+        "--val-share", type=float, metavar="S", help="of the images, if none are to validate on"
+    )
+    parser.add_argument(
+        "--group", metavar="REGEX", help="images whose names share its match stay on one side"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue in the output folder")
+    parser.add_argument("--dry-run", action="store_true", help="stop after the table")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="write no report")
+    _add_gpus(parser)
+    _add_config(parser, "used unchanged, instead of what follows from the data")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    _add_val_data(parser)
+    _add_gpus(parser)
+    _add_config(parser, "default: the one beside the checkpoint")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, nargs="?")
+    parser.add_argument("--val-data", metavar="DATA", help="to evaluate on")
+    parser.add_argument("--results", metavar="JSON", help="detections in COCO's format, no MODEL")
+    parser.add_argument("--compare", metavar="JSON", help="detections of another model")
+    parser.add_argument("--output", metavar="FOLDER", help="default: report in the MODEL's folder")
+    _add_overwrite(parser)
+    _add_config(parser, "default: the one beside the checkpoint")
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGES", help='files, folders, patterns, videos or "webcam"'
+    )
+    parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
+    _add_threshold(parser)
+    parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
+    parser.add_argument("--sheet", metavar="IMAGE", help="all images in one grid")
+    parser.add_argument("--columns", type=int, metavar="N", help="of the sheet")
+    _add_overwrite(parser)
+    _add_config(parser, "default: the one beside the checkpoint")
+
+
+def add_draw(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--val-data", metavar="DATA", help="to draw; default: the config's")
+    parser.add_argument("--output", metavar="IMAGE")
+    parser.add_argument("--num-images", type=int, metavar="N", help="the first of the data set")
+    parser.add_argument("--columns", type=int, metavar="N", help="pairs in a row")
+    _add_threshold(parser)
+    parser.add_argument("--scale", type=float, metavar="S", help="of the drawn images")
+    _add_overwrite(parser)
+    _add_config(parser, "default: the one beside the checkpoint")
+
+
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("box", type=parse_box, metavar="X,Y,WIDTH,HEIGHT", help="pixels")
+    parser.add_argument(
+        "--class", "--class-name", dest="class_name", metavar="NAME", help="of the object"
+    )
+    _add_threshold(parser)
+    parser.add_argument("--output", metavar="IMAGE")
+    _add_overwrite(parser)
+    _add_config(parser, "default: the one beside the checkpoint")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--format", choices=("onnx", "torchscript", "exported"))
+    parser.add_argument(
+        "--raw", action="store_true", help="scores and boxes of every location, without NMS"
+    )
+    parser.add_argument(
+        "--preprocessing",
+        choices=("inside", "outside"),
+        help="whether the file normalizes pixel values, or takes normalized ones",
+    )
+    parser.add_argument("--precision", choices=("float32", "float16", "int8"), help="of ONNX")
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="images to find the ranges of int8 with; default: they are found for each image",
+    )
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="at most")
+    _add_overwrite(parser)
+    _add_config(parser, "default: the one beside the checkpoint")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
+    parser.add_argument("--output", required=True, metavar="FOLDER")
+    parser.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), help="format")
+    _add_overwrite(parser)
+
+
+COMMANDS: Dict[str, Command] = {
+    "check": Command("tood.app.check", "check", add_check),
+    "train": Command("tood.app.train", "train", add_train),
+    "eval": Command("tood.app.evaluate", "evaluate", add_evaluate),
+    "report": Command("tood.app.report.make", "report", add_report),
+    "predict": Command("tood.app.predict", "predict", add_predict),
+    "draw": Command("tood.app.draw", "draw", add_draw),
+    "explain": Command("tood.app.explain", "explain", add_explain),
+    "export": Command("tood.app.export", "export", add_export),
+    "convert": Command("tood.app.convert.command", "convert", add_convert),
 }
 
 
-def main(argv=None):
+def _add_model(parser, nargs: Optional[str] = None) -> None:
+    help = "output folder, checkpoint or the name of a released model"
+    parser.add_argument("model", nargs=nargs, metavar="MODEL", help=help)
+
+
+def _add_val_data(parser) -> None:
+    help = "a folder, a file or a registered name; may be repeated"
+    parser.add_argument("--val-data", action="append", metavar="DATA", help=help)
+
+
+def _add_gpus(parser) -> None:
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="of this machine")
+
+
+def _add_overwrite(parser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
+
+
+def _add_threshold(parser) -> None:
+    parser.add_argument(
+        *("--score-threshold", "--score-thresh"),
+        type=parse_threshold,
+        metavar="S",
+        help='a number; or "from-report": of each class that of the best F1, in the report beside '
+        "the checkpoint",
+    )
+
+
+def _add_config(parser, help: str) -> None:
+    parser.add_argument("--config-file", dest="config", metavar="FILE", help=f"config, {help}")
+    parser.epilog = "KEY VALUE options of the config may follow the flags."
+
+
+def parse_threshold(text: str):
+    """Return a number, or "from-report"."""
+    from tood.inference.thresholds import threshold_of
+
+    return threshold_of(text)
+
+
+def parse_box(text: str) -> List[float]:
+    """Return x, y, width and height.
+
+    Raises:
+        UserError: for another text.
+    """
+    try:
+        return [float(x) for x in text.replace(" ", ",").split(",") if x]
+    except ValueError as error:
+        raise UserError(
+            f"The box is {text!r}; write x,y,width,height in pixels of the image, as 120,40,60,80."
+        ) from error
+
+
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command. What is not typed is not in its result: the function has the
+    defaults.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"tood {name}", argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    COMMANDS[name].add_flags(parser)
+    return parser
+
+
+def run(name: str, argv: Sequence[str]) -> None:
+    """Parse the command line of a command, call its function, and print what it returns.
+
+    Raises:
+        UserError: for a mistake on the command line, or of the function.
+    """
+    command, parser = COMMANDS[name], make_parser(name)
+    argv, overrides = split_overrides(argv)
+    args = vars(parse_arguments(parser, argv))
+    if overrides:
+        if not parser.epilog:
+            raise UserError(f"tood {name} takes no option {overrides[0]}; it reads no config.")
+        args["options"] = overrides
+    positional = [a.dest for a in parser._actions if not a.option_strings and a.dest in args]
+    values = [args.pop(dest) for dest in positional]
+    function = getattr(importlib.import_module(command.module), command.function)
+    result = function(*values, **args)
+    print(result)
+    if getattr(result, "error", ""):
+        raise UserError(result.error)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; return its exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else [str(x) for x in argv]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
     name, *rest = argv
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
-        print(f"error: {name} is no command; the commands are {known}.", file=sys.stderr)
+        print(f"error: {name} is not a command; the commands are {known}.", file=sys.stderr)
         return 2
-    importlib.import_module(COMMANDS[name]).run(name, rest)
+    hint = "; the same command with --resume continues" if name == "train" else ""
+    run_main(lambda: run(name, rest), stopped=f"stopped{hint}.")
     return 0

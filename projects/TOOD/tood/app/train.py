@@ -1,38 +1,32 @@
-"""From a folder of photographs with boxes to a detector::
-
-    tood train photos/
-    tood train photos/ --dry-run
-    tood train train.json:images --val-data val.json:images --output output/mine --epochs 30
-    tood train photos/ --group '^(video\\d+)_' SOLVER.BASE_LR 0.005
-
-Settings that are not given are chosen from the data: a validation set, the size of the images, the
-length of the training, the images per step. They are printed as a table, and written to the output
-folder as a config that train_net.py accepts as well. Flags are those of train_net.py; a config that
-is named with --config-file is used unchanged.
+"""From a folder of photographs with boxes to a detector, by settings that follow from the data: a
+validation set, the size of the images, the length of the training, the images per step.
 """
 
-import argparse
 import contextlib
+import dataclasses
 import os
 import shlex
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence, Union
 
 from tood.app import draw
-from tood.app.plan.data import read_data, write_data
-from tood.app.plan.plan import (
+from tood.app.plan.choose import (
     PLAN,
+    Wishes,
     choose_config,
+    list_options,
     make_plan,
-    plan_text,
-    table,
-    tiles_of,
+    make_table,
+    plan_tiles,
+    write_yaml,
 )
-from tood.config.lazy.read import is_lazy
+from tood.app.plan.data import TrainingData, read_training_data, write_training_data
+from tood.app.report.make import report_on
+from tood.app.trained import Trained, find_trained
+from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.zoo import get_config_file
-from tood.data.formats import split_entry
-from tood.engine import train as train_net
-from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError, run_main
+from tood.engine.train import Run, start
+from tood.inference.predictor import Predictor
+from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
 
@@ -40,71 +34,98 @@ WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
 NUM_DRAWN = 8
 # Names of files and folders that say nothing about what is in them.
 WITHOUT_MEANING = (
-    "annotations",
-    "_annotations.coco",
-    "result",
-    "images",
-    "data",
-    "train",
-    "labels",
+    *("annotations", "_annotations.coco", "result", "images", "data", "train", "labels"),
 )
 
 
-def parse_args(argv):
-    parser = train_net.make_parser(__doc__)
-    parser.prog = "tood train DATA"
-    own = parser.add_argument_group("of tood train")
-    own.add_argument("--output", metavar="FOLDER", help="default: output/ and the name of DATA")
-    own.add_argument("--dry-run", action="store_true", help="stop after the table")
-    own.add_argument(
-        "--val-share", type=float, default=0.2, help="of the images, where none are to validate on"
-    )
-    own.add_argument(
-        "--group", default="", metavar="REGEX", help="images whose names share it stay together"
-    )
-    data, rest = argv[:1], argv[1:]
-    if data and data[0].startswith("-"):
-        data, rest = [], argv
-    args = train_net.finished(parse_arguments(parser, rest))
-    if not data:
-        raise UserError("Name the data first: tood train DATA [FLAGS] [KEY VALUE ...].")
-    if args.eval_only:
-        raise UserError("tood train trains; for --eval-only there is tood eval MODEL.")
-    if args.config_file and is_lazy(args.config_file):
-        raise UserError(
-            f"{args.config_file} is a config in Python, which tood train does not take; use "
-            f"train_net.py --config-file {args.config_file} --train-data {data[0]}."
-        )
-    args.data = data[0]
-    return args
+def train(
+    data: str,
+    *,
+    val_data: Union[None, str, Sequence[str]] = None,
+    output: str = "",
+    epochs: Optional[float] = None,
+    images_per_step: Optional[int] = None,
+    config: str = "",
+    val_share: float = 0.2,
+    group: str = "",
+    resume: bool = False,
+    dry_run: bool = False,
+    report: bool = True,
+    num_gpus: int = 1,
+    options: Sequence[str] = (),
+) -> Trained:
+    """Train a detector, evaluate it, draw predictions and write a report.
 
+    Settings that are not given are chosen from the data; they are printed as a table, and written
+    to the output folder as a config that train_net.py accepts as well.
 
-def main(args):
-    output = output_of(args)
+    Args:
+        data: a folder, FOLDER:PART or a file, in any format that ``tood.convert`` reads.
+        val_data: other data to validate on; default: the part "val", or one that is split off.
+        output: folder; default: output/ and the name of the data.
+        epochs: passes over the training images.
+        images_per_step: of all processes together.
+        config: a config file, or a name of the project's, that is used unchanged.
+        val_share: share of the images to validate on, if it is split off.
+        group: regular expression; images whose names share its match stay on one side.
+        resume: continue the training in the output folder.
+        dry_run: stop after the table; nothing is written.
+        report: write report/report.html on the best weights.
+        num_gpus: on this machine; 0 on a machine without any.
+        options: KEY, VALUE, ... of the config.
+
+    Returns:
+        the folder, the best weights, their metrics in percent, and the report.
+
+    Raises:
+        UserError: for data, values or a folder that cannot be used.
+
+    Example::
+
+        trained = tood.train("photos/", epochs=20)
+        print(trained.metrics["AP"], trained.report)
+    """
+    options = [str(x) for x in options]
+    output = choose_output(data, output, options)
+    flags = dict(resume=resume, num_gpus=num_gpus)
     plan_file = os.path.join(output, PLAN)
-    if args.resume and not args.dry_run and os.path.isfile(plan_file):
-        train(args, plan_file, output)
-        return
+    own = _set_output(options, output)
+    lengths = dict(epochs=epochs, images_per_step=images_per_step) if config else {}
+    if resume and not dry_run and os.path.isfile(plan_file):
+        return _run(Run(plan_file, own, **lengths, **flags), output, report)
     refuse_used(output)
-    if not args.dry_run:
+    if not dry_run:
         check_folder(output, "--output")
-    data = read_data(args)
-    tiles = WHOLE if args.config_file else tiles_of(args, data.train)
-    name = args.config_file or choose_config(data.train, tiles)
-    config_file = args.config_file or get_config_file(name)
-    plan = None if args.config_file else make_plan(args, data, config_file, tiles)
-    print(table(name, data, plan, output))
-    if args.dry_run:
+    found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
+    wishes = Wishes(config, epochs, images_per_step, options)
+    config_file, plan, table = _choose(wishes, found, output)
+    print(table)
+    if dry_run:
         print("Nothing was written (--dry-run).")
-        return
-    with nothing_left_of_a_failure(output):
-        entries = write_data(data, output)
-        write_whole(plan_file, plan_text(config_file, data, plan, entries, output).encode())
-        train(args, plan_file, output)
+        return Trained("", "", output, plan=table)
+    with remove_on_error(output):
+        training, validation = write_training_data(found, output)
+        names = [*(dataset.entry for dataset in validation), *found.val_names]
+        chosen = list_options(config_file, training, names, plan, output)
+        write_whole(plan_file, write_yaml(config_file, chosen).encode())
+        run = Run(plan_file, own, **lengths, **flags)
+        run.datasets = [training, *validation]
+        run.is_built = plan is not None and plan.memory is not None
+        return dataclasses.replace(_run(run, output, report), plan=table)
+
+
+def _choose(wishes: Wishes, found: TrainingData, output: str):
+    """Return the config file, the plan (None if the user names a config), and the table."""
+    content = found.train.content
+    tiles = WHOLE if wishes.config else plan_tiles(wishes.options, content)
+    name = wishes.config or choose_config(content, tiles)
+    config_file = name if os.path.isfile(name) else get_config_file(name)
+    plan = None if wishes.config else make_plan(wishes, content, config_file, tiles)
+    return config_file, plan, make_table(name, found, plan, output)
 
 
 @contextlib.contextmanager
-def nothing_left_of_a_failure(output: str) -> Iterator[None]:
+def remove_on_error(output: str) -> Iterator[None]:
     """Remove what was written for a training that was refused before it began."""
     try:
         yield
@@ -119,12 +140,14 @@ def nothing_left_of_a_failure(output: str) -> Iterator[None]:
         raise
 
 
-def output_of(args) -> str:
+def choose_output(data: str, output: str = "", options: Sequence[str] = ()) -> str:
     """Return the output folder: the flag's, the option's, or one named after the data."""
-    options = dict(zip(args.opts[::2], args.opts[1::2]))
-    if args.output or "OUTPUT_DIR" in options:
-        return os.path.expanduser(args.output or options["OUTPUT_DIR"])
-    path, _ = split_entry(args.data.split(".json:")[0])
+    typed = dict(zip(options[::2], options[1::2]))
+    if output or "OUTPUT_DIR" in typed:
+        return os.path.expanduser(output or typed["OUTPUT_DIR"])
+    path = data.split(".json:")[0]
+    if not os.path.exists(path):
+        path = path.rpartition(":")[0] or path
     steps = [os.path.splitext(step)[0] for step in os.path.abspath(path).split(os.sep)]
     telling = [x for x in steps if x and x not in WITHOUT_MEANING and x[:10] != "instances_"]
     return os.path.join("output", telling[-1] if telling else "mine")
@@ -133,49 +156,42 @@ def output_of(args) -> str:
 def refuse_used(output: str) -> None:
     """
     Raises:
-        UserError: where a training has written before.
+        UserError: for a folder that a training has written to before.
     """
     used = [name for name in (*WRITTEN, "last_checkpoint", "config.yaml") if _is_in(output, name)]
     if used:
         raise UserError(
-            f"{output} has been used already (it holds {used[0]}); go on with its training by "
+            f"{output} has been used already (it contains {used[0]}); continue its training with "
             "--resume, or name another folder with --output."
         )
 
 
-def _is_in(folder, name):
+def _is_in(folder: str, name: str) -> bool:
     return os.path.exists(os.path.join(folder, name))
 
 
-def train(args, plan_file: str, output: str) -> None:
-    """Train by the plan with the program that trains, then draw."""
-    flags = vars(args)
-    own = dict(config_file=plan_file, train_data=None, val_data=None, opts=options_of(args, output))
-    if not args.config_file:
-        own.update(epochs=None, images_per_step=None)  # they are in the plan
-    train_net.launched_with(argparse.Namespace(**{**flags, **own}))
-    picture = os.path.join(output, "predictions.png")
-    draw_predictions(plan_file, output, picture)
-    print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
-
-
-def options_of(args, output: str) -> List[str]:
-    """Return the KEY VALUE options, with the output folder."""
-    pairs = zip(args.opts[::2], args.opts[1::2])
+def _set_output(options: Sequence[str], output: str) -> List[str]:
+    pairs = zip(options[::2], options[1::2])
     return [x for pair in pairs if pair[0] != "OUTPUT_DIR" for x in pair] + ["OUTPUT_DIR", output]
 
 
-def draw_predictions(plan_file: str, output: str, picture: str) -> None:
-    from tood.app.trained import find_trained
-
+def _run(run: Run, output: str, report: bool) -> Trained:
+    """Train; then evaluate, draw and report with the model that was trained."""
+    trainer = start(run)
     trained = find_trained(output)
-    flags = ["--config-file", trained.config_file, "--output", picture, "--overwrite"]
-    flags += ["--num-images", str(NUM_DRAWN)]
-    draw.main(draw.parse_args([*flags, *trained.options()]))
-
-
-def run(_, argv: Sequence[str]) -> None:
-    run_main(
-        lambda: main(parse_args(list(argv))),
-        stopped="stopped; the same command with --resume continues.",
-    )
+    if trainer is None:  # several processes have trained
+        predictor = Predictor(trained.config_file, opts=trained.options())
+    else:
+        model = trainer.experiment.model.eval()
+        Checkpointer(model, complete=True).load(trained.weights)
+        names = trainer.options.class_names
+        predictor = Predictor.from_model(model, trainer.cfg, names, trained.weights)
+    if predictor.options.data.test:
+        picture = os.path.join(output, "predictions.png")
+        draw.draw_predictions(predictor, picture, num_images=NUM_DRAWN)
+        if report:
+            report_on(
+                predictor, output=os.path.join(output, "report"), command=f"tood report {output}"
+            )
+    print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
+    return find_trained(output)

@@ -1,113 +1,127 @@
-"""``tood eval``, ``report``, ``predict``, ``explain``, ``export``: doors to the programs of these
-names, which know what a training has left::
+"""What a training has left in its output folder."""
 
-    tood eval output/mine --val-data val.json:images
-    tood report output/mine
-    tood predict output/mine photos/ --output found
-    tood explain output/mine image.jpg 120,40,60,80
-    tood export output/mine --format onnx --output mine.onnx
-    tood predict output/mine/model_0000399.pth image.jpg
-
-MODEL is the output folder of a training, whose best weights are taken, or else its last; or a
-checkpoint beside its config.yaml. What follows are the flags and KEY VALUE options of the program.
-"""
-
-import importlib
+import contextlib
+import dataclasses
+import json
 import os
-import sys
-from typing import List, NamedTuple, Sequence
+from typing import Dict, List
 
-from tood.config.lazy.read import is_lazy
-from tood.config.read import split_options
-from tood.utils.errors import UserError, run_main
+from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in
 
-# By falling preference.
+# In order of preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
-PROGRAMS = {
-    "eval": "tood.engine.train",
-    "report": "tood.app.report.make",
-    "predict": "tood.app.predict",
-    "explain": "tood.app.explain",
-    "export": "tood.app.export",
-}
+RELEASED = "tood://"
+SUMMARY, PAGE = "report.json", "report.html"
 
 
-class Trained(NamedTuple):
-    """The output of a training."""
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The output of a training: a config and weights, and what is known of them."""
 
     config_file: str
-    weights: str
-
-    @property
-    def folder(self) -> str:
-        """Its output folder."""
-        return os.path.dirname(self.weights) or "."
+    weights: str  # "" before a training
+    folder: str
+    # COCO's metrics of the weights on the data to validate on, in percent; empty if not evaluated.
+    metrics: Dict[str, float] = dataclasses.field(default_factory=dict)
+    report: str = ""  # path of its page
+    plan: str = ""  # what was chosen, as a table
 
     def options(self) -> List[str]:
-        """Overrides of its config: these weights, and the folder where it is now."""
-        keys = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
-        if is_lazy(self.config_file):
-            keys = [f"train.init_checkpoint={self.weights}", f"train.output_dir={self.folder}"]
-        return keys
+        """Return overrides of its config: these weights, and the folder where it is now."""
+        return ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
+
+    def predictor(self, **options):
+        """Return a :class:`~tood.inference.predictor.Predictor` with these weights.
+
+        Args:
+            options: of the predictor, as ``score_threshold=0.4``.
+        """
+        from tood.inference.predictor import Predictor  # takes seconds to import
+
+        return Predictor(self.config_file, self.weights, **options)
+
+    def __str__(self) -> str:
+        if not self.weights:
+            return self.plan
+        AP = f", AP {self.metrics['AP']:.2f}" if "AP" in self.metrics else ""
+        report = f"; report: {self.report}" if self.report else ""
+        return f"Weights: {self.weights}{AP}{report}"
 
 
-def find_trained(model: str) -> Trained:
-    """
+def load(folder: str) -> Trained:
+    """Return what a training has left, as ``tood.train`` returned it.
+
     Args:
-        model: an output folder or a checkpoint.
+        folder: its output folder, or a checkpoint in it.
 
     Raises:
-        UserError: where there is none, or no config beside it.
+        UserError: for a folder without a checkpoint, or without a config beside it.
+
+    Example::
+
+        trained = tood.load("output/mine")
+        detect = trained.predictor(score_threshold=0.4)
+    """
+    return find_trained(folder)
+
+
+def find_trained(model: str, config: str = "") -> Trained:
+    """
+    Args:
+        model: an output folder, a checkpoint, or the name of a released model.
+        config: a config file, or a name of the project's; default: the config.yaml beside the
+            checkpoint.
+
+    Raises:
+        UserError: if there is no checkpoint, or no config beside it.
     """
     model = os.path.expanduser(model)
-    weights = _weights_in(model) if os.path.isdir(model) else model
-    if not os.path.isfile(weights):
-        raise UserError(f"No checkpoint or output folder at {model}; name another one.")
-    config_file = os.path.join(os.path.dirname(weights), "config.yaml")
-    if not os.path.isfile(config_file):
+    if os.path.isdir(model):
+        weights = _find_weights(model)
+    elif os.path.isfile(model):
+        weights = model
+    else:
+        return _find_released(model, config)
+    folder = os.path.dirname(weights) or "."
+    config_file = config or os.path.join(folder, "config.yaml")
+    if not config and not os.path.isfile(config_file):
         raise UserError(
-            f"There is no config.yaml beside {weights}; use train_net.py and the tools, which take "
-            "--config-file."
+            f"There is no config.yaml beside {weights}; name its config with --config-file."
         )
-    return Trained(config_file, weights)
+    page = os.path.join(folder, "report", PAGE)
+    # The report is on the weights that come first.
+    is_reported = os.path.isfile(page) and os.path.samefile(weights, _find_weights(folder))
+    return Trained(
+        config_file,
+        weights,
+        folder,
+        read_metrics(folder) if is_reported else {},
+        page if is_reported else "",
+    )
 
 
-def _weights_in(folder: str) -> str:
+def read_metrics(folder: str) -> Dict[str, float]:
+    """Return the metrics of a training's report, in percent; empty without one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with open(os.path.join(folder, "report", SUMMARY), encoding="utf-8") as f:
+            metrics = json.load(f)["metrics"]
+        return {name: x["value"] for name, x in metrics.items() if x["value"] is not None}
+    return {}
+
+
+def _find_weights(folder: str) -> str:
     for name in (*WEIGHTS, last_checkpoint_in(folder)):
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
-    raise UserError(f"{folder} holds no checkpoint; name the output folder of a training.")
+    raise UserError(f"{folder} contains no checkpoint; name the output folder of a training.")
 
 
-def arguments_of(command: str, argv: Sequence[str]) -> List[str]:
-    """Return the command line of the program behind a command.
+def _find_released(model: str, config: str) -> Trained:
+    """Return a released model by its name; its weights are fetched when they are used."""
+    if model and os.sep not in model and not model.endswith(".pth"):
+        from tood.config.zoo import RELEASED_MODELS  # needs PyTorch
 
-    Raises:
-        UserError: where no model is named first.
-    """
-    if command == "report" and argv and argv[0].startswith("-"):
-        return list(argv)  # of --results
-    if not argv or argv[0].startswith("-"):
-        usage = {"predict": "IMAGES...", "explain": "IMAGE BOX"}.get(command, "[FLAGS]")
-        raise UserError(f"Name the model first: tood {command} OUTPUT_FOLDER {usage}.")
-    trained = find_trained(argv[0])
-    rest, options = split_options(argv[1:])
-    start = ["--config-file", trained.config_file]
-    if command == "eval":
-        start.append("--eval-only")
-    if command == "predict" and rest and not rest[0].startswith("-"):
-        start.append("--input")
-    if command == "explain" and len(rest) > 1 and not rest[0].startswith("-"):
-        rest = ["--image", rest[0], "--box", *rest[1:]]
-    return [*start, *rest, *trained.options(), *options]
-
-
-def run(command, argv):
-    program = importlib.import_module(PROGRAMS[command])
-    if {"-h", "--help"} & set(argv):
-        print(f"tood {command} MODEL ...: MODEL is a training's output folder, or a checkpoint in")
-        print("it; its config and weights are taken. What may follow:\n")
-        sys.stdout.flush()
-        program.parse_args(["--help"])
-    run_main(lambda: program.cli(arguments_of(command, argv)))
+        if model in RELEASED_MODELS:
+            return Trained(config or model, f"{RELEASED}{model}", ".")
+    raise UserError(f"No checkpoint or output folder at {model}; name another one.")

@@ -15,9 +15,21 @@ from tood.utils.logs import at_level
 logger = logging.getLogger(__name__)
 
 
-def check_builds(cfg: CfgNode) -> None:
-    """Build what a training builds, on a device that holds no numbers. Parts of a user's own are
-    not tried: they may need numbers, and their errors are best told with a traceback.
+def build_detector(cfg: CfgNode) -> torch.nn.Module:
+    """Build the model of a config.
+
+    Raises:
+        UserError: where that fails, with the options to look at.
+    """
+    return _tried(lambda: build_model(cfg), "MODEL")
+
+
+def check_builds(cfg: CfgNode, *, built: bool = False) -> None:
+    """Build what a training builds, on a device without numbers. Custom parts are not tried: they
+    may need numbers, and their errors are best shown with a traceback.
+
+    Args:
+        built: the model was built before, and is not tried again.
 
     Raises:
         UserError: where that fails, with the options to look at.
@@ -32,7 +44,8 @@ def check_builds(cfg: CfgNode) -> None:
     with torch.device("meta"):
         backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
         _check_levels(cfg, backbone.output_shape())
-        _tried(lambda: build_model(cfg), "MODEL")
+        if not built:
+            build_detector(cfg)
     layer = torch.nn.Linear(1, 1)
     with at_level("detectron2", logging.ERROR):
         optimizer = _tried(lambda: build_optimizer(cfg, layer), "SOLVER")

@@ -9,10 +9,9 @@ import itertools
 import json
 import math
 import os
-from collections import defaultdict
-from typing import Callable, Dict, List, Optional, Sequence
+from collections import Counter, defaultdict
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from tood.data.formats import read_entry
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, reason_of
 
@@ -20,6 +19,15 @@ LISTS = ("images", "categories", "annotations")
 # Larger ones are not told apart where pycocotools turns them into floating point numbers.
 LARGEST_ID = 2**53
 NEW_ID = "\uffff"  # begins the ids, in texts, of added categories, which are the last ones
+
+
+class DataSet(NamedTuple):
+    """A data set in memory, read once by whoever names it in ``DATASETS``."""
+
+    entry: str  # its name there
+    content: Dict  # as read_annotations returns it
+    image_root: str
+    images_checked: bool = False  # its files were opened and compared with the others' before
 
 
 class _Missing:
@@ -33,7 +41,7 @@ _MISSING = _Missing()
 def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) -> Dict:
     """
     Args:
-        json_file: path; or a folder or file in another form (:mod:`tood.data.formats`).
+        json_file: path.
         image_root: folder of the images, for sizes that the file lacks and for names with
             backslashes.
         to_train: whether it must hold annotations. Test sets of a benchmark have none.
@@ -48,11 +56,11 @@ def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) ->
     Raises:
         UserError: for a file that cannot be read, or is not in this format.
     """
-    remarks: List[str] = []
-    if json_file.endswith(".json"):
-        content = _read_json(json_file)
-    else:
-        content, remarks = read_entry(json_file)
+    return clean_content(_read_json(json_file), json_file, image_root, to_train=to_train)
+
+
+def clean_content(content, json_file: str, image_root: str = "", *, to_train: bool) -> Dict:
+    """Return the clean form of the content of a file; as in :func:`read_annotations`."""
     content = content if isinstance(content, dict) else {}
     names = LISTS if to_train or "annotations" in content else LISTS[:2]
     if not all(isinstance(content.get(name), list) for name in names):
@@ -60,9 +68,7 @@ def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) ->
             f"{json_file} is not in COCO's instances format: it must hold the lists images, "
             "annotations, categories."
         )
-    clean = clean_annotations({name: content[name] for name in names}, json_file, image_root)
-    clean["repairs"].update({remark: [json_file] for remark in remarks})
-    return clean
+    return clean_annotations({name: content[name] for name in names}, json_file, image_root)
 
 
 def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Dict:
@@ -129,6 +135,13 @@ def to_records(content: Dict, image_root: str, classes: Dict) -> List[Dict]:
 def class_names(content: Dict) -> List[str]:
     """Return the names of the classes in the order of their ids."""
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+
+
+def count_objects(content: Dict) -> Dict[str, int]:
+    """Return the number of annotations of each class, by its name, in the order of the ids."""
+    counts = Counter(a["category_id"] for a in content.get("annotations", ()))
+    categories = sorted(content["categories"], key=lambda c: c["id"])
+    return {c["name"]: counts[c["id"]] for c in categories}
 
 
 def contiguous_ids(content: Dict, names: Optional[Sequence[str]] = None) -> Dict:

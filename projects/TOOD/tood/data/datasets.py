@@ -1,17 +1,19 @@
-"""Data sets by name or by file: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` may hold beside
-Detectron2's registered names (:mod:`tood.data.entries`).
+"""Data sets by name, by file, or in memory: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` may
+contain beside Detectron2's registered names (:mod:`tood.data.entries`).
 """
 
 import difflib
 import logging
 import os
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from tood.data.annotations import (
+    DataSet,
     class_names,
     contiguous_ids,
     has_size,
@@ -53,7 +55,11 @@ class DataOptions(NamedTuple):
 
 
 def prepare_datasets(
-    data: DataOptions, *, training: bool, known_classes: Sequence[str] = ()
+    data: DataOptions,
+    *,
+    training: bool,
+    known_classes: Sequence[str] = (),
+    datasets: Sequence[DataSet] = (),
 ) -> List[DataReport]:
     """Register the data sets that are named by file, and check all data sets before a long run: all
     that their files tell, short of decoding the images.
@@ -63,6 +69,7 @@ def prepare_datasets(
         known_classes: of the weights; they come first where they include those of the data. Sets
             that are named by their files may lack some, or have them in another order: they are
             matched by their names.
+        datasets: those that were read before; their files are not opened again.
 
     Returns:
         the reports on the data sets whose files are known; none of them holds an error.
@@ -83,63 +90,66 @@ def prepare_datasets(
         )
     train = list(data.train) if training else []
     entries = list(dict.fromkeys([*train, *data.test]))
-    contents = _read_own_data(entries, train)
-    names = _united_names(entries, contents, known_classes)
-    trained_paths = [path for entry in train for path in _paths_of(entry, contents)]
+    own = _read_own_data(entries, train, datasets)
+    names = _united_names(entries, own, known_classes)
     reports = []
     for entry in entries:
         uses = dict(to_train=entry in train, to_test=entry in data.test)
-        if entry in contents:
-            report = _register(entry, contents[entry], names, data, to_train=entry in train)
+        if entry in own:
+            report = _register(own[entry], names, data, **uses)
         else:
             report = _check_registered(entry, data, **uses)
         if report is not None:
-            shared = _check_overlap(trained_paths, entry, contents) if uses["to_test"] else []
+            shared = _check_overlap(train, entry, own) if uses["to_test"] else []
             reports.append(report._replace(findings=[*report.findings, *shared]))
-    _check_common_classes(contents)
+    _check_common_classes(own)
     _check_number_of_classes(names, entries, data)
     _check_classes(entries, data)
     return reports
 
 
-def _paths_of(entry: str, contents: Dict[str, Dict]) -> List[str]:
-    """Return the images of a data set that is named by its files; none of others."""
-    if entry not in contents:
+def _check_overlap(train: List[str], entry: str, own: Dict[str, DataSet]) -> List[Finding]:
+    if entry not in own or own[entry].images_checked or not comm.is_main_process():
         return []
-    return image_paths(contents[entry]["images"], parse_own_data(entry).image_root)
-
-
-def _check_overlap(trained: List[str], entry: str, contents: Dict[str, Dict]) -> List[Finding]:
-    paths = _paths_of(entry, contents)
+    trained = [path for name in train if name in own for path in _paths_of(own[name])]
+    paths = _paths_of(own[entry])
     too_many = len(trained) + len(paths) > MAX_IMAGES_LOOKED_AT
-    if too_many or not (trained and paths and comm.is_main_process()):
-        return []
-    return check_overlap(trained, paths)
+    return [] if too_many or not trained else check_overlap(trained, paths)
 
 
-def _read_own_data(entries: Sequence[str], train: Sequence[str]) -> Dict[str, Dict]:
-    own_data = {entry: parse_own_data(entry) for entry in entries}
-    return {
-        entry: read_annotations(*files, to_train=entry in train)
-        for entry, files in own_data.items()
-        if files is not None
-    }
+def _paths_of(dataset: DataSet) -> List[str]:
+    return image_paths(dataset.content["images"], dataset.image_root)
+
+
+def _read_own_data(
+    entries: Sequence[str], train: Sequence[str], datasets: Sequence[DataSet]
+) -> Dict[str, DataSet]:
+    known = {dataset.entry: dataset for dataset in datasets}
+    own = {}
+    for entry in entries:
+        files = parse_own_data(entry)
+        if entry in known:
+            own[entry] = known[entry]
+        elif files is not None:
+            content = read_annotations(*files, to_train=entry in train)
+            own[entry] = DataSet(entry, content, files.image_root)
+    return own
 
 
 def _united_names(
-    entries: Sequence[str], contents: Dict[str, Dict], known: Sequence[str]
+    entries: Sequence[str], own: Dict[str, DataSet], known: Sequence[str]
 ) -> Optional[List[str]]:
     """Return the classes of all data sets by their names, in the order of the first set that has
     them; None where names do not tell classes apart, or no set is named by its files.
     """
-    lists = [class_names(contents[entry]) for entry in entries if entry in contents]
+    lists = [class_names(own[entry].content) for entry in entries if entry in own]
     if not lists or any(len(set(names)) < len(names) for names in lists):
         return None
     if all(set(names) <= set(known) for names in lists):
         lists = [list(known), *lists]
     names = list(dict.fromkeys(name for names in lists for name in names))
-    for entry, content in contents.items():
-        lacking = [name for name in names if name not in class_names(content)]
+    for entry, dataset in own.items():
+        lacking = [name for name in names if name not in class_names(dataset.content)]
         if lacking and comm.is_main_process():
             texts = ", ".join(repr(name) for name in lacking[:5])
             logger.warning(
@@ -149,11 +159,11 @@ def _united_names(
     return names
 
 
-def _check_common_classes(contents: Dict[str, Dict]) -> None:
+def _check_common_classes(own: Dict[str, DataSet]) -> None:
     """Raise UserError for two data sets that have nothing to do with each other."""
-    (first, content), *others = contents.items() or [(None, None)]
-    for other, other_content in others:
-        a, b = class_names(content), class_names(other_content)
+    (first, dataset), *others = own.items() or [(None, None)]
+    for other, other_dataset in others:
+        a, b = class_names(dataset.content), class_names(other_dataset.content)
         if not set(a) & set(b):
             raise UserError(
                 f"The data sets {first} and {other} have no class in common: one has {a[0]!r}, the "
@@ -174,8 +184,56 @@ def _check_number_of_classes(
         )
 
 
+class _Remembered(NamedTuple):
+    content: Dict
+    version: Tuple  # of the file
+    once: bool
+
+
+_remembered: Dict[str, _Remembered] = {}
+
+
+def remember_content(name: str, content: Dict, *, once: bool = False) -> None:
+    """Keep the annotations of a registered data set in memory, for :func:`read_content`.
+
+    Args:
+        once: for the first call alone.
+    """
+    _remembered[name] = _Remembered(content, _version_of(name), once)
+
+
+def read_content(name: str) -> Dict:
+    """Return the annotations of a registered data set in their clean form: those in memory, or of
+    its file, if that has changed since or was not read yet.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    kept = _remembered.get(name)
+    if kept is not None and kept.version == _version_of(name):
+        if kept.once:
+            del _remembered[name]
+        return kept.content
+    metadata = MetadataCatalog.get(name)
+    json_file = PathManager.get_local_path(metadata.json_file)
+    content = read_annotations(json_file, metadata.get("image_root", ""), to_train=False)
+    remember_content(name, content)
+    return content
+
+
+def _version_of(name: str) -> Tuple:
+    path = MetadataCatalog.get(name).get("json_file", "")
+    if not os.path.isfile(path):
+        return (path,)
+    status = os.stat(path)
+    return path, status.st_mtime_ns, status.st_size
+
+
 def load_own_data(
-    json_file: str, image_root: str, names: Optional[Sequence[str]] = None
+    json_file: str,
+    image_root: str,
+    names: Optional[Sequence[str]] = None,
+    content: Optional[Dict] = None,
 ) -> List[Dict]:
     """Return the records of a data set in Detectron2's format, without the boxes that have no width
     or no height, which it warns of. Unlike Detectron2's ``load_coco_json`` it reads nothing but
@@ -183,53 +241,59 @@ def load_own_data(
 
     Args:
         names: of the classes; default: the file's, in the order of their ids.
+        content: of the file, if it was read before.
 
     Raises:
         UserError: for a file that cannot be read, or annotations that cannot be used.
     """
-    content = read_annotations(json_file, image_root, to_train=False)
+    if content is None:
+        content = read_annotations(json_file, image_root, to_train=False)
     _, broken = split_broken(content)
     _raise_errors(DataReport(json_file, 0, 0, 0, [f for f in broken if f.count]))
-    left_out = sum(not has_size(a["bbox"]) for a in content.get("annotations", ()))
-    if left_out:
+    omitted = sum(not has_size(a["bbox"]) for a in content.get("annotations", ()))
+    if omitted:
         logger.warning(
-            f"{json_file}: left out {left_out} annotations whose box has no width or no height."
+            f"{json_file}: ignored {omitted} annotations whose box has no width or no height."
         )
     return to_records(content, image_root, contiguous_ids(content, names))
 
 
 def _register(
-    name: str, content: Dict, names: Optional[List[str]], data: DataOptions, *, to_train: bool
+    dataset: DataSet,
+    names: Optional[List[str]],
+    data: DataOptions,
+    *,
+    to_train: bool,
+    to_test: bool,
 ) -> DataReport:
-    own_data = parse_own_data(name)
-    report = _check_content(content, own_data, data, to_train)
-    _set_metadata(name, own_data, content, names)
-    return report
-
-
-def _set_metadata(name: str, own_data: OwnData, content: Dict, names: Optional[List[str]]) -> None:
-    if name in MetadataCatalog.list():
-        MetadataCatalog.remove(name)
-    _set_loader(name, own_data, names)
-    MetadataCatalog.get(name).set(
-        json_file=own_data.json_file,
-        image_root=own_data.image_root,
+    entry, content, image_root, _ = dataset
+    files = parse_own_data(entry) or OwnData(entry, image_root)
+    report = _check_content(dataset, files.json_file, data, to_train)
+    if entry in MetadataCatalog.list():
+        MetadataCatalog.remove(entry)
+    MetadataCatalog.get(entry).set(
+        json_file=files.json_file,
+        image_root=image_root,
         evaluator_type="coco",
         thing_classes=names or class_names(content),
         thing_dataset_id_to_contiguous_id=contiguous_ids(content, names),
     )
+    _set_loader(entry, files, names)
+    # A large set that is only trained on would be in memory twice.
+    remember_content(entry, content, once=not to_test)
+    return report
 
 
-def _set_loader(name: str, own_data: OwnData, names: Optional[List[str]] = None) -> None:
+def _set_loader(name: str, files: OwnData, names: Optional[List[str]] = None) -> None:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_own_data(*own_data, names))
+    DatasetCatalog.register(name, lambda: load_own_data(*files, names, read_content(name)))
 
 
 def _check_content(
-    content: Dict, own_data: OwnData, data: DataOptions, to_train: bool
+    dataset: DataSet, json_file: str, data: DataOptions, to_train: bool
 ) -> DataReport:
-    json_file, image_root = own_data
+    content = dataset.content
     report = check_data(
         json_file,
         content,
@@ -241,8 +305,9 @@ def _check_content(
     )
     # One of several processes opens the files, and all hear of it: they must end together.
     found = []
-    if comm.is_main_process() and len(content["images"]) <= MAX_IMAGES_LOOKED_AT:
-        found = check_images(content["images"], image_root)
+    few = len(content["images"]) <= MAX_IMAGES_LOOKED_AT
+    if few and not dataset.images_checked and comm.is_main_process():
+        found = check_images(content["images"], dataset.image_root)
     found = comm.all_gather(found)[0]
     report = report._replace(findings=[*report.findings, *found])
     _raise_errors(report)
@@ -270,9 +335,14 @@ def _check_registered(
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
+        if os.path.exists(os.path.expanduser(name)):
+            raise UserError(
+                f"{name} is not a file in COCO's format; write such files by tood convert {name} "
+                "--output FOLDER, and name them as FILE.json:IMAGES."
+            )
         raise UserError(
-            f"There is no data set named {name!r}; {hint}A data set of your own is named by its "
-            "file, ANNOTATIONS.json:IMAGES, or by its folder."
+            f"There is no data set named {name!r}; {hint}Other data are named by their file, as "
+            "ANNOTATIONS.json:IMAGES."
         )
     json_file = MetadataCatalog.get(name).get("json_file")
     if json_file and "://" not in json_file and not os.path.isfile(json_file):
@@ -287,12 +357,13 @@ def _check_registered(
         return None
     if "://" in json_file or "://" in image_root:
         return None
-    own_data = OwnData(json_file, image_root)
-    content = read_annotations(*own_data, to_train=to_train)
-    report = _check_content(content, own_data, data, to_train)
+    files = OwnData(json_file, image_root)
+    content = read_annotations(*files, to_train=to_train)
+    report = _check_content(DataSet(name, content, image_root), json_file, data, to_train)
+    remember_content(name, content, once=not to_test)
     if DatasetCatalog[name].__module__ == load_coco_json.__module__:
-        # Detectron2's own loader would leave out objects whose segmentation it cannot read.
-        _set_loader(name, own_data)
+        # Detectron2's own loader would omit objects whose segmentation it cannot read.
+        _set_loader(name, files)
         MetadataCatalog.get(name).set(
             thing_classes=class_names(content),
             thing_dataset_id_to_contiguous_id=contiguous_ids(content),

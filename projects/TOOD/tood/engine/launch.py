@@ -29,20 +29,25 @@ class Place(NamedTuple):
     master_port: int
 
 
-def launch(main: Callable, args) -> None:
+def launch(main: Callable, args):
     """Call ``main(args)`` in all processes of a training: in this one, as one of those that
     torchrun or SLURM has started, if they did, and otherwise by Detectron2's ``launch``.
 
     Args:
         args: with "num_gpus", "num_machines", "machine_rank" and "dist_url".
 
+    Returns:
+        what ``main`` returns, unless Detectron2 starts other processes.
+
     Raises:
         UserError: in the processes that are left when one of them has ended.
     """
     main = functools.partial(_call, main)
     place = place_from_environment(os.environ)
+    if place is None and args.num_gpus * args.num_machines <= 1:
+        return main(args)
     if place is None:
-        engine.launch(
+        return engine.launch(
             main,
             args.num_gpus,
             num_machines=args.num_machines,
@@ -50,15 +55,15 @@ def launch(main: Callable, args) -> None:
             dist_url=args.dist_url,
             args=(args,),
         )
-        return
     _join(place)
-    main(args)
+    result = main(args)
     dist.destroy_process_group()
+    return result
 
 
-def _call(main: Callable, args) -> None:
+def _call(main: Callable, args):
     try:
-        main(args)
+        return main(args)
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise

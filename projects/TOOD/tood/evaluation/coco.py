@@ -12,11 +12,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from tood.data.annotations import class_names, clean_annotations, has_size, read_annotations
+from tood.data.annotations import class_names, clean_annotations, has_size
+from tood.data.datasets import read_content
 
 # Detections per image that count in COCO's metrics.
 COCO_LIMIT = 100
@@ -118,15 +118,13 @@ def content_of(dataset_name: str, metadata) -> Dict:
         lists = {name: content[name] for name in ("images", "categories", "annotations")}
         content = clean_annotations(lists, dataset_name)
     else:
-        json_file = PathManager.get_local_path(json_file)
-        content = read_annotations(json_file, metadata.get("image_root", ""), to_train=False)
-    del content["repairs"]
+        content = read_content(dataset_name)
+    content = {name: records for name, records in content.items() if name != "repairs"}
     names, own = metadata.get("thing_classes") or [], class_names(content)
-    content["categories"] += [  # classes that only other data sets have
-        {"id": id, "name": names[i]}
-        for id, i in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()
-        if names[i] not in own
-    ]
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    # Classes that only other data sets have.
+    more = [{"id": id, "name": names[i]} for id, i in ids.items() if names[i] not in own]
+    content["categories"] = [*content["categories"], *more]
     if "annotations" in content:
         objects = [a for a in content["annotations"] if has_size(a["bbox"])]
         content["annotations"] = [{**a, "id": i} for i, a in enumerate(objects, 1)]

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from tood.utils.errors import UserError
 
@@ -26,6 +26,21 @@ def parse_arguments(
             f"{flags[0]} stands among the KEY VALUE options; flags go before KEY VALUE options."
         )
     return args
+
+
+def split_overrides(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Split a command line before its first KEY VALUE option: a name in capitals with a point, or
+    one of Detectron2's keys without.
+    """
+    argv = [str(x) for x in argv]
+    keys = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|VIS_PERIOD|CUDNN_BENCHMARK")
+    first = next((i for i, x in enumerate(argv) if keys.fullmatch(x)), len(argv))
+    flags = [x for x in argv[first:] if re.match(r"--[a-z]", x)]
+    if flags:
+        raise UserError(
+            f"{flags[0]} stands among the KEY VALUE options; flags go before KEY VALUE options."
+        )
+    return argv[:first], [expand_home(x) for x in argv[first:]]
 
 
 def expand_home(text: str) -> str:

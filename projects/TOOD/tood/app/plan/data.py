@@ -1,88 +1,152 @@
 """The data of ``tood train``: what is trained on, and what is evaluated on."""
 
+import contextlib
 import os
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from tood.app.check import Checked, check_entry, entries_of
+from tood.app.check import CheckedPart, check_part, read_dataset
+from tood.app.convert.door import read_data
 from tood.app.plan.split import split_data
-from tood.data.entries import parse_own_data
-from tood.data.formats import find_parts, split_entry
+from tood.data.annotations import DataSet
+from tood.data.check import check_overlap, image_paths
 from tood.utils.errors import UserError
 from tood.utils.files import write_json
 
+LISTS = ("images", "categories", "annotations")
 
-class Data(NamedTuple):
+
+class TrainingData(NamedTuple):
     """Training and validation data."""
 
-    checked: Checked
-    train: Dict  # COCO's lists
-    val: Optional[Dict]  # None: a data set of its own
-    val_entries: List[str]
+    format: str
+    checked: CheckedPart  # what was named, before the split
+    rows: Sequence[Tuple[str, str]]  # of the table: the ledger's totals
+    train: DataSet
+    val: Sequence[DataSet]
+    val_names: Sequence[str]  # of registered data sets
     how: str  # the part to validate on was found
 
 
-def read_data(args) -> Data:
-    """Find the parts of the data; split one off where there is none to validate on.
+def read_training_data(
+    data: str,
+    *,
+    val_data: Union[None, str, Sequence[str]] = None,
+    val_share: float = 0.2,
+    group: str = "",
+) -> TrainingData:
+    """Find the parts of the data; split one off if there is none to validate on.
+
+    Args:
+        data: as :func:`tood.app.convert.door.read_data` takes it.
+        val_data: other data to validate on, or names of registered data sets.
+        val_share, group: of :func:`~tood.app.plan.split.split_data`.
 
     Raises:
         UserError: for data that cannot be trained on.
     """
-    entries = entries_of(args.data)
-    train = next((entries[part] for part in ("train", "") if part in entries), None)
-    if train is None:
+    converted = read_data(data)
+    parts = converted.parts
+    name = next((x for x in ("train", "all") if x in parts), None)
+    name = next(iter(parts)) if name is None and len(parts) == 1 else name
+    if name is None:
         raise UserError(
-            f"{args.data} has no part to train on, but {', '.join(entries)}; name one of them, as "
-            f"in {next(iter(entries.values()))}."
+            f"{data} has no part to train on, but {', '.join(parts)}; name one of them, as in "
+            f"{next(iter(parts.values())).source}."
         )
-    checked = check_entry(train)
+    checked = check_part(parts[name])
     if checked.report.findings:
         print(checked.report)
     if checked.report.errors:
         raise UserError(checked.report.error_sentence())
-    if args.val_data or "val" in entries:
-        val_entries = args.val_data or [entries["val"]]
-        return Data(checked, checked.content, None, val_entries, ", ".join(val_entries))
-    root = parse_own_data(train).image_root
-    split = split_data(checked.content, root, share=args.val_share, group=args.group)
+    found = TrainingData(
+        converted.format, checked, converted.ledger.rows(), checked.dataset, (), (), ""
+    )
+    val, names = read_validation_data(val_data)
+    if val or names:
+        how = ", ".join([*(dataset.entry for dataset in val), *names])
+        return _with_val(found, val, names, how)
+    if "val" in parts and name != "val":
+        val = check_part(parts["val"])
+        if val.report.errors:
+            raise UserError(val.report.error_sentence())
+        return _with_val(found, [val.dataset], [], parts["val"].source)
+    return _split(found, val_share, group)
+
+
+def read_validation_data(
+    val_data: Union[None, str, Sequence[str]],
+) -> Tuple[List[DataSet], List[str]]:
+    """Return the data sets of files and folders, and the names of registered ones.
+
+    Raises:
+        UserError: for data that cannot be evaluated on.
+    """
+    named = [val_data] if isinstance(val_data, str) and val_data else list(val_data or ())
+    registered = [x for x in named if _is_registered(x)]
+    return [read_dataset(x) for x in named if x not in registered], registered
+
+
+def _is_registered(name: str) -> bool:
+    from detectron2.data import DatasetCatalog  # takes seconds to import
+
+    return name in DatasetCatalog.list() and not os.path.exists(os.path.expanduser(name))
+
+
+def _with_val(
+    found: TrainingData, val: Sequence[DataSet], names: Sequence[str], how: str
+) -> TrainingData:
+    for dataset in val:
+        shared = check_overlap(found.checked.paths, _paths_of(dataset))
+        if shared:
+            print(found.checked.report._replace(json_file=dataset.entry, findings=shared))
+    return found._replace(val=val, val_names=names, how=how)
+
+
+def _paths_of(dataset: DataSet) -> List[str]:
+    return image_paths(dataset.content["images"], dataset.image_root)
+
+
+def _split(found: TrainingData, share: float, group: str) -> TrainingData:
+    whole = found.train
+    split = split_data(whole.content, whole.image_root, share=share, group=group)
+    train, val = (whole._replace(content=content) for content in (split.train, split.val))
     how = f"{len(split.val['images'])} images, split off"
     if split.num_copies:
         how += f" ({split.num_copies} copies stay with their originals)"
-    return Data(checked, split.train, split.val, [], how)
+    return found._replace(train=train, val=[val], how=how)
 
 
-def write_data(data: Data, output: str) -> Dict[str, List[str]]:
-    """Write the parts of a split; return the entries of "train" and "val"."""
-    own_data = parse_own_data(data.checked.entry)
-    if data.val is None:
-        val = [_absolute(entry) for entry in data.val_entries]
-        return {"train": [_absolute(data.checked.entry)], "val": val}
-    root = os.path.abspath(own_data.image_root)
-    entries = {}
-    for part, content in (("train", data.train), ("val", data.val)):
-        path = os.path.abspath(os.path.join(output, "data", f"{part}.json"))
-        write_json(content, path)
-        entries[part] = [f"{path}:{root}"]
-    return entries
+def write_training_data(data: TrainingData, output: str) -> Tuple[DataSet, List[DataSet]]:
+    """Write both parts as ``OUTPUT/data/*.json``, with the names of the images relative to it.
+
+    Returns:
+        the data sets of these files: to train on, and to validate on.
+    """
+    folder = os.path.join(os.path.abspath(output), "data")
+    names = ["val"] if len(data.val) == 1 else [f"val{i}" for i in range(1, len(data.val) + 1)]
+    train = _write(data.train, os.path.join(folder, "train.json"))
+    val = [
+        _write(dataset, os.path.join(folder, f"{name}.json"))
+        for name, dataset in zip(names, data.val)
+    ]
+    return train, val
 
 
-def _absolute(entry: str) -> str:
-    """Return an entry of files that is understood in any folder."""
-    own_data = parse_own_data(entry)
-    if own_data is None:  # a registered name
-        return entry
-    if own_data.json_file.endswith(".json"):
-        return f"{os.path.abspath(own_data.json_file)}:{os.path.abspath(own_data.image_root)}"
-    path, part = split_entry(entry)
-    return f"{os.path.abspath(path)}:{part}" if part else os.path.abspath(path)
+def _write(dataset: DataSet, path: str) -> DataSet:
+    folder = os.path.dirname(path)
+    root = os.path.realpath(dataset.image_root)
+    with contextlib.suppress(ValueError):  # of another drive of Windows
+        root = os.path.relpath(root, os.path.realpath(folder))
+    images = [
+        {**image, "file_name": os.path.join(root, image["file_name"]).replace(os.sep, "/")}
+        for image in dataset.content["images"]
+    ]
+    content = {**dataset.content, "images": images}
+    write_json({name: content[name] for name in LISTS if name in content}, path)
+    content.pop("repairs", None)  # they are in the file now
+    return DataSet(path, content, folder, images_checked=True)
 
 
-def format_of(entry: str) -> str:
-    """Return what form a data set has, and where it is."""
-    if parse_own_data(entry).json_file.endswith(".json"):
-        return f"{entry}, COCO"
-    return f"{entry}, {find_parts(split_entry(entry)[0])[0]}"
-
-
-def num_negatives(content: Dict) -> int:
+def count_negatives(content: Dict) -> int:
     """Return the number of images without objects."""
     return len(content["images"]) - len({a["image_id"] for a in content["annotations"]})

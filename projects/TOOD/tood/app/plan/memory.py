@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -35,29 +35,27 @@ class StepMemory(NamedTuple):
         return self.fixed + num_images * self.per_image
 
 
-def measure_step(
-    build: Callable[[], nn.Module], height: int, width: int, device_name: str
-) -> StepMemory:
+def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
     """Take one step, forward and backward, with an image of noise.
 
     Args:
-        build: returns the model.
-        height, width: of the image.
-        device_name: where the model is built.
+        model: a TOOD, without gradients.
+        height, width: of the image, pixels.
 
     Raises:
-        RuntimeError: of PyTorch, where a single image does not fit.
+        RuntimeError: of PyTorch, if a single image does not fit.
     """
-    device = torch.device(device_name)
-    free = _free_memory(device)
-    model = build().train()
+    device = model.device
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = _free_memory(device) + weights  # before the model was built
+    model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     kept = KeptTensors(model)
     with EventStorage(), saved_tensors_hooks(kept.pack, lambda x: x):
         sum(model([_image_of_noise(height, width)]).values()).backward()
+    model.zero_grad(set_to_none=True)
     # A CPU's process says less: it takes from what it has used before.
     used = round(BACKWARD * kept.size)
     if device.type == "cuda":

@@ -4,14 +4,13 @@ config file.
 
 import importlib.util
 import os
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import yaml
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
-from tood.app.plan.data import Data, format_of, num_negatives
+from tood.app.plan.data import TrainingData, count_negatives
 from tood.app.plan.memory import MiB, StepMemory, measure_step
 from tood.app.plan.rules import (
     EVALUATIONS,
@@ -27,11 +26,12 @@ from tood.app.plan.rules import (
     statistics_of,
 )
 from tood.checkpoint.packages import PACKAGES
+from tood.config.build import build_detector
 from tood.config.inferred import is_typed
 from tood.config.read import load_config, schedule_of_file, tile_options
 from tood.config.schedule import Schedule, scale_schedule
 from tood.config.zoo import get_config_file
-from tood.data.annotations import class_names
+from tood.data.annotations import DataSet, class_names
 from tood.utils.errors import UserError
 from tood.utils.tiles import WHOLE, TileOptions
 
@@ -43,6 +43,15 @@ SCRATCH = "tood_R18_GN_small_data"
 LARGEST_SMALL = 400  # shorter side, pixels
 WEIGHTS = PACKAGES["efficientnet-lite0"]
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
+
+
+class Wishes(NamedTuple):
+    """What a user has typed, to which the plan gives way."""
+
+    config: str = ""
+    epochs: Optional[float] = None
+    images_per_step: Optional[int] = None
+    options: Sequence[str] = ()  # KEY, VALUE, ...
 
 
 class Plan(NamedTuple):
@@ -57,15 +66,18 @@ class Plan(NamedTuple):
     max_detections: int  # of an image
 
 
-def make_plan(args, data: Data, config_file: str, tiles: TileOptions) -> Plan:
-    """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is there.
+def make_plan(wishes: Wishes, content: Dict, config_file: str, tiles: TileOptions) -> Plan:
+    """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is free.
+
+    Args:
+        content: of the training data.
 
     Raises:
-        UserError: where not even the smallest images fit.
+        UserError: if not even the smallest images fit.
     """
-    num_images = num_samples(data.train, tiles)
-    epochs = args.epochs or choose_epochs(num_images)
-    size, images_per_step, memory = fitting(args, data, config_file, tiles)
+    num_images = num_samples(content, tiles)
+    epochs = wishes.epochs or choose_epochs(num_images)
+    size, images_per_step, memory = fit_step(wishes, content, config_file, tiles)
     schedule = scale_schedule(
         schedule_of_file(config_file),
         images_per_step=images_per_step,
@@ -74,17 +86,17 @@ def make_plan(args, data: Data, config_file: str, tiles: TileOptions) -> Plan:
     )
     period = max(schedule.max_iter // EVALUATIONS, 1)
     schedule = schedule._replace(eval_period=period, checkpoint_period=period)
-    kept = choose_max_detections(statistics_of(data.train))
+    kept = choose_max_detections(statistics_of(content))
     return Plan(tiles, num_images, size, schedule, epochs, memory, kept)
 
 
-def tiles_of(args, content: Dict) -> TileOptions:
+def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:
     """Return the tiles of the user's overrides, or else those that are chosen.
 
     Raises:
         UserError: for overrides that cannot be used.
     """
-    typed = dict(zip(args.opts[::2], args.opts[1::2]))
+    typed = dict(zip(options[::2], options[1::2]))
     typed = {key: value for key, value in typed.items() if key.startswith("INPUT.TILES.")}
     if "INPUT.TILES.SIZE" not in typed:
         chosen = choose_tiles(statistics_of(content))
@@ -100,31 +112,32 @@ def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
     return {"INPUT.TILES.SIZE": tiles.size, "INPUT.TILES.OVERLAP": tiles.overlap}
 
 
-def fitting(args, data: Data, config_file: str, tiles: TileOptions = WHOLE):
+def fit_step(
+    wishes: Wishes, content: Dict, config_file: str, tiles: TileOptions = WHOLE
+) -> Tuple[ImageSize, int, Optional[StepMemory]]:
     """Return the size of images or tiles, their number in a step, and what that needs: the wanted
     ones, with half of the images, and then smaller ones, for as long as they do not fit.
     """
-    largest = LARGEST_SIZE
-    statistics = statistics_of(data.train, tiles)
+    statistics = statistics_of(content, tiles)
+    size = choose_size(statistics, LARGEST_SIZE, tiled=tiles.size > 0)
+    if wishes.images_per_step:
+        return size, wishes.images_per_step, None
+    cfg = load_config(config_file, [*wishes.options, *_size_options(size)])
+    cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(content))
+    model = build_detector(cfg)
+    wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
     while True:
-        size = choose_size(statistics, largest, tiled=tiles.size > 0)
-        cfg = load_config(config_file, [*args.opts, *_size_options(size)])
-        cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(data.checked.content))
-        if args.images_per_step:
-            return size, args.images_per_step, None
         try:
-            memory = measure_step(
-                lambda cfg=cfg: build_model(cfg), size.shorter, size.longer, cfg.MODEL.DEVICE
-            )
+            memory = measure_step(model, size.shorter, size.longer)
         except RuntimeError as error:
             if "memory" not in str(error):  # PyTorch's, on CPUs and GPUs, says so
                 raise
             memory = None
-        number = IMAGES_PER_STEP.get(cfg.MODEL.DEVICE.split(":")[0], 4)
-        while memory is not None and number >= 1:
-            if memory.fits(number):
-                return size, number, memory
+        number = wanted if memory is not None else 0
+        while number and not memory.fits(number):
             number //= 2
+        if number:
+            return size, number, memory
         if size.shorter <= SMALLEST_SIZE:
             raise UserError(
                 "The memory that is free does not suffice for a step with one image of "
@@ -132,6 +145,7 @@ def fitting(args, data: Data, config_file: str, tiles: TileOptions = WHOLE):
                 "INPUT.MIN_SIZE_TRAIN and --images-per-step 1."
             )
         largest = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
+        size = choose_size(statistics, largest, tiled=tiles.size > 0)
 
 
 def _size_options(size: ImageSize) -> List[str]:
@@ -142,20 +156,22 @@ def _size_options(size: ImageSize) -> List[str]:
     return options
 
 
-def table(config: str, data: Data, plan: Optional[Plan], output: str) -> str:
+def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: str) -> str:
     """Return what was found and chosen, and why.
 
     Args:
         config: a name of the project's, or the user's file.
     """
-    names = class_names(data.checked.content)
+    content = data.train.content
+    names = class_names(content)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    statistics = statistics_of(data.train)
-    negatives = num_negatives(data.train)
+    statistics = statistics_of(content)
+    negatives = count_negatives(content)
     to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
     to_train += f"; {negatives} images without objects, as background" if negatives else ""
     rows = [
-        ("data", format_of(data.checked.entry)),
+        ("data", f"{data.checked.dataset.entry}, {data.format}"),
+        *data.rows,
         ("classes", f"{len(names)}: {shown}"),
         ("to train on", to_train),
         ("to validate on", data.how),
@@ -214,14 +230,17 @@ def _rows_of_plan(plan: Plan) -> List:
     ]
 
 
-def plan_text(
-    config_file: str, data: Data, plan: Optional[Plan], entries: Dict, output: str
-) -> str:
-    """Return the config that was chosen, as YAML."""
-    options = {"DATASETS.TRAIN": tuple(entries["train"]), "DATASETS.TEST": tuple(entries["val"])}
-    options["OUTPUT_DIR"] = output
+def list_options(
+    config_file: str, train: DataSet, val: Sequence[str], plan: Optional[Plan], output: str
+) -> Dict[str, object]:
+    """Return the keys and values that were chosen.
+
+    Args:
+        val: names of the data sets to validate on.
+    """
+    options = {"DATASETS.TRAIN": (train.entry,), "DATASETS.TEST": tuple(val), "OUTPUT_DIR": output}
     if not is_typed(config_file, ()):  # or it is checked against the data
-        options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
+        options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(train.content))
     if plan is not None:
         size = plan.size
         if plan.tiles.size:
@@ -231,8 +250,13 @@ def plan_text(
         options["INPUT.MAX_SIZE_TRAIN"] = options["INPUT.MAX_SIZE_TEST"] = size.longer
         options["TEST.DETECTIONS_PER_IMAGE"] = plan.max_detections
         options.update(plan.schedule.options())
-        if num_negatives(data.train):
+        if count_negatives(train.content):
             options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False
+    return options
+
+
+def write_yaml(config_file: str, options: Dict[str, object]) -> str:
+    """Return a config file that says by which values it differs from another one."""
     nested: Dict = {"_BASE_": os.path.abspath(config_file)}
     for key, value in options.items():
         *path, last = key.split(".")

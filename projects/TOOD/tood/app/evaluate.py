@@ -1,0 +1,66 @@
+"""Evaluate a trained detector by COCO's metrics."""
+
+import dataclasses
+from typing import Dict, Sequence, Union
+
+from tood.app.plan.data import read_validation_data
+from tood.app.trained import find_trained
+from tood.engine.train import Run, start
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Metrics of a detector."""
+
+    # By task ("bbox", and "bbox_TTA" with test-time augmentation), in percent; for several data
+    # sets, by their names first. Empty if several processes have evaluated.
+    results: Dict[str, Dict]
+    folder: str  # of the log, and of inference/results.json
+
+    @property
+    def metrics(self) -> Dict[str, float]:
+        """COCO's metrics of boxes on the first data set, in percent."""
+        first = self.results if "bbox" in self.results else next(iter(self.results.values()), {})
+        return first.get("bbox", {})
+
+
+def evaluate(
+    model: str,
+    *,
+    val_data: Union[None, str, Sequence[str]] = None,
+    config: str = "",
+    num_gpus: int = 1,
+    options: Sequence[str] = (),
+) -> Evaluated:
+    """Evaluate a detector on its validation data, or on other data with the same classes.
+
+    Args:
+        model: output folder of a training, a checkpoint in it, or the name of a released model.
+        val_data: data in any format that ``tood.convert`` reads; default: the config's.
+        config: a config file; default: the one beside the checkpoint.
+        num_gpus: on this machine; 0 on a machine without any.
+        options: KEY, VALUE, ... of the config.
+
+    Returns:
+        COCO's metrics in percent; the output folder has them in inference/results.json.
+
+    Raises:
+        UserError: for a model or data that cannot be used.
+
+    Example::
+
+        tood.evaluate("output/mine", val_data="new_photos/").metrics["AP"]
+    """
+    trained = find_trained(model, config)
+    datasets, names = read_validation_data(val_data)
+    results = start(
+        Run(
+            trained.config_file,
+            [*trained.options(), *map(str, options)],
+            val_data=[*(dataset.entry for dataset in datasets), *names] or None,
+            eval_only=True,
+            num_gpus=num_gpus,
+            datasets=datasets,
+        )
+    )
+    return Evaluated(results or {}, trained.folder)

@@ -1,0 +1,101 @@
+"""The program ``tood`` and the functions of the package: one is argparse around the others."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import app_error
+
+import tood
+from tood.app import cli
+
+# What needs seconds to import.
+HEAVY = ("torch", "detectron2", "cv2", "matplotlib", "pycocotools")
+
+
+def test_help_and_unknown_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    assert all(f"tood {name} " in usage for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["trian"]) == 2
+    assert "trian is not a command; the commands are check, train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["check", "photos"]])
+@pytest.mark.parametrize("is_module", [False, True])
+def test_what_is_quick_imports_nothing_slow(argv, is_module, photos):
+    """In a process of its own, since this one has imported everything."""
+    call = "from tood.app import cli; sys.exit(cli.main(sys.argv[1:]))"
+    if is_module:
+        call = "import runpy; sys.argv[0] = '-m'; runpy.run_module('tood')"
+    code = f"import sys\ntry: {call}\nfinally: print('LOADED', *sys.modules, file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    loaded = run.stderr.partition("LOADED")[2].split()
+    assert "tood.app.cli" in loaded and not set(HEAVY) & set(loaded)
+    assert run.returncode == 0 and run.stdout
+    assert "Warning" not in run.stderr
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_flags_are_the_parameters_of_the_function(name):
+    command = cli.COMMANDS[name]
+    function = getattr(importlib.import_module(command.module), command.function)
+    assert getattr(tood, command.function) is function
+    parameters = inspect.signature(function).parameters
+    parser = cli.make_parser(name)
+    flags = {a.dest: a for a in parser._actions if a.dest != "help"}
+    overrides = {"options"} if parser.epilog else set()
+    assert {*flags, *overrides} == set(parameters)
+    for dest, action in flags.items():
+        parameter = parameters[dest]
+        is_positional = not action.option_strings
+        assert is_positional == (parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
+        if not is_positional:
+            assert action.required == (parameter.default is parameter.empty)
+        if action.const is not None:  # a switch changes the default
+            assert action.const is not parameter.default
+    order = [dest for dest, action in flags.items() if not action.option_strings]
+    assert order == list(parameters)[: len(order)]
+
+
+@pytest.mark.parametrize("name", [x for x in tood.__all__ if x in tood._APP and x.islower()])
+def test_public_functions_are_documented(name):
+    function = getattr(tood, name)
+    assert "Raises:" in function.__doc__ and f"tood.{name}(" in function.__doc__
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not parameter.empty, parameter
+        assert f"{parameter.name}" in function.__doc__
+
+
+@pytest.mark.parametrize("how", ["-m", "-c"])
+def test_all_names_are_there_in_a_fresh_interpreter(how, tmp_path):
+    """Also in a package that is started with python -m."""
+    code = "import json, tood\nprint(json.dumps({x: str(getattr(tood, x)) for x in tood.__all__}))"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import tood\n")
+    (tmp_path / "mine" / "__main__.py").write_text(code)
+    argv = ["-m", "mine"] if how == "-m" else ["-c", code]
+    run = subprocess.run([sys.executable, *argv], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert set(found) == set(tood.__all__) and "Predictor" in found["Predictor"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tood.nothing  # noqa: B018
+
+
+def test_mistakes_of_a_command_line(photos, capsys):
+    message = app_error("train", "photos", "MODEL.DEVICE", "cpu", "--epochs", "2")
+    assert "--epochs stands among the KEY VALUE options" in message
+    assert "tood convert takes no option MODEL.DEVICE" in app_error(
+        "convert", "photos", "--output", "x", "MODEL.DEVICE", "cpu"
+    )
+    assert "write x,y,width,height" in app_error("explain", "m", "a.jpg", "1,2,a,b")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "photos", "--epo", "2"])  # no abbreviations
+    assert "--epo" in capsys.readouterr().err

@@ -1,0 +1,236 @@
+"""``tood train``: from a folder to a detector."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CONFIG, SMALL, TINY, app_error, clear_loggers
+from opened import count_opens
+from PIL import Image
+
+import tood
+from tood.app import cli
+from tood.app import train as command
+from tood.app.train import choose_output
+from tood.data.annotations import read_annotations
+from tood.data.shapes import write_shapes_dataset
+from tood.modeling.detector import TOOD
+
+
+def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    cli.main(["train", "photos", "--dry-run", *SMALL])
+    out = capsys.readouterr().out
+    assert "4: disc, square, triangle, star" in out
+    assert "2 images, split off" in out
+    assert "240, longer side at most 320" in out
+    assert "iterations, 100 times all images; learning rate 0.01" in out
+    assert "output/photos, config plan.yaml" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_small_objects_in_large_images_are_seen_in_tiles(photos, tmp_path, capsys):
+    folder = tmp_path / "large"
+    for part, size in (("train", 1000), ("val", 400)):
+        write_shapes_dataset(str(folder / part), 1, size, size, crowded=True)
+    cli.main(["check", "large:train"])
+    checked = capsys.readouterr().out
+    tiles = re.search(r"tiles of (\d+) pixels that overlap by (\d+)", checked).groups()
+    flags = ["large", "--output", "out", "--epochs", "0.02"]
+    cli.main(["train", *flags, "--no-report", *SMALL, "INPUT.TILES.EMPTY_SHARE", "0.5"])
+    printed = capsys.readouterr().out
+    assert f"of {tiles[0]} pixels that overlap by {tiles[1]}" in printed and "tile size" in printed
+    plan = yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())["INPUT"]
+    assert [str(plan["TILES"][key]) for key in ("SIZE", "OVERLAP")] == list(tiles)
+    assert plan["MIN_SIZE_TRAIN"] == [plan["MAX_SIZE_TRAIN"]]
+    assert 256 <= int(tiles[0]) < 400 and 16 <= int(tiles[1]) <= 32
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["INPUT"]["TILES"]
+    assert config["EMPTY_SHARE"] == 0.5 and config["SIZE"] == int(tiles[0])
+    assert (tmp_path / "out" / "predictions.png").is_file()
+    assert not (tmp_path / "out" / "report").exists()
+    cli.main(["train", *flags[:2], "off", "--dry-run", *TINY, "INPUT.TILES.SIZE", "0"])
+    assert "tiles" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def counted(shapes, tmp_path_factory):
+    """What ``tood.train`` returns after two epochs, and what it has opened and built."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = folder / "photos"
+    shutil.copytree(shapes, data)
+    output = folder / "my output"
+    options = [*SMALL, "MODEL.TOOD.SCORE_THRESH_TEST", "0.0", "TEST.EVAL_PERIOD", "2"]
+    built, build = [], TOOD.__init__
+    with pytest.MonkeyPatch.context() as patch, count_opens() as opens:
+        patch.setattr(TOOD, "__init__", lambda *a, **k: built.append(1) or build(*a, **k))
+        trained = tood.train(str(data), epochs=2, output=str(output), options=options)
+    clear_loggers()
+    return trained, opens, len(built), data
+
+
+@pytest.fixture(scope="module")
+def finished(counted):
+    return Path(counted[0].folder)
+
+
+def test_train_alone_does_the_right_thing(finished, counted):
+    parts = [json.loads((finished / "data" / f"{p}.json").read_text()) for p in ("train", "val")]
+    assert [len(part["images"]) for part in parts] == [6, 2]
+    for part in parts:  # named relative to the file
+        assert all((finished / "data" / x["file_name"]).is_file() for x in part["images"])
+        assert all(not Path(x["file_name"]).is_absolute() for x in part["images"])
+    plan = yaml.safe_load((finished / "plan.yaml").read_text())
+    assert plan["SOLVER"]["MAX_ITER"] == 3 and plan["SOLVER"]["STEPS"] == [2]
+    assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [240]  # what was typed stands after it
+    assert plan["MODEL"]["TOOD"]["NUM_CLASSES"] == 4
+    assert plan["DATASETS"]["TRAIN"] == [str(finished / "data" / "train.json")]
+    log = (finished / "log.txt").read_text()
+    assert "AP50" in log and "beyond" not in log
+    assert f"tood predict '{finished}/model_best.pth' IMAGES" in log
+    with Image.open(finished / "predictions.png") as drawn:
+        assert min(drawn.size) > 50
+    assert (finished / "report" / "report.html").is_file()
+    trained_on = yaml.safe_load(
+        (finished / "config.yaml").read_text().replace("!!python/tuple", "")
+    )
+    assert trained_on["INPUT"]["MIN_SIZE_TRAIN"] == [64]
+
+
+def test_the_result_says_what_came_out(finished, counted):
+    trained = counted[0]
+    assert trained.weights == str(finished / "model_best.pth")
+    assert trained.report == str(finished / "report" / "report.html")
+    evaluated = tood.evaluate(str(finished)).metrics
+    clear_loggers()
+    assert trained.metrics["AP"] == pytest.approx(evaluated["AP"], abs=1e-6)
+    loaded = tood.load(str(finished))
+    assert loaded == command.dataclasses.replace(trained, plan="")
+    detect = loaded.predictor(score_threshold=0.0)
+    found = detect(str(counted[3] / "images" / "00001.jpg"))
+    assert len(found) and detect.class_names == ["disc", "square", "triangle", "star"]
+
+
+def test_data_are_read_once(counted):
+    """Annotations, configs, images and models: what one training of a folder may open."""
+    trained, opens, built, data = counted
+    assert built <= 2
+    annotations = [data / "annotations.json", *Path(trained.folder, "data").glob("*.json")]
+    assert len(annotations) == 3
+    counts = {path.name: opens.count_of(path) for path in annotations}
+    assert all(count <= 4 for count in counts.values()), counts
+    assert opens.count_ending(".yaml") <= 12, opens.ending(".yaml")
+    num_evaluations = 3  # of iterations 2 and 3, and that of the report
+    for part, most in (("val", 3 + num_evaluations), ("train", 2 + 2)):  # 2 epochs
+        json_file = Path(trained.folder, "data", f"{part}.json")
+        content = read_annotations(str(json_file), str(json_file.parent), to_train=True)
+        images = [json_file.parent / image["file_name"] for image in content["images"]]
+        counts = {path.name: opens.count_of(path) for path in images}
+        assert all(1 <= count <= most for count in counts.values()), counts
+
+
+def test_evaluate_predict_export(finished, shapes, tmp_path, fresh_loggers, capsys):
+    cli.main(["eval", str(finished)])
+    out = capsys.readouterr().out
+    assert "AP50" in out and "Environment info" not in out  # a page for the log alone
+    assert "Environment info" in (finished / "log.txt").read_text()
+    results = json.loads((finished / "inference" / "results.json").read_text())
+    assert set(results["bbox"]) >= {"AP", "AP50"}
+    image = str(shapes / "images" / "00001.jpg")
+    found = ["--output", str(tmp_path / "found.jpg"), "--json", str(tmp_path / "found.json")]
+    cli.main(["predict", str(finished), *found, "--score-thresh", "0.1", image])
+    assert (tmp_path / "found.jpg").is_file()
+    names = [c["name"] for c in json.loads((tmp_path / "found.json").read_text())["categories"]]
+    assert names == ["disc", "square", "triangle", "star"]
+
+
+def test_evaluate_takes_any_format(finished, shapes, tmp_path, fresh_loggers):
+    """The same images and boxes as a CSV file."""
+    content = json.loads((shapes / "annotations.json").read_text())
+    images = {x["id"]: x["file_name"] for x in content["images"]}
+    names = {x["id"]: x["name"] for x in content["categories"]}
+    rows = ["filename,xmin,ymin,xmax,ymax,class"]
+    for a in content["annotations"]:
+        x, y, w, h = a["bbox"]
+        box = f"{x},{y},{x + w},{y + h}"
+        rows.append(f"{images[a['image_id']]},{box},{names[a['category_id']]}")
+    shutil.copytree(shapes / "images", tmp_path / "csv")
+    (tmp_path / "csv" / "labels.csv").write_text("\n".join(rows))
+    own = tood.evaluate(str(finished), val_data=f"{shapes}/annotations.json:{shapes}/images")
+    clear_loggers()
+    csv = tood.evaluate(str(finished), val_data=str(tmp_path / "csv"))
+    assert csv.metrics["AP"] == pytest.approx(own.metrics["AP"], abs=1e-6)
+
+
+def test_models_that_cannot_be_found(finished, tmp_path):
+    assert "No checkpoint or output folder at nothing" in app_error("predict", "nothing", "a.jpg")
+    assert "contains no checkpoint" in app_error("predict", tmp_path, "a.jpg")
+    (tmp_path / "lonely.pth").write_bytes(b"")
+    assert "no config.yaml beside" in app_error(
+        "export", tmp_path / "lonely.pth", "--output", "a.onnx"
+    )
+
+
+def test_a_folder_is_not_written_over(finished, shapes):
+    message = app_error("train", shapes, "--output", finished)
+    assert "has been used already (it contains plan.yaml); continue its training" in message
+    assert "has been used already" in app_error(
+        "train", shapes, "--output", finished, "--resume", "--dry-run"
+    )
+
+
+def test_data_of_a_user_are_not_written_over(photos, tmp_path):
+    mine = tmp_path / "mine" / "data" / "train.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("of a user")
+    assert "it contains data/train.json" in app_error("train", "photos", "--output", "mine")
+    assert mine.read_text() == "of a user"
+
+
+def test_resume_continues_by_the_plan(photos, monkeypatch, tmp_path):
+    flags = ["--output", "out", "--epochs", "1", *SMALL]
+    seen = []
+    monkeypatch.setattr(command, "_run", lambda run, *_: seen.append(run) or tood_result())
+    cli.main(["train", "photos", *flags])
+    cli.main(["train", "photos", "--resume", *flags])
+    first, second = seen
+    assert second.resume and second.config_file == first.config_file == "out/plan.yaml"
+    assert first.opts == second.opts and first.epochs is None
+    # A config that is named is taken as it is; the flags are those of train_net.py.
+    own = ["--config-file", CONFIG, "--output", "own"]
+    cli.main(["train", "photos", *own, *flags[2:4], *flags[4:]])
+    assert seen[2].epochs == 1
+    assert "SOLVER" not in yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+
+
+def tood_result():
+    return command.Trained("", "", "")
+
+
+def test_mistakes(photos, tmp_path):
+    other = tmp_path / "five.yaml"
+    other.write_text(f"_BASE_: {CONFIG}\nMODEL: {{TOOD: {{NUM_CLASSES: 5}}}}")
+    five = ["--config-file", str(other), "--output", "five"]
+    assert "4 classes, but MODEL.TOOD.NUM_CLASSES is 5" in app_error("train", "photos", *five)
+    assert not (tmp_path / "five").exists()
+    assert "share of the validation part is 2.0" in app_error("train", "photos", "--val-share", "2")
+    (photos / "images" / "00003.jpg").write_bytes(b"no image")
+    assert "images that cannot be read" in app_error("train", "photos")
+    assert not (tmp_path / "output" / "photos" / "data").exists()
+    (tmp_path / "empty").mkdir()
+    assert "empty" in app_error("train", "empty")
+
+
+def test_default_output_folders():
+    def name(data, *options, output=""):
+        return choose_output(data, output, options)
+
+    assert name("~/my photos/") == "output/my photos"
+    assert name("cells.json:images") == "output/cells"
+    assert name("cells/train/annotations.json:cells/train/images") == "output/cells"
+    assert name("a", output="b") == "b"
+    assert name("a", "OUTPUT_DIR", "c") == "c"
+    assert shlex.quote(name("a b")) == "'output/a b'"
