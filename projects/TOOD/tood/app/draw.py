@@ -1,101 +1,167 @@
-"""Draw predictions beside ground truth, for some images of a data set, into one drawing::
+"""Draw predictions beside ground truth, for some images of a data set, into one drawing."""
 
-    python tools/draw_predictions.py --config-file configs/tood_R18_GN_small_data.yaml \\
-        --val-data val.json:images --output predictions.png \\
-        MODEL.WEIGHTS output/small_data/model_final.pth
-"""
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Sequence
 
-import argparse
-
+import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.config.read import load_config, run_options
+from tood.app.trained import find_trained
 from tood.data.datasets import prepare_datasets
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.inference.predictor import Predictor
-from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError, run_main
+from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(frozen=True)
+class Drawn:
+    """Images that were drawn into a file."""
+
+    output: str
+    num_images: int
+
+    def __str__(self) -> str:
+        return f"Predictions (left) and ground truth (right): {self.output}"
+
+
+def draw(
+    model: str,
+    *,
+    val_data: str = "",
+    output: str = "predictions.png",
+    num_images: int = 6,
+    columns: int = 2,
+    score_threshold: float = SCORE_THRESHOLD,
+    scale: float = 1.0,
+    overwrite: bool = False,
+    config: str = "",
+    options: Sequence[str] = (),
+) -> Drawn:
+    """Draw the predictions of a trained model beside the ground truth::
+
+        draw("output/mine", num_images=8, output="predictions.png")
+
+    Args:
+        model: an output folder, a checkpoint, or the name of a released model.
+        val_data: the data set, a folder or ANNOTATIONS.json:IMAGES; default: the config's.
+        output: path of the drawing, .png or .jpg.
+        num_images: number of images, the first of the data set.
+        columns: pairs in a row.
+        score_threshold: of the predictions that are drawn.
+        scale: size of a drawn image over the size of the image.
+        overwrite: replace a drawing that already exists.
+        config: file of the model's config; default: config.yaml beside the checkpoint.
+        options: overrides of the config, keys and values in turn.
+
+    Raises:
+        UserError: for a file or a value that cannot be used, and a drawing that already exists.
+    """
+    check_grid(num_images, columns, scale)
+    check_image_output(output, overwrite)
+    trained = find_trained(model, config)
+    data = ["DATASETS.TEST", str((val_data,))] if val_data else []
+    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options, *data])
+    classes = predictor.class_names
+    prepare_datasets(predictor.options.data, training=False, known_classes=classes)
+    return draw_predictions(
+        predictor,
+        output,
+        num_images=num_images,
+        columns=columns,
+        score_threshold=score_threshold,
+        scale=scale,
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
-    parser.add_argument("--output", default="predictions.png", metavar="PNG")
-    parser.add_argument("--num-images", type=positive, default=6, help="the first of the data set")
-    parser.add_argument("--columns", type=positive, default=2, help="pairs in a row")
-    parser.add_argument(
-        "--score-thresh", type=float, default=SCORE_THRESHOLD, help="of what is drawn"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config")
-    return parse_arguments(parser, argv)
 
 
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+def draw_predictions(
+    predictor: Predictor,
+    output: str,
+    *,
+    num_images: int = 6,
+    columns: int = 2,
+    score_threshold: float = SCORE_THRESHOLD,
+    scale: float = 1.0,
+    detections: Optional[List[Dict]] = None,
+    read_image: Callable[[str], np.ndarray] = read_image,
+) -> Drawn:
+    """Draw like :func:`draw`, with a model in memory and its first validation data set, which is
+    registered. A file that already exists is replaced.
 
+    Args:
+        detections: of the data set in COCO's format, as in a ``Report``; default: the predictor is
+            called.
+        read_image: returns the pixels (H, W, 3) uint8, RGB, of a path.
 
-def main(args):
-    options = run_options(load_config(args.config_file, args.opts, val_data=args.val_data))
-    check_image_output(args.output, args.overwrite)
-    prepare_datasets(options.data, training=False)
-    if not options.weights:
-        raise UserError(
-            f"There is nothing to predict with: name a checkpoint with {options.weights_key}."
-        )
-    name = options.data.test[0]
-    records = DatasetCatalog.get(name)[: args.num_images]
-    class_names = MetadataCatalog.get(name).thing_classes
-    # It sees what evaluation sees: tiles, or augmented views.
-    predictor = Predictor(args.config_file, opts=args.opts)
-    pairs = [
-        draw_pair(record, predictor, class_names, args.score_thresh, args.scale)
-        for record in tqdm(records, desc="drawing")
-    ]
-    columns = args.columns
+    Raises:
+        UserError: for an image that cannot be read, and a drawing that cannot be written.
+    """
+    check_image_output(output)
+    name = predictor.options.data.test[0]
+    records, metadata = DatasetCatalog.get(name)[:num_images], MetadataCatalog.get(name)
+    pairs = []
+    for record in tqdm(records, desc="drawing"):
+        image = _read(record["file_name"], read_image)
+        if detections is None:
+            found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
+        else:
+            found = _to_instances(record, detections, metadata)
+        found = found[found.scores >= score_threshold]
+        pairs.append(_draw_pair(image, record, found, metadata.thing_classes, scale))
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")
     rows[0] = [add_heading(drawing, headings[i % 2]) for i, drawing in enumerate(rows[0])]
-    write_image(image_grid(rows), args.output)
-    print(f"Predictions (left) and ground truth (right): {args.output}")
+    write_image(image_grid(rows), output)
+    return Drawn(output, len(pairs))
 
 
-def draw_pair(record, predictor, class_names, score_thresh, scale):
-    """Two drawings of an image: what the detector says, and what the annotations say."""
+def check_grid(num_images: int, columns: int, scale: float) -> None:
+    """
+    Raises:
+        UserError: for a value that is not positive.
+    """
+    for name, value in (("num-images", num_images), ("columns", columns), ("scale", scale)):
+        if not value > 0:
+            raise UserError(f"--{name} is {value}; it must be above 0.")
+
+
+def _read(path: str, read_image: Callable[[str], np.ndarray]) -> np.ndarray:
     try:
-        image = read_image(record["file_name"])
+        return read_image(path)
     except IMAGE_ERRORS as error:
-        raise UserError(f"The image {record['file_name']} cannot be read ({error}).") from error
-    instances = predictor(record["file_name"])
-    instances = instances[instances.scores >= score_thresh]
-    predicted = draw_boxes(
-        image,
-        instances.pred_boxes.tensor.numpy(),
-        instances.pred_classes.tolist(),
-        class_names,
-        instances.scores.tolist(),
-        scale=scale,
+        raise UserError(f"The image {path} cannot be read ({error}).") from error
+
+
+def _to_instances(record: Dict, detections: List[Dict], metadata) -> Instances:
+    """Select the detections of an image, and return them like a predictor."""
+    mine = [x for x in detections if x["image_id"] == record["image_id"]]
+    classes = metadata.get("thing_dataset_id_to_contiguous_id")
+    boxes = torch.tensor([x["bbox"] for x in mine], dtype=torch.float32).reshape(-1, 4)
+    return Instances(
+        (record["height"], record["width"]),
+        pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
+        scores=torch.tensor([x["score"] for x in mine], dtype=torch.float32),
+        pred_classes=torch.tensor(
+            [classes[x["category_id"]] if classes else x["category_id"] for x in mine],
+            dtype=torch.int64,
+        ),
     )
+
+
+def _draw_pair(
+    image: np.ndarray, record: Dict, found: Instances, class_names: List[str], scale: float
+) -> List[np.ndarray]:
+    """Return two drawings of an image: its detections, and its annotations."""
+    boxes, classes = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist()
+    scores = found.scores.tolist()
+    predicted = draw_boxes(image, boxes, classes, class_names, scores, scale=scale)
     boxes = [
         BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record["annotations"]
     ]
     classes = [a["category_id"] for a in record["annotations"]]
     return [predicted, draw_boxes(image, boxes, classes, class_names, scale=scale)]
-
-
-def cli(argv=None):
-    run_main(lambda: main(parse_args(argv)))

@@ -1,70 +1,84 @@
-"""Check data sets, and draw what the trainer gets to see of them: resized, augmented, with its
-boxes::
+"""Draw the images that a training begins with: resized, augmented, with their boxes."""
 
-    python tools/visualize_data.py --config-file configs/tood_R18_GN_small_data.yaml \\
-        --train-data train.json:images --output data.png
-"""
-
-import argparse
 import itertools
 import os
+from dataclasses import dataclass
+from typing import Dict, List, Sequence
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.draw import check_grid
 from tood.config.read import load_config, run_options
+from tood.data.check import DataReport
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
-from tood.utils.arguments import parse_arguments
-from tood.utils.errors import run_main
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--train-data", action="append", metavar="DATA", help="as in train_net.py")
-    parser.add_argument("--output", default="data.png", metavar="PNG")
-    parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
-    parser.add_argument("--num-images", type=int, default=12, help="the first of the training")
-    parser.add_argument("--columns", type=int, default=4)
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the drawn images")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    args = parse_arguments(parser, argv)
-    for flag in ("num_images", "columns", "scale"):
-        if getattr(args, flag) <= 0:
-            parser.error(f"--{flag.replace('_', '-')} must be more than 0")
-    return args
+@dataclass(frozen=True)
+class TrainingImages:
+    """Training images that were drawn into a file."""
+
+    output: str
+    num_images: int
+    reports: List[DataReport]  # of the data check
+
+    def __str__(self) -> str:
+        return f"{self.num_images} images, as a training may begin with them: {self.output}"
 
 
-def main(args):
-    cfg = load_config(
-        args.config_file, args.opts, args.train_data, allow_python=False, training=True
-    )
-    check_image_output(args.output, args.overwrite)
+def draw_training_images(
+    config: str,
+    *,
+    train_data: Sequence[str] = (),
+    output: str = "data.png",
+    num_images: int = 12,
+    columns: int = 4,
+    scale: float = 1.0,
+    overwrite: bool = False,
+    options: Sequence[str] = (),
+) -> TrainingImages:
+    """Check data sets, and draw the first images of a training::
+
+        draw_training_images("mine.yaml", train_data=["train.json:images"], output="data.png")
+
+    Args:
+        config: a file.
+        train_data: data sets; default: the config's.
+        output: path of the drawing, .png or .jpg.
+        num_images: number of images.
+        columns: images in a row.
+        scale: size of a drawn image over its size at the network's input.
+        overwrite: replace a drawing that already exists.
+        options: overrides of the config, keys and values in turn.
+
+    Raises:
+        UserError: for data or a value that cannot be used, and a drawing that already exists.
+    """
+    check_grid(num_images, columns, scale)
+    cfg = load_config(config, options, train_data, training=True)
+    check_image_output(output, overwrite)
     cfg.DATASETS.TEST = ()  # training data only
-    for report in prepare_datasets(run_options(cfg).data, training=True):
-        print(report)
+    reports = prepare_datasets(run_options(cfg).data, training=True)
     class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     images = itertools.chain.from_iterable(Trainer.build_train_loader(cfg))
-    images = itertools.islice(images, args.num_images)
     drawings = [
-        draw(image, cfg.INPUT.FORMAT, class_names, args.scale)
-        for image in tqdm(images, total=args.num_images, desc="drawing")
+        _draw_image(image, cfg.INPUT.FORMAT, class_names, scale)
+        for image in tqdm(itertools.islice(images, num_images), total=num_images, desc="drawing")
     ]
-    rows = [drawings[i : i + args.columns] for i in range(0, len(drawings), args.columns)]
-    write_image(image_grid(rows), args.output)
-    print(f"{len(drawings)} images, as a training may begin with them: {args.output}")
+    rows = [drawings[i : i + columns] for i in range(0, len(drawings), columns)]
+    write_image(image_grid(rows), output)
+    return TrainingImages(output, len(drawings), reports)
 
 
-def draw(image, image_format, class_names, scale):
-    """One image of a batch, below its file's name and its size at the network's input."""
+def _draw_image(
+    image: Dict, image_format: str, class_names: Sequence[str], scale: float
+) -> np.ndarray:
+    """Draw one image of a batch, below its file's name and its size at the network's input."""
     pixels = image["image"].permute(1, 2, 0).numpy()
     if image_format == "BGR":
         pixels = pixels[:, :, ::-1]
@@ -74,7 +88,3 @@ def draw(image, image_format, class_names, scale):
     height, width, _ = pixels.shape
     name = os.path.basename(image["file_name"])
     return add_heading(drawing, f"{width} x {height}  {name}")
-
-
-def cli(argv=None):
-    run_main(lambda: main(parse_args(argv)))

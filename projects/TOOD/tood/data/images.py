@@ -85,13 +85,18 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
         one of IMAGE_ERRORS: for a file that is not an image, or not a whole one.
     """
     with opened(path) as (_, image):
-        if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
-            from detectron2.data.detection_utils import convert_PIL_to_numpy
+        return decode_image(image, format)
 
-            return convert_PIL_to_numpy(ImageOps.exif_transpose(image), format)
-        if image.mode == "F":
-            raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
-        deep = np.asarray(ImageOps.exif_transpose(image))
+
+def decode_image(image: Image.Image, format: str = "RGB") -> np.ndarray:
+    """Return the pixels of an image that Pillow has opened, as :func:`read_image` does."""
+    if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
+        from detectron2.data.detection_utils import convert_PIL_to_numpy
+
+        return convert_PIL_to_numpy(ImageOps.exif_transpose(image), format)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
+    deep = np.asarray(ImageOps.exif_transpose(image))
     if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
         raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
     return np.repeat((deep // 256).astype(np.uint8)[:, :, None], 3, axis=2)

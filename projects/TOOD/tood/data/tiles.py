@@ -8,7 +8,7 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from tood.data.images import opened, read_image
+from tood.data.images import decode_image, opened
 from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
 
 _EXIF_ORIENTATION = 0x0112
@@ -131,15 +131,13 @@ class LargeImage:
             self._strips = _strips_of(image) if os.path.isfile(path) else []
             self.width, self.height = image.size
             channels = len(image.getbands())
-        if self._strips:
-            shape = (self.width, channels)
-            self._strips = [
-                (top, np.memmap(path, np.uint8, "r", offset, (bottom - top, *shape)))
-                for top, bottom, offset in self._strips
-            ]
-            return
-        self._pixels = read_image(path, format)
-        self.height, self.width = self._pixels.shape[:2]
+            if not self._strips:
+                self._pixels = decode_image(image, format)
+                self.height, self.width = self._pixels.shape[:2]
+        self._strips = [
+            (top, np.memmap(path, np.uint8, "r", offset, (bottom - top, self.width, channels)))
+            for top, bottom, offset in self._strips
+        ]
 
     @property
     def num_bytes(self) -> int:
@@ -163,8 +161,8 @@ class LargeImage:
 
 
 class RecentImages:
-    """Keeps the images that were read last for the next of their tiles, for decoding takes longer
-    than all the rest of a tile.
+    """Keeps the images that were read last, for example for the next of their tiles, because
+    decoding takes longer than all the rest of a tile.
     """
 
     def __init__(self, max_bytes: int = 256 * 1024**2, max_images: int = 16):
@@ -185,6 +183,11 @@ class RecentImages:
             del kept[next(iter(kept))]
         self._images = kept
         return image
+
+    def read(self, path: str) -> np.ndarray:
+        """Return the whole image, (H, W, 3) uint8, RGB, which may be read by others as well."""
+        image = self.open(path, "RGB")
+        return image.read(Tile(0, 0, image.width, image.height))
 
     def __repr__(self):
         return f"RecentImages(max_bytes={self.max_bytes}, max_images={self.max_images})"

@@ -124,19 +124,25 @@ class AlignmentEvaluator(DatasetEvaluator):
     of confident predictions, are kept for plots.
     """
 
-    def __init__(self, dataset_name: str, model, output_dir: Optional[str] = None):
+    def __init__(
+        self,
+        dataset_name: str,
+        model,
+        output_dir: Optional[str] = None,
+        records: Optional[List[Dict]] = None,
+    ):
         """
         Args:
             dataset_name: registered.
             model: that is evaluated, of ``ADAPTERS``; not wrapped.
             output_dir: for ``alignment_DATASET.json``.
+            records: of the data set in Detectron2's format, if they are read already.
         """
         self.dataset_name = dataset_name
         self.model = model
         self.output_dir = output_dir
-        self.objects = {
-            record["image_id"]: _objects_of(record) for record in DatasetCatalog.get(dataset_name)
-        }
+        records = DatasetCatalog.get(dataset_name) if records is None else records
+        self.objects = {record["image_id"]: read_objects(record) for record in records}
         self.class_names = MetadataCatalog.get(dataset_name).thing_classes
         self.reader: Optional[DenseReader] = None
         self.metrics: Optional[ObjectMetrics] = None
@@ -241,7 +247,7 @@ def _mean(x: np.ndarray) -> float:
     return float(x.mean()) if len(x) else float("nan")
 
 
-def _objects_of(record: Dict):
+def read_objects(record: Dict):
     """Return boxes (M, 4), XYXY pixels of the original image, and classes (M,) of its objects."""
     annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]

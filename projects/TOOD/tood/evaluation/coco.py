@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
@@ -104,6 +105,41 @@ class CleanCOCOEvaluator(COCOEvaluator):
             for name, category in zip(names, sorted(self._coco_api.getCatIds())):
                 metrics[f"AP-{name}"] = _zero_if(category in categories)
         return metrics
+
+
+class DetectionCollector(DatasetEvaluator):
+    """Collects detections in COCO's format, without evaluating them."""
+
+    def __init__(self, dataset_name: str):
+        """
+        Args:
+            dataset_name: registered; its metadata map classes to ids of categories.
+        """
+        ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+        self._category_ids = {k: id for id, k in ids.items()} if ids else None
+
+    def reset(self):
+        self._detections = []
+
+    def process(self, inputs, outputs):
+        for x, output in zip(inputs, outputs):
+            instances = output["instances"].to("cpu")
+            self._detections += instances_to_coco_json(instances, x["image_id"])
+
+    def evaluate(self) -> Optional[Dict]:
+        """
+        Returns:
+            {"detections": a list of {"image_id", "category_id", "bbox", "score"}}; None in all
+            processes but the main one.
+        """
+        parts = comm.gather(self._detections)
+        if not comm.is_main_process():
+            return None
+        detections = [x for part in parts for x in part]
+        if self._category_ids is not None:
+            for x in detections:
+                x["category_id"] = self._category_ids[x["category_id"]]
+        return {"detections": detections}
 
 
 def content_of(dataset_name: str, metadata) -> Dict:

@@ -5,10 +5,11 @@ network's input, where a stride is what they compare with.
 """
 
 import math
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.structures import Instances
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from torch import Tensor
 LIMITS = (1, 2, 4, 8)
 
 
-def positives_by_object(gt_index: Tensor, num_objects: Sequence[int]) -> Tensor:
+def count_positives(gt_index: Tensor, num_objects: Sequence[int]) -> Tensor:
     """
     Args:
         gt_index: (N, R) int64, the object that each location is assigned to, -1 for none.
@@ -32,7 +33,7 @@ def positives_by_object(gt_index: Tensor, num_objects: Sequence[int]) -> Tensor:
     return torch.cat(counts) if counts else gt_index.new_zeros(0)
 
 
-def sizes_of(gt_instances: Sequence[Instances]) -> Tensor:
+def measure_sizes(gt_instances: Sequence[Instances]) -> Tensor:
     """Return the size of each object, (M,) pixels, of all images one after the other."""
     areas = [gt.gt_boxes.area() for gt in gt_instances]
     return torch.cat(areas).sqrt() if areas else torch.zeros(0)
@@ -43,15 +44,15 @@ def tiny_object_statistics(
 ) -> Dict[str, float]:
     """
     Args:
-        gt_index: as in :func:`positives_by_object`.
+        gt_index: as in :func:`count_positives`.
         stride: the finest one, pixels.
 
     Returns:
         "positives_per_tiny_object", and "tiny_objects_without_positive", their part, of the objects
         that are smaller than the stride; nothing where there are none.
     """
-    counts = positives_by_object(gt_index, [len(gt) for gt in gt_instances])
-    counts = counts[sizes_of(gt_instances).to(counts.device) < stride].float()
+    counts = count_positives(gt_index, [len(gt) for gt in gt_instances])
+    counts = counts[measure_sizes(gt_instances).to(counts.device) < stride].float()
     if not len(counts):
         return {}
     return {
@@ -60,40 +61,68 @@ def tiny_object_statistics(
     }
 
 
-@torch.no_grad()
-def count_positives(model, data_loader: Iterable[List[Dict]]) -> List[Dict]:
-    """Let both assigners of a model assign the objects of a data set, to the model as it is.
+class PositivesEvaluator(DatasetEvaluator):
+    """Assigns the objects of a data set by both assigners of a model, with its present weights."""
 
-    Args:
-        model: a TOOD in evaluation mode, not wrapped.
-        data_loader: of lists of images with "instances"; in each process its share.
+    def __init__(self, model, views: Callable[[Dict], List[Dict]], *, reuse: bool = False):
+        """
+        Args:
+            model: a TOOD in evaluation mode, not wrapped.
+            views: from an image of the evaluation to what the model takes of it in training, with
+                "instances": the image, its tiles, or nothing.
+            reuse: whether the evaluation calls the model itself on the views, one at a time, so
+                that its predictions need not be computed again.
+        """
+        self.model, self.views, self.reuse = model, views, reuse
+        self.assigners = {type(x).__name__: x for x in (model.warmup_assigner, model.assigner)}
+        self._handle, self._latest = None, None
 
-    Returns:
-        for each size that there is, the smallest first: "size", pixels in words; "objects"; and for
-        each assigner, by the name of its class, "positives", the mean, and "without", the part of
-        the objects that have none. In all processes the same.
-    """
-    assigners = {type(x).__name__: x for x in (model.warmup_assigner, model.assigner)}
-    sizes, counts = [], {name: [] for name in assigners}
-    for batch in data_loader:
-        images, predictions = model.predict_with_images(batch)
-        gt_instances = [x["instances"].to(model.device) for x in batch]
-        sizes.append(sizes_of(gt_instances).cpu())
-        for name, assigner in assigners.items():
-            targets = model.label_batch(images, predictions, gt_instances, assigner)
-            numbers = positives_by_object(targets.gt_index, [len(gt) for gt in gt_instances])
-            counts[name].append(numbers.cpu())
-    parts = comm.all_gather((_cat(sizes), {name: _cat(x) for name, x in counts.items()}))
-    sizes = torch.cat([part[0] for part in parts])
-    merged = {name: torch.cat([part[1][name] for part in parts]) for name in assigners}
-    return [
-        row
-        for title, low, high in _ranges(min(model.strides))
-        if (row := _row_of(title, (sizes >= low) & (sizes < high), merged))["objects"]
-    ]
+    def reset(self):
+        self._sizes, self._counts = [], {name: [] for name in self.assigners}
+        if self.reuse and self._handle is None:
+            self._handle = self.model.head.register_forward_hook(self._keep)
+
+    def _keep(self, head, inputs, predictions):
+        self._latest = predictions
+
+    @torch.no_grad()
+    def process(self, inputs: List[Dict], outputs: List[Dict]):
+        for view in (view for x in inputs for view in self.views(x)):
+            images, predictions = self._predict(view)
+            gt = view["instances"].to(self.model.device)
+            self._sizes.append(measure_sizes([gt]).cpu())
+            for name, assigner in self.assigners.items():
+                targets = self.model.label_batch(images, predictions, [gt], assigner)
+                self._counts[name].append(count_positives(targets.gt_index, [len(gt)]).cpu())
+
+    def _predict(self, view: Dict):
+        if self.reuse:
+            image = view["image"]
+            return ImageList(image[None], [tuple(image.shape[1:])]), self._latest
+        return self.model.predict_with_images([view])
+
+    def evaluate(self) -> Dict:
+        """
+        Returns:
+            {"positives": for each size with objects, the smallest first: "size", pixels in words;
+            "objects"; and for each assigner, by the name of its class, "positives", the mean, and
+            "without", the part of the objects that have none}. The same in all processes.
+        """
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle, self._latest = None, None
+        counts = {name: _cat(x) for name, x in self._counts.items()}
+        parts = comm.all_gather((_cat(self._sizes), counts))
+        sizes = torch.cat([part[0] for part in parts])
+        merged = {name: torch.cat([part[1][name] for part in parts]) for name in self.assigners}
+        rows = [
+            _make_row(title, (sizes >= low) & (sizes < high), merged)
+            for title, low, high in _ranges(min(self.model.strides))
+        ]
+        return {"positives": [row for row in rows if row["objects"]]}
 
 
-def _row_of(title: str, chosen: Tensor, counts: Dict[str, Tensor]) -> Dict:
+def _make_row(title: str, chosen: Tensor, counts: Dict[str, Tensor]) -> Dict:
     row = {"size": title, "objects": int(chosen.sum())}
     for name, numbers in counts.items():
         mine = numbers[chosen].float()

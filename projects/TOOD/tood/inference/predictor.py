@@ -2,28 +2,20 @@
 
 import os
 from itertools import groupby
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
-from tood.config.lazy.read import build_lazy_model
 from tood.config.read import (
-    Config,
     check_weights,
     finish_config,
     load_config,
@@ -37,9 +29,11 @@ from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, tile_records, visible_in
+from tood.evaluation.alignment_evaluator import read_objects
 from tood.inference.thresholds import FROM_REPORT, read_thresholds
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
 from tood.inference.tta import TOODWithTTA
+from tood.modeling.detector import TOOD
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
 from tood.utils.tiles import Tile, make_tiles
@@ -74,16 +68,15 @@ class Predictor:
     ):
         """
         Args:
-            config: a config, a file (yaml or Python), or a name of the project's, as
-                "tood_R50_FPN_1x" or "tood_R50_FPN_1x.py".
+            config: a config, a yaml file, or a name of the project's, such as "tood_R50_FPN_1x".
             weights: a checkpoint, instead of the config's; "tood://NAME" for released weights. A
                 checkpoint that was converted or trained here names its classes.
-            device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
+            device: "cpu" or "cuda"; default: the config's, or "cpu" without a GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
             score_threshold: of detections, one or one for each class, or "from-report": those of
                 the best F1 in the report beside the weights. Default: the config's.
             augment: use test-time augmentation; default: the config's.
-            opts: overrides, keys and values in turn; for a config in Python, "key=value" each.
+            opts: overrides, keys and values in turn.
 
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
@@ -97,26 +90,57 @@ class Predictor:
             "score_thresh_test": float(score_threshold) if is_one else None,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
-        self.cfg = _config_of(config, [str(x) for x in opts], changes)
-        self.options = options = run_options(self.cfg)
+        cfg = _read_config(config, [str(x) for x in opts], changes)
+        options = run_options(cfg)
         if not options.weights:
             raise UserError("No checkpoint given: name its file.")
         check_weights(options.weights, options.weights_key)
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
-        self.class_names = class_names_of(options.data, content)
-        self._thresholds = None
+        class_names = find_class_names(options.data, content)
+        thresholds = None
         if score_threshold is not None and not is_one:
-            self._thresholds = _class_thresholds(score_threshold, path, self.class_names)
-        is_lazy = isinstance(self.cfg, DictConfig)
-        if not is_lazy:
-            check_builds(self.cfg)
-        self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
-        Checkpointer(self.model, complete=True).load(options.weights)
-        self._build_detector(options.tta.enabled if augment is None else augment)
+            thresholds = _class_thresholds(score_threshold, path, class_names)
+        check_builds(cfg)
+        model = build_model(cfg)
+        Checkpointer(model, complete=True).load(options.weights)
+        augment = options.tta.enabled if augment is None else augment
+        self._set(model, cfg, class_names, augment, thresholds)
+
+    @classmethod
+    def from_model(
+        cls, model: TOOD, cfg: CfgNode, class_names: Sequence[str], weights: str = ""
+    ) -> "Predictor":
+        """Use a model that is in memory, for example after its training: nothing is built or read.
+
+        Args:
+            model: not wrapped; it is put into evaluation mode.
+            cfg: the complete config of the model.
+            class_names: in the order of the model's classes.
+            weights: the checkpoint that the model's weights are from; default: the config's.
+        """
+        if weights:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.WEIGHTS = weights
+        predictor = cls.__new__(cls)
+        predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED, None)
+        return predictor
+
+    def _set(
+        self,
+        model: TOOD,
+        cfg: CfgNode,
+        class_names: Sequence[str],
+        augment: bool,
+        thresholds: Optional[torch.Tensor],
+    ) -> None:
+        self.model, self.cfg, self.options = model.eval(), cfg, run_options(cfg)
+        self.class_names, self._thresholds = list(class_names), thresholds
+        self._build_detector(augment)
 
     def _build_detector(self, augment: bool) -> None:
-        """Set what is called: the model, or what shows it views or tiles of an image."""
+        """Set the module that is called: the model, or one that shows it views or tiles."""
         options = self.options
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
         self.is_tiled = options.tiles.size > 0
@@ -151,53 +175,69 @@ class Predictor:
         further fields of the head, all arrays, and "names", a list.
         """
         found = self(images)
-        as_list = found if isinstance(found, list) else [found]
-        dicts = [self._as_dict(x.get_fields()) for x in as_list]
-        return dicts if isinstance(found, list) else dicts[0]
+        if isinstance(found, list):
+            return [self.to_dict(x) for x in found]
+        return self.to_dict(found)
 
-    def _as_dict(self, fields: Dict) -> Dict:
+    def to_dict(self, instances: Instances) -> Dict:
+        """Return the plain values of :meth:`as_dicts` for detections of one image."""
         renamed = {"pred_boxes": "boxes", "pred_classes": "classes"}
         arrays = {
             renamed.get(name, name): (x.tensor if isinstance(x, Boxes) else x).numpy()
-            for name, x in fields.items()
+            for name, x in instances.get_fields().items()
         }
         return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
 
-    def build_test_loader(self, dataset_name: str):
-        """Return Detectron2's loader of a registered data set, of what ``detector`` takes."""
+    def build_test_loader(self, records: List[Dict]):
+        """Return Detectron2's loader of the images of a data set, for ``detector``.
+
+        Args:
+            records: in Detectron2's format.
+        """
         mapper = CheckedMapper(
             is_train=False,
             augmentations=[self.resize] if self._min_size > 0 else [],
             image_format=self.options.input_format,
         )
-        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         return build_detection_test_loader(records, mapper=mapper)
 
-    def build_validation_loader(self, dataset_name: str, limit: int):
-        """Return a loader of a registered data set with ground truth, of what ``model`` takes: of
-        the images or tiles with objects, at most ``limit`` of them, evenly spread; empty where
-        there are none.
+    def build_training_views(self, records: List[Dict], limit: int) -> Callable:
+        """Return a function from an image of :meth:`build_test_loader` to a list of what ``model``
+        takes of it in training, with "instances": the resized image, or those of its tiles that
+        have objects. Of all images or tiles with objects, at most ``limit`` are chosen, evenly
+        spread; for the others the list is empty.
+
+        Args:
+            records: of the data set, in Detectron2's format.
         """
-        mapper = CheckedMapper(
-            is_train=True,
-            augmentations=[self.resize] if self.options.min_size_test > 0 else [],
-            image_format=self.options.input_format,
-        )
-        records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         if self.is_tiled:
             records = tile_records(records, self.options.tiles, empty=False)
         records = [x for x in records if any(not a.get("iscrowd") for a in x["annotations"])]
-        if not records:  # of which Detectron2 makes no loader
-            return []
-        step = -(-len(records) // limit)
-        return build_detection_test_loader(records[::step], mapper=mapper)
+        chosen: Dict = {}
+        for record in records[:: -(-len(records) // limit) or 1]:
+            chosen.setdefault(record["image_id"], []).append(record)
+        return lambda x: [self._view_in_training(x, y) for y in chosen.get(x["image_id"], ())]
+
+    def _view_in_training(self, x: Dict, record: Dict) -> Dict:
+        image = x["image"]
+        if "tile" in record:
+            image = pixels_of(x, Tile(*record["tile"]))
+        if self._min_size == 0 and self.options.min_size_test > 0:
+            image = resized(image, self.resize)
+        height, width = image.shape[1:]
+        boxes, classes = read_objects(record)
+        boxes = Boxes(boxes)
+        boxes.scale(width / record["width"], height / record["height"])
+        boxes.clip((height, width))
+        instances = Instances((height, width), gt_boxes=boxes, gt_classes=classes)
+        return {"image": image, "instances": instances[boxes.nonempty(1e-5)]}
 
     @torch.no_grad()
     def _predict(self, images: List[Image]) -> List[Instances]:
         if self.is_tiled:  # one large image at a time is read
-            found = (self.detector([self._large_input_of(image)]) for image in images)
+            found = (self.detector([self._make_large_input(image)]) for image in images)
             return [self._above(x["instances"].to("cpu")) for (x,) in found]
-        inputs = [self.input_of(image) for image in images]
+        inputs = [self.make_input(image) for image in images]
         # Only images of one size share a batch: padding would change what is seen.
         results: List[Optional[Instances]] = [None] * len(inputs)
         by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
@@ -207,21 +247,21 @@ class Predictor:
                 results[i] = self._above(output["instances"].to("cpu"))
         return results
 
-    def _large_input_of(self, image: Image) -> Dict:
+    def _make_large_input(self, image: Image) -> Dict:
         """Return the input of :class:`TiledTOOD`: a file is read one part after the other."""
         if not isinstance(image, (str, os.PathLike)):
-            return self.input_of(image)
+            return self.make_input(image)
         reader = _read_by(LargeImage, image, self.options.input_format)
         return {"reader": reader, "height": reader.height, "width": reader.width}
 
-    def view_of(self, image: Image, box: Sequence[float]) -> View:
+    def find_view(self, image: Image, box: Sequence[float]) -> View:
         """Return the network's input in which a box, x, y, width, height in pixels of the image, is
         seen: the whole image, or the tile that shows most of it, in the middle of which it is.
         """
         if not self.is_tiled:
-            x = self.input_of(image)
+            x = self.make_input(image)
             return View(x["image"], 0, 0, x["image"].shape[2] / x["width"])
-        x = self._large_input_of(image)
+        x = self._make_large_input(image)
         options = self.options.tiles
         height, width = size_of(x)
         tiles = make_tiles(width, height, options.size, options.overlap)
@@ -241,14 +281,14 @@ class Predictor:
             return instances
         return instances[instances.scores >= self._thresholds[instances.pred_classes]]
 
-    def input_of(self, image: Image) -> Dict:
+    def make_input(self, image: Image) -> Dict:
         """
         Returns:
-            what the model takes: "image" (3, H, W) uint8, resized and in the channels' order of
-            ``INPUT.FORMAT``, and the image's own "height" and "width".
+            the input of the model: "image" (3, H, W) uint8, resized and in the channels' order of
+            ``INPUT.FORMAT``, and "height" and "width" of the original image.
         """
         name = f"The image {image}" if isinstance(image, (str, os.PathLike)) else "An image"
-        image = _pixels_of(image)
+        image = _read_pixels(image)
         height, width = image.shape[:2]
         if self._min_size > 0:
             shorter = self.options.min_size_test / min(height, width)
@@ -279,22 +319,25 @@ def _class_thresholds(
     return torch.tensor([float(x) for x in values])
 
 
-def class_names_of(data: DataOptions, checkpoint: Dict) -> List[str]:
+def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:
     """
     Args:
-        data: its data sets are asked where the checkpoint does not name the classes.
+        data: annotation files are opened only if the checkpoint does not name the classes.
         checkpoint: content of a file.
 
     Returns:
-        a name for each class; numbers, where no source names them.
+        a name for each class; numbers, if no source names them.
     """
-    candidates = [checkpoint.get("class_names")]
-    candidates += [_class_names_of_data(entry) for entry in (*data.test, *data.train)]
-    candidates.append([str(i) for i in range(data.num_classes)])
-    return next(list(x) for x in candidates if x and len(x) == data.num_classes)
+
+    def candidates() -> Iterator[Optional[Sequence[str]]]:
+        yield checkpoint.get("class_names")
+        yield from (_read_class_names(entry) for entry in (*data.test, *data.train))
+        yield [str(i) for i in range(data.num_classes)]
+
+    return next(list(x) for x in candidates() if x and len(x) == data.num_classes)
 
 
-def _class_names_of_data(entry: str) -> Optional[List[str]]:
+def _read_class_names(entry: str) -> Optional[List[str]]:
     own_data = parse_own_data(entry)
     if own_data is None or entry in DatasetCatalog.list():
         known = entry in DatasetCatalog.list()
@@ -305,7 +348,7 @@ def _class_names_of_data(entry: str) -> Optional[List[str]]:
         return None
 
 
-def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> Config:
+def _read_config(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> CfgNode:
     if isinstance(config, CfgNode):
         config = config.clone()
         config.defrost()
@@ -341,7 +384,7 @@ def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str):
         raise UserError(f"The image {path} cannot be read ({reason_of(error)}).") from error
 
 
-def _pixels_of(image: Image) -> np.ndarray:
+def _read_pixels(image: Image) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import io
 import json
 import math
 import os
@@ -232,6 +233,18 @@ def write_image(image: np.ndarray, path: str) -> None:
     suffix = os.path.splitext(path)[1].lower()
     with written_whole(path) as f:
         Image.fromarray(image).save(f, format=Image.registered_extensions()[suffix])
+
+
+def encode_image(image: np.ndarray, format: str, **options) -> bytes:
+    """Return the content of an image file.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        format, options: of Pillow.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format, **options)
+    return buffer.getvalue()
 
 
 def write_json(content, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Everything that a report says of detections, as plain values: what ``report.json`` holds."""
+"""Everything that a report says of detections, as plain values: the content of ``report.json``."""
 
 from typing import Dict, List, NamedTuple, Sequence
 
@@ -196,7 +196,7 @@ def worst_images(analysis: Analysis, number: int = 12) -> List[Dict]:
     ]
 
 
-def why_missed(analysis: Analysis, g: int) -> str:
+def explain_miss(analysis: Analysis, g: int) -> str:
     """Return one sentence, from the detections alone, on an object that is not found at the
     thresholds.
     """

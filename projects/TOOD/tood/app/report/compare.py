@@ -9,7 +9,7 @@ from tood.utils.errors import UserError
 NOT_DISTINGUISHABLE = "not distinguishable"
 
 
-def compare(here: Analysis, there: Analysis) -> List[Dict]:
+def compare_analyses(here: Analysis, there: Analysis) -> List[Dict]:
     """Compare on the same bootstrap samples: chance in the choice of the images cancels out.
 
     Returns:
@@ -27,15 +27,15 @@ def compare(here: Analysis, there: Analysis) -> List[Dict]:
     values = [coco_metrics(x.aps) for x in (here, there)]
     samples = [coco_metrics(x.samples) for x in (here, there)]
     for name in values[0]:
-        rows.append(_row(name, *(x[name] for x in (*values, *samples))))
+        rows.append(_make_row(name, *(x[name] for x in (*values, *samples))))
     values = [class_metrics(x.aps)["AP"] for x in (here, there)]
     samples = [class_metrics(x.samples)["AP"] for x in (here, there)]
     for k, name in enumerate(here.table.class_names):
-        rows.append(_row(f"AP of {name}", *(x[k] for x in (*values, *samples))))
+        rows.append(_make_row(f"AP of {name}", *(x[k] for x in (*values, *samples))))
     return rows
 
 
-def _row(name, here, there, samples_here, samples_there) -> Dict:
+def _make_row(name, here, there, samples_here, samples_there) -> Dict:
     interval = interval_of(float(here - there), samples_here - samples_there)
     verdict = NOT_DISTINGUISHABLE
     if interval.low > 0:

@@ -70,7 +70,7 @@ class CalibrationBin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    number: int
     mean_score: float
     correct: float  # share that finds an object
     mean_iou: float  # with the object of the class that overlaps most; 0 where none does

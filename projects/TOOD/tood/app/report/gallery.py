@@ -1,16 +1,13 @@
 """Drawings of a report: the worst images, objects that are missed, detections of nothing."""
 
-import io
-import os
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from tood.app.report.analysis import Analysis
 from tood.app.report.errors import CORRECT, KINDS
-from tood.data.images import IMAGE_ERRORS, read_image
+from tood.utils.files import encode_image
 from tood.visualization.draw import draw_boxes
 
 RIGHT, WRONG, MISSED = (0.1, 0.65, 0.2), (0.9, 0.1, 0.1), (1.0, 0.6, 0.0)
@@ -19,6 +16,10 @@ LARGEST_SCALE = 3.0
 NUM_IMAGES, NUM_CROPS = 6, 12
 # Of a crop: how much of its surroundings is seen, in sizes of the box, and at least in pixels.
 CONTEXT, LEAST_CONTEXT = 1.0, 24
+
+
+# From the index of an image to its pixels (H, W, 3) uint8, RGB; None if it cannot be read.
+Read = Callable[[int], Optional[np.ndarray]]
 
 
 class Drawing(NamedTuple):
@@ -37,18 +38,16 @@ class _Drawn(NamedTuple):
     colors: List[tuple]
 
 
-def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> List[Drawing]:
-    """
-    Args:
-        rows: as of :func:`tood.app.report.analysis.worst_images`.
-        image_root: folder of the images. Those that cannot be read are left out.
+def draw_worst_images(analysis: Analysis, rows: Sequence[Dict], read: Read) -> List[Drawing]:
+    """Draw each image with its correct and wrong detections and its missed objects.
 
-    Returns:
-        each image with what was found rightly, wrongly, and not.
+    Args:
+        rows: of :func:`tood.app.report.analysis.worst_images`.
+        read: images that it cannot read are omitted.
     """
     drawings = []
     for row in tqdm(rows[:NUM_IMAGES], desc="drawing", disable=len(rows) < 5):
-        image = _read(analysis, row["image"], image_root)
+        image = read(row["image"])
         if image is None:
             continue
         scale = min(LARGEST_SCALE, IMAGE_SIDE / max(image.shape[:2]))
@@ -56,47 +55,49 @@ def worst_images(analysis: Analysis, rows: Sequence[Dict], image_root: str) -> L
             f"{row['file_name']}: {row['AP_lost']:.2f} points of AP, {row['missed']} missed, "
             f"{row['wrong']} wrong"
         )
-        drawn = _outcomes_of(analysis, row["image"])
+        drawn = _collect_outcomes(analysis, row["image"])
         drawings.append(Drawing(_draw(image, drawn, analysis, scale), caption))
     return drawings
 
 
-def missed_objects(analysis: Analysis, image_root: str, why: Callable[[int], str]) -> List[Drawing]:
-    """Return objects that are not found at the thresholds, the largest first.
+def draw_missed_objects(
+    analysis: Analysis, read: Read, explain: Callable[[int, np.ndarray], str]
+) -> List[Drawing]:
+    """Draw objects that are not found at the thresholds, the largest first.
 
     Args:
-        why: tells it of an object, in a sentence.
+        explain: from the index of an object and the pixels of its image to a sentence.
     """
     table = analysis.table
     left = np.flatnonzero(analysis.matches.counted[0] & ~analysis.found_above())
     order = left[np.argsort(-table.gt_areas[left], kind="stable")]
 
-    def caption(g: int) -> str:
-        return f"{table.class_names[table.gt_classes[g]]}: {why(g)}"
+    def caption(g: int, image: np.ndarray) -> str:
+        return f"{table.class_names[table.gt_classes[g]]}: {explain(g, image)}"
 
-    return _crops(analysis, image_root, order, table.gt_images, table.gt_boxes, caption)
+    return _draw_crops(analysis, read, order, table.gt_images, table.gt_boxes, caption)
 
 
-def false_positives(analysis: Analysis, image_root: str) -> List[Drawing]:
-    """Return wrong detections, the surest first, with their kind of error."""
+def draw_false_positives(analysis: Analysis, read: Read) -> List[Drawing]:
+    """Draw wrong detections, the surest first, with their kind of error."""
     table, kinds = analysis.table, analysis.errors.kinds
     wrong = np.flatnonzero(analysis.above & (kinds >= 0))
     order = wrong[np.argsort(-table.scores[wrong], kind="stable")]
 
-    def caption(d: int) -> str:
+    def caption(d: int, image: np.ndarray) -> str:
         name = table.class_names[table.classes[d]]
         return f"{name}, score {table.scores[d]:.2f}: {KINDS[kinds[d]]}"
 
-    return _crops(analysis, image_root, order, table.images, table.boxes, caption)
+    return _draw_crops(analysis, read, order, table.images, table.boxes, caption)
 
 
-def _crops(
+def _draw_crops(
     analysis: Analysis,
-    image_root: str,
+    read: Read,
     order: np.ndarray,
     images: np.ndarray,
     boxes: np.ndarray,
-    caption: Callable[[int], str],
+    caption: Callable[[int, np.ndarray], str],
 ) -> List[Drawing]:
     """Draw the surroundings of some boxes.
 
@@ -105,10 +106,10 @@ def _crops(
     """
     drawings = []
     for x in _spread(order, images[order])[:NUM_CROPS]:
-        image = _read(analysis, images[x], image_root)
+        image = read(images[x])
         if image is not None:
-            drawn = _outcomes_of(analysis, images[x])
-            drawings.append(_crop(image, boxes[x], drawn, analysis, caption(x)))
+            drawn = _collect_outcomes(analysis, images[x])
+            drawings.append(_draw_crop(image, boxes[x], drawn, analysis, caption(x, image)))
     return drawings
 
 
@@ -122,7 +123,7 @@ def _spread(order: np.ndarray, images: np.ndarray) -> List[int]:
     return first + later
 
 
-def _outcomes_of(analysis: Analysis, i: int) -> _Drawn:
+def _collect_outcomes(analysis: Analysis, i: int) -> _Drawn:
     table = analysis.table
     shown = np.flatnonzero((table.images == i) & analysis.above)
     left = (table.gt_images == i) & analysis.matches.counted[0] & ~analysis.found_above()
@@ -137,7 +138,7 @@ def _outcomes_of(analysis: Analysis, i: int) -> _Drawn:
     )
 
 
-def _crop(
+def _draw_crop(
     image: np.ndarray, box: np.ndarray, drawn: _Drawn, analysis: Analysis, caption: str
 ) -> Drawing:
     """Draw what lies around a box, x, y, width, height."""
@@ -164,13 +165,4 @@ def _draw(image: np.ndarray, drawn: _Drawn, analysis: Analysis, scale: float) ->
     drawing = draw_boxes(
         image, drawn.boxes, drawn.classes, names, drawn.scores, scale=scale, colors=drawn.colors
     )
-    buffer = io.BytesIO()
-    Image.fromarray(drawing).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def _read(analysis: Analysis, i: int, image_root: str):
-    try:
-        return read_image(os.path.join(image_root, analysis.table.file_names[i]))
-    except IMAGE_ERRORS:
-        return None
+    return encode_image(drawing, "JPEG", quality=85)

@@ -1,27 +1,17 @@
-"""Say what is good and bad about a model: one page, report.html, that opens anywhere::
+"""Write a report on a model: one page, report.html, that opens anywhere.
 
-    tood report output/mine
-    python tools/report.py --config-file output/mine/config.yaml --output output/mine/report \\
-        MODEL.WEIGHTS output/mine/model_best.pth
-    python tools/report.py --val-data val.json:images --results coco_instances_results.json \\
-        --output report
-    python tools/report.py --val-data val.json:images --results mine.json --compare theirs.json ...
-
---results and --compare take any detector's results in COCO's format. What the page says is in
-report.json as well, its plots are PNG files beside it; docs/report.md explains them.
+The content of the page is in report.json as well, and its plots are PNG files beside it;
+docs/report.md explains them. :data:`SECTIONS` lists the functions that compute the sections.
 """
 
-import argparse
 import contextlib
-import io
 import json
 import math
 import os
 import platform
 import shlex
-import sys
-import tempfile
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import detectron2
 import numpy as np
@@ -29,153 +19,220 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
-from PIL import Image
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.plan.rules import STRIDE, choose_input
 from tood.app.report import gallery, page, plots
-from tood.app.report.analysis import Analysis, analyze, summarize_analysis, why_missed
-from tood.app.report.compare import compare
-from tood.app.report.reasons import FOUND, explain, objects_of
-from tood.app.report.suspects import MISSING, Suspect, as_rows, find_suspects
-from tood.config.lazy.read import is_lazy
-from tood.config.read import split_options
+from tood.app.report.analysis import Analysis, analyze, explain_miss, summarize_analysis
+from tood.app.report.compare import compare_analyses
+from tood.app.report.reasons import FOUND, find_reason, make_objects
+from tood.app.report.suspects import list_suspects
+from tood.app.trained import find_trained
 from tood.data.annotations import read_annotations
 from tood.data.check import check_data
 from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
+from tood.data.images import IMAGE_ERRORS
+from tood.data.tiles import RecentImages
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
-from tood.evaluation.coco import CleanCOCOEvaluator, content_of
-from tood.evaluation.positives import count_positives
+from tood.evaluation.coco import DetectionCollector, content_of
+from tood.evaluation.positives import PositivesEvaluator
 from tood.inference.predictor import Predictor
-from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_folder, write_json, write_whole
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, encode_image, write_json, write_whole
 from tood.visualization.alignment import draw_scatter
 
-PAGE, SUMMARY = "report.html", "report.json"
-RESULTS = "coco_instances_results.json"  # Detectron2's name for the detections
+PAGE, SUMMARY, DETECTIONS = "report.html", "report.json", "detections.json"
 MOST_ASSIGNED = 500  # images or tiles whose objects' positives are counted
-NUM_SUSPECTS, LEAST_DOUBT = 30, 0.3
 LEGEND = "At the thresholds above."
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", metavar="FILE", help="of a checkpoint; or a model's name")
-    parser.add_argument("--results", metavar="JSON", help="detections in COCO's format")
-    parser.add_argument("--val-data", metavar="DATA", help="as in train_net.py")
-    parser.add_argument("--compare", metavar="JSON", help="detections of another model")
-    parser.add_argument("--output", metavar="FOLDER", help="default: report in OUTPUT_DIR")
-    parser.add_argument("--overwrite", action="store_true", help="a report that already exists")
-    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
-    args = parse_arguments(parser, argv)
-    args.opts = opts
-    args.command = shlex.join(["python", "tools/report.py", *argv, *opts])
-    if bool(args.config_file) == bool(args.results):
-        raise UserError("Name either --config-file, of a checkpoint, or --results.")
-    if args.results and not (args.val_data and args.output):
-        raise UserError("--results needs --val-data and --output.")
-    return args
+@dataclass(frozen=True)
+class Report:
+    """A report that was written; ``str(report)`` is one sentence."""
+
+    folder: str
+    summary: Dict = field(repr=False)  # content of report.json
+    detections: List[Dict] = field(repr=False)  # in COCO's format
+
+    @property
+    def page(self) -> str:
+        """Path of the page."""
+        return os.path.join(self.folder, PAGE)
+
+    @property
+    def metrics(self) -> Dict[str, float]:
+        """COCO's metrics in percent, "AP", "AP50" and so on; NaN if not defined."""
+        return {name: x["value"] for name, x in self.summary["metrics"].items()}
+
+    def __str__(self) -> str:
+        AP = self.summary["metrics"]["AP"]
+        if math.isnan(AP["value"]):
+            return f"{self.page}: there are no objects to find."
+        return (
+            f"{self.page}: AP {AP['value']:.1f}, {AP['low']:.1f} to {AP['high']:.1f} by the choice "
+            "of the images."
+        )
 
 
 class Subject(NamedTuple):
-    """Detections of a data set, and what is known beside them."""
+    """Detections of a data set, and what else is known about them."""
 
     name: str
     content: Dict  # annotations
     detections: List[Dict]
     image_root: str
-    notes: List[str]  # of the data check
+    notes: Sequence[str]  # of the data check
+    predictor: Optional[Predictor] = None
     alignment: Dict[str, Dict] = {}
-    positives: List[Dict] = []  # of objects by size
+    positives: Sequence[Dict] = ()  # of objects by size
     plots: Dict[str, bytes] = {}
 
 
-def main(args):
-    predictor = None
-    if args.config_file:
-        predictor = Predictor(args.config_file, opts=[*args.opts, *data_options(args)])
-        args.output = args.output or os.path.join(predictor.options.output_dir, "report")
-    check_output(args)
-    other = read_results(args.compare) if args.compare else None
-    subject = of_checkpoint(predictor) if predictor else of_results(args)
-    if not comm.is_main_process():  # of a training by several
-        return
-    analysis = analyze(subject.content, subject.detections, args.results or subject.name)
-    summary = summarize_analysis(analysis)
-    comparison = []
-    if other is not None:
-        comparison = compare(analysis, analyze(subject.content, other, args.compare))
-    suspects = as_rows(analysis.table, suspects_of(analysis))
-    facts = page.Facts(
-        title=f"Report of {subject.name}",
-        command=args.command,
-        versions=versions(),
-        notes=subject.notes,
-        plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
-        sections=sections_of(analysis, summary, subject.image_root, predictor),
-        alignment=[{"name": name, **row} for name, row in subject.alignment.items()],
-        positives=subject.positives,
-        suspects=suspects,
-        comparison=comparison,
-        compared=args.compare or "",
-    )
-    more = {
-        "alignment": subject.alignment,
-        "positives": subject.positives,
-        "suspects": suspects,
-        "comparison": comparison,
-        "data_check": subject.notes,
-        "command": args.command,
-        "versions": facts.versions,
-    }
-    write(args.output, {**summary, **more}, facts, subject.detections)
-    print(sentence_of(summary, os.path.join(args.output, PAGE)))
+class Material(NamedTuple):
+    """Everything that a section may be computed from."""
+
+    subject: Subject
+    analysis: Analysis
+    other: Optional[Analysis]  # of the detections to compare with
+    compared: str  # their file
 
 
-def data_options(args) -> List[str]:
-    """Overrides of the data to evaluate on, in the form of the config."""
-    if not args.val_data:
-        return []
-    if is_lazy(args.config_file):
-        return [f"dataloader.test.dataset.names={json.dumps(args.val_data)}"]
-    return ["DATASETS.TEST", str((args.val_data,))]
+# A section's name in report.json and in the template, and its content, plain values.
+SECTIONS: Dict[str, Callable[[Material], object]] = {
+    "alignment": lambda x: x.subject.alignment,
+    "positives": lambda x: x.subject.positives,
+    "suspects": lambda x: list_suspects(x.analysis.table, x.analysis.pairs, x.analysis.thresholds),
+    "comparison": lambda x: compare_analyses(x.analysis, x.other) if x.other else [],
+    "compared": lambda x: x.compared,
+    "data_check": lambda x: x.subject.notes,
+}
 
 
-def suspects_of(analysis: Analysis) -> List[Suspect]:
-    """The labels that are worth a look: of missing ones, those that are detected by the
-    thresholds.
+def report(
+    model: str = "",
+    *,
+    config: str = "",
+    results: str = "",
+    val_data: str = "",
+    compare: str = "",
+    output: str = "",
+    overwrite: bool = False,
+    options: Sequence[str] = (),
+) -> Optional[Report]:
+    """Report on a trained model, or on the results of any detector in COCO's format::
+
+        report("output/mine").metrics["AP"]
+        report(results="theirs.json", val_data="val.json:images", output="report")
+
+    Args:
+        model: an output folder, a checkpoint, or the name of a released model.
+        config: file of the model's config; default: config.yaml beside the checkpoint.
+        results: a JSON file of detections, instead of a model.
+        val_data: the data set, a folder or ANNOTATIONS.json:IMAGES; default: the config's.
+        compare: a JSON file of the detections of another model on the same images.
+        output: folder of the report; default: "report" in the model's output folder.
+        overwrite: replace a report that already exists.
+        options: overrides of the config, keys and values in turn.
+
+    Returns:
+        the report; None in all processes but the main one.
+
+    Raises:
+        UserError: for a file or a value that cannot be used, and a report that already exists.
     """
-    found = find_suspects(analysis.table, analysis.pairs, NUM_SUSPECTS)
-    least = [float(x) for x in analysis.thresholds]
-    worth = [
-        x for x in found if x.doubt >= (least[x.class_index] if x.kind == MISSING else LEAST_DOUBT)
-    ]
-    return worth[:NUM_SUSPECTS]
+    command = _format_command({**locals()})
+    if bool(model) == bool(results):
+        raise UserError("Name either a model, or a file of detections with --results.")
+    if results and not (val_data and output):
+        raise UserError("--results needs --val-data and --output.")
+    if results:
+        check_output(output, overwrite)
+        subject = _read_subject(results, val_data)
+        return _write_report(subject, output, command, compare, results)
+    trained = find_trained(model, config)
+    data = ["DATASETS.TEST", str((val_data,))] if val_data else []
+    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options, *data])
+    output = output or os.path.join(predictor.options.output_dir, "report")
+    check_output(output, overwrite)
+    checked = prepare_datasets(
+        predictor.options.data, training=False, known_classes=predictor.class_names
+    )
+    notes = [str(x) for x in checked]
+    return report_on(
+        predictor, output=output, command=command, notes=notes, overwrite=overwrite, compare=compare
+    )
 
 
-def check_output(args):
-    check_folder(args.output, "--output")
-    path = os.path.join(args.output, PAGE)
-    if os.path.exists(path) and not args.overwrite:
+def report_on(
+    predictor: Predictor,
+    *,
+    output: str,
+    command: str = "",
+    detections: Optional[List[Dict]] = None,
+    notes: Sequence[str] = (),
+    overwrite: bool = False,
+    compare: str = "",
+    read_image: Optional[Callable[[str], np.ndarray]] = None,
+) -> Optional[Report]:
+    """Report on a model that is in memory, from one pass over the validation images of its config,
+    which are registered; all processes call it. Drawings read some of the images once more.
+
+    Args:
+        output: folder of the report.
+        command: shown on the page.
+        detections: in COCO's format, instead of a pass; then the page lacks alignment and
+            positives.
+        notes: on the data, shown on the page.
+        overwrite, compare: of :func:`report`.
+        read_image: returns the pixels (H, W, 3) uint8, RGB, of a path; default: a cache of the
+            most recent images.
+
+    Returns:
+        the report; None in all processes but the main one.
+
+    Raises:
+        UserError: as :func:`report` does.
+    """
+    check_output(output, overwrite)
+    subject = examine(predictor, detections, notes)
+    if not comm.is_main_process():
+        return None
+    return _write_report(subject, output, command, compare, read_image=read_image)
+
+
+def _format_command(arguments: Dict) -> str:
+    options = arguments.pop("options")
+    model = [arguments.pop("model")]
+    words = ["tood", "report", *filter(None, model)]
+    for name, value in arguments.items():
+        flag = "--config-file" if name == "config" else f"--{name.replace('_', '-')}"
+        if value:
+            words += [flag] if value is True else [flag, value]
+    return shlex.join(map(str, [*words, *options]))
+
+
+def check_output(folder: str, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: for a folder that cannot be written to, or that contains a report.
+    """
+    check_folder(folder, "--output")
+    path = os.path.join(folder, PAGE)
+    if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; name another --output, or --overwrite.")
 
 
-def of_results(args) -> Subject:
-    """Detections that someone else has made."""
-    content, image_root, notes = read_data(args.val_data)
-    name = os.path.basename(args.results)
-    return Subject(name, content, read_results(args.results), image_root, notes)
+def _read_subject(results: str, val_data: str) -> Subject:
+    content, image_root, notes = read_data(val_data)
+    return Subject(
+        os.path.basename(results), content, read_results(results), image_root, notes
+    )
 
 
 def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
-    """Return annotations, the folder of their images, which need not be there, and what the check
-    found.
+    """Return the annotations of a data set, the folder of its images, which need not exist, and
+    the reports of the data check.
     """
     own_data = parse_own_data(entry)
     if own_data is None:
@@ -184,13 +241,14 @@ def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
         metadata = MetadataCatalog.get(entry)
         return content_of(entry, metadata), metadata.get("image_root", ""), []
     content = read_annotations(*own_data, to_train=True)
-    report = check_data(entry, content, choose_input(content, allow_tiles=False), STRIDE)
-    if report.errors:
-        raise UserError(report.error_sentence())
-    return content, own_data.image_root, [str(report)]
+    checked = check_data(entry, content, choose_input(content, allow_tiles=False), STRIDE)
+    if checked.errors:
+        raise UserError(checked.error_sentence())
+    return content, own_data.image_root, [str(checked)]
 
 
 def read_results(path: str) -> List[Dict]:
+    """Read detections in COCO's format, without checking each of them."""
     try:
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
@@ -203,44 +261,67 @@ def read_results(path: str) -> List[Dict]:
     return content
 
 
-def of_checkpoint(predictor: Predictor) -> Subject:
-    """Detections of a model, which is evaluated."""
-    options = predictor.options
-    reports = prepare_datasets(options.data, training=False, known_classes=predictor.class_names)
-    name = options.data.test[0]
-    metadata = MetadataCatalog.get(name)
-    with tempfile.TemporaryDirectory() as folder:
-        evaluators, alignment = [CleanCOCOEvaluator(name, output_dir=folder)], None
-        if not predictor.is_tiled:  # of tiles it is not defined
-            alignment = AlignmentEvaluator(name, predictor.model)
-            evaluators.append(alignment)
-        evaluators = DatasetEvaluators(evaluators)
-        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-            inference_on_dataset(predictor.detector, predictor.build_test_loader(name), evaluators)
-        loader = predictor.build_validation_loader(name, MOST_ASSIGNED)
-        positives = count_positives(predictor.model, loader)
-        path = os.path.join(folder, RESULTS)
-        detections = read_results(path) if os.path.isfile(path) else []
-    drawn, is_measured = {}, alignment is not None and comm.is_main_process()
-    if is_measured and len(alignment.pairs):
-        drawn["alignment.png"] = png_of(draw_scatter({"this model": alignment.pairs}))
-    records = training_records(options.output_dir)
+def examine(
+    predictor: Predictor, detections: Optional[List[Dict]] = None, notes: Sequence[str] = ()
+) -> Optional[Subject]:
+    """Find detections, alignment and positives in one pass over the first validation data set of
+    the predictor's config, which is registered.
+
+    Args:
+        detections, notes: of :func:`report_on`.
+
+    Returns:
+        the subject of a report; None in all processes but the main one.
+    """
+    name = predictor.options.data.test[0]
+    found, drawn = {"detections": detections}, {}
+    if detections is None:
+        found, drawn = _run_detector(predictor, name)
+    if not comm.is_main_process():
+        return None
+    records = _read_training_records(predictor.options.output_dir)
     if records:
         drawn["training.png"] = plots.draw_training(records)
+    metadata = MetadataCatalog.get(name)
     return Subject(
-        options.weights,
+        predictor.options.weights,
         content_of(name, metadata),
-        detections,
+        found["detections"],
         metadata.get("image_root", ""),
-        [str(x) for x in reports],
-        summarize(alignment.metrics, predictor.class_names) if is_measured else {},
-        positives,
+        notes,
+        predictor,
+        found.get("alignment", {}),
+        found.get("positives", ()),
         drawn,
     )
 
 
-def training_records(folder: str) -> List[Dict]:
-    """Lines of Detectron2's metrics.json, where there is one."""
+def _run_detector(predictor: Predictor, name: str) -> Tuple[Dict, Dict[str, bytes]]:
+    """Return results by the names of :class:`Subject`, and plots."""
+    records = DatasetCatalog.get(name)
+    # Of tiles and augmented views, alignment is not defined.
+    is_plain = predictor.detector is predictor.model
+    views = predictor.build_training_views(records, MOST_ASSIGNED)
+    evaluators = [
+        DetectionCollector(name),
+        PositivesEvaluator(predictor.model, views, reuse=is_plain),
+    ]
+    alignment = AlignmentEvaluator(name, predictor.model, records=records) if is_plain else None
+    evaluators += [alignment] if is_plain else []
+    loader = predictor.build_test_loader(records)
+    with torch.no_grad():
+        found = inference_on_dataset(predictor.detector, loader, DatasetEvaluators(evaluators))
+    if not (is_plain and comm.is_main_process()):
+        return found, {}
+    found["alignment"] = summarize(alignment.metrics, predictor.class_names)
+    if not len(alignment.pairs):
+        return found, {}
+    scatter = draw_scatter({"this model": alignment.pairs})
+    return found, {"alignment.png": encode_image(scatter, "PNG")}
+
+
+def _read_training_records(folder: str) -> List[Dict]:
+    """Return the lines of Detectron2's metrics.json, if it exists."""
     records = []
     with contextlib.suppress(OSError), open(os.path.join(folder, "metrics.json")) as f:
         for line in f:
@@ -249,80 +330,97 @@ def training_records(folder: str) -> List[Dict]:
     return records
 
 
-def sections_of(
-    analysis: Analysis, summary: Dict, image_root: str, predictor: Optional[Predictor]
-) -> Sequence[page.Section]:
-    def why(g: int) -> str:
-        if predictor is None:
-            return why_missed(analysis, g)
-        return explained(predictor, analysis, image_root, g)
+def _write_report(
+    subject: Subject,
+    folder: str,
+    command: str,
+    compare: str,
+    source: str = "",
+    read_image: Optional[Callable[[str], np.ndarray]] = None,
+) -> Report:
+    analysis = analyze(subject.content, subject.detections, source or subject.name)
+    other = analyze(subject.content, read_results(compare), compare) if compare else None
+    material = Material(subject, analysis, other, compare)
+    summary = summarize_analysis(analysis)
+    sections = {name: compute(material) for name, compute in SECTIONS.items()}
+    facts = page.Facts(
+        title=f"Report of {subject.name}",
+        command=command,
+        versions=_list_versions(),
+        plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
+        galleries=_draw_galleries(material, summary, read_image or RecentImages(max_images=64).read),
+        sections=sections,
+    )
+    summary = {**summary, **sections, "command": command, "versions": facts.versions}
+    _write_files(folder, summary, facts, subject.detections)
+    return Report(folder, summary, subject.detections)
 
-    worst = gallery.worst_images(analysis, summary["worst_images"], image_root)
-    missed = gallery.missed_objects(analysis, image_root, why)
-    wrong = gallery.false_positives(analysis, image_root)
+
+def _draw_galleries(
+    material: Material, summary: Dict, read_image: Callable[[str], np.ndarray]
+) -> Sequence[page.Gallery]:
+    subject, analysis = material.subject, material.analysis
+
+    def read(i: int) -> Optional[np.ndarray]:
+        path = os.path.join(subject.image_root, analysis.table.file_names[i])
+        try:
+            return read_image(path)
+        except IMAGE_ERRORS:
+            return None
+
+    def explain(g: int, image: np.ndarray) -> str:
+        if subject.predictor is None:
+            return explain_miss(analysis, g)
+        return _find_sentence(subject.predictor, analysis, g, image)
+
+    worst = gallery.draw_worst_images(analysis, summary["worst_images"], read)
+    missed = gallery.draw_missed_objects(analysis, read, explain)
+    wrong = gallery.draw_false_positives(analysis, read)
     return (
-        page.Section("The worst images", f"Without them, AP would be higher. {LEGEND}", worst),
-        page.Section("Missed objects", f"The largest, and why. {LEGEND}", missed),
-        page.Section("Wrong detections", f"The surest. {LEGEND}", wrong),
+        page.Gallery("The worst images", f"Without them, AP would be higher. {LEGEND}", worst),
+        page.Gallery("Missed objects", f"The largest, and why. {LEGEND}", missed),
+        page.Gallery("Wrong detections", f"The surest. {LEGEND}", wrong),
     )
 
 
-def explained(predictor: Predictor, analysis: Analysis, image_root: str, g: int) -> str:
-    """Why an object was missed, from the model itself."""
+def _find_sentence(predictor: Predictor, analysis: Analysis, g: int, image: np.ndarray) -> str:
+    """Say why an object was missed, from the model itself.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, which contains the object.
+    """
     table, names = analysis.table, predictor.class_names
-    i = table.gt_images[g]
-    path = os.path.join(image_root, table.file_names[i])
-    view = predictor.view_of(path, table.gt_boxes[g].tolist())
+    view = predictor.find_view(image[:, :, ::-1], table.gt_boxes[g].tolist())
     # The model may have its classes in another order than the data.
     k = [names.index(x) if x in names else j for j, x in enumerate(table.class_names)]
-    mine = np.flatnonzero((table.gt_images == i) & ~table.gt_crowd)
-    objects = objects_of(
+    mine = np.flatnonzero((table.gt_images == table.gt_images[g]) & ~table.gt_crowd)
+    objects = make_objects(
         table.gt_boxes[mine].tolist(),
         [k[c] for c in table.gt_classes[mine]],
         int(np.flatnonzero(mine == g)[0]),
         *(view.scale, (view.x, view.y)),
     )
     threshold = float(analysis.thresholds[table.gt_classes[g]])
-    found = explain(predictor.model, view.image, objects, names, threshold)
-    # Rounding may find what the evaluation did not.
-    return found.sentence if found.cause != FOUND else why_missed(analysis, g)
+    reason = find_reason(predictor.model, view.image, objects, names, threshold)
+    # Rounding may find an object that the evaluation did not.
+    return reason.sentence if reason.cause != FOUND else explain_miss(analysis, g)
 
 
-def write(folder: str, content: Dict, facts: page.Facts, detections: List[Dict]) -> None:
-    """Write the page last: where it is, the other files are."""
-    html = page.render(content, facts)
+def _write_files(folder: str, summary: Dict, facts: page.Facts, detections: List[Dict]) -> None:
+    """Write the page last: if it exists, so do the other files."""
+    html = page.render(summary, facts)
     os.makedirs(folder, exist_ok=True)
     for name, png in facts.plots.items():
         write_whole(os.path.join(folder, name), png)
     # Not by write_json, whose layout takes as long as the rest for a million of them.
-    write_whole(os.path.join(folder, "detections.json"), json.dumps(detections).encode())
-    write_json(content, os.path.join(folder, SUMMARY))
+    write_whole(os.path.join(folder, DETECTIONS), json.dumps(detections).encode())
+    write_json(summary, os.path.join(folder, SUMMARY))
     write_whole(os.path.join(folder, PAGE), html.encode())
 
 
-def sentence_of(summary: Dict, path: str) -> str:
-    AP = summary["metrics"]["AP"]
-    if math.isnan(AP["value"]):
-        return f"{path}: there are no objects to find."
-    return (
-        f"{path}: AP {AP['value']:.1f}, {AP['low']:.1f} to {AP['high']:.1f} by the choice of the "
-        "images."
-    )
-
-
-def versions() -> Dict[str, str]:
+def _list_versions() -> Dict[str, str]:
     return {
         "Python": platform.python_version(),
         "PyTorch": torch.__version__,
         "Detectron2": detectron2.__version__,
     }
-
-
-def png_of(image) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def cli(argv=None):
-    run_main(lambda: main(parse_args(argv)))

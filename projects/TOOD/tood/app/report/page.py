@@ -3,16 +3,16 @@
 import base64
 import math
 import os
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, Mapping, NamedTuple, Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tood.app.report.gallery import Drawing
 
-TEMPLATE = "page.html.jinja"
+FOLDER, TEMPLATE = os.path.dirname(__file__), "page.html.jinja"
 
 
-class Section(NamedTuple):
+class Gallery(NamedTuple):
     """Drawings under a heading."""
 
     title: str
@@ -26,14 +26,9 @@ class Facts(NamedTuple):
     title: str
     command: str
     versions: Dict[str, str]
-    notes: Sequence[str] = ()  # what the data check found
     plots: Dict[str, bytes] = {}  # PNG, by the names of their files
-    sections: Sequence[Section] = ()
-    alignment: Sequence[Dict] = ()
-    positives: Sequence[Dict] = ()  # of objects by size
-    suspects: Sequence[Dict] = ()
-    comparison: Sequence[Dict] = ()
-    compared: str = ""  # what it is compared with
+    galleries: Sequence[Gallery] = ()
+    sections: Mapping[str, object] = {}  # content of the sections, by their names
 
 
 def render(summary: Dict, facts: Facts) -> str:
@@ -43,7 +38,7 @@ def render(summary: Dict, facts: Facts) -> str:
         summary: of :func:`tood.app.report.analysis.summarize_analysis`.
     """
     environment = Environment(
-        loader=FileSystemLoader(os.path.dirname(__file__)),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -70,7 +65,7 @@ CAPTIONS = {
 
 
 def number(x, digits: int = 1) -> str:
-    """Format a number; a dash where it is not defined."""
+    """Format a number; a dash if it is not defined."""
     if x is None or (isinstance(x, float) and math.isnan(x)):
         return "–"
     return f"{x:.{digits}f}"

@@ -101,7 +101,7 @@ def draw_calibration(bins: List[Dict]) -> bytes:
     """Correctness and IoU of detections over their score, and how many there are."""
     figure = Figure(figsize=SIZE, dpi=120, layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
-    bins = [x for x in bins if x["count"]]
+    bins = [x for x in bins if x["number"]]
     scores = [x["mean_score"] for x in bins]
     axes.set_title("What a score means", fontsize=10)
     axes.plot([0, 1], [0, 1], color="0.7", ls="--", lw=1)
@@ -112,7 +112,7 @@ def draw_calibration(bins: List[Dict]) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     middles = [(x["low"] + x["high"]) / 2 for x in bins]
-    below.bar(middles, [x["count"] for x in bins], width=0.09, color="0.6")
+    below.bar(middles, [x["number"] for x in bins], width=0.09, color="0.6")
     below.set_yscale("log")
     below.set_xlabel("score")
     below.set_ylabel("detections")

@@ -1,5 +1,5 @@
-"""Why an object was not found: its locations, from scores and boxes to candidates, NMS and the
-threshold, and what training would assign to it.
+"""Reasons why an object was not found: its locations, from scores and boxes to candidates, NMS and
+the threshold, and the locations that training would assign to it.
 
 Shapes: M objects, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input.
@@ -29,29 +29,29 @@ CONTEXT, LEAST_CONTEXT, SIDE = 1.0, 24, 480
 
 
 class Objects(NamedTuple):
-    """The objects of an image, and which of them is asked about."""
+    """The objects of an image, one of which is to be explained."""
 
     boxes: Tensor  # (M, 4)
     classes: Tensor  # (M,) int64
-    index: int
+    asked: int  # the index of this one
 
     @property
     def box(self) -> Tensor:
         """(4,)"""
-        return self.boxes[self.index]
+        return self.boxes[self.asked]
 
     @property
     def class_index(self) -> int:
-        """Of the object that is asked about."""
-        return int(self.classes[self.index])
+        """Class of the object to be explained."""
+        return int(self.classes[self.asked])
 
 
-class Explanation(NamedTuple):
-    """Why an object was found or was not, and what there is to see."""
+class Reason(NamedTuple):
+    """The reason why an object was found or was not, and the values to draw."""
 
     cause: str
     sentence: str
-    assignment: str  # what training would assign to it, a sentence
+    assignment: str  # a sentence on the locations that training would assign to it
     scores: Tensor  # (R,) for its class
     ious: Tensor  # (R,) of the locations' boxes with it
     metrics: Tensor  # (R,) alignment metric t (Eq. 9)
@@ -62,18 +62,19 @@ class Explanation(NamedTuple):
 
 
 @torch.no_grad()
-def explain(
+def find_reason(
     model, image: Tensor, objects: Objects, class_names: Sequence[str], score_threshold: float
-) -> Explanation:
-    """
+) -> Reason:
+    """Follow an object through the network until it is lost.
+
     Args:
         model: a TOOD in evaluation mode.
         image: (3, H, W), as the model takes it.
-        objects: with the others of the image; without them, nothing is said of neighbours.
-        score_threshold: from which on a detection is told.
+        objects: with the others of the image; without them, neighbours are not mentioned.
+        score_threshold: of detections that count.
     """
     images, predictions = model.predict_with_images([{"image": image}])
-    objects = Objects(*(x.to(predictions.pred_boxes.device) for x in objects[:2]), objects.index)
+    objects = Objects(*(x.to(predictions.pred_boxes.device) for x in objects[:2]), objects.asked)
     scores, boxes = predictions.pred_scores[0], predictions.pred_boxes[0]
     points = predictions.anchors.get_centers()
     ious = box_iou_of_pairs(boxes, objects.box)
@@ -83,18 +84,18 @@ def explain(
     inside = inside_boxes(points, objects.box)
     (candidates,) = model.select(predictions).to_instances(images.image_sizes)
     detections = model.suppress(candidates)
-    asked = _Question(model, objects, class_names, score_threshold)
-    cause = asked.of_detections(detections) or asked.of_candidates(candidates, detections)
-    cause = cause or asked.of_locations(scores, ious, inside, boxes)
+    search = _Search(model, objects, class_names, score_threshold)
+    cause = search.in_detections(detections) or search.in_candidates(candidates, detections)
+    cause = cause or search.in_locations(scores, ious, inside, boxes)
     strides = torch.cat(
         [
             points.new_full((size,), stride)
             for size, stride in zip(predictions.level_sizes, model.strides)
         ]
     )
-    return Explanation(
+    return Reason(
         *(cause.kind, cause.sentence),
-        _assignment(model, images, predictions, objects, class_names, metrics),
+        _describe_assignment(model, images, predictions, objects, class_names, metrics),
         *(own, ious, metrics, inside),
         *(cause.best_box, cause.other_box),
         DenseOutputs(scores[None], boxes[None], points, strides),
@@ -108,14 +109,14 @@ class _Cause(NamedTuple):
     other_box: Optional[Tensor] = None
 
 
-class _Question:
-    """Asks one stage after the other; each returns a cause, or None."""
+class _Search:
+    """The stages of the network, each of which returns a cause, or None."""
 
     def __init__(self, model, objects: Objects, class_names: Sequence[str], threshold: float):
         self.model, self.objects, self.threshold = model, objects, threshold
         self.names, self.k = class_names, objects.class_index
 
-    def of_detections(self, found: Instances) -> Optional[_Cause]:
+    def in_detections(self, found: Instances) -> Optional[_Cause]:
         boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
         ious = box_iou_of_pairs(boxes, self.objects.box)
         near = ious >= IOU
@@ -144,7 +145,7 @@ class _Question:
             return _Cause(CLASSIFICATION, text, None, boxes[i])
         return None
 
-    def of_candidates(self, candidates: Instances, found: Instances) -> Optional[_Cause]:
+    def in_candidates(self, candidates: Instances, found: Instances) -> Optional[_Cause]:
         boxes, scores = candidates.pred_boxes.tensor, candidates.scores
         ious = box_iou_of_pairs(boxes, self.objects.box)
         mine = (ious >= IOU) & (candidates.pred_classes == self.k)
@@ -161,16 +162,16 @@ class _Question:
         if not rivals.any():
             limit = self.model.max_detections_per_image
             text = f"{what}, but {limit} others of the image have higher scores"
-            text += " (TEST.DETECTIONS_PER_IMAGE, model.max_detections_per_image)."
+            text += " (TEST.DETECTIONS_PER_IMAGE)."
             return _Cause(LIMIT, text, boxes[i])
         j = int(torch.where(rivals, overlaps, -1.0).argmax())
         text = (
             f"{what}; NMS drops it for a detection of the score {float(found.scores[j]):.2f} that "
-            f"overlaps it by {float(overlaps[j]):.2f}{self._finder_of(found.pred_boxes.tensor[j])}."
+            f"overlaps it by {float(overlaps[j]):.2f}{self._name_finder(found.pred_boxes.tensor[j])}."
         )
         return _Cause(NMS, text, boxes[i], found.pred_boxes.tensor[j])
 
-    def of_locations(self, scores: Tensor, ious: Tensor, inside: Tensor, boxes: Tensor) -> _Cause:
+    def in_locations(self, scores: Tensor, ious: Tensor, inside: Tensor, boxes: Tensor) -> _Cause:
         own, name = scores[:, self.k], self.names[self.k]
         near = ious >= IOU
         if not near.any():
@@ -185,7 +186,7 @@ class _Question:
         if score > limit:
             text = f"Its best box, of the score {score:.2f}, is not among the best "
             text += f"{self.model.topk_candidates_test} of its level "
-            text += "(MODEL.TOOD.TOPK_CANDIDATES_TEST, model.topk_candidates_test)."
+            text += "(MODEL.TOOD.TOPK_CANDIDATES_TEST)."
             return _Cause(CANDIDATES, text, boxes[i])
         other = scores[near].max(dim=0).values
         other[self.k] = -1
@@ -195,8 +196,7 @@ class _Question:
             return _Cause(CLASSIFICATION, f"{text}, with {score:.3f}.", boxes[i])
         text = (
             f"{int(near.sum())} locations have a box that fits, but no score for {name} above "
-            f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST, "
-            "model.score_thresh_test)."
+            f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST)."
         )
         return _Cause(SCORE, text, boxes[i])
 
@@ -206,25 +206,25 @@ class _Question:
         best = box_iou_of_pairs(boxes[:, None], same).amax(dim=1)
         return box_iou_of_pairs(boxes, self.objects.box) >= best
 
-    def _finder_of(self, box: Tensor) -> str:
+    def _name_finder(self, box: Tensor) -> str:
         """Name the other object that a detection finds, for a sentence."""
         ious = box_iou_of_pairs(self.objects.boxes, box)
         best = int(ious.argmax())
-        if best == self.objects.index or float(ious[best]) < IOU:
+        if best == self.objects.asked or float(ious[best]) < IOU:
             return ""
         return f" and finds the {self.names[int(self.objects.classes[best])]} beside it"
 
 
-def _assignment(model, images, predictions, objects: Objects, class_names, metrics: Tensor) -> str:
+def _describe_assignment(model, images, predictions, objects: Objects, class_names, metrics: Tensor) -> str:
     """Say how many locations are assigned to the object, and which objects take its best ones."""
     gt = Instances(images.image_sizes[0])
     gt.gt_boxes, gt.gt_classes = Boxes(objects.boxes), objects.classes
     gt_index = model.label_batch(images, predictions, [gt], model.assigner).gt_index[0]
-    number = int((gt_index == objects.index).sum())
+    number = int((gt_index == objects.asked).sum())
     text = f"In training, {number} locations would be assigned to it"
     top = metrics.topk(min(getattr(model.assigner, "topk", 13), len(metrics))).indices
     takers = gt_index[top]
-    takers = takers[(takers >= 0) & (takers != objects.index)]
+    takers = takers[(takers >= 0) & (takers != objects.asked)]
     if len(takers):
         taker = int(takers.mode().values)
         name = class_names[int(objects.classes[taker])]
@@ -234,8 +234,8 @@ def _assignment(model, images, predictions, objects: Objects, class_names, metri
     return f"{text}."
 
 
-def draw(
-    explanation: Explanation, image: np.ndarray, objects: Objects, class_names: Sequence[str]
+def draw_reason(
+    reason: Reason, image: np.ndarray, objects: Objects, class_names: Sequence[str]
 ) -> np.ndarray:
     """Draw the object with its locations, larger and brighter the higher their alignment metric,
     and the boxes that the sentence is about; below, scores and IoUs of the locations.
@@ -262,8 +262,8 @@ def draw(
     box = moved(objects.box)
     shown = [("object", box, (1.0, 0.6, 0.0))]
     for name, other, color in (
-        ("best box", explanation.best_box, (0.1, 0.75, 0.9)),
-        ("preferred", explanation.other_box, (0.9, 0.1, 0.1)),
+        ("best box", reason.best_box, (0.1, 0.75, 0.9)),
+        ("preferred", reason.other_box, (0.9, 0.1, 0.1)),
     ):
         if other is not None:
             shown.append((name, moved(other), color))
@@ -272,23 +272,23 @@ def draw(
     drawing = draw_boxes(
         part, boxes, range(len(shown)), [x[0] for x in shown], colors=[x[2] for x in shown]
     )
-    points, metrics = moved(explanation.dense.points), explanation.metrics.cpu()
-    mine = explanation.inside.cpu() & (metrics > 0)
+    points, metrics = moved(reason.dense.points), reason.metrics.cpu()
+    mine = reason.inside.cpu() & (metrics > 0)
     weights = metrics[mine] / metrics[mine].max().clamp(min=1e-12) if mine.any() else metrics[mine]
     drawing = add_heading(draw_points(drawing, points[mine], weights), "alignment of its locations")
     dense = DenseOutputs(
-        explanation.dense.scores.cpu(),
-        moved(explanation.dense.boxes),
+        reason.dense.scores.cpu(),
+        moved(reason.dense.boxes),
         points,
-        explanation.dense.strides.cpu() * scale,
+        reason.dense.strides.cpu() * scale,
     )
     name = class_names[objects.class_index]
     k = torch.tensor([objects.class_index])
     return image_grid([[drawing], [draw_maps(part, dense, 0, box[None], k, name)]])
 
 
-def nearest_object(boxes: Tensor, box: Tensor) -> Optional[int]:
-    """Return the index of the object that a box means, None where none overlaps it by half."""
+def find_nearest(boxes: Tensor, box: Tensor) -> Optional[int]:
+    """Return the index of the object that a box means, None if none overlaps it by half."""
     if not len(boxes):
         return None
     ious = box_iou_of_pairs(boxes, box)
@@ -296,10 +296,11 @@ def nearest_object(boxes: Tensor, box: Tensor) -> Optional[int]:
     return best if float(ious[best]) >= IOU else None
 
 
-def objects_of(
-    boxes: List, classes: List[int], index: int, scale: float, corner: Sequence[int] = (0, 0)
+def make_objects(
+    boxes: List, classes: List[int], asked: int, scale: float, corner: Sequence[int] = (0, 0)
 ) -> Objects:
-    """
+    """Move the objects of an image to the network's input.
+
     Args:
         boxes: x, y, width, height in pixels of the image.
         scale: of the network's input.
@@ -308,4 +309,4 @@ def objects_of(
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     corners[:, :2] -= torch.tensor(corner, dtype=torch.float32)
     corners = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1) * scale
-    return Objects(corners, torch.tensor(classes, dtype=torch.int64), index)
+    return Objects(corners, torch.tensor(classes, dtype=torch.int64), asked)

@@ -11,6 +11,8 @@ from tood.app.report.matching import Pairs, Table
 MISSING, NOTHING_THERE, OTHER_CLASS = "missing", "nothing there", "other class"
 # A detection is of an object from this IoU on; below the other one, it is of none.
 SAME_IOU, NEAR_IOU = 0.5, 0.3
+# In a report.
+NUM_SUSPECTS, LEAST_DOUBT = 30, 0.3
 
 
 class Suspect(NamedTuple):
@@ -101,8 +103,18 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return inter / max(float(a[2:].prod() + b[2:].prod()) - inter, 1e-9)
 
 
-def as_rows(table: Table, suspects: List[Suspect]) -> List[Dict]:
-    """Return plain values, for the page and report.json."""
+def list_suspects(table: Table, pairs: Pairs, thresholds: np.ndarray) -> List[Dict]:
+    """Return plain values of the suspects that are worth a look; of missing boxes, those with a
+    detection above the threshold of its class.
+
+    Args:
+        thresholds: (K,).
+    """
+    found = find_suspects(table, pairs, NUM_SUSPECTS)
+    least = [float(x) for x in thresholds]
+    worth = [
+        x for x in found if x.doubt >= (least[x.class_index] if x.kind == MISSING else LEAST_DOUBT)
+    ]
     return [
         {
             "kind": x.kind,
@@ -112,5 +124,5 @@ def as_rows(table: Table, suspects: List[Suspect]) -> List[Dict]:
             "bbox": x.bbox,
             "reason": x.reason,
         }
-        for x in suspects
+        for x in worth[:NUM_SUSPECTS]
     ]
