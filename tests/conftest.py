@@ -34,7 +34,6 @@ TINY = [
     *("MODEL.RESNETS.DEPTH", "18"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("DATALOADER.NUM_WORKERS", "0"),
-    *("MODEL.TOOD.REPORT", "False"),
 ]
 
 

@@ -54,9 +54,7 @@ def main(args):
     check_image_output(args.output, args.overwrite)
     prepare_datasets(options.data, training=False)
     if not options.weights:
-        raise UserError(
-            f"There is nothing to predict with: name a checkpoint with {options.weights_key}."
-        )
+        raise UserError("No checkpoint given: name one with MODEL.WEIGHTS.")
     name = options.data.test[0]
     records = DatasetCatalog.get(name)[: args.num_images]
     class_names = MetadataCatalog.get(name).thing_classes

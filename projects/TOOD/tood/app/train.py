@@ -13,6 +13,7 @@ is named with --config-file is used unchanged.
 
 import argparse
 import contextlib
+import logging
 import os
 import shlex
 from typing import Iterator, List, Sequence
@@ -27,7 +28,6 @@ from tood.app.plan.plan import (
     table,
     tiles_of,
 )
-from tood.config.lazy.read import is_lazy
 from tood.config.zoo import get_config_file
 from tood.data.formats import split_entry
 from tood.engine import train as train_net
@@ -35,6 +35,8 @@ from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
+
+logger = logging.getLogger(__name__)
 
 WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
 NUM_DRAWN = 8
@@ -70,11 +72,6 @@ def parse_args(argv):
         raise UserError("Name the data first: tood train DATA [FLAGS] [KEY VALUE ...].")
     if args.eval_only:
         raise UserError("tood train trains; for --eval-only there is tood eval MODEL.")
-    if args.config_file and is_lazy(args.config_file):
-        raise UserError(
-            f"{args.config_file} is a config in Python, which tood train does not take; use "
-            f"train_net.py --config-file {args.config_file} --train-data {data[0]}."
-        )
     args.data = data[0]
     return args
 
@@ -154,6 +151,7 @@ def train(args, plan_file: str, output: str) -> None:
     if not args.config_file:
         own.update(epochs=None, images_per_step=None)  # they are in the plan
     train_net.launched_with(argparse.Namespace(**{**flags, **own}))
+    write_report(output)
     picture = os.path.join(output, "predictions.png")
     draw_predictions(plan_file, output, picture)
     print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
@@ -163,6 +161,19 @@ def options_of(args, output: str) -> List[str]:
     """Return the KEY VALUE options, with the output folder."""
     pairs = zip(args.opts[::2], args.opts[1::2])
     return [x for pair in pairs if pair[0] != "OUTPUT_DIR" for x in pair] + ["OUTPUT_DIR", output]
+
+
+def write_report(output: str) -> None:
+    """Write a page on the best weights. What goes wrong with it loses nothing of the training."""
+    from tood.app.report import make as report
+    from tood.app.trained import find_trained
+
+    try:
+        trained = find_trained(output)
+        flags = ["--config-file", trained.config_file, "--overwrite"]
+        report.main(report.parse_args([*flags, *trained.options()]))
+    except UserError as error:
+        logger.warning(f"No report was written: {error.sentence()}")
 
 
 def draw_predictions(plan_file: str, output: str, picture: str) -> None:

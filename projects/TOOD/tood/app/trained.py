@@ -17,7 +17,6 @@ import os
 import sys
 from typing import List, NamedTuple, Sequence
 
-from tood.config.lazy.read import is_lazy
 from tood.config.read import split_options
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import last_checkpoint_in
@@ -46,10 +45,7 @@ class Trained(NamedTuple):
 
     def options(self) -> List[str]:
         """Overrides of its config: these weights, and the folder where it is now."""
-        keys = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
-        if is_lazy(self.config_file):
-            keys = [f"train.init_checkpoint={self.weights}", f"train.output_dir={self.folder}"]
-        return keys
+        return ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
 
 
 def find_trained(model: str) -> Trained:

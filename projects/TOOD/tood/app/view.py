@@ -44,9 +44,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    cfg = load_config(
-        args.config_file, args.opts, args.train_data, allow_python=False, training=True
-    )
+    cfg = load_config(args.config_file, args.opts, args.train_data, training=True)
     check_image_output(args.output, args.overwrite)
     cfg.DATASETS.TEST = ()  # training data only
     for report in prepare_datasets(run_options(cfg).data, training=True):

@@ -3,7 +3,6 @@
     python train_net.py --config-file configs/tood_R50_FPN_1x.yaml --num-gpus 8
     python train_net.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --train-data train.json:images --val-data val.json:images MODEL.TOOD.NUM_CLASSES 3
-    python train_net.py --config-file configs/lazy/tood_R50_FPN_1x.py train.max_iter=1000
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
@@ -19,14 +18,13 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
+from tood.config.files import read_config_file
 from tood.config.inferred import is_typed
-from tood.config.lazy.read import build_lazy_model
 from tood.config.read import (
     apply_schedule,
     check_training,
@@ -35,18 +33,11 @@ from tood.config.read import (
     read_schedule,
     run_options,
     schedule_of_file,
-    sets_images_per_step,
 )
 from tood.config.schedule import scale_schedule
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import tile_records
-from tood.engine.build_lazy import (
-    build_lazy_experiment,
-    evaluate_lazy,
-    evaluate_lazy_with_TTA,
-)
 from tood.engine.launch import launch
-from tood.engine.loop import TrainingLoop
 from tood.engine.trainer import Trainer
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
@@ -102,8 +93,9 @@ def finished(args):
 
 def checked(args):
     """Return the config, and what to tell of the data and the schedule. Nothing is written yet."""
+    config_file = read_config_file(args.config_file)
     cfg = load_config(
-        args.config_file,
+        config_file,
         args.opts,
         args.train_data,
         args.val_data,
@@ -113,14 +105,11 @@ def checked(args):
     options = run_options(cfg)
     if not args.eval_only:
         check_training(cfg)
-    if not isinstance(cfg, DictConfig):
-        check_builds(cfg)
+    check_builds(cfg)
     known = classes_of_weights(options) if args.eval_only else ()
     reports = prepare_datasets(options.data, training=not args.eval_only, known_classes=known)
     news = [str(report) for report in reports]
-    if not (args.eval_only or isinstance(cfg, DictConfig)) and not is_typed(
-        args.config_file, args.opts
-    ):
+    if not args.eval_only and not is_typed(config_file, args.opts):
         news.append(f"{cfg.MODEL.TOOD.NUM_CLASSES} classes, of the data.")
     if not options.data.test and not args.eval_only:
         news.append("No validation data (--val-data): nothing will be evaluated.")
@@ -132,10 +121,10 @@ def checked(args):
     if not resumes:
         if args.eval_only and not options.weights:
             raise UserError(
-                f"--eval-only needs weights: name a checkpoint with {options.weights_key} after "
-                "the flags, or add --resume for the last one of the output folder."
+                "--eval-only needs weights: name a checkpoint with MODEL.WEIGHTS after the "
+                "flags, or add --resume for the last one of the output folder."
             )
-        check_weights(options.weights, options.weights_key)
+        check_weights(options.weights)
     check_folder(options.output_dir)
     return cfg, news
 
@@ -153,7 +142,6 @@ def begin(cfg, args, news):
     keep_pages_to_files(["detectron2"])
     default_setup(cfg, args)
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="tood")
-    keep_pages_to_files(["tood"])  # the model of a config in Python
     for text in news:
         logger.info(text)
 
@@ -205,10 +193,10 @@ def set_schedule(cfg, args):
         epochs=args.epochs,
         num_images=num_images,
     )
-    if sets_images_per_step(args.config_file, args.opts) and typed != schedule.ims_per_batch:
+    if "SOLVER.IMS_PER_BATCH" in args.opts[::2] and typed != schedule.ims_per_batch:
         raise UserError(
             f"--images-per-step is {schedule.ims_per_batch}, but the overrides set {typed} images "
-            "per step as well; leave out one of them."
+            "per step as well; omit one of them."
         )
     return apply_schedule(cfg, schedule, args.opts)
 
@@ -222,52 +210,25 @@ def main(args):
 
 def evaluate(cfg, args):
     options = run_options(cfg)
-    is_lazy = isinstance(cfg, DictConfig)
-    model = build_lazy_model(cfg) if is_lazy else Trainer.build_model(cfg)
+    model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=options.output_dir, complete=True)
     checkpointer.resume_or_load(options.weights, resume=args.resume)
-    test = evaluate_lazy if is_lazy else Trainer.test
-    results = test(cfg, model)
+    results = Trainer.test(cfg, model)
     if options.tta.enabled:
-        with_TTA = evaluate_lazy_with_TTA if is_lazy else Trainer.test_with_TTA
-        results.update(with_TTA(cfg, model))
+        results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         write_json(results, os.path.join(options.output_dir, "inference", "results.json"))
-        if not is_lazy:
-            verify_results(cfg, results)
+        verify_results(cfg, results)
     return results
 
 
 def train(cfg, args):
-    is_lazy = isinstance(cfg, DictConfig)
-    trainer = TrainingLoop(build_lazy_experiment(cfg)) if is_lazy else Trainer(cfg)
+    trainer = Trainer(cfg)
     if args.resume and not trainer.checkpointer.has_checkpoint():
         folder = trainer.options.output_dir
         logger.warning(f"--resume: no checkpoint in {folder} yet, training from the start.")
     trainer.resume_or_load(resume=args.resume)
-    results = trainer.train()
-    if run_options(cfg).report:
-        comm.synchronize()  # the main process has written the best weights
-        write_report(run_options(cfg))
-    return results
-
-
-def write_report(options):
-    """A page on the best weights, which all processes evaluate. What goes wrong with it loses
-    nothing of the training.
-    """
-    from tood.app.report import make as report
-    from tood.app.trained import find_trained
-
-    if not options.data.test:
-        logger.info("No report without validation data (--val-data).")
-        return
-    try:
-        trained = find_trained(options.output_dir)
-        flags = ["--config-file", trained.config_file, "--overwrite"]
-        report.main(report.parse_args([*flags, *trained.options()]))
-    except UserError as error:
-        logger.warning(f"No report was written: {error.sentence()}")
+    return trainer.train()
 
 
 def cli(argv=None):

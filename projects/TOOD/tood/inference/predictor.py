@@ -17,11 +17,9 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
-from tood.config.lazy.read import build_lazy_model
 from tood.config.read import (
     Config,
     check_weights,
@@ -74,8 +72,7 @@ class Predictor:
     ):
         """
         Args:
-            config: a config, a file (yaml or Python), or a name of the project's, as
-                "tood_R50_FPN_1x" or "tood_R50_FPN_1x.py".
+            config: a config, a file, or a name of the project's, as "tood_R50_FPN_1x".
             weights: a checkpoint, instead of the config's; "tood://NAME" for released weights. A
                 checkpoint that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" where there is no GPU.
@@ -83,7 +80,7 @@ class Predictor:
             score_threshold: of detections, one or one for each class, or "from-report": those of
                 the best F1 in the report beside the weights. Default: the config's.
             augment: use test-time augmentation; default: the config's.
-            opts: overrides, keys and values in turn; for a config in Python, "key=value" each.
+            opts: overrides, keys and values in turn.
 
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
@@ -101,17 +98,15 @@ class Predictor:
         self.options = options = run_options(self.cfg)
         if not options.weights:
             raise UserError("No checkpoint given: name its file.")
-        check_weights(options.weights, options.weights_key)
+        check_weights(options.weights)
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         self.class_names = class_names_of(options.data, content)
         self._thresholds = None
         if score_threshold is not None and not is_one:
             self._thresholds = _class_thresholds(score_threshold, path, self.class_names)
-        is_lazy = isinstance(self.cfg, DictConfig)
-        if not is_lazy:
-            check_builds(self.cfg)
-        self.model = (build_lazy_model if is_lazy else build_model)(self.cfg).eval()
+        check_builds(self.cfg)
+        self.model = build_model(self.cfg).eval()
         Checkpointer(self.model, complete=True).load(options.weights)
         self._build_detector(options.tta.enabled if augment is None else augment)
 

@@ -27,6 +27,7 @@ from tood.app.plan.rules import (
     statistics_of,
 )
 from tood.checkpoint.packages import PACKAGES
+from tood.config.files import read_config_file
 from tood.config.inferred import is_typed
 from tood.config.read import load_config, schedule_of_file, tile_options
 from tood.config.schedule import Schedule, scale_schedule
@@ -220,7 +221,7 @@ def plan_text(
     """Return the config that was chosen, as YAML."""
     options = {"DATASETS.TRAIN": tuple(entries["train"]), "DATASETS.TEST": tuple(entries["val"])}
     options["OUTPUT_DIR"] = output
-    if not is_typed(config_file, ()):  # or it is checked against the data
+    if not is_typed(read_config_file(config_file), ()):  # or it is checked against the data
         options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(data.checked.content))
     if plan is not None:
         size = plan.size

@@ -38,7 +38,6 @@ from tood.app.report.analysis import Analysis, analyze, summarize_analysis, why_
 from tood.app.report.compare import compare
 from tood.app.report.reasons import FOUND, explain, objects_of
 from tood.app.report.suspects import MISSING, Suspect, as_rows, find_suspects
-from tood.config.lazy.read import is_lazy
 from tood.config.read import split_options
 from tood.data.annotations import read_annotations
 from tood.data.check import check_data
@@ -139,12 +138,8 @@ def main(args):
 
 
 def data_options(args) -> List[str]:
-    """Overrides of the data to evaluate on, in the form of the config."""
-    if not args.val_data:
-        return []
-    if is_lazy(args.config_file):
-        return [f"dataloader.test.dataset.names={json.dumps(args.val_data)}"]
-    return ["DATASETS.TEST", str((args.val_data,))]
+    """Overrides of the data to evaluate on."""
+    return ["DATASETS.TEST", str((args.val_data,))] if args.val_data else []
 
 
 def suspects_of(analysis: Analysis) -> List[Suspect]:
