@@ -256,8 +256,8 @@ def test_resume_goes_on_by_the_plan(photos, monkeypatch, tmp_path):
 
 def test_mistakes(photos, tmp_path):
     assert "Name the data first" in error_of("train", "--output", "out")
-    lazy = str(ROOT / "configs" / "lazy" / "demo_shapes.py")
-    assert "use train_net.py --config-file" in error_of("train", "photos", "--config-file", lazy)
+    lazy = str(ROOT / "configs" / "lazy" / "tood_R50_FPN_1x.py")
+    assert "name a .yaml config" in error_of("train", "photos", "--config-file", lazy)
     other = tmp_path / "five.yaml"
     other.write_text(f"_BASE_: {CONFIG}\nMODEL: {{TOOD: {{NUM_CLASSES: 5}}}}")
     five = ["--config-file", str(other), "--output", "five"]

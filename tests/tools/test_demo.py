@@ -36,12 +36,12 @@ def trained(shapes, tmp_path_factory):
     small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
     small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
     small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
-    small["MODEL.TOOD.REPORT"] = "True"
     opts = [x for item in small.items() for x in item]
     base = train_net.load_config("configs/tood_R18_GN_small_data.yaml", [*TINY, *opts])
     config.write_text(base.dump())
     data = ["--train-data", entry, "--val-data", entry]
     train_net.main(train_net.parse_args(["--config-file", str(config), *data]))
+    run_trained("report", [str(out)])
     return out
 
 
@@ -174,7 +174,7 @@ def test_a_report_of_data_without_objects(trained, photos, tmp_path):
     assert summary["positives"] == [] and summary["data"]["objects"] == 0
 
 
-def test_a_training_writes_a_report(trained, photos, tmp_path, capsys):
+def test_the_report_of_a_training(trained, photos, tmp_path, capsys):
     summary = json.loads((trained / "report" / "report.json").read_text())
     AP = json.loads((trained / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
     assert summary["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
