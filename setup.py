@@ -21,7 +21,7 @@ setup(
     entry_points={"console_scripts": ["tood = tood.app.cli:main"]},
     package_dir={"": "projects/TOOD", "tood.configs": "configs"},
     package_data={
-        "tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py", "lazy/common/*.py"],
+        "tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py"],
         "tood.app.report": ["*.jinja"],
     },
     python_requires=">=3.9",

@@ -37,7 +37,6 @@ TINY = [
     *("MODEL.RESNETS.DEPTH", "18"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("DATALOADER.NUM_WORKERS", "0"),
-    *("MODEL.TOOD.REPORT", "False"),
 ]
 SMALL = [  # for the images of ``shapes``
     *(*TINY, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"),

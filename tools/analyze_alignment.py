@@ -118,7 +118,6 @@ def read_model_config(config_file, weights, args):
         args.opts,
         val_data=args.val_data,
         architectures=ARCHITECTURES,
-        allow_python=False,
     )
     if cfg.INPUT.TILES.SIZE:
         raise UserError(

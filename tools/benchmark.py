@@ -196,7 +196,7 @@ def measure_losses(tood, args):
 
 def measure_data(args):
     """A batch of drawn images through the training loader, in one process."""
-    cfg = load_config(args.config_file, args.opts, allow_python=False)
+    cfg = load_config(args.config_file, args.opts)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = args.batch
     with tempfile.TemporaryDirectory() as folder:
@@ -327,9 +327,7 @@ def table(metrics):
 
 def cli(argv=None):
     args = parse_args(argv)
-    args.num_classes = load_config(
-        args.config_file, args.opts, allow_python=False
-    ).MODEL.TOOD.NUM_CLASSES
+    args.num_classes = load_config(args.config_file, args.opts).MODEL.TOOD.NUM_CLASSES
     if args.memory_of:
         subject = make_tood(args) if args.memory_of == "tood" else make_retinanet(args)
         print(json.dumps(peak_memory(subject, args)))

@@ -316,7 +316,7 @@ def train_own(args):
 def train_on(name, config, train, val, output, args):
     """Train by train_net.py, and return its row."""
     flags = ["--config-file", config, "--train-data", train, "--val-data", val]
-    options = ["OUTPUT_DIR", output, "MODEL.DEVICE", args.device, "MODEL.TOOD.REPORT", "False"]
+    options = ["OUTPUT_DIR", output, "MODEL.DEVICE", args.device]
     start = time.time()
     run(["train_net.py", *flags, *options, *(TINY_TRAINING if args.tiny else [])], args)
     return Row(f"{name}: AP", f"{last_ap(output):.1f}", f"{time.time() - start:.0f} s in all")

@@ -125,7 +125,7 @@ def make_inputs(args):
 
 
 def make_tood(args):
-    cfg = load_config(args.config_file, args.opts, allow_python=False)
+    cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = args.device
     torch.manual_seed(0)
     model = build_model(cfg)

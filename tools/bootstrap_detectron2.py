@@ -14,6 +14,8 @@ from bootstrap_pip import BootstrapError, pip_install, run, run_pip, say
 SDIST = "pb1-detectron2==0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 WHEEL_VERSION = "0.6+compat"
+# Not part of Detectron2's package: trains the configs in configs/lazy, docs/training.md.
+SCRIPT = "tools/lazyconfig_train_net.py"
 NEWEST_PIP_FOR_SDIST = "pip<26.1"  # later ones refuse the URL in one of its unused extras
 
 # What Detectron2 v0.6 asks for, without what only its exporters and developers need.
@@ -33,6 +35,7 @@ setup(
     description="Detectron2 v0.6, pure Python, with compatibility edits",
     packages=find_packages(include=["detectron2*"]),
     package_data={{"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]}},
+    scripts=[{script!r}],
     python_requires=">=3.9",
     install_requires={requires!r},
 )
@@ -176,7 +179,7 @@ def build_wheel(python, source, folder):
         if os.path.exists(os.path.join(source, name)):
             os.remove(os.path.join(source, name))
     with open(os.path.join(source, "setup.py"), "w") as f:
-        f.write(SETUP.format(version=WHEEL_VERSION, requires=REQUIRES.split()))
+        f.write(SETUP.format(version=WHEEL_VERSION, script=SCRIPT, requires=REQUIRES.split()))
     run_pip(
         [python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
     )

@@ -2,7 +2,7 @@
 """Parameters, multiply-adds and time of models, as Markdown::
 
     python tools/count_cost.py tood_R50_FPN_1x tood_R101_DCN_FPN_mstrain_2x
-    python tools/count_cost.py configs/lazy/tood_R50_FPN_1x.py timm:convnext_tiny --time
+    python tools/count_cost.py configs/tood_R50_FPN_1x.yaml timm:convnext_tiny --time
 
 A model is the name of a config, a config file, or timm:NAME, which is tood_R50_FPN_1x with another
 backbone. Multiply-adds are those of convolutions and matrix products, which the paper calls FLOPs.
@@ -24,7 +24,6 @@ from fvcore.nn import FlopCountAnalysis
 from tqdm import tqdm
 
 from tood import model_zoo
-from tood.config.lazy.read import build_lazy_model, is_lazy
 from tood.config.read import load_config
 from tood.utils.errors import run_main
 
@@ -54,10 +53,9 @@ def build(name):
     if name.startswith(TIMM):
         timm = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME"]
         path, options = model_zoo.get_config_file(BASE), [*timm, name[len(TIMM) :]]
-        return build_model(load_config(path, options, changes=changes)).eval()
-    path = name if os.path.isfile(name) else model_zoo.get_config_file(name)
-    config = load_config(path, changes=changes)
-    return (build_lazy_model if is_lazy(path) else build_model)(config).eval()
+    else:
+        path, options = name if os.path.isfile(name) else model_zoo.get_config_file(name), []
+    return build_model(load_config(path, options, changes=changes)).eval()
 
 
 def milliseconds(model, image):

@@ -80,9 +80,7 @@ class Recorder:
 def train(config_file, data, opts, seed, iterations):
     """Train once; return what was seen of each iteration."""
     torch.set_num_threads(1)
-    cfg = load_config(
-        config_file, [*opts, "SEED", str(seed)], [data], [data], allow_python=False, training=True
-    )
+    cfg = load_config(config_file, [*opts, "SEED", str(seed)], [data], [data], training=True)
     cfg.DATALOADER.NUM_WORKERS = 0
     prepare_datasets(run_options(cfg).data, training=True)
     records = DatasetCatalog.get(data)

@@ -131,7 +131,7 @@ def box_of_nothing(content, rng):
 def train(args, entry):
     command = [sys.executable, os.path.join(ROOT, "train_net.py")]
     flags = ["--config-file", args.config_file, "--train-data", entry]
-    opts = ["OUTPUT_DIR", args.output, "MODEL.TOOD.REPORT", "False", *args.opts]
+    opts = ["OUTPUT_DIR", args.output, *args.opts]
     if subprocess.run([*command, *flags, *opts]).returncode:
         raise UserError(f"The training failed; its log is in {args.output}.")
 

@@ -31,6 +31,7 @@ def main():
             *("--num-images", "8", "--score-thresh", "0.4", "--scale", "2"),
             *("MODEL.WEIGHTS", f"{OUTPUT}/model_final.pth"),
         ],
+        ["-m", "tood", "report", OUTPUT, "--overwrite"],
     ]
     for step in steps:
         print("$ python " + " ".join(shlex.quote(word) for word in step), flush=True)

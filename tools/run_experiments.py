@@ -194,7 +194,7 @@ def read_json(path):
 
 def main(args):
     experiments = load_experiments(args.experiments, args.groups)
-    load_config(args.config_file, args.opts, allow_python=False)
+    load_config(args.config_file, args.opts)
     check_folder(args.output, "--output")
     # Seeds outermost: every variant has a figure early on.
     tasks = list(itertools.product(args.seeds, experiments))

@@ -66,7 +66,7 @@ def parse_args(argv=None):
 
 def main(args):
     check_image_output(args.output, args.overwrite)
-    cfg = load_config(args.config_file, args.opts, val_data=args.val_data, allow_python=False)
+    cfg = load_config(args.config_file, args.opts, val_data=args.val_data)
     prepare_datasets(run_options(cfg).data, training=False)
     dataset = cfg.DATASETS.TEST[0]
     class_names = MetadataCatalog.get(dataset).thing_classes

@@ -1,23 +1,16 @@
-# A few hundred photographs, from scratch: copy this file and the folder common/ for your own. It
-# needs no pretrained weights and no GPU; docs/small_data.md tells what it reached on what.
-#
-#   python train_net.py --config-file configs/lazy/tood_R18_GN_small_data.py \
-#       --train-data train.json:images --val-data val.json:images model.num_classes=3
+# A few hundred photographs, from scratch; docs/small_data.md says what it reached on which data.
+# docs/training.md has a config of your own data that is based on this one.
 from tood.engine.optimizer import clipped_sgd
 
-from .common.data import dataloader
-from .common.model import model
-from .common.optim import optimizer
-from .common.schedule import multi_step
-from .common.train import train
+from .base import dataloader, model, multi_step, optimizer, train
 
 model.backbone.bottom_up.freeze_at = 0  # nothing is pretrained, so nothing is frozen
 model.backbone.bottom_up.stages.depth = 18
 model.backbone.bottom_up.stages.norm = "GN"  # batches are too small for batch norm
 model.atss_iters = 267  # the first third of max_iter, as in the released schedule
 
-dataloader.train.dataset.names = []  # --train-data
-dataloader.test.dataset.names = []  # --val-data
+dataloader.train.dataset.names = []  # registered data sets
+dataloader.test.dataset.names = []
 # Half the size of a 640 x 480 photograph.
 dataloader.train.mapper.augmentations[0].short_edge_length = [240]
 dataloader.train.mapper.augmentations[0].max_size = 320
@@ -35,7 +28,6 @@ lr_multiplier = multi_step([533, 733, 800], warmup_iters=100)
 
 train.max_iter = 800  # about 16 epochs of 200 images: 800 * 4 / 200
 train.checkpointer.period = 400
-train.checkpointer.max_to_keep = 2  # beside the best and the final weights
-train.report = True
+train.checkpointer.max_to_keep = 2
 train.seed = 1
 train.output_dir = "./output/small_data"

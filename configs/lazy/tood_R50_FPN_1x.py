@@ -1,7 +1,4 @@
-from .common.data import dataloader
-from .common.model import model
-from .common.optim import optimizer
-from .common.schedule import lr_multiplier_1x as lr_multiplier
-from .common.train import train
+from .base import dataloader, model, optimizer, train
+from .base import lr_multiplier_1x as lr_multiplier
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"

@@ -1,4 +1,4 @@
-from .common.schedule import lr_multiplier_2x as lr_multiplier
+from .base import lr_multiplier_2x as lr_multiplier
 from .tood_R50_FPN_1x import dataloader, model, optimizer, train
 
 # 24 epochs of 7,330 steps at random sizes.

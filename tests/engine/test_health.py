@@ -145,16 +145,17 @@ def best_weights(AP, iteration=7):
 
 
 def test_closing_lines():
-    result, look, following = closing_lines("my runs", best_weights(48.234), 1)
+    result, look, report, following = closing_lines("my runs", best_weights(48.234), 1)
     assert result == "Best weights: my runs/model_best.pth, AP 48.23 after iteration 7."
     assert "tensorboard --logdir 'my runs'" in look
+    assert report.endswith("tood report 'my runs'")
     assert following.endswith("tood predict 'my runs/model_best.pth' IMAGES")
 
 
 @pytest.mark.parametrize(
     "AP, num_test_sets, says",
     [
-        (None, 0, "nothing was evaluated, for there are no validation data (--val-data)."),
+        (None, 0, "nothing was evaluated, because there are no validation data (--val-data)."),
         (None, 1, "Final weights: my runs/model_final.pth; nothing was evaluated."),
         (3.0, 2, "Of 2 data sets, the first counts."),
         (0.0, 1, "the model finds nothing yet"),
@@ -170,4 +171,5 @@ def test_a_training_without_validation_data_says_so(command, tmp_path):
     train_net.cli([*argv[:at], *argv[at + 2 :]])
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("No validation data (--val-data): nothing will be evaluated.") == 1
-    assert "for there are no validation data" in log and "model_final.pth" in log
+    assert "because there are no validation data" in log and "model_final.pth" in log
+    assert "tood report" not in log

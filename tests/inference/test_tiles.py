@@ -14,7 +14,6 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_lazy import LAZY_CONFIG, SHORT, TINY_LAZY
 
 import train_net
 from tood.app import draw
@@ -314,45 +313,33 @@ def test_which_boxes_a_neighbour_sees_whole():
 # --- training, evaluation, prediction --------------------------------------------------------
 
 
-def tiled_options(lazy):
-    if lazy:
-        return ["train.tiles.size=40", "train.tiles.overlap=16", "train.val_loss=True"]
-    return [
-        *("INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"),
-        *("MODEL.TOOD.VAL_LOSS", "True"),
-    ]
-
-
-def train(shapes, folder, lazy):
+def train(shapes, folder):
     """A training of a few steps on tiles of drawn images; its folder."""
     entry = f"{shapes}/annotations.json:{shapes}/images"
+    opts = [
+        *(*TINY, "OUTPUT_DIR", str(folder), "TEST.EVAL_PERIOD", "4", "SOLVER.WARMUP_ITERS", "1"),
+        *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "2"),
+        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+        *("SOLVER.IMS_PER_BATCH", "2", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"),
+        *("INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16", "MODEL.TOOD.VAL_LOSS", "True"),
+    ]
     data = ["--train-data", entry, "--val-data", entry]
-    if lazy:
-        config, opts = LAZY_CONFIG, [*TINY_LAZY, *SHORT, "train.report=True"]
-        opts += [f"train.output_dir={folder}", "train.eval_period=4"]
-    else:
-        config, opts = CONFIG, [*TINY, "MODEL.TOOD.REPORT", "True", "OUTPUT_DIR", str(folder)]
-        opts += ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "2"]
-        opts += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
-        opts += ["SOLVER.IMS_PER_BATCH", "2", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
-        opts += ["TEST.EVAL_PERIOD", "4", "SOLVER.WARMUP_ITERS", "1"]
-    argv = ["--config-file", str(config), *data, *opts, *tiled_options(lazy)]
-    engine_train.main(train_net.parse_args(argv))
+    engine_train.main(train_net.parse_args(["--config-file", CONFIG, *data, *opts]))
     return folder
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
-    folder = train(shapes, tmp_path / "out", lazy)
+def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
+    folder = train(shapes, tmp_path / "out")
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert any("val_loss/loss_cls" in row for row in metrics)
     AP = next(row["bbox/AP"] for row in metrics if "bbox/AP" in row)
+    run_trained("report", [str(folder)])
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert report["alignment"] == {}
     # Of the tiles' objects, some of which two tiles see, in the tiles' size.
     assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
-    # Of other data, in the form of either config.
+    # Of other data.
     entry = f"{shapes}/annotations.json:{shapes}/images"
     flags = ["--val-data", entry, "--output", str(tmp_path / "other")]
     run_trained("report", [str(folder), *flags])
@@ -368,9 +355,8 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
     assert by_array.scores.tolist() == pytest.approx(by_file.scores.tolist(), abs=1e-6)
     # Boxes lie in the whole image, and not in its first tile alone.
     assert by_file.pred_boxes.tensor[:, 2:].max() > 50
-    opts = ["train.test_aug.min_sizes=[64]"] if lazy else ["TEST.AUG.MIN_SIZES", "(64,)"]
     files = str(folder / "config.yaml"), str(folder / "model_final.pth")
-    augmented = Predictor(*files, augment=True, opts=opts)(path)
+    augmented = Predictor(*files, augment=True, opts=["TEST.AUG.MIN_SIZES", "(64,)"])(path)
     assert augmented.pred_boxes.tensor[:, 2:].max() > 50
     view = predictor.view_of(path, [50.0, 50, 10, 10])
     assert (view.x, view.y, view.scale) == (24, 24, 1.6) and view.image.shape == (3, 64, 64)
@@ -379,11 +365,8 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
     monkeypatch.setattr(draw, "draw_boxes", lambda *args, **_: drawn.append(args) or args[0])
     argv = ["--config-file", files[0], "--num-images", "1", "--score-thresh", "0"]
     argv += ["--output", str(tmp_path / "a.png")]
-    opts = [f"train.init_checkpoint={files[1]}"] if lazy else ["MODEL.WEIGHTS", files[1]]
-    draw.main(draw.parse_args([*argv, *opts]))
+    draw.main(draw.parse_args([*argv, "MODEL.WEIGHTS", files[1]]))
     assert np.array_equal(drawn[0][1], by_file.pred_boxes.tensor)
-    if lazy:
-        return
     argv = ["--model", "a", *files, "--output", str(tmp_path / "table")]
     with pytest.raises(UserError, match="INPUT.TILES.SIZE is 40"):
         analyze_alignment.main(analyze_alignment.parse_args(argv))
@@ -406,7 +389,7 @@ def test_epochs_are_passes_over_the_tiles(shapes):
         "INPUT.TILES.EMPTY_SHARE",
         "0.0",
     ]
-    cfg, _ = engine_train.checked(train_net.parse_args([*flags, *tiled]))
+    cfg, _ = engine_train.check(train_net.parse_args([*flags, *tiled]))
     assert tiles > len(content["images"])
     assert cfg.SOLVER.MAX_ITER == round(6 * tiles / cfg.SOLVER.IMS_PER_BATCH)
 
@@ -426,9 +409,6 @@ def test_epochs_are_passes_over_the_tiles(shapes):
 def test_tiles_that_cannot_be(opts, says):
     with pytest.raises(UserError, match=says):
         load_config(CONFIG, opts)
-    if opts[:2] == ["INPUT.TILES.SIZE", "64"] and opts[2] == "INPUT.TILES.OVERLAP":
-        with pytest.raises(UserError, match="train.tiles.overlap is 64"):
-            load_config(LAZY_CONFIG, ["train.tiles.size=64", "train.tiles.overlap=64"])
 
 
 def test_data_checks_know_tiles():

@@ -1,16 +1,15 @@
-"""Detectron2's own backbones below the head, in yaml and in Python, and other levels."""
+"""Detectron2's own backbones below the head, by configs of both kinds, and other levels."""
 
 import pytest
 import torch
 from conftest import CONFIG, EXTENSIONS, ROOT, TINY, error_of
 from detectron2 import modeling
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from tood.config.lazy.read import build_lazy_model, load_lazy_config
 from tood.config.read import load_config
 from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
-from tood.utils.errors import UserError
 
 # The files that docs/backbones.md quotes, made narrow, and where Detectron2 has the class.
 NARROW = {
@@ -29,9 +28,9 @@ def lazy_model(name, *overrides):
         pytest.skip(f"this Detectron2 has no {class_name}")
     node = "model.backbone.net" if name == "vit" else "model.backbone.bottom_up"
     narrow = [f"{node}.{override}" for override in narrow]
-    options = ["train.device=cpu", *HEAD, "model.backbone.out_channels=32", *narrow, *overrides]
-    path = str(EXTENSIONS / "backbones" / f"{name}.py")
-    return build_lazy_model(load_lazy_config(path, options))
+    options = [*HEAD, "model.backbone.out_channels=32", *narrow, *overrides]
+    config = LazyConfig.load(str(EXTENSIONS / "backbones" / f"{name}.py"))
+    return instantiate(LazyConfig.apply_overrides(config, options).model)
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -95,7 +94,7 @@ def test_a_head_of_other_strides_than_the_backbone():
         strides_of(model.backbone, ["p3", "p4"], model.head)
     with pytest.raises(ValueError, match="has 'p9', but the backbone makes p3, p4, p5, p6, p7"):
         strides_of(model.backbone, ["p3", "p9"], model.head)
-    with pytest.raises(UserError, match="the head has the strides .* set head.strides to them"):
+    with pytest.raises(ValueError, match="the head has the strides .* set head.strides to them"):
         lazy_model("regnet", "model.head.strides=[4,8,16,32,64]")
 
 

@@ -156,6 +156,9 @@ def test_wheel_says_what_it_is(tmp_path):
     configs = tmp_path / "source" / "detectron2" / "model_zoo" / "configs"
     configs.mkdir()
     (configs / "a.yaml").write_text("VERSION: 2\n")
+    script = tmp_path / "source" / bootstrap_detectron2.SCRIPT
+    script.parent.mkdir()
+    script.write_text("#!/usr/bin/env python\n")
     pytest.importorskip("setuptools", minversion="70.1")  # builds the wheel without an index
     wheel = bootstrap_detectron2.build_wheel(
         sys.executable, str(tmp_path / "source"), str(tmp_path / "wheels")
@@ -163,6 +166,7 @@ def test_wheel_says_what_it_is(tmp_path):
     assert wheel.endswith("detectron2-0.6+compat-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "detectron2/model_zoo/configs/a.yaml" in names
+    assert "detectron2-0.6+compat.data/scripts/lazyconfig_train_net.py" in names
 
 
 def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):

@@ -100,14 +100,6 @@ def test_what_was_killed_behind_its_last_checkpoint_goes_on(command, tmp_path, m
     assert progress["seconds"] > 0 and not progress["finished"]
 
 
-def test_configs_in_python_are_refused(command, tmp_path):
-    args = args_for(command, tmp_path / "runs", "--seeds", "1")
-    args.config_file = str(ROOT / "configs" / "lazy" / "demo_shapes.py")
-    with pytest.raises(UserError, match="which this tool does not take"):
-        run_experiments.main(args)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_names_that_share_a_folder(tmp_path):
     entries = "{name: a, options: {}, paper: {}}, {name: a!, options: {}, paper: {}}"
     (tmp_path / "e.yaml").write_text(f"groups: {{a: [{entries}]}}")

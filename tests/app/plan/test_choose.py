@@ -23,7 +23,7 @@ def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
     monkeypatch.setattr(choose, "statistics_of", lambda *_: small._replace(small_object=0.02))
     assert choose_config({}, WHOLE) == "tood_lite0_N_small_data"
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(command, "get_config_file", lambda name: asked.append(name) or CONFIG)
+    monkeypatch.setattr(command, "find_config_file", lambda name: asked.append(name) or CONFIG)
     asked = []
     cli.main(["train", "photos", "--dry-run", *TINY])
     assert asked == ["tood_R18_GN_small_data"]

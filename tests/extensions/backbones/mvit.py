@@ -2,11 +2,12 @@
 
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
 from detectron2.modeling import MViT
 
-from tood.model_zoo import get_config
+from tood.model_zoo import get_config_file
 
-_released = get_config("tood_R50_FPN_1x.py")
+_released = LazyConfig.load(get_config_file("tood_R50_FPN_1x.py"))
 model, dataloader, train = _released.model, _released.dataloader, _released.train
 lr_multiplier = _released.lr_multiplier
 

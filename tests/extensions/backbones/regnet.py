@@ -1,12 +1,13 @@
 """RegNetX-4GF, of both versions of Detectron2."""
 
 from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
 from detectron2.modeling.backbone import RegNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 
-from tood.model_zoo import get_config
+from tood.model_zoo import get_config_file
 
-_released = get_config("tood_R50_FPN_1x.py")
+_released = LazyConfig.load(get_config_file("tood_R50_FPN_1x.py"))
 model, dataloader, train = _released.model, _released.dataloader, _released.train
 optimizer, lr_multiplier = _released.optimizer, _released.lr_multiplier
 

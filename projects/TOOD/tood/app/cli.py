@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from tood.utils.arguments import parse_arguments, split_overrides
+from tood.utils.arguments import expand_home, split_overrides
 from tood.utils.errors import UserError, run_main
 
 USAGE = """usage: tood COMMAND ...
@@ -239,7 +239,8 @@ def run(name: str, argv: Sequence[str]) -> None:
     """
     command, parser = COMMANDS[name], make_parser(name)
     argv, overrides = split_overrides(argv)
-    args = vars(parse_arguments(parser, argv))
+    # Flags may stand between the names of images.
+    args = vars(parser.parse_intermixed_args([expand_home(x) for x in argv]))
     if overrides:
         if not parser.epilog:
             raise UserError(f"tood {name} takes no option {overrides[0]}; it reads no config.")

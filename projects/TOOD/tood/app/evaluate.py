@@ -56,7 +56,7 @@ def evaluate(
     results = start(
         Run(
             trained.config_file,
-            [*trained.options(), *map(str, options)],
+            opts=[*trained.options(), *map(str, options)],
             val_data=[*(dataset.entry for dataset in datasets), *names] or None,
             eval_only=True,
             num_gpus=num_gpus,

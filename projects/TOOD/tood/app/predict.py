@@ -126,13 +126,12 @@ def config_of(args):
     if args.config_file:
         return args.config_file
     options = dict(zip(args.opts[::2], args.opts[1::2]))
-    options.update(opt.split("=", 1) for opt in args.opts if "=" in opt)  # of a config in Python
-    weights = options.get("MODEL.WEIGHTS") or options.get("train.init_checkpoint", "")
+    weights = options.get("MODEL.WEIGHTS", "")
     beside = os.path.join(os.path.dirname(weights), "config.yaml")
     if not weights or not os.path.isfile(beside):
         raise UserError(
             "There is no config: name one with --config-file, or a checkpoint that a training left "
-            "with MODEL.WEIGHTS FILE, or train.init_checkpoint=FILE where its config is in Python."
+            "with MODEL.WEIGHTS FILE."
         )
     return beside
 

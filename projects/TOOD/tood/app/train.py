@@ -4,6 +4,7 @@ validation set, the size of the images, the length of the training, the images p
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shlex
 from typing import Iterator, List, Optional, Sequence, Union
@@ -17,21 +18,28 @@ from tood.app.plan.choose import (
     make_plan,
     make_table,
     plan_tiles,
-    write_yaml,
 )
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
 from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.zoo import get_config_file
+from tood.config.files import override_config_file, read_config_file
+from tood.config.zoo import find_config_file
+from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
 
+logger = logging.getLogger("tood")
+
 WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
 NUM_DRAWN = 8
+HEAD = (  # of the plan
+    "# What tood train has chosen. To change it: edit a copy, then\n"
+    "#   python train_net.py --config-file COPY OUTPUT_DIR output/another\n"
+)
 # Names of files and folders that say nothing about what is in them.
 WITHOUT_MEANING = (
     *("annotations", "_annotations.coco", "result", "images", "data", "train", "labels"),
@@ -92,7 +100,7 @@ def train(
     own = _set_output(options, output)
     lengths = dict(epochs=epochs, images_per_step=images_per_step) if config else {}
     if resume and not dry_run and os.path.isfile(plan_file):
-        return _run(Run(plan_file, own, **lengths, **flags), output, report)
+        return _run(Run(plan_file, opts=own, **lengths, **flags), output, report)
     refuse_used(output)
     if not dry_run:
         check_folder(output, "--output")
@@ -107,8 +115,9 @@ def train(
         training, validation = write_training_data(found, output)
         names = [*(dataset.entry for dataset in validation), *found.val_names]
         chosen = list_options(config_file, training, names, plan, output)
-        write_whole(plan_file, write_yaml(config_file, chosen).encode())
-        run = Run(plan_file, own, **lengths, **flags)
+        plan_config, text = override_config_file(config_file, plan_file, chosen)
+        write_whole(plan_file, (HEAD + text).encode())
+        run = Run(plan_file, plan_config, own, **lengths, **flags)
         run.datasets = [training, *validation]
         run.is_built = plan is not None and plan.memory is not None
         return dataclasses.replace(_run(run, output, report), plan=table)
@@ -119,7 +128,7 @@ def _choose(wishes: Wishes, found: TrainingData, output: str):
     content = found.train.content
     tiles = WHOLE if wishes.config else plan_tiles(wishes.options, content)
     name = wishes.config or choose_config(content, tiles)
-    config_file = name if os.path.isfile(name) else get_config_file(name)
+    config_file = read_config_file(find_config_file(name))
     plan = None if wishes.config else make_plan(wishes, content, config_file, tiles)
     return config_file, plan, make_table(name, found, plan, output)
 
@@ -187,11 +196,29 @@ def _run(run: Run, output: str, report: bool) -> Trained:
         names = trainer.options.class_names
         predictor = Predictor.from_model(model, trainer.cfg, names, trained.weights)
     if predictor.options.data.test:
-        picture = os.path.join(output, "predictions.png")
-        draw.draw_predictions(predictor, picture, num_images=NUM_DRAWN)
-        if report:
-            report_on(
-                predictor, output=os.path.join(output, "report"), command=f"tood report {output}"
-            )
+        _draw_and_report(predictor, output, report)
     print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
     return find_trained(output)
+
+
+def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
+    """Errors lose nothing of the training."""
+    read, detections = RecentImages().read, None
+    try:
+        if report:
+            made = report_on(
+                predictor,
+                output=os.path.join(output, "report"),
+                command=f"tood report {shlex.quote(output)}",
+                overwrite=True,
+                read_image=read,
+            )
+            print(made)
+            detections = made.detections
+        picture = os.path.join(output, "predictions.png")
+        drawn = draw.draw_predictions(
+            predictor, picture, num_images=NUM_DRAWN, detections=detections, read_image=read
+        )
+        print(drawn)
+    except UserError as error:
+        logger.warning(f"No report was written: {error.sentence()}")

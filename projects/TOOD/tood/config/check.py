@@ -2,41 +2,17 @@
 
 import difflib
 import math
-from typing import Callable, List, Mapping, NamedTuple, Optional
+from typing import List, Optional
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
+from tood.config.options import Range, training_ranges
 from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
 from tood.utils.errors import UserError
-
-
-class Range(NamedTuple):
-    """The numbers that an option may be, both ends included."""
-
-    low: float
-    high: float = math.inf
-    above_low: bool = False  # the lower end is not included
-
-    def holds(self, value) -> bool:
-        return (
-            self.low <= value <= self.high
-            and math.isfinite(value)
-            and not (self.above_low and value == self.low)
-        )
-
-    def check(self, key: str, value) -> None:
-        """Raise UserError for a value that is not such a number."""
-        if type(value) not in (int, float) or not self.holds(value):
-            raise UserError(f"{key} is {value!r}; it must be {self}.")
-
-    def __str__(self):
-        text = f"more than {self.low}" if self.above_low else f"at least {self.low}"
-        return text if self.high == math.inf else f"{text} and at most {self.high}"
-
 
 POSITIVE = Range(0, above_low=True)
 RANGES = {
@@ -58,9 +34,6 @@ RANGES = {
     "MODEL.TOOD.SCORE_THRESH_TEST": Range(0, 1),
     "MODEL.TOOD.TOPK_CANDIDATES_TEST": Range(1),
     "MODEL.TOOD.NMS_THRESH_TEST": Range(0, 1),
-    "MODEL.TOOD.EMA_DECAY": Range(0, 0.999999),
-    "MODEL.TOOD.EARLY_STOP_PATIENCE": Range(0),
-    "MODEL.TOOD.MAX_DEAD_ITERS": Range(0),
     "TEST.DETECTIONS_PER_IMAGE": Range(1),
     "TEST.EVAL_PERIOD": Range(0),
     "VIS_PERIOD": Range(0),
@@ -136,7 +109,7 @@ def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
     """
     for key in known_keys(defaults):
         if get_key(cfg, key) is None and get_key(defaults, key) is not None:
-            raise UserError(f"{key} is None; leave it out, or set it.")
+            raise UserError(f"{key} is None; remove it, or set it.")
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -144,7 +117,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         UserError: with key and value, for the first that cannot be.
     """
-    for key, allowed in RANGES.items():
+    for key, allowed in {**RANGES, **training_ranges()}.items():
         allowed.check(key, get_key(cfg, key))
     registered = {key: [name for name, _ in registry] for key, registry in REGISTRIES.items()}
     for key, allowed in {**CHOICES, **registered}.items():
@@ -156,62 +129,53 @@ def check_config(cfg: CfgNode) -> None:
     _check_steps(cfg.SOLVER.STEPS)
     _check_names(cfg.DATASETS)
     _check_lists(cfg)
-    check_head(cfg.MODEL.TOOD, lambda key: f"MODEL.TOOD.{key}")
+    _check_head(cfg.MODEL.TOOD)
     _check_bbox_reg_weights(cfg.MODEL.TOOD)
     _check_levels(cfg)
-    check_tiles(cfg.INPUT.TILES.SIZE, cfg.INPUT.TILES.OVERLAP, "INPUT.TILES.OVERLAP")
-    if cfg.INPUT.TILES.SIZE and cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+    _check_tiles(cfg)
+
+
+def _check_tiles(cfg: CfgNode) -> None:
+    tiles, sampler = cfg.INPUT.TILES, cfg.DATALOADER.SAMPLER_TRAIN
+    if tiles.SIZE and tiles.OVERLAP >= tiles.SIZE:
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}, which does not know "
-            "tiles (INPUT.TILES); set it to TrainingSampler."
+            f"INPUT.TILES.OVERLAP is {tiles.OVERLAP}; it must be less than the size of a tile, "
+            f"{tiles.SIZE}."
+        )
+    if tiles.SIZE and sampler != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {sampler}, which does not know tiles (INPUT.TILES); set "
+            "it to TrainingSampler."
         )
 
 
-def check_tiles(size: int, overlap: int, key: str) -> None:
-    """
-    Raises:
-        UserError: for an overlap that leaves nothing of a tile.
-    """
-    if size and overlap >= size:
-        raise UserError(f"{key} is {overlap}; it must be less than the size of a tile, {size}.")
-
-
-def check_head(values: Mapping, name: Callable[[str], str]) -> None:
-    """Check the rules between the options of a head.
-
-    Args:
-        values: by the keys of ``MODEL.TOOD``; a missing one is not checked.
-        name: of a key, in messages.
-
-    Raises:
-        UserError: for values that do not fit together.
-    """
-    conv_dim, num_convs = values.get("CONV_DIM", 256), values.get("NUM_CONVS", 6)
-    num_dcn_convs, groups = values.get("NUM_DCN_CONVS", 0), values.get("DCN_NUM_GROUPS", 4)
-    if values.get("NORM", "GN") == "GN" and conv_dim % 32:
+def _check_head(tood: CfgNode) -> None:
+    """Check the rules between the options of a head."""
+    conv_dim, groups = tood.CONV_DIM, tood.DCN_NUM_GROUPS
+    if tood.NORM == "GN" and conv_dim % 32:
         raise UserError(
-            f"{name('CONV_DIM')} is {conv_dim}; with {name('NORM')} GN it must be a multiple of "
+            f"MODEL.TOOD.CONV_DIM is {conv_dim}; with MODEL.TOOD.NORM GN it must be a multiple of "
             "32, the number of its groups."
         )
-    head, assigner = values.get("HEAD"), values.get("ASSIGNER")
-    if values.get("CENTERNESS") and head and (head, assigner) != ("parallel", "atss"):
+    if tood.CENTERNESS and (tood.HEAD, tood.ASSIGNER) != ("parallel", "atss"):
         raise UserError(
-            f"{name('CENTERNESS')} is True with the head {head} and the assigner {assigner}; it "
-            f"is for {name('HEAD')} parallel with {name('ASSIGNER')} atss."
+            f"MODEL.TOOD.CENTERNESS is True with the head {tood.HEAD} and the assigner "
+            f"{tood.ASSIGNER}; it is for MODEL.TOOD.HEAD parallel with MODEL.TOOD.ASSIGNER atss."
         )
     if conv_dim % 8:
         raise UserError(
-            f"{name('CONV_DIM')} is {conv_dim}; it must be a multiple of 8, for some layers have "
-            "an eighth or a quarter of it."
+            f"MODEL.TOOD.CONV_DIM is {conv_dim}; it must be a multiple of 8, because some layers "
+            "have an eighth or a quarter of it."
         )
-    if num_dcn_convs > num_convs:
+    if tood.NUM_DCN_CONVS > tood.NUM_CONVS:
         raise UserError(
-            f"{name('NUM_DCN_CONVS')} is {num_dcn_convs}, but there are only {num_convs} "
-            f"convolutions ({name('NUM_CONVS')})."
+            f"MODEL.TOOD.NUM_DCN_CONVS is {tood.NUM_DCN_CONVS}, but there are only "
+            f"{tood.NUM_CONVS} convolutions (MODEL.TOOD.NUM_CONVS)."
         )
-    if num_dcn_convs and conv_dim % groups:
+    if tood.NUM_DCN_CONVS and conv_dim % groups:
         raise UserError(
-            f"{name('DCN_NUM_GROUPS')} is {groups}; it must divide {name('CONV_DIM')}, {conv_dim}."
+            f"MODEL.TOOD.DCN_NUM_GROUPS is {groups}; it must divide MODEL.TOOD.CONV_DIM, "
+            f"{conv_dim}."
         )
 
 

@@ -5,6 +5,7 @@ and ``SOLVER.CHECKPOINT_KEEP``.
 from detectron2.config import CfgNode as CN
 
 import tood.modeling.detector  # noqa: F401  (registers the architecture of these options)
+from tood.config.options import add_training_keys
 
 
 def add_tood_config(cfg):
@@ -79,23 +80,8 @@ def add_tood_config(cfg):
     # NMS between classes as well: one box where two classes are found.
     tood.CLASS_AGNOSTIC_NMS = False
 
-    # At each evaluation of a training, every TEST.EVAL_PERIOD iterations: the losses on
-    # DATASETS.TEST as well; beside the weights, their moving average by this decay (0: none; 0.999
-    # is usual); and how many evaluations in a row without a better AP end training (0: none do).
-    tood.VAL_LOSS = False
-    tood.EMA_DECAY = 0.0
-    tood.EARLY_STOP_PATIENCE = 0
-
-    # Iterations in which nothing is learned (docs/training.md) that end a training, or a quarter of
-    # a shorter one; 0: none do.
-    tood.MAX_DEAD_ITERS = 200
-
-    # When training ends, write a report of the best weights on the first of DATASETS.TEST, in the
-    # folder report of OUTPUT_DIR.
-    tood.REPORT = False
-
-    # Measure the alignment of classification and localization in each evaluation as well.
-    tood.EVAL_ALIGNMENT = False
+    # Those of the training loop, with a comment each.
+    add_training_keys(tood)
 
     # Compute dtype in training and at inference: "float32", "bfloat16" or
     # "float16", the latter two by autocast, and float16 with scaled gradients, on a GPU only.
@@ -131,4 +117,6 @@ def add_tood_config(cfg):
     # 0: all. The final and the best weights are files of their own.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
+    # Keys of earlier versions: an error with the new name, and a warning.
     cfg.register_renamed_key("MODEL.TOOD.WARMUP_ITERS", "MODEL.TOOD.ATSS_ITERS")
+    cfg.register_deprecated_key("MODEL.TOOD.REPORT")

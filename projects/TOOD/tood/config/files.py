@@ -1,24 +1,103 @@
-"""YAML files, read without running anything that is in them: only configs in Python run code."""
+"""YAML files, each read once and without running anything that is in them."""
 
+import copy
 import os
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, NamedTuple, Set, Tuple
 
 import detectron2
 import yaml
-from detectron2.utils.registry import locate
 
 from tood.utils.errors import UserError, reason_of
 
-# Its own configs may hold a computed list (Base-RetinaNet.yaml), and are as good as its code.
+# Its own configs may contain a computed list (Base-RetinaNet.yaml), and are as good as its code.
 DETECTRON2_CONFIGS = os.path.join(os.path.dirname(detectron2.__file__), "model_zoo", "configs")
-# What a saved config in Python may call: everything that these packages' parts define themselves.
-CALLABLE_PACKAGES = (
-    *("tood.modeling", "tood.data", "tood.evaluation", "tood.engine"),
-    *("detectron2.modeling", "detectron2.layers", "detectron2.data", "detectron2.solver"),
-    *("detectron2.evaluation", "detectron2.structures", "detectron2.projects"),
-    *("torch.nn", "torch.optim", "torch.utils.data", "torchvision.ops", "torchvision.models"),
-    *("timm", "fvcore.common.param_scheduler", "fvcore.nn", "fvcore.transforms"),
-)
+BASE = "Base-TOOD.yaml"
+
+
+class ConfigFile(NamedTuple):
+    """A config file that has been read: what follows from it opens no file."""
+
+    path: str
+    content: Dict  # merged with that of its bases
+    typed: FrozenSet[str]  # keys with dots that any file other than BASE sets
+
+
+def read_config_file(path: str) -> ConfigFile:
+    """Read a config and those that its ``_BASE_`` names, each once.
+
+    Args:
+        path: "" is an empty config.
+
+    Raises:
+        UserError: if a file does not exist, is not YAML, or would run code.
+    """
+    if not path:
+        return ConfigFile("", {}, frozenset())
+    if path.endswith(".py"):
+        raise UserError(
+            f"{path} is a config in Python, which Detectron2's lazyconfig_train_net.py takes "
+            "(docs/training.md); name a .yaml config."
+        )
+    if not os.path.isfile(path):
+        raise UserError(f"The config file {path} does not exist; name another one.")
+    typed: Set[str] = set()
+    content = _read_with_base(path, typed)
+    return ConfigFile(path, content, frozenset(typed))
+
+
+def _read_with_base(path: str, typed: Set[str], before: Tuple[str, ...] = ()) -> Dict:
+    """Return the content of a config, merged into those that its ``_BASE_`` names.
+
+    Args:
+        typed: the keys of all files but ``BASE`` are added to it.
+        before: real paths of the files that led to this one.
+    """
+    real = os.path.realpath(path)
+    if real in before:
+        raise UserError(f"The config file {path} has itself as _BASE_; name another file there.")
+    content = _read_yaml(path)
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"The config file {path} does not contain keys and values; correct it.")
+    bases = content.pop("_BASE_", None) or []
+    merged: Dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise UserError(f"_BASE_ in {path} is {base!r}; it must be the name of a file.")
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if not os.path.isfile(base):
+            raise UserError(f"The config file {path} needs {base} (_BASE_), which does not exist.")
+        _merge(_read_with_base(base, typed, (*before, real)), merged)
+    _merge(content, merged)
+    if os.path.basename(path) != BASE:
+        typed.update(_keys_of(content))
+    return merged
+
+
+def override_config_file(
+    base: ConfigFile, path: str, options: Dict[str, object]
+) -> Tuple[ConfigFile, str]:
+    """Return a config that differs from another one by some values, and the text of its file,
+    whose ``_BASE_`` is the other one.
+
+    Args:
+        path: of the new file, which is not written here.
+        options: values by their keys with dots.
+    """
+    nested: Dict = {}
+    for key, value in options.items():
+        *steps, last = key.split(".")
+        place = nested
+        for step in steps:
+            place = place.setdefault(step, {})
+        place[last] = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(
+        {"_BASE_": os.path.abspath(base.path), **nested}, sort_keys=False, allow_unicode=True
+    )
+    content = copy.deepcopy(base.content)
+    _merge(nested, content)
+    return ConfigFile(path, content, base.typed | set(options)), text
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,12 +109,7 @@ _Loader.add_constructor(
 )
 
 
-def read_yaml(path: str) -> Any:
-    """Return the content of a file.
-
-    Raises:
-        UserError: for a file that is not YAML, or that would run code.
-    """
+def _read_yaml(path: str) -> Any:
     is_trusted = os.path.realpath(path).startswith(os.path.realpath(DETECTRON2_CONFIGS) + os.sep)
     try:
         with open(path, encoding="utf-8-sig") as f:
@@ -44,8 +118,8 @@ def read_yaml(path: str) -> Any:
         tag = str(error.problem).rpartition("tag:yaml.org,2002:")[2].strip("'")
         if tag.startswith("python/"):
             raise UserError(
-                f"The config file {path} is refused: reading it would run code, for it needs "
-                f"{tag}; write plain values, or a config in Python (.py)."
+                f"The config file {path} is refused: reading it would run code, because it needs "
+                f"{tag}; write plain values."
             ) from error
         raise UserError(_not_yaml(path, error)) from error
     except UnicodeDecodeError as error:
@@ -59,54 +133,6 @@ def _not_yaml(path: str, error: BaseException) -> str:
     return f"The config file {path} cannot be read ({reason}); correct it, or name another one."
 
 
-def read_yaml_with_base(path: str, before: Tuple[str, ...] = ()) -> Dict:
-    """Return the content of a config, merged into those that its ``_BASE_`` names.
-
-    Args:
-        before: real paths of the files that led to this one.
-    """
-    real = os.path.realpath(path)
-    if real in before:
-        raise UserError(f"The config file {path} has itself as _BASE_; name another file there.")
-    content = read_yaml(path)
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise UserError(f"The config file {path} does not hold keys and values; correct it.")
-    bases = content.pop("_BASE_", None) or []
-    merged: Dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        if not isinstance(base, str):
-            raise UserError(f"_BASE_ in {path} is {base!r}; it must be the name of a file.")
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        if not os.path.isfile(base):
-            raise UserError(f"The config file {path} needs {base} (_BASE_), which does not exist.")
-        _merge(read_yaml_with_base(base, (*before, real)), merged)
-    _merge(content, merged)
-    return merged
-
-
-def states(path: str, key: str, *, apart_from: str = "") -> bool:
-    """Return whether a config, or one of those that it is merged into, states a value.
-
-    Args:
-        key: of Detectron2's configs, "MODEL.WEIGHTS".
-        apart_from: name of a file that is not asked.
-    """
-    if os.path.basename(path) == apart_from:
-        return False
-    content = read_yaml(path)
-    content = content if isinstance(content, dict) else {}
-    bases = content.get("_BASE_") or []
-    for base in [bases] if isinstance(bases, str) else bases:
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        if states(base, key, apart_from=apart_from):
-            return True
-    for step in key.split("."):
-        content = content.get(step) if isinstance(content, dict) else None
-    return content is not None
-
-
 def _merge(source: Dict, target: Dict) -> None:
     for key, value in source.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):
@@ -115,40 +141,9 @@ def _merge(source: Dict, target: Dict) -> None:
             target[key] = value
 
 
-def check_targets(content: Any, path: str) -> None:
-    """Raise UserError where a saved config in Python would call what it must not.
-
-    Args:
-        content: of the file.
-    """
-    for target in _targets(content):
-        if not _is_allowed(target):
-            raise UserError(
-                f"The config file {path} is refused: it would call {target} (_target_), which is "
-                "not of this project, Detectron2, PyTorch, timm or fvcore; a config in Python "
-                "(.py) may call anything."
-            )
-
-
-def _is_allowed(target: Any) -> bool:
-    """Return whether a name stands for something that ``CALLABLE_PACKAGES`` define: what a module
-    has imported is not its own.
-    """
-    packages = {package.partition(".")[0] for package in CALLABLE_PACKAGES}
-    if not isinstance(target, str) or target.partition(".")[0] not in packages:
-        return False
-    try:
-        found = locate(target)
-    except Exception:  # of an import; told where the config is used
-        return True
-    return str(getattr(found, "__module__", "")).startswith(CALLABLE_PACKAGES)
-
-
-def _targets(node: Any):
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _targets(item)
+def _keys_of(content: Dict, prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _keys_of(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}"

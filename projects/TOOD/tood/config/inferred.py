@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tood.config.files import states
+from tood.config.files import ConfigFile
 from tood.data.annotations import class_names, read_annotations
 from tood.data.entries import parse_own_data
 from tood.modeling.backbone.timm_fpn import pixel_statistics
@@ -18,7 +18,6 @@ from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in, read_tensors
 
 KEY = "MODEL.TOOD.NUM_CLASSES"
-BASE = "Base-TOOD.yaml"
 TIMM_BACKBONE = "build_timm_fpn_backbone"
 # Of weights whose network saw other pixels than timm's of this name.
 PIXELS_OF_WEIGHTS = {
@@ -27,12 +26,12 @@ PIXELS_OF_WEIGHTS = {
 _CLASSIFIER = "head.cls_pred.weight"  # (classes, channels, height, width)
 
 
-def is_typed(config_file: str, opts: Sequence[str], key: str = KEY) -> bool:
-    """Return whether an override, or a config file other than the base of all, states a value."""
-    return key in opts[::2] or states(config_file, key, apart_from=BASE)
+def is_typed(config_file: ConfigFile, opts: Sequence[str], key: str = KEY) -> bool:
+    """Return whether an override, or a config file other than the base of all, sets a value."""
+    return key in opts[::2] or key in config_file.typed
 
 
-def infer_pixels(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+def infer_pixels(cfg: CfgNode, config_file: ConfigFile, opts: Sequence[str]) -> None:
     """Set mean, standard deviation and order of the channels to those that a timm backbone was
     trained with, except for those that are typed.
     """
@@ -47,7 +46,7 @@ def infer_pixels(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
             cfg.merge_from_list([key, value])
 
 
-def infer_anchor_sizes(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+def infer_anchor_sizes(cfg: CfgNode, config_file: ConfigFile, opts: Sequence[str]) -> None:
     """Set the anchors of each level to 8 strides, those of the released models, unless they are
     typed. Levels are named after the logarithm of their stride: p2 has the stride 4.
     """

@@ -1,14 +1,91 @@
-"""The values of a config that programs need besides its parts, whichever kind of config it is."""
+"""The keys of the training loop, declared once, and the values of a config that programs need."""
 
+import dataclasses
+import math
 import re
-from typing import NamedTuple, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence
+
+from detectron2.config import CfgNode
 
 from tood.data.datasets import DataOptions
+from tood.utils.errors import UserError
 from tood.utils.tiles import TileOptions
 
 
+class Range(NamedTuple):
+    """The numbers that an option may be, both ends included."""
+
+    low: float
+    high: float = math.inf
+    above_low: bool = False  # the lower end is not included
+
+    def holds(self, value) -> bool:
+        return (
+            self.low <= value <= self.high
+            and math.isfinite(value)
+            and not (self.above_low and value == self.low)
+        )
+
+    def check(self, key: str, value) -> None:
+        """Raise UserError for a value that is not such a number."""
+        if type(value) not in (int, float) or not self.holds(value):
+            raise UserError(f"{key} is {value!r}; it must be {self}.")
+
+    def __str__(self):
+        text = f"more than {self.low}" if self.above_low else f"at least {self.low}"
+        return text if self.high == math.inf else f"{text} and at most {self.high}"
+
+
+def option(default, low: Optional[float] = None, high: float = math.inf) -> Any:
+    """Return a field with a default and, for a number, the values that it may be."""
+    allowed = {} if low is None else {"range": Range(low, high)}
+    return dataclasses.field(default=default, metadata=allowed)
+
+
+@dataclasses.dataclass
+class TrainingOptions:
+    """The keys of ``MODEL.TOOD`` that the training loop reads, in lower case. A new one is a field
+    here and the place in :mod:`tood.engine` that uses it: the key, its check and its value in
+    ``LoopOptions.training`` follow.
+    """
+
+    # At each evaluation of a training, every TEST.EVAL_PERIOD iterations: compute the losses on
+    # DATASETS.TEST as well.
+    val_loss: bool = option(False)
+    # Decay of a moving average of the weights, which is evaluated beside them. 0: no average;
+    # 0.999 is usual.
+    ema_decay: float = option(0.0, 0, 0.999999)
+    # Evaluations in a row without a better AP that end a training; 0: never.
+    early_stop_patience: int = option(0, 0)
+    # Iterations in which nothing is learned (docs/training.md) that end a training, or a quarter
+    # of a shorter one; 0: never.
+    max_dead_iters: int = option(200, 0)
+    # Measure the alignment of classification and localization in each evaluation as well.
+    eval_alignment: bool = option(False)
+
+
+def add_training_keys(tood: CfgNode) -> None:
+    """Add the keys of :class:`TrainingOptions`, with their defaults, to ``MODEL.TOOD``."""
+    for field in dataclasses.fields(TrainingOptions):
+        tood[field.name.upper()] = field.default
+
+
+def training_ranges() -> Dict[str, Range]:
+    """Return the range of each key of :class:`TrainingOptions` that is a number."""
+    fields = dataclasses.fields(TrainingOptions)
+    return {
+        f"MODEL.TOOD.{x.name.upper()}": x.metadata["range"] for x in fields if "range" in x.metadata
+    }
+
+
+def training_options(cfg: CfgNode) -> TrainingOptions:
+    """Return the values of the keys of :class:`TrainingOptions`."""
+    fields = dataclasses.fields(TrainingOptions)
+    return TrainingOptions(**{x.name: cfg.MODEL.TOOD[x.name.upper()] for x in fields})
+
+
 class TTAOptions(NamedTuple):
-    """``TEST.AUG``, or ``train.test_aug`` of a config in Python."""
+    """``TEST.AUG``."""
 
     enabled: bool
     min_sizes: Sequence[int]  # shorter sides of the augmented views, pixels
@@ -21,16 +98,12 @@ class RunOptions(NamedTuple):
 
     data: DataOptions
     weights: str
-    weights_key: str  # in messages
     output_dir: str
     device: str
     input_format: str  # "RGB" or "BGR"
     min_size_test: int  # 0: images stay as they are
     max_size_test: int
     tta: TTAOptions
-    eval_period: int
-    early_stop_patience: int
-    report: bool  # to write when training ends
     tiles: TileOptions
 
 

@@ -1,4 +1,4 @@
-"""From a command line to a validated config, yaml or Python, and to the options of a run."""
+"""From a command line to a validated config, and to the options of a run."""
 
 import logging
 import os
@@ -9,7 +9,6 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
 
 from tood.config.check import (
     check_config,
@@ -20,22 +19,14 @@ from tood.config.check import (
     nearest_key,
 )
 from tood.config.defaults import add_tood_config
-from tood.config.files import read_yaml_with_base
+from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import (
     infer_anchor_sizes,
     infer_num_classes,
     infer_pixels,
     is_typed,
 )
-from tood.config.lazy.check import IMAGES_PER_STEP
-from tood.config.lazy.options import (
-    apply_lazy_schedule,
-    lazy_run_options,
-    overridden_paths,
-    read_lazy_schedule,
-)
-from tood.config.lazy.read import is_lazy, load_lazy_config, read_lazy_config
-from tood.config.options import RunOptions, TTAOptions, finest_stride_of
+from tood.config.options import RunOptions, TTAOptions, finest_stride_of, training_options
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
 from tood.data.check import InputSize
@@ -45,8 +36,7 @@ from tood.utils.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
 
-Config = Union[CfgNode, DictConfig]
-# Values that programs change, and their keys in yaml.
+# Values that programs change, and their keys.
 CHANGES = {
     "weights": "MODEL.WEIGHTS",
     "device": "MODEL.DEVICE",
@@ -56,45 +46,33 @@ CHANGES = {
 
 
 def load_config(
-    config_file: str,
+    config: Union[str, ConfigFile],
     opts: Sequence[str] = (),
     train_data: Optional[Sequence[str]] = None,
     val_data: Optional[Sequence[str]] = None,
     architectures: Sequence[str] = ("TOOD",),
     changes: Optional[Mapping[str, object]] = None,
-    allow_python: bool = True,
     training: bool = False,
     resume: bool = False,
-) -> Config:
+) -> CfgNode:
     """Read the config of a command: defaults, file, overrides, data sets, in this order. On a
     machine without a GPU its device is the CPU. The number of classes that neither file nor
-    overrides state is that of the data or of the weights.
+    overrides set is that of the data or of the weights.
 
     Args:
-        config_file: path of a yaml config or of one in Python.
-        opts: keys and values in turn; for a config in Python, "key=value" each.
+        config: path of a config, or a file that has been read, of which nothing is opened again.
+        opts: keys and values in turn.
         train_data, val_data: replace the config's data sets.
         architectures: allowed values of ``MODEL.META_ARCHITECTURE``; only TOOD's options are
             checked.
         changes: further values, by the names of ``CHANGES``.
-        allow_python: False refuses configs in Python.
         training, resume: of :func:`~tood.config.inferred.infer_num_classes`.
-
-    Returns:
-        a ``CfgNode``, or a ``DictConfig`` of a config in Python.
 
     Raises:
         UserError: for a file or an option that cannot be used.
     """
-    changes = changes or {}
-    if is_lazy(config_file):
-        if not allow_python:
-            raise UserError(
-                f"{config_file} is a config in Python, which this tool does not take; name the "
-                "yaml config of the model."
-            )
-        return load_lazy_config(config_file, opts, train_data, val_data, changes)
-    cfg = _read(config_file, opts)
+    config_file = _read_once(config)
+    cfg = _merged(config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE not in architectures:
         raise UserError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
@@ -133,10 +111,8 @@ def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) 
         _set_precision(cfg)
 
 
-def run_options(cfg: Config) -> RunOptions:
-    """Return the options of a config of either kind."""
-    if isinstance(cfg, DictConfig):
-        return lazy_run_options(cfg)
+def run_options(cfg: CfgNode) -> RunOptions:
+    """Return the values of a config that data checks, programs and tools need."""
     tiles = tile_options(cfg)
     data = DataOptions(
         train=cfg.DATASETS.TRAIN,
@@ -152,16 +128,12 @@ def run_options(cfg: Config) -> RunOptions:
     return RunOptions(
         data=data,
         weights=cfg.MODEL.WEIGHTS,
-        weights_key="MODEL.WEIGHTS",
         output_dir=cfg.OUTPUT_DIR,
         device=cfg.MODEL.DEVICE,
         input_format=cfg.INPUT.FORMAT,
         min_size_test=cfg.INPUT.MIN_SIZE_TEST,
         max_size_test=cfg.INPUT.MAX_SIZE_TEST,
         tta=TTAOptions(aug.ENABLED, aug.MIN_SIZES, aug.MAX_SIZE, aug.FLIP),
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        early_stop_patience=cfg.MODEL.TOOD.EARLY_STOP_PATIENCE,
-        report=cfg.MODEL.TOOD.REPORT,
         tiles=tiles,
     )
 
@@ -172,19 +144,17 @@ def tile_options(cfg: CfgNode) -> TileOptions:
     return TileOptions(tiles.SIZE, tiles.OVERLAP, tiles.MIN_VISIBLE, tiles.EMPTY_SHARE)
 
 
-def check_training(cfg: Config) -> None:
+def check_training(cfg: CfgNode) -> None:
     """
     Raises:
         UserError: for values that are valid, but not together in a training.
     """
-    options = run_options(cfg)
-    keys = ("MODEL.TOOD.EARLY_STOP_PATIENCE", "TEST.EVAL_PERIOD")
-    if isinstance(cfg, DictConfig):
-        keys = ("train.early_stop_patience", "train.eval_period")
-    if options.early_stop_patience and not (options.eval_period and options.data.test):
+    patience = training_options(cfg).early_stop_patience
+    if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
         raise UserError(
-            f"{keys[0]} is {options.early_stop_patience}, but nothing is evaluated during "
-            f"training; set {keys[1]} to a number of iterations, and name data with --val-data."
+            f"MODEL.TOOD.EARLY_STOP_PATIENCE is {patience}, but nothing is evaluated during "
+            "training; set TEST.EVAL_PERIOD to a number of iterations, and name data with "
+            "--val-data."
         )
 
 
@@ -202,48 +172,39 @@ def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
         misspelt = re.fullmatch(
             r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+", value
         )
-        of_lazy = re.match(r"(model|dataloader|optimizer|lr_multiplier|train)\.[\w.]+=", value)
-        if value in keys or misspelt or of_lazy:
+        if value in keys or misspelt:
             return values[:i], values[i:]
     return values, []
 
 
-def read_schedule(cfg: Config) -> Schedule:
-    """Return the schedule of a config of either kind."""
-    if isinstance(cfg, DictConfig):
-        return read_lazy_schedule(cfg)
+def read_schedule(cfg: CfgNode) -> Schedule:
+    """Return the schedule of a config."""
     return Schedule.from_config(cfg)
 
 
-def schedule_of_file(config_file: str) -> Schedule:
+def schedule_of_file(config: Union[str, ConfigFile]) -> Schedule:
     """Return the schedule that a config file states, before any override."""
-    if is_lazy(config_file):
-        return read_schedule(read_lazy_config(config_file))
-    return read_schedule(_read(config_file, ()))
+    return read_schedule(_merged(_read_once(config), ()))
 
 
-def apply_schedule(cfg: Config, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:
+def apply_schedule(cfg: CfgNode, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:
     """Change a config to a schedule, except for the keys that the user's overrides set.
 
     Returns:
         the keys that were changed, and their values.
     """
-    if isinstance(cfg, DictConfig):
-        return apply_lazy_schedule(cfg, schedule, overrides)
     options = {k: v for k, v in schedule.options().items() if k not in overrides[::2]}
     for item in options.items():
         cfg.merge_from_list(item)
     return options
 
 
-def sets_images_per_step(config_file: str, overrides: Sequence[str]) -> bool:
-    """Return whether the user's overrides set the number of images per step."""
-    if is_lazy(config_file):
-        return IMAGES_PER_STEP in overridden_paths(overrides)
-    return "SOLVER.IMS_PER_BATCH" in overrides[::2]
+def _read_once(config: Union[str, ConfigFile]) -> ConfigFile:
+    return config if isinstance(config, ConfigFile) else read_config_file(config)
 
 
-def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
+def _merged(config_file: ConfigFile, opts: Sequence[str]) -> CfgNode:
+    """Return the defaults, changed by a file and by options."""
     cfg = get_cfg()
     add_tood_config(cfg)
     defaults = cfg.clone()
@@ -252,21 +213,18 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def merge_options(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+def merge_options(cfg: CfgNode, config: Union[str, ConfigFile], opts: Sequence[str]) -> None:
     """Merge a file, "" for none, and KEY VALUE options.
 
     Raises:
         UserError: for what is wrong in them.
     """
-    if config_file and not os.path.isfile(config_file):
-        raise UserError(f"The config file {config_file} does not exist; name another one.")
-    _refuse_lazy_overrides(opts, config_file)
+    config_file = _read_once(config)
+    _refuse_equals_signs(opts)
     try:
-        if config_file:
-            cfg.merge_from_other_cfg(CfgNode(read_yaml_with_base(config_file)))
+        if config_file.content:
+            cfg.merge_from_other_cfg(CfgNode(config_file.content))
         cfg.merge_from_list(_with_floats(cfg, opts))
-    except UserError:
-        raise
     except (
         *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError),
         yaml.YAMLError,
@@ -275,8 +233,8 @@ def merge_options(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         where = "An option"
-        if config_file:
-            where = f"The config file {config_file} or an option after it"
+        if config_file.path:
+            where = f"The config file {config_file.path} or an option after it"
         raise UserError(
             f"{where} is wrong: {reason}" + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
@@ -291,15 +249,11 @@ def _with_floats(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
     return opts
 
 
-def _refuse_lazy_overrides(opts: Sequence[str], config_file: str) -> None:
+def _refuse_equals_signs(opts: Sequence[str]) -> None:
     for opt in opts[::2]:
-        path, equals, value = str(opt).partition("=")
+        key, equals, value = str(opt).partition("=")
         if equals:
-            key = path.upper() if path.isupper() else "KEY"
-            raise UserError(
-                f"{opt} is an override for configs in Python; for "
-                f"{config_file or 'a .yaml config'}, write {key} {value}, with a space."
-            )
+            raise UserError(f"{opt} is not an option; write {key} {value}, with a space.")
 
 
 def _set_precision(cfg: CfgNode) -> None:
@@ -312,11 +266,10 @@ def _set_precision(cfg: CfgNode) -> None:
         check_precision(f"MODEL.TOOD.{key}", tood[key], cfg.MODEL.DEVICE)
 
 
-def check_weights(weights: str, key: str = "MODEL.WEIGHTS") -> None:
+def check_weights(weights: str) -> None:
     """
     Args:
         weights: a path, or a name that is downloaded if it has to be.
-        key: names it in messages.
 
     Raises:
         UserError: where they are not available.
@@ -331,6 +284,6 @@ def check_weights(weights: str, key: str = "MODEL.WEIGHTS") -> None:
         there, reason = False, " ".join(str(error).split())
     if not there:
         raise UserError(
-            f"The weights {path} ({key}) are not available: {reason}; name an existing file, or "
-            "'' to train from scratch."
+            f"The weights {path} (MODEL.WEIGHTS) are not available: {reason}; name an existing "
+            "file, or '' to train from scratch."
         )

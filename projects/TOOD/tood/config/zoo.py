@@ -3,11 +3,11 @@
 The published AP is the authors' or MMDetection's, on COCO val2017.
 """
 
+import os
 from pathlib import Path
-from typing import List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import List, Mapping, NamedTuple, Optional, Sequence
 
-from detectron2.config import CfgNode, LazyConfig, get_cfg
-from omegaconf import DictConfig
+from detectron2.config import CfgNode, get_cfg
 
 from tood.config.check import get_key
 from tood.config.defaults import add_tood_config
@@ -41,11 +41,11 @@ RELEASED_MODELS = {
 
 
 def get_config_file(name: str) -> str:
-    """Path of a config of this project.
+    """Return the path of a config of this project.
 
     Args:
-        name: without ".yaml", for example "tood_R50_FPN_1x"; "tood_R50_FPN_1x.py" is the same in
-            Python.
+        name: without ".yaml", for example "tood_R50_FPN_1x"; "tood_R50_FPN_1x.py" is the same for
+            Detectron2's ``LazyConfig``.
 
     Raises:
         UserError: for an unknown name; lists the known ones.
@@ -58,15 +58,17 @@ def get_config_file(name: str) -> str:
     return str(path)
 
 
-def get_config(name: str, options: Sequence = ()) -> Union[CfgNode, DictConfig]:
-    """Return the config of a model by its name, see :func:`get_config_file`; of "NAME.py", a lazy
-    one.
+def find_config_file(config: str) -> str:
+    """Return the path of a config that is named by its path, or by its name in this project."""
+    return config if os.path.isfile(config) else get_config_file(config)
+
+
+def get_config(name: str, options: Sequence = ()) -> CfgNode:
+    """Return the config of a model by its name, see :func:`get_config_file`.
 
     Args:
-        options: keys and values in turn, of a yaml config.
+        options: keys and values in turn.
     """
-    if name.endswith(".py"):
-        return LazyConfig.load(get_config_file(name))
     cfg = get_cfg()
     add_tood_config(cfg)
     cfg.merge_from_file(get_config_file(name))

@@ -51,7 +51,6 @@ class DataOptions(NamedTuple):
     test_size: InputSize
     finest_stride: int  # of the feature maps, pixels
     max_detections: int = 0  # of an image; 0 where it is not known
-    num_classes_key: str = "MODEL.TOOD.NUM_CLASSES"  # in messages
 
 
 def prepare_datasets(
@@ -179,7 +178,7 @@ def _check_number_of_classes(
         if len(entries) > 1:
             sets = f"The data sets {', '.join(entries)} together have"
         raise UserError(
-            f"{sets} {len(names)} classes, but {data.num_classes_key} is {data.num_classes}; set "
+            f"{sets} {len(names)} classes, but MODEL.TOOD.NUM_CLASSES is {data.num_classes}; set "
             f"it to {len(names)}."
         )
 
@@ -381,7 +380,7 @@ def _check_classes(names: List[str], data: DataOptions) -> None:
         classes = list(metadata.get("thing_classes") or [])
         if len(classes) != data.num_classes:
             raise UserError(
-                f"The data set {name} has {len(classes)} classes, but {data.num_classes_key} is "
+                f"The data set {name} has {len(classes)} classes, but MODEL.TOOD.NUM_CLASSES is "
                 f"{data.num_classes}; set it to {len(classes)}."
             )
         first = first or classes

@@ -13,7 +13,7 @@ NOTHING_FOUND = (
 
 
 def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[str]:
-    """Return three lines, one of them for each question.
+    """Return a line for each question.
 
     Args:
         folder: the output folder.
@@ -21,16 +21,18 @@ def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[st
         num_test_sets: data sets that are evaluated on.
     """
     weights = best.path if best.AP is not None else os.path.join(folder, "model_final.pth")
+    report = f"See what it gets wrong, and why: tood report {shlex.quote(folder)}"
     return [
         _result(weights, best.AP, best.iteration, num_test_sets),
         f"Look at the curves of losses and metrics: tensorboard --logdir {shlex.quote(folder)}",
+        *([report] if num_test_sets else []),
         f"Next, find objects in images: tood predict {shlex.quote(weights)} IMAGES",
     ]
 
 
 def _result(weights: str, AP: Optional[float], iteration: int, num_test_sets: int) -> str:
     if AP is None:
-        reason = "" if num_test_sets else ", for there are no validation data (--val-data)"
+        reason = "" if num_test_sets else ", because there are no validation data (--val-data)"
         return f"Final weights: {weights}; nothing was evaluated{reason}."
     return (
         f"Best weights: {weights}, AP {AP:.2f} after iteration {iteration}."

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.config.options import TrainingOptions
 from tood.data.loader import TrainingLoader
 from tood.engine.closing import closing_lines
 from tood.engine.health import LearningCheck
@@ -55,14 +56,10 @@ class LoopOptions:
     eval_period: int = 0
     log_period: int = 20
     vis_period: int = 0
-    val_loss: bool = False
-    ema_decay: float = 0.0
-    early_stop_patience: int = 0
     num_test_sets: int = 1
-    max_dead_iters: int = 0  # iterations without learning that end the training
     seed: Optional[int] = None  # that the user asked for
-    # Of Detectron2's create_ddp_model, for several processes.
-    ddp: Dict = dataclasses.field(default_factory=lambda: {"broadcast_buffers": False})
+    # The keys of MODEL.TOOD that the loop reads.
+    training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
 
 
 @dataclasses.dataclass
@@ -90,7 +87,7 @@ class TrainingLoop(TrainerBase):
         self.experiment, self.options = experiment, options
         _warn_of_warmup_alone(model, options.max_iter)
         self._trainer = TrainingStep(
-            create_ddp_model(model, device_ids=None, **options.ddp),
+            create_ddp_model(model, device_ids=None, broadcast_buffers=False),
             experiment.train_loader,
             experiment.optimizer,
             scale_gradients=model.precision_train == "float16",
@@ -99,7 +96,8 @@ class TrainingLoop(TrainerBase):
         self._hyperparameters = hyperparameters_of(experiment.optimizer)
         class_names = list(options.class_names)
         self.extra_metadata = {"class_names": class_names}
-        self.averaged = WeightAverage(model, options.ema_decay) if options.ema_decay else None
+        decay = options.training.ema_decay
+        self.averaged = WeightAverage(model, decay) if decay else None
         self.checkpointer = Checkpointer(
             model,
             options.output_dir,
@@ -138,7 +136,7 @@ class TrainingLoop(TrainerBase):
             StopOnSignal(self.checkpointer),
             self.build_learning_check(),
             Evaluation(options.eval_period, self.evaluate),
-            StopEarly(options.eval_period, options.early_stop_patience),
+            StopEarly(options.eval_period, options.training.early_stop_patience),
             # After evaluation, whose metrics it writes.
             hooks.PeriodicWriter(self.build_writers(), options.log_period) if is_main else None,
         ]
@@ -147,7 +145,7 @@ class TrainingLoop(TrainerBase):
         model = self.experiment.model
         return LearningCheck(
             lambda name: self.checkpointer.save(name, iteration=self.iter),
-            max_dead_iters=self.options.max_dead_iters,
+            max_dead_iters=self.options.training.max_dead_iters,
             max_iter=self.max_iter,
             box_reg_loss_weight=model.loss_options["box_reg_weight"],
             is_warmup=lambda iteration: model.assigner_at(iteration) is model.warmup_assigner,
@@ -189,8 +187,8 @@ class TrainingLoop(TrainerBase):
             if self.start_iter > self.max_iter:
                 raise UserError(
                     f"The last checkpoint of {self.options.output_dir} is of iteration {self.iter},"
-                    f" but the training has {self.max_iter} iterations (SOLVER.MAX_ITER, "
-                    "train.max_iter); raise that, or leave out --resume."
+                    f" but the training has {self.max_iter} iterations (SOLVER.MAX_ITER); raise "
+                    "that, or omit --resume."
                 )
             self.best.resume(self.run_id)
             self.evaluated = self._read_evaluated()
@@ -237,7 +235,7 @@ class TrainingLoop(TrainerBase):
             averaged = self.averaged.model
             results["ema"] = self.experiment.evaluate(averaged, os.path.join(folder, "ema"))
             evaluated["the averaged weights"] = (averaged, results["ema"])
-        if self.options.val_loss:
+        if self.options.training.val_loss:
             results["val_loss"] = self._validation_losses()
         iteration = self.evaluated = min(self.iter, self.max_iter - 1)  # at the end, it is max_iter
         if comm.is_main_process():
@@ -303,8 +301,8 @@ def _warn_of_warmup_alone(model: nn.Module, max_iter: int) -> None:
     last, warmup = model.assigner_at(max_iter - 1), model.warmup_assigner
     if last is warmup and type(warmup) is not type(model.assigner):
         logger.warning(
-            f"The {model.atss_iters} iterations of ATSS (MODEL.TOOD.ATSS_ITERS, model.atss_iters) "
-            f"are not less than the {max_iter} of the training: all of it assigns by "
+            f"The {model.atss_iters} iterations of ATSS (MODEL.TOOD.ATSS_ITERS) are not less than "
+            f"the {max_iter} of the training: all of it assigns by "
             f"{type(warmup).__name__}, none by {type(model.assigner).__name__}."
         )
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 def clipped_sgd(
     params, *, max_norm: float, norm_type: float = 2.0, each: bool = False, **options
 ) -> SGD:
-    """Return PyTorch's ``SGD`` with :func:`clip_gradients`, for configs in Python.
+    """Return PyTorch's ``SGD`` with :func:`clip_gradients`, for ``configs/lazy``.
 
     Args:
         params, options: of ``SGD``.

@@ -21,6 +21,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
+from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import is_typed
 from tood.config.options import RunOptions
 from tood.config.read import (
@@ -31,7 +32,6 @@ from tood.config.read import (
     read_schedule,
     run_options,
     schedule_of_file,
-    sets_images_per_step,
 )
 from tood.config.schedule import scale_schedule
 from tood.data.datasets import DataSet, prepare_datasets
@@ -51,6 +51,7 @@ class Run:
     """What is asked for: the flags of ``train_net.py``, and data that were read before."""
 
     config_file: str = ""
+    config: Optional[ConfigFile] = None  # the same file, if it was read before
     opts: Sequence[str] = ()  # KEY VALUE ...
     train_data: Optional[Sequence[str]] = None  # instead of DATASETS.TRAIN
     val_data: Optional[Sequence[str]] = None
@@ -112,8 +113,9 @@ def main(run: Run):
 
 def check(run: Run) -> Tuple[CfgNode, List[str]]:
     """Return the config, and what to log of the data and the schedule. Nothing is written yet."""
+    run.config = run.config or read_config_file(run.config_file)
     cfg = load_config(
-        run.config_file,
+        run.config,
         run.opts,
         run.train_data,
         run.val_data,
@@ -130,7 +132,7 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
     )
     news = [str(report) for report in reports]
     if not run.eval_only:
-        if not is_typed(run.config_file, run.opts):
+        if not is_typed(run.config, run.opts):
             news.append(f"{cfg.MODEL.TOOD.NUM_CLASSES} classes, of the data.")
         if not options.data.test:
             news.append("No validation data (--val-data): nothing will be evaluated.")
@@ -207,12 +209,12 @@ def set_schedule(cfg: CfgNode, run: Run) -> Optional[Dict[str, object]]:
     num_images = None if run.epochs is None else count_training_images(cfg)
     typed = read_schedule(cfg).ims_per_batch
     schedule = scale_schedule(
-        schedule_of_file(run.config_file),
+        schedule_of_file(run.config),
         images_per_step=typed if run.images_per_step is None else run.images_per_step,
         epochs=run.epochs,
         num_images=num_images,
     )
-    if sets_images_per_step(run.config_file, run.opts) and typed != schedule.ims_per_batch:
+    if "SOLVER.IMS_PER_BATCH" in run.opts[::2] and typed != schedule.ims_per_batch:
         raise UserError(
             f"--images-per-step is {schedule.ims_per_batch}, but the overrides set {typed} images "
             "per step as well; omit one of them."

@@ -1,4 +1,4 @@
-"""The trainer of yaml configs: Detectron2's ``DefaultTrainer``, and the training loop."""
+"""The trainer: Detectron2's ``DefaultTrainer``, and the training loop."""
 
 import os
 from collections import OrderedDict
@@ -15,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
+from tood.config.options import training_options
 from tood.config.read import run_options, tile_options
 from tood.data.loader import build_training_loader
 from tood.data.mapper import CheckedMapper
@@ -68,7 +69,6 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @classmethod
     def build_options(cls, cfg, model) -> LoopOptions:
-        tood = cfg.MODEL.TOOD
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
         return LoopOptions(
             output_dir=cfg.OUTPUT_DIR,
@@ -80,12 +80,9 @@ class Trainer(TrainingLoop, DefaultTrainer):
             max_to_keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
             eval_period=cfg.TEST.EVAL_PERIOD,
             vis_period=cfg.VIS_PERIOD,
-            val_loss=tood.VAL_LOSS,
-            ema_decay=tood.EMA_DECAY,
-            early_stop_patience=tood.EARLY_STOP_PATIENCE,
             num_test_sets=len(cfg.DATASETS.TEST),
-            max_dead_iters=tood.MAX_DEAD_ITERS,
             seed=cfg.SEED if cfg.SEED >= 0 else None,
+            training=training_options(cfg),
         )
 
     @classmethod

@@ -94,7 +94,7 @@ class Predictor:
         options = run_options(cfg)
         if not options.weights:
             raise UserError("No checkpoint given: name its file.")
-        check_weights(options.weights, options.weights_key)
+        check_weights(options.weights)
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         class_names = find_class_names(options.data, content)

@@ -5,7 +5,7 @@ from typing import List, NamedTuple
 
 
 class TileOptions(NamedTuple):
-    """``INPUT.TILES``, or ``train.tiles`` of a config in Python."""
+    """``INPUT.TILES``."""
 
     size: int = 0  # side, pixels; 0: images stay whole
     overlap: int = 0  # of neighbours, at least; pixels

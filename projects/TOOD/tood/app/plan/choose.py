@@ -3,11 +3,9 @@ config file.
 """
 
 import importlib.util
-import os
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-import yaml
 from tabulate import tabulate
 
 from tood.app.plan.data import TrainingData, count_negatives
@@ -27,6 +25,7 @@ from tood.app.plan.rules import (
 )
 from tood.checkpoint.packages import PACKAGES
 from tood.config.build import build_detector
+from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import is_typed
 from tood.config.read import load_config, schedule_of_file, tile_options
 from tood.config.schedule import Schedule, scale_schedule
@@ -66,7 +65,7 @@ class Plan(NamedTuple):
     max_detections: int  # of an image
 
 
-def make_plan(wishes: Wishes, content: Dict, config_file: str, tiles: TileOptions) -> Plan:
+def make_plan(wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: TileOptions) -> Plan:
     """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is free.
 
     Args:
@@ -105,7 +104,7 @@ def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:
         typed = {**_tile_keys(chosen), **typed}
     # Of any config: only these keys are asked for.
     options = [x for item in typed.items() for x in map(str, item)]
-    return tile_options(load_config(get_config_file(SCRATCH), options))
+    return tile_options(load_config(read_config_file(get_config_file(SCRATCH)), options))
 
 
 def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
@@ -113,7 +112,7 @@ def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
 
 
 def fit_step(
-    wishes: Wishes, content: Dict, config_file: str, tiles: TileOptions = WHOLE
+    wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: TileOptions = WHOLE
 ) -> Tuple[ImageSize, int, Optional[StepMemory]]:
     """Return the size of images or tiles, their number in a step, and what that needs: the wanted
     ones, with half of the images, and then smaller ones, for as long as they do not fit.
@@ -231,7 +230,7 @@ def _rows_of_plan(plan: Plan) -> List:
 
 
 def list_options(
-    config_file: str, train: DataSet, val: Sequence[str], plan: Optional[Plan], output: str
+    config_file: ConfigFile, train: DataSet, val: Sequence[str], plan: Optional[Plan], output: str
 ) -> Dict[str, object]:
     """Return the keys and values that were chosen.
 
@@ -253,19 +252,3 @@ def list_options(
         if count_negatives(train.content):
             options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False
     return options
-
-
-def write_yaml(config_file: str, options: Dict[str, object]) -> str:
-    """Return a config file that says by which values it differs from another one."""
-    nested: Dict = {"_BASE_": os.path.abspath(config_file)}
-    for key, value in options.items():
-        *path, last = key.split(".")
-        place = nested
-        for step in path:
-            place = place.setdefault(step, {})
-        place[last] = list(value) if isinstance(value, tuple) else value
-    head = (
-        "# What tood train has chosen. To change it: edit a copy, then\n"
-        "#   python train_net.py --config-file COPY OUTPUT_DIR output/another\n"
-    )
-    return head + yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)

@@ -215,7 +215,9 @@ class _Search:
         return f" and finds the {self.names[int(self.objects.classes[best])]} beside it"
 
 
-def _describe_assignment(model, images, predictions, objects: Objects, class_names, metrics: Tensor) -> str:
+def _describe_assignment(
+    model, images, predictions, objects: Objects, class_names, metrics: Tensor
+) -> str:
     """Say how many locations are assigned to the object, and which objects take its best ones."""
     gt = Instances(images.image_sizes[0])
     gt.gt_boxes, gt.gt_classes = Boxes(objects.boxes), objects.classes

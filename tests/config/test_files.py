@@ -1,0 +1,86 @@
+"""Config files: each read once, and what follows from a file that has been read."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CONFIG, ROOT
+
+from tood.config.files import read_config_file
+from tood.config.inferred import is_typed
+from tood.config.read import load_config
+from tood.utils.errors import UserError
+
+COUNT_OPENS = """
+import sys
+from tood.config.files import read_config_file
+from tood.config.read import load_config, schedule_of_file
+opened = []
+def note(event, args):
+    if event == "open" and str(args[0]).endswith((".yaml", ".json")):
+        opened.append(args[0])
+sys.addaudithook(note)
+path = sys.argv[1]
+load_config(path)
+print(*map(str, opened), sep="\\n", end="\\n--\\n")
+config_file = read_config_file(path)
+del opened[:]
+for shorter in "240", "320":
+    load_config(config_file, ["INPUT.MIN_SIZE_TEST", shorter], training=True)
+assert schedule_of_file(config_file).max_iter == load_config(config_file).SOLVER.MAX_ITER
+print(opened)
+"""
+
+
+def test_each_file_of_a_chain_is_opened_once(tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text(f"_BASE_: {ROOT}/configs/tood_lite0_N_small_data.yaml\nSEED: 3\n")
+    command = [sys.executable, "-c", COUNT_OPENS, str(child)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    once, again = done.stdout.split("\n--\n")
+    names = ["child", "tood_lite0_N_small_data", "tood_lite0_S_small_data"]
+    names += ["tood_R18_GN_small_data", "Base-TOOD"]
+    assert [os.path.basename(x) for x in once.splitlines()] == [f"{name}.yaml" for name in names]
+    assert again == "[]\n"
+
+
+def test_what_is_typed(tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text(f"_BASE_: {CONFIG}\nMODEL: {{TOOD: {{NUM_CLASSES: 3}}, WEIGHTS: null}}\n")
+    config_file = read_config_file(str(child))
+    assert config_file.typed >= {"MODEL.TOOD.NUM_CLASSES", "MODEL.RESNETS.DEPTH", "SEED"}
+    assert config_file.content["MODEL"]["TOOD"] == {"ATSS_ITERS": 267, "NUM_CLASSES": 3}
+    assert is_typed(config_file, ()) and not is_typed(read_config_file(CONFIG), ())
+    # That of the base of all is a default.
+    assert config_file.content["MODEL"]["PIXEL_MEAN"] == [123.675, 116.28, 103.53]
+    assert not is_typed(config_file, (), "MODEL.PIXEL_MEAN")
+    assert is_typed(config_file, ["MODEL.PIXEL_MEAN", "[1, 2, 3]"], "MODEL.PIXEL_MEAN")
+
+
+def test_a_file_that_was_read_is_not_changed_by_its_use():
+    config_file = read_config_file(CONFIG)
+    cfg = load_config(config_file, ["MODEL.RESNETS.DEPTH", "50"])
+    cfg.MODEL.FPN.IN_FEATURES.append("res9")
+    assert config_file == read_config_file(CONFIG)
+    assert load_config(config_file).MODEL.RESNETS.DEPTH == 18
+
+
+def test_configs_and_options_in_python_are_refused(tmp_path):
+    lazy = str(ROOT / "configs" / "lazy" / "tood_R50_FPN_1x.py")
+    with pytest.raises(UserError, match="lazyconfig_train_net.py .*name a .yaml config"):
+        load_config(lazy)
+    with pytest.raises(UserError, match="gone.yaml does not exist"):
+        load_config(str(tmp_path / "gone.yaml"))
+    with pytest.raises(UserError, match="SEED=3 is not an option; write SEED 3, with a space"):
+        load_config(CONFIG, ["SEED=3"])
+
+
+def test_keys_of_earlier_versions_are_ignored(tmp_path, caplog):
+    old = tmp_path / "old.yaml"
+    old.write_text(f"_BASE_: {CONFIG}\nMODEL: {{TOOD: {{REPORT: True}}}}\n")
+    with caplog.at_level("WARNING"):
+        cfg = load_config(str(old), ["MODEL.TOOD.REPORT", "False"])
+    assert "REPORT" not in cfg.MODEL.TOOD and cfg.MODEL.RESNETS.DEPTH == 18
+    assert "MODEL.TOOD.REPORT" in caplog.text
