@@ -74,12 +74,15 @@ def main(args):
 
 def draw(entries, args):
     # Here, for the rest needs no PyTorch, which takes seconds to import.
-    from tood.app import view
+    from tood.app.view import draw_training_images
     from tood.config.zoo import get_config_file
 
-    flags = ["--config-file", get_config_file("tood_R18_GN_small_data"), "--output", args.output]
-    flags += ["--overwrite"] if args.overwrite else []
-    view.main(view.parse_args([*flags, *(f"--train-data={entry}" for entry in entries)]))
+    config = get_config_file("tood_R18_GN_small_data")
+    print(
+        draw_training_images(
+            config, train_data=entries, output=args.output, overwrite=args.overwrite
+        )
+    )
 
 
 def entries_of(data: str) -> Dict[str, str]:

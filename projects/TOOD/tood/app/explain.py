@@ -32,9 +32,7 @@ class Explanation:
     output: str  # path of the drawing
 
     def __str__(self) -> str:
-        return (
-            f"{self.class_name}: {self.sentence} {self.assignment}\nIts locations: {self.output}"
-        )
+        return f"{self.class_name}: {self.sentence} {self.assignment}\nIts locations: {self.output}"
 
 
 def explain(

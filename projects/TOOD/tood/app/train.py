@@ -166,12 +166,7 @@ def options_of(args, output: str) -> List[str]:
 
 
 def draw_predictions(plan_file: str, output: str, picture: str) -> None:
-    from tood.app.trained import find_trained
-
-    trained = find_trained(output)
-    flags = ["--config-file", trained.config_file, "--output", picture, "--overwrite"]
-    flags += ["--num-images", str(NUM_DRAWN)]
-    draw.main(draw.parse_args([*flags, *trained.options()]))
+    print(draw.draw(output, output=picture, num_images=NUM_DRAWN, overwrite=True))
 
 
 def run(_, argv: Sequence[str]) -> None:

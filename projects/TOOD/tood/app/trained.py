@@ -19,6 +19,7 @@ from typing import List, NamedTuple, Sequence
 
 from tood.config.lazy.read import is_lazy
 from tood.config.read import split_options
+from tood.config.zoo import RELEASED_MODELS, get_config_file
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import last_checkpoint_in
 
@@ -42,7 +43,7 @@ class Trained(NamedTuple):
     @property
     def folder(self) -> str:
         """Its output folder."""
-        return os.path.dirname(self.weights) or "."
+        return "." if "://" in self.weights else os.path.dirname(self.weights) or "."
 
     def options(self) -> List[str]:
         """Overrides of its config: these weights, and the folder where it is now."""
@@ -52,22 +53,27 @@ class Trained(NamedTuple):
         return keys
 
 
-def find_trained(model: str) -> Trained:
+def find_trained(model: str, config: str = "") -> Trained:
     """
     Args:
-        model: an output folder or a checkpoint.
+        model: an output folder, a checkpoint, or the name of a released model.
+        config: file of its config; default: config.yaml beside the checkpoint.
 
     Raises:
-        UserError: where there is none, or no config beside it.
+        UserError: if there is none, or no config beside it.
     """
     model = os.path.expanduser(model)
     weights = _weights_in(model) if os.path.isdir(model) else model
+    if config:
+        return Trained(os.path.expanduser(config), weights)
+    if model in RELEASED_MODELS and not os.path.exists(model):
+        return Trained(get_config_file(model), f"tood://{model}")
     if not os.path.isfile(weights):
         raise UserError(f"No checkpoint or output folder at {model}; name another one.")
     config_file = os.path.join(os.path.dirname(weights), "config.yaml")
     if not os.path.isfile(config_file):
         raise UserError(
-            f"There is no config.yaml beside {weights}; use train_net.py and the tools, which take "
+            f"There is no config.yaml beside {weights}; name the file of its config with "
             "--config-file."
         )
     return Trained(config_file, weights)

@@ -256,16 +256,15 @@ def write_report(options):
     """A page on the best weights, which all processes evaluate. What goes wrong with it loses
     nothing of the training.
     """
-    from tood.app.report import make as report
-    from tood.app.trained import find_trained
+    from tood.app.report.make import report
 
     if not options.data.test:
         logger.info("No report without validation data (--val-data).")
         return
     try:
-        trained = find_trained(options.output_dir)
-        flags = ["--config-file", trained.config_file, "--overwrite"]
-        report.main(report.parse_args([*flags, *trained.options()]))
+        written = report(options.output_dir, overwrite=True)
+        if written is not None:
+            print(written)
     except UserError as error:
         logger.warning(f"No report was written: {error.sentence()}")
 

@@ -225,9 +225,7 @@ def check_output(folder: str, overwrite: bool) -> None:
 
 def _read_subject(results: str, val_data: str) -> Subject:
     content, image_root, notes = read_data(val_data)
-    return Subject(
-        os.path.basename(results), content, read_results(results), image_root, notes
-    )
+    return Subject(os.path.basename(results), content, read_results(results), image_root, notes)
 
 
 def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
@@ -348,7 +346,9 @@ def _write_report(
         command=command,
         versions=_list_versions(),
         plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
-        galleries=_draw_galleries(material, summary, read_image or RecentImages(max_images=64).read),
+        galleries=_draw_galleries(
+            material, summary, read_image or RecentImages(max_images=64).read
+        ),
         sections=sections,
     )
     summary = {**summary, **sections, "command": command, "versions": facts.versions}
