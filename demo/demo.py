@@ -1,9 +1,58 @@
 #!/usr/bin/env python
-"""Detect objects in images, videos or a webcam's, and draw them; the code is in
-``tood.app.predict``.
+"""Detect objects in images, videos or a webcam's, and draw them, as ``tood predict`` does::
+
+    python demo/demo.py --config-file configs/tood_R50_FPN_1x.yaml --input photos/ '*.jpg' a.mp4 \\
+        --output found --json found.json MODEL.WEIGHTS tood_R50_FPN_1x.pth
+    python demo/demo.py MODEL.WEIGHTS output/demo/model_final.pth
+
+Without --config-file, it is the config.yaml beside the checkpoint; without --input, the first
+images of its validation data; without --output, a folder "detections" beside the checkpoint.
 """
 
-from tood.app.predict import cli
+import argparse
+
+from tood.utils.arguments import parse_arguments
+from tood.utils.errors import UserError, run_main
+
+
+def parse_args(argv=None):
+    from tood.app.predict import SCORE_THRESHOLD
+    from tood.config.read import split_options
+    from tood.inference.thresholds import threshold_of
+
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("::")[0],
+        epilog=__doc__.split("::", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE")
+    parser.add_argument(
+        "--input", nargs="+", default=[], metavar="PATH", help="files, folders, patterns"
+    )
+    parser.add_argument("--output", default="", metavar="PATH", help="a folder, or one file")
+    parser.add_argument(
+        *("--score-threshold", "--score-thresh"), type=threshold_of, default=SCORE_THRESHOLD
+    )
+    parser.add_argument("--json", default="", metavar="FILE", help="detections in COCO's format")
+    parser.add_argument("--sheet", default="", metavar="PNG", help="all images in one grid")
+    parser.add_argument("--columns", type=int, default=4, help="of the sheet")
+    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    args = vars(parse_arguments(parser, argv))
+    args["images"], first = split_options(args.pop("input"))
+    args["config"], args["options"] = args.pop("config_file"), [*first, *args.pop("opts")]
+    return args
+
+
+def main(argv=None):
+    from tood.app.predict import predict
+
+    args = parse_args(argv)
+    model = dict(zip(args["options"][::2], args["options"][1::2])).get("MODEL.WEIGHTS", "")
+    if not model:
+        raise UserError("No checkpoint given: name its file with MODEL.WEIGHTS FILE.")
+    print(predict(model, **args))
+
 
 if __name__ == "__main__":
-    cli()
+    run_main(main)

@@ -339,8 +339,8 @@ def export(config, weights, args):
     if wanted not in onnxruntime.get_available_providers():
         return [Row("exported file", "skipped", "pip install onnxruntime-gpu to measure it")]
     path = os.path.join(os.path.dirname(weights), "model.onnx")
-    options = ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cpu"]
-    run(["tools/export_model.py", "--config-file", config, "--output", path, *options], args)
+    export_command = ["-m", "tood", "export", weights, "--config-file", config, "--output", path]
+    run([*export_command, "MODEL.DEVICE", "cpu"], args)
     image = np.random.default_rng(0).uniform(0, 255, (1, 3, 128, 128)).astype(np.float32)
     counts, times = [], []
     for provider in (wanted, "CPUExecutionProvider"):

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.report.make import of_checkpoint
+from tood.app.report.make import examine
 from tood.app.report.matching import make_table, overlaps
 from tood.app.report.suspects import (
     MISSING,
@@ -33,6 +33,7 @@ from tood.app.report.suspects import (
 )
 from tood.config.read import split_options
 from tood.data.annotations import read_annotations
+from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
 from tood.inference.predictor import Predictor
 from tood.utils.arguments import parse_arguments
@@ -76,7 +77,10 @@ def main(args):
     train(args, entry)
     opts = ["MODEL.WEIGHTS", os.path.join(args.output, "model_final.pth")]
     config = os.path.join(args.output, "config.yaml")
-    subject = of_checkpoint(Predictor(config, opts=[*opts, "DATASETS.TEST", (entry,)]))
+    predictor = Predictor(config, opts=[*opts, "DATASETS.TEST", (entry,)])
+    data, classes = predictor.options.data, predictor.class_names
+    prepare_datasets(data, training=False, known_classes=classes)
+    subject = examine(predictor)
     table = make_table(subject.content, subject.detections)
     rows = rate(find_suspects(table, overlaps(table)), faults, table.image_ids)
     write_json(rows, os.path.join(args.output, "suspects.json"))

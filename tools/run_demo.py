@@ -26,10 +26,9 @@ def main():
         ["tools/make_shapes.py", f"{OUTPUT}/shapes"],
         ["train_net.py", "--config-file", CONFIG],
         [
-            *("tools/draw_predictions.py", "--config-file", CONFIG),
+            *("-m", "tood", "draw", f"{OUTPUT}/model_final.pth", "--config-file", CONFIG),
             *("--output", f"{OUTPUT}/predictions.png", "--overwrite"),
-            *("--num-images", "8", "--score-thresh", "0.4", "--scale", "2"),
-            *("MODEL.WEIGHTS", f"{OUTPUT}/model_final.pth"),
+            *("--num-images", "8", "--score-threshold", "0.4", "--scale", "2"),
         ],
         ["-m", "tood", "report", OUTPUT, "--overwrite"],
     ]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tood.app import view as visualize_data
+from tood.app.view import draw_training_images
 from tood.utils.errors import UserError
 from tood.utils.files import write_image
 from tood.visualization import draw
@@ -50,15 +50,14 @@ def test_stacked_images():
     assert (sheet[:10, 20:24] == 255).all()
 
 
-def test_visualize_data(command, tmp_path, capsys):
+def test_training_images(command, tmp_path):
     argv = command()
     config, data, opts = argv[1], argv[3], argv[6:]
     drawing = tmp_path / "new" / "data.png"
-    flags = ["--num-images", "8", "--columns", "3", "--scale", "2", "--output", str(drawing)]
-    visualize_data.main(
-        visualize_data.parse_args(["--config-file", config, "--train-data", data, *flags, *opts])
-    )
-    assert "8 images, 21 objects, 4 classes" in capsys.readouterr().out
+    arguments = dict(train_data=[data], num_images=8, columns=3, scale=2, options=opts)
+    drawn = draw_training_images(config, output=str(drawing), **arguments)
+    assert drawn.num_images == 8 and str(drawn).endswith(f"may begin with them: {drawing}")
+    assert "8 images, 21 objects, 4 classes" in str(drawn.reports[0])
     # Three rows of three drawings of 128 x 128 below a heading.
     sheet = np.asarray(Image.open(drawing))
     first, second = sheet[22:150, :128], sheet[22:150, 132:260]
@@ -66,15 +65,12 @@ def test_visualize_data(command, tmp_path, capsys):
     assert (sheet[304:, 264:] == 255).all()  # there are eight images, not ten
     assert sheet.shape[1::-1] == (3 * 128 + 2 * 4, 3 * (128 + 22) + 2 * 4)
     for name, says in (("d.xyz", "end in .png or .jpg"), (f"{drawing}/d.png", "cannot be written")):
-        flags[-1] = str(tmp_path / name)
         with pytest.raises(UserError, match=says):
-            visualize_data.main(
-                visualize_data.parse_args(
-                    ["--config-file", config, "--train-data", data, *flags, *opts]
-                )
-            )
-    with pytest.raises(SystemExit):
-        visualize_data.parse_args(["--config-file", config, "--columns", "0"])
+            draw_training_images(config, output=str(tmp_path / name), **arguments)
+    with pytest.raises(UserError, match="data.png already exists"):
+        draw_training_images(config, output=str(drawing), **arguments)
+    with pytest.raises(UserError, match="--columns is 0"):
+        draw_training_images(config, output=str(tmp_path / "b.png"), columns=0)
 
 
 @pytest.mark.parametrize("box", [[150, 60, 198, 99], [0, 90, 30, 100], [0, 0, 30, 30]])

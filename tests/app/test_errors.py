@@ -86,7 +86,7 @@ def test_crowds_count_neither_way():
     assert confusion_matrix(table, pairs, matches, np.zeros(2)).sum() == 1
     (curve, _), pooled = class_curves(table, matches), pooled_curve(table, matches)
     assert curve.num_objects == pooled.num_objects == 1 and not len(curve.scores)
-    assert sum(x.count for x in calibration(table, pairs, matches)) == 0
+    assert sum(x.number for x in calibration(table, pairs, matches)) == 0
 
 
 def slow_kinds(table, content, found):
@@ -243,7 +243,7 @@ def test_best_threshold_is_the_best_of_all(objects, found):
 def test_calibration_by_hand():
     table, pairs, matches, _ = analyzed(content_of(1, OBJECTS), FOUND)
     bins = calibration(table, pairs, matches)
-    assert [x.count for x in bins] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert [x.number for x in bins] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert bins[9].mean_score == 0.9 and bins[9].correct == 1 and bins[9].mean_iou == 1
     assert bins[8].correct == 0 and bins[8].mean_iou == pytest.approx(95 / 105)
     assert bins[7].mean_iou == 0 and bins[6].mean_iou == pytest.approx(0.25)

@@ -6,7 +6,7 @@ import torch
 from conftest import CONFIG, TINY
 from detectron2.modeling import build_model
 
-from tood.app.explain import box_of
+from tood.app.explain import parse_box
 from tood.app.report.reasons import (
     CANDIDATES,
     CLASSIFICATION,
@@ -17,9 +17,9 @@ from tood.app.report.reasons import (
     SCORE,
     THRESHOLD,
     Objects,
-    draw,
-    explain,
-    nearest_object,
+    draw_reason,
+    find_nearest,
+    find_reason,
 )
 from tood.config.read import load_config
 from tood.utils.errors import UserError
@@ -58,7 +58,7 @@ def answer(model, monkeypatch, written, objects=None, threshold=0.3, **options):
     objects = objects or [(BOX, 0)]
     found, classes = zip(*objects)
     objects = Objects(torch.tensor(found), torch.tensor(classes), 0)
-    return explain(model, image, objects, NAMES, threshold), objects
+    return find_reason(model, image, objects, NAMES, threshold), objects
 
 
 CLOSE = [32.0, 32.0, 64.0, 60.0]  # IoU 0.875
@@ -81,7 +81,7 @@ FAR = [32.0, 32.0, 64.0, 44.0]  # IoU 0.375
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
             {"max_detections_per_image": 1},
             LIMIT,
-            "but 1 others of the image have higher scores (TEST.DETECTIONS_PER_IMAGE, ",
+            "but 1 others of the image have higher scores (TEST.DETECTIONS_PER_IMAGE).",
         ),
         (
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
@@ -148,19 +148,19 @@ def test_drawing(model, monkeypatch):
     written = {(48, 48): (0, 0.5, [36.0, 32.0, 68.0, 64.0]), (64, 48): (0, 0.7, OTHER)}
     found, objects = answer(model, monkeypatch, written, [(BOX, 0), (OTHER, 0)])
     image = np.full((SIDE, SIDE, 3), 128, dtype=np.uint8)
-    drawing = draw(found, image, objects, NAMES)
+    drawing = draw_reason(found, image, objects, NAMES)
     assert drawing.dtype == np.uint8 and drawing.shape[0] > 600
     # An object that reaches over the border of the image.
     edge = objects._replace(boxes=torch.tensor([[-9.0, -9.0, 20.0, 20.0], OTHER]))
-    assert draw(found, image, edge, NAMES).std() > 0
+    assert draw_reason(found, image, edge, NAMES).std() > 0
 
 
-def test_boxes_of_the_command_line():
-    assert box_of("1,2,3.5,4") == box_of("1 2 3.5 4") == [1, 2, 3.5, 4]
-    for text in ("1,2,3", "a,b,c,d", "1,2,0,4", ""):
+def test_boxes():
+    assert parse_box("1,2,3.5,4") == parse_box("1 2 3.5 4") == parse_box((1, 2, 3.5, 4))
+    for box in ("1,2,3", "a,b,c,d", "1,2,0,4", "", (1, 2, 3), (1, None, 3, 4)):
         with pytest.raises(UserError, match="write x,y,width,height"):
-            box_of(text)
+            parse_box(box)
     boxes = torch.tensor([BOX, OTHER])
-    assert nearest_object(boxes, torch.tensor(CLOSE)) == 0
-    assert nearest_object(boxes, torch.tensor([0.0, 0.0, 9.0, 9.0])) is None
-    assert nearest_object(boxes[:0], torch.tensor(BOX)) is None
+    assert find_nearest(boxes, torch.tensor(CLOSE)) == 0
+    assert find_nearest(boxes, torch.tensor([0.0, 0.0, 9.0, 9.0])) is None
+    assert find_nearest(boxes[:0], torch.tensor(BOX)) is None

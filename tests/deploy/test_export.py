@@ -18,7 +18,8 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from PIL import Image
 
-from tood.app import export as export_model
+from tood.app import export as export_module
+from tood.app.export import describe_file, export
 from tood.config.read import load_config
 from tood.deploy.module import (
     DETECTIONS,
@@ -82,9 +83,10 @@ def save_random(folder, *opts):
     return path
 
 
-def export(path, output, *flags, opts=()):
-    argv = ["--config-file", CONFIG, "--output", str(output), *flags]
-    export_model.main(export_model.parse_args([*argv, *SMALL, *opts, "MODEL.WEIGHTS", path]))
+def write_file(path, output, *, opts=(), **arguments):
+    options = [*SMALL, *opts]
+    written = export(path, output=str(output), config=CONFIG, options=options, **arguments)
+    assert written.path == str(output) and written.num_bytes > 1000 and written.num_images >= 1
     return str(output)
 
 
@@ -100,7 +102,7 @@ def predictor(weights):
 
 @pytest.fixture(scope="module")
 def onnx_file(weights, tmp_path_factory):
-    return export(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
+    return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
 
 
 def images_of(shape):
@@ -332,8 +334,8 @@ def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions
 def test_raw_outputs_of_normalized_images(tmp_path):
     opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
     path = save_random(tmp_path, *opts)
-    flags = ["--format", "torchscript", "--raw", "--preprocessing", "outside"]
-    file = ExportedFile(export(path, tmp_path / "a.ts", *flags, opts=opts))
+    arguments = dict(format="torchscript", raw=True, preprocessing="outside", opts=opts)
+    file = ExportedFile(write_file(path, tmp_path / "a.ts", **arguments))
     model = Predictor(CONFIG, path, opts=[*SMALL, *opts]).model
     for shape in INPUTS:
         images = images_of(shape)
@@ -359,9 +361,11 @@ def test_raw_onnx_is_not_for_the_program_without_this_project(onnx_file, tmp_pat
         detect_onnx.Detector(str(tmp_path / "raw.onnx"))
 
 
-def test_torchscript(weights, predictor, tmp_path, capsys):
-    path = export(weights, tmp_path / "a.ts", "--format", "torchscript")
-    assert "Checked against PyTorch on 2 images" in capsys.readouterr().out
+def test_torchscript(weights, predictor, tmp_path):
+    path = str(tmp_path / "a.ts")
+    options = [*SMALL, "MODEL.WEIGHTS", weights]
+    written = export(weights, output=path, format="torchscript", config=CONFIG, options=options)
+    assert "Checked against PyTorch on 2 images" in str(written) and "a.ts: " in str(written)
     file = ExportedFile(path)
     assert file.metadata["classes"] == CLASSES
     module = ExportableTOOD(predictor.model).eval()
@@ -452,10 +456,7 @@ def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path)
     predictor = Predictor(CONFIG, weights, opts=opts)
     file = ExportedFile(path)
     assert file.metadata["tiles"] == [40, 16]
-    assert export_model.metadata_of(exportable_to_onnx(predictor.model), predictor)["tiles"] == [
-        40,
-        16,
-    ]
+    assert describe_file(exportable_to_onnx(predictor.model), predictor)["tiles"] == [40, 16]
     program, detector = detect_onnx.Detector(path), ExportedDetector(file)
     for photo in sorted((shapes / "images").iterdir())[:3]:
         image = cv2.imread(str(photo))
@@ -516,30 +517,33 @@ def test_size_of_shorter_edge():
 
 
 @pytest.mark.parametrize(
-    "flags, says",
+    "arguments, says",
     [
-        (["--output", "a.pt"], "must end in .onnx, for --format onnx"),
-        (["--output", "there.onnx"], "already exists"),
-        (["--output", "a.ts", "--format", "torchscript", "--precision", "int8"], "onnx only"),
-        (["--output", "a.onnx", "--calibrate", "x"], "--precision int8 only"),
-        (["--output", "a.onnx", "--precision", "int8", "--calibrate", "x"], "no images in x"),
-        (["--output", "a.onnx", "--calibration-images", "0"], "must be above 0"),
+        (dict(output="a.pt"), "must end in .onnx, for --format onnx"),
+        (dict(output="there.onnx"), "already exists"),
+        (dict(output="a.ts", format="torchscript", precision="int8"), "onnx only"),
+        (dict(output="a.ts", format="tflite"), "must be one of onnx, torchscript, exported"),
+        (dict(output="a.onnx", precision="int4"), "--precision is 'int4'"),
+        (dict(output="a.onnx", preprocessing="no"), "--preprocessing is 'no'"),
+        (dict(output="a.onnx", calibrate="x"), "--precision int8 only"),
+        (dict(output="a.onnx", precision="int8", calibrate="x"), "no images in x"),
+        (dict(output="a.onnx", calibration_images=0), "must be above 0"),
     ],
 )
-def test_export_refuses(tmp_path, monkeypatch, flags, says):
+def test_export_refuses(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.onnx").write_text("precious")
     with pytest.raises(UserError, match=says):
-        export_model.parse_args(["--config-file", CONFIG, *flags, "MODEL.WEIGHTS", "w.pth"])
+        export("w.pth", config=CONFIG, **arguments)
     assert (tmp_path / "there.onnx").read_text() == "precious"
 
 
 def test_export_without_what_it_needs(weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="64 pixels .INPUT.MIN_SIZE_TEST., but PyTorch exports"):
-        export(weights, tmp_path / "a.pt2", "--format", "exported")
+        write_file(weights, tmp_path / "a.pt2", format="exported")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"onnxscript is missing: pip install -e .\[export\]"):
-        export(weights, tmp_path / "a.onnx")
+        write_file(weights, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -553,12 +557,12 @@ def test_raw_outputs_of_a_model_with_centerness(tiny_cfg):
 def test_a_file_that_finds_something_else_is_told(weights, tmp_path, monkeypatch):
     def wrong(module, path, metadata):
         module.model.head.scales[0].data *= 1.5
-        export_model_save(module, path, metadata)
+        save(module, path, metadata)
 
-    export_model_save = export_model.save_torchscript
-    monkeypatch.setattr(export_model, "save_torchscript", wrong)
+    save = export_module.save_torchscript
+    monkeypatch.setattr(export_module, "save_torchscript", wrong)
     with pytest.raises(UserError, match="does not find what the model finds: .* in one only"):
-        export(weights, tmp_path / "a.ts", "--format", "torchscript")
+        write_file(weights, tmp_path / "a.ts", format="torchscript")
 
 
 def test_comparison_refuses(onnx_file, weights, shapes):

@@ -9,9 +9,9 @@ from browser import Browser, find_chromium
 from PIL import Image
 from test_matching import content_of, detections_of, metrics_of_pycocotools, random_set
 
-from tood.app.report import make as report_command
-from tood.app.report.analysis import analyze, summarize_analysis, why_missed
-from tood.app.report.compare import NOT_DISTINGUISHABLE, compare
+from tood.app.report.analysis import analyze, explain_miss, summarize_analysis
+from tood.app.report.compare import NOT_DISTINGUISHABLE, compare_analyses
+from tood.app.report.make import report
 from tood.app.report.page import Facts, number, render
 from tood.app.report.suspects import MISSING, NOTHING_THERE, OTHER_CLASS, find_suspects
 from tood.utils.errors import UserError
@@ -37,14 +37,14 @@ def data(tmp_path_factory):
     return folder, content, found
 
 
-def flags(folder, **more):
-    pairs = {
-        "--val-data": f"{folder}/val.json:{folder}/images",
-        "--results": f"{folder}/results.json",
-        "--output": f"{folder}/report",
+def write_report(folder, **more):
+    arguments = {
+        "val_data": f"{folder}/val.json:{folder}/images",
+        "results": f"{folder}/results.json",
+        "output": f"{folder}/report",
         **more,
     }
-    return [x for pair in pairs.items() for x in pair]
+    return report(**arguments)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,10 @@ def written(data):
     folder, _, found = data
     worse = [x for x in detections_of(found) if x["score"] < 0.6]
     (folder / "worse.json").write_text(json.dumps(worse))
-    argv = flags(folder, **{"--compare": f"{folder}/worse.json"})
-    report_command.main(report_command.parse_args(argv))
+    written = write_report(folder, compare=f"{folder}/worse.json")
+    assert written.page == f"{folder}/report/report.html"
+    assert str(written).startswith(f"{written.page}: AP {written.metrics['AP']:.1f}, ")
+    assert written.detections == detections_of(found)
     return folder / "report"
 
 
@@ -76,13 +78,14 @@ def test_figures_are_pycocotools(data, written):
         assert np.asarray(Image.open(path)).std() > 5
 
 
-def test_page_holds_everything_and_no_code_of_others(written):
+def test_page_contains_everything_and_no_code_of_others(written):
     html = (written / "report.html").read_text()
     assert EVIL not in html and "&lt;/script&gt;&lt;script&gt;alert" in html
     assert html.count("<script>") == 1
     assert "http://" not in html and "https://" not in html and 'src="/' not in html
     assert html.count("data:image/png") == 5 and html.count("data:image/jpeg") > 3
     assert "worse.json" in html and "better here" in html
+    assert f"tood report --results {written.parent}/results.json --val-data " in html
 
 
 def test_the_same_every_time(data):
@@ -104,15 +107,15 @@ def test_nothing_found_and_nothing_to_find():
 def test_comparison(data):
     _, content, found = data
     here = analyze(content, detections_of(found), num_samples=200)
-    rows = {x["name"]: x for x in compare(here, here)}
+    rows = {x["name"]: x for x in compare_analyses(here, here)}
     assert all(x["verdict"] == NOT_DISTINGUISHABLE for x in rows.values())
     assert rows["AP"]["value"] == rows["AP"]["low"] == rows["AP"]["high"] == 0
     worse = analyze(content, detections_of(found)[::3], num_samples=200)
-    row = {x["name"]: x for x in compare(here, worse)}["AP"]
+    row = {x["name"]: x for x in compare_analyses(here, worse)}["AP"]
     assert row["verdict"] == "better here" and 0 < row["low"] < row["value"] < row["high"]
-    assert {x["name"]: x for x in compare(worse, here)}["AP"]["verdict"] == "better there"
+    assert {x["name"]: x for x in compare_analyses(worse, here)}["AP"]["verdict"] == "better there"
     with pytest.raises(UserError, match="their images differ"):
-        compare(here, analyze(content_of(2, []), [], num_samples=2))
+        compare_analyses(here, analyze(content_of(2, []), [], num_samples=2))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_why_missed(found, says):
     analysis = analyze(content_of(1, objects), detections_of(found), num_samples=5)
     if says == "below the threshold":
         analysis = analysis._replace(thresholds=np.array([0.5, 0.5]))
-    assert says in why_missed(analysis, 0)
+    assert says in explain_miss(analysis, 0)
 
 
 def test_suspects_by_hand():
@@ -159,11 +162,11 @@ def test_suspects_by_hand():
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"--results": "nowhere.json"}, "nowhere.json cannot be read"),
-        ({"--results": "text.json"}, "text.json is not JSON"),
-        ({"--results": "val.json"}, "val.json is not a list of detections"),
-        ({"--compare": "other.json"}, "entry 0 has the image_id 1234"),
-        ({"--output": "val.json"}, "val.json"),
+        ({"results": "nowhere.json"}, "nowhere.json cannot be read"),
+        ({"results": "text.json"}, "text.json is not JSON"),
+        ({"results": "val.json"}, "val.json is not a list of detections"),
+        ({"compare": "other.json"}, "entry 0 has the image_id 1234"),
+        ({"output": "val.json"}, "val.json"),
     ],
 )
 def test_refuses(data, change, says):
@@ -173,19 +176,19 @@ def test_refuses(data, change, says):
     (folder / "other.json").write_text(json.dumps(other))
     output = folder / "refused"
     change = {key: str(folder / value) for key, value in change.items()}
-    argv = flags(folder, **{"--output": str(output), **change})
     with pytest.raises(UserError, match=says):
-        report_command.main(report_command.parse_args(argv))
+        write_report(folder, **{"output": str(output), **change})
     assert not output.exists() or not any(output.iterdir())
 
 
-def test_refuses_flags_and_to_write_over(data, written):
+def test_refuses_arguments_and_to_write_over(data, written):
     with pytest.raises(UserError, match="report.html already exists"):
-        report_command.main(report_command.parse_args(flags(data[0])))
-    with pytest.raises(UserError, match="either --config-file, of a checkpoint, or --results"):
-        report_command.parse_args([])
+        write_report(data[0])
+    for arguments in ({}, {"model": "output/mine", "results": "a.json"}):
+        with pytest.raises(UserError, match="either a model, or a file of detections"):
+            report(**arguments)
     with pytest.raises(UserError, match="--results needs --val-data and --output"):
-        report_command.parse_args(["--results", "a.json"])
+        report(results="a.json")
 
 
 # --- in a browser ----------------------------------------------------------------------------

@@ -1,155 +1,181 @@
-"""Detect objects in images, videos or a webcam's, and draw them::
+"""Detect objects in images, videos or a webcam's, and draw them."""
 
-    python demo/demo.py --config-file configs/tood_R50_FPN_1x.yaml --input photos/ '*.jpg' a.mp4 \\
-        --output found --json found.json MODEL.WEIGHTS tood_R50_FPN_1x.pth
-    python demo/demo.py MODEL.WEIGHTS output/demo/model_final.pth
-
-Without --config-file, it is the config.yaml beside the checkpoint; without --input, the first
-images of its validation data; without --output, a folder "detections" beside the checkpoint.
-"""
-
-import argparse
 import glob
 import os
 import sys
 import time
+from dataclasses import dataclass, field
+from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
+import numpy as np
+from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
-try:
-    import cv2
-except ImportError:
-    sys.exit("error: OpenCV is missing, which reads videos and draws: pip install -e .[draw]")
-
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.config.read import split_options
+from tood.app.trained import find_trained
+from tood.config.options import RunOptions
 from tood.data.entries import parse_own_data
 from tood.data.images import HEIF, IMAGE_SUFFIXES, images_in
 from tood.inference.predictor import Predictor, read_bgr
-from tood.inference.thresholds import FROM_REPORT, threshold_of
-from tood.utils.arguments import parse_arguments
-from tood.utils.errors import UserError, run_main
-from tood.utils.files import check_folder, check_image_output, write_image, write_json
-from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
+from tood.inference.thresholds import FROM_REPORT
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, check_image_output, write_image
+from tood.utils.files import write_json as write_json_file
+
+try:
+    import cv2
+
+    from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
+except ImportError as error:
+    raise UserError(
+        "OpenCV is missing, which reads videos and draws: pip install -e .[draw]"
+    ) from error
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+WEBCAM = "webcam"
 DEFAULT_INPUTS = 12
+THUMBNAIL = 320  # longer side in the sheet, pixels
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", metavar="FILE")
-    parser.add_argument(
-        "--input", nargs="+", metavar="PATH", help='files, folders, patterns, or "webcam"'
-    )
-    parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
-    parser.add_argument(
-        *("--score-threshold", "--score-thresh"),
-        type=threshold_of,
-        default=SCORE_THRESHOLD,
-        help=f"of what is drawn, a number; or {FROM_REPORT}: of each class that of the best F1, in "
-        "the report beside the checkpoint",
-    )
-    parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
-    parser.add_argument("--sheet", metavar="PNG", help="all images in one grid")
-    parser.add_argument("--columns", type=int, default=4, help="of the sheet")
-    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config")
-    args = parse_arguments(parser, argv)
-    if args.input:
-        args.input, opts = split_options(args.input)
-        args.opts = [*opts, *args.opts]
-    if args.columns < 1:
-        parser.error("--columns must be at least 1")
-    return args
+@dataclass(frozen=True)
+class Predictions:
+    """Detections in images; ``str(predictions)`` says how many and where the drawings are."""
+
+    output: str  # folder or file of the drawings
+    # By the path of an image, or "VIDEO#FRAME", as of ``Predictor.as_dicts``; at least of the
+    # score threshold.
+    detections: Dict[str, Dict] = field(repr=False)
+    skipped: int  # inputs that could not be read
+    summary: str = field(repr=False)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images and frames."""
+        return len(self.detections)
+
+    @property
+    def num_detections(self) -> int:
+        """Number of detections in all images."""
+        return sum(len(x["scores"]) for x in self.detections.values())
+
+    def __str__(self) -> str:
+        return f"{self.summary}\nThey are in {self.output}"
 
 
-def main(args):
-    config_file = config_of(args)
-    own = {"score_threshold": FROM_REPORT} if args.score_threshold == FROM_REPORT else {}
-    detect(Predictor(config_file, opts=[*args.opts], **own), args)
+def predict(
+    model: str,
+    images: Union[str, Sequence[str]] = (),
+    *,
+    output: str = "",
+    score_threshold: Union[float, str] = SCORE_THRESHOLD,
+    json: str = "",
+    sheet: str = "",
+    columns: int = 4,
+    overwrite: bool = False,
+    config: str = "",
+    options: Sequence[str] = (),
+) -> Predictions:
+    """Detect objects in images and videos, and draw them::
 
+        found = predict("output/mine", "photos/", output="found")
+        found.detections["photos/a.jpg"]["boxes"]  # (D, 4), XYXY in pixels of the image
 
-def detect(predictor, args):
-    inputs = inputs_of(args.input, predictor.options)
-    output = args.output or os.path.join(folder_of_weights(predictor.options), "detections")
-    if args.input is None and args.sheet is None:
-        args.sheet = os.path.join(output, "sheet.png")
-    targets = targets_of(inputs, output)
-    check_outputs(inputs, targets, args)
-    run = Run(predictor, args.score_threshold, args.json, args.sheet)
+    Args:
+        model: an output folder, a checkpoint, or the name of a released model.
+        images: files, folders, patterns, or "webcam"; default: the first images of the validation
+            data.
+        output: a folder, or a file if there is one input; default: "detections" beside the
+            checkpoint.
+        score_threshold: of the detections that are drawn and returned; "from-report": for each
+            class that of the best F1, from the report beside the checkpoint.
+        json: file for all detections in COCO's format, with scores.
+        sheet: file for a grid of all images.
+        columns: images in a row of the sheet.
+        overwrite: replace files that already exist.
+        config: file of the model's config; default: config.yaml beside the checkpoint.
+        options: overrides of the config, keys and values in turn.
+
+    Raises:
+        UserError: for a file or a value that cannot be used, files that already exist, and inputs
+            of which none can be read. Single inputs that cannot be read are skipped, with a
+            warning on stderr.
+    """
+    if columns < 1:
+        raise UserError(f"--columns is {columns}; it must be above 0.")
+    trained = find_trained(model, config)
+    thresholds = {"score_threshold": FROM_REPORT} if score_threshold == FROM_REPORT else {}
+    opts = [*trained.options(), *options]
+    predictor = Predictor(trained.config_file, opts=opts, **thresholds)
+    inputs = find_inputs(images, predictor.options)
+    output = output or os.path.join(trained.folder, "detections")
+    if not images and not sheet:
+        sheet = os.path.join(output, "sheet.png")
+    targets = choose_targets(inputs, output)
+    files = [*targets.values(), *(x for x in (json, sheet) if x)]
+    check_outputs(inputs, files, sheet, overwrite)
+    run = _Run(predictor, score_threshold, with_json=bool(json), with_sheet=bool(sheet))
     for path, target in tqdm(targets.items(), desc="detecting"):
-        if is_video(path):
-            run.video(path, target)
-        else:
-            run.detect_image(path, target)
-    run.write_json()
-    run.write_sheet(args.columns)
-    print(run.summary())
-    if run.num_images:
-        print(f"They are in {output}")
-    else:
+        run.detect_video(path, target) if is_video(path) else run.detect_image(path, target)
+    if json:
+        run.write_json(json)
+    if run.thumbnails:
+        small = run.thumbnails
+        rows = [small[i : i + columns] for i in range(0, len(small), columns)]
+        write_image(image_grid(rows), sheet)
+    if not run.detections:
         raise UserError("None of the inputs could be read; see the warnings above.")
+    return Predictions(output, run.detections, run.skipped, run.summarize())
 
 
-def check_outputs(inputs, targets, args):
-    """Before any work: what could not be written, or must not be written over."""
-    files = [*targets.values(), *(x for x in (args.json, args.sheet) if x)]
-    originals = {file_id(path) for path in inputs if os.path.exists(path)}
+def check_outputs(inputs: List[str], files: List[str], sheet: str, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: before any work, for files that could not or must not be written.
+    """
+    originals = {_identify(path) for path in inputs if os.path.exists(path)}
     for path in files:
-        if os.path.exists(path) and file_id(path) in originals:
+        if os.path.exists(path) and _identify(path) in originals:
             raise UserError(
                 f"{path} is an input, and would be written over; name another --output."
             )
         if files.count(path) > 1:
             raise UserError(f"{path} would be written twice; name another file.")
-    refuse_to_overwrite(files, args.overwrite)
-    if args.sheet:
-        check_image_output(args.sheet)
+    existing = [path for path in files if os.path.exists(path)]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]} already exists, and {len(existing) - 1} more; name another --output, "
+            "or add --overwrite."
+        )
+    if sheet:
+        check_image_output(sheet)
     for path in files:
         check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
 
 
-def file_id(path):
-    """The same for all names of a file, hard links included."""
+def _identify(path: str) -> Tuple[int, int]:
+    """Return the same for all names of a file, hard links included."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
-def config_of(args):
-    """Of the command line, or the one that a training left beside its checkpoint."""
-    if args.config_file:
-        return args.config_file
-    options = dict(zip(args.opts[::2], args.opts[1::2]))
-    weights = options.get("MODEL.WEIGHTS", "")
-    beside = os.path.join(os.path.dirname(weights), "config.yaml")
-    if not weights or not os.path.isfile(beside):
-        raise UserError(
-            "There is no config: name one with --config-file, or a checkpoint that a training left "
-            "with MODEL.WEIGHTS FILE."
-        )
-    return beside
+def is_video(path: str) -> bool:
+    """Return whether an input is a video, by its name, or a webcam."""
+    return path == WEBCAM or os.path.splitext(path)[1].lower() in VIDEOS
 
 
-def folder_of_weights(options):
-    return os.path.dirname(options.weights) or "."
+def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> List[str]:
+    """Return the files of paths, folders and patterns, in order, each once; without a pattern, the
+    first validation images.
 
-
-def is_video(path):
-    return path == "webcam" or os.path.splitext(path)[1].lower() in VIDEOS
-
-
-def inputs_of(patterns, options):
-    """The files that are meant, in order, each once."""
-    if patterns is None:
-        return validation_images(options)
+    Raises:
+        UserError: for a pattern without a file.
+    """
+    if not patterns:
+        return _list_validation_images(options)
     paths = []
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
+        pattern = os.path.expanduser(pattern)
         found = [pattern]
         if os.path.isdir(pattern):
             known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
@@ -157,7 +183,7 @@ def inputs_of(patterns, options):
             found = [
                 os.path.join(pattern, n) for n in names if os.path.splitext(n)[1].lower() in known
             ]
-        elif pattern != "webcam" and not os.path.exists(pattern):
+        elif pattern != WEBCAM and not os.path.exists(pattern):
             found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise UserError(f"There is no image or video at {pattern} (--input).")
@@ -165,7 +191,7 @@ def inputs_of(patterns, options):
     return list(dict.fromkeys(paths))
 
 
-def validation_images(options):
+def _list_validation_images(options: RunOptions) -> List[str]:
     own_data = parse_own_data(options.data.test[0]) if options.data.test else None
     paths = images_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
     if not paths:
@@ -173,8 +199,12 @@ def validation_images(options):
     return paths
 
 
-def targets_of(inputs, output):
-    """{input: the file that is written for it}; two inputs of one name get different ones."""
+def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:
+    """Return {input: the file to write}; two inputs of one name get different ones.
+
+    Raises:
+        UserError: for the name of a file of another kind.
+    """
     if len(inputs) == 1 and not os.path.isdir(output):
         suffix = os.path.splitext(output)[1].lower()
         if suffix in (VIDEOS if is_video(inputs[0]) else IMAGE_SUFFIXES):
@@ -197,73 +227,67 @@ def targets_of(inputs, output):
     return targets
 
 
-def refuse_to_overwrite(paths, allowed):
-    there = [path for path in paths if path and os.path.exists(path)]
-    if there and not allowed:
-        raise UserError(
-            f"{there[0]} already exists, and {len(there) - 1} more; name another --output, or "
-            "add --overwrite."
-        )
+class _Run:
+    """Goes through images and frames, and collects the results."""
 
-
-class Run:
-    """Goes through images and frames, and counts."""
-
-    THUMBNAIL = 320  # longer side, pixels
-
-    def __init__(self, predictor, score_thresh, json_file, sheet):
-        # The predictor has applied those of the report.
-        self.told = (
-            "the report's thresholds" if score_thresh == FROM_REPORT else f"{score_thresh:g}"
-        )
-        self.score_thresh = 0.0 if score_thresh == FROM_REPORT else score_thresh
+    def __init__(
+        self,
+        predictor: Predictor,
+        score_threshold: Union[float, str],
+        *,
+        with_json: bool,
+        with_sheet: bool,
+    ):
         self.predictor = predictor
-        self.json_file, self.sheet = json_file, sheet
-        self.images, self.annotations, self.thumbnails = [], [], []  # only what is asked for
-        self.num_images = self.num_shown = self.skipped = 0
+        # The predictor applies the thresholds of the report itself.
+        is_number = score_threshold != FROM_REPORT
+        self.score_threshold = float(score_threshold) if is_number else 0.0
+        self.limit = f"{score_threshold:g}" if is_number else "the report's thresholds"
+        self.with_json, self.with_sheet = with_json, with_sheet
+        self.images, self.annotations, self.thumbnails = [], [], []
+        self.detections: Dict[str, Dict] = {}
+        self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
 
-    def detect_image(self, path, target):
+    def detect_image(self, path: str, target: str) -> None:
         try:
-            drawn = self.detect(read_bgr(path), path)
+            drawn = self._detect(read_bgr(path), path)
         except UserError as error:
-            self.skip(error.sentence())
+            self._warn(f"{error.sentence()} It is skipped.")
             return
         write_image(drawn, target)
-        if self.sheet:
-            scale = self.THUMBNAIL / max(drawn.shape[:2])
+        if self.with_sheet:
+            scale = THUMBNAIL / max(drawn.shape[:2])
             size = [max(1, round(x * scale)) for x in drawn.shape[1::-1]]
             small = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
             self.thumbnails.append(add_heading(small, os.path.basename(path)))
 
-    def video(self, path, target):
-        """Frame by frame, to the same rate and size; a webcam until q or Ctrl-C."""
-        reader = cv2.VideoCapture(0 if path == "webcam" else path)
-        fps = reader.get(cv2.CAP_PROP_FPS) or 25.0
-        total = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if path != "webcam" else None
-        ok, frame = reader.read()
-        if not ok:
-            self.skip(f"The video {path} cannot be read.")
+    def detect_video(self, path: str, target: str) -> None:
+        """Detect in each frame, and write a video of the same rate and size; of a webcam, until q
+        or Ctrl-C.
+        """
+        reader = cv2.VideoCapture(0 if path == WEBCAM else path)
+        total = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if path != WEBCAM else None
+        frames = _read_frames(reader)
+        first = next(frames, None)
+        if first is None:
+            self._warn(f"The video {path} cannot be read. It is skipped.")
             return
         # Under another name until it is whole.
         part = "{}.part{}".format(*os.path.splitext(target))
-        size = frame.shape[1::-1]
-        writer = cv2.VideoWriter(part, cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
-        if not writer.isOpened():
-            raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")
+        writer = _open_writer(part, reader, first, target)
         progress = tqdm(total=total, desc=os.path.basename(path), leave=False)
-        number = 0
+        number, frame = 0, first
         try:
-            while ok:
-                drawn = self.detect(frame, f"{path}#{number}")[:, :, ::-1]
+            while frame is not None:
+                drawn = self._detect(frame, f"{path}#{number}")[:, :, ::-1]
                 writer.write(drawn.copy())
-                if path == "webcam" and show_and_ask_to_stop(drawn):
+                if path == WEBCAM and _show_and_ask_to_stop(drawn):
                     break
                 progress.update()
-                number += 1
-                ok, frame = reader.read()
+                number, frame = number + 1, next(frames, None)
         except KeyboardInterrupt:
-            if path != "webcam":  # whose end this is
+            if path != WEBCAM:  # which ends by it
                 raise
         finally:
             reader.release()
@@ -271,32 +295,28 @@ class Run:
             progress.close()
         os.replace(part, target)
         if total and number < total:
-            self.skipped += 1
-            tqdm.write(
-                f"warning: The video {path} ends after {number} of {total} frames; what follows "
-                "cannot be read.",
-                file=sys.stderr,
+            self._warn(
+                f"The video {path} ends after {number} of {total} frames; the rest cannot be read."
             )
 
-    def detect(self, image, name):
-        """The image (H, W, 3), RGB, with its detections; counted."""
+    def _detect(self, image: np.ndarray, name: str) -> np.ndarray:
+        """Return the drawing of an image (H, W, 3), BGR, in RGB."""
         start = time.perf_counter()
         instances = self.predictor(image)
         self.seconds += time.perf_counter() - start
-        self.num_images += 1
-        if self.json_file:
-            self.note(instances, image.shape, name)
-        shown = instances[instances.scores >= self.score_thresh]
-        self.num_shown += len(shown)
+        if self.with_json:
+            self._note(instances, image.shape, name)
+        shown = instances[instances.scores >= self.score_threshold]
+        self.detections[name] = found = self.predictor.to_dict(shown)
         return draw_boxes(
             image[:, :, ::-1],
-            shown.pred_boxes.tensor.numpy(),
-            shown.pred_classes.tolist(),
+            found["boxes"],
+            found["classes"].tolist(),
             self.predictor.class_names,
-            shown.scores.tolist(),
+            found["scores"].tolist(),
         )
 
-    def note(self, instances, shape, name):
+    def _note(self, instances: Instances, shape: Tuple[int, ...], name: str) -> None:
         image_id = len(self.images) + 1
         self.images.append(
             {"id": image_id, "file_name": name, "height": shape[0], "width": shape[1]}
@@ -319,45 +339,52 @@ class Run:
                 }
             )
 
-    def write_json(self):
-        """COCO's instances format, with a score for each annotation; ids are counted from 1."""
-        if not self.json_file:
-            return
+    def write_json(self, path: str) -> None:
+        """Write COCO's instances format, with a score for each annotation; ids begin at 1."""
         names = enumerate(self.predictor.class_names, 1)
         content = {
             "images": self.images,
             "annotations": self.annotations,
             "categories": [{"id": i, "name": name} for i, name in names],
         }
-        write_json(content, self.json_file)
+        write_json_file(content, path)
 
-    def write_sheet(self, columns):
-        if not (self.sheet and self.thumbnails):
-            return
-        small = self.thumbnails
-        rows = [small[i : i + columns] for i in range(0, len(small), columns)]
-        write_image(image_grid(rows), self.sheet)
-
-    def skip(self, sentence):
+    def _warn(self, sentence: str) -> None:
         self.skipped += 1
-        tqdm.write(f"warning: {sentence} It is skipped.", file=sys.stderr)
+        tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
-    def summary(self):
-        text = f"{self.num_images} images, {self.num_shown} detections of at least "
-        text += self.told
-        if self.num_images:
-            text += f", {self.seconds / self.num_images:.3f} s each to detect"
-        text += f", {time.perf_counter() - self.start:.1f} s in all"
+    def summarize(self) -> str:
+        """Return one sentence on all images."""
+        number = len(self.detections)
+        shown = sum(len(x["scores"]) for x in self.detections.values())
+        text = (
+            f"{number} images, {shown} detections of at least {self.limit}, "
+            f"{self.seconds / number:.3f} s each to detect, "
+            f"{time.perf_counter() - self.start:.1f} s in all"
+        )
         return text + (f"; {self.skipped} inputs skipped." if self.skipped else ".")
 
 
-def show_and_ask_to_stop(frame):
+def _read_frames(reader: "cv2.VideoCapture") -> Iterator[np.ndarray]:
+    ok, frame = reader.read()
+    while ok:
+        yield frame
+        ok, frame = reader.read()
+
+
+def _open_writer(
+    path: str, reader: "cv2.VideoCapture", frame: np.ndarray, target: str
+) -> "cv2.VideoWriter":
+    fps = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), fps, frame.shape[1::-1])
+    if not writer.isOpened():
+        raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")
+    return writer
+
+
+def _show_and_ask_to_stop(frame: np.ndarray) -> bool:
     try:
         cv2.imshow("TOOD: q ends", frame)
         return cv2.waitKey(1) & 0xFF == ord("q")
     except cv2.error:  # no screen: the video is written all the same
         return False
-
-
-def cli(argv=None):
-    run_main(lambda: main(parse_args(argv)))

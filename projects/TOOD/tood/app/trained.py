@@ -77,6 +77,10 @@ def find_trained(model: str, config: str = "") -> Trained:
         UserError: if there is no checkpoint, or no config beside it.
     """
     model = os.path.expanduser(model)
+    if config:
+        from tood.config.zoo import find_config_file  # needs PyTorch
+
+        config = find_config_file(os.path.expanduser(config))
     if os.path.isdir(model):
         weights = _find_weights(model)
     elif os.path.isfile(model):
@@ -120,8 +124,8 @@ def _find_weights(folder: str) -> str:
 def _find_released(model: str, config: str) -> Trained:
     """Return a released model by its name; its weights are fetched when they are used."""
     if model and os.sep not in model and not model.endswith(".pth"):
-        from tood.config.zoo import RELEASED_MODELS  # needs PyTorch
+        from tood.config.zoo import RELEASED_MODELS, get_config_file  # needs PyTorch
 
         if model in RELEASED_MODELS:
-            return Trained(config or model, f"{RELEASED}{model}", ".")
+            return Trained(config or get_config_file(model), f"{RELEASED}{model}", ".")
     raise UserError(f"No checkpoint or output folder at {model}; name another one.")

@@ -48,7 +48,7 @@ class ExportedFile:
     def __init__(self, path: str, runtime: str = ""):
         """
         Args:
-            path: of a file that ``tools/export_model.py`` wrote.
+            path: of a file that ``tood export`` wrote.
             runtime: one of ``RUNTIMES``; default: the first that reads such files.
 
         Raises:
@@ -77,7 +77,7 @@ class ExportedFile:
             ) from error
         if not isinstance(self.metadata, dict) or self.metadata.get("model") != "TOOD":
             raise UserError(
-                f"{path} is not from tools/export_model.py: it does not say TOOD; export it anew."
+                f"{path} is not from tood export: it does not say TOOD; export it again."
             )
         for key, kind in METADATA.items():
             if not isinstance(self.metadata.get(key), kind):

@@ -165,11 +165,12 @@ class _Search:
             text += " (TEST.DETECTIONS_PER_IMAGE)."
             return _Cause(LIMIT, text, boxes[i])
         j = int(torch.where(rivals, overlaps, -1.0).argmax())
+        rival = found.pred_boxes.tensor[j]
         text = (
             f"{what}; NMS drops it for a detection of the score {float(found.scores[j]):.2f} that "
-            f"overlaps it by {float(overlaps[j]):.2f}{self._name_finder(found.pred_boxes.tensor[j])}."
+            f"overlaps it by {float(overlaps[j]):.2f}{self._name_found(rival)}."
         )
-        return _Cause(NMS, text, boxes[i], found.pred_boxes.tensor[j])
+        return _Cause(NMS, text, boxes[i], rival)
 
     def in_locations(self, scores: Tensor, ious: Tensor, inside: Tensor, boxes: Tensor) -> _Cause:
         own, name = scores[:, self.k], self.names[self.k]
@@ -206,7 +207,7 @@ class _Search:
         best = box_iou_of_pairs(boxes[:, None], same).amax(dim=1)
         return box_iou_of_pairs(boxes, self.objects.box) >= best
 
-    def _name_finder(self, box: Tensor) -> str:
+    def _name_found(self, box: Tensor) -> str:
         """Name the other object that a detection finds, for a sentence."""
         ious = box_iou_of_pairs(self.objects.boxes, box)
         best = int(ious.argmax())
