@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import tood
 import train_net
 from tood.app import draw
-from tood.app.trained import run as run_trained
 from tood.config.read import load_config
 from tood.data import tiles as data_tiles
 from tood.data.check import InputSize, check_data
@@ -333,7 +333,7 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert any("val_loss/loss_cls" in row for row in metrics)
     AP = next(row["bbox/AP"] for row in metrics if "bbox/AP" in row)
-    run_trained("report", [str(folder)])
+    tood.report(str(folder))
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert report["alignment"] == {}
@@ -341,8 +341,7 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
     assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
     # Of other data.
     entry = f"{shapes}/annotations.json:{shapes}/images"
-    flags = ["--val-data", entry, "--output", str(tmp_path / "other")]
-    run_trained("report", [str(folder), *flags])
+    tood.report(str(folder), val_data=entry, output=str(tmp_path / "other"))
     other = json.loads((tmp_path / "other" / "report.json").read_text())
     assert other["data"] == report["data"]
     # The predictor finds what the evaluation found, by file and by array.
@@ -363,9 +362,7 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
     # And so does what draws it.
     drawn = []
     monkeypatch.setattr(draw, "draw_boxes", lambda *args, **_: drawn.append(args) or args[0])
-    argv = ["--config-file", files[0], "--num-images", "1", "--score-thresh", "0"]
-    argv += ["--output", str(tmp_path / "a.png")]
-    draw.main(draw.parse_args([*argv, "MODEL.WEIGHTS", files[1]]))
+    tood.draw(files[1], num_images=1, score_threshold=0.0, output=str(tmp_path / "a.png"))
     assert np.array_equal(drawn[0][1], by_file.pred_boxes.tensor)
     argv = ["--model", "a", *files, "--output", str(tmp_path / "table")]
     with pytest.raises(UserError, match="INPUT.TILES.SIZE is 40"):
@@ -439,8 +436,8 @@ def test_data_checks_name_boxes_that_tiles_cut():
         findings = check_data("x.json", content, size, 8, **kwargs).findings
         return {f.what: (f.count, f.example[:12], f.consequence) for f in findings}
 
-    size = "raise INPUT.TILES.SIZE (train.tiles.size)"
-    overlap = "raise INPUT.TILES.OVERLAP (train.tiles.overlap)"
+    size = "raise INPUT.TILES.SIZE"
+    overlap = "raise INPUT.TILES.OVERLAP"
     lost = f"not trained on, but background where they are seen; {size}"
     whole = "boxes that no tile shows whole"
     in_parts = f"trained on in parts; {overlap}"

@@ -65,7 +65,7 @@ class Checked:
 
     @property
     def error(self) -> str:
-        """What must be corrected before a training, in one sentence; "" if nothing."""
+        """The mistake to correct before a training, in one sentence; "" if there is none."""
         wrong = [part.report for part in self.parts if part.report.errors]
         return wrong[0].error_sentence() if wrong else ""
 

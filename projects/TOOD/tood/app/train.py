@@ -12,6 +12,7 @@ from typing import Iterator, List, Optional, Sequence, Union
 from tood.app import draw
 from tood.app.plan.choose import (
     PLAN,
+    Plan,
     Wishes,
     choose_config,
     list_options,
@@ -23,7 +24,7 @@ from tood.app.plan.data import TrainingData, read_training_data, write_training_
 from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.files import override_config_file, read_config_file
+from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.zoo import find_config_file
 from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
@@ -93,34 +94,44 @@ def train(
         trained = tood.train("photos/", epochs=20)
         print(trained.metrics["AP"], trained.report)
     """
-    options = [str(x) for x in options]
-    output = choose_output(data, output, options)
-    flags = dict(resume=resume, num_gpus=num_gpus)
-    plan_file = os.path.join(output, PLAN)
-    own = _set_output(options, output)
-    lengths = dict(epochs=epochs, images_per_step=images_per_step) if config else {}
-    if resume and not dry_run and os.path.isfile(plan_file):
-        return _run(Run(plan_file, opts=own, **lengths, **flags), output, report)
+    wishes = Wishes(config, epochs, images_per_step, [str(x) for x in options])
+    output = choose_output(data, output, wishes.options)
+    run = Run(
+        os.path.join(output, PLAN),
+        opts=_set_output(wishes.options, output),
+        # Otherwise, they are in the plan.
+        epochs=epochs if config else None,
+        images_per_step=images_per_step if config else None,
+        resume=resume,
+        num_gpus=num_gpus,
+    )
+    if resume and not dry_run and os.path.isfile(run.config_file):
+        return _run(run, output, report)
     refuse_used(output)
     if not dry_run:
         check_folder(output, "--output")
     found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
-    wishes = Wishes(config, epochs, images_per_step, options)
-    config_file, plan, table = _choose(wishes, found, output)
+    base, plan, table = _choose(wishes, found, output)
     print(table)
     if dry_run:
         print("Nothing was written (--dry-run).")
         return Trained("", "", output, plan=table)
     with remove_on_error(output):
-        training, validation = write_training_data(found, output)
-        names = [*(dataset.entry for dataset in validation), *found.val_names]
-        chosen = list_options(config_file, training, names, plan, output)
-        plan_config, text = override_config_file(config_file, plan_file, chosen)
-        write_whole(plan_file, (HEAD + text).encode())
-        run = Run(plan_file, plan_config, own, **lengths, **flags)
-        run.datasets = [training, *validation]
-        run.is_built = plan is not None and plan.memory is not None
+        _write(run, found, base, plan, output)
         return dataclasses.replace(_run(run, output, report), plan=table)
+
+
+def _write(
+    run: Run, found: TrainingData, base: ConfigFile, plan: Optional[Plan], output: str
+) -> None:
+    """Write the data and the plan, and give them to the run as they are in memory."""
+    training, validation = write_training_data(found, output)
+    names = [*(dataset.entry for dataset in validation), *found.val_names]
+    chosen = list_options(base, training, names, plan, output)
+    run.config, text = override_config_file(base, run.config_file, chosen)
+    write_whole(run.config_file, (HEAD + text).encode())
+    run.datasets = [training, *validation]
+    run.is_built = plan is not None and plan.memory is not None
 
 
 def _choose(wishes: Wishes, found: TrainingData, output: str):

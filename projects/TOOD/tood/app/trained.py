@@ -1,4 +1,4 @@
-"""What a training has left in its output folder."""
+"""Output folders of trainings: a config, weights, metrics, a report."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ class Trained:
 
 
 def load(folder: str) -> Trained:
-    """Return what a training has left, as ``tood.train`` returned it.
+    """Return the result of a training, as ``tood.train`` returned it.
 
     Args:
         folder: its output folder, or a checkpoint in it.

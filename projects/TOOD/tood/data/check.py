@@ -338,9 +338,7 @@ def _tile_rows(
 ) -> List[Tuple[str, str, np.ndarray]]:
     in_parts = shares < 1 - 1e-6
     lost = in_parts & (shares < min_visible)
-    size_key, overlap_key = (
-        f"INPUT.TILES.{name.upper()} (train.tiles.{name})" for name in ("size", "overlap")
-    )
+    size_key, overlap_key = "INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP"
     if not to_train:
         consequence = f"found in parts, or missed; raise {overlap_key}"
         return [("that no tile shows whole", consequence, in_parts)]
@@ -391,8 +389,7 @@ def _overfull_images(images: List[Dict], objects: List[Dict], max_detections: in
     limit = max_detections or math.inf
     return _finding(
         f"images with more than {max_detections} objects",
-        f"no more than {max_detections} are found; raise TEST.DETECTIONS_PER_IMAGE "
-        "(model.max_detections_per_image)",
+        f"no more than {max_detections} are found; raise TEST.DETECTIONS_PER_IMAGE",
         [x["file_name"] for x in images if counts[x["id"]] > limit],
     )
 

@@ -48,7 +48,7 @@ logger = logging.getLogger("tood")
 
 @dataclasses.dataclass
 class Run:
-    """What is asked for: the flags of ``train_net.py``, and data that were read before."""
+    """The flags of ``train_net.py``, and data that were read before."""
 
     config_file: str = ""
     config: Optional[ConfigFile] = None  # the same file, if it was read before

@@ -34,7 +34,7 @@ class TOODWithTTA(nn.Module):
         """
         super().__init__()
         if not options.min_sizes:
-            raise UserError("TEST.AUG.MIN_SIZES (train.test_aug.min_sizes) is empty; name sizes.")
+            raise UserError("TEST.AUG.MIN_SIZES is empty; name sizes.")
         self.model = model
         self.augment = DatasetMapperTTA(
             min_sizes=list(options.min_sizes), max_size=options.max_size, flip=options.flip

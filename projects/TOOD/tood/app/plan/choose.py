@@ -45,7 +45,7 @@ IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 
 
 class Wishes(NamedTuple):
-    """What a user has typed, to which the plan gives way."""
+    """Values that a user has typed, to which the plan gives way."""
 
     config: str = ""
     epochs: Optional[float] = None
