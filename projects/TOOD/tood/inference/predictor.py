@@ -21,7 +21,6 @@ from detectron2.utils.file_io import PathManager
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.build import check_builds
 from tood.config.read import (
-    Config,
     check_weights,
     finish_config,
     load_config,
@@ -300,7 +299,7 @@ def _class_names_of_data(entry: str) -> Optional[List[str]]:
         return None
 
 
-def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> Config:
+def _config_of(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> CfgNode:
     if isinstance(config, CfgNode):
         config = config.clone()
         config.defrost()
