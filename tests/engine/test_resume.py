@@ -8,7 +8,7 @@ import torch
 from conftest import error_of
 
 import train_net
-from tood.engine import train as engine_train
+from tood.engine.loop import TrainingLoop
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 from tood.utils.files import written_whole
@@ -124,18 +124,18 @@ def test_an_evaluation_that_was_stopped_is_made_up(command, tmp_path, monkeypatc
 
 
 def test_the_checkpoint_that_is_advised_is_sound(command, out, monkeypatch):
-    run_step = engine_train.TrainingLoop.run_step
+    run_step = TrainingLoop.run_step
 
     def poison(self):
         run_step(self)
         if self.iter == 2:  # the step itself went wrong: the next loss is not finite
             next(self.experiment.model.head.parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(engine_train.TrainingLoop, "run_step", poison)
+    monkeypatch.setattr(TrainingLoop, "run_step", poison)
     message = error_of(command(opts=EVERY))
     assert "Training stopped at iteration 3" in message
     assert "--resume continues from model_0000001.pth" in message
-    monkeypatch.setattr(engine_train.TrainingLoop, "run_step", run_step)
+    monkeypatch.setattr(TrainingLoop, "run_step", run_step)
     train_net.cli(command("--resume", opts=EVERY))
     assert "Starting training from iteration 2" in log_of(out)
     assert (out / "model_final.pth").exists()
