@@ -17,8 +17,8 @@ from tood.engine import train as train_net
 from tood.evaluation.alignment import (
     count_detections,
     measure_alignment,
-    predictions_of_objects,
     rank_correlation,
+    select_predictions,
 )
 from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
@@ -105,7 +105,7 @@ def test_alignment_equals_the_slow_version(monkeypatch, ties, at_once):
     scores, boxes, points, gt_boxes, gt_classes = image = random_image(25, ties)
     monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", at_once * len(points))
     measured = measure_alignment(*image)
-    top = predictions_of_objects(*image, 50)
+    top = select_predictions(*image, 50)
     # Few and many predictions, and objects between the locations.
     counts = top.valid.sum(dim=1)
     assert counts.max() == 50 and (counts == 0).any() and ((counts > 2) & (counts < 50)).any()

@@ -7,9 +7,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from tood.evaluation.positives import (
+    compute_sizes,
     count_positives,
     positives_by_object,
-    sizes_of,
     tiny_object_statistics,
 )
 
@@ -29,7 +29,7 @@ def test_positives_of_each_object():
 
 def test_tiny_objects():
     gts = [objects((0, 0, 4, 4), (0, 0, 2, 8)), objects(), objects((0, 0, 8, 8))]
-    assert sizes_of(gts).tolist() == [4, 4, 8]
+    assert compute_sizes(gts).tolist() == [4, 4, 8]
     gt_index = torch.tensor([[0, 0, -1], [-1, -1, -1], [0, 0, 0]])
     # Of two objects below 8 pixels, one has two positives and one has none.
     assert tiny_object_statistics(gt_index, gts, 8) == {

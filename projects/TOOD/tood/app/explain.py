@@ -24,7 +24,7 @@ from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
 from tood.inference.thresholds import FROM_REPORT, read_thresholds, threshold_of
-from tood.modeling.box_ops import box_iou_of_pairs
+from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
@@ -124,7 +124,7 @@ def class_of(name: Optional[str], names: List[str]) -> Optional[int]:
 def likeliest(model, view: View, box: torch.Tensor) -> int:
     """The class of the highest score of a box that overlaps by half, or anywhere."""
     scores, boxes, _ = model.predict_dense([{"image": view.image}])
-    ious = box_iou_of_pairs(boxes[0], box.to(boxes[0]))
+    ious = paired_iou(boxes[0], box.to(boxes[0]))
     near = ious >= min(0.5, float(ious.max()))
     return int(scores[0][near].amax(dim=0).argmax())
 

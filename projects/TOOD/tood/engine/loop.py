@@ -30,7 +30,7 @@ from tood.engine.hooks import (
     WeightAverage,
 )
 from tood.engine.launch import is_lost_peer
-from tood.engine.optimizer import hyperparameters_of, set_hyperparameters
+from tood.engine.optimizer import get_hyperparameters, set_hyperparameters
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.watch import StatusPrinter, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
@@ -96,7 +96,7 @@ class TrainingLoop(TrainerBase):
             scale_gradients=model.precision_train == "float16",
         )
         self.scheduler = experiment.scheduler
-        self._hyperparameters = hyperparameters_of(experiment.optimizer)
+        self._hyperparameters = get_hyperparameters(experiment.optimizer)
         class_names = list(options.class_names)
         self.extra_metadata = {"class_names": class_names}
         self.averaged = WeightAverage(model, options.ema_decay) if options.ema_decay else None

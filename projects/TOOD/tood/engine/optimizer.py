@@ -43,7 +43,7 @@ def clip_gradients(
     optimizer.register_step_pre_hook(clip)
 
 
-def hyperparameters_of(optimizer: Optimizer) -> List[Dict]:
+def get_hyperparameters(optimizer: Optimizer) -> List[Dict]:
     """Return the numbers of each group of parameters; "lr" is the rate that a schedule scales."""
     return [
         {
@@ -61,13 +61,13 @@ def set_hyperparameters(
 
     Args:
         optimizer, scheduler: with the state of the checkpoint.
-        wanted: of :func:`hyperparameters_of`, as the config has them.
+        wanted: of :func:`get_hyperparameters`, as the config has them.
 
     Returns:
         what has changed: "lr 0.01 -> 0.001", in words for a log.
     """
     changes = []
-    for group, before, after in zip(optimizer.param_groups, hyperparameters_of(optimizer), wanted):
+    for group, before, after in zip(optimizer.param_groups, get_hyperparameters(optimizer), wanted):
         for key, value in after.items():
             if key not in before or before[key] == value:
                 continue

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
 from tood.evaluation.positives import tiny_object_statistics
-from tood.modeling.box_ops import box_iou_of_pairs
+from tood.modeling.box_ops import paired_iou
 from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def assignment_statistics(
         statistics["positives_per_object"] = len(pairs) / objects
         statistics["objects_without_positive"] = 1 - found / objects
     if len(image):
-        ious = box_iou_of_pairs(pred_boxes[image, location], targets.gt_boxes[image, location])
+        ious = paired_iou(pred_boxes[image, location], targets.gt_boxes[image, location])
         statistics["mean_target"] = targets.cls_targets[image, location].mean().item()
         statistics["mean_iou"] = ious.mean().item()
     if len(image) > 1:

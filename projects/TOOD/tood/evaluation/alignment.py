@@ -10,7 +10,7 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes, objects_at_once
+from tood.modeling.box_ops import inside_boxes, objects_at_once, paired_iou
 
 # Predictions of an object that the correlation is of, and those that the mean IoU is of.
 TOP_CORRELATED = 50
@@ -47,14 +47,12 @@ def measure_alignment(
         gt_boxes: (M, 4).
         gt_classes: (M,) int64.
     """
-    return alignment_of(
-        predictions_of_objects(
-            pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED
-        )
+    return compute_alignment(
+        select_predictions(pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED)
     )
 
 
-def alignment_of(top: ObjectPredictions) -> InstanceAlignment:
+def compute_alignment(top: ObjectPredictions) -> InstanceAlignment:
     """
     Args:
         top: the ``TOP_CORRELATED`` most confident predictions of each object.
@@ -66,7 +64,7 @@ def alignment_of(top: ObjectPredictions) -> InstanceAlignment:
 
 
 @torch.no_grad()
-def predictions_of_objects(
+def select_predictions(
     pred_scores: Tensor,
     pred_boxes: Tensor,
     points: Tensor,
@@ -87,7 +85,7 @@ def predictions_of_objects(
         inside = inside_boxes(points, boxes[:, None])
         scores = pred_scores.t()[classes].masked_fill(~inside, -1.0)
         scores, locations = (x[:, :top] for x in scores.sort(dim=1, descending=True, stable=True))
-        ious = box_iou_of_pairs(boxes[:, None], pred_boxes[locations])
+        ious = paired_iou(boxes[:, None], pred_boxes[locations])
         chunks.append(ObjectPredictions(scores, ious, locations, scores >= 0))
     if not chunks:
         empty = pred_scores.new_zeros(0, top)
@@ -138,7 +136,7 @@ def count_detections(
     counts = gt_classes.new_zeros(3, M)
     if M == 0 or len(boxes) == 0:
         return tuple(counts)
-    ious = box_iou_of_pairs(boxes[:, None], gt_boxes)
+    ious = paired_iou(boxes[:, None], gt_boxes)
     ious = ious.masked_fill(classes[:, None] != gt_classes, -1.0)
     ious, matched = ious.max(dim=1)
     right = torch.bincount(matched[ious >= CORRECT_IOU], minlength=M)

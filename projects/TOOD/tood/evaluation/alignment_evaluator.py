@@ -19,9 +19,9 @@ from torch import Tensor
 from tood.evaluation.alignment import (
     TOP_CORRELATED,
     TOP_LOCALIZED,
-    alignment_of,
+    compute_alignment,
     count_detections,
-    predictions_of_objects,
+    select_predictions,
 )
 from tood.modeling.detector import TOOD
 from tood.utils.files import write_json
@@ -135,7 +135,7 @@ class AlignmentEvaluator(DatasetEvaluator):
         self.model = model
         self.output_dir = output_dir
         self.objects = {
-            record["image_id"]: _objects_of(record) for record in DatasetCatalog.get(dataset_name)
+            record["image_id"]: _load_objects(record) for record in DatasetCatalog.get(dataset_name)
         }
         self.class_names = MetadataCatalog.get(dataset_name).thing_classes
         self.reader: Optional[DenseReader] = None
@@ -155,14 +155,14 @@ class AlignmentEvaluator(DatasetEvaluator):
             )
             if len(gt_boxes) == 0:
                 continue
-            seen_boxes = gt_boxes * scale_of_input(record).to(gt_boxes)
+            seen_boxes = gt_boxes * compute_input_scale(record).to(gt_boxes)
             seen = (dense.scores[i], dense.boxes[i], dense.points, seen_boxes, gt_classes)
-            top = predictions_of_objects(*seen, TOP_CORRELATED)
+            top = select_predictions(*seen, TOP_CORRELATED)
             detections = output["instances"].to(gt_boxes.device)
             boxes, classes = detections.pred_boxes.tensor, detections.pred_classes
             counts = count_detections(boxes, classes, gt_boxes, gt_classes)
             areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-            columns = (*alignment_of(top), *counts, areas, gt_classes)
+            columns = (*compute_alignment(top), *counts, areas, gt_classes)
             self._parts.append(ObjectMetrics(*(x.cpu().numpy() for x in columns)))
             if sum(map(len, self._pairs)) < MAX_PAIRS:
                 best = top.valid[:, :TOP_LOCALIZED]
@@ -185,7 +185,7 @@ class AlignmentEvaluator(DatasetEvaluator):
         pairs = [x for _, kept in parts for x in kept]
         self.pairs = np.concatenate(pairs)[:MAX_PAIRS] if pairs else self.pairs
         rows = summarize(self.metrics, self.class_names)
-        logger.info(f"Alignment on {self.dataset_name}:\n{table_of(rows)}")
+        logger.info(f"Alignment on {self.dataset_name}:\n{format_table(rows)}")
         if self.output_dir:
             os.makedirs(self.output_dir, exist_ok=True)
             name = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.dataset_name)
@@ -223,14 +223,14 @@ def summarize(metrics: ObjectMetrics, class_names: List[str]) -> Dict[str, Dict[
     }
 
 
-def table_of(rows: Dict[str, Dict[str, float]]) -> str:
+def format_table(rows: Dict[str, Dict[str, float]]) -> str:
     """:func:`summarize`'s rows as Markdown."""
     headers = ["", "objects", "PCC top-50", "IoU top-10", "correct", "redundant", "error"]
     body = [[name, *row.values()] for name, row in rows.items()]
     return tabulate(body, headers=headers, tablefmt="pipe", floatfmt=".3f")
 
 
-def scale_of_input(record: Dict) -> Tensor:
+def compute_input_scale(record: Dict) -> Tensor:
     """Return (4,), factors from pixels of the original image to those of the network's input."""
     height, width = record["image"].shape[-2:]
     return torch.tensor([width / record["width"], height / record["height"]] * 2)
@@ -241,7 +241,7 @@ def _mean(x: np.ndarray) -> float:
     return float(x.mean()) if len(x) else float("nan")
 
 
-def _objects_of(record: Dict):
+def _load_objects(record: Dict):
     """Return boxes (M, 4), XYXY pixels of the original image, and classes (M,) of its objects."""
     annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]

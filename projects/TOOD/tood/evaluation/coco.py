@@ -182,7 +182,7 @@ def validation_loss(model, data_loader, *, assigner) -> Dict[str, float]:
     show = comm.is_main_process() and len(data_loader) > 50
     try:
         for batch in tqdm(data_loader, desc="validation loss", disable=not show):
-            sums, weights = model.loss_sums_of(batch, assigner)
+            sums, weights = model.compute_loss_sums(batch, assigner)
             names = tuple(sums)
             total = total + torch.stack([torch.stack(list(sums.values())), weights]).double().cpu()
     finally:

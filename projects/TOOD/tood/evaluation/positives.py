@@ -32,7 +32,7 @@ def positives_by_object(gt_index: Tensor, num_objects: Sequence[int]) -> Tensor:
     return torch.cat(counts) if counts else gt_index.new_zeros(0)
 
 
-def sizes_of(gt_instances: Sequence[Instances]) -> Tensor:
+def compute_sizes(gt_instances: Sequence[Instances]) -> Tensor:
     """Return the size of each object, (M,) pixels, of all images one after the other."""
     areas = [gt.gt_boxes.area() for gt in gt_instances]
     return torch.cat(areas).sqrt() if areas else torch.zeros(0)
@@ -51,7 +51,7 @@ def tiny_object_statistics(
         that are smaller than the stride; nothing where there are none.
     """
     counts = positives_by_object(gt_index, [len(gt) for gt in gt_instances])
-    counts = counts[sizes_of(gt_instances).to(counts.device) < stride].float()
+    counts = counts[compute_sizes(gt_instances).to(counts.device) < stride].float()
     if not len(counts):
         return {}
     return {
@@ -78,7 +78,7 @@ def count_positives(model, data_loader: Iterable[List[Dict]]) -> List[Dict]:
     for batch in data_loader:
         images, predictions = model.predict_with_images(batch)
         gt_instances = [x["instances"].to(model.device) for x in batch]
-        sizes.append(sizes_of(gt_instances).cpu())
+        sizes.append(compute_sizes(gt_instances).cpu())
         for name, assigner in assigners.items():
             targets = model.label_batch(images, predictions, gt_instances, assigner)
             numbers = positives_by_object(targets.gt_index, [len(gt) for gt in gt_instances])
@@ -89,11 +89,11 @@ def count_positives(model, data_loader: Iterable[List[Dict]]) -> List[Dict]:
     return [
         row
         for title, low, high in _ranges(min(model.strides))
-        if (row := _row_of(title, (sizes >= low) & (sizes < high), merged))["objects"]
+        if (row := _build_row(title, (sizes >= low) & (sizes < high), merged))["objects"]
     ]
 
 
-def _row_of(title: str, chosen: Tensor, counts: Dict[str, Tensor]) -> Dict:
+def _build_row(title: str, chosen: Tensor, counts: Dict[str, Tensor]) -> Dict:
     row = {"size": title, "objects": int(chosen.sum())}
     for name, numbers in counts.items():
         mine = numbers[chosen].float()

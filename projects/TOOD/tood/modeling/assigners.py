@@ -18,10 +18,10 @@ from torch import Tensor
 
 from tood.modeling.box_ops import (
     box_centers,
-    box_iou_of_pairs,
     centerness,
     inside_boxes,
     objects_at_once,
+    paired_iou,
 )
 
 ASSIGNER_REGISTRY = Registry("TOOD_ASSIGNER")
@@ -134,7 +134,7 @@ class TAL(Assigner):
         at_once = objects_at_once(len(pred_boxes))
         chunks = []
         for boxes, classes in zip(gt_boxes.split(at_once), gt_classes.split(at_once)):
-            ious = box_iou_of_pairs(boxes[:, None], pred_boxes)
+            ious = paired_iou(boxes[:, None], pred_boxes)
             metrics = alignment_metric(class_scores[classes], ious, self.alpha, self.beta)
             best = metrics.topk(min(self.topk, metrics.shape[1]), dim=1)
             chunks.append((best.indices, ious.gather(1, best.indices), best.values))
@@ -169,7 +169,7 @@ class ATSS(Assigner):
         chunks = gt_boxes.split(objects_at_once(len(anchors)))
         locations = torch.cat([self._nearest(points, predictions.level_sizes, x) for x in chunks])
 
-        ious = box_iou_of_pairs(gt_boxes[:, None], anchors[locations])
+        ious = paired_iou(gt_boxes[:, None], anchors[locations])
         thresholds = ious.mean(1, keepdim=True) + ious.std(1, keepdim=True)
         inside = inside_boxes(points[locations], gt_boxes[:, None], INSIDE_MARGIN)
         chosen = (ious >= thresholds) & inside

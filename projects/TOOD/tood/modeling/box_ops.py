@@ -25,7 +25,7 @@ def inside_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
     return torch.minimum(low, high).amin(dim=-1) > margin
 
 
-def box_iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoUs (...). The same as Detectron2's ``pairwise_iou``, which takes six times as
     long on a CPU, for its inner dimension of two. Not differentiable: it works in place.
     """
@@ -39,7 +39,7 @@ def box_iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
     return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
-def box_giou_of_pairs(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     """Return the generalized IoUs (...) in [-1, 1] (arXiv 1902.09630). The same as in torchvision's
     and fvcore's losses, both of which make a GPU wait for the CPU; fvcore's also stops at NaN with
     an assertion about crossed boxes.

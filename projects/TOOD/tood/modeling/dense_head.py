@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tood.modeling.backbone.deform_conv import DeformConvPack
 from tood.modeling.layers import (
     AlignmentBranch,
-    log_geometric_mean_of_sigmoids,
+    average_log_sigmoids,
     sample_each_side,
 )
 
@@ -189,7 +189,7 @@ class DenseHead(nn.Module):
             if levels.align_logits[0] is None:
                 pred_log_scores = F.logsigmoid(pred_log_scores)
             else:
-                pred_log_scores = log_geometric_mean_of_sigmoids(
+                pred_log_scores = average_log_sigmoids(
                     pred_log_scores, _flatten_levels(levels.align_logits)
                 )
             box_regression = _flatten_levels(levels.box_regression)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tood.modeling.assigners import ASSIGNER_REGISTRY, ATSS, Assigner
 from tood.modeling.backbone import fpn, timm_fpn  # noqa: F401  (registers backbones)
-from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
+from tood.modeling.backbone.levels import get_size_divisibility, get_strides, pad_to_multiple
 from tood.modeling.backbone.recompute import recompute_blocks
 from tood.modeling.dense_head import HEAD_REGISTRY, DensePredictions
 from tood.modeling.head import TOODHead  # noqa: F401  (registers "task_aligned")
@@ -37,7 +37,7 @@ class TOOD(DenseDetector):
 
     # Called in each training step with the batch's predictions and targets: TrainingWatcher.
     watcher: Optional[Callable] = None
-    size_divisibility = property(lambda self: size_divisibility_of(self.backbone))  # pixels
+    size_divisibility = property(lambda self: get_size_divisibility(self.backbone))  # pixels
 
     @configurable
     def __init__(
@@ -92,7 +92,7 @@ class TOOD(DenseDetector):
         """
         pixels = dict(pixel_mean=pixel_mean, pixel_std=pixel_std)
         super().__init__(backbone, head, list(head_in_features), **pixels)
-        self.strides = strides_of(backbone, head_in_features, head)
+        self.strides = get_strides(backbone, head_in_features, head)
         if checkpoint_backbone:
             recompute_blocks(backbone, freeze_bn_stats=freeze_bn_stats)
         self.num_classes, self.input_format, self.atss_iters = num_classes, input_format, atss_iters
@@ -232,7 +232,7 @@ class TOOD(DenseDetector):
         losses = torch.stack(list(sums.values())) / mean_over_processes(weights).clamp(min=1)
         return dict(zip(sums, losses))
 
-    def loss_sums_of(
+    def compute_loss_sums(
         self, batched_inputs: Batch, assigner: Assigner
     ) -> Tuple[Dict[str, Tensor], Tensor]:
         """Return :func:`~tood.modeling.losses.loss_sums` of images that the model is not trained

@@ -122,7 +122,7 @@ def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Te
     return x.transpose(1, 2).unflatten(2, (H, W)).split(widths, dim=1)
 
 
-def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
+def average_log_sigmoids(a: Tensor, b: Tensor) -> Tensor:
     """Compute ``log(sqrt(sigmoid(a) * sigmoid(b)))``, the logarithm of Eq. 5, elementwise.
 
     The plain form has a NaN gradient where the product underflows (fcjian/TOOD#11,

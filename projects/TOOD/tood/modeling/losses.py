@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
-from tood.modeling.box_ops import box_giou_of_pairs
+from tood.modeling.box_ops import paired_giou
 from tood.modeling.dense_head import DensePredictions
 from tood.modeling.targets import Targets
 
@@ -61,7 +61,7 @@ def aligned_focal_loss(
 
 def giou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """Return ``1 - GIoU`` (...) of boxes (..., 4), in [0, 2]."""
-    return 1 - box_giou_of_pairs(pred_boxes, gt_boxes)
+    return 1 - paired_giou(pred_boxes, gt_boxes)
 
 
 def loss_sums(

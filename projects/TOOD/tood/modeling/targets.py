@@ -46,7 +46,7 @@ def label_batch(
     Args:
         image_sizes: height and width of each image before padding, in pixels.
         gt_instances: "gt_boxes" and "gt_classes" of each image.
-        strides, size_divisibility: as in :func:`locations_of_image`.
+        strides, size_divisibility: as in :func:`find_locations`.
     """
     pred_boxes, anchors = predictions.pred_boxes, predictions.anchors.tensor
     N, R, _ = pred_boxes.shape
@@ -60,7 +60,7 @@ def label_batch(
         valid=torch.zeros_like(indices, dtype=torch.bool),
     )
     for i, (gt, image_size) in enumerate(zip(gt_instances, image_sizes)):
-        locations, level_sizes = locations_of_image(
+        locations, level_sizes = find_locations(
             image_size, predictions.grid_sizes, strides, size_divisibility, pred_boxes.device
         )
         # Not True: PyTorch would copy it to a GPU, and wait.
@@ -79,7 +79,7 @@ def label_batch(
     return targets
 
 
-def locations_of_image(
+def find_locations(
     image_size: Tuple[int, int],
     grid_sizes: Sequence[Tuple[int, int]],
     strides: Sequence[int],

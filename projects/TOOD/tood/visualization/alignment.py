@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectMetrics
-from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
+from tood.modeling.box_ops import inside_boxes, paired_iou
 
 _SCORE_MARK, _IOU_MARK = "red", "lime"
 
@@ -39,7 +39,7 @@ def location_values(
     found = smallest.values.isfinite()
     matched = torch.where(found, smallest.indices, 0)
     s = scores.gather(1, gt_classes[matched][:, None]).squeeze(1)
-    u = box_iou_of_pairs(boxes, gt_boxes[matched])
+    u = paired_iou(boxes, gt_boxes[matched])
     return torch.where(found, matched, -1), torch.where(found, s, 0.0), torch.where(found, u, 0.0)
 
 

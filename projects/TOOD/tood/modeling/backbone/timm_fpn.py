@@ -24,7 +24,7 @@ DIVISIBILITIES = (32, 64, 128, 224, 256, 384)
 class Level(NamedTuple):
     """A map that a model makes."""
 
-    index: int  # as timm counts the maps, or the blocks, of a model
+    out_index: int  # as timm counts the maps, or the blocks, of a model
     channels: int
     stride: int
     channels_last: bool  # (N, H, W, C)
@@ -71,7 +71,7 @@ class TimmBackbone(Backbone):
             )
         rate = {"drop_path_rate": drop_path} if drop_path else {}
         self.model = _create(
-            name, pretrained, **options, **rate, out_indices=tuple(x.index for x in levels)
+            name, pretrained, **options, **rate, out_indices=tuple(x.out_index for x in levels)
         )
         self.levels = sorted(levels, key=lambda x: x.stride)
         self.made, self.shapes = nn.ModuleDict(), {}
@@ -109,10 +109,10 @@ class TimmBackbone(Backbone):
         if images.device.type == "cpu":
             # Depthwise convolutions are a third quicker so, and the rest of the network follows.
             images = images.contiguous(memory_format=torch.channels_last)
-        by_index = dict(zip(sorted(x.index for x in self.levels), self.model(images)))
+        by_index = dict(zip(sorted(x.out_index for x in self.levels), self.model(images)))
         maps = {}
         for level in self.levels:
-            x = by_index[level.index]
+            x = by_index[level.out_index]
             x = x.permute(0, 3, 1, 2) if level.channels_last else x
             maps[f"c{level.stride.bit_length() - 1}"] = x
         finest = min(maps)
@@ -185,7 +185,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
             continue
         for divisibility in DIVISIBILITIES:
             try:
-                return options, divisibility, _levels_of(model.eval(), divisibility)
+                return options, divisibility, _find_levels(model.eval(), divisibility)
             except (AssertionError, RuntimeError, ValueError, TypeError) as error:
                 reason = reason or reason_of(error)
     raise UserError(
@@ -195,7 +195,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
 
 
 @torch.no_grad()
-def _levels_of(model: nn.Module, divisibility: int) -> List[Level]:
+def _find_levels(model: nn.Module, divisibility: int) -> List[Level]:
     height, width = divisibility * 2, divisibility
     maps = model(torch.zeros(1, 3, height, width, device="meta"))
     info, levels = model.feature_info, []
