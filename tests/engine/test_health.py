@@ -41,10 +41,17 @@ SOUND = {
     ],
 )
 def test_symptoms(change, warmup, name, says):
-    symptom = diagnose({**SOUND, **change}, box_reg_loss_weight=2.0, warmup=warmup)
+    symptom = diagnose({**SOUND, **change}, box_reg_ceiling=2.0, warmup=warmup)
     assert (symptom and symptom.name) == name
     if name:
         assert says in str(symptom) and "\n" not in str(symptom)
+
+
+@pytest.mark.parametrize("ceiling, found", [(2.0, True), (0.7, False), (None, False), (0.0, False)])
+def test_the_loss_states_its_ceiling(ceiling, found):
+    symptom = diagnose({**SOUND, "loss_box_reg": 2.0}, box_reg_ceiling=ceiling)
+    assert bool(symptom) == found
+    assert diagnose({**SOUND, "loss_box_reg": 0.0}, box_reg_ceiling=ceiling) is None
 
 
 def test_what_was_not_measured_is_no_symptom():
@@ -66,7 +73,7 @@ class Run:
             self.saved.append,
             max_dead_iters=max_dead_iters,
             max_iter=max_iter,
-            box_reg_loss_weight=2.0,
+            box_reg_ceiling=2.0,
             is_warmup=lambda iteration: iteration < 100,
         )
         self.check.trainer = SimpleNamespace(iter=-1)

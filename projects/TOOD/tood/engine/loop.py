@@ -149,7 +149,7 @@ class TrainingLoop(TrainerBase):
             lambda name: self.checkpointer.save(name, iteration=self.iter),
             max_dead_iters=self.options.max_dead_iters,
             max_iter=self.max_iter,
-            box_reg_loss_weight=model.loss_options["box_reg_weight"],
+            box_reg_ceiling=model.box_reg_ceiling,
             is_warmup=lambda iteration: model.assigner_at(iteration) is model.warmup_assigner,
         )
 
