@@ -353,7 +353,7 @@ def test_watching_a_training(lazy_command, tmp_path):
 def test_numbers_that_are_not_finite_name_keys_of_the_config(lazy_command, tmp_path):
     opts = ["optimizer.lr=1e20", "lr_multiplier.warmup_length=0.0", "optimizer.max_norm=1e20"]
     message = error_of(lazy_command(opts=opts))
-    assert "before its step was taken" in message and "lower the learning rate" in message
+    assert "before the optimizer step" in message and "lower the learning rate" in message
 
 
 def test_test_time_augmentation(lazy_command, tmp_path):

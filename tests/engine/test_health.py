@@ -65,7 +65,7 @@ def test_median_box():
 
 
 class Run:
-    """Steps of a training with metrics of one's own, 20 iterations apart."""
+    """Steps of a training with given metrics, 20 iterations apart."""
 
     def __init__(self, max_dead_iters=60, max_iter=1000):
         self.saved = []
@@ -127,7 +127,7 @@ def test_the_command_ends_a_dead_training(command, tmp_path, monkeypatch):
         monkeypatch.setattr(f"tood.engine.{module}.STATISTICS_PERIOD", 2)
     opts = ["MODEL.TOOD.MAX_DEAD_ITERS", "4", "SOLVER.MAX_ITER", "40", "SOLVER.STEPS", "(9,)"]
     message = error_of(command(opts=opts))
-    assert "stopped at iteration 3, for nothing was learned in the last 4 iterations" in message
+    assert "stopped at iteration 3, because nothing was learned in the last 4 iterations" in message
     out = tmp_path / "out"
     assert torch.load(out / "model_0000003.pth", weights_only=False)["iteration"] == 3
     assert not (out / "model_final.pth").exists()
@@ -161,7 +161,7 @@ def test_closing_lines():
 @pytest.mark.parametrize(
     "AP, num_test_sets, says",
     [
-        (None, 0, "nothing was evaluated, for there are no validation data (--val-data)."),
+        (None, 0, "nothing was evaluated, because there are no validation data (--val-data)."),
         (None, 1, "Final weights: my runs/model_final.pth; nothing was evaluated."),
         (3.0, 2, "Of 2 data sets, the first counts."),
         (0.0, 1, "the model finds nothing yet"),
@@ -177,4 +177,4 @@ def test_a_training_without_validation_data_says_so(command, tmp_path):
     train_net.cli([*argv[:at], *argv[at + 2 :]])
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("No validation data (--val-data): nothing will be evaluated.") == 1
-    assert "for there are no validation data" in log and "model_final.pth" in log
+    assert "because there are no validation data" in log and "model_final.pth" in log

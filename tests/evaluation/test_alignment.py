@@ -15,8 +15,9 @@ from tood.data.datasets import load_own_data
 from tood.data.shapes import SHAPES
 from tood.engine import train as train_net
 from tood.evaluation.alignment import (
+    TOP_CORRELATED,
+    compute_alignment,
     count_detections,
-    measure_alignment,
     rank_correlation,
     select_predictions,
 )
@@ -29,6 +30,10 @@ from tood.evaluation.alignment_evaluator import (
 )
 from tood.modeling import box_ops
 from tood.visualization.alignment import _paint, draw_histograms, draw_scatter, location_values
+
+
+def measure_alignment(*image):
+    return compute_alignment(select_predictions(*image, TOP_CORRELATED))
 
 
 def all_valid(x):

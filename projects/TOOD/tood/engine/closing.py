@@ -1,4 +1,4 @@
-"""The last lines of a training: what came out, what to look at, and what to type next."""
+"""The last lines of a training's log: its result, its curves, and the next command."""
 
 import os
 import shlex
@@ -13,12 +13,12 @@ NOTHING_FOUND = (
 
 
 def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[str]:
-    """Return three lines, one of them for each question.
+    """Return three lines: the result, the curves, and the next command.
 
     Args:
         folder: the output folder.
-        best: weights, of which nothing may have been evaluated.
-        num_test_sets: data sets that are evaluated on.
+        best: the best weights; its AP is None if nothing was evaluated.
+        num_test_sets: number of validation data sets.
     """
     weights = best.path if best.AP is not None else os.path.join(folder, "model_final.pth")
     return [
@@ -30,7 +30,7 @@ def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[st
 
 def _result(weights: str, AP: Optional[float], iteration: int, num_test_sets: int) -> str:
     if AP is None:
-        reason = "" if num_test_sets else ", for there are no validation data (--val-data)"
+        reason = "" if num_test_sets else ", because there are no validation data (--val-data)"
         return f"Final weights: {weights}; nothing was evaluated{reason}."
     return (
         f"Best weights: {weights}, AP {AP:.2f} after iteration {iteration}."

@@ -12,7 +12,7 @@ from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The median side of the boxes, as a multiple of the image's: boxes of a sound model are below 1.
+# Median side of the boxes, as a multiple of the image's: below 1 in a sound model.
 LARGEST_BOXES = 10.0
 # Mean IoU of the positives' boxes with their objects: 0.1 to 0.3 at the start of a sound training.
 SMALLEST_IOU = 0.05
@@ -23,7 +23,7 @@ CEILING_TOLERANCE = 0.01
 TOO_FAST = (
     "the steps are too large: lower the learning rate (SOLVER.BASE_LR, optimizer.lr), or bound "
     "each parameter's gradient (SOLVER.CLIP_GRADIENTS, CLIP_TYPE norm; optimizer.max_norm), and "
-    "start anew"
+    "start again"
 )
 
 
@@ -79,8 +79,8 @@ def diagnose(
 
 
 class LearningCheck(HookBase):
-    """Looks at what the main process's :class:`~tood.engine.watch.TrainingWatcher` has measured:
-    warns when a symptom is seen twice in a row, and ends a training that had some for too long.
+    """Checks the measurements of the main process's :class:`~tood.engine.watch.TrainingWatcher`:
+    warns if a symptom is seen twice in a row, and ends a training with symptoms for too long.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class LearningCheck(HookBase):
     ):
         """
         Args:
-            save: called with the name of the last checkpoint.
+            save: saves a checkpoint of the given name.
             max_dead_iters: iterations with symptoms that end the training, or a quarter of it if
                 that is less; 0 for never.
-            max_iter: of the training.
-            box_reg_ceiling: of :func:`diagnose`.
+            max_iter: iterations of the training.
+            box_reg_ceiling: as in :func:`diagnose`.
             is_warmup: whether an iteration assigns by ATSS.
         """
         self.save, self.is_warmup = save, is_warmup
@@ -112,7 +112,7 @@ class LearningCheck(HookBase):
         iteration = self.trainer.iter
         if (iteration + 1) % STATISTICS_PERIOD:
             return
-        # Images are only seen by the main process; all stop together.
+        # Only the main process measures; all processes stop together.
         symptom = self._look(iteration) if comm.is_main_process() else None
         symptom = comm.all_gather(symptom)[0]
         if symptom is not None and self.max_dead_iters and self.dead_iters >= self.max_dead_iters:
@@ -142,9 +142,9 @@ class LearningCheck(HookBase):
         name = f"model_{iteration:07d}"
         self.save(name)
         raise UserError(
-            f"Training stopped at iteration {iteration}, for nothing was learned in the last "
-            f"{self.dead_iters} iterations: {symptom}. {name}.pth holds its state; "
-            "MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) lets such a training go on."
+            f"Training stopped at iteration {iteration}, because nothing was learned in the "
+            f"last {self.dead_iters} iterations: {symptom}. {name}.pth contains its state; "
+            "with MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) such a training continues."
         )
 
 

@@ -45,13 +45,14 @@ class DenseOutputs(NamedTuple):
 
 class DenseReader:
     """Keeps the :class:`DenseOutputs` of a detector's latest forward pass, by a hook on its head.
-    Further detectors: add a function of (model, head's inputs, head's outputs) to ``ADAPTERS``.
+    For further detectors, add a function of (model, head's inputs, head's outputs) to
+    ``ADAPTERS``.
     """
 
     def __init__(self, model):
         """
         Raises:
-            TypeError: for a model that no adapter is for.
+            TypeError: for a model without an adapter.
         """
         adapt = next((f for kind, f in ADAPTERS.items() if isinstance(model, kind)), None)
         if adapt is None:
@@ -101,12 +102,12 @@ ADAPTERS = {TOOD: _read_tood, RetinaNet: _read_retinanet}
 class ObjectMetrics(NamedTuple):
     """Measurements, one number for each object of a data set."""
 
-    correlation: np.ndarray  # NaN where it is not defined
-    mean_iou: np.ndarray  # NaN where it is not defined
+    correlation: np.ndarray  # NaN if not defined
+    mean_iou: np.ndarray  # NaN if not defined
     correct: np.ndarray
     redundant: np.ndarray
     error: np.ndarray
-    area: np.ndarray  # of the box, square pixels of the original image
+    area: np.ndarray  # area of the box, square pixels of the original image
     gt_class: np.ndarray
 
     @classmethod
@@ -117,8 +118,8 @@ class ObjectMetrics(NamedTuple):
 
 
 class AlignmentEvaluator(DatasetEvaluator):
-    """Table 6 of the paper for any data set in Detectron2's format, sliced by size and class; what
-    it counts is in docs/alignment.md. Crowds and boxes without size are not counted.
+    """Table 6 of the paper for any data set in Detectron2's format, sliced by size and class;
+    docs/alignment.md defines the metrics. Crowds and boxes without size are ignored.
 
     In the main process, ``metrics`` (:class:`ObjectMetrics`) and ``pairs`` (P, 2), scores and IoUs
     of confident predictions, are kept for plots.
@@ -127,9 +128,9 @@ class AlignmentEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, model, output_dir: Optional[str] = None):
         """
         Args:
-            dataset_name: registered.
-            model: that is evaluated, of ``ADAPTERS``; not wrapped.
-            output_dir: for ``alignment_DATASET.json``.
+            dataset_name: name of a registered data set.
+            model: the evaluated model, one of ``ADAPTERS``; not wrapped.
+            output_dir: folder of ``alignment_DATASET.json``.
         """
         self.dataset_name = dataset_name
         self.model = model
@@ -173,8 +174,8 @@ class AlignmentEvaluator(DatasetEvaluator):
     def evaluate(self) -> Optional[Dict]:
         """
         Returns:
-            {"alignment": metrics of all objects, and of each size}; those of each class are logged.
-            None in all processes but the main one.
+            {"alignment": metrics over all objects and for each size}; None in all processes but
+            the main one. Metrics for each class are logged.
         """
         self.reader.close()
         self.reader = None
@@ -199,7 +200,7 @@ class AlignmentEvaluator(DatasetEvaluator):
 def summarize(metrics: ObjectMetrics, class_names: List[str]) -> Dict[str, Dict[str, float]]:
     """
     Args:
-        metrics: of all objects.
+        metrics: metrics of all objects.
 
     Returns:
         for "all", the sizes, and each class: "objects", "PCC", "IoU", means over the objects for
@@ -224,7 +225,7 @@ def summarize(metrics: ObjectMetrics, class_names: List[str]) -> Dict[str, Dict[
 
 
 def format_table(rows: Dict[str, Dict[str, float]]) -> str:
-    """:func:`summarize`'s rows as Markdown."""
+    """Format the rows of :func:`summarize` as Markdown."""
     headers = ["", "objects", "PCC top-50", "IoU top-10", "correct", "redundant", "error"]
     body = [[name, *row.values()] for name, row in rows.items()]
     return tabulate(body, headers=headers, tablefmt="pipe", floatfmt=".3f")

@@ -1,7 +1,7 @@
-"""Positives of objects by their size: what an assigner gives those that are small.
+"""Positives of objects by the size of the object, for small objects in particular.
 
 Shapes: N images, R locations of all levels. Sizes are square roots of areas, in pixels of the
-network's input, where a stride is what they compare with.
+network's input, to be compared with strides.
 """
 
 import math
@@ -20,7 +20,7 @@ def positives_by_object(gt_index: Tensor, num_objects: Sequence[int]) -> Tensor:
     """
     Args:
         gt_index: (N, R) int64, the object that each location is assigned to, -1 for none.
-        num_objects: of each image.
+        num_objects: number of objects of each image.
 
     Returns:
         (M,) int64, the number of locations of each object, of all images one after the other.
@@ -44,11 +44,11 @@ def tiny_object_statistics(
     """
     Args:
         gt_index: as in :func:`positives_by_object`.
-        stride: the finest one, pixels.
+        stride: the finest stride, in pixels.
 
     Returns:
-        "positives_per_tiny_object", and "tiny_objects_without_positive", their part, of the objects
-        that are smaller than the stride; nothing where there are none.
+        "positives_per_tiny_object", and "tiny_objects_without_positive", a share, for the objects
+        that are smaller than the stride; empty if there are none.
     """
     counts = positives_by_object(gt_index, [len(gt) for gt in gt_instances])
     counts = counts[compute_sizes(gt_instances).to(counts.device) < stride].float()
@@ -62,16 +62,16 @@ def tiny_object_statistics(
 
 @torch.no_grad()
 def count_positives(model, data_loader: Iterable[List[Dict]]) -> List[Dict]:
-    """Let both assigners of a model assign the objects of a data set, to the model as it is.
+    """Assign the objects of a data set by both assigners of a model.
 
     Args:
         model: a TOOD in evaluation mode, not wrapped.
-        data_loader: of lists of images with "instances"; in each process its share.
+        data_loader: lists of images with "instances", in each process its share.
 
     Returns:
-        for each size that there is, the smallest first: "size", pixels in words; "objects"; and for
-        each assigner, by the name of its class, "positives", the mean, and "without", the part of
-        the objects that have none. In all processes the same.
+        a row for each range of sizes with objects, the smallest first: "size", a text in pixels;
+        "objects", their number; for each assigner, by the name of its class, "positives", the
+        mean number, and "without", the share of objects that have none. The same in all processes.
     """
     assigners = {type(x).__name__: x for x in (model.warmup_assigner, model.assigner)}
     sizes, counts = [], {name: [] for name in assigners}

@@ -48,7 +48,7 @@ class ImagePredictions:
             pred_boxes: (R', 4), aligned boxes.
             anchors: (R', 4), whose centres are the locations.
             level_sizes: number of the image's locations on each level; their sum is R.
-            locations: (R,) int64, which of the R' locations of the batch are the image's.
+            locations: (R,) int64, indices of the image's locations among the R' of the batch.
         """
         self.pred_boxes, self.anchors = pred_boxes[locations], anchors[locations]
         self.level_sizes = list(level_sizes)
@@ -56,7 +56,7 @@ class ImagePredictions:
 
     @property
     def pred_scores(self) -> Tensor:
-        """Aligned probabilities (R, K), computed on demand: ATSS does without."""
+        """Aligned probabilities (R, K), computed on demand, because ATSS does not need them."""
         return self._pred_log_scores[self._locations].exp()
 
 
@@ -84,7 +84,7 @@ class Assigner:
     def __call__(self, predictions: ImagePredictions, gt: Instances) -> Assignment:
         """
         Args:
-            predictions: of one image.
+            predictions: dense predictions for one image.
             gt: its "gt_boxes" and "gt_classes", M objects.
         """
         raise NotImplementedError
@@ -217,7 +217,7 @@ def resolve_conflicts(
         ious: (M, X).
 
     Returns:
-        (R,) int64, the object of each location, -1 where no object chose it.
+        (R,) int64, the object of each location, -1 if no object chose it.
     """
     ious = ious.masked_fill(~chosen, -1)
     highest = _scatter_max(locations, ious, num_locations, empty=-1.0)

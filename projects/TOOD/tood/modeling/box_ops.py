@@ -27,7 +27,7 @@ def inside_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoUs (...). The same as Detectron2's ``pairwise_iou``, which takes six times as
-    long on a CPU, for its inner dimension of two. Not differentiable: it works in place.
+    long on a CPU because of its inner dimension of two. Not differentiable: it works in place.
     """
     ax1, ay1, ax2, ay2 = a.unbind(dim=-1)
     bx1, by1, bx2, by2 = b.unbind(dim=-1)

@@ -162,8 +162,8 @@ class TOOD(DenseDetector):
 
     def preprocess_image(self, batched_inputs: Batch) -> ImageList:
         """Return Detectron2's normalized, padded batch. At inference on a CPU it is in
-        channels-last memory, and so are then all maps of the network, which takes less time.
-        Training stays with the plain order, whose rounding errors are half as large.
+        channels-last memory, and so are all maps of the network, which takes less time. Training
+        keeps the plain order, whose rounding errors are half as large.
         """
         images = super().preprocess_image(batched_inputs)
         images.tensor = pad_to_multiple(images.tensor, self.size_divisibility)

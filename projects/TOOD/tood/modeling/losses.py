@@ -1,5 +1,5 @@
 """The losses: functions that neither pick elements nor wait for a GPU, and the mean over processes
-that their sums are divided by.
+by which their sums are divided.
 
 ``MODEL.TOOD.BOX_REG_LOSS`` names one of ``BOX_REG_LOSS_REGISTRY``, which is called with the config;
 docs/extending.md adds one.
@@ -25,7 +25,7 @@ BOX_REG_LOSS_REGISTRY.__doc__ = "Box losses, or functions that build one, called
 
 # Logarithm of a score that counts as 0.
 LOG_ZERO = -100.0
-# 1 - p of a score that float32 cannot tell from 1. Keeps log(1 - p) and its gradient finite.
+# 1 - p of a score that float32 cannot distinguish from 1. Keeps log(1 - p) and its gradient finite.
 SMALLEST_COMPLEMENT = 1e-30
 
 
@@ -36,14 +36,14 @@ def aligned_focal_loss(
     gamma: float = 2.0,
     alpha: Optional[float] = None,
 ) -> Tensor:
-    """``|target - p|^gamma * BCE(p, target)`` (Eq. 10, 11), elementwise.
+    """Compute ``|target - p|^gamma * BCE(p, target)`` (Eq. 10, 11), elementwise.
 
-    On targets of 0 and 1 it *is* the focal loss (arXiv 1708.02002), so the warm-up needs no loss
-    of its own, only the weight ``alpha`` of positives and ``1 - alpha`` of negatives.
+    On targets of 0 and 1 it *is* the focal loss (arXiv 1708.02002), so the warm-up needs no other
+    loss, only the weight ``alpha`` of positives and ``1 - alpha`` of negatives.
 
-    It starts from log p because p itself cannot tell small probabilities from 0, nor large ones
-    from 1; and unlike ``torch.nn.functional.binary_cross_entropy``, it propagates NaN instead of
-    stopping a CUDA device.
+    It starts from log p because p itself cannot distinguish small probabilities from 0, nor
+    large ones from 1; and unlike ``torch.nn.functional.binary_cross_entropy``, it propagates
+    NaN instead of stopping a CUDA device.
 
     Args:
         pred_log_scores: log p, any shape, float32.
@@ -170,7 +170,7 @@ def sum_centerness_losses(centerness_logits: Tensor, targets: Targets) -> Tensor
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes of a training: itself where there is one."""
+    """Return the mean of a tensor over all processes of a training."""
     world_size = comm.get_world_size()
     if world_size == 1:
         return x

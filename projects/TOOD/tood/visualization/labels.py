@@ -1,4 +1,4 @@
-"""Labels of drawings: in a font that has their characters, as they are written, inside the image."""
+"""Labels of drawings: in a font that has their characters, as written, inside the image."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Properties of any backbone that a detector needs: strides of maps, and sides of images."""
+"""Properties of any backbone that a detector needs: strides of maps, and sizes of images."""
 
 from typing import List, Sequence
 
@@ -30,9 +30,9 @@ def get_strides(backbone, features: Sequence[str], head: nn.Module) -> List[int]
 
 
 def get_size_divisibility(backbone) -> int:
-    """Return the multiple of pixels that images are padded to. Detectron2's ViT states it as a
-    padding constraint alone, in a spelling that Detectron2 does not read (its main branch, 2026):
-    what it has no patches for at the right and lower borders would not be seen.
+    """Return the multiple of pixels that images are padded to. Detectron2's ViT states it only
+    as a padding constraint, in a spelling that Detectron2 does not read (its main branch, 2026):
+    pixels at the right and lower borders without a patch would be ignored.
     """
     constraints = getattr(backbone, "padding_constraints", {})
     names = ("size_divisibility", "size_divisiblity")
