@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from tood.config.build import check_builds
 from tood.config.check import check_config
 from tood.config.options import TTAOptions
-from tood.config.unread import check_unread
+from tood.config.unread import check_unread, has_parts_of_a_user
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.assigners import ImagePredictions
 from tood.utils.errors import UserError
@@ -56,6 +56,7 @@ def test_an_assigner(tiny_cfg, make_input):
 def test_a_box_loss(tiny_cfg, make_input):
     tiny_cfg.MODEL.TOOD.BOX_REG_LOSS, tiny_cfg.MODEL.TOOD.BOX_REG_LOSS_WEIGHT = "WassersteinLoss", 3
     check_config(tiny_cfg)
+    assert has_parts_of_a_user(tiny_cfg)
     model = build_model(tiny_cfg)
     assert model.box_reg_loss.unit == 32 and model.box_reg_ceiling == 3
     boxes = torch.tensor([[0.0, 0, 8, 8], [16, 0, 24, 8], [3e4, 0, 3e4 + 8, 8]], requires_grad=True)
