@@ -1,4 +1,6 @@
-"""docs/extending.md's three tasks, each in one short file outside the package."""
+"""The tasks of docs/extending.md, each in one short file outside of the package."""
+
+import math
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ from detectron2.utils.events import EventStorage
 from tood.config.build import check_builds
 from tood.config.check import check_config
 from tood.config.options import TTAOptions
-from tood.config.unread import check_unread
+from tood.config.unread import check_unread, has_parts_of_a_user
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.assigners import ImagePredictions
+from tood.utils.errors import UserError
 
-TASKS = ("assigner", "head", "backbone")
+TASKS = ("assigner", "head", "box_loss", "backbone")
 
 
 for task in TASKS:
@@ -48,6 +51,41 @@ def test_an_assigner(tiny_cfg, make_input):
     assert assignment.gt_index.tolist() == [1, -1]
     losses = losses_of(model, [make_input(), make_input(boxes=[])])
     assert losses["loss_box_reg"] > 0 and model.head.reg_pred.weight.grad.abs().sum() > 0
+
+
+def test_a_box_loss(tiny_cfg, make_input):
+    tiny_cfg.MODEL.TOOD.BOX_REG_LOSS, tiny_cfg.MODEL.TOOD.BOX_REG_LOSS_WEIGHT = "WassersteinLoss", 3
+    check_config(tiny_cfg)
+    assert has_parts_of_a_user(tiny_cfg)
+    model = build_model(tiny_cfg)
+    assert model.box_reg_loss.unit == 32 and model.box_reg_ceiling == 3
+    boxes = torch.tensor([[0.0, 0, 8, 8], [16, 0, 24, 8], [3e4, 0, 3e4 + 8, 8]], requires_grad=True)
+    losses = model.box_reg_loss(boxes, torch.tensor([[0.0, 0, 8, 8]]).expand(3, 4))
+    # The same box; centres 16 pixels apart, which is half a unit; far apart.
+    expected = [0, 1 - math.exp(-0.5), model.box_reg_loss.ceiling]
+    assert losses.tolist() == pytest.approx(expected, abs=1e-4)
+    losses.sum().backward()
+    x_gradients = boxes.grad[:, [0, 2]].sum(dim=1)
+    assert x_gradients[1] > 0.01 and x_gradients[[0, 2]].abs().max() < 1e-6
+    losses = losses_of(model, [make_input(), make_input(boxes=[])])
+    assert 0 < losses["loss_box_reg"] < 3 and model.head.reg_pred.weight.grad.abs().sum() > 0
+
+
+def test_a_box_loss_replaces_giou_in_the_sum(tiny_cfg, make_input):
+    inputs, found = [make_input()], {}
+    for name, loss in (("giou", None), ("two", lambda a, b: 2 + 0 * (a - b).sum(dim=-1))):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg)
+        model.box_reg_loss = loss or model.box_reg_loss
+        found[name] = losses_of(model, inputs)
+    assert found["two"]["loss_cls"] == found["giou"]["loss_cls"]
+    assert found["two"]["loss_box_reg"].item() == pytest.approx(2 * 2)  # its weight is 2
+
+
+def test_an_unknown_part_is_named_with_the_known_ones(tiny_cfg):
+    tiny_cfg.MODEL.TOOD.BOX_REG_LOSS = "goiu"
+    with pytest.raises(UserError, match="BOX_REG_LOSS is 'goiu'; .* one of giou, WassersteinLoss"):
+        check_config(tiny_cfg)
 
 
 def test_a_backbone(tiny_cfg, make_input):

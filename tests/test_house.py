@@ -56,6 +56,19 @@ def test_imports_run_one_way():
     assert not wrong, wrong
 
 
+def rooms_that_import(room):
+    return {room_of(path) for path, tree in trees() if room in imported_rooms(tree)}
+
+
+def test_nothing_outside_of_the_app_imports_it():
+    assert rooms_that_import("app") <= {"app", "__main__"}
+
+
+def test_the_model_needs_the_utilities_alone():
+    others = {room_of(path) for path in FILES} - {"modeling", "utils"}
+    assert not [room for room in others if "modeling" in rooms_that_import(room)]
+
+
 def test_folders_are_small():
     folders = {path.parent for path in FILES}
     counts = {x.name: sum(p.stem != "__init__" for p in x.glob("*.py")) for x in folders}

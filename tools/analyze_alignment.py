@@ -28,9 +28,9 @@ from tood.engine.trainer import Trainer
 from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
     DenseReader,
-    scale_of_input,
+    compute_input_scale,
+    format_table,
     summarize,
-    table_of,
 )
 from tood.evaluation.coco import first_AP
 from tood.utils.arguments import parse_arguments
@@ -154,7 +154,7 @@ def draw_some_maps(model, cfg, loader, alignment, name, num_images):
                     image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1],
                     reader.latest,
                     0,
-                    gt_boxes * scale_of_input(record).to(gt_boxes),
+                    gt_boxes * compute_input_scale(record).to(gt_boxes),
                     gt_classes,
                     f"{name}: {os.path.basename(record['file_name'])}",
                 )
@@ -168,7 +168,7 @@ def write_tables(rows, output):
     keys = ("AP", "PCC", "IoU", "correct", "redundant", "error")
     body = [[name, *(found["all"][key] for key in keys)] for name, found in rows.items()]
     table = tabulate(body, headers=headers, tablefmt="pipe", floatfmt=("", ".1f", ".3f", ".3f"))
-    slices = [f"\n## {name}\n\n{table_of(without_AP(found))}" for name, found in rows.items()]
+    slices = [f"\n## {name}\n\n{format_table(without_AP(found))}" for name, found in rows.items()]
     with open(os.path.join(output, "table.md"), "w", encoding="utf-8") as f:
         f.write("\n".join([table, *slices]) + "\n")
     write_json(rows, os.path.join(output, "alignment.json"))

@@ -25,7 +25,7 @@ from tood.config.read import check_weights, load_config, run_options, split_opti
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.modeling.assigners import TAL, alignment_metric
-from tood.modeling.box_ops import box_iou_of_pairs
+from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
@@ -143,7 +143,7 @@ def assign(model, image):
         targets = model.label_batch(images, predictions, [gt], assigner)
         gt_index = targets.gt_index[0]
         scores = predictions.pred_scores[0].gather(1, targets.gt_classes[0][:, None]).squeeze(1)
-        ious = box_iou_of_pairs(predictions.pred_boxes[0], targets.gt_boxes[0])
+        ious = paired_iou(predictions.pred_boxes[0], targets.gt_boxes[0])
         found = {
             "gt_index": gt_index,
             "points": predictions.anchors.get_centers(),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from tood.app.view import draw_training_images
@@ -7,7 +8,7 @@ from tood.utils.errors import UserError
 from tood.utils.files import write_image
 from tood.visualization import draw
 from tood.visualization.draw import add_heading, class_colors, draw_boxes, image_grid
-from tood.visualization.labels import printable
+from tood.visualization.labels import find_font, printable
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
@@ -93,7 +94,13 @@ def test_labels_are_taken_as_they_are(recwarn):
     assert printable("a\x1b[31m\n") == r"a\x1b[31m\n" and printable("é圆 $") == "é圆 $"
 
 
-def test_characters_of_no_font_are_told_once(caplog):
+def test_a_font_that_has_the_characters_is_found():
+    assert find_font(frozenset("éa_$")) is None  # matplotlib's own
+    name = find_font(frozenset("a\u20e4"))  # of a font that matplotlib brings along
+    assert 0x20E4 in get_font(findfont(name)).get_charmap()
+
+
+def test_characters_of_no_font_are_reported_once(caplog):
     image = np.full((60, 200, 3), 200, np.uint8)
     with caplog.at_level("WARNING"):
         for _ in range(3):

@@ -41,10 +41,17 @@ SOUND = {
     ],
 )
 def test_symptoms(change, warmup, name, says):
-    symptom = diagnose({**SOUND, **change}, box_reg_loss_weight=2.0, warmup=warmup)
+    symptom = diagnose({**SOUND, **change}, box_reg_ceiling=2.0, warmup=warmup)
     assert (symptom and symptom.name) == name
     if name:
         assert says in str(symptom) and "\n" not in str(symptom)
+
+
+@pytest.mark.parametrize("ceiling, found", [(2.0, True), (0.7, False), (None, False), (0.0, False)])
+def test_the_loss_states_its_ceiling(ceiling, found):
+    symptom = diagnose({**SOUND, "loss_box_reg": 2.0}, box_reg_ceiling=ceiling)
+    assert bool(symptom) == found
+    assert diagnose({**SOUND, "loss_box_reg": 0.0}, box_reg_ceiling=ceiling) is None
 
 
 def test_what_was_not_measured_is_no_symptom():
@@ -58,7 +65,7 @@ def test_median_box():
 
 
 class Run:
-    """Steps of a training with metrics of one's own, 20 iterations apart."""
+    """Steps of a training with given metrics, 20 iterations apart."""
 
     def __init__(self, max_dead_iters=60, max_iter=1000):
         self.saved = []
@@ -66,7 +73,7 @@ class Run:
             self.saved.append,
             max_dead_iters=max_dead_iters,
             max_iter=max_iter,
-            box_reg_loss_weight=2.0,
+            box_reg_ceiling=2.0,
             is_warmup=lambda iteration: iteration < 100,
         )
         self.check.trainer = SimpleNamespace(iter=-1)
@@ -120,7 +127,7 @@ def test_the_command_ends_a_dead_training(command, tmp_path, monkeypatch):
         monkeypatch.setattr(f"tood.engine.{module}.STATISTICS_PERIOD", 2)
     opts = ["MODEL.TOOD.MAX_DEAD_ITERS", "4", "SOLVER.MAX_ITER", "40", "SOLVER.STEPS", "(9,)"]
     message = error_of(command(opts=opts))
-    assert "stopped at iteration 3, for nothing was learned in the last 4 iterations" in message
+    assert "stopped at iteration 3, because nothing was learned in the last 4 iterations" in message
     out = tmp_path / "out"
     assert torch.load(out / "model_0000003.pth", weights_only=False)["iteration"] == 3
     assert not (out / "model_final.pth").exists()

@@ -244,7 +244,7 @@ def test_divergence_stops_training(command, tmp_path):
     diverge = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "30"]
     diverge += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.CHECKPOINT_PERIOD", "1"]
     message = error_of(command(opts=diverge))
-    iteration = int(re.search(r"stopped at iteration (\d+), before its step", message)[1])
+    iteration = int(re.search(r"stopped at iteration (\d+), before the optimizer step", message)[1])
     assert iteration < 30
     assert "largest gradient is that of" in message and re.search(r"/\d{5}\.jpg", message)
     # The last checkpoint is of the step before, and sound.

@@ -16,10 +16,11 @@ from tood.data.datasets import load_own_data
 from tood.data.shapes import SHAPES
 from tood.engine import train as engine_train
 from tood.evaluation.alignment import (
+    TOP_CORRELATED,
+    compute_alignment,
     count_detections,
-    measure_alignment,
-    predictions_of_objects,
     rank_correlation,
+    select_predictions,
 )
 from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
@@ -30,6 +31,10 @@ from tood.evaluation.alignment_evaluator import (
 )
 from tood.modeling import box_ops
 from tood.visualization.alignment import _paint, draw_histograms, draw_scatter, location_values
+
+
+def measure_alignment(*image):
+    return compute_alignment(select_predictions(*image, TOP_CORRELATED))
 
 
 def all_valid(x):
@@ -106,7 +111,7 @@ def test_alignment_equals_the_slow_version(monkeypatch, ties, at_once):
     scores, boxes, points, gt_boxes, gt_classes = image = random_image(25, ties)
     monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", at_once * len(points))
     measured = measure_alignment(*image)
-    top = predictions_of_objects(*image, 50)
+    top = select_predictions(*image, 50)
     # Few and many predictions, and objects between the locations.
     counts = top.valid.sum(dim=1)
     assert counts.max() == 50 and (counts == 0).any() and ((counts > 2) & (counts < 50)).any()

@@ -9,8 +9,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from tood.modeling import assigners as assign
 from tood.modeling import box_ops
 from tood.modeling.assigners import ATSS, TAL, ImagePredictions
-from tood.modeling.box_ops import box_iou_of_pairs, centerness
-from tood.modeling.targets import locations_of_image
+from tood.modeling.box_ops import centerness, paired_iou
+from tood.modeling.targets import find_locations
 
 GRIDS, STRIDES = [(8, 10), (4, 5), (2, 3)], [8, 16, 32]
 LEVEL_SIZES = [h * w for h, w in GRIDS]
@@ -280,7 +280,7 @@ def test_centerness():
 def test_locations_of_a_smaller_image_in_a_batch():
     # An image of 20 x 40 pixels is padded to 32 x 64 alone, in a batch of 64 x 96.
     grids, strides = [(8, 12), (4, 6), (1, 1)], [8, 16, 128]
-    indices, level_sizes = locations_of_image((20, 40), grids, strides, 32, torch.device("cpu"))
+    indices, level_sizes = find_locations((20, 40), grids, strides, 32, torch.device("cpu"))
     assert level_sizes == [4 * 8, 2 * 4, 1]
     first_rows = [y * 12 + x for y in range(4) for x in range(8)]
     assert indices[:32].tolist() == first_rows
@@ -318,11 +318,11 @@ def test_crowds_are_assigned_in_pieces_with_the_same_result(monkeypatch, at_once
     largest = [0]
 
     def recorded_iou(a, b):
-        result = box_iou_of_pairs(a, b)
+        result = paired_iou(a, b)
         largest[0] = max(largest[0], result.numel() if result.shape[1] == len(anchors) else 0)
         return result
 
-    monkeypatch.setattr(assign, "box_iou_of_pairs", recorded_iou)
+    monkeypatch.setattr(assign, "paired_iou", recorded_iou)
     monkeypatch.setattr(box_ops, "MAX_MATRIX_ELEMENTS", at_once * len(anchors))
     for a, b in zip(whole, assign_both()):
         assert torch.equal(a, b)
@@ -336,11 +336,11 @@ def test_iou_equals_detectron2s():
     b[3:6, 2:] = b[3:6, :2] - 5  # crossed
     b[0] = a[0, [0, 1, 0, 1]]
     a[1] = b[1]
-    ious = box_iou_of_pairs(a[:, None], b)
+    ious = paired_iou(a[:, None], b)
     assert torch.equal(ious, pairwise_iou(Boxes(a), Boxes(b))) and (ious > 0).sum() > 100
 
 
 def test_an_image_that_fills_its_batch_has_all_locations():
     grids, strides = [(8, 12), (4, 6)], [8, 16]
-    indices, level_sizes = locations_of_image((64, 90), grids, strides, 32, torch.device("cpu"))
+    indices, level_sizes = find_locations((64, 90), grids, strides, 32, torch.device("cpu"))
     assert indices == slice(None) and level_sizes == [96, 24]

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from tood.config.read import load_config
-from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
+from tood.modeling.backbone.levels import get_size_divisibility, get_strides, pad_to_multiple
 
 # The files that docs/backbones.md quotes, made narrow, and where Detectron2 has the class.
 NARROW = {
@@ -83,7 +83,7 @@ def test_divisibility_of_a_backbone(constraints, divisibility):
         size_divisibility = 8
         padding_constraints = constraints
 
-    assert size_divisibility_of(Fake()) == divisibility
+    assert get_size_divisibility(Fake()) == divisibility
 
 
 def test_a_head_of_other_strides_than_the_backbone():
@@ -91,9 +91,9 @@ def test_a_head_of_other_strides_than_the_backbone():
     model.head.strides = [4, 8]
     wanted = r"strides \[4, 8\], but its feature maps have \[8, 16\]; .* to \[\[64\], \[128\]\]"
     with pytest.raises(ValueError, match=wanted):
-        strides_of(model.backbone, ["p3", "p4"], model.head)
+        get_strides(model.backbone, ["p3", "p4"], model.head)
     with pytest.raises(ValueError, match="has 'p9', but the backbone makes p3, p4, p5, p6, p7"):
-        strides_of(model.backbone, ["p3", "p9"], model.head)
+        get_strides(model.backbone, ["p3", "p9"], model.head)
     with pytest.raises(ValueError, match="the head has the strides .* set head.strides to them"):
         lazy_model("regnet", "model.head.strides=[4,8,16,32,64]")
 

@@ -4,20 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tood.modeling.layers import TaskDecomposition, log_geometric_mean_of_sigmoids, sample_each_side
+from tood.modeling.layers import TaskDecomposition, average_log_sigmoids, sample_each_side
 
 
 def test_geometric_mean_values():
     a, b = torch.tensor([0.0, 2.0]), torch.tensor([0.0, -1.0])
     expected = [0.5, math.sqrt(1 / (1 + math.exp(-2)) / (1 + math.exp(1)))]
-    actual = log_geometric_mean_of_sigmoids(a, b).exp()
+    actual = average_log_sigmoids(a, b).exp()
     assert actual.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_geometric_mean_gradient_is_finite_where_the_product_underflows():
     a = torch.tensor([-200.0, 200.0, -60.0, 0.0], requires_grad=True)
     b = torch.tensor([-200.0, -200.0, -60.0, 0.0], requires_grad=True)
-    log_geometric_mean_of_sigmoids(a, b).exp().sum().backward()
+    average_log_sigmoids(a, b).exp().sum().backward()
     assert torch.isfinite(a.grad).all() and torch.isfinite(b.grad).all()
     # d/da sqrt(s(a) s(b)) = s / 2 * (1 - s(a)), at 0: 0.5 / 2 * 0.5.
     assert a.grad[3].item() == pytest.approx(0.125)

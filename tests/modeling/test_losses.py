@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from tood.modeling.losses import aligned_focal_loss, giou_loss
+from tood.modeling.losses import GIoULoss, aligned_focal_loss
 
 
 def test_literal_values():
@@ -65,14 +65,14 @@ def test_giou_loss_literal_values():
     gt_boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(4, 4)
     pred_boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10], [5, 5, 5, 5]])
     # The third: no overlap, areas of 200 in a hull of 300; the last: no area.
-    assert giou_loss(pred_boxes, gt_boxes).tolist() == pytest.approx([0, 0.5, 4 / 3, 1])
+    assert GIoULoss()(pred_boxes, gt_boxes).tolist() == pytest.approx([0, 0.5, 4 / 3, 1])
 
 
 def test_giou_loss_equals_torchvisions():
     low = torch.rand(2, 60, 2) * 50
     pred_boxes, gt_boxes = torch.cat([low, low + torch.rand(2, 60, 2) * 40], dim=2)
     pred_boxes.requires_grad_()
-    losses = [f(pred_boxes, gt_boxes) for f in (giou_loss, generalized_box_iou_loss)]
+    losses = [f(pred_boxes, gt_boxes) for f in (GIoULoss(), generalized_box_iou_loss)]
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss.sum(), pred_boxes)[0] for loss in losses]
     torch.testing.assert_close(*gradients)

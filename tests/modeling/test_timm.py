@@ -93,7 +93,7 @@ def test_frozen_stages():
     assert frozen(0) == set()
     assert frozen(1) == {"conv1", "bn1"}
     assert frozen(3) == {"conv1", "bn1", "layer1", "layer2"}
-    with pytest.raises(UserError, match="does not tell where the stages of this model end"):
+    with pytest.raises(UserError, match="does not report where the stages of this model end"):
         TimmBackbone("mvitv2_tiny", freeze_at=1)
 
 

@@ -15,7 +15,7 @@ from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
 from tood.inference.thresholds import FROM_REPORT, read_thresholds
-from tood.modeling.box_ops import box_iou_of_pairs
+from tood.modeling.box_ops import paired_iou
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import SCORE_THRESHOLD
@@ -148,7 +148,7 @@ def find_class(name: str, names: List[str]) -> Optional[int]:
 def find_likeliest_class(model, view: View, box: torch.Tensor) -> int:
     """Return the class of the highest score of a location whose box overlaps by half, or most."""
     scores, boxes, _ = model.predict_dense([{"image": view.image}])
-    ious = box_iou_of_pairs(boxes[0], box.to(boxes[0]))
+    ious = paired_iou(boxes[0], box.to(boxes[0]))
     near = ious >= min(0.5, float(ious.max()))
     return int(scores[0][near].amax(dim=0).argmax())
 

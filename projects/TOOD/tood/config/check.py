@@ -12,6 +12,7 @@ from tood.config.options import Range, training_ranges
 from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
+from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
 from tood.utils.errors import UserError
 
 POSITIVE = Range(0, above_low=True)
@@ -98,7 +99,11 @@ RESNET_FPNS = (
     *("build_tood_resnet_fpn_backbone", "build_resnet_fpn_backbone"),
     *("build_retinanet_resnet_fpn_backbone",),
 )
-REGISTRIES = {"MODEL.TOOD.HEAD": HEAD_REGISTRY, "MODEL.TOOD.ASSIGNER": ASSIGNER_REGISTRY}
+REGISTRIES = {
+    "MODEL.TOOD.HEAD": HEAD_REGISTRY,
+    "MODEL.TOOD.ASSIGNER": ASSIGNER_REGISTRY,
+    "MODEL.TOOD.BOX_REG_LOSS": BOX_REG_LOSS_REGISTRY,
+}
 
 
 def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:

@@ -61,6 +61,8 @@ def add_tood_config(cfg):
     # weight of positives in the focal loss of the warm-up.
     tood.FOCAL_LOSS_GAMMA = 2.0
     tood.FOCAL_LOSS_ALPHA = 0.25
+    # Box loss: "giou", or a name in BOX_REG_LOSS_REGISTRY.
+    tood.BOX_REG_LOSS = "giou"
     # Weights of the two losses in their sum.
     tood.CLS_LOSS_WEIGHT = 1.0
     tood.BOX_REG_LOSS_WEIGHT = 2.0

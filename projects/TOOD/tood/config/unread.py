@@ -11,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from tood.config.check import get_key, known_keys
 from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import HEAD_REGISTRY
+from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
 from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,12 @@ def _as_lists(value):
 
 
 def has_parts_of_a_user(cfg: CfgNode) -> bool:
-    """Return whether backbone, head or assigner are neither this project's nor Detectron2's."""
+    """Return whether a part of the model is neither this project's nor Detectron2's."""
     tood = cfg.MODEL.TOOD
     parts = [
         *(f for name, f in BACKBONE_REGISTRY if name == cfg.MODEL.BACKBONE.NAME),
         *(f for name, f in HEAD_REGISTRY if name == tood.HEAD),
         *(f for name, f in ASSIGNER_REGISTRY if name == tood.ASSIGNER),
+        *(f for name, f in BOX_REG_LOSS_REGISTRY if name == tood.BOX_REG_LOSS),
     ]
     return any(not part.__module__.startswith(("tood.", "detectron2.")) for part in parts)

@@ -1,4 +1,4 @@
-"""The last lines of a training: what came out, what to look at, and what to type next."""
+"""The last lines of a training's log: its result, its curves, and the next command."""
 
 import os
 import shlex
@@ -17,8 +17,8 @@ def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[st
 
     Args:
         folder: the output folder.
-        best: weights, of which nothing may have been evaluated.
-        num_test_sets: data sets that are evaluated on.
+        best: the best weights; its AP is None if nothing was evaluated.
+        num_test_sets: number of validation data sets.
     """
     weights = best.path if best.AP is not None else os.path.join(folder, "model_final.pth")
     report = f"See what it gets wrong, and why: tood report {shlex.quote(folder)}"

@@ -12,18 +12,18 @@ from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The median side of the boxes, as a multiple of the image's: boxes of a sound model are below 1.
+# Median side of the boxes, as a multiple of the image's: below 1 in a sound model.
 LARGEST_BOXES = 10.0
 # Mean IoU of the positives' boxes with their objects: 0.1 to 0.3 at the start of a sound training.
 SMALLEST_IOU = 0.05
 MOST_WITHOUT_POSITIVE = 0.95
-# A GIoU of 0 is a loss of 1 (times its weight): boxes far too large or apart, without a gradient.
+# Relative distance to the box loss without a gradient.
 CEILING_TOLERANCE = 0.01
 
 TOO_FAST = (
     "the steps are too large: lower the learning rate (SOLVER.BASE_LR, optimizer.lr), or bound "
     "each parameter's gradient (SOLVER.CLIP_GRADIENTS, CLIP_TYPE norm; optimizer.max_norm), and "
-    "start anew"
+    "start again"
 )
 
 
@@ -39,14 +39,14 @@ class Symptom(NamedTuple):
 
 
 def diagnose(
-    metrics: Mapping[str, float], *, box_reg_loss_weight: float = 2.0, warmup: bool = False
+    metrics: Mapping[str, float], *, box_reg_ceiling: Optional[float] = None, warmup: bool = False
 ) -> Optional[Symptom]:
     """
     Args:
-        metrics: of one batch with objects, by the names of
-            :func:`~tood.engine.watch.assignment_statistics`, "median_box" and "loss_box_reg"; what
-            is missing is not looked at.
-        box_reg_loss_weight: of "loss_box_reg".
+        metrics: values of one batch with objects, by the names of
+            :func:`~tood.engine.watch.assignment_statistics`, "median_box" and "loss_box_reg";
+            missing ones are not checked.
+        box_reg_ceiling: the "loss_box_reg" that has no gradient, None if there is none.
         warmup: whether the positives are those of ATSS, which do not depend on the model.
 
     Returns:
@@ -71,16 +71,16 @@ def diagnose(
     if get("mean_iou", 1) < SMALLEST_IOU:
         text = f"the boxes of the positives have a mean IoU of {get('mean_iou'):.2g} with their"
         return Symptom("no overlap", f"{text} objects", TOO_FAST)
-    loss = get("loss_box_reg", 0) / box_reg_loss_weight if box_reg_loss_weight else 0
-    if abs(loss - 1) < CEILING_TOLERANCE:
-        text = f"loss_box_reg is {get('loss_box_reg'):.3f}, where it has no gradient (GIoU 0)"
+    loss, ceiling = get("loss_box_reg", 0), box_reg_ceiling or 0
+    if abs(loss - ceiling) < CEILING_TOLERANCE * ceiling:
+        text = f"loss_box_reg is {loss:.3f}, the loss of boxes far apart, which has no gradient"
         return Symptom("ceiling", text, TOO_FAST)
     return None
 
 
 class LearningCheck(HookBase):
-    """Looks at what the main process's :class:`~tood.engine.watch.TrainingWatcher` has measured:
-    warns when a symptom is seen twice in a row, and ends a training that had some for too long.
+    """Checks the measurements of the main process's :class:`~tood.engine.watch.TrainingWatcher`:
+    warns if a symptom is seen twice in a row, and ends a training with symptoms for too long.
     """
 
     def __init__(
@@ -89,30 +89,30 @@ class LearningCheck(HookBase):
         *,
         max_dead_iters: int,
         max_iter: int,
-        box_reg_loss_weight: float,
+        box_reg_ceiling: Optional[float],
         is_warmup: Callable[[int], bool],
     ):
         """
         Args:
-            save: called with the name of the last checkpoint.
+            save: saves a checkpoint of the given name.
             max_dead_iters: iterations with symptoms that end the training, or a quarter of it if
                 that is less; 0 for never.
-            max_iter: of the training.
-            box_reg_loss_weight: of the model.
+            max_iter: iterations of the training.
+            box_reg_ceiling: as in :func:`diagnose`.
             is_warmup: whether an iteration assigns by ATSS.
         """
         self.save, self.is_warmup = save, is_warmup
         # At least two looks.
         limit = max(min(max_dead_iters, max_iter // 4), 2 * STATISTICS_PERIOD)
         self.max_dead_iters = limit if max_dead_iters else 0
-        self.box_reg_loss_weight = box_reg_loss_weight
+        self.box_reg_ceiling = box_reg_ceiling
         self.dead_iters, self.warned = 0, ""
 
     def after_step(self):
         iteration = self.trainer.iter
         if (iteration + 1) % STATISTICS_PERIOD:
             return
-        # Images are only seen by the main process; all stop together.
+        # Only the main process measures; all processes stop together.
         symptom = self._look(iteration) if comm.is_main_process() else None
         symptom = comm.all_gather(symptom)[0]
         if symptom is not None and self.max_dead_iters and self.dead_iters >= self.max_dead_iters:
@@ -124,7 +124,7 @@ class LearningCheck(HookBase):
             return None
         symptom = diagnose(
             metrics,
-            box_reg_loss_weight=self.box_reg_loss_weight,
+            box_reg_ceiling=self.box_reg_ceiling,
             warmup=self.is_warmup(iteration),
         )
         if symptom is None:
@@ -142,9 +142,9 @@ class LearningCheck(HookBase):
         name = f"model_{iteration:07d}"
         self.save(name)
         raise UserError(
-            f"Training stopped at iteration {iteration}, for nothing was learned in the last "
-            f"{self.dead_iters} iterations: {symptom}. {name}.pth holds its state; "
-            "MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) lets such a training go on."
+            f"Training stopped at iteration {iteration}, because nothing was learned in the "
+            f"last {self.dead_iters} iterations: {symptom}. {name}.pth contains its state; "
+            "with MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) such a training continues."
         )
 
 

@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStop(BaseException):
-    """Training is over before its last iteration. Detectron2 logs a trace of every Exception."""
+    """Ends a training before its last iteration. Detectron2 logs a trace of every Exception."""
 
 
 class BestWeights:
-    """The weights of the best evaluation so far, alone, in ``model_best.pth``. The file holds its
-    own figure, so that a training that is resumed at an earlier iteration does not lose it.
+    """The weights of the best evaluation so far, without other state, in ``model_best.pth``. The
+    file contains its AP, so that a training that is resumed at an earlier iteration keeps it.
     """
 
     def __init__(self, folder: str, extra_metadata: Optional[Dict] = None):
         """
         Args:
-            extra_metadata: what the file holds as well.
+            extra_metadata: further content of the file.
         """
         self.extra_metadata = extra_metadata or {}
         self.path = os.path.join(folder, "model_best.pth")
@@ -46,18 +46,18 @@ class BestWeights:
         try:
             content = read_tensors(self.path)
         except UserError as error:
-            logger.warning(f"{error.sentence()} The next evaluation writes it anew.")
+            logger.warning(f"{error.sentence()} The next evaluation writes it again.")
             return
         if content.get("run_id") == run_id:
             self.AP, self.iteration = content["AP"], content["iteration"]
 
     def offer(self, model, AP: float, iteration: int, *, run_id: str, name: str) -> None:
-        """Keep the weights of a model if its AP is the best so far; NaN, of a model that detects
-        nothing, never is.
+        """Keep the weights of a model if its AP is the best so far; NaN, the
+        AP of a model that detects nothing, never is.
 
         Args:
-            run_id: of the training.
-            name: of the weights, for the log.
+            run_id: identifier of the training.
+            name: name of the weights, for the log.
         """
         if math.isnan(AP) or (self.AP is not None and AP <= self.AP):
             return
@@ -69,7 +69,7 @@ class BestWeights:
 
 
 class Evaluation(hooks.EvalHook):
-    """Detectron2's hook, which also makes up for an evaluation that a training was stopped in,
+    """Detectron2's hook, which also repeats an evaluation during which a training was stopped,
     after the checkpoint of the same iteration.
     """
 
@@ -99,8 +99,8 @@ class Checkpoints(hooks.PeriodicCheckpointer):
 
 
 class StopEarly(HookBase):
-    """Ends a training when several evaluations in a row have not found better weights, with a
-    checkpoint; and at once, when such a training is resumed. Its trainer has ``best``, a
+    """Ends a training, with a checkpoint, if several evaluations in a row have not found better
+    weights; and at once if such a training is resumed. Its trainer has ``best``, a
     :class:`BestWeights` that only the main process keeps, and ``stopped_early``.
     """
 
@@ -142,17 +142,17 @@ class StopEarly(HookBase):
 
 class WeightAverage:
     """A copy of a model whose parameters follow its own slowly; its buffers are copied. (PyTorch's
-    ``AveragedModel`` reads its count of steps from a tensor for every parameter, for which a GPU
-    would wait.)
+    ``AveragedModel`` reads its number of steps from a tensor for every parameter, and a GPU would
+    wait for it.)
     """
 
     def __init__(self, model: nn.Module, decay: float):
         """
         Args:
             model: not wrapped.
-            decay: of the average at each step. The first steps have a smaller one,
-                (1 + n) / (10 + n) after n steps, and none at the very first, so that the average
-                does not hang on to the weights of the start.
+            decay: decay of the average at each step. The first steps have a smaller one,
+                (1 + n) / (10 + n) after n steps and 0 at the first, so that the average does not
+                depend on the initial weights.
         """
         self.decay = decay
         self.num_steps = 0
@@ -177,7 +177,7 @@ class WeightAverage:
 
 
 class AverageWeights(HookBase):
-    """Updates the average after each step, and leaves it in ``model_final_ema.pth`` at the end."""
+    """Updates the average after each step, and saves it to ``model_final_ema.pth`` at the end."""
 
     def __init__(
         self, model: nn.Module, averaged: WeightAverage, folder: str, extra_metadata: Dict
@@ -185,8 +185,8 @@ class AverageWeights(HookBase):
         """
         Args:
             model: not wrapped.
-            folder: of the file.
-            extra_metadata: what the file holds as well.
+            folder: folder of the file.
+            extra_metadata: further content of the file.
         """
         self.model, self.averaged = model, averaged
         self.folder, self.extra_metadata = folder, extra_metadata
@@ -202,8 +202,8 @@ class AverageWeights(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Finishes the step in which a signal came, saves a checkpoint, says how to go on, and exits
-    with 128 + the signal's number, as shells expect it. A second signal ends it at once.
+    """Finishes the current step after a signal, saves a checkpoint, logs how to continue, and exits
+    with 128 + the signal's number, as shells expect. A second signal ends the training at once.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -223,15 +223,15 @@ class StopOnSignal(HookBase):
         logger.warning(f"{signal.Signals(number).name}: stopping after this step ...")
 
     def after_step(self):
-        # All processes stop after the same step, whichever of them the signal reached.
+        # All processes stop after the same step, even if the signal reached only one.
         received = max(comm.all_gather(self.received))
         if not received:
             return
         iteration = self.trainer.iter
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         logger.warning(
-            f"Stopped after iteration {iteration}, which model_{iteration:07d}.pth in "
-            f"{self.checkpointer.save_dir} holds; go on with the same command and --resume."
+            f"Stopped after iteration {iteration}; its checkpoint is model_{iteration:07d}.pth in "
+            f"{self.checkpointer.save_dir}. Continue with the same command and --resume."
         )
         raise SystemExit(128 + received)
 

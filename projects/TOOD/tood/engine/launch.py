@@ -34,13 +34,13 @@ def launch(main: Callable, args):
     torchrun or SLURM has started, if they did, and otherwise by Detectron2's ``launch``.
 
     Args:
-        args: with "num_gpus", "num_machines", "machine_rank" and "dist_url".
+        args: namespace with "num_gpus", "num_machines", "machine_rank" and "dist_url".
 
     Returns:
         what ``main`` returns, unless Detectron2 starts other processes.
 
     Raises:
-        UserError: in the processes that are left when one of them has ended.
+        UserError: in the remaining processes when one of them has ended.
     """
     main = functools.partial(_call, main)
     place = place_from_environment(os.environ)
@@ -85,10 +85,10 @@ def place_from_environment(environ: Mapping[str, str]) -> Optional[Place]:
         environ: environment variables.
 
     Returns:
-        None for a process on its own, or of a SLURM job script outside of ``srun``.
+        None for a single process, or a SLURM job script outside of ``srun``.
 
     Raises:
-        UserError: where torchrun's or SLURM's variables are incomplete or no numbers.
+        UserError: if torchrun's or SLURM's variables are incomplete or not numbers.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -117,7 +117,7 @@ def first_host(node_list: str) -> str:
         node_list: SLURM's, as "node[07-09,12],other3".
 
     Returns:
-        "node07", where rank 0 is.
+        "node07", the host of rank 0.
     """
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", node_list)
     if match is None:
@@ -139,9 +139,9 @@ def _integer(environ: Mapping[str, str], key: str, default: Optional[int] = None
 
 
 def _join(place: Place) -> None:
-    """Join the process group, and tell Detectron2 which processes share this machine."""
+    """Join the process group, and set Detectron2's group of the processes on this machine."""
     on_gpu, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
-    # A process that sees one GPU alone has it to itself: SLURM's --gpus-per-task 1.
+    # A process that sees only one GPU uses it alone: SLURM's --gpus-per-task 1.
     device = place.local_rank if num_gpus > 1 else 0
     if on_gpu and device >= num_gpus:
         raise UserError(

@@ -31,7 +31,7 @@ from tood.engine.hooks import (
     WeightAverage,
 )
 from tood.engine.launch import is_lost_peer
-from tood.engine.optimizer import hyperparameters_of, set_hyperparameters
+from tood.engine.optimizer import get_hyperparameters, set_hyperparameters
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.watch import StatusPrinter, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
@@ -93,7 +93,7 @@ class TrainingLoop(TrainerBase):
             scale_gradients=model.precision_train == "float16",
         )
         self.scheduler = experiment.scheduler
-        self._hyperparameters = hyperparameters_of(experiment.optimizer)
+        self._hyperparameters = get_hyperparameters(experiment.optimizer)
         class_names = list(options.class_names)
         self.extra_metadata = {"class_names": class_names}
         decay = options.training.ema_decay
@@ -147,7 +147,7 @@ class TrainingLoop(TrainerBase):
             lambda name: self.checkpointer.save(name, iteration=self.iter),
             max_dead_iters=self.options.training.max_dead_iters,
             max_iter=self.max_iter,
-            box_reg_loss_weight=model.loss_options["box_reg_weight"],
+            box_reg_ceiling=model.box_reg_ceiling,
             is_warmup=lambda iteration: model.assigner_at(iteration) is model.warmup_assigner,
         )
 

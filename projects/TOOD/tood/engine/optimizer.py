@@ -14,8 +14,8 @@ def clipped_sgd(
     """Return PyTorch's ``SGD`` with :func:`clip_gradients`, for ``configs/lazy``.
 
     Args:
-        params, options: of ``SGD``.
-        max_norm, norm_type, each: of :func:`clip_gradients`.
+        params, options: as in ``SGD``.
+        max_norm, norm_type, each: as in :func:`clip_gradients`.
     """
     optimizer = SGD(params, **options)
     clip_gradients(optimizer, max_norm, norm_type, each=each)
@@ -25,16 +25,16 @@ def clipped_sgd(
 def clip_gradients(
     optimizer: Optimizer, max_norm: float, norm_type: float = 2.0, *, each: bool = False
 ) -> None:
-    """Let an optimizer bound its gradients.
+    """Make an optimizer clip its gradients.
 
     Args:
-        optimizer: clips at the start of each of its steps from now on.
-        max_norm, norm_type: of PyTorch's ``clip_grad_norm_``.
-        each: bound the norm of each parameter's gradient, as Detectron2's CLIP_TYPE "norm" does,
-            and not of all of them together.
+        optimizer: clips from now on at the start of each step.
+        max_norm, norm_type: as in PyTorch's ``clip_grad_norm_``.
+        each: clip the norm of each parameter's gradient, as Detectron2's CLIP_TYPE "norm" does,
+            instead of the norm of all gradients together.
     """
 
-    # In the optimizer's step, where a gradient scaler has undone its scaling already.
+    # In the optimizer's step, because a gradient scaler has unscaled the gradients by then.
     def clip(*_):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for bounded in parameters if each else [parameters]:
@@ -43,7 +43,7 @@ def clip_gradients(
     optimizer.register_step_pre_hook(clip)
 
 
-def hyperparameters_of(optimizer: Optimizer) -> List[Dict]:
+def get_hyperparameters(optimizer: Optimizer) -> List[Dict]:
     """Return the numbers of each group of parameters; "lr" is the rate that a schedule scales."""
     return [
         {
@@ -57,17 +57,17 @@ def hyperparameters_of(optimizer: Optimizer) -> List[Dict]:
 def set_hyperparameters(
     optimizer: Optimizer, scheduler: LRScheduler, wanted: List[Dict]
 ) -> List[str]:
-    """Let hyperparameters replace those that a checkpoint has brought.
+    """Replace the hyperparameters that were loaded from a checkpoint.
 
     Args:
         optimizer, scheduler: with the state of the checkpoint.
-        wanted: of :func:`hyperparameters_of`, as the config has them.
+        wanted: those of the config, from :func:`get_hyperparameters`.
 
     Returns:
-        what has changed: "lr 0.01 -> 0.001", in words for a log.
+        the changes as texts for a log, such as "lr 0.01 -> 0.001".
     """
     changes = []
-    for group, before, after in zip(optimizer.param_groups, hyperparameters_of(optimizer), wanted):
+    for group, before, after in zip(optimizer.param_groups, get_hyperparameters(optimizer), wanted):
         for key, value in after.items():
             if key not in before or before[key] == value:
                 continue

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, a look at the numbers, and only then the optimizer."""
+"""One step of training: forward, backward, a check of the numbers, and then the optimizer."""
 
 import math
 import time
@@ -19,7 +19,7 @@ class Diverged(UserError):
 
 class TrainingStep(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` that does not step on a loss or a gradient that is not finite,
-    logs the norm of all gradients together as "grad_norm", and scales them where training is in
+    logs the norm of all gradients together as "grad_norm", and scales them if training is in
     float16. The precision itself is the model's (``MODEL.TOOD.PRECISION_TRAIN``).
     """
 
@@ -27,7 +27,8 @@ class TrainingStep(SimpleTrainer):
         """
         Args:
             model, data_loader, optimizer: as in ``SimpleTrainer``.
-            scale_gradients: float16 loses small gradients otherwise; needs a GPU.
+            scale_gradients: whether to scale gradients, which float16 needs for small ones; on a
+                GPU only.
         """
         super().__init__(model, data_loader, optimizer)
         self.grad_scaler = make_grad_scaler() if scale_gradients else None
@@ -52,7 +53,7 @@ class TrainingStep(SimpleTrainer):
             self._write_metrics(losses, data_time)
             self.optimizer.step()
         else:
-            # Gradients that overflow are its daily work: it leaves the step out by itself.
+            # Overflowing gradients are expected: the scaler skips the step.
             self.grad_scaler.scale(total).backward()
             self._check_numbers(losses, data, with_gradients=False)
             self._write_metrics(losses, data_time)
@@ -67,15 +68,15 @@ class TrainingStep(SimpleTrainer):
                 raise
             raise UserError(
                 f"Training stopped at iteration {self.iter}: a process that loads images has "
-                "ended, perhaps for lack of memory; lower DATALOADER.NUM_WORKERS, and go on from "
-                "the last checkpoint with --resume."
+                "ended, perhaps for lack of memory; lower DATALOADER.NUM_WORKERS, and continue "
+                "from the last checkpoint with --resume."
             ) from error
 
     def _check_numbers(
         self, losses: Dict[str, Tensor], data: List[Dict], *, with_gradients: bool = True
     ) -> None:
         """Raise Diverged for a loss or, ``with_gradients``, a gradient that is not finite, with
-        what led to it; log the norm of the gradients.
+        losses, gradient and images; log the norm of the gradients.
         """
         gradients = {
             name: p.grad.detach() for name, p in self.model.named_parameters() if p.grad is not None
@@ -96,9 +97,9 @@ class TrainingStep(SimpleTrainer):
         values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
         images = ", ".join(str(x.get("file_name", "without a name")) for x in data)
         raise Diverged(
-            f"Training stopped at iteration {self.iter}, before its step was taken: {values}, and "
-            f"the largest gradient is that of {list(gradients)[largest]}, of norm "
-            f"{norms[largest].item():.3g}; the images were {images}. Look at these, or lower "
+            f"Training stopped at iteration {self.iter}, before the optimizer step: {values}, and "
+            f"the largest gradient is that of {list(gradients)[largest]}, with norm "
+            f"{norms[largest].item():.3g}; the images were {images}. Look at these, lower "
             "the learning rate, or turn on gradient clipping"
         )
 
@@ -116,7 +117,7 @@ class TrainingStep(SimpleTrainer):
 
 
 def make_grad_scaler(enabled: bool = True):
-    """Return PyTorch's gradient scaler of a GPU, which does nothing where it is not enabled."""
+    """Return PyTorch's gradient scaler for a GPU, which does nothing if it is not enabled."""
     if hasattr(torch.amp, "GradScaler"):  # since PyTorch 2.3
         return torch.amp.GradScaler("cuda", enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)

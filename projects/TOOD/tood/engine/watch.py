@@ -10,19 +10,19 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
 from tood.evaluation.positives import tiny_object_statistics
-from tood.modeling.box_ops import box_iou_of_pairs
+from tood.modeling.box_ops import paired_iou
 from tood.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Iterations between two looks at the assignment: as often as Detectron2 writes its log.
+# Iterations between two measurements of the assignment: as often as Detectron2 writes its log.
 STATISTICS_PERIOD = 20
 
 
 class TrainingWatcher:
     """A detector's ``watcher``, called in each training step with the batch's predictions and
     targets: it periodically puts metrics and images into Detectron2's event storage. This makes a
-    GPU wait, and is for the main process, whose writers clear the storage.
+    GPU wait, and is for the main process only, whose writers clear the storage.
     """
 
     def __init__(self, vis_period: int, class_names: Sequence[str], image_format: str):
@@ -33,7 +33,7 @@ class TrainingWatcher:
             image_format: "RGB" or "BGR", of the network's input.
 
         Raises:
-            UserError: for images without a library to draw them.
+            UserError: if a library for drawing images is missing.
         """
         self.vis_period, self.class_names, self.image_format = vis_period, class_names, image_format
         if vis_period:
@@ -79,7 +79,7 @@ class TrainingWatcher:
             storage.put_image("training", drawing.transpose(2, 0, 1))
 
     def _input_image(self, model, images):
-        """The first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
+        """Return the first image of a batch as the network sees it, (H, W, 3) uint8, RGB."""
         drawing = (images[0] * model.pixel_std + model.pixel_mean).clamp(0, 255).byte()
         drawing = drawing.permute(1, 2, 0).cpu().numpy()
         return drawing if self.image_format == "RGB" else drawing[:, :, ::-1]
@@ -94,13 +94,13 @@ def assignment_statistics(
         pred_log_scores: (N, R, K).
         pred_boxes: (N, R, 4).
         targets: the detector's ``Targets``.
-        num_objects: of each image.
+        num_objects: number of objects of each image.
 
     Returns:
-        "positives_per_object"; "objects_without_positive", their part of all objects;
-        "mean_target", "mean_iou" of the positives, and "score_iou_correlation", Pearson's, of their
-        scores for their object's class with the IoU of their boxes. What is not defined, for want
-        of objects or positives, is left out.
+        "positives_per_object"; "objects_without_positive", their share;
+        "mean_target" and "mean_iou" of the positives; and "score_iou_correlation", Pearson's
+        correlation of their scores for their object's class with the IoUs of their boxes. Metrics
+        that are not defined without objects or positives are omitted.
     """
     image, location = targets.positive.nonzero(as_tuple=True)
     objects = sum(num_objects)
@@ -111,7 +111,7 @@ def assignment_statistics(
         statistics["positives_per_object"] = len(pairs) / objects
         statistics["objects_without_positive"] = 1 - found / objects
     if len(image):
-        ious = box_iou_of_pairs(pred_boxes[image, location], targets.gt_boxes[image, location])
+        ious = paired_iou(pred_boxes[image, location], targets.gt_boxes[image, location])
         statistics["mean_target"] = targets.cls_targets[image, location].mean().item()
         statistics["mean_iou"] = ious.mean().item()
     if len(image) > 1:
@@ -135,8 +135,8 @@ def median_box(pred_boxes: Tensor, image_size: Tuple[int, int]) -> float:
 
 
 class StatusPrinter(EventWriter):
-    """One more line beside Detectron2's: the latest metrics of the assignment, which are of the
-    main process's images, the throughput of all processes, and the main process's largest memory.
+    """Logs one more line after Detectron2's: the latest metrics of the assignment, measured on the
+    main process's images; the throughput of all processes; the main process's peak memory.
     """
 
     TEXTS = {
@@ -154,7 +154,7 @@ class StatusPrinter(EventWriter):
     def __init__(self, ims_per_batch: int):
         """
         Args:
-            ims_per_batch: images of a step, of all processes together.
+            ims_per_batch: images per step, of all processes together.
         """
         self.ims_per_batch = ims_per_batch
 
@@ -174,7 +174,7 @@ def _peak_memory() -> int:
     """Return the peak memory of the GPU if there is one, else of this process, bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    import resource  # there is none on Windows
+    import resource  # not available on Windows
 
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,5 +1,5 @@
-"""Alignment of classification and localization (Table 6 of the paper; docs/alignment.md says how
-its words are read here). Pure functions of one image.
+"""Alignment of classification and localization (Table 6 of the paper; docs/alignment.md defines
+its terms). Pure functions of one image.
 
 Shapes: M objects, R locations (or anchors) of all levels, K classes, D detections. Boxes are XYXY,
 all in the same pixels.
@@ -10,9 +10,9 @@ from typing import NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes, objects_at_once
+from tood.modeling.box_ops import inside_boxes, objects_at_once, paired_iou
 
-# Predictions of an object that the correlation is of, and those that the mean IoU is of.
+# Number of predictions per object for the correlation, and for the mean IoU.
 TOP_CORRELATED = 50
 TOP_LOCALIZED = 10
 # A detection with an IoU in between, both ends excluded, is an error; with a larger one, correct.
@@ -25,36 +25,17 @@ class ObjectPredictions(NamedTuple):
     scores: Tensor  # (M, T) for the class of the object
     ious: Tensor  # (M, T) of their boxes with the object's
     locations: Tensor  # (M, T) int64
-    valid: Tensor  # (M, T) bool, False where an object has fewer than T
+    valid: Tensor  # (M, T) bool, False beyond the last prediction of an object
 
 
 class InstanceAlignment(NamedTuple):
-    """Metrics of each object; NaN where not defined."""
+    """Metrics of each object; NaN if not defined."""
 
     correlation: Tensor  # (M,) rank correlation of score and IoU, top 50
     mean_iou: Tensor  # (M,) top 10
 
 
-@torch.no_grad()
-def measure_alignment(
-    pred_scores: Tensor, pred_boxes: Tensor, points: Tensor, gt_boxes: Tensor, gt_classes: Tensor
-) -> InstanceAlignment:
-    """
-    Args:
-        pred_scores: (R, K), probabilities, before any threshold or NMS.
-        pred_boxes: (R, 4).
-        points: (R, 2), x and y of the locations.
-        gt_boxes: (M, 4).
-        gt_classes: (M,) int64.
-    """
-    return alignment_of(
-        predictions_of_objects(
-            pred_scores, pred_boxes, points, gt_boxes, gt_classes, TOP_CORRELATED
-        )
-    )
-
-
-def alignment_of(top: ObjectPredictions) -> InstanceAlignment:
+def compute_alignment(top: ObjectPredictions) -> InstanceAlignment:
     """
     Args:
         top: the ``TOP_CORRELATED`` most confident predictions of each object.
@@ -66,7 +47,7 @@ def alignment_of(top: ObjectPredictions) -> InstanceAlignment:
 
 
 @torch.no_grad()
-def predictions_of_objects(
+def select_predictions(
     pred_scores: Tensor,
     pred_boxes: Tensor,
     points: Tensor,
@@ -78,7 +59,11 @@ def predictions_of_objects(
     scored by its class. Among equal scores, the first location comes first.
 
     Args:
-        top: number of them, at most; the others as in :func:`measure_alignment`.
+        pred_scores: (R, K), probabilities, before any threshold or NMS.
+        pred_boxes: (R, 4).
+        points: (R, 2), x and y of the locations.
+        gt_boxes, gt_classes: (M, 4), (M,) int64.
+        top: largest number of predictions of an object.
     """
     top = min(top, len(points))
     at_once = objects_at_once(len(points))
@@ -87,7 +72,7 @@ def predictions_of_objects(
         inside = inside_boxes(points, boxes[:, None])
         scores = pred_scores.t()[classes].masked_fill(~inside, -1.0)
         scores, locations = (x[:, :top] for x in scores.sort(dim=1, descending=True, stable=True))
-        ious = box_iou_of_pairs(boxes[:, None], pred_boxes[locations])
+        ious = paired_iou(boxes[:, None], pred_boxes[locations])
         chunks.append(ObjectPredictions(scores, ious, locations, scores >= 0))
     if not chunks:
         empty = pred_scores.new_zeros(0, top)
@@ -104,7 +89,7 @@ def rank_correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
         valid: (M, T) bool, which of them to rank.
 
     Returns:
-        (M,), NaN for rows of fewer than two values, or where one ranking is all equal.
+        (M,), NaN for rows of fewer than two values, or if all ranks of one value are equal.
     """
     a, b = (_centered_ranks(x, valid) for x in (a, b))
     norms = a.square().sum(dim=1) * b.square().sum(dim=1)
@@ -112,7 +97,7 @@ def rank_correlation(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
 
 
 def _centered_ranks(x: Tensor, valid: Tensor) -> Tensor:
-    """Return ranks less their mean, 0 where not valid; in float64, where their sums are exact."""
+    """Return ranks minus their mean, 0 if not valid; in float64, so that their sums are exact."""
     below = (x[:, None, :] < x[:, :, None]).double() + 0.5 * (x[:, None, :] == x[:, :, None])
     ranks = (below * valid[:, None, :]).sum(dim=2) * valid
     counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
@@ -138,7 +123,7 @@ def count_detections(
     counts = gt_classes.new_zeros(3, M)
     if M == 0 or len(boxes) == 0:
         return tuple(counts)
-    ious = box_iou_of_pairs(boxes[:, None], gt_boxes)
+    ious = paired_iou(boxes[:, None], gt_boxes)
     ious = ious.masked_fill(classes[:, None] != gt_classes, -1.0)
     ious, matched = ious.max(dim=1)
     right = torch.bincount(matched[ious >= CORRECT_IOU], minlength=M)

@@ -19,9 +19,9 @@ from torch import Tensor
 from tood.evaluation.alignment import (
     TOP_CORRELATED,
     TOP_LOCALIZED,
-    alignment_of,
+    compute_alignment,
     count_detections,
-    predictions_of_objects,
+    select_predictions,
 )
 from tood.modeling.detector import TOOD
 from tood.utils.files import write_json
@@ -45,13 +45,14 @@ class DenseOutputs(NamedTuple):
 
 class DenseReader:
     """Keeps the :class:`DenseOutputs` of a detector's latest forward pass, by a hook on its head.
-    Further detectors: add a function of (model, head's inputs, head's outputs) to ``ADAPTERS``.
+    For further detectors, add a function of (model, head's inputs, head's outputs) to
+    ``ADAPTERS``.
     """
 
     def __init__(self, model):
         """
         Raises:
-            TypeError: for a model that no adapter is for.
+            TypeError: for a model without an adapter.
         """
         adapt = next((f for kind, f in ADAPTERS.items() if isinstance(model, kind)), None)
         if adapt is None:
@@ -101,12 +102,12 @@ ADAPTERS = {TOOD: _read_tood, RetinaNet: _read_retinanet}
 class ObjectMetrics(NamedTuple):
     """Measurements, one number for each object of a data set."""
 
-    correlation: np.ndarray  # NaN where it is not defined
-    mean_iou: np.ndarray  # NaN where it is not defined
+    correlation: np.ndarray  # NaN if not defined
+    mean_iou: np.ndarray  # NaN if not defined
     correct: np.ndarray
     redundant: np.ndarray
     error: np.ndarray
-    area: np.ndarray  # of the box, square pixels of the original image
+    area: np.ndarray  # area of the box, square pixels of the original image
     gt_class: np.ndarray
 
     @classmethod
@@ -117,8 +118,8 @@ class ObjectMetrics(NamedTuple):
 
 
 class AlignmentEvaluator(DatasetEvaluator):
-    """Table 6 of the paper for any data set in Detectron2's format, sliced by size and class; what
-    it counts is in docs/alignment.md. Crowds and boxes without size are not counted.
+    """Table 6 of the paper for any data set in Detectron2's format, sliced by size and class;
+    docs/alignment.md defines the metrics. Crowds and boxes without size are ignored.
 
     In the main process, ``metrics`` (:class:`ObjectMetrics`) and ``pairs`` (P, 2), scores and IoUs
     of confident predictions, are kept for plots.
@@ -161,14 +162,14 @@ class AlignmentEvaluator(DatasetEvaluator):
             )
             if len(gt_boxes) == 0:
                 continue
-            seen_boxes = gt_boxes * scale_of_input(record).to(gt_boxes)
+            seen_boxes = gt_boxes * compute_input_scale(record).to(gt_boxes)
             seen = (dense.scores[i], dense.boxes[i], dense.points, seen_boxes, gt_classes)
-            top = predictions_of_objects(*seen, TOP_CORRELATED)
+            top = select_predictions(*seen, TOP_CORRELATED)
             detections = output["instances"].to(gt_boxes.device)
             boxes, classes = detections.pred_boxes.tensor, detections.pred_classes
             counts = count_detections(boxes, classes, gt_boxes, gt_classes)
             areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-            columns = (*alignment_of(top), *counts, areas, gt_classes)
+            columns = (*compute_alignment(top), *counts, areas, gt_classes)
             self._parts.append(ObjectMetrics(*(x.cpu().numpy() for x in columns)))
             if sum(map(len, self._pairs)) < MAX_PAIRS:
                 best = top.valid[:, :TOP_LOCALIZED]
@@ -179,8 +180,8 @@ class AlignmentEvaluator(DatasetEvaluator):
     def evaluate(self) -> Optional[Dict]:
         """
         Returns:
-            {"alignment": metrics of all objects, and of each size}; those of each class are logged.
-            None in all processes but the main one.
+            {"alignment": metrics over all objects and for each size}; None in all processes but
+            the main one. Metrics for each class are logged.
         """
         self.reader.close()
         self.reader = None
@@ -191,7 +192,7 @@ class AlignmentEvaluator(DatasetEvaluator):
         pairs = [x for _, kept in parts for x in kept]
         self.pairs = np.concatenate(pairs)[:MAX_PAIRS] if pairs else self.pairs
         rows = summarize(self.metrics, self.class_names)
-        logger.info(f"Alignment on {self.dataset_name}:\n{table_of(rows)}")
+        logger.info(f"Alignment on {self.dataset_name}:\n{format_table(rows)}")
         if self.output_dir:
             os.makedirs(self.output_dir, exist_ok=True)
             name = "".join(c if c.isalnum() or c in "-_" else "_" for c in self.dataset_name)
@@ -205,7 +206,7 @@ class AlignmentEvaluator(DatasetEvaluator):
 def summarize(metrics: ObjectMetrics, class_names: List[str]) -> Dict[str, Dict[str, float]]:
     """
     Args:
-        metrics: of all objects.
+        metrics: metrics of all objects.
 
     Returns:
         for "all", the sizes, and each class: "objects", "PCC", "IoU", means over the objects for
@@ -229,14 +230,14 @@ def summarize(metrics: ObjectMetrics, class_names: List[str]) -> Dict[str, Dict[
     }
 
 
-def table_of(rows: Dict[str, Dict[str, float]]) -> str:
-    """:func:`summarize`'s rows as Markdown."""
+def format_table(rows: Dict[str, Dict[str, float]]) -> str:
+    """Format the rows of :func:`summarize` as Markdown."""
     headers = ["", "objects", "PCC top-50", "IoU top-10", "correct", "redundant", "error"]
     body = [[name, *row.values()] for name, row in rows.items()]
     return tabulate(body, headers=headers, tablefmt="pipe", floatfmt=".3f")
 
 
-def scale_of_input(record: Dict) -> Tensor:
+def compute_input_scale(record: Dict) -> Tensor:
     """Return (4,), factors from pixels of the original image to those of the network's input."""
     height, width = record["image"].shape[-2:]
     return torch.tensor([width / record["width"], height / record["height"]] * 2)

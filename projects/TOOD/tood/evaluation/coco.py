@@ -1,4 +1,4 @@
-"""COCO metrics of a data set, and the losses on one that is not trained on."""
+"""COCO metrics of a data set, and the losses on a validation set."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import re
 import tempfile
 from typing import Dict, Optional, Sequence
 
-import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
@@ -29,10 +28,10 @@ class CleanCOCOEvaluator(COCOEvaluator):
     """COCO evaluation on the clean form of the annotations (:mod:`tood.data.annotations`), the
     objects that a training would see: fields that do not matter for boxes cannot change it.
 
-    Annotations are numbered anew, for pycocotools takes the id 0 for "unmatched"; objects without
-    width or height, which no detection could match, are left out. Where nothing is found, metrics
-    are 0, as pycocotools says, not NaN. Where an image may have more than 100 detections, "AP@N" is
-    the AP with all of them, beside COCO's own metrics.
+    Annotations are renumbered, because pycocotools takes the id 0 for "unmatched"; objects without
+    width or height, which no detection could match, are ignored. If nothing is found, metrics are
+    0, as in pycocotools, not NaN. If an image may have more than 100 detections, "AP@N" is the AP
+    with all of them, in addition to COCO's metrics.
     """
 
     def __init__(self, dataset_name: str, *, max_dets_per_image: Optional[int] = None, **kwargs):
@@ -45,7 +44,7 @@ class CleanCOCOEvaluator(COCOEvaluator):
         self._max_dets = max_dets_per_image
         metadata = MetadataCatalog.get(dataset_name)
         content = content_of(dataset_name, metadata)
-        # Detectron2 reads the file that the metadata name: for a while, one of the clean form.
+        # Detectron2 reads the file that the metadata name: temporarily, one in the clean form.
         clean_name = f"{dataset_name} (clean)"
         with tempfile.TemporaryDirectory() as folder:
             json_file = os.path.join(folder, "clean.json")
@@ -80,31 +79,31 @@ class CleanCOCOEvaluator(COCOEvaluator):
     def _average_precision(self, detections, limit: int) -> float:
         if not detections:
             return self._results["bbox"]["AP"]
-        evaluation = COCOeval(self._coco_api, self._coco_api.loadRes(detections), "bbox")
-        evaluation.params.maxDets = [1, 10, limit]
-        evaluation.evaluate()
-        evaluation.accumulate()
+        evaluation = self._evaluate_boxes(detections, maxDets=[1, 10, limit])
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         precision = precision[precision > -1]
         return 100 * float(precision.mean()) if precision.size else float("nan")
 
     def _nothing_found(self, img_ids) -> Dict[str, float]:
-        """Return 0 for every metric that has objects, and NaN for the others."""
-        objects = [
-            a
-            for a in self._coco_api.dataset["annotations"]
-            if not a["iscrowd"] and (img_ids is None or a["image_id"] in img_ids)
-        ]
-        areas = np.array([a["area"] for a in objects])
-        metrics = {key: _zero_if(objects) for key in ("AP", "AP50", "AP75")}
-        for key, (low, high) in AREAS.items():
-            metrics[key] = _zero_if(((areas >= low) & (areas <= high)).any())
-        names = self._metadata.get("thing_classes") or []
-        categories = {a["category_id"] for a in objects}
-        if len(names) > 1:
-            for name, category in zip(names, sorted(self._coco_api.getCatIds())):
-                metrics[f"AP-{name}"] = _zero_if(category in categories)
-        return metrics
+        """Return 0 for every metric that has objects, and NaN for the others: pycocotools' metrics
+        of one detection without a size.
+        """
+        image_ids = self._coco_api.getImgIds() if img_ids is None else img_ids
+        nothing = {"image_id": image_ids[0], "category_id": self._coco_api.getCatIds()[0]}
+        evaluation = self._evaluate_boxes(
+            [{**nothing, "bbox": [0, 0, 0, 0], "score": 0.0}], imgIds=image_ids
+        )
+        evaluation.summarize()
+        names = self._metadata.get("thing_classes")
+        return self._derive_coco_results(evaluation, "bbox", class_names=names)
+
+    def _evaluate_boxes(self, detections, **params) -> COCOeval:
+        evaluation = COCOeval(self._coco_api, self._coco_api.loadRes(detections), "bbox")
+        for name, value in params.items():
+            setattr(evaluation.params, name, value)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return evaluation
 
 
 class DetectionCollector(DatasetEvaluator):
@@ -143,10 +142,10 @@ class DetectionCollector(DatasetEvaluator):
 
 
 def content_of(dataset_name: str, metadata) -> Dict:
-    """Return the annotations of a registered data set in their clean form, as they are evaluated.
+    """Return the annotations of a registered data set in the clean form that is evaluated.
 
     Args:
-        metadata: of the data set, from ``MetadataCatalog``.
+        metadata: metadata of the data set, from ``MetadataCatalog``.
     """
     json_file = metadata.get("json_file")
     if json_file is None:  # registered in Python; Detectron2 would keep a file that may be old
@@ -167,16 +166,12 @@ def content_of(dataset_name: str, metadata) -> Dict:
     return content
 
 
-def _zero_if(condition) -> float:
-    return 0.0 if condition else float("nan")
-
-
 def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
-    """Return ``output_dir``/inference, or, for one of several data sets, a folder of its own there.
+    """Return ``output_dir``/inference, or, for one of several data sets, a separate folder there.
 
     Args:
-        name: of the data set.
-        names: of all of them.
+        name: name of the data set.
+        names: names of all data sets.
     """
     folder = os.path.join(output_dir, "inference")
     if len(names) == 1:
@@ -188,8 +183,8 @@ def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
 
 
 def first_AP(results) -> float:
-    """Box AP on the first data set of Detectron2's results, "AP@N" where the model may make more
-    than COCO's 100 detections; NaN where there is none.
+    """Return the box AP on the first data set of Detectron2's results, "AP@N" if the model may
+    return more than COCO's 100 detections; NaN if there is none.
     """
     if results and "bbox" not in results:
         results = next(iter(results.values()))
@@ -203,8 +198,8 @@ def validation_loss(model, data_loader, *, assigner) -> Dict[str, float]:
     """
     Args:
         model: a TOOD, not wrapped.
-        data_loader: of lists of images with "instances"; in each process its share.
-        assigner: makes the targets, and has the options of the loss.
+        data_loader: lists of images with "instances", in each process its share.
+        assigner: assigner of the targets, with the options of its loss.
 
     Returns:
         the losses over the data set as if it were one batch, independent of its real
@@ -216,7 +211,7 @@ def validation_loss(model, data_loader, *, assigner) -> Dict[str, float]:
     show = comm.is_main_process() and len(data_loader) > 50
     try:
         for batch in tqdm(data_loader, desc="validation loss", disable=not show):
-            sums, weights = model.loss_sums_of(batch, assigner)
+            sums, weights = model.compute_loss_sums(batch, assigner)
             names = tuple(sums)
             total = total + torch.stack([torch.stack(list(sums.values())), weights]).double().cpu()
     finally:

@@ -1,7 +1,7 @@
-"""Positives of objects by their size: what an assigner gives those that are small.
+"""Positives of objects by the size of the object, for small objects in particular.
 
 Shapes: N images, R locations of all levels. Sizes are square roots of areas, in pixels of the
-network's input, where a stride is what they compare with.
+network's input, to be compared with strides.
 """
 
 import math
@@ -21,7 +21,7 @@ def count_positives(gt_index: Tensor, num_objects: Sequence[int]) -> Tensor:
     """
     Args:
         gt_index: (N, R) int64, the object that each location is assigned to, -1 for none.
-        num_objects: of each image.
+        num_objects: number of objects of each image.
 
     Returns:
         (M,) int64, the number of locations of each object, of all images one after the other.
@@ -48,8 +48,8 @@ def tiny_object_statistics(
         stride: the finest one, pixels.
 
     Returns:
-        "positives_per_tiny_object", and "tiny_objects_without_positive", their part, of the objects
-        that are smaller than the stride; nothing where there are none.
+        "positives_per_tiny_object", and "tiny_objects_without_positive", a share, for the objects
+        that are smaller than the stride; empty if there are none.
     """
     counts = count_positives(gt_index, [len(gt) for gt in gt_instances])
     counts = counts[measure_sizes(gt_instances).to(counts.device) < stride].float()

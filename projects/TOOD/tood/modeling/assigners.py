@@ -18,10 +18,10 @@ from torch import Tensor
 
 from tood.modeling.box_ops import (
     box_centers,
-    box_iou_of_pairs,
     centerness,
     inside_boxes,
     objects_at_once,
+    paired_iou,
 )
 
 ASSIGNER_REGISTRY = Registry("TOOD_ASSIGNER")
@@ -48,7 +48,7 @@ class ImagePredictions:
             pred_boxes: (R', 4), aligned boxes.
             anchors: (R', 4), whose centres are the locations.
             level_sizes: number of the image's locations on each level; their sum is R.
-            locations: (R,) int64, which of the R' locations of the batch are the image's.
+            locations: (R,) int64, indices of the image's locations among the R' of the batch.
         """
         self.pred_boxes, self.anchors = pred_boxes[locations], anchors[locations]
         self.level_sizes = list(level_sizes)
@@ -56,7 +56,7 @@ class ImagePredictions:
 
     @property
     def pred_scores(self) -> Tensor:
-        """Aligned probabilities (R, K), computed on demand: ATSS does without."""
+        """Aligned probabilities (R, K), computed on demand, because ATSS does not need them."""
         return self._pred_log_scores[self._locations].exp()
 
 
@@ -84,7 +84,7 @@ class Assigner:
     def __call__(self, predictions: ImagePredictions, gt: Instances) -> Assignment:
         """
         Args:
-            predictions: of one image.
+            predictions: dense predictions for one image.
             gt: its "gt_boxes" and "gt_classes", M objects.
         """
         raise NotImplementedError
@@ -134,7 +134,7 @@ class TAL(Assigner):
         at_once = objects_at_once(len(pred_boxes))
         chunks = []
         for boxes, classes in zip(gt_boxes.split(at_once), gt_classes.split(at_once)):
-            ious = box_iou_of_pairs(boxes[:, None], pred_boxes)
+            ious = paired_iou(boxes[:, None], pred_boxes)
             metrics = alignment_metric(class_scores[classes], ious, self.alpha, self.beta)
             best = metrics.topk(min(self.topk, metrics.shape[1]), dim=1)
             chunks.append((best.indices, ious.gather(1, best.indices), best.values))
@@ -169,7 +169,7 @@ class ATSS(Assigner):
         chunks = gt_boxes.split(objects_at_once(len(anchors)))
         locations = torch.cat([self._nearest(points, predictions.level_sizes, x) for x in chunks])
 
-        ious = box_iou_of_pairs(gt_boxes[:, None], anchors[locations])
+        ious = paired_iou(gt_boxes[:, None], anchors[locations])
         thresholds = ious.mean(1, keepdim=True) + ious.std(1, keepdim=True)
         inside = inside_boxes(points[locations], gt_boxes[:, None], INSIDE_MARGIN)
         chosen = (ious >= thresholds) & inside
@@ -217,7 +217,7 @@ def resolve_conflicts(
         ious: (M, X).
 
     Returns:
-        (R,) int64, the object of each location, -1 where no object chose it.
+        (R,) int64, the object of each location, -1 if no object chose it.
     """
     ious = ious.masked_fill(~chosen, -1)
     highest = _scatter_max(locations, ious, num_locations, empty=-1.0)

@@ -25,9 +25,9 @@ def inside_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
     return torch.minimum(low, high).amin(dim=-1) > margin
 
 
-def box_iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoUs (...). The same as Detectron2's ``pairwise_iou``, which takes six times as
-    long on a CPU, for its inner dimension of two. Not differentiable: it works in place.
+    long on a CPU because of its inner dimension of two. Not differentiable: it works in place.
     """
     ax1, ay1, ax2, ay2 = a.unbind(dim=-1)
     bx1, by1, bx2, by2 = b.unbind(dim=-1)
@@ -39,7 +39,7 @@ def box_iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
     return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
-def box_giou_of_pairs(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     """Return the generalized IoUs (...) in [-1, 1] (arXiv 1902.09630). The same as in torchvision's
     and fvcore's losses, both of which make a GPU wait for the CPU; fvcore's also stops at NaN with
     an assertion about crossed boxes.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tood.modeling.backbone.deform_conv import DeformConvPack
 from tood.modeling.layers import (
     AlignmentBranch,
-    log_geometric_mean_of_sigmoids,
+    average_log_sigmoids,
     sample_each_side,
 )
 
@@ -75,7 +75,7 @@ class LevelMaps(NamedTuple):
 
 class DenseHead(nn.Module):
     """Scores and boxes from the :class:`LevelMaps` that a subclass makes of each level: aligned by
-    Eq. 5 and 6 where there are maps for it. The weights are shared by all levels, except for one
+    Eq. 5 and 6 if there are maps for it. The weights are shared by all levels, except for one
     scale of the box regression per level.
     """
 
@@ -189,7 +189,7 @@ class DenseHead(nn.Module):
             if levels.align_logits[0] is None:
                 pred_log_scores = F.logsigmoid(pred_log_scores)
             else:
-                pred_log_scores = log_geometric_mean_of_sigmoids(
+                pred_log_scores = average_log_sigmoids(
                     pred_log_scores, _flatten_levels(levels.align_logits)
                 )
             box_regression = _flatten_levels(levels.box_regression)
@@ -210,7 +210,7 @@ class DenseHead(nn.Module):
     def _forward_level(self, x: Tensor) -> LevelMaps:
         """
         Args:
-            x: (N, C, H, W).
+            x: (N, C, H, W), the features of the level.
         """
         raise NotImplementedError
 
@@ -308,8 +308,8 @@ def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 def stack_convs(
     in_channels: int, conv_dim: int, norm: str, dcn_groups: Sequence[int]
 ) -> List[nn.Sequential]:
-    """Return 3x3 convolution + norm + ReLU for each of ``dcn_groups``, deformable where it is not
-    0; the norm takes the place of the bias.
+    """Return 3x3 convolution + norm + ReLU for each of ``dcn_groups``, deformable if it is not 0;
+    the norm replaces the bias.
     """
     stack, bias = [], norm == ""
     for num_groups in dcn_groups:

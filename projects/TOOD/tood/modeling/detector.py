@@ -18,11 +18,17 @@ from torch import Tensor, nn
 
 from tood.modeling.assigners import ASSIGNER_REGISTRY, ATSS, Assigner
 from tood.modeling.backbone import fpn, timm_fpn  # noqa: F401  (registers backbones)
-from tood.modeling.backbone.levels import pad_to_multiple, size_divisibility_of, strides_of
+from tood.modeling.backbone.levels import get_size_divisibility, get_strides, pad_to_multiple
 from tood.modeling.backbone.recompute import recompute_blocks
 from tood.modeling.dense_head import HEAD_REGISTRY, DensePredictions
 from tood.modeling.head import TOODHead  # noqa: F401  (registers "task_aligned")
-from tood.modeling.losses import loss_sums, mean_over_processes
+from tood.modeling.losses import (
+    BOX_REG_LOSS_REGISTRY,
+    BoxRegLoss,
+    GIoULoss,
+    compute_loss_sums,
+    mean_over_processes,
+)
 from tood.modeling.parallel_head import ParallelHead  # noqa: F401  (registers "parallel")
 from tood.modeling.postprocess import Candidates, select_candidates, suppress_non_maxima
 from tood.modeling.targets import Targets, label_batch
@@ -37,7 +43,7 @@ class TOOD(DenseDetector):
 
     # Called in each training step with the batch's predictions and targets: TrainingWatcher.
     watcher: Optional[Callable] = None
-    size_divisibility = property(lambda self: size_divisibility_of(self.backbone))  # pixels
+    size_divisibility = property(lambda self: get_size_divisibility(self.backbone))  # pixels
 
     @configurable
     def __init__(
@@ -46,12 +52,11 @@ class TOOD(DenseDetector):
         backbone,
         head: nn.Module,
         head_in_features: List[str],
-        pixel_mean,
-        pixel_std,
         num_classes: int,
         assigner: Assigner,
         warmup_assigner: Optional[Assigner] = None,
         atss_iters: int = 0,
+        box_reg_loss: Optional[BoxRegLoss] = None,
         focal_loss_gamma: float = 2.0,
         cls_loss_weight: float = 1.0,
         box_reg_loss_weight: float = 2.0,
@@ -65,17 +70,18 @@ class TOOD(DenseDetector):
         precision_train: str = "float32",
         precision_test: str = "float32",
         input_format: str = "RGB",
+        **pixels,
     ):
         """
         Args:
             backbone: a Detectron2 backbone.
             head: from features to :class:`DensePredictions`.
             head_in_features: names of the feature maps, from fine to coarse.
-            pixel_mean, pixel_std: of each channel, in the order of ``input_format``.
             num_classes: number of classes K.
             assigner: assigns from iteration ``atss_iters`` on.
             warmup_assigner: assigns before; default: ATSS.
             atss_iters: number of iterations by ``warmup_assigner``.
+            box_reg_loss: loss of predicted boxes; default: GIoU.
             focal_loss_gamma: exponent of the classification loss; its alpha is the assigner's.
             cls_loss_weight, box_reg_loss_weight: weights of the two losses.
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
@@ -86,23 +92,23 @@ class TOOD(DenseDetector):
             precision_train, precision_test: compute dtype in training and at inference, one of
                 ``PRECISIONS``.
             input_format: channel order of the images, "RGB" or "BGR".
+            pixels: "pixel_mean" and "pixel_std" of each channel, in this order.
 
         Raises:
             ValueError: for an unknown precision, and for a head that does not fit the backbone.
         """
-        pixels = dict(pixel_mean=pixel_mean, pixel_std=pixel_std)
         super().__init__(backbone, head, list(head_in_features), **pixels)
-        self.strides = strides_of(backbone, head_in_features, head)
+        self.strides = get_strides(backbone, head_in_features, head)
         if checkpoint_backbone:
             recompute_blocks(backbone, freeze_bn_stats=freeze_bn_stats)
-        self.num_classes, self.input_format, self.atss_iters = num_classes, input_format, atss_iters
-        self.assigner, self.warmup_assigner = assigner, warmup_assigner or ATSS()
+        self.assigner, self.box_reg_loss = assigner, box_reg_loss or GIoULoss()
+        self.warmup_assigner, self.atss_iters = warmup_assigner or ATSS(), atss_iters
         weights = dict(cls_weight=cls_loss_weight, box_reg_weight=box_reg_loss_weight)
         self.loss_options = dict(gamma=focal_loss_gamma, **weights)
         self.nms_thresh_test, self.class_agnostic_nms = nms_thresh_test, class_agnostic_nms
         self.score_thresh_test, self.topk_candidates_test = score_thresh_test, topk_candidates_test
-        self.max_detections_per_image = max_detections_per_image
-        self.freeze_bn_stats = freeze_bn_stats
+        self.num_classes, self.max_detections_per_image = num_classes, max_detections_per_image
+        self.input_format, self.freeze_bn_stats = input_format, freeze_bn_stats
         self.precision_train, self.precision_test = _known(precision_train, precision_test)
 
     @classmethod
@@ -120,6 +126,7 @@ class TOOD(DenseDetector):
             "assigner": ASSIGNER_REGISTRY.get(tood.ASSIGNER)(cfg),
             "warmup_assigner": ASSIGNER_REGISTRY.get("atss")(cfg),
             "atss_iters": tood.ATSS_ITERS,
+            "box_reg_loss": BOX_REG_LOSS_REGISTRY.get(tood.BOX_REG_LOSS)(cfg),
             "focal_loss_gamma": tood.FOCAL_LOSS_GAMMA,
             "cls_loss_weight": tood.CLS_LOSS_WEIGHT,
             "box_reg_loss_weight": tood.BOX_REG_LOSS_WEIGHT,
@@ -155,8 +162,8 @@ class TOOD(DenseDetector):
 
     def preprocess_image(self, batched_inputs: Batch) -> ImageList:
         """Return Detectron2's normalized, padded batch. At inference on a CPU it is in
-        channels-last memory, and so are then all maps of the network, which takes less time.
-        Training stays with the plain order, whose rounding errors are half as large.
+        channels-last memory, and so are all maps of the network, which takes less time. Training
+        keeps the plain order, whose rounding errors are half as large.
         """
         images = super().preprocess_image(batched_inputs)
         images.tensor = pad_to_multiple(images.tensor, self.size_divisibility)
@@ -214,37 +221,39 @@ class TOOD(DenseDetector):
         assigner: Assigner,
     ) -> Targets:
         """Return the targets of :func:`~tood.modeling.targets.label_batch`."""
-        return label_batch(
-            predictions,
-            images.image_sizes,
-            gt_instances,
-            assigner,
-            strides=self.strides,
-            size_divisibility=self.size_divisibility,
-        )
+        levels = dict(strides=self.strides, size_divisibility=self.size_divisibility)
+        return label_batch(predictions, images.image_sizes, gt_instances, assigner, **levels)
 
     def losses(
         self, predictions: DensePredictions, targets: Targets, assigner: Assigner
     ) -> Dict[str, Tensor]:
         """Divide sums over the batch by the mean of their targets' weights over all processes."""
-        alpha = assigner.focal_loss_alpha
-        sums, weights = loss_sums(predictions, targets, alpha=alpha, **self.loss_options)
+        sums, weights = self._sum_losses(predictions, targets, assigner)
         losses = torch.stack(list(sums.values())) / mean_over_processes(weights).clamp(min=1)
         return dict(zip(sums, losses))
 
-    def loss_sums_of(
+    def compute_loss_sums(
         self, batched_inputs: Batch, assigner: Assigner
     ) -> Tuple[Dict[str, Tensor], Tensor]:
-        """Return :func:`~tood.modeling.losses.loss_sums` of images that the model is not trained
-        on: call it in evaluation mode. It communicates with no other process.
+        """Return :func:`~tood.modeling.losses.compute_loss_sums` of images that the model is not
+        trained on: call it in evaluation mode. It communicates with no other process.
         """
         with self._autocast(self.precision_test):
             images, predictions = self.predict_with_images(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, assigner)
-            options = dict(alpha=assigner.focal_loss_alpha, **self.loss_options)
-            return loss_sums(predictions, targets, **options)
+            return self._sum_losses(predictions, targets, assigner)
+
+    def _sum_losses(self, predictions: DensePredictions, targets: Targets, assigner: Assigner):
+        options = dict(alpha=assigner.focal_loss_alpha, **self.loss_options)
+        return compute_loss_sums(predictions, targets, box_reg_loss=self.box_reg_loss, **options)
+
+    @property
+    def box_reg_ceiling(self) -> Optional[float]:
+        """The weighted :attr:`BoxRegLoss.ceiling`, None if there is none."""
+        ceiling = self.box_reg_loss.ceiling
+        return None if ceiling is None else ceiling * self.loss_options["box_reg_weight"]
 
     def forward_inference(
         self, images: ImageList, features: List[Tensor], predictions: DensePredictions
@@ -261,9 +270,7 @@ class TOOD(DenseDetector):
         return suppress_non_maxima(candidates, self.nms_thresh_test, limit, agnostic)
 
     def find_candidates(self, batched_inputs: Batch) -> List[Instances]:
-        """Return the candidates for NMS of images as the model itself takes them: test-time
-        augmentation collects those of several augmented views first.
-        """
+        """Return the candidates for NMS, as test-time augmentation collects them from its views."""
         with self._autocast(self.precision_test):
             images, predictions = self.predict_with_images(batched_inputs)
         return self.select(predictions).to_instances(images.image_sizes)

@@ -113,7 +113,7 @@ def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Te
     """
     _, C, H, W = layers[0].shape
     widths = [kernel.shape[1] for kernel in kernels]
-    # Locations x channels, in and out: without a copy where the memory is channels-last.
+    # Locations x channels, in and out: without a copy if the memory is channels-last.
     layers = [x.flatten(2).transpose(1, 2) for x in layers]
     kernels = cat(list(kernels), dim=1).transpose(1, 2).split(C, dim=1)
     x = torch.bmm(layers[0], kernels[0])
@@ -122,11 +122,11 @@ def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Te
     return x.transpose(1, 2).unflatten(2, (H, W)).split(widths, dim=1)
 
 
-def log_geometric_mean_of_sigmoids(a: Tensor, b: Tensor) -> Tensor:
+def average_log_sigmoids(a: Tensor, b: Tensor) -> Tensor:
     """Compute ``log(sqrt(sigmoid(a) * sigmoid(b)))``, the logarithm of Eq. 5, elementwise.
 
-    The plain form has a NaN gradient where the product underflows (fcjian/TOOD#11,
-    open-mmlab/mmdetection#7151); a loss that starts from the logarithm has the right one.
+    The plain form has a NaN gradient if the product underflows (fcjian/TOOD#11,
+    open-mmlab/mmdetection#7151); a loss that starts from the logarithm has a correct one.
     """
     return 0.5 * (F.logsigmoid(a) + F.logsigmoid(b))
 
@@ -143,7 +143,7 @@ def sample_each_side(
         deform_conv2d: torchvision's, or an operator that does the same.
 
     Returns:
-        (N, 4, H, W), XYXY in the unit of ``boxes``. Where the sampled sides cross (x1 > x2 or
+        (N, 4, H, W), XYXY in the unit of ``boxes``. If the sampled sides cross (x1 > x2 or
         y1 > y2), the box of the location itself: GIoU of a crossed box is not a loss
         (open-mmlab/mmdetection#7567).
     """

@@ -1,5 +1,8 @@
 """The losses: functions that neither pick elements nor wait for a GPU, and the mean over processes
-that their sums are divided by.
+by which their sums are divided.
+
+``MODEL.TOOD.BOX_REG_LOSS`` names one of ``BOX_REG_LOSS_REGISTRY``, which is called with the config;
+docs/extending.md adds one.
 
 Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of the network's
 input.
@@ -10,15 +13,19 @@ from typing import Dict, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
+from detectron2.utils.registry import Registry
 from torch import Tensor
 
-from tood.modeling.box_ops import box_giou_of_pairs
+from tood.modeling.box_ops import paired_giou
 from tood.modeling.dense_head import DensePredictions
 from tood.modeling.targets import Targets
 
+BOX_REG_LOSS_REGISTRY = Registry("TOOD_BOX_REG_LOSS")
+BOX_REG_LOSS_REGISTRY.__doc__ = "Box losses, or functions that build one, called with the config."
+
 # Logarithm of a score that counts as 0.
 LOG_ZERO = -100.0
-# 1 - p of a score that float32 cannot tell from 1. Keeps log(1 - p) and its gradient finite.
+# 1 - p of a score that float32 cannot distinguish from 1. Keeps log(1 - p) and its gradient finite.
 SMALLEST_COMPLEMENT = 1e-30
 
 
@@ -29,14 +36,14 @@ def aligned_focal_loss(
     gamma: float = 2.0,
     alpha: Optional[float] = None,
 ) -> Tensor:
-    """``|target - p|^gamma * BCE(p, target)`` (Eq. 10, 11), elementwise.
+    """Compute ``|target - p|^gamma * BCE(p, target)`` (Eq. 10, 11), elementwise.
 
-    On targets of 0 and 1 it *is* the focal loss (arXiv 1708.02002), so the warm-up needs no loss
-    of its own, only the weight ``alpha`` of positives and ``1 - alpha`` of negatives.
+    On targets of 0 and 1 it *is* the focal loss (arXiv 1708.02002), so the warm-up needs no other
+    loss, only the weight ``alpha`` of positives and ``1 - alpha`` of negatives.
 
-    It starts from log p because p itself cannot tell small probabilities from 0, nor large ones
-    from 1; and unlike ``torch.nn.functional.binary_cross_entropy``, it propagates NaN instead of
-    stopping a CUDA device.
+    It starts from log p because p itself cannot distinguish small probabilities from 0, nor
+    large ones from 1; and unlike ``torch.nn.functional.binary_cross_entropy``, it propagates
+    NaN instead of stopping a CUDA device.
 
     Args:
         pred_log_scores: log p, any shape, float32.
@@ -59,15 +66,46 @@ def aligned_focal_loss(
     return loss
 
 
-def giou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Return ``1 - GIoU`` (...) of boxes (..., 4), in [0, 2]."""
-    return 1 - box_giou_of_pairs(pred_boxes, gt_boxes)
+class BoxRegLoss:
+    """Base class: a differentiable function of predicted boxes and the boxes of their objects."""
+
+    # The loss of boxes that are far too large or far apart, if its gradient vanishes there; None
+    # for a loss that has a gradient everywhere. A training that stays at it is reported.
+    ceiling: Optional[float] = None
+
+    def __call__(self, pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+        """
+        Args:
+            pred_boxes: (..., 4).
+            gt_boxes: (..., 4), the same as ``pred_boxes`` at locations without an object.
+
+        Returns:
+            (...), the loss of each pair, before weights. It must be finite for equal boxes, and
+            so must its gradient.
+        """
+        raise NotImplementedError
 
 
-def loss_sums(
+class GIoULoss(BoxRegLoss):
+    """``1 - GIoU``, in [0, 2]."""
+
+    ceiling = 1.0  # GIoU 0
+
+    def __call__(self, pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+        return 1 - paired_giou(pred_boxes, gt_boxes)
+
+
+@BOX_REG_LOSS_REGISTRY.register()
+def giou(cfg) -> GIoULoss:
+    """Build the loss of ``MODEL.TOOD.BOX_REG_LOSS`` "giou"."""
+    return GIoULoss()
+
+
+def compute_loss_sums(
     predictions: DensePredictions,
     targets: Targets,
     *,
+    box_reg_loss: BoxRegLoss,
     gamma: float,
     alpha: Optional[float],
     cls_weight: float,
@@ -76,24 +114,23 @@ def loss_sums(
     """
     Args:
         gamma, alpha: of :func:`aligned_focal_loss`.
+        cls_weight, box_reg_weight: weights of the two losses.
 
     Returns:
         the weighted sum of each loss over the batch, and for each the sum of its targets' weights,
         as one tensor.
     """
-    loss_cls = classification_loss(predictions.pred_log_scores, targets, gamma=gamma, alpha=alpha)
-    sums = {
-        "loss_cls": cls_weight * loss_cls,
-        "loss_box_reg": box_reg_weight * box_loss(predictions.pred_boxes, targets),
-    }
+    loss_cls = sum_cls_losses(predictions.pred_log_scores, targets, gamma=gamma, alpha=alpha)
+    loss_box_reg = sum_box_reg_losses(predictions.pred_boxes, targets, box_reg_loss)
+    sums = {"loss_cls": cls_weight * loss_cls, "loss_box_reg": box_reg_weight * loss_box_reg}
     weights = [targets.cls_targets.sum(), targets.box_weights.sum()]
     if predictions.centerness_logits is not None:
-        sums["loss_centerness"] = centerness_loss(predictions.centerness_logits, targets)
+        sums["loss_centerness"] = sum_centerness_losses(predictions.centerness_logits, targets)
         weights.append(weights[0])  # in ATSS, the number of positives
     return sums, torch.stack(weights)
 
 
-def classification_loss(
+def sum_cls_losses(
     pred_log_scores: Tensor, targets: Targets, *, gamma: float, alpha: Optional[float]
 ) -> Tensor:
     """Sum :func:`aligned_focal_loss` over the valid locations and all classes.
@@ -115,14 +152,14 @@ def classification_loss(
     return background.sum() + torch.where(targets.positive, objects, 0.0).sum()
 
 
-def box_loss(pred_boxes: Tensor, targets: Targets) -> Tensor:
-    """Sum the weighted GIoU losses of the positives; ``pred_boxes`` is (N, R, 4)."""
-    # Over all locations, for picking the positives would make a GPU wait for the CPU.
+def sum_box_reg_losses(pred_boxes: Tensor, targets: Targets, box_reg_loss: BoxRegLoss) -> Tensor:
+    """Sum the weighted box losses of the positives; ``pred_boxes`` is (N, R, 4)."""
+    # Over all locations, because picking the positives would make a GPU wait for the CPU.
     pred_boxes = torch.where(targets.positive.unsqueeze(2), pred_boxes, targets.gt_boxes)
-    return (giou_loss(pred_boxes, targets.gt_boxes) * targets.box_weights).sum()
+    return (box_reg_loss(pred_boxes, targets.gt_boxes) * targets.box_weights).sum()
 
 
-def centerness_loss(centerness_logits: Tensor, targets: Targets) -> Tensor:
+def sum_centerness_losses(centerness_logits: Tensor, targets: Targets) -> Tensor:
     """Sum the binary cross-entropy (N, R) of the positives, whose centerness is their box weight in
     ATSS.
     """
@@ -133,7 +170,7 @@ def centerness_loss(centerness_logits: Tensor, targets: Targets) -> Tensor:
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes of a training: itself where there is one."""
+    """Return the mean of a tensor over all processes of a training."""
     world_size = comm.get_world_size()
     if world_size == 1:
         return x

@@ -26,7 +26,7 @@ class Candidates(NamedTuple):
     extras: Dict[str, Tensor] = {}  # (N, T, X) each, of a head that predicts more
 
     def to_instances(self, image_sizes: Sequence[Tuple[int, int]]) -> List[Instances]:
-        """Return the valid candidates of each image; the extras are fields of their name."""
+        """Return the valid candidates of each image; extras become fields of the same name."""
         counts = self.counts.tolist()  # the one moment when the CPU waits for a GPU
         return [
             Instances(
@@ -60,7 +60,7 @@ def select_candidates(
     scores, pairs, start = [], [], 0
     for level, size in zip(pred_scores.split(list(level_sizes), dim=1), level_sizes):
         level = torch.where(level > score_thresh, level, -1.0).flatten(1)
-        # A small level has fewer pairs than that, which a traced graph could not decide upon.
+        # Padded, because a small level has fewer pairs, and a traced graph cannot branch on that.
         best = F.pad(level, (0, topk), value=-1.0).topk(topk, dim=1)
         scores.append(best.values)
         pairs.append(best.indices + start * K)

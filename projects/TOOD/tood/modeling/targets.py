@@ -41,12 +41,12 @@ def label_batch(
     strides: Sequence[int],
     size_divisibility: int,
 ) -> Targets:
-    """Assign the locations of each image on its own.
+    """Assign the locations of each image separately.
 
     Args:
         image_sizes: height and width of each image before padding, in pixels.
         gt_instances: "gt_boxes" and "gt_classes" of each image.
-        strides, size_divisibility: as in :func:`locations_of_image`.
+        strides, size_divisibility: as in :func:`find_locations`.
     """
     pred_boxes, anchors = predictions.pred_boxes, predictions.anchors.tensor
     N, R, _ = pred_boxes.shape
@@ -60,7 +60,7 @@ def label_batch(
         valid=torch.zeros_like(indices, dtype=torch.bool),
     )
     for i, (gt, image_size) in enumerate(zip(gt_instances, image_sizes)):
-        locations, level_sizes = locations_of_image(
+        locations, level_sizes = find_locations(
             image_size, predictions.grid_sizes, strides, size_divisibility, pred_boxes.device
         )
         # Not True: PyTorch would copy it to a GPU, and wait.
@@ -79,22 +79,22 @@ def label_batch(
     return targets
 
 
-def locations_of_image(
+def find_locations(
     image_size: Tuple[int, int],
     grid_sizes: Sequence[Tuple[int, int]],
     strides: Sequence[int],
     size_divisibility: int,
     device: torch.device,
 ) -> Tuple[Union[Tensor, slice], List[int]]:
-    """Find the locations of an image padded for itself alone. Those beyond, in the padding of a
-    batch of different sizes, stay out of assignment and loss: what an image learns does not depend
-    on its neighbours.
+    """Find the locations of an image that is padded alone. Those beyond, in the padding of a batch
+    of different sizes, are ignored in assignment and loss, so that targets do not depend on the
+    other images.
 
     Args:
         image_size: height and width of the image before padding, in pixels.
         grid_sizes: (H, W) of each level of the batch.
-        strides: of each level, in pixels.
-        size_divisibility: an image alone is padded to a multiple of this.
+        strides: stride of each level, in pixels.
+        size_divisibility: a single image is padded to a multiple of this.
 
     Returns:
         indices (R',) int64 into the R locations of the batch, in order, or a slice if they are all

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectMetrics
-from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
+from tood.modeling.box_ops import inside_boxes, paired_iou
 
 _SCORE_MARK, _IOU_MARK = "red", "lime"
 
@@ -24,9 +24,9 @@ def location_values(
     """Return score and IoU of each location for its object: the smallest one whose box it lies in.
 
     Args:
-        dense: of a batch.
-        gt_boxes, gt_classes: (M, 4) and (M,), of one image, pixels of the network's input; at
-            least one.
+        dense: dense predictions of a batch.
+        gt_boxes, gt_classes: (M, 4) and (M,), objects of one image, pixels of the network's input;
+            at least one.
 
     Returns:
         (R,) int64, the object, -1 for none; (R,) the score for its class; (R,) the IoU of the
@@ -39,7 +39,7 @@ def location_values(
     found = smallest.values.isfinite()
     matched = torch.where(found, smallest.indices, 0)
     s = scores.gather(1, gt_classes[matched][:, None]).squeeze(1)
-    u = box_iou_of_pairs(boxes, gt_boxes[matched])
+    u = paired_iou(boxes, gt_boxes[matched])
     return torch.where(found, matched, -1), torch.where(found, s, 0.0), torch.where(found, u, 0.0)
 
 
@@ -51,9 +51,9 @@ def draw_maps(
     gt_classes: Tensor,
     title: str,
 ) -> np.ndarray:
-    """Scores and IoUs of all locations over an image, side by side. Of each object, a star marks
-    the location with the highest score and a circle the one with the highest IoU, and their boxes
-    are drawn in red and green: an aligned detector has both in one place.
+    """Draw scores and IoUs of all locations over an image, side by side. A star marks each object's
+    location with the highest score and a circle that with the highest IoU, and their boxes are
+    drawn in red and green: an aligned detector has both in one place.
 
     Args:
         image: (H, W, 3) uint8, RGB, the network's input.
@@ -96,10 +96,10 @@ def draw_maps(
 def draw_scatter(pairs: Dict[str, np.ndarray]) -> np.ndarray:
     """
     Args:
-        pairs: of each detector, (P, 2) scores and IoUs of confident predictions.
+        pairs: scores and IoUs of confident predictions, (P, 2), by the name of the detector.
 
     Returns:
-        one panel a detector, (H', W', 3) uint8: how many have which score and IoU.
+        (H', W', 3) uint8, one panel per detector: a histogram over score and IoU.
     """
     figure = Figure(figsize=(4.2 * len(pairs), 4), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(pairs), squeeze=False, sharey=True)[0]
@@ -120,7 +120,7 @@ def draw_scatter(pairs: Dict[str, np.ndarray]) -> np.ndarray:
 def draw_histograms(metrics: Dict[str, ObjectMetrics]) -> np.ndarray:
     """
     Args:
-        metrics: of each detector.
+        metrics: metrics of all objects, by the name of the detector.
 
     Returns:
         histograms over the objects of both measures, the detectors above each other,
@@ -152,8 +152,8 @@ def draw_histograms(metrics: Dict[str, ObjectMetrics]) -> np.ndarray:
 def _paint(
     values: Tensor, matched: Tensor, gt_boxes: Tensor, dense: DenseOutputs, size: Sequence[int]
 ) -> np.ndarray:
-    """(H, W): inside of its object, each location fills the square of its stride; the larger value
-    wins. A smaller object covers a larger one.
+    """Return (H, W): inside of its object, each location fills the square of its stride; the larger
+    value wins. A smaller object covers a larger one.
     """
     canvas = np.zeros(size)
     areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)

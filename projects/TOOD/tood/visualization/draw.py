@@ -16,14 +16,14 @@ from tood.visualization.labels import fonts_for, move_labels_inside, printable
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 16_000_000  # of a drawing
-# Detections that are drawn have at least this score, unless a command says otherwise.
+# Default score threshold of drawn detections.
 SCORE_THRESHOLD = 0.3
 # Shorter side in pixels of the drawing of a training image.
 _MIN_IMAGE_SIDE = 400
 
 
 def class_colors(num_classes: int) -> List[tuple]:
-    """A colour of its own for each class, RGB in [0, 1], the same every time."""
+    """Return a separate colour for each class, RGB in [0, 1], the same every time."""
     # Steps of the golden ratio keep neighbouring classes apart however many there are.
     return [colorsys.hsv_to_rgb(0.61803 * i % 1, 0.75, 1.0) for i in range(num_classes)]
 
@@ -42,19 +42,19 @@ def draw_boxes(
         image: (H, W, 3) uint8, RGB.
         boxes: (D, 4), XYXY pixels of the image.
         classes: (D,), indices into ``class_names``.
-        scores: (D,), written after the names; none where NaN.
+        scores: (D,), written after the names; not written if NaN.
         scale: size of the drawing over the size of the image.
-        colors: (D,) of the boxes, RGB in [0, 1]; default: of their classes.
+        colors: (D,) colours of the boxes, RGB in [0, 1]; default: those of their classes.
 
     Returns:
-        (H * scale, W * scale, 3) uint8, RGB; smaller where that is more than ``MAX_PIXELS``.
+        (H * scale, W * scale, 3) uint8, RGB; smaller if that is more than ``MAX_PIXELS``.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     shrink = min(1.0, (MAX_PIXELS / (scale**2 * image.shape[0] * image.shape[1])) ** 0.5)
     if shrink < 1:  # matplotlib takes a hundred bytes for a pixel
         size = [max(1, int(shrink * side)) for side in image.shape[1::-1]]
         image, boxes = np.asarray(Image.fromarray(image).resize(size)), boxes * shrink
-        logger.info(f"Drawn at {size[0]} x {size[1]}, for more pixels take too much memory.")
+        logger.info(f"Drawn at {size[0]} x {size[1]}, because more pixels take too much memory.")
     if colors is None:
         of_classes = class_colors(len(class_names))
         colors = [of_classes[c] for c in classes]
@@ -101,7 +101,7 @@ def draw_training(
     boxes, classes = gt_instances.gt_boxes.tensor.cpu(), gt_instances.gt_classes.tolist()
     objects = draw_boxes(image, boxes, classes, class_names, scale=scale)
     objects = draw_points(objects, points[positive] * scale, weights[positive])
-    # Early on, all scores are low: what is drawn is measured by the best of them.
+    # Early in training, all scores are low: the threshold is relative to the best.
     best = detections[detections.scores >= detections.scores[:1].sum() / 3][:20].to("cpu")
     detected = draw_boxes(
         image,
@@ -126,7 +126,7 @@ def draw_points(
         drawing: (H, W, 3) uint8, RGB.
         points: (P, 2), x and y in pixels of the drawing.
         weights: (P,) in [0, 1]; a dot is larger and brighter the larger it is.
-        outlines: (P,) colours around the dots, RGB in [0, 1]; black if left out.
+        outlines: (P,) colours around the dots, RGB in [0, 1]; default: black.
     """
     image = Image.fromarray(drawing)
     draw = ImageDraw.Draw(image)

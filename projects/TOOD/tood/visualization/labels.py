@@ -1,4 +1,4 @@
-"""Labels of drawings: in a font that has their characters, shown as written, inside the drawing."""
+"""Labels of drawings: in a font that has their characters, as written, inside the image."""
 
 import contextlib
 import functools
@@ -7,74 +7,70 @@ import warnings
 from typing import Iterator, Optional, Sequence
 
 import matplotlib
+import numpy as np
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
 logger = logging.getLogger(__name__)
 
-MARGIN = 3  # pixels of ground around the letters of a label
+MARGIN = 3  # pixels of background around the letters of a label
 
 
 def printable(text: str) -> str:
-    """Escape what does not print: control characters, and half of a surrogate pair."""
+    """Escape characters that do not print: control characters, and half of a surrogate pair."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
 def fonts_for(labels: Sequence[str]) -> Iterator[None]:
-    """Let matplotlib draw in an installed font that has all characters of some labels. Without one,
-    one warning names a label, instead of one for each character.
-    """
-    letters = frozenset("".join(labels))
-    font = None if letters <= _letters_of(_default_font()) else _font_with(letters)
-    families = [font] if font else []
-    options = {"font.sans-serif": [*families, *matplotlib.rcParams["font.sans-serif"]]}
-    with matplotlib.rc_context(options), warnings.catch_warnings():
+    """Make matplotlib draw in an installed font that has all characters of some labels."""
+    font = find_font(frozenset("".join(labels)))
+    families = [*([font] if font else []), *matplotlib.rcParams["font.sans-serif"]]
+    with matplotlib.rc_context({"font.sans-serif": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
-def move_labels_inside(output) -> None:
-    """Move the labels of a Detectron2 ``VisImage`` that its border would cut off; and take a "$" in
-    them for itself, not for a formula.
+@functools.cache
+def find_font(letters: frozenset) -> Optional[str]:
+    """Return the name of the first installed font that has some letters, None for matplotlib's own
+    font. If no font has them, one warning says so, instead of one for each letter.
     """
-    renderer = output.canvas.get_renderer()
-    for text in output.ax.texts:
-        text.set_parse_math(False)
-        box = text.get_window_extent(renderer)  # pixels, from the lower left corner
-        right, up = (
-            max(-low, 0) - max(high - size, 0)
-            for low, high, size in (
-                (box.x0 - MARGIN, box.x1 + MARGIN, output.canvas.get_width_height()[0]),
-                (box.y0 - MARGIN, box.y1 + MARGIN, output.canvas.get_width_height()[1]),
-            )
-        )
-        x, y = output.ax.transData.transform(text.get_position())
-        text.set_position(output.ax.transData.inverted().transform((x + right, y + up)))
-
-
-def _default_font() -> str:
-    return font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
+    default = font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
+    missing = letters - _read_letters(default)
+    if not missing:
+        return None
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
+        # These have a box for every character.
+        if font.name.startswith(("LastResort", "Last Resort")):
+            continue
+        if letters <= _read_letters(font.fname):
+            return font.name
+    logger.warning(
+        "No installed font has all characters of the class names (for example "
+        f"{''.join(sorted(missing)[:5])}): they are drawn as boxes; install one that does, as Noto "
+        "Sans CJK."
+    )
+    return None
 
 
 @functools.cache
-def _letters_of(path: str) -> frozenset:
+def _read_letters(path: str) -> frozenset:
     try:
         return frozenset(map(chr, FT2Font(path).get_charmap()))
     except (OSError, RuntimeError):  # a damaged font
         return frozenset()
 
 
-@functools.cache
-def _font_with(letters: frozenset) -> Optional[str]:
-    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style, font.name))
-    # One of them has a box for every character there is.
-    real = (font for font in fonts if "LastResort" not in font.name.replace(" ", ""))
-    found = next((font.name for font in real if letters <= _letters_of(font.fname)), None)
-    if found is None:
-        unknown = "".join(sorted(letters - _letters_of(_default_font()))[:5])
-        logger.warning(
-            f"No installed font has all characters of the class names (for example {unknown}): "
-            "they are drawn as boxes; install one that does, as Noto Sans CJK."
-        )
-    return found
+def move_labels_inside(output) -> None:
+    """Move the labels of a Detectron2 ``VisImage`` that its border would cut off, and show a "$" in
+    them as it is, instead of reading a formula.
+    """
+    transform, size = output.ax.transData, output.canvas.get_width_height()
+    for text in output.ax.texts:
+        text.set_parse_math(False)
+        # In pixels, from the lower left corner.
+        box = text.get_window_extent(output.canvas.get_renderer()).padded(MARGIN)
+        shift = np.maximum(-box.min, 0) - np.maximum(box.max - size, 0)
+        position = transform.transform(text.get_position()) + shift
+        text.set_position(transform.inverted().transform(position))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tood.evaluation.alignment_evaluator import DenseOutputs
 from tood.modeling.assigners import TAL, alignment_metric
-from tood.modeling.box_ops import box_iou_of_pairs, inside_boxes
+from tood.modeling.box_ops import inside_boxes, paired_iou
 from tood.visualization.alignment import draw_maps
 from tood.visualization.draw import add_heading, draw_boxes, draw_points, image_grid
 
@@ -77,7 +77,7 @@ def find_reason(
     objects = Objects(*(x.to(predictions.pred_boxes.device) for x in objects[:2]), objects.asked)
     scores, boxes = predictions.pred_scores[0], predictions.pred_boxes[0]
     points = predictions.anchors.get_centers()
-    ious = box_iou_of_pairs(boxes, objects.box)
+    ious = paired_iou(boxes, objects.box)
     own = scores[:, objects.class_index]
     tal = model.assigner if isinstance(model.assigner, TAL) else TAL()
     metrics = alignment_metric(own, ious, tal.alpha, tal.beta)
@@ -118,7 +118,7 @@ class _Search:
 
     def in_detections(self, found: Instances) -> Optional[_Cause]:
         boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
-        ious = box_iou_of_pairs(boxes, self.objects.box)
+        ious = paired_iou(boxes, self.objects.box)
         near = ious >= IOU
         mine = near & (classes == self.k) & self._are_mine(boxes)
         others = near & (classes != self.k) & (scores >= self.threshold)
@@ -147,7 +147,7 @@ class _Search:
 
     def in_candidates(self, candidates: Instances, found: Instances) -> Optional[_Cause]:
         boxes, scores = candidates.pred_boxes.tensor, candidates.scores
-        ious = box_iou_of_pairs(boxes, self.objects.box)
+        ious = paired_iou(boxes, self.objects.box)
         mine = (ious >= IOU) & (candidates.pred_classes == self.k)
         if not mine.any():
             return None
@@ -155,7 +155,7 @@ class _Search:
         what = (
             f"Its best box has the score {float(scores[i]):.2f} and an IoU of {float(ious[i]):.2f}"
         )
-        overlaps = box_iou_of_pairs(found.pred_boxes.tensor, boxes[i])
+        overlaps = paired_iou(found.pred_boxes.tensor, boxes[i])
         rivals = (overlaps > self.model.nms_thresh_test) & (found.scores >= scores[i])
         if not self.model.class_agnostic_nms:
             rivals &= found.pred_classes == self.k
@@ -204,12 +204,12 @@ class _Search:
     def _are_mine(self, boxes: Tensor) -> Tensor:
         """(D,) bool, boxes that overlap no other object of the class more."""
         same = self.objects.boxes[self.objects.classes == self.k]
-        best = box_iou_of_pairs(boxes[:, None], same).amax(dim=1)
-        return box_iou_of_pairs(boxes, self.objects.box) >= best
+        best = paired_iou(boxes[:, None], same).amax(dim=1)
+        return paired_iou(boxes, self.objects.box) >= best
 
     def _name_found(self, box: Tensor) -> str:
         """Name the other object that a detection finds, for a sentence."""
-        ious = box_iou_of_pairs(self.objects.boxes, box)
+        ious = paired_iou(self.objects.boxes, box)
         best = int(ious.argmax())
         if best == self.objects.asked or float(ious[best]) < IOU:
             return ""
@@ -294,7 +294,7 @@ def find_nearest(boxes: Tensor, box: Tensor) -> Optional[int]:
     """Return the index of the object that a box means, None if none overlaps it by half."""
     if not len(boxes):
         return None
-    ious = box_iou_of_pairs(boxes, box)
+    ious = paired_iou(boxes, box)
     best = int(ious.argmax())
     return best if float(ious[best]) >= IOU else None
 

@@ -1,6 +1,6 @@
 """Modulated deformable convolution (DCNv2, arXiv 1811.11168) that works everywhere: Detectron2's
-compiled layer on CUDA where it is, torchvision's operator otherwise. Detectron2's own needs the
-extension and CUDA. The parameters have the same names and the results are the same either way.
+compiled layer on CUDA if it is available, torchvision's operator otherwise, with the same names of
+parameters and the same results. Detectron2's own layer needs its extension and CUDA.
 """
 
 import torch
@@ -20,9 +20,9 @@ except ImportError:
 
 
 class PortableDeformConv(ModulatedDeformConv):
-    """Detectron2's ``ModulatedDeformConv``, with another operator where its own cannot run."""
+    """Detectron2's ``ModulatedDeformConv``, with torchvision's operator if its own cannot run."""
 
-    # That operator. An export sets another one that its target knows.
+    # Replaced in an export by an operator that its target supports.
     deform_conv2d = staticmethod(torchvision.ops.deform_conv2d)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PortableDeformConv(ModulatedDeformConv):
 
 
 class DeformConvPack(PortableDeformConv):
-    """A 3x3 deformable convolution that finds its offsets and masks by a convolution of its own."""
+    """A 3x3 deformable convolution that predicts its offsets and masks by another convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, *, num_groups: int, bias: bool):
         """
@@ -91,7 +91,7 @@ class DeformConvPack(PortableDeformConv):
 
 
 def make_deform_convs_portable(backbone: nn.Module) -> None:
-    """Exchange the deformable convolutions of a Detectron2 ResNet, parameters and all, in place."""
+    """Replace the deformable convolutions of a Detectron2 ResNet, parameters and all, in place."""
     for block in backbone.modules():
         if isinstance(block, DeformBottleneckBlock) and block.deform_modulated:
             block.conv2 = _portable(block.conv2)

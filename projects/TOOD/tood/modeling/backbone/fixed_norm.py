@@ -4,7 +4,7 @@ training.
 Such a norm scales and shifts each channel. At inference that is done to the kernel instead of the
 map (:func:`fold_norm`). In training the result stays that of both layers one after the other, bit
 by bit, but the map between them, as large as their result, is not kept for the gradient: the
-gradient of the folded kernel holds those of the kernel and of the norm.
+gradients of the kernel and of the norm follow from that of the folded kernel.
 """
 
 from typing import Tuple
@@ -31,7 +31,7 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[Tensor, Tensor]:
         norm: a norm for which :func:`is_fixed` is true, with C' channels.
 
     Returns:
-        weight and bias of a convolution that does the work of both.
+        weight and bias of a convolution that is equivalent to both.
     """
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     bias = norm.bias - norm.running_mean * scale
@@ -42,7 +42,7 @@ def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_fixed_norms(module: nn.Module) -> None:
-    """Leave convolutions alone of every Detectron2 convolution with a fixed norm, in place."""
+    """Fold the fixed norm of every Detectron2 convolution into its kernel, in place."""
     for conv in module.modules():
         if isinstance(conv, (Conv2d, ModulatedDeformConv)) and is_fixed(conv.norm):
             weight, bias = fold_norm(conv, conv.norm)
@@ -51,7 +51,7 @@ def fold_fixed_norms(module: nn.Module) -> None:
 
 
 class FixedNormConv2d(Conv2d):
-    """Detectron2's ``Conv2d``, with a way of its own whenever its norm is fixed."""
+    """Detectron2's ``Conv2d``, with a separate computation if its norm is fixed."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""

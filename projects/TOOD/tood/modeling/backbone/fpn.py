@@ -1,4 +1,4 @@
-"""ResNet + FPN as the released models have it, from Detectron2's parts."""
+"""ResNet + FPN of the released models, from Detectron2's parts."""
 
 from typing import List, Sequence
 
@@ -37,7 +37,7 @@ class LastLevelP6P7NoReLU(nn.Module):
     def __init__(self, channels: int, num_levels: int = 2):
         """
         Args:
-            channels: of P5, P6 and P7.
+            channels: number of channels of P5, P6 and P7.
             num_levels: 1 for P6 alone, or 2.
         """
         super().__init__()
@@ -48,7 +48,7 @@ class LastLevelP6P7NoReLU(nn.Module):
 
     def forward(self, p5: Tensor):
         # Not in half precision: on a map one location wide, the CPU's bfloat16 gradient of a kernel
-        # with stride 2 holds memory that nobody wrote (seen with PyTorch 2.15). They cost nothing.
+        # with stride 2 contains uninitialized memory (seen with PyTorch 2.15). They cost nothing.
         with torch.autocast(p5.device.type, enabled=False):
             p6 = self.p6(p5.to(self.p6.weight.dtype))
             return [p6, self.p7(p6)] if self.num_levels == 2 else [p6]
@@ -84,8 +84,8 @@ def make_tood_fpn(
     fuse_type: str = "sum",
     num_top_levels: int = 2,
 ) -> FPN:
-    """P3 to P5 from C3 to C5 (with C2, P2 as well), then :class:`LastLevelP6P7NoReLU`; every FPN
-    convolution starts from Xavier's uniform distribution.
+    """Build P3 to P5 from C3 to C5 (with C2, P2 as well), then :class:`LastLevelP6P7NoReLU`; every
+    FPN convolution starts from Xavier's uniform distribution.
 
     Args:
         bottom_up: a ResNet; its deformable convolutions and its batch norms are exchanged for
@@ -120,8 +120,8 @@ def make_resnet_stages(
     deform_modulated: bool = True,
     deform_num_groups: int = 1,
 ) -> List[List[CNNBlockBase]]:
-    """The ``stages`` of Detectron2's ``ResNet``, where its ``make_default_stages`` knows neither
-    ResNeXt's widths nor deformable convolutions in some of the stages.
+    """Build the ``stages`` of Detectron2's ``ResNet``, whose ``make_default_stages`` supports
+    neither ResNeXt's widths nor deformable convolutions in some of the stages.
 
     Args:
         depth: 18, 34, 50, 101 or 152; the last five arguments are for those from 50 on.
@@ -132,8 +132,8 @@ def make_resnet_stages(
         deform_modulated, deform_num_groups: of these.
 
     Raises:
-        ValueError: for another depth, or deformable convolutions or groups that it has no place
-            for.
+        ValueError: for another depth, or deformable convolutions or groups that it does not
+            support.
     """
     if depth not in NUM_BLOCKS:
         raise ValueError(f"depth is {depth}; it must be one of {', '.join(map(str, NUM_BLOCKS))}")

@@ -1,4 +1,4 @@
-"""Properties of any backbone that a detector needs: strides of maps, and sides of images."""
+"""Properties of any backbone that a detector needs: strides of maps, and sizes of images."""
 
 from typing import List, Sequence
 
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def strides_of(backbone, features: Sequence[str], head: nn.Module) -> List[int]:
+def get_strides(backbone, features: Sequence[str], head: nn.Module) -> List[int]:
     """Return the strides of a backbone's feature maps, in pixels.
 
     Raises:
@@ -29,10 +29,10 @@ def strides_of(backbone, features: Sequence[str], head: nn.Module) -> List[int]:
     return strides
 
 
-def size_divisibility_of(backbone) -> int:
-    """Return the multiple of pixels that images are padded to. Detectron2's ViT states it as a
-    padding constraint alone, in a spelling that Detectron2 does not read (its main branch, 2026):
-    what it has no patches for at the right and lower borders would not be seen.
+def get_size_divisibility(backbone) -> int:
+    """Return the multiple of pixels that images are padded to. Detectron2's ViT states it only
+    as a padding constraint, in a spelling that Detectron2 does not read (its main branch, 2026):
+    pixels at the right and lower borders without a patch would be ignored.
     """
     constraints = getattr(backbone, "padding_constraints", {})
     names = ("size_divisibility", "size_divisiblity")

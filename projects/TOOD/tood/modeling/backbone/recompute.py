@@ -1,4 +1,4 @@
-"""Less memory for a longer step: blocks of a backbone that keep their input alone, and are computed
+"""Less memory for a longer step: blocks of a backbone that keep only their input, and are computed
 again in the backward pass (activation checkpointing, arXiv 1604.06174).
 """
 
@@ -58,11 +58,11 @@ def _held_statistics(module: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, before[0]):
             norm.momentum = momentum
         for count, value in zip(counts, before[1]):
-            count.copy_(value)  # in place: several processes hold on to their buffers
+            count.copy_(value)  # in place: DistributedDataParallel keeps references to buffers
 
 
 def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> None:
-    """Let a backbone's blocks be computed twice, in place: those of Detectron2's ``ResNet``, or the
+    """Make a backbone compute its blocks twice, in place: those of Detectron2's ``ResNet``, or the
     stages of a timm model, as timm has them.
 
     Args:
@@ -80,14 +80,14 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
             setattr(bottom_up, name, bottom_up.stages[i])
         return
     model = getattr(bottom_up, "model", None) if isinstance(bottom_up, TimmBackbone) else None
-    # Of timm's wrappers, the one for transformers leaves it to the model itself.
+    # timm's wrapper for transformers has the switch on the model inside of it.
     owners = [x for x in (model, getattr(model, "model", None)) if x is not None]
     switch = next((x.set_grad_checkpointing for x in owners if _can_recompute(x)), None)
     if switch is None:
         raise UserError(
             "MODEL.TOOD.CHECKPOINT_BACKBONE is for Detectron2's ResNets and timm's models, not for "
-            f"{type(model or bottom_up).__name__}; set it to False, or use an option of this "
-            "backbone's own."
+            f"{type(model or bottom_up).__name__}; set it to False, or use an "
+            "option of this backbone."
         )
     if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in model.modules()):
         raise UserError(

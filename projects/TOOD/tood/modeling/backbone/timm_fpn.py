@@ -15,7 +15,7 @@ from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
 from tood.utils.errors import UserError, reason_of
 
 STRIDES = (4, 8, 16, 32)  # of the maps that can be used
-# What lets a transformer take images of any size.
+# Options that make a transformer accept images of any size.
 OPTIONS = ({}, {"dynamic_img_size": True})
 # Multiples to which images are padded: of 32 strides, or of windows at these strides.
 DIVISIBILITIES = (32, 64, 128, 224, 256, 384)
@@ -24,7 +24,7 @@ DIVISIBILITIES = (32, 64, 128, 224, 256, 384)
 class Level(NamedTuple):
     """A map that a model makes."""
 
-    index: int  # as timm counts the maps, or the blocks, of a model
+    out_index: int  # as timm counts the maps, or the blocks, of a model
     channels: int
     stride: int
     channels_last: bool  # (N, H, W, C)
@@ -33,8 +33,8 @@ class Level(NamedTuple):
 class TimmBackbone(Backbone):
     """The feature maps of a timm model, "c2" to "c5" by their strides 4 to 32.
 
-    Where it has none of a wanted stride, one is made of its neighbour by a strided or a transposed
-    convolution: a plain vision transformer has the stride 16 alone.
+    A map of a stride that the model lacks is made of its neighbour by a strided or a transposed
+    convolution: a plain vision transformer has only the stride 16.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class TimmBackbone(Backbone):
     ):
         """
         Args:
-            name: of timm.
+            name: name of a timm model.
             pretrained: start from timm's weights, which are fetched.
-            out_indices: of the maps, as timm counts them; default: the deepest of each stride.
+            out_indices: indices of the maps in timm; default: the deepest of each stride.
             freeze_at: how many stages, from the first, are not trained. A stage ends with a map.
             drop_path: rate of stochastic depth.
-            strides: of the maps that an FPN is made from: 8, 16 and 32, or 4 as well.
+            strides: strides of the maps for an FPN: 8, 16 and 32, or 4 as well.
 
         Raises:
             UserError: for a name, indices or rate that it does not have, or a model for images of
@@ -71,7 +71,7 @@ class TimmBackbone(Backbone):
             )
         rate = {"drop_path_rate": drop_path} if drop_path else {}
         self.model = _create(
-            name, pretrained, **options, **rate, out_indices=tuple(x.index for x in levels)
+            name, pretrained, **options, **rate, out_indices=tuple(x.out_index for x in levels)
         )
         self.levels = sorted(levels, key=lambda x: x.stride)
         self.made, self.shapes = nn.ModuleDict(), {}
@@ -109,10 +109,10 @@ class TimmBackbone(Backbone):
         if images.device.type == "cpu":
             # Depthwise convolutions are a third quicker so, and the rest of the network follows.
             images = images.contiguous(memory_format=torch.channels_last)
-        by_index = dict(zip(sorted(x.index for x in self.levels), self.model(images)))
+        by_index = dict(zip(sorted(x.out_index for x in self.levels), self.model(images)))
         maps = {}
         for level in self.levels:
-            x = by_index[level.index]
+            x = by_index[level.out_index]
             x = x.permute(0, 3, 1, 2) if level.channels_last else x
             maps[f"c{level.stride.bit_length() - 1}"] = x
         finest = min(maps)
@@ -165,16 +165,16 @@ def make_timm_fpn(*, bottom_up: TimmBackbone, **options) -> FPN:
 
 
 def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, int, List[Level]]:
-    """Find out, without memory for weights, what a model wants and makes.
+    """Find a model's options, image sizes and maps, without memory for its weights.
 
     Args:
-        out_indices: of the maps; default: those that timm takes.
+        out_indices: indices of the maps; default: those that timm returns.
 
     Returns:
         arguments for it, the multiple of its images' sides, and its maps.
 
     Raises:
-        UserError: for a model or a map that is not there, or one that wants images of one size.
+        UserError: for an unknown model or map, or a model for images of one size.
     """
     reason, chosen = "", {"out_indices": out_indices} if out_indices else {}
     for options in OPTIONS:
@@ -185,7 +185,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
             continue
         for divisibility in DIVISIBILITIES:
             try:
-                return options, divisibility, _levels_of(model.eval(), divisibility)
+                return options, divisibility, _find_levels(model.eval(), divisibility)
             except (AssertionError, RuntimeError, ValueError, TypeError) as error:
                 reason = reason or reason_of(error)
     raise UserError(
@@ -195,7 +195,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
 
 
 @torch.no_grad()
-def _levels_of(model: nn.Module, divisibility: int) -> List[Level]:
+def _find_levels(model: nn.Module, divisibility: int) -> List[Level]:
     height, width = divisibility * 2, divisibility
     maps = model(torch.zeros(1, 3, height, width, device="meta"))
     info, levels = model.feature_info, []
@@ -260,11 +260,11 @@ def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
 
 @contextlib.contextmanager
 def constant_same_padding() -> Iterator[None]:
-    """Let timm's models in TensorFlow's "SAME" padding pad by numbers while they are traced.
+    """Make timm's models with TensorFlow's "SAME" padding pad by numbers while they are traced.
 
-    timm computes them of the size of each map, by floats: of a size that is a symbol this makes a
-    term that grows with each layer, and PyTorch's exporter does not come to an end. Strides divide
-    the maps of images that are padded to ``size_divisibility``, so the numbers are always the same.
+    timm computes them from the size of each map, by floats: for a symbolic size this makes a term
+    that grows with each layer, and PyTorch's exporter does not finish. Strides divide the maps of
+    images that are padded to ``size_divisibility``, so the numbers are always the same.
     """
     padding = sys.modules.get("timm.layers.padding")
     if padding is None:  # no such model has been made
@@ -282,10 +282,10 @@ def constant_same_padding() -> Iterator[None]:
 
 
 def import_timm():
-    """Import the library, an extra.
+    """Import timm, an extra dependency.
 
     Raises:
-        UserError: where it is not installed.
+        UserError: if it is not installed.
     """
     try:
         import timm
@@ -297,14 +297,14 @@ def import_timm():
 
 
 def _freeze(model: nn.Module, num_stages: int) -> None:
-    """Freeze what comes, in the order of a model, before the end of its first stages."""
+    """Freeze all layers of a model up to the end of its first stages."""
     ends = [x["module"] for x in model.feature_info.info[:num_stages]]
     ends = tuple(f"{form}." for end in ends for form in (end, end.replace(".", "_")))
     names = [f"{name.removeprefix('model.')}." for name, _ in model.named_modules()]
     last = max((i for i, name in enumerate(names) if name.startswith(ends)), default=-1)
     if num_stages and last < 0:
         raise UserError(
-            f"MODEL.TIMM.FREEZE_AT is {num_stages}, but timm does not tell where the stages of "
+            f"MODEL.TIMM.FREEZE_AT is {num_stages}, but timm does not report where the stages of "
             "this model end; set it to 0."
         )
     for module in list(model.modules())[: last + 1]:
