@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
@@ -130,7 +131,7 @@ def make_functions(part, subjects, args):
         batches = iterate_batches(args)
         return {"a batch": lambda: next(batches)}
     if part == "head":
-        return {s.name: lambda s=s, x=s.features()[1]: s.run_head(x) for s in subjects}
+        return {s.name: partial(s.run_head, s.features()[1]) for s in subjects}
     return {s.name: getattr(s, part) for s in subjects}
 
 

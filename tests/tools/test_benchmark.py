@@ -48,21 +48,37 @@ def test_wrong_size_is_named(capsys):
 
 def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys):
     """With the other parts, the whole of it takes minutes: docs/performance.md."""
+    fails = ["-c", "print(1); raise SystemExit('out of memory')"]
+    list_commands = benchmark_gpu.list_commands
 
-    def fail(args):
-        yield "before", "1", ""
-        raise RuntimeError("out of memory\nand more")
+    def commands(*args):
+        known = [x for x in list_commands(*args) if not x[1].startswith("float32")]
+        return [*known, ("demo", "wrong", fails), ("demo", "fine", ["-c", ""])]
 
-    monkeypatch.setitem(benchmark_gpu.PARTS, "demo", fail)
+    monkeypatch.setattr(benchmark_gpu, "list_commands", commands)
     path = tmp_path / "gpu.md"
     flags = ["--device", "cpu", "--tiny", "--batch", "1", "--output", str(path)]
+    monkeypatch.setattr(benchmark_gpu, "DEMO", "no_such.yaml")
     with pytest.raises(UserError, match="Some of it failed"):
         benchmark_gpu.main([*flags, "--parts", "photographs", "demo", "losses"])
     text = path.read_text()
-    assert "| training on photographs | skipped | --data names none |" in text
-    assert "| before | 1 |  |" in text and "| demo | failed | out of memory |" in text
+    assert "| demo: AP, AP50, ... | failed | error: The config file no_such.yaml" in text
+    assert "| wrong | failed | out of memory |" in text and "| fine | no output |" in text
     assert "| bfloat16, 1 images: losses and assignment, assignment, TAL |" in text
     assert text.strip() in capsys.readouterr().out
+
+
+def test_the_time_is_limited(capsys):
+    benchmark_gpu.main(["--device", "cpu", "--parts", "tests", "--minutes", "0"])
+    assert "test_fake_cuda.py | skipped | 0 minutes have passed |" in capsys.readouterr().out
+
+
+def test_rows_of_programs():
+    lines = ["| what | measured | |", "|---|---|---|", "| step | 3 ms | 2 to 4 ms |"]
+    (row,) = benchmark_gpu.run("a: ", ["-c", f"print(*{lines}, sep='\\n')"], 60)
+    assert row == ("a: step", "3 ms", "2 to 4 ms")
+    (row,) = benchmark_gpu.run("AP", ["-c", "print('copypaste: AP\\nx copypaste: 41.2,60')"], 60)
+    assert row[:2] == ("AP", "41.2,60")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
