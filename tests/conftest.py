@@ -12,7 +12,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "demo"), str(ROOT), str(ROOT / "tools")]  # demo, train_net, bootstrap
+# demo, train_net, tools, and experiments
+sys.path[:0] = [str(ROOT / x) for x in ("demo", "", "tools", "dev/experiments")]
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 

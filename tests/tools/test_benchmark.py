@@ -1,4 +1,4 @@
-"""The benchmark, on images so small that its times mean nothing."""
+"""The benchmarks, on images so small that their times mean nothing."""
 
 import json
 
@@ -6,7 +6,6 @@ import benchmark
 import benchmark_gpu
 import pytest
 import torch
-from benchmark_gpu import PLAIN, Row, ratio
 from conftest import CONFIG, TINY
 
 from tood.utils.errors import UserError
@@ -15,7 +14,7 @@ from tood.utils.errors import UserError
 def run(tmp_path, *flags):
     report = tmp_path / "b.json"
     small = ("--size", "64x96", "--batch", "1", "--objects", "3", "--rounds", "1")
-    benchmark.cli([*flags, "--config-file", CONFIG, *small, "--json", str(report), *TINY])
+    benchmark.main([*flags, "--config-file", CONFIG, *small, "--json", str(report), *TINY])
     return json.loads(report.read_text())
 
 
@@ -25,19 +24,20 @@ def test_times(tmp_path, capsys):
     metrics = report["metrics"]
     assert set(metrics) == {"step", "inference", "head", "losses", "data"}
     for part in ("step", "inference", "head"):
-        assert metrics[part]["ratio"] > 0
-        for name in ("TOOD", "RetinaNet"):
-            times = metrics[part][name]
-            assert 0 < times["min_ms"] <= times["median_ms"] <= times["max_ms"]
-    assert 0 < metrics["inference"]["outside_products"]["TOOD"] < 1
-    assert capsys.readouterr().out.count("| training step |") == 2
+        (tood,), (retinanet,) = metrics[part]["TOOD"], metrics[part]["RetinaNet"]
+        assert metrics[part]["ratio"] == pytest.approx(tood / retinanet) and tood > 0
+    assert metrics["losses"]["TOOD, forward"] < metrics["losses"]["TOOD, forward and backward"]
+    rows = {what: value for what, value, _ in report["rows"]}
+    share = rows["inference, outside convolutions and matrix products, TOOD"]
+    assert 0 < float(share.split()[0]) < 100
+    printed = capsys.readouterr().out
+    assert all(f"| {what} | {value} |" in printed for what, value in rows.items())
 
 
 def test_memory(tmp_path):
-    """Each model in a process of its own."""
     metrics = run(tmp_path, "--parts", "memory", "--no-retinanet")["metrics"]
-    assert set(metrics["memory"]) == {"tood"}
-    assert metrics["memory"]["tood"] > 100  # MB; PyTorch alone takes more
+    assert set(metrics["memory"]) == {"TOOD"}
+    assert metrics["memory"]["TOOD"][0] > 100  # MB; PyTorch alone takes more
 
 
 def test_wrong_size_is_named(capsys):
@@ -46,35 +46,39 @@ def test_wrong_size_is_named(capsys):
     assert "'large' is not HxW" in capsys.readouterr().err
 
 
-def test_ratios_and_aims():
-    speed = {("TOOD", PLAIN): 10.0, ("RetinaNet", PLAIN): 8.0}
-    (row,) = ratio("training step", speed, ("RetinaNet", PLAIN), ("TOOD", PLAIN), 0.9)
-    # TOOD's time is 0.8 of RetinaNet's.
-    assert row == Row(
-        "training step: TOOD, float32 by RetinaNet, float32", "0.80", "aim: at most 0.9, met"
-    )
-    (row,) = ratio("images/s", speed, *reversed(speed), 1.8, at_least=True)
-    assert row.value == "0.80" and row.note == "aim: at least 1.8, missed"
-    assert ratio("images/s", {}, *speed, 1.8) == []
-
-
 def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys):
     """With the other parts, the whole of it takes minutes: docs/performance.md."""
+    fails = ["-c", "print(1); raise SystemExit('out of memory')"]
+    list_commands = benchmark_gpu.list_commands
 
-    def fail(args):
-        raise RuntimeError("out of memory\nand more")
+    def commands(*args):
+        known = [x for x in list_commands(*args) if not x[1].startswith("float32")]
+        return [*known, ("demo", "wrong", fails), ("demo", "fine", ["-c", ""])]
 
-    monkeypatch.setitem(benchmark_gpu.PARTS, "demo", fail)
+    monkeypatch.setattr(benchmark_gpu, "list_commands", commands)
     path = tmp_path / "gpu.md"
     flags = ["--device", "cpu", "--tiny", "--batch", "1", "--output", str(path)]
+    monkeypatch.setattr(benchmark_gpu, "DEMO", "no_such.yaml")
     with pytest.raises(UserError, match="Some of it failed"):
         benchmark_gpu.main([*flags, "--parts", "photographs", "demo", "losses"])
     text = path.read_text()
-    assert "| training on photographs | skipped | --data names none |" in text
-    assert "| demo | failed | out of memory |" in text
-    assert "| losses and assignment, float32, assignment, TAL |" in text
-    assert "outside convolutions and matrix products" in text
+    assert "| demo: AP, AP50, ... | failed | error: The config file no_such.yaml" in text
+    assert "| wrong | failed | out of memory |" in text and "| fine | no output |" in text
+    assert "| bfloat16, 1 images: losses and assignment, assignment, TAL |" in text
     assert text.strip() in capsys.readouterr().out
+
+
+def test_the_time_is_limited(capsys):
+    benchmark_gpu.main(["--device", "cpu", "--parts", "tests", "--minutes", "0"])
+    assert "test_fake_cuda.py | skipped | 0 minutes have passed |" in capsys.readouterr().out
+
+
+def test_rows_of_programs():
+    lines = ["| what | measured | |", "|---|---|---|", "| step | 3 ms | 2 to 4 ms |"]
+    (row,) = benchmark_gpu.run("a: ", ["-c", f"print(*{lines}, sep='\\n')"], 60)
+    assert row == ("a: step", "3 ms", "2 to 4 ms")
+    (row,) = benchmark_gpu.run("AP", ["-c", "print('copypaste: AP\\nx copypaste: 41.2,60')"], 60)
+    assert row[:2] == ("AP", "41.2,60")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
