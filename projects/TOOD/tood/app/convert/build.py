@@ -77,7 +77,7 @@ def build_contents(
             )
         other.append(record)
     if splits is None:
-        splits = divide_images(folder, ledger, {i: r[0].split for i, r in by_image.items()})
+        splits = divide_images(folder, ledger, {i: r[0] for i, r in by_image.items()})
     splits = {k: _unlinked(folder, ledger, v, by_image) for k, v in splits.items()}
     used = {image for images in splits.values() for image in images}
     sizes = {image: folder.size_of(image) for image in used}
@@ -92,11 +92,13 @@ def build_contents(
     return {k: _content(v, objects, sizes, names) for k, v in splits.items() if v}
 
 
-def divide_images(folder: Folder, ledger: Ledger, labelled: Dict[str, str]) -> Dict[str, List[str]]:
-    """Divide all images into splits.
+def divide_images(
+    folder: Folder, ledger: Ledger, labelled: Dict[str, Record]
+) -> Dict[str, List[str]]:
+    """Divide all images into splits, by their records, folders, names, or the records' folders.
 
     Args:
-        labelled: image -> split that its labels name, or "".
+        labelled: image -> its record.
 
     Returns:
         the images of "train", "val" and "test", or of "all".
@@ -104,14 +106,17 @@ def divide_images(folder: Folder, ledger: Ledger, labelled: Dict[str, str]) -> D
     Raises:
         UserError: if some labelled images lie in folders of splits and some do not.
     """
-    words = {i: labelled.get(i) or next(iter(_splits_of(folder, i)), "") for i in folder.images}
+    words = {i: next(iter(_splits_of(folder, i)), "") for i in folder.images}
+    for image, record in labelled.items():
+        own = record.split or words[image]
+        words[image] = own or next(iter(folder_splits(record.file)), "")
     named = {words[i] for i in labelled} - {""}
     outside = [i for i in labelled if not words[i]]
     if named - {"train"} and outside:
         inside = next(i for i in labelled if words[i])
         raise UserError(
-            f"{folder.path(outside[0])} has labels but is in no split, and {folder.path(inside)} is "
-            f"in {words[inside]}; move it into the folder of a split."
+            f"{folder.path(outside[0])} has labels but is in no split, while "
+            f"{folder.path(inside)} is in {words[inside]}; move it into the folder of a split."
         )
     if not named or outside:  # a lone "train" may be a class
         return {"all": folder.images}
@@ -134,7 +139,9 @@ def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
     for file in files:
         named = folder_splits(file)[:1] or split_words(stem_of(file))
         split = named[0] if len(named) == 1 else "all"
-        other = next((f for f, known in splits.items() if split in (known, "all") or known == "all"), "")
+        other = next(
+            (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
+        )
         if other:
             what = "two sets that nothing tells apart" if split == "all" else f"two sets {split!r}"
             raise UserError(
@@ -173,8 +180,8 @@ def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: D
         labelled = [i for i in group if i in by_image]
         if len({str([r.objects for r in by_image[i]]) for i in labelled}) > 1:
             raise UserError(
-                f"{folder.path(labelled[0])} and {folder.path(labelled[1])} are one file, but their "
-                "labels differ; remove one of them."
+                f"{folder.path(labelled[0])} and {folder.path(labelled[1])} are one file with "
+                "different labels; remove one of them."
             )
         kept.append((labelled or group)[0])
         others = [i for i in group if i != kept[-1]]
@@ -323,6 +330,14 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
             }
             content["annotations"].append({**annotation, "ignore": 1} if difficult else annotation)
     return content
+
+
+def text_of_label(label: Any, where: str) -> str:
+    """Return the name of a class, or raise UserError for none."""
+    text = "" if label is None else str(label).strip()
+    if not text:
+        raise UserError(f"{where} has an object without a class; name its class.")
+    return text
 
 
 def read_numbers(texts: Sequence[str], where: str) -> List[float]:

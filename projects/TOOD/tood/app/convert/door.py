@@ -10,12 +10,16 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from tood.app.convert.build import Contents, Format
 from tood.app.convert.coco import COCO, read_coco_file
+from tood.app.convert.cvat import CVAT
 from tood.app.convert.folder import SPLITS, Folder, relative_path
+from tood.app.convert.labelme import LABELME
 from tood.app.convert.ledger import Ledger
+from tood.app.convert.tables import CSV
+from tood.app.convert.voc import VOC
 from tood.app.convert.yolo import YOLO, label_files
 from tood.utils.errors import UserError
 
-FORMATS: List[Format] = [COCO, YOLO]
+FORMATS: List[Format] = [COCO, YOLO, VOC, LABELME, CSV, CVAT]
 ORDER = ("train", "val", "test", "all")
 LOOKED_FOR = (
     "a COCO JSON file, a YOLO data.yaml or classes.txt, Pascal VOC, LabelMe or CVAT files, or a "

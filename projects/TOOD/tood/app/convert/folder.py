@@ -25,8 +25,11 @@ SPLITS = {
 }
 # Words in names of folders that tell images from labels, and nothing else.
 AREAS = frozenset(
-    "images image imgs img jpegimages labels label annotations annotation anns ann xml xmls txt "
-    "txts json jsons set dataset data".split()
+    re.findall(
+        r"\w+",
+        "images image imgs img jpegimages labels label annotations annotation anns ann xml xmls "
+        "txt txts json jsons set dataset data",
+    )
 )
 # Label Studio puts such a prefix before the names of uploaded files.
 _PREFIX = re.compile(r"^[0-9a-fA-F]{8}-")
@@ -328,8 +331,13 @@ def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     name = name.replace("\\", "/")
     if os.path.isabs(name):
         name, near = relative_path(name, folder.root), ("",)
-    paths = (os.path.normpath(os.path.join(n, name)).replace(os.sep, "/") for n in near)
-    return next((p for p in paths if p in folder.names.images), None)
+    for path in (os.path.normpath(os.path.join(n, name)).replace(os.sep, "/") for n in near):
+        if path in folder.names.images:
+            return path
+        without_ending = folder.names.same_folder.get(os.path.split(path), ())
+        if len(without_ending) == 1:
+            return without_ending[0]
+    return None
 
 
 def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) -> Optional[str]:

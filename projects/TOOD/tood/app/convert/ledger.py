@@ -111,7 +111,9 @@ class Ledger:
         splits = [f"{name} {images}" for name, (images, _) in self.splits.items()]
         more = f", {self.num_negatives} without objects" if self.num_negatives else ""
         rows = [("images", f"{counts[IMAGE]}: {', '.join(splits)}{more}")]
-        rows.append(("objects", f"{self.objects_out} of {self.objects_in} in {counts[LABELS]} files"))
+        rows.append(
+            ("objects", f"{self.objects_out} of {self.objects_in} in {counts[LABELS]} files")
+        )
         for reason, count in self.ignored_objects.items():
             rows.append(("ignored objects", f"{count}: {reason}, e.g. {self.examples[reason]}"))
         reasons = collections.defaultdict(list)

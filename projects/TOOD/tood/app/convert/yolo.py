@@ -71,7 +71,9 @@ def find_yolo(folder: Folder) -> Optional[Found]:
     if not configs and not class_files:
         return None
     labels = label_files(folder)
-    return Found(configs[0] if configs else None, class_files, labels) if configs or labels else None
+    return (
+        Found(configs[0] if configs else None, class_files, labels) if configs or labels else None
+    )
 
 
 def label_files(folder: Folder) -> List[str]:
@@ -215,13 +217,13 @@ def _resolve(folder: Folder, config: Config, entry: str) -> str:
             f"{folder.path(config.file)}: its entry {entry} is not there; correct the path, or "
             "remove the key."
         )
-    high = os.path.join(home, inner)
-    if entry.startswith("../") and not config.base and os.path.exists(folder.path(high)):
-        if os.path.realpath(folder.path(there[0])) != os.path.realpath(folder.path(high)):
-            raise UserError(
-                f"{folder.path(config.file)}: its entry {entry} could be {folder.path(there[0])} "
-                f"or {folder.path(high)}; set path, or write an absolute path."
-            )
+    real = [os.path.realpath(folder.path(p)) for p in (there[0], os.path.join(home, inner))]
+    is_double = entry.startswith("../") and not config.base and os.path.exists(real[1])
+    if is_double and real[0] != real[1]:
+        raise UserError(
+            f"{folder.path(config.file)}: its entry {entry} could be {real[0]} or {real[1]}; set "
+            "path, or write an absolute path."
+        )
     return _place(folder, config, folder.path(there[0]))
 
 
@@ -230,7 +232,9 @@ def _place(folder: Folder, config: Config, path: str) -> str:
     real = os.path.realpath(path)
     is_folder = os.path.isdir(real)
     if (real if is_folder else os.path.dirname(real)) not in folder.folders:
-        base = os.path.realpath(os.path.join(folder.path(os.path.dirname(config.file)), config.base))
+        base = os.path.realpath(
+            os.path.join(folder.path(os.path.dirname(config.file)), config.base)
+        )
         if not (config.base and f"{real}/".startswith(f"{base}/")):
             steps = (real if is_folder else os.path.dirname(real)).split("/")
             last = next((i for i, s in enumerate(steps) if s.lower() == "images"), len(steps))
@@ -344,8 +348,8 @@ def _objects_of(
         number, *values = read_numbers(line.split(), where)
         if not 0 <= number < len(names) or number != int(number):
             raise UserError(
-                f"{folder.path(file)} has the class {number:g}, but there are {len(names)} classes, "
-                f"counted from 0 ({', '.join(names)[:80]}); name all of them."
+                f"{folder.path(file)} has the class {number:g}, but there are {len(names)} "
+                f"classes, counted from 0 ({', '.join(names)[:80]}); name all of them."
             )
         if pose and len(values) == 4 + pose:
             values = values[:4]
@@ -383,5 +387,3 @@ def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
                 "lines; YOLO's are relative to the image's size: class, centre x, centre y, width, "
                 "height."
             )
-
-
