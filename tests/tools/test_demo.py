@@ -38,7 +38,6 @@ def trained(shapes, tmp_path_factory):
     small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
     small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
     small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
-    small["MODEL.TOOD.REPORT"] = "True"
     opts = [x for item in small.items() for x in item]
     base = engine_train.load_config("configs/tood_R18_GN_small_data.yaml", [*TINY, *opts])
     config.write_text(base.dump())

@@ -1,6 +1,7 @@
 """Images in files: read as the network wants them, and looked at quickly before a long run."""
 
 import contextlib
+import functools
 import os
 import re
 from typing import BinaryIO, Iterator, List, Tuple
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 # How the formats end that say so: without it, something is missing.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the size as stored
 _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
 
 
@@ -103,7 +105,8 @@ def decode_image(image: Image.Image, format: str = "RGB") -> np.ndarray:
 
 
 def probe_image(path: str) -> Tuple[int, int]:
-    """Check an image without decoding it, unless its end is not as expected.
+    """Check an image without decoding it, unless its end is not as expected. A file that did not
+    change is opened once per process.
 
     Returns:
         width and height in pixels, upright (except for a PNG that says so after its pixels).
@@ -111,8 +114,18 @@ def probe_image(path: str) -> Tuple[int, int]:
     Raises:
         one of IMAGE_ERRORS.
     """
+    if "://" in path:
+        return _probe(path, 0, 0)
+    status = os.stat(path)
+    return _probe(os.path.realpath(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int]:
     with opened(path) as (f, image):
         width, height = image.size
+        if image.format == "TIFF":  # some versions of Pillow turn its size, others do not
+            width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
         # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
         if Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED:
             width, height = height, width

@@ -1,45 +1,172 @@
-"""Interim."""
+"""The door: any data set in, COCO's lists and an account of its files out.
 
-from typing import Dict, NamedTuple
+:func:`read_data` looks through a folder once, asks each of ``FORMATS`` whether it recognizes its
+own, and lets that one read. A new format is a file with a :class:`Format`, and a line here.
+"""
 
-from tood.data import entries
-from tood.data.annotations import _read_json
-from tood.data.formats import find_parts, is_entry, read_entry, root_of, split_entry
+import os
+import re
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+from tood.app.convert.build import Contents, Format
+from tood.app.convert.coco import COCO, read_coco_file
+from tood.app.convert.cvat import CVAT
+from tood.app.convert.folder import SPLITS, Folder, relative_path
+from tood.app.convert.labelme import LABELME
+from tood.app.convert.ledger import Ledger
+from tood.app.convert.tables import CSV
+from tood.app.convert.voc import VOC
+from tood.app.convert.yolo import YOLO, label_files
 from tood.utils.errors import UserError
+
+FORMATS: List[Format] = [COCO, YOLO, VOC, LABELME, CSV, CVAT]
+ORDER = ("train", "val", "test", "all")
+LOOKED_FOR = (
+    "a COCO JSON file, a YOLO data.yaml or classes.txt, Pascal VOC, LabelMe or CVAT files, or a "
+    "CSV file with the columns filename, xmin, ymin, xmax, ymax, label"
+)
+SINGLE_FILES = (".csv", ".tsv", ".yaml", ".yml", ".xml", ".data")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
 class Part(NamedTuple):
-    name: str
-    content: Dict
+    """A split of a data set."""
+
+    name: str  # "train", "val", "test", or "all" for data without splits
+    content: Dict  # COCO: "images" (names relative to image_root, with "/"), "categories",
+    # "annotations"; as tood.data.annotations.clean_annotations accepts it
     image_root: str
-    source: str
-
-
-class Ledger(NamedTuple):
-    def rows(self):
-        return []
+    source: str  # for messages, such as "photos:train" or "val.json:images"
 
 
 class Converted(NamedTuple):
-    data: str
-    format: str
-    parts: Dict[str, Part]
+    """A data set that was read."""
+
+    data: str  # as it was named
+    format: str  # "COCO", "YOLO", ...
+    parts: Dict[str, Part]  # by their names, in the order train, val, test or all
     ledger: Ledger
 
 
-def read_data(data: str) -> Converted:
-    files = entries.parse_own_data(data)
-    if files is not None:
-        content = _read_json(files.json_file)
-        part = Part("all", content, files.image_root, data)
-        return Converted(data, "COCO", {"all": part}, Ledger())
-    if not is_entry(data):
-        raise UserError(f"There is no folder or file {data}; name the folder of a data set.")
-    path, part = split_entry(data)
-    names = [part] if part else list(find_parts(path)[1])
+def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
+    """Read a data set of any format; write nothing.
+
+    Args:
+        data: a folder, FOLDER:SPLIT, FILE.json, FILE.json:IMAGES, a CSV file, a ``data.yaml``, or
+            an ``annotations.xml``.
+        keep_difficult: keep Pascal VOC's difficult objects like others; by default they get
+            "ignore": 1.
+
+    Returns:
+        its splits and the account of its files. Sizes of images are those of the upright images.
+
+    Raises:
+        UserError: for data that are not there, of no or several formats, or ambiguous.
+    """
+    path, split, images = _parse(data)
+    ledger = Ledger(data)
+    if images is not None:
+        folder = Folder(images, walk=False)
+        kind, contents = COCO, read_coco_file(folder, relative_path(path, images), ledger)
+    else:
+        is_folder = os.path.isdir(path)
+        folder = Folder(path if is_folder else os.path.dirname(path) or ".", _only(path))
+        kind, found = _recognize(path, folder)
+        contents = kind.read(folder, found, ledger)
+    _close(folder, ledger, contents)
+    contents = {name: contents[name] for name in ORDER if name in contents}
+    if split:
+        if split not in contents:
+            raise UserError(
+                f"{path} has no part {split!r}, but {', '.join(contents)}; name one of these."
+            )
+        contents = {split: contents[split]}
+    if keep_difficult and kind is not COCO:
+        for content in contents.values():
+            for annotation in content["annotations"]:
+                annotation.pop("ignore", None)
     parts = {}
-    for name in names:
-        entry = f"{path}:{name}" if name else path
-        content, _ = read_entry(entry)
-        parts[name or "all"] = Part(name or "all", content, root_of(entry), entry)
-    return Converted(data, find_parts(path)[0], parts, Ledger())
+    for name, content in contents.items():
+        source = data if split or name == "all" else f"{data}:{name}"
+        parts[name] = Part(name, content, folder.root, source)
+    return Converted(data, kind.name, parts, ledger)
+
+
+def find_parts(data: str) -> List[str]:
+    """Return the names of the splits of a data set, after reading it."""
+    return list(read_data(data).parts)
+
+
+def _parse(data: str) -> Tuple[str, str, Any]:
+    """Return the path, the split or "", and the folder of images if a COCO file is named."""
+    if data.lower().endswith(ARCHIVES) and os.path.isfile(data):
+        raise UserError(f"{data} is an archive; unpack it, and name the folder.")
+    match = re.fullmatch(r"(.+\.json)(?::(.+))?", data, re.IGNORECASE)
+    if match and not os.path.isdir(os.path.expanduser(data)):
+        path, images = (x and os.path.expanduser(x) for x in match.groups())
+        if not os.path.isfile(path):
+            raise UserError(
+                f"The annotation file {path} cannot be read (No such file or directory); check "
+                "its name."
+            )
+        return path, "", images or os.path.dirname(path) or "."
+    path, colon, part = data.rpartition(":")
+    path, split = os.path.expanduser(path), {**SPLITS, "all": "all"}.get(part.lower(), "")
+    if not (colon and split and os.path.exists(path)):
+        path, split = os.path.expanduser(data), ""
+    if not os.path.isdir(path) and not (_only(path) and os.path.isfile(path)):
+        if os.path.isfile(path):
+            raise UserError(f"{path} is not a data set; name its folder.")
+        raise UserError(f"There is no folder {path}; name the folder of a data set.")
+    return path, split, None
+
+
+def _only(path: str) -> str:
+    """Return the name of a file that describes a data set, "" for a folder."""
+    return os.path.basename(path) if path.lower().endswith(SINGLE_FILES) and path else ""
+
+
+def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
+    found = [(kind, kind.find(folder)) for kind in FORMATS]
+    found = [(kind, what) for kind, what in found if what]
+    if not found:
+        labels = label_files(folder)
+        if labels:
+            raise UserError(
+                f"{folder.path(labels[0])} is in YOLO's format, but nothing names the classes; add "
+                "a classes.txt with a name in each line, or a data.yaml."
+            )
+        raise UserError(f"{path} contains {folder.summary()}; looked for were {LOOKED_FOR}.")
+    if len(found) > 1:
+        texts = [f"{kind.name} ({_example(what)})" for kind, what in found]
+        raise UserError(
+            f"{path} contains data in {len(found)} formats, {' and '.join(texts)}; leave one of "
+            "them in the folder."
+        )
+    return found[0]
+
+
+def _example(found: Any) -> str:
+    """Return the first file in what a format recognized."""
+    while not isinstance(found, str):
+        found = next(x for x in found if x)
+    return found
+
+
+def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
+    """Give files without a role the reason, and check the account."""
+    for file, reason in folder.ignored.items():
+        ledger.ignore([file], reason)
+    ledger.ignore(folder.images, "in no split")
+    ledger.ignore(folder.files, "not labels of this format")
+    images = {
+        name: {str(i.get("file_name")) for i in content["images"] if isinstance(i, dict)}
+        for name, content in contents.items()
+    }
+    for name, content in contents.items():
+        ledger.splits[name] = (len(content["images"]), len(content["annotations"]))
+        labelled = {str(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)}
+        ledger.num_negatives += sum(
+            str(i.get("id")) not in labelled for i in content["images"] if isinstance(i, dict)
+        )
+    ledger.close(folder.files, images)

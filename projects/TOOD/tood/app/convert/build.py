@@ -1,0 +1,352 @@
+"""What formats share: objects of images in, COCO's lists for each split out."""
+
+import collections
+import math
+import os
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from tood.app.convert.folder import Folder, folder_splits, split_words, stem_of
+from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, NO_IMAGE, Ledger
+from tood.utils.errors import UserError
+
+Contents = Dict[str, Dict]  # split -> COCO's lists
+CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
+NOT_CLASSES = ("__ignore__", "_background_", "background")
+WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
+DUPLICATE = "the same class and box twice"
+
+
+class Object(NamedTuple):
+    """An object of an image."""
+
+    label: str
+    box: Tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels from 0, or relative
+    crowd: bool = False
+    difficult: bool = False
+
+
+class Record(NamedTuple):
+    """The objects that a file states for an image."""
+
+    file: str
+    image: str
+    objects: List[Object]
+    size: Optional[Tuple[int, int]] = None  # (width, height), if the file states it
+    relative: bool = False  # boxes are in units of the image's size
+    split: str = ""
+
+
+class Format(NamedTuple):
+    """A format of data sets. ``find`` recognizes it: it returns what ``read`` needs, usually the
+    files that state boxes, and nothing for other folders. ``read`` returns the content of each
+    split, mostly by :func:`build_contents`.
+    """
+
+    name: str
+    find: Callable[[Folder], Any]
+    read: Callable[[Folder, Any, Ledger], Contents]
+
+
+def build_contents(
+    folder: Folder,
+    ledger: Ledger,
+    records: Sequence[Record],
+    *,
+    splits: Optional[Dict[str, List[str]]] = None,
+    classes: Optional[Sequence[str]] = None,
+) -> Contents:
+    """Divide images into splits, and return their objects in COCO's form.
+
+    Args:
+        records: at most one file per image.
+        splits: images of each split; by default as the records say, or the names of the images'
+            folders. Images without a record are negatives.
+        classes: names in their order; by default of a ``classes.txt`` or alphabetical.
+
+    Raises:
+        UserError: for images that belong to two files, other sizes than stated, splits of which
+            most images have no labels, and objects most of which lie outside of their image.
+    """
+    by_image: Dict[str, List[Record]] = collections.defaultdict(list)
+    for record in records:
+        other = by_image[record.image]
+        if other and other[0].file != record.file:
+            raise UserError(
+                f"{folder.path(record.image)} is labelled by {folder.path(other[0].file)} and by "
+                f"{folder.path(record.file)}; remove it from one of them."
+            )
+        other.append(record)
+    if splits is None:
+        splits = divide_images(folder, ledger, {i: r[0] for i, r in by_image.items()})
+    splits = {k: _unlinked(folder, ledger, v, by_image) for k, v in splits.items()}
+    used = {image for images in splits.values() for image in images}
+    sizes = {image: folder.size_of(image) for image in used}
+    _check_sizes([r for r in records if r.image in used], sizes, folder)
+    objects = {i: _objects_of(i, found, sizes, ledger) for i, found in by_image.items()}
+    check_outside(folder.root, [(i, objects.get(i, ()), sizes[i]) for i in sorted(used)])
+    names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
+    for split, images in splits.items():
+        _enter_images(folder, ledger, split, images, by_image)
+    _enter_labels(ledger, by_image, used)
+    ledger.objects_out += sum(len(objects.get(i, ())) for i in used)
+    return {k: _content(v, objects, sizes, names) for k, v in splits.items() if v}
+
+
+def divide_images(
+    folder: Folder, ledger: Ledger, labelled: Dict[str, Record]
+) -> Dict[str, List[str]]:
+    """Divide all images into splits, by their records, folders, names, or the records' folders.
+
+    Args:
+        labelled: image -> its record.
+
+    Returns:
+        the images of "train", "val" and "test", or of "all".
+
+    Raises:
+        UserError: if some labelled images lie in folders of splits and some do not.
+    """
+    words = {i: next(iter(_splits_of(folder, i)), "") for i in folder.images}
+    for image, record in labelled.items():
+        own = record.split or words[image]
+        words[image] = own or next(iter(folder_splits(record.file)), "")
+    named = {words[i] for i in labelled} - {""}
+    outside = [i for i in labelled if not words[i]]
+    if named - {"train"} and outside:
+        inside = next(i for i in labelled if words[i])
+        raise UserError(
+            f"{folder.path(outside[0])} has labels but is in no split, while "
+            f"{folder.path(inside)} is in {words[inside]}; move it into the folder of a split."
+        )
+    if not named or outside:  # a lone "train" may be a class
+        return {"all": folder.images}
+    by_split = collections.defaultdict(list)
+    for image in folder.images:
+        by_split[words[image] if words[image] in named else ""].append(image)
+    ledger.ignore(by_split.pop("", ()), "in no split that has labels")
+    return {split: by_split[split] for split in ("train", "val", "test", "all") if split in named}
+
+
+def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
+    """Return the split of each file that labels many images, by its folders or its name.
+
+    Raises:
+        UserError: if two files are of one split, or a file of several is of none.
+    """
+    if folder.only:  # a data set by itself
+        return dict.fromkeys(files, "all")
+    splits: Dict[str, str] = {}
+    for file in files:
+        named = folder_splits(file)[:1] or split_words(stem_of(file))
+        split = named[0] if len(named) == 1 else "all"
+        other = next(
+            (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
+        )
+        if other:
+            what = "two sets that nothing tells apart" if split == "all" else f"two sets {split!r}"
+            raise UserError(
+                f"{folder.root} contains {what}, {other} and {file}; name one of them, or move the "
+                "other away."
+            )
+        splits[file] = split
+    return splits
+
+
+def _splits_of(folder: Folder, image: str) -> List[str]:
+    """Return the split of an image by its folders, or by its name if every image has one."""
+    names = folder.names
+    if not hasattr(names, "splits"):
+        outer = {i: folder_splits(i)[:1] for i in folder.images}
+        inner = {i: folder_splits(i)[-1:] for i in folder.images}
+        by_name = {i: split_words(stem_of(i)) for i in folder.images}
+        names.splits = outer
+        if len({tuple(x) for x in outer.values()}) == 1:  # such as training/val
+            names.splits = inner
+        kinds = {tuple(x) for x in by_name.values()}
+        if not any(inner.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
+            names.splits = by_name
+    return names.splits[image]
+
+
+def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
+    """Return the images of a split, each real file once."""
+    if not folder.links:
+        return list(dict.fromkeys(images))
+    groups = collections.defaultdict(list)
+    for image in dict.fromkeys(images):
+        groups[folder.links.get(image) or os.path.realpath(folder.path(image))].append(image)
+    kept = []
+    for group in groups.values():
+        labelled = [i for i in group if i in by_image]
+        if len({str([r.objects for r in by_image[i]]) for i in labelled}) > 1:
+            raise UserError(
+                f"{folder.path(labelled[0])} and {folder.path(labelled[1])} are one file with "
+                "different labels; remove one of them."
+            )
+        kept.append((labelled or group)[0])
+        others = [i for i in group if i != kept[-1]]
+        for other in others:
+            for record in by_image.pop(other, ()):
+                ledger.drop("of another link to the same image", other, len(record.objects))
+                if not any(r.file == record.file for found in by_image.values() for r in found):
+                    ledger.ignore([record.file], "labels of another link to the same image")
+        ledger.ignore(others, f"the same file as {kept[-1]}")
+    return kept
+
+
+def _check_sizes(records: Sequence[Record], sizes: Dict, folder: Folder) -> None:
+    wrong = [r for r in records if r.size not in (None, sizes[r.image])]
+    if wrong:
+        first = wrong[0]
+        raise UserError(
+            f"{folder.path(first.file)}: {len({r.image for r in wrong})} of "
+            f"{len({r.image for r in records})} images have another size than stated, for example "
+            f"{first.image}, stated {first.size}, is {sizes[first.image]}; use the images that "
+            "were annotated."
+        )
+
+
+def _objects_of(image: str, records: Sequence[Record], sizes: Dict, ledger: Ledger) -> List[Object]:
+    """Return the objects of an image in pixels, each once."""
+    objects = [o for record in records for o in record.objects]
+    if image not in sizes:
+        ledger.drop("in an image of no split", image, len(objects))
+        return []
+    width, height = sizes[image]
+    if records[0].relative:
+        scale = (width, height, width, height)
+        objects = [o._replace(box=tuple(x * s for x, s in zip(o.box, scale))) for o in objects]
+    kept = list(dict.fromkeys(objects))
+    ledger.drop(DUPLICATE, records[0].file, len(objects) - len(kept))
+    return kept
+
+
+def check_outside(source: str, found: Sequence[Tuple[str, Sequence[Object], Tuple]]) -> None:
+    """Raise UserError if most objects lie outside of their image.
+
+    Args:
+        found: images, their objects in pixels, and their sizes.
+    """
+    outside, total = [], 0
+    for image, objects, (width, height) in found:
+        total += len(objects)
+        for o in objects:
+            x1, y1, x2, y2 = o.box
+            if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+                outside.append(f"{[round(x, 1) for x in o.box]} in {image}, {width} x {height}")
+    if len(outside) > total / 2:
+        raise UserError(
+            f"{source}: {len(outside)} of {total} objects lie outside of their images, for example "
+            f"{outside[0]}; use the images and the units (relative or pixels) of the labels."
+        )
+
+
+def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) -> List[str]:
+    """Return the classes of objects that have names, in a stated order or sorted."""
+    found = {o.label for image, some in objects.items() if image in used for o in some}
+    files = [f for f in folder.with_suffix(".txt") if os.path.basename(f).lower() in CLASS_FILES]
+    stated = {f: read_classes(folder, f) for f in files}
+    for file in files:
+        ledger.enter(file, CLASSES)
+    if len({tuple(x) for x in stated.values()}) == 1:
+        names = next(iter(stated.values()))
+        if found <= set(names):
+            return names
+        ledger.note("a list of classes lacks some, so classes are sorted by name", files[0])
+    elif files:
+        ledger.note("several lists of classes differ, so classes are sorted by name", files[0])
+    return sorted(found)
+
+
+def read_classes(folder: Folder, file: str) -> List[str]:
+    """Return the names of classes of a text file: one per line, as LabelMe and CVAT write it."""
+    lines = [x.split(":")[0].strip() for x in folder.lines(file) if not x.startswith("#")]
+    return [name for name in dict.fromkeys(lines) if name and name not in NOT_CLASSES]
+
+
+def _enter_images(folder, ledger: Ledger, split: str, images: Sequence[str], by_image) -> None:
+    """Give the images of a split their role, and count those without labels."""
+    lonely = [i for i in images if i not in by_image]
+    ledger.check_share(f"{folder.root}:{split}", "images have no labels", lonely, len(images))
+    for image in images:
+        enter_image(ledger, image, split)
+
+
+def enter_image(ledger: Ledger, image: str, split: str) -> None:
+    """Give an image its role; it may be in several splits."""
+    _, known = ledger.files.get(image, ("", ""))
+    ledger.files[image] = (IMAGE, f"{known}, {split}" if known else split)
+
+
+def _enter_labels(ledger: Ledger, by_image: Dict[str, List[Record]], used: Set[str]) -> None:
+    images = collections.defaultdict(list)
+    for image, records in by_image.items():
+        images[records[0].file].append(image)
+    for file, labelled in images.items():
+        kept = [i for i in labelled if i in used]
+        if kept:
+            ledger.enter(file, LABELS, kept[0] if len(labelled) == 1 else f"{len(kept)} images")
+        else:
+            ledger.ignore([file], "labels of an image in no split")
+
+
+def drop_orphans(
+    ledger: Ledger, source: str, files: Sequence[str], objects: Dict[str, int], total: int
+) -> None:
+    """Record files of labels whose image is not there; raise UserError for more than half.
+
+    Args:
+        files: those without an image.
+        objects: file -> number of objects.
+        total: number of files of labels.
+    """
+    ledger.check_share(source, "files of labels have no image", files, total)
+    for file in files:
+        ledger.ignore([file], NO_IMAGE)
+        ledger.drop(NO_IMAGE, file, objects.get(file, 0))
+
+
+def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[str]) -> Dict:
+    """Return COCO's lists."""
+    ids = {name: i for i, name in enumerate(names)}
+    content: Dict[str, List] = {
+        "images": [],
+        "categories": [{"id": i, "name": name} for name, i in ids.items()],
+        "annotations": [],
+    }
+    for image_id, image in enumerate(images, 1):
+        width, height = sizes[image]
+        content["images"].append(
+            {"id": image_id, "file_name": image, "width": width, "height": height}
+        )
+        for label, (x1, y1, x2, y2), crowd, difficult in objects.get(image, ()):
+            annotation = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": ids[label],
+                "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+                "area": float(x2 - x1) * float(y2 - y1),
+                "iscrowd": int(crowd),
+            }
+            content["annotations"].append({**annotation, "ignore": 1} if difficult else annotation)
+    return content
+
+
+def text_of_label(label: Any, where: str) -> str:
+    """Return the name of a class, or raise UserError for none."""
+    text = "" if label is None else str(label).strip()
+    if not text:
+        raise UserError(f"{where} has an object without a class; name its class.")
+    return text
+
+
+def read_numbers(texts: Sequence[str], where: str) -> List[float]:
+    """Return finite numbers, or raise UserError."""
+    try:
+        numbers = [float(text) for text in texts]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(abs(x) < 1e9 for x in numbers):
+        shown = " ".join(map(str, texts))[:60]
+        raise UserError(f"{where} cannot be read, because {shown!r} are not numbers; fix it.")
+    return numbers

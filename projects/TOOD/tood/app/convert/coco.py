@@ -1,0 +1,200 @@
+"""COCO's format as programs export it: of COCO itself, Roboflow, CVAT, Label Studio."""
+
+import os
+from typing import Dict, List, Optional, Sequence
+
+from tood.app.convert.build import (
+    DUPLICATE,
+    Contents,
+    Format,
+    Object,
+    check_outside,
+    enter_image,
+    split_of_files,
+)
+from tood.app.convert.folder import Folder, area_of, match_names
+from tood.app.convert.ledger import LABELS, Ledger
+from tood.data.annotations import is_box
+from tood.utils.errors import UserError
+
+LISTS = ("images", "categories", "annotations")
+# Beside instances_NAME.json, COCO has these files of the same images.
+OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_info_")
+
+
+def find_coco(folder: Folder) -> List[str]:
+    """Return the files in COCO's instances format."""
+    files = [f for f in folder.with_suffix(".json") if _is_coco(folder.json(f))]
+    bases = {os.path.basename(f) for f in files}
+    return [f for f in files if not any(_is_other_task(f, task, bases) for task in OTHER_TASKS)]
+
+
+def _is_coco(content) -> bool:
+    return isinstance(content, dict) and all(isinstance(content.get(x), list) for x in LISTS[:2])
+
+
+def _is_other_task(file: str, task: str, bases) -> bool:
+    base = os.path.basename(file)
+    return base.startswith(task) and f"instances_{base[len(task) :]}" in bases
+
+
+def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
+    """Read each file as a split. Records stay as they are, but for the images' names and missing
+    sizes; :func:`tood.data.annotations.clean_annotations` judges and repairs them.
+    """
+    labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
+    if not labelled:
+        raise UserError(
+            f"{folder.path(files[0])} is not in COCO's instances format: it must contain the lists "
+            "images, annotations, categories."
+        )
+    ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")
+    splits = split_of_files(folder, labelled)
+    contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled}
+    ledger.ignore(folder.images, "not listed by a COCO file")
+    return contents
+
+
+COCO = Format("COCO", find_coco, read_coco)
+
+
+def read_coco_file(folder: Folder, file: str, ledger: Ledger) -> Contents:
+    """Read a file whose images are relative to the folder, which is searched only for images that
+    are not at their places.
+    """
+    content = folder.json(file)
+    if not _is_coco(content) or not isinstance(content.get("annotations"), list):
+        raise UserError(
+            f"{folder.path(file)} is not in COCO's instances format: it must contain the lists "
+            "images, annotations, categories."
+        )
+    return {"all": _read_file(folder, file, ledger, "all", root="")}
+
+
+def _read_file(
+    folder: Folder, file: str, ledger: Ledger, split: str, root: Optional[str] = None
+) -> Dict:
+    content = {key: folder.json(file)[key] for key in LISTS}
+    ledger.objects_in += len(content["annotations"])
+    group = unused_root(content)
+    if group is not None:
+        content["categories"] = [c for c in content["categories"] if c is not group]
+        ledger.note(f"ignored the class {group['name']!r}, which only groups the others", file)
+    content["images"] = _locate(folder, file, ledger, content["images"], split, root)
+    _merge_images(content, ledger)
+    _merge_duplicates(content, file, ledger)
+    images = [i for i in content["images"] if isinstance(i, dict) and "file_name" in i]
+    for image in images:
+        enter_image(ledger, str(image["file_name"]), split)
+    ledger.enter(file, LABELS, f"{len(images)} images")
+    ledger.objects_out += len(content["annotations"])
+    _check_outside(folder, file, content)
+    return content
+
+
+def unused_root(content: Dict) -> Optional[Dict]:
+    """Return the category that Roboflow puts before the others: without objects, and the
+    supercategory of all of them; or None.
+    """
+    categories = content["categories"]
+    if len(categories) < 2 or not all(isinstance(c, dict) for c in categories):
+        return None
+    used = {str(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
+    for root in categories:
+        groups = {str(c.get("supercategory")) for c in categories if c is not root}
+        if str(root.get("id")) not in used and groups == {root.get("name")}:
+            return root
+    return None
+
+
+def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Optional[str]) -> List:
+    """Return the images with the names, relative to the folder, of files that are there, and with
+    their sizes; images that are not found stay, and the check of the data reports them.
+    """
+    names = [i["file_name"] for i in images if isinstance(i, dict) and "file_name" in i]
+    names = [name for name in dict.fromkeys(names) if isinstance(name, str)]
+    home = os.path.dirname(file) if root is None else root
+    outside = {}
+    for name in names:  # at the place that the file says, which may be outside of the folder
+        path = os.path.normpath(os.path.join(home, name)).replace(os.sep, "/")
+        if path not in folder.names.images and os.path.isfile(folder.path(path)):
+            outside[name] = path
+    left = [name for name in names if name not in outside]
+    if left and root is not None and os.path.isdir(folder.root):
+        folder.include(folder.root)
+    found = {**match_names(folder, ledger, left, _near(folder, home, split)), **outside}
+    located = []
+    for image in images:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if isinstance(name, str) and name not in found:
+            ledger.note("images that a COCO file lists are not there", name)
+        if isinstance(name, str) and name in found:
+            image = {**image, "file_name": found[name]}
+            if not all(_is_size(image.get(key)) for key in ("width", "height")):
+                image["width"], image["height"] = folder.size_of(found[name])
+                ledger.note("images whose size was taken from their file", found[name])
+        located.append(image)
+    return located
+
+
+def _near(folder: Folder, home: str, split: str) -> List[str]:
+    """Return the folders that the images of a file may be in, the most certain one first."""
+    folders = dict.fromkeys(os.path.dirname(i) for i in folder.images)
+    areas = {area_of(f"{home}/x"), (split,), ("default",)}
+    return [home, os.path.dirname(home), *(f for f in folders if area_of(f"{f}/x") in areas)]
+
+
+def _is_size(x) -> bool:
+    return type(x) in (int, float) and 0 < x < 1e9 and x == int(x)
+
+
+def _merge_images(content: Dict, ledger: Ledger) -> None:
+    """Give the objects of records of one image to the first of them."""
+    first: Dict[str, Dict] = {}
+    merged = {}
+    for image in content["images"]:
+        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
+            known = first.setdefault(image["file_name"], image)
+            if known is not image and known.get("id") != image.get("id"):
+                merged[image.get("id")] = known.get("id")
+                ledger.note("images that a COCO file lists twice", image["file_name"])
+    if merged:
+        content["images"] = [i for i in content["images"] if i.get("id") not in merged]
+        content["annotations"] = [
+            {**a, "image_id": merged[a["image_id"]]} if a.get("image_id") in merged else a
+            for a in content["annotations"]
+        ]
+
+
+def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:
+    """Keep one of the annotations that differ only in their id."""
+    seen: Dict = {}
+    kept = []
+    for a in content["annotations"]:
+        key = str([a.get(k) for k in ("image_id", "category_id", "bbox")]) if _has_id(a) else None
+        same = seen.setdefault(key, []) if key else []
+        rest = {**a, "id": None} if key else a
+        if any({**other, "id": None} == rest and other["id"] != a["id"] for other in same):
+            ledger.drop(DUPLICATE, f"{file}, id {a['id']}")
+            continue
+        same.append(a)
+        kept.append(a)
+    content["annotations"] = kept
+
+
+def _has_id(annotation) -> bool:
+    return isinstance(annotation, dict) and annotation.get("id") is not None
+
+
+def _check_outside(folder: Folder, file: str, content: Dict) -> None:
+    boxes: Dict = {}
+    for a in content["annotations"]:
+        if isinstance(a, dict) and is_box(a.get("bbox")) and a["bbox"][2] > 0 < a["bbox"][3]:
+            x, y, w, h = a["bbox"]
+            boxes.setdefault(str(a.get("image_id")), []).append(Object("", (x, y, x + w, y + h)))
+    found = [
+        (str(i.get("file_name")), boxes.get(str(i.get("id")), ()), (i["width"], i["height"]))
+        for i in content["images"]
+        if isinstance(i, dict) and _is_size(i.get("width")) and _is_size(i.get("height"))
+    ]
+    check_outside(folder.path(file), found)

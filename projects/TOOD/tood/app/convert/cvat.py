@@ -1,0 +1,168 @@
+"""CVAT's ``annotations.xml`` 1.1, of images or of a video's frames."""
+
+import collections
+import math
+import os
+import re
+from typing import Dict, List, Optional, Sequence, Tuple
+from xml.etree.ElementTree import Element
+
+from tood.app.convert.build import (
+    Contents,
+    Format,
+    Object,
+    Record,
+    build_contents,
+    read_numbers,
+    text_of_label,
+)
+from tood.app.convert.folder import SPLITS, Folder, match_names, stem_of
+from tood.app.convert.ledger import NO_IMAGE, Ledger
+from tood.app.convert.voc import parse_xml
+from tood.utils.errors import UserError
+
+OTHER_SHAPES = ("polyline", "points", "cuboid", "skeleton", "tag")
+Stated = Tuple[str, str, Optional[Tuple[int, int]], List[Object]]  # name, split, size, objects
+
+
+def find_cvat(folder: Folder) -> List[str]:
+    """Return CVAT's files."""
+    pattern = re.compile(rb"<annotations[\s>]")
+    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.bytes(f)[:4096])]
+
+
+def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
+    """Read the images of each file, or the frames that its tracks cover."""
+    records, names = [], {}
+    for file in files:
+        root = parse_xml(folder, file)
+        names.update(dict.fromkeys(e.text or "" for e in root.iterfind("./meta//label/name")))
+        found = [*_images_of(folder, file, root, ledger), *_frames_of(folder, file, root, ledger)]
+        ledger.objects_in += sum(len(objects) for *_, objects in found)
+        home = os.path.dirname(file)
+        near = [home, f"{home}/images".lstrip("/")]
+        images = match_names(folder, ledger, [name for name, *_ in found], near)
+        missing = [name for name, *_ in found if name not in images]
+        kind = "images that it names are not there"
+        ledger.check_share(folder.path(file), kind, missing, len(found))
+        for name, split, size, objects in found:
+            if name in images:
+                records.append(Record(file, images[name], objects, size, split=split))
+            else:
+                ledger.drop(NO_IMAGE, name, len(objects))
+    labels = {o.label for record in records for o in record.objects}
+    classes = [name for name in names if name] if labels <= set(names) else None
+    listed = {record.image for record in records}
+    ledger.ignore([i for i in folder.images if i not in listed], "not named by CVAT's file")
+    splits: Dict[str, List[str]] = collections.defaultdict(list)
+    if all(record.split for record in records):
+        for record in records:
+            splits[record.split].append(record.image)
+    else:
+        splits["all"] = [record.image for record in records]
+    return build_contents(folder, ledger, records, splits=dict(splits), classes=classes)
+
+
+CVAT = Format("CVAT XML", find_cvat, read_cvat)
+
+
+def _images_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
+    found = []
+    for image in root.iterfind("image"):
+        objects = [_object_of(folder, file, shape, None, ledger) for shape in image]
+        split = SPLITS.get((image.get("subset") or "").lower(), "")
+        name = image.get("name") or ""
+        found.append((name, split, _size_of(image), [o for o in objects if o is not None]))
+    return found
+
+
+def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
+    """Return the objects of a video's frames, by the names of the images that are there."""
+    tracks = root.findall("track")
+    frames: Dict[int, List[Object]] = collections.defaultdict(list)
+    for track in tracks:
+        for shape in track:
+            if shape.get("outside") == "1":
+                ledger.objects_in += 1
+                ledger.drop("outside of the frame, as CVAT marks it", file)
+                continue
+            (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
+            found = _object_of(folder, file, shape, track.get("label"), ledger)
+            frames[int(frame)] += [found] if found is not None else []
+    if not tracks:
+        return []
+    images: Dict[int, List[str]] = collections.defaultdict(list)
+    for image in folder.images:
+        number = re.search(r"(\d+)$", stem_of(image))
+        if number:
+            images[int(number.group(1))].append(image)
+    doubled = next((images[n] for n in frames if len(images.get(n, ())) > 1), None)
+    if doubled:
+        raise UserError(
+            f"{folder.path(file)}: a frame could be {folder.path(doubled[0])} or "
+            f"{folder.path(doubled[1])}; leave one image per frame in the folder."
+        )
+    size = _size_of(root.find("./meta//original_size"))
+    unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
+    return [
+        (
+            os.path.relpath(images[n][0], os.path.dirname(file) or ".")
+            if n in images
+            else f"frame {n}",
+            "",
+            size,
+            objects,
+        )
+        for n, objects in sorted({**unlabelled, **frames}.items())
+    ]
+
+
+def _size_of(element: Optional[Element]) -> Optional[Tuple[int, int]]:
+    if element is None:
+        return None
+    texts = [element.get(key) or element.findtext(key) or "" for key in ("width", "height")]
+    return (int(texts[0]), int(texts[1])) if all(text.isdigit() for text in texts) else None
+
+
+def _object_of(
+    folder: Folder, file: str, shape: Element, label: Optional[str], ledger: Ledger
+) -> Optional[Object]:
+    """Return the object of a shape, or None for shapes without an area."""
+    where = f"{folder.path(file)}:"
+    if shape.tag in OTHER_SHAPES:
+        ledger.objects_in += 1
+        ledger.drop(f"shapes of the type {shape.tag}", file)
+        return None
+    label = text_of_label(label or shape.get("label"), where)
+    if shape.tag == "polygon":
+        pairs = [x.split(",") for x in (shape.get("points") or "").split(";")]
+        points = [read_numbers(pair, where) for pair in pairs]
+    else:
+        keys = {
+            "box": ("xtl", "ytl", "xbr", "ybr"),
+            "ellipse": ("cx", "cy", "rx", "ry"),
+            "mask": ("left", "top", "width", "height"),
+        }.get(shape.tag)
+        if keys is None:
+            raise UserError(f"{where} has a shape {shape.tag!r}, which is not known; remove it.")
+        a, b, c, d = read_numbers([shape.get(key) for key in keys], where)
+        box = {
+            "box": (a, b, c, d),
+            "ellipse": (a - c, b - d, a + c, b + d),
+            "mask": (a, b, a + c, b + d),
+        }[shape.tag]
+        (angle,) = read_numbers([shape.get("rotation") or 0], where)
+        points = _rotate(box, angle)
+    xs, ys = zip(*points)
+    return Object(label, (min(xs), min(ys), max(xs), max(ys)))
+
+
+def _rotate(box: Sequence[float], degrees: float) -> List[Tuple[float, float]]:
+    """Return the corners of a box that is turned around its centre."""
+    x1, y1, x2, y2 = box
+    if not degrees:
+        return [(x1, y1), (x2, y2)]
+    x, y, turn = (x1 + x2) / 2, (y1 + y2) / 2, math.radians(degrees)
+    cos, sin = math.cos(turn), math.sin(turn)
+    corners = [(a - x, b - y) for a in (x1, x2) for b in (y1, y2)]
+    return [(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in corners]

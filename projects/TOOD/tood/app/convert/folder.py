@@ -1,0 +1,439 @@
+"""A folder of a data set: its files, each real folder once, and the images that names mean."""
+
+import collections
+import functools
+import json
+import os
+import re
+import unicodedata
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from urllib.parse import unquote
+
+from tood.app.convert.ledger import Ledger
+from tood.data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, probe_image
+from tood.utils.errors import UserError, reason_of
+
+# Pillow registers these endings, but they are documents, films or arrays.
+NOT_IMAGES = frozenset(
+    (".pdf", ".eps", ".ps", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".emf", ".wmf")
+)
+STATING = (".csv", ".tsv", ".yaml", ".yml", ".json", ".xml", ".data")
+SPLITS = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# Words in names of folders that tell images from labels, and nothing else.
+AREAS = frozenset(
+    re.findall(
+        r"\w+",
+        "images image imgs img jpegimages labels label annotations annotation anns ann xml xmls "
+        "txt txts json jsons set dataset data",
+    )
+)
+# Label Studio puts such a prefix before the names of uploaded files.
+_PREFIX = re.compile(r"^[0-9a-fA-F]{8}-")
+_INTERESTING = re.compile(rb'"(shapes|imagePath|images|annotations)"\s*:')
+
+
+class Folder:
+    """The files below a folder, relative to it with "/"."""
+
+    def __init__(self, root: str, only: str = "", *, walk: bool = True):
+        """
+        Args:
+            root: path.
+            only: the one file, relative to it, that may state boxes; "" for all.
+            walk: whether to look for files.
+        """
+        self.root, self.only = root, only
+        self.files: List[str] = []
+        self.ignored: Dict[str, str] = {}  # file or folder -> reason
+        self.links: Dict[str, str] = {}  # file that is a link -> its real path
+        self.folders: Dict[str, str] = {}  # real path -> folder
+        self._bytes: Dict[str, bytes] = {}
+        self._json: Dict[str, Any] = {}
+        self.images: List[str] = []
+        if walk:
+            self.include(root)
+
+    def include(self, path: str) -> None:
+        """Add the files of a folder, which may lie outside of the root."""
+        start = relative_path(path, self.root)
+        links = self._walk(os.path.realpath(path), start)
+        while links:  # after the real folders, which are preferred
+            file, real = links.pop(0)
+            if real in self.folders or f"{os.path.realpath(self.root)}/".startswith(f"{real}/"):
+                self.ignored[f"{file}/"] = "a link to a folder that is read elsewhere"
+            else:
+                links += self._walk(real, file)
+        self.files.sort()
+        self.images = [f for f in self.files if suffix_of(f) in IMAGE_SUFFIXES - NOT_IMAGES]
+        self.__dict__.pop("names", None)
+
+    def _walk(self, real: str, start: str) -> List[Tuple[str, str]]:
+        """Add the files of a folder; return its links to folders, with their real paths."""
+        links, pending = [], [(real, start)]
+        while pending:
+            real, prefix = pending.pop()
+            if real in self.folders:
+                continue
+            self.folders[real] = prefix
+            for entry in os.scandir(real):
+                file = f"{prefix}/{entry.name}".lstrip("/")
+                if entry.name.startswith((".", "__MACOSX")):
+                    self._hide(entry, file)
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, file))
+                elif entry.is_dir():
+                    links.append((file, os.path.realpath(entry.path)))
+                elif entry.is_file():
+                    self.files.append(file)
+                    if entry.is_symlink():
+                        self.links[file] = os.path.realpath(entry.path)
+                else:
+                    self.ignored[file] = "a link to nothing, or not a file"
+        return sorted(links)
+
+    def _hide(self, entry: os.DirEntry, file: str) -> None:
+        self.ignored[file if entry.is_file() else f"{file}/"] = "hidden"
+        if entry.is_dir(follow_symlinks=False):
+            del self.ignored[f"{file}/"]
+            for path, _, names in os.walk(entry.path):
+                inner = os.path.relpath(path, entry.path).replace(os.sep, "/")
+                prefix = file if inner == "." else f"{file}/{inner}"
+                self.ignored.update({f"{prefix}/{name}": "hidden" for name in names})
+
+    @functools.cached_property
+    def names(self) -> "Names":
+        """Indices of the images."""
+        return Names(self.images)
+
+    def path(self, file: str) -> str:
+        """Return the path of one of its files."""
+        return os.path.normpath(os.path.join(self.root, file))
+
+    def with_suffix(self, *suffixes: str) -> List[str]:
+        """Return the files with one of some endings, in lower case with their dot."""
+        found = [f for f in self.files if suffix_of(f) in suffixes]
+        if self.only:
+            found = [f for f in found if f == self.only or suffix_of(f) not in STATING]
+        return found
+
+    def summary(self) -> str:
+        """Describe its files, for a sentence."""
+        if not self.files:
+            return "no files"
+        counts = collections.Counter(suffix_of(f) or "no ending" for f in self.files)
+        texts = [f"{count} of {suffix}" for suffix, count in counts.most_common(4)]
+        return f"{len(self.files)} files ({', '.join(texts)})"
+
+    def bytes(self, file: str) -> bytes:
+        """Return the content of a small file, which is opened once."""
+        if file not in self._bytes:
+            self._bytes[file] = self.read(file)
+        return self._bytes[file]
+
+    def read(self, file: str) -> bytes:
+        """Return the content of a file."""
+        try:
+            with open(self.path(file), "rb") as f:
+                return f.read()
+        except OSError as error:
+            raise UserError(
+                f"{self.path(file)} cannot be read ({error.strerror}); check the file."
+            ) from error
+
+    def text(self, file: str) -> str:
+        """Return the text of a small file in UTF-8, with or without a byte order mark."""
+        return decode(self.bytes(file), self.path(file))
+
+    def lines(self, file: str) -> List[str]:
+        """Return the lines of a text, stripped, without empty ones."""
+        return [line.strip() for line in self.text(file).splitlines() if line.strip()]
+
+    def json(self, file: str) -> Any:
+        """Return the content of a JSON file without the images in it (``imageData``: True if there
+        is one), or None if it has none of the keys of known formats.
+        """
+        if file not in self._json:
+            data, self._json[file] = self.read(file), None
+            wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:8]
+            if wide and suffix_of(file) == ".json":
+                raise UserError(f"{self.path(file)} is in UTF-16; save it as UTF-8.")
+            if _INTERESTING.search(data):
+                self._json[file] = self._parsed(data, file)
+        return self._json[file]
+
+    def _parsed(self, data: bytes, file: str) -> Any:
+        try:
+            content = json.loads(decode(data, self.path(file)))
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{self.path(file)} is not JSON ({reason_of(error)}); export it again."
+            ) from error
+        if isinstance(content, dict) and "imageData" in content:
+            content["imageData"] = bool(content["imageData"])
+        return content
+
+    def size_of(self, image: str) -> Tuple[int, int]:
+        """Return width and height in pixels, upright; raise UserError for a broken image."""
+        try:
+            return probe_image(self.path(image))
+        except IMAGE_ERRORS as error:
+            raise UserError(
+                f"The image {self.path(image)} cannot be read ({reason_of(error)}); repair it or "
+                "take it out of the folder."
+            ) from error
+
+
+class Names:
+    """Images by their paths, and by parts of their names."""
+
+    def __init__(self, images: Sequence[str]):
+        self.images = set(images)
+        self.same_folder = _index(images, lambda i: (os.path.dirname(i), stem_of(i)))
+        self.same_area = _index(images, lambda i: (area_of(i), stem_of(i)))
+        self.plain_area = _index(images, lambda i: (area_of(i), plain(stem_of(i))))
+        self.stem = _index(images, stem_of)
+        self.plain_stem = _index(images, lambda i: plain(stem_of(i)))
+        self.base = _index(images, os.path.basename)
+        self.plain_base = _index(images, lambda i: plain(os.path.basename(i)))
+
+
+def match_files(
+    folder: Folder, ledger: Ledger, files: Sequence[str], stated: Optional[Mapping] = None
+) -> Dict[str, str]:
+    """Find the image of each file of labels: beside it, in the corresponding folder of images,
+    and anywhere if neither folder corresponds to another one.
+
+    Args:
+        files: files of labels, each of one image.
+        stated: file -> the image's name that it states.
+
+    Returns:
+        file -> image; files without an image are missing.
+
+    Raises:
+        UserError: if a file could belong to two images, or an image to two files.
+    """
+    names, stated = folder.names, stated or {}
+    owners: Dict[str, str] = {}
+    places = (
+        lambda file, stem: names.same_folder.get((os.path.dirname(file), stem), ()),
+        lambda file, stem: names.same_area.get((area_of(file), stem), ()),
+        lambda file, stem: names.plain_area.get((area_of(file), plain(stem)), ()),
+        lambda file, stem: names.stem.get(stem, ()),
+        lambda file, stem: names.plain_stem.get(plain(stem), ()),
+    )
+    left = list(files)
+    for level, place in enumerate(places):
+        paired = {os.path.dirname(x) for pair in owners.items() for x in pair} if level > 2 else ()
+        found, owned = {}, set(owners)
+        for file in left:
+            own, said = stem_of(file), stated.get(file, "").replace("\\", "/")
+            candidates = {c for s in (own, stem_of(said)) if s for c in place(file, s)}
+            direct = os.path.normpath(os.path.join(os.path.dirname(file), said))
+            candidates |= {direct} & names.images if said and level == 0 else set()
+            if level > 1:
+                candidates -= owned
+            if level > 2:
+                candidates = {c for c in candidates if _agree(folder_splits(file), c)}
+            image = _choose(folder, file, sorted(candidates), os.path.basename(said))
+            if image is None:
+                continue
+            if os.path.dirname(file) in paired or os.path.dirname(image) in paired:
+                _refuse_pair(folder, file, image)
+            found[file] = image
+            if level > 1:
+                ledger.note("labels matched to images by names that differ", f"{file} ({image})")
+        for file, image in found.items():
+            if image in owners:
+                raise UserError(
+                    f"{folder.path(image)} has two files of labels, {folder.path(owners[image])} "
+                    f"and {folder.path(file)}; remove or rename one of them."
+                )
+            owners[image] = file
+        left = [file for file in left if file not in found]
+    return {file: image for image, file in owners.items()}
+
+
+def _refuse_pair(folder: Folder, file: str, image: str) -> None:
+    raise UserError(
+        f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has no "
+        "labels, has its name; put both in corresponding folders, or rename one of them."
+    )
+
+
+def _agree(splits: Sequence[str], image: str) -> bool:
+    return not splits or not folder_splits(image) or splits == folder_splits(image)
+
+
+def _choose(folder: Folder, file: str, images: Sequence[str], base: str) -> Optional[str]:
+    """Return the one image that a file of labels means, or None without candidates."""
+    if len({stem_of(i) for i in images}) == 1:  # the ending or the folder decides
+        tails = [_common_tail(area_of(i), area_of(file)) for i in images]
+        for kept in (
+            [i for i in images if os.path.basename(i) == base],
+            [i for i, tail in zip(images, tails) if tail and tail == max(tails)],
+            [i for i in images if i.count("/") == file.count("/") and area_of(i) == area_of(file)],
+        ):
+            images = kept or images
+    if len(images) > 1:
+        raise UserError(
+            f"{folder.path(file)} could belong to {folder.path(images[0])} or "
+            f"{folder.path(images[1])}; rename one of them, or put the labels beside their image."
+        )
+    return images[0] if images else None
+
+
+def match_names(
+    folder: Folder, ledger: Ledger, names: Iterable[str], near: Sequence[str] = ("",)
+) -> Dict[str, str]:
+    """Find the images that names in a file mean.
+
+    Args:
+        names: paths, which may be of another machine, or names with or without their endings.
+        near: folders that they may be relative to, the most certain one first.
+
+    Returns:
+        name -> image; names without an image are missing.
+
+    Raises:
+        UserError: if a name could mean two images, or two names mean one.
+    """
+    found: Dict[str, str] = {}
+    names = list(dict.fromkeys(names))
+    for name in names:
+        image = _direct(folder, name, near)
+        if image is not None:
+            found[name] = image
+    taken = set(found.values())
+    for name in names:
+        image = None if name in found else _by_name(folder, name, near, taken)
+        if image is not None:
+            found[name] = image
+            if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
+                ledger.note("images found by their names alone", name)
+    by_image: Dict[str, str] = {}
+    for name, image in found.items():
+        other = by_image.setdefault(image, name)
+        if image not in taken and other != name:
+            raise UserError(
+                f"{folder.path(image)} could be {other!r} or {name!r}; put images of equal names "
+                "into folders as their names say."
+            )
+    return found
+
+
+def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
+    """Return the image at exactly the path that a name says."""
+    name = name.replace("\\", "/")
+    if os.path.isabs(name):
+        name, near = relative_path(name, folder.root), ("",)
+    for path in (os.path.normpath(os.path.join(n, name)).replace(os.sep, "/") for n in near):
+        if path in folder.names.images:
+            return path
+        without_ending = folder.names.same_folder.get(os.path.split(path), ())
+        if len(without_ending) == 1:
+            return without_ending[0]
+    return None
+
+
+def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) -> Optional[str]:
+    """Return the image whose path ends as a name does, with as many folders as possible."""
+    index, name = folder.names, name.replace("\\", "/")
+    base = name.rpartition("/")[2]
+    for images, key in (
+        (index.base.get(base) or index.stem.get(base, ()), str),
+        (index.plain_base.get(plain(base)) or index.plain_stem.get(plain(base), ()), plain),
+    ):
+        images = [i for i in images if i not in taken]
+        if not images:
+            continue
+        steps = [key(x) for x in name.split("/")[:-1]]
+        tails = [_common_tail([key(x) for x in i.split("/")[:-1]], steps) for i in images]
+        images = [i for i, tail in zip(images, tails) if tail == max(tails)]
+        if len(images) > 1:
+            images = [i for i in images if any(n and i.startswith(f"{n}/") for n in near)] or images
+        if len(images) > 1:
+            raise UserError(
+                f"{name!r} could mean {folder.path(images[0])} or {folder.path(images[1])}; name "
+                "the folder as well, or rename one of them."
+            )
+        return images[0]
+    return None
+
+
+def _common_tail(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return how many of the last steps of two paths agree."""
+    pairs = list(zip(reversed(a), reversed(b)))
+    return next((n for n, (x, y) in enumerate(pairs) if x != y), len(pairs))
+
+
+def _index(images: Iterable[str], key) -> Dict[Any, List[str]]:
+    index = collections.defaultdict(list)
+    for image in images:
+        index[key(image)].append(image)
+    return dict(index)
+
+
+def plain(name: str) -> str:
+    """Return a name without what programs change in it: quoting, prefixes, the case of letters."""
+    name = unicodedata.normalize("NFC", _PREFIX.sub("", unquote(name)))
+    return name.casefold().replace(" ", "_")
+
+
+def area_of(file: str) -> Tuple[str, ...]:
+    """Return the folders of a file without words such as "images" and "labels"."""
+    return _area_of(os.path.dirname(file))
+
+
+@functools.lru_cache(maxsize=4096)
+def _area_of(folder: str) -> Tuple[str, ...]:
+    steps = []
+    for step in folder.casefold().split("/"):
+        words = [SPLITS.get(w, w) for w in re.split(r"[\W_]+", step) if w and w not in AREAS]
+        steps += [" ".join(words)] if words else []
+    return tuple(steps)
+
+
+def split_words(text: str) -> List[str]:
+    """Return the splits that the words of a name speak of."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return list(dict.fromkeys(SPLITS[w] for w in words if w in SPLITS))
+
+
+def folder_splits(file: str) -> List[str]:
+    """Return the splits that the folders of a file are named after, the outermost first:
+    "train2017", "val" and "images_test" are, "train_station" is not.
+    """
+    found = []
+    for step in file.lower().split("/")[:-1]:
+        words = [w for w in re.split(r"[\W_\d]+", step) if w and w not in AREAS]
+        found += [SPLITS[words[0]]] if len(words) == 1 and words[0] in SPLITS else []
+    return found
+
+
+def decode(data: bytes, path: str) -> str:
+    """Return the text of a file in UTF-8, or raise UserError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not in UTF-8; save it as UTF-8.") from error
+
+
+def relative_path(path: str, root: str) -> str:
+    """Return a path relative to a folder with "/", "" for the folder itself."""
+    path = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
+    return "" if path == "." else path
+
+
+def suffix_of(file: str) -> str:
+    """Return the ending of a name, in lower case with its dot."""
+    return os.path.splitext(file)[1].lower()
+
+
+def stem_of(file: str) -> str:
+    """Return the name of a file without its ending."""
+    return os.path.splitext(os.path.basename(file))[0]

@@ -1,0 +1,116 @@
+"""LabelMe: a JSON file per image."""
+
+import math
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from tood.app.convert.build import (
+    Contents,
+    Format,
+    Object,
+    Record,
+    build_contents,
+    drop_orphans,
+    read_numbers,
+    text_of_label,
+)
+from tood.app.convert.folder import Folder, match_files
+from tood.app.convert.ledger import Ledger
+from tood.utils.errors import UserError
+
+AREAS = (None, "", "polygon", "rectangle", "oriented_rectangle", "mask", "circle")
+INSIDE = "images that exist only inside of their LabelMe files (imageData)"
+
+
+def find_labelme(folder: Folder) -> List[str]:
+    """Return LabelMe's files."""
+    return [f for f in folder.with_suffix(".json") if _is_labelme(folder.json(f))]
+
+
+def _is_labelme(content: Any) -> bool:
+    return isinstance(content, dict) and ("shapes" in content or "imagePath" in content)
+
+
+def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
+    """Read the files of all images."""
+    stated = {f: str(folder.json(f).get("imagePath") or "") for f in files}
+    matched = match_files(folder, ledger, files, stated)
+    records, counts = [], {}
+    for file in files:
+        objects = _objects_of(folder, file, ledger)
+        counts[file] = len(objects)
+        if file in matched:
+            records.append(Record(file, matched[file], objects, _size_of(folder.json(file))))
+    orphans = [f for f in files if f not in matched]
+    _refuse_images_inside(folder, ledger, orphans, len(files))
+    drop_orphans(ledger, folder.root, orphans, counts, len(files))
+    return build_contents(folder, ledger, records)
+
+
+LABELME = Format("LabelMe", find_labelme, read_labelme)
+
+
+def _refuse_images_inside(folder: Folder, ledger: Ledger, orphans: List[str], total: int) -> None:
+    inside = [f for f in orphans if folder.json(f).get("imageData")]
+    if len(inside) > total / 2:
+        raise UserError(
+            f"{folder.root}: {len(inside)} of {total} LabelMe files contain their image only "
+            f"inside (imageData), for example {inside[0]}; save the images as files beside them, "
+            "as labelme_export_json does."
+        )
+    for file in inside:
+        ledger.note(INSIDE, file)
+
+
+def _size_of(content: Dict) -> Optional[Tuple[int, int]]:
+    size = content.get("imageWidth"), content.get("imageHeight")
+    return size if all(type(x) is int and x > 0 for x in size) else None
+
+
+def _objects_of(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
+    """Return the objects of a file: one for each shape with an area, or for each group of them."""
+    shapes = folder.json(file).get("shapes")
+    path = folder.path(file)
+    if not isinstance(shapes, list) or not all(isinstance(s, dict) for s in shapes):
+        raise UserError(f"{path} is not a LabelMe file (it has no list of shapes); save it again.")
+    ledger.objects_in += len(shapes)
+    groups: Dict[Any, List[Object]] = {}
+    for i, shape in enumerate(shapes):
+        kind = shape.get("shape_type")
+        if kind not in AREAS:
+            ledger.drop(f"shapes of the type {kind}", file)
+            continue
+        label = text_of_label(shape.get("label"), f"{path}:")
+        if label in ("__ignore__", "_background_"):
+            ledger.drop(f"shapes labelled {label}", file)
+            continue
+        group = shape.get("group_id")
+        key = (label, str(group)) if group is not None else i
+        groups.setdefault(key, []).append(Object(label, _box_of(shape, path)))
+    joined = sum(len(group) - 1 for group in groups.values())
+    ledger.drop("further shapes of a group, which is one object", file, joined)
+    return [Object(group[0].label, _around([o.box for o in group])) for group in groups.values()]
+
+
+def _box_of(shape: Dict, path: str) -> Tuple[float, float, float, float]:
+    points, kind = shape.get("points"), shape.get("shape_type")
+    if not isinstance(points, list) or len(points) < 2 or not all(_is_point(p) for p in points):
+        raise UserError(
+            f"{path} has a shape without points (x, y): {str(points)[:60]}; draw it again."
+        )
+    numbers = [read_numbers(point, path) for point in points]
+    if kind == "circle":  # its centre, and a point on it
+        (x, y), edge = numbers[:2]
+        radius = math.dist((x, y), edge)
+        return x - radius, y - radius, x + radius, y + radius
+    box = _around([(x, y, x, y) for x, y in numbers])
+    # The last row and column of a mask are within it.
+    return (*box[:2], box[2] + 1, box[3] + 1) if kind == "mask" else box
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2
+
+
+def _around(boxes: Sequence[Sequence[float]]) -> Tuple[float, float, float, float]:
+    x1, y1, x2, y2 = zip(*boxes)
+    return min(x1), min(y1), max(x2), max(y2)

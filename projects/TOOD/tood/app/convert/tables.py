@@ -1,0 +1,194 @@
+"""Boxes in CSV files, one per row: ``filename,xmin,ymin,xmax,ymax,label`` with or without such a
+header, in any order with one; and Open Images' tables, relative and with a file of classes' names.
+"""
+
+import collections
+import csv
+import io
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from tood.app.convert.build import (
+    WITHIN,
+    Contents,
+    Format,
+    Object,
+    Record,
+    build_contents,
+    split_of_files,
+)
+from tood.app.convert.folder import SPLITS, Folder, decode, match_names
+from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
+from tood.utils.errors import UserError
+
+# Names of a column, in small letters without "_" and " ".
+COLUMNS = {
+    "image": ("filename", "imageid", "image", "imagepath", "imagename", "path", "file"),
+    "label": ("label", "class", "labelname", "classname", "category", "name"),
+    "x1": ("xmin", "x1", "left"),
+    "y1": ("ymin", "y1", "top"),
+    "x2": ("xmax", "x2", "right"),
+    "y2": ("ymax", "y2", "bottom"),
+}
+OPTIONAL = {
+    "width": ("width", "imagewidth", "imgwidth"),
+    "height": ("height", "imageheight", "imgheight"),
+    "split": ("split", "subset", "set", "usage"),
+    "group": ("isgroupof",),  # of Open Images: a box around many objects, COCO's crowd
+}
+BOX = ("x1", "y1", "x2", "y2")
+ENDINGS = (".csv", ".tsv")
+
+
+class Table(NamedTuple):
+    """A CSV file of boxes."""
+
+    file: str
+    rows: List[Tuple[int, List[str]]]  # (number of the line, cells)
+    columns: Dict[str, int]  # key of COLUMNS or OPTIONAL -> number of the column
+    has_decimal_commas: bool
+
+
+def find_tables(folder: Folder) -> List[Tuple[str, Table]]:
+    """Return the tables of boxes, with their files."""
+    tables = [(file, _table_of(folder, file)) for file in folder.with_suffix(*ENDINGS)]
+    return [(file, table) for file, table in tables if table is not None]
+
+
+def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledger) -> Contents:
+    """Read the rows of all images; images that no table lists are negatives."""
+    names = _class_descriptions(folder, ledger)
+    files = {}
+    if not all("split" in table.columns for _, table in found):
+        files = split_of_files(folder, [file for file, _ in found])
+    own = files.get(found[0][0], "all") if len(found) == 1 else "all"
+    records = []
+    for file, table in found:
+        split = files.get(file, "all") if len(found) > 1 else "all"
+        records += _records_of(folder, table, ledger, names, "" if split == "all" else split)
+    contents = build_contents(folder, ledger, records)
+    if list(contents) == ["all"] and own != "all":  # a table alone is of the split in its name
+        for image in contents["all"]["images"]:
+            ledger.files[image["file_name"]] = (IMAGE, own)
+        return {own: contents["all"]}
+    return contents
+
+
+CSV = Format("CSV", find_tables, read_tables)
+
+
+def _table_of(folder: Folder, file: str) -> Optional[Table]:
+    data = folder.read(file)
+    is_wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    start = data.decode("utf-16", "replace") if is_wide else data.decode("utf-8-sig", "replace")
+    lines = start.splitlines()
+    for delimiter in ",;\t|":
+        columns = _columns_of(next(csv.reader(lines[:1], delimiter=delimiter), []))
+        if columns is not None:
+            text = start if is_wide else decode(data, folder.path(file))
+            return Table(file, _rows_of(folder, file, text, delimiter), columns, delimiter != ",")
+    return None
+
+
+def _columns_of(first: Sequence[str]) -> Optional[Dict[str, int]]:
+    """Return the meaning of columns by the first row of a file, or None for other files."""
+    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in first]
+    columns = {}
+    for key, known in {**COLUMNS, **OPTIONAL}.items():
+        name = next((name for name in known if name in names), None)
+        if name is not None:
+            columns[key] = names.index(name)
+    if all(key in columns for key in COLUMNS):
+        return columns
+    # Without a header: path, x1, y1, x2, y2, class.
+    if len(first) == 6 and all(_number(x, True) is not None or not x.strip() for x in first[1:5]):
+        return {"image": 0, "label": 5, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "headless": 0}
+    return None
+
+
+def _rows_of(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple[int, List[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise UserError(
+            f"{folder.path(file)} cannot be read as CSV ({error}); export it again."
+        ) from error
+    return [(number, row) for number, row in rows if any(row)]
+
+
+def _records_of(
+    folder: Folder, table: Table, ledger: Ledger, names: Dict[str, str], split: str
+) -> List[Record]:
+    """Return the boxes of each image."""
+    found: Dict[Tuple, List[Object]] = collections.defaultdict(list)
+    for number, row in table.rows if "headless" in table.columns else table.rows[1:]:
+        image, size, named, objects = _read_row(folder, table, number, row, names)
+        found[image, size, named or split] += objects
+    boxes = [o.box for objects in found.values() for o in objects]
+    relative = bool(boxes) and all(-WITHIN <= x <= 1 + WITHIN for box in boxes for x in box)
+    if relative:
+        ledger.note("boxes are relative to the images' sizes", table.file)
+    ledger.objects_in += len(boxes)
+    home = table.file.rpartition("/")[0]
+    near = [home, *(f"{home}/{x}".lstrip("/") for x in ("images", split) if x), "", "images"]
+    images = match_names(folder, ledger, [image for image, _, _ in found], near)
+    total = len({image for image, _, _ in found})
+    missing = list(dict.fromkeys(image for image, _, _ in found if image not in images))
+    ledger.check_share(
+        folder.path(table.file), "images that it names are not there", missing, total
+    )
+    records, splits = [], {}
+    for (name, size, named), objects in found.items():
+        if name not in images:
+            ledger.drop(NO_IMAGE, name, len(objects))
+            continue
+        image = images[name]
+        if splits.setdefault(image, named) != named:
+            raise UserError(
+                f"{folder.path(table.file)} puts {name} into {splits[image] or 'no split'} and "
+                f"into {named or 'no split'}; correct one of them."
+            )
+        records.append(Record(table.file, image, objects, size, relative, named))
+    return records
+
+
+def _read_row(folder: Folder, table: Table, number: int, row: Sequence[str], names: Dict):
+    """Return the name of an image, its stated size or None, its split or "", and its objects: one,
+    or none for a row without a box.
+    """
+    columns, where = table.columns, f"{folder.path(table.file)}, line {number}"
+    if len(row) <= max(columns.values()):
+        raise UserError(f"{where} has {len(row)} columns, fewer than others of its file; fix it.")
+    image, texts = row[columns["image"]], [row[columns[key]] for key in BOX]
+    size = [_number(row[columns[k]], True) for k in ("width", "height") if k in columns]
+    size = tuple(int(x) for x in size) if len(size) == 2 and all(size) else None
+    split = SPLITS.get(row[columns["split"]].lower(), "") if "split" in columns else ""
+    if not any(texts):
+        return image, size, split, []
+    box = tuple(_number(x, table.has_decimal_commas) for x in texts)
+    label = row[columns["label"]]
+    if None in box or not label or not image:
+        raise UserError(
+            f"{where} must have an image, four numbers and a label: {','.join(row)[:80]}; fix it."
+        )
+    group = "group" in columns and row[columns["group"]] == "1"
+    return image, size, split, [Object(names.get(label, label), box, crowd=group)]
+
+
+def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:
+    """Return Open Images' names of classes, by their codes."""
+    names = {}
+    for file in folder.with_suffix(*ENDINGS):
+        if "classdescriptions" in file.lower().replace("-", "").replace("_", ""):
+            rows = csv.reader(folder.lines(file))
+            names.update(row[:2] for row in rows if len(row) >= 2)
+            ledger.enter(file, CLASSES)
+    return names
+
+
+def _number(text: str, has_decimal_commas: bool) -> Optional[float]:
+    try:
+        number = float(text.replace(",", ".") if has_decimal_commas else text)
+    except ValueError:
+        return None
+    return number if abs(number) < 1e9 else None

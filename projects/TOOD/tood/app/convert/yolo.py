@@ -1,0 +1,389 @@
+"""YOLO: a text file of labels per image, and a ``data.yaml``, ``obj.data`` or ``classes.txt``."""
+
+import os
+import re
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import yaml
+
+from tood.app.convert.build import (
+    WITHIN,
+    Contents,
+    Format,
+    Object,
+    Record,
+    build_contents,
+    drop_orphans,
+    read_numbers,
+)
+from tood.app.convert.folder import (
+    SPLITS,
+    Folder,
+    decode,
+    match_files,
+    match_names,
+    relative_path,
+    stem_of,
+)
+from tood.app.convert.ledger import CLASSES, CONFIGURATION, LIST, Ledger
+from tood.utils.errors import UserError
+
+SPLIT_KEYS = ("train", "val", "valid", "test")  # of a data.yaml or obj.data
+_LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
+
+
+class Config(NamedTuple):
+    """What a ``data.yaml`` or ``obj.data`` says."""
+
+    file: str
+    names: List[str]
+    entries: Dict[str, List[str]]  # split -> folders and lists of images
+    base: str  # its "path"
+    num_pose_values: int
+
+
+class Found(NamedTuple):
+    """A data set in YOLO's format: its configuration, or its lists of classes."""
+
+    config: Optional[Config]
+    class_files: List[str]
+    labels: List[str]
+
+
+def find_yolo(folder: Folder) -> Optional[Found]:
+    """Recognize a configuration, or a list of classes with labels.
+
+    Raises:
+        UserError: for two configurations, or one that contradicts itself.
+    """
+    configs = [_read_yaml(folder, f) for f in folder.with_suffix(".yaml", ".yml")]
+    configs += [_read_obj_data(folder, f) for f in folder.with_suffix(".data")]
+    configs = [config for config in configs if config is not None]
+    if len(configs) > 1:
+        first, second = (folder.path(c.file) for c in configs[:2])
+        raise UserError(f"{first} and {second} each describe a data set; name one of them.")
+    if configs:
+        for entries in configs[0].entries.values():
+            for entry in entries:
+                _resolve(folder, configs[0], entry)  # includes folders outside of the root
+    texts = folder.with_suffix(".txt", ".names")
+    class_files = [f for f in texts if _is_class_file(f)]
+    if not configs and not class_files:
+        return None
+    labels = label_files(folder)
+    return (
+        Found(configs[0] if configs else None, class_files, labels) if configs or labels else None
+    )
+
+
+def label_files(folder: Folder) -> List[str]:
+    """Return the text files that are labels, or at the place of an image's labels."""
+    texts = [f for f in folder.with_suffix(".txt") if not _is_class_file(f)]
+    first = {f: folder.bytes(f).lstrip()[:400].decode("ascii", "replace") for f in texts}
+    lines = {f: text.splitlines()[0] if text else "" for f, text in first.items()}
+    if not any(_LINE.match(line) for line in lines.values()):
+        return []
+    names = folder.names
+    beside = {f for f in texts if (os.path.dirname(f), stem_of(f)) in names.same_folder}
+    in_labels = {f for f in texts if "labels" in f.lower().split("/")[:-1]}
+    return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in in_labels]
+
+
+def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
+    """Read the labels of all images that a configuration names, or of all."""
+    config = found.config
+    labels = found.labels
+    lists = _split_lists(folder, labels)
+    labels = [f for f in labels if f not in lists]
+    splits, names = None, None
+    if config is not None:
+        ledger.enter(config.file, CONFIGURATION)
+        names, splits = config.names, _images_by_split(folder, ledger, config)
+    elif lists:
+        splits = {s: _listed(folder, ledger, f) for f, s in lists.items()}
+    order = _class_order(folder, ledger, found)
+    matched = match_files(folder, ledger, labels)
+    objects, lines = {}, []
+    for file in labels:
+        objects[file] = _objects_of(folder, file, order(file), config, lines)
+        ledger.objects_in += len(objects[file])
+    _check_units(folder, lines)
+    orphans = [f for f in labels if f not in matched]
+    drop_orphans(ledger, folder.root, orphans, {f: len(o) for f, o in objects.items()}, len(labels))
+    records = [Record(f, matched[f], objects[f], None, True) for f in labels if f in matched]
+    if names is None:
+        names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
+    if splits is not None:
+        used = {image for images in splits.values() for image in images}
+        reason = f"not named by {config.file}" if config else "in no list of images"
+        ledger.ignore([i for i in folder.images if i not in used], reason)
+        ledger.ignore([r.file for r in records if r.image not in used], reason)
+    return build_contents(folder, ledger, records, splits=splits, classes=names)
+
+
+YOLO = Format("YOLO", find_yolo, read_yolo)
+
+
+# --- configurations ----------------------------------------------------------------------------
+
+
+def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
+    text = decode(folder.bytes(file), folder.path(file))
+    try:
+        content = yaml.safe_load(text)
+        as_text = yaml.load(text, Loader=yaml.BaseLoader)  # names such as yes, off and 007
+    except (yaml.YAMLError, ValueError):
+        return None
+    if not isinstance(content, dict) or not content.get("names"):
+        return None
+    entries = {}
+    for key in SPLIT_KEYS:
+        if content.get(key):
+            some = content[key] if isinstance(content[key], list) else [content[key]]
+            entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
+    if not entries:
+        return None
+    names = _names_of(folder, file, as_text["names"], content.get("nc"))
+    shape = content.get("kpt_shape")
+    pose = shape[0] * shape[1] if isinstance(shape, list) and len(shape) == 2 else 0
+    return Config(file, names, entries, str(content.get("path") or ""), pose)
+
+
+def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
+    """Read darknet's and CVAT's configuration, ``key = value`` in lines."""
+    pairs = [line.split("=", 1) for line in folder.lines(file) if "=" in line]
+    content = {key.strip(): value.strip() for key, value in pairs}
+    entries = {SPLITS[key]: [content[key]] for key in SPLIT_KEYS if content.get(key)}
+    if not entries or not content.get("names"):
+        return None
+    names = _names_of(folder, file, content["names"], content.get("classes"))
+    return Config(file, names, entries, "", 0)
+
+
+def _names_of(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
+    path = folder.path(file)
+    if isinstance(names, dict):
+        if not all(str(key).isdigit() for key in names):
+            raise UserError(f"{path}: the keys of names must be numbers; count the classes from 0.")
+        names = {int(key): name for key, name in names.items()}
+        if sorted(names) != list(range(len(names))):
+            raise UserError(f"{path}: the keys of names must be 0 to {len(names) - 1}; count them.")
+        names = [names[i] for i in range(len(names))]
+    number = int(number) if str(number).isdigit() else None
+    if isinstance(names, str):
+        names = _names_in_text(folder, file, names, number)
+    names = [str(name).strip() for name in names]
+    doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if not names or doubled is not None:
+        raise UserError(
+            f"{path} names {'no classes' if not names else f'the class {doubled!r} twice'}; "
+            "correct its names."
+        )
+    if number not in (None, len(names)):
+        raise UserError(
+            f"{path} says that there are {number} classes (nc), but names {len(names)}: "
+            f"{', '.join(names)[:80]}; correct one of them."
+        )
+    return names
+
+
+def _names_in_text(folder: Folder, file: str, text: str, number: Optional[int]) -> List[str]:
+    """Return names that are written as one text, or in a file that it names."""
+    for path in (text, os.path.basename(text)):
+        listed = os.path.normpath(os.path.join(os.path.dirname(file), path))
+        if listed in folder.files:
+            return folder.lines(listed)
+    inner = text.strip().strip("[](){}")
+    ways = [
+        [x.strip().strip("'\"") for x in re.split(separator, inner) if x.strip()]
+        for separator in (r"[,;\n]", r"\s+", r"\Z")
+    ]
+    fitting = [way for way in ways if len(way) == number]
+    return fitting[0] if fitting else ways[0]
+
+
+def _resolve(folder: Folder, config: Config, entry: str) -> str:
+    """Return the path, relative to the folder, of an entry of a configuration."""
+    entry, home = entry.replace("\\", "/"), os.path.dirname(config.file)
+    inner = re.sub(r"^(\.{1,2}/)+", "", entry)
+    bases = [os.path.join(home, config.base), home] if config.base else [home]
+    tried = [os.path.join(base, entry) for base in bases]
+    # Roboflow's paths begin one folder too high; others are of another machine.
+    steps = inner.strip("/").split("/")
+    tried += [os.path.join(home, *steps[i:]) for i in range(len(steps))]
+    there = [p for p in tried if os.path.exists(folder.path(p))]
+    if not there:
+        raise UserError(
+            f"{folder.path(config.file)}: its entry {entry} is not there; correct the path, or "
+            "remove the key."
+        )
+    real = [os.path.realpath(folder.path(p)) for p in (there[0], os.path.join(home, inner))]
+    is_double = entry.startswith("../") and not config.base and os.path.exists(real[1])
+    if is_double and real[0] != real[1]:
+        raise UserError(
+            f"{folder.path(config.file)}: its entry {entry} could be {real[0]} or {real[1]}; set "
+            "path, or write an absolute path."
+        )
+    return _place(folder, config, folder.path(there[0]))
+
+
+def _place(folder: Folder, config: Config, path: str) -> str:
+    """Return where the folder has a path, after including its data if they lie outside."""
+    real = os.path.realpath(path)
+    is_folder = os.path.isdir(real)
+    if (real if is_folder else os.path.dirname(real)) not in folder.folders:
+        base = os.path.realpath(
+            os.path.join(folder.path(os.path.dirname(config.file)), config.base)
+        )
+        if not (config.base and f"{real}/".startswith(f"{base}/")):
+            steps = (real if is_folder else os.path.dirname(real)).split("/")
+            last = next((i for i, s in enumerate(steps) if s.lower() == "images"), len(steps))
+            base = "/".join(steps[:last]) or "/"
+        folder.include(base)
+    if is_folder:
+        return folder.folders[real]
+    home, name = os.path.split(path)
+    return f"{folder.folders[os.path.realpath(home)]}/{name}".lstrip("/")
+
+
+def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str, List[str]]:
+    splits: Dict[str, List[str]] = {}
+    for split, entries in config.entries.items():
+        images = splits.setdefault(split, [])
+        for entry in entries:
+            place = _resolve(folder, config, entry)
+            if place in folder.files and place not in folder.names.images:
+                images += _listed(folder, ledger, place, config.base)
+            else:
+                prefix = f"{place}/" if place else ""
+                images += [i for i in folder.images if i.startswith(prefix) or i == place]
+        if not images:
+            raise UserError(
+                f"{folder.path(config.file)}: its {split}, {entries[0]}, contains no images; "
+                "correct the path, or remove the key."
+            )
+    return splits
+
+
+def _listed(folder: Folder, ledger: Ledger, file: str, base: str = "") -> List[str]:
+    """Return the images that a list names, each once."""
+    names = list(dict.fromkeys(folder.lines(file)))
+    home = os.path.dirname(file)
+    near = [home, relative_path(folder.path(os.path.join(home, base)), folder.root), ""]
+    found = match_names(folder, ledger, names, near)
+    missing = [name for name in names if name not in found]
+    ledger.check_share(folder.path(file), "images that it lists are not there", missing, len(names))
+    ledger.enter(file, LIST)
+    return list(dict.fromkeys(found[name] for name in names if name in found))
+
+
+def _split_lists(folder: Folder, labels: Sequence[str]) -> Dict[str, str]:
+    """Return text files such as ``train.txt`` that list images, with their splits."""
+    lists = {}
+    for file in folder.with_suffix(".txt"):
+        split = SPLITS.get(stem_of(file).lower())
+        if split and file not in labels and folder.lines(file):
+            line = os.path.basename(folder.lines(file)[0].replace("\\", "/"))
+            if line in folder.names.base or line in folder.names.stem:
+                lists[file] = split
+    return lists if len(set(lists.values())) == len(lists) else {}
+
+
+# --- classes -----------------------------------------------------------------------------------
+
+
+def _is_class_file(file: str) -> bool:
+    return os.path.basename(file).lower() == "classes.txt" or file.lower().endswith(".names")
+
+
+def _names_in(folder: Folder, file: str) -> List[str]:
+    return _names_of(folder, file, folder.lines(file), None)
+
+
+def _class_order(folder: Folder, ledger: Ledger, found: Found):
+    """Return a function from a file of labels to the names of its classes: those of the
+    configuration, or of the next list of classes in its folder or above.
+    """
+    stated = {os.path.dirname(f): (f, _names_in(folder, f)) for f in found.class_files}
+    for file in found.class_files:
+        ledger.enter(file, CLASSES)
+    if found.config is not None:
+        for file, names in stated.values():
+            if any(a != b for a, b in zip(names, found.config.names)):
+                raise UserError(
+                    f"{folder.path(file)} and {folder.path(found.config.file)} number the classes "
+                    "differently; remove the wrong one."
+                )
+        return lambda file: found.config.names
+
+    def order(file: str) -> List[str]:
+        home = os.path.dirname(file)
+        while home and home not in stated:
+            home = os.path.dirname(home)
+        if home in stated:
+            return stated[home][1]
+        lists = list(stated.values())
+        if len({tuple(names) for _, names in lists}) > 1:
+            raise UserError(
+                f"{folder.path(file)} could be numbered by {folder.path(lists[0][0])} or "
+                f"{folder.path(lists[1][0])}, which differ; put the right one beside it."
+            )
+        return lists[0][1]
+
+    return order
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def _objects_of(
+    folder: Folder, file: str, names: Sequence[str], config: Optional[Config], lines: List
+) -> List[Object]:
+    """Return the objects of a file, relative to its image's size; add its boxes to ``lines``."""
+    objects, pose = [], config.num_pose_values if config else 0
+    for i, line in enumerate(folder.text(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{folder.path(file)}, line {i},"
+        number, *values = read_numbers(line.split(), where)
+        if not 0 <= number < len(names) or number != int(number):
+            raise UserError(
+                f"{folder.path(file)} has the class {number:g}, but there are {len(names)} "
+                f"classes, counted from 0 ({', '.join(names)[:80]}); name all of them."
+            )
+        if pose and len(values) == 4 + pose:
+            values = values[:4]
+        objects.append(Object(names[int(number)], _box_of(values, where)))
+        lines.append((file, values))
+    return objects
+
+
+def _box_of(values: Sequence[float], where: str) -> Tuple[float, float, float, float]:
+    if len(values) == 4:
+        x, y, w, h = values
+        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    if len(values) < 6 or len(values) % 2:
+        raise UserError(
+            f"{where} cannot be read: it has {len(values)} numbers after the class, but boxes have "
+            "4 and polygons 6, 8, ...; export it again."
+        )
+    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+
+
+def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -> None:
+    """Raise UserError if most lines are in pixels, or are corners."""
+    large = [file for file, values in lines if max(values) > 1.5 or min(values) < -0.5]
+    boxes = [(file, v) for file, v in lines if len(v) == 4]
+    beyond = [
+        file
+        for file, (x, y, w, h) in boxes
+        if max(x + w / 2, y + h / 2, w / 2 - x + 1, h / 2 - y + 1) > 1 + WITHIN
+    ]
+    is_corners = bool(boxes) and all(v[2] >= v[0] and v[3] >= v[1] for _, v in boxes)
+    for wrong, kind, total in ((large, "pixels", lines), (beyond, "corners", boxes)):
+        if len(wrong) > len(total) / 2 and (kind == "pixels" or is_corners):
+            raise UserError(
+                f"{folder.path(wrong[0])} seems to be in {kind}, as {len(wrong)} of {len(total)} "
+                "lines; YOLO's are relative to the image's size: class, centre x, centre y, width, "
+                "height."
+            )
