@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tood.config.build import check_builds
 from tood.config.check import RANGES, check_config, get_key, known_keys, nearest_key
-from tood.config.options import training_ranges
+from tood.config.options import get_training_ranges
 from tood.config.read import load_config, run_options, split_options
 from tood.config.unread import UNREAD
 from tood.data.datasets import prepare_datasets
@@ -32,7 +32,7 @@ def with_value(cfg, key, value):
     return cfg
 
 
-@pytest.mark.parametrize("key", [*RANGES, *training_ranges()])
+@pytest.mark.parametrize("key", [*RANGES, *get_training_ranges()])
 def test_numbers_below_their_range(tiny_cfg, key):
     check_config(tiny_cfg)
     with pytest.raises(UserError, match=rf"{key} is -3; it must be (at least|more than) "):

@@ -43,7 +43,7 @@ def test_defaults_and_ranges_are_those_of_the_fields():
     tood = load_config(CONFIG).MODEL.TOOD
     assert (tood.VAL_LOSS, tood.EVAL_ALIGNMENT, tood.EMA_DECAY) == (False, False, 0.0)
     assert (tood.EARLY_STOP_PATIENCE, tood.MAX_DEAD_ITERS) == (0, 200)
-    assert options.training_ranges() == {
+    assert options.get_training_ranges() == {
         "MODEL.TOOD.EMA_DECAY": options.Range(0, 0.999999),
         "MODEL.TOOD.EARLY_STOP_PATIENCE": options.Range(0),
         "MODEL.TOOD.MAX_DEAD_ITERS": options.Range(0),

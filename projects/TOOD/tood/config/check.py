@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
-from tood.config.options import Range, training_ranges
+from tood.config.options import Range, get_training_ranges
 from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
@@ -122,7 +122,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         UserError: with key and value, for the first that cannot be.
     """
-    for key, allowed in {**RANGES, **training_ranges()}.items():
+    for key, allowed in {**RANGES, **get_training_ranges()}.items():
         allowed.check(key, get_key(cfg, key))
     registered = {key: [name for name, _ in registry] for key, registry in REGISTRIES.items()}
     for key, allowed in {**CHOICES, **registered}.items():

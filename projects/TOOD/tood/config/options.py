@@ -70,7 +70,7 @@ def add_training_keys(tood: CfgNode) -> None:
         tood[field.name.upper()] = field.default
 
 
-def training_ranges() -> Dict[str, Range]:
+def get_training_ranges() -> Dict[str, Range]:
     """Return the range of each key of :class:`TrainingOptions` that is a number."""
     fields = dataclasses.fields(TrainingOptions)
     return {
@@ -78,7 +78,7 @@ def training_ranges() -> Dict[str, Range]:
     }
 
 
-def training_options(cfg: CfgNode) -> TrainingOptions:
+def read_training_options(cfg: CfgNode) -> TrainingOptions:
     """Return the values of the keys of :class:`TrainingOptions`."""
     fields = dataclasses.fields(TrainingOptions)
     return TrainingOptions(**{x.name: cfg.MODEL.TOOD[x.name.upper()] for x in fields})

@@ -26,7 +26,7 @@ from tood.config.inferred import (
     infer_pixels,
     is_typed,
 )
-from tood.config.options import RunOptions, TTAOptions, finest_stride_of, training_options
+from tood.config.options import RunOptions, TTAOptions, finest_stride_of, read_training_options
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
 from tood.data.check import InputSize
@@ -149,7 +149,7 @@ def check_training(cfg: CfgNode) -> None:
     Raises:
         UserError: for values that are valid, but not together in a training.
     """
-    patience = training_options(cfg).early_stop_patience
+    patience = read_training_options(cfg).early_stop_patience
     if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
         raise UserError(
             f"MODEL.TOOD.EARLY_STOP_PATIENCE is {patience}, but nothing is evaluated during "

@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
-from tood.config.options import training_options
+from tood.config.options import read_training_options
 from tood.config.read import run_options, tile_options
 from tood.data.loader import build_training_loader
 from tood.data.mapper import CheckedMapper
@@ -82,7 +82,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
             vis_period=cfg.VIS_PERIOD,
             num_test_sets=len(cfg.DATASETS.TEST),
             seed=cfg.SEED if cfg.SEED >= 0 else None,
-            training=training_options(cfg),
+            training=read_training_options(cfg),
         )
 
     @classmethod
