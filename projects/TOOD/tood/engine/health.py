@@ -73,7 +73,7 @@ def diagnose(
         return Symptom("no overlap", f"{text} objects", TOO_FAST)
     loss, ceiling = get("loss_box_reg", 0), box_reg_ceiling or 0
     if abs(loss - ceiling) < CEILING_TOLERANCE * ceiling:
-        text = f"loss_box_reg is {loss:.3f}, the loss of boxes far apart, which has no gradient"
+        text = f"loss_box_reg is {loss:.3f}, the loss of huge or distant boxes, without a gradient"
         return Symptom("ceiling", text, TOO_FAST)
     return None
 

@@ -85,7 +85,7 @@ class TOOD(DenseDetector):
             focal_loss_gamma: exponent of the classification loss; its alpha is the assigner's.
             cls_loss_weight, box_reg_loss_weight: weights of the two losses.
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
-            checkpoint_backbone: of :func:`recompute_blocks`: less memory, a longer step.
+            checkpoint_backbone: apply :func:`recompute_blocks`: less memory, a longer step.
             score_thresh_test, topk_candidates_test, nms_thresh_test, max_detections_per_image:
                 of inference; candidates are counted per level.
             class_agnostic_nms: whether boxes of one class suppress those of others.

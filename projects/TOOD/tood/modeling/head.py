@@ -42,7 +42,7 @@ class TOODHead(DenseHead):
             norm: norm of the convolutions, a name that Detectron2's ``get_norm`` knows.
             num_dcn_convs: number of deformable convolutions, the first ones.
             dcn_num_groups: deformable groups of these.
-            kwargs: of :class:`DenseHead`.
+            kwargs: as in :class:`DenseHead`.
         """
         super().__init__(**kwargs)
         dcn_groups = [dcn_num_groups if i < num_dcn_convs else 0 for i in range(num_convs)]

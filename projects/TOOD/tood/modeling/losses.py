@@ -113,7 +113,7 @@ def compute_loss_sums(
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """
     Args:
-        gamma, alpha: of :func:`aligned_focal_loss`.
+        gamma, alpha: as in :func:`aligned_focal_loss`.
         cls_weight, box_reg_weight: weights of the two losses.
 
     Returns:

@@ -52,7 +52,7 @@ class ParallelHead(DenseHead):
             num_dcn_convs: number of deformable convolutions of each tower, the first ones.
             dcn_num_groups: deformable groups of these.
             centerness: whether the centerness is predicted, and detections ranked by it, too.
-            align_cls, align_box, kwargs: of :class:`DenseHead`.
+            align_cls, align_box, kwargs: as in :class:`DenseHead`.
         """
         super().__init__(align_cls=align_cls, align_box=align_box, **kwargs)
         dcn_groups = [dcn_num_groups if i < num_dcn_convs else 0 for i in range(num_convs)]
