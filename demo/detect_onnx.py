@@ -4,7 +4,7 @@ opencv, and neither PyTorch nor Detectron2 nor this project: copy it to where th
 
     python detect_onnx.py mine.onnx --input photos/ a.jpg --output found --json found.json
 
-The files are those of ``tools/export_model.py --format onnx``. Their metadata tell how images are
+The files are those of ``tood export --format onnx``. Their metadata tell how images are
 resized, the names of the classes, and so on; the detections are those of the exported model.
 """
 
@@ -104,9 +104,7 @@ class Detector:
             raise Error(f"{path} cannot be read by ONNX Runtime ({reason}).") from error
         about = self.session.get_modelmeta().custom_metadata_map
         if about.get("model") != "TOOD" or "num_detections" not in about.get("outputs", ""):
-            raise Error(
-                f"{path} makes no detections; write one with tools/export_model.py, without --raw."
-            )
+            raise Error(f"{path} makes no detections; write one with tood export, without --raw.")
         self.input_name = self.session.get_inputs()[0].name
         try:
             self.read_metadata(about)

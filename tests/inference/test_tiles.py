@@ -17,7 +17,7 @@ from PIL import Image
 from test_lazy import LAZY_CONFIG, SHORT, TINY_LAZY
 
 from tood.app import draw
-from tood.app.trained import run as run_trained
+from tood.app.report.make import report as write_report
 from tood.config.read import load_config
 from tood.data import tiles as data_tiles
 from tood.data.check import InputSize, check_data
@@ -353,8 +353,7 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
     assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
     # Of other data, in the form of either config.
     entry = f"{shapes}/annotations.json:{shapes}/images"
-    flags = ["--val-data", entry, "--output", str(tmp_path / "other")]
-    run_trained("report", [str(folder), *flags])
+    write_report(str(folder), val_data=entry, output=str(tmp_path / "other"))
     other = json.loads((tmp_path / "other" / "report.json").read_text())
     assert other["data"] == report["data"]
     # The predictor finds what the evaluation found, by file and by array.
@@ -371,15 +370,12 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, lazy, monkeypatch):
     files = str(folder / "config.yaml"), str(folder / "model_final.pth")
     augmented = Predictor(*files, augment=True, opts=opts)(path)
     assert augmented.pred_boxes.tensor[:, 2:].max() > 50
-    view = predictor.view_of(path, [50.0, 50, 10, 10])
+    view = predictor.find_view(path, [50.0, 50, 10, 10])
     assert (view.x, view.y, view.scale) == (24, 24, 1.6) and view.image.shape == (3, 64, 64)
     # And so does what draws it.
     drawn = []
     monkeypatch.setattr(draw, "draw_boxes", lambda *args, **_: drawn.append(args) or args[0])
-    argv = ["--config-file", files[0], "--num-images", "1", "--score-thresh", "0"]
-    argv += ["--output", str(tmp_path / "a.png")]
-    opts = [f"train.init_checkpoint={files[1]}"] if lazy else ["MODEL.WEIGHTS", files[1]]
-    draw.main(draw.parse_args([*argv, *opts]))
+    draw.draw(files[1], num_images=1, score_threshold=0, output=str(tmp_path / "a.png"))
     assert np.array_equal(drawn[0][1], by_file.pred_boxes.tensor)
     if lazy:
         return
