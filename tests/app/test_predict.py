@@ -12,6 +12,7 @@ from PIL import Image
 from tood.app.explain import explain
 from tood.app.predict import predict
 from tood.app.report.make import report
+from tood.app.trained import find_trained
 from tood.data.shapes import SHAPES
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
@@ -224,3 +225,12 @@ def test_hard_links_to_an_input(trained, photos, tmp_path):
     os.link(photos / "00000.jpg", out / "00000.jpg")
     with pytest.raises(UserError, match="is an input, and would be written over"):
         run_predict(trained, photos, output=str(out), overwrite=True)
+
+
+def test_models_by_name_and_with_a_config(trained):
+    config = str(trained / "config.yaml")
+    released = find_trained("tood_R50_FPN_1x")
+    assert released.weights == "tood://tood_R50_FPN_1x" and released.folder == "."
+    assert released.config_file.endswith("configs/tood_R50_FPN_1x.yaml")
+    assert find_trained(str(trained)).weights == str(trained / "model_best.pth")
+    assert find_trained("w.pth", config) == (config, "w.pth")

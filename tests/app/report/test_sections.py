@@ -79,7 +79,14 @@ def model(cfg):
     return model
 
 
-@pytest.mark.parametrize("options", [[], ["INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"],
+        ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"],
+    ],
+)
 def test_report_and_drawings_open_an_image_twice(shapes, cfg, model, options, tmp_path):
     cfg = cfg.clone()
     cfg.merge_from_list(options)
@@ -92,6 +99,8 @@ def test_report_and_drawings_open_an_image_twice(shapes, cfg, model, options, tm
         picture = str(tmp_path / "a.png")
         found = report.detections
         draw_predictions(predictor, picture, num_images=8, detections=found, read_image=read)
+    # Of tiles and augmented views, alignment is not defined.
+    assert bool(report.summary["alignment"]) == (not options)
     images = sorted(str(path) for path in (shapes / "images").iterdir())
     assert len(images) == 8 and {path: opened[path] for path in images} == dict.fromkeys(images, 2)
     assert opened[f"{shapes}/annotations.json"] <= 3

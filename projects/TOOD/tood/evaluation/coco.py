@@ -29,10 +29,10 @@ class CleanCOCOEvaluator(COCOEvaluator):
     """COCO evaluation on the clean form of the annotations (:mod:`tood.data.annotations`), the
     objects that a training would see: fields that do not matter for boxes cannot change it.
 
-    Annotations are numbered anew, for pycocotools takes the id 0 for "unmatched"; objects without
-    width or height, which no detection could match, are left out. Where nothing is found, metrics
-    are 0, as pycocotools says, not NaN. Where an image may have more than 100 detections, "AP@N" is
-    the AP with all of them, beside COCO's own metrics.
+    Annotations are numbered again, because pycocotools takes the id 0 for "unmatched"; objects
+    without width or height, which no detection could match, are ignored. If nothing is found,
+    metrics are 0, as pycocotools says, not NaN. If an image may have more than 100 detections,
+    "AP@N" is the AP with all of them, beside COCO's own metrics.
     """
 
     def __init__(self, dataset_name: str, *, max_dets_per_image: Optional[int] = None, **kwargs):
@@ -174,7 +174,7 @@ def _zero_if(condition) -> float:
 
 
 def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
-    """Return ``output_dir``/inference, or, for one of several data sets, a folder of its own there.
+    """Return ``output_dir``/inference, or, for one of several data sets, a separate folder there.
 
     Args:
         name: of the data set.
@@ -191,7 +191,7 @@ def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
 
 def first_AP(results) -> float:
     """Box AP on the first data set of Detectron2's results, "AP@N" where the model may make more
-    than COCO's 100 detections; NaN where there is none.
+    than COCO's 100 detections; NaN if there is none.
     """
     if results and "bbox" not in results:
         results = next(iter(results.values()))

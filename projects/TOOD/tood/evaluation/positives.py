@@ -1,7 +1,7 @@
 """Positives of objects by their size: what an assigner gives those that are small.
 
 Shapes: N images, R locations of all levels. Sizes are square roots of areas, in pixels of the
-network's input, where a stride is what they compare with.
+network's input, which are compared with strides.
 """
 
 import math
@@ -49,7 +49,7 @@ def tiny_object_statistics(
 
     Returns:
         "positives_per_tiny_object", and "tiny_objects_without_positive", their part, of the objects
-        that are smaller than the stride; nothing where there are none.
+        that are smaller than the stride; empty if there are none.
     """
     counts = count_positives(gt_index, [len(gt) for gt in gt_instances])
     counts = counts[measure_sizes(gt_instances).to(counts.device) < stride].float()

@@ -1,4 +1,4 @@
-"""Images in, detections out: a trained detector for programs and for the demo."""
+"""A trained detector for programs: images in, detections out."""
 
 import os
 from itertools import groupby
@@ -111,7 +111,7 @@ class Predictor:
     def from_model(
         cls, model: TOOD, cfg: CfgNode, class_names: Sequence[str], weights: str = ""
     ) -> "Predictor":
-        """Use a model that is in memory, for example after its training: nothing is built or read.
+        """Use a model in memory, for example after its training. Nothing is built or read.
 
         Args:
             model: not wrapped; it is put into evaluation mode.
