@@ -153,14 +153,13 @@ def test_images_are_decoded_once_for_their_tiles(tmp_path, monkeypatch):
     for path, x in zip(paths, pixels):
         Image.fromarray(x).save(path)
     decoded = []
-    read = data_tiles.read_image
-    monkeypatch.setattr(
-        data_tiles, "read_image", lambda path, order: decoded.append(path) or read(path, order)
-    )
+    opened = data_tiles.opened
+    monkeypatch.setattr(data_tiles, "opened", lambda path: decoded.append(path) or opened(path))
     recent = data_tiles.RecentImages(max_bytes=2 * 40 * 50 * 3)
     for i in (0, 0, 1, 0, 2, 0, 1):  # 1 was used longest ago when 2 came
         found = recent.open(paths[i], "RGB").read(Tile(10, 5, 20, 30))
         assert np.array_equal(found, pixels[i, 5:35, 10:30])
+        assert np.array_equal(recent.read(paths[i]), pixels[i])
     assert decoded == [paths[i] for i in (0, 1, 2, 1)]
     assert not pickle.loads(pickle.dumps(recent))._images  # for the processes of a loader
 
