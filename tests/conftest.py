@@ -20,6 +20,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
+from PIL import Image  # noqa: E402
 
 import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
@@ -71,6 +72,38 @@ def shapes(tmp_path_factory):
     """Folder of a data set of eight drawn images."""
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes_dataset(str(folder), num_images=8, seed=0, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(shapes, tmp_path_factory):
+    """The output folder of a training of a few steps, with a report."""
+    out = tmp_path_factory.mktemp("trained")
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    config = out / "c.yaml"
+    small = {"INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": "64", "OUTPUT_DIR": str(out)}
+    small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
+    small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
+    small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
+    small["MODEL.TOOD.REPORT"] = "True"
+    opts = [x for item in small.items() for x in item]
+    base = train_net.load_config(CONFIG, [*TINY, *opts])
+    config.write_text(base.dump())
+    data = ["--train-data", entry, "--val-data", entry]
+    train_net.main(train_net.parse_args(["--config-file", str(config), *data]))
+    clear_loggers()
+    return out
+
+
+@pytest.fixture
+def photos(shapes, tmp_path):
+    """A folder with three photos of different sizes, and a broken one."""
+    folder = tmp_path / "photos"
+    shutil.copytree(shapes / "images", folder)
+    for path in sorted(folder.iterdir())[3:]:
+        path.unlink()
+    with Image.open(folder / "00000.jpg") as image:
+        image.resize((100, 64)).save(folder / "00000.jpg")
     return folder
 
 

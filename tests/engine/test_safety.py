@@ -178,13 +178,10 @@ def test_a_backbone_alone_is_a_start(tmp_path, tiny_cfg):
     Checkpointer(model).load(str(tmp_path / "w.pth"))
 
 
-def test_the_demo_reads_the_config_beside_a_checkpoint_safely(tmp_path, mark):
-    from tood.app import predict as demo
+def test_predict_reads_the_config_beside_a_checkpoint_safely(tmp_path, mark):
+    from tood.app.predict import predict
 
     torch.save({"model": {}}, tmp_path / "model_best.pth")
     payload = f"OUTPUT_DIR: !!python/object/apply:os.mkdir [{mark}]\n"
     (tmp_path / "config.yaml").write_text(f"_BASE_: {CONFIG}\n{payload}")
-    args = demo.parse_args(
-        ["--input", str(ROOT), "MODEL.WEIGHTS", str(tmp_path / "model_best.pth")]
-    )
-    assert "would run code" in complaint(demo.main, args)
+    assert "would run code" in complaint(predict, str(tmp_path / "model_best.pth"), str(ROOT))

@@ -153,14 +153,13 @@ def test_images_are_decoded_once_for_their_tiles(tmp_path, monkeypatch):
     for path, x in zip(paths, pixels):
         Image.fromarray(x).save(path)
     decoded = []
-    read = data_tiles.read_image
-    monkeypatch.setattr(
-        data_tiles, "read_image", lambda path, order: decoded.append(path) or read(path, order)
-    )
+    opened = data_tiles.opened
+    monkeypatch.setattr(data_tiles, "opened", lambda path: decoded.append(path) or opened(path))
     recent = data_tiles.RecentImages(max_bytes=2 * 40 * 50 * 3)
     for i in (0, 0, 1, 0, 2, 0, 1):  # 1 was used longest ago when 2 came
         found = recent.open(paths[i], "RGB").read(Tile(10, 5, 20, 30))
         assert np.array_equal(found, pixels[i, 5:35, 10:30])
+        assert np.array_equal(recent.read(paths[i]), pixels[i])
     assert decoded == [paths[i] for i in (0, 1, 2, 1)]
     assert not pickle.loads(pickle.dumps(recent))._images  # for the processes of a loader
 
@@ -357,7 +356,7 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
     files = str(folder / "config.yaml"), str(folder / "model_final.pth")
     augmented = Predictor(*files, augment=True, opts=["TEST.AUG.MIN_SIZES", "(64,)"])(path)
     assert augmented.pred_boxes.tensor[:, 2:].max() > 50
-    view = predictor.view_of(path, [50.0, 50, 10, 10])
+    view = predictor.find_view(path, [50.0, 50, 10, 10])
     assert (view.x, view.y, view.scale) == (24, 24, 1.6) and view.image.shape == (3, 64, 64)
     # And so does what draws it.
     drawn = []

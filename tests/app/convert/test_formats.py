@@ -13,7 +13,6 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions, prepare_datasets
 from tood.data.entries import parse_own_data
-from tood.app.convert.door import read_data
 from tood.utils.errors import UserError
 
 pytest.importorskip("supervision", reason="an extra, from Python 3.10 on")

@@ -16,7 +16,7 @@ from tood.app.report.intervals import (
     bootstrap_weights,
     class_metrics,
     coco_metrics,
-    interval_of,
+    make_interval,
     weighted_average_precisions,
     without_each,
 )
@@ -161,16 +161,16 @@ def test_a_weighted_image_is_as_many_copies_of_it():
 
 
 def test_intervals():
-    assert interval_of(5.0, np.arange(101.0)) == pytest.approx((5.0, 2.5, 97.5))
-    assert interval_of(5.0, np.array([1.0, np.nan, 1.0])) == (5.0, 1.0, 1.0)
-    low = interval_of(float("nan"), np.ones(3)).low
+    assert make_interval(5.0, np.arange(101.0)) == pytest.approx((5.0, 2.5, 97.5))
+    assert make_interval(5.0, np.array([1.0, np.nan, 1.0])) == (5.0, 1.0, 1.0)
+    low = make_interval(float("nan"), np.ones(3)).low
     assert np.isnan(low)
     # More images, narrower intervals.
     widths = []
     for n in (30, 300):
         table, matches = matched(*random_set(n))
         samples = weighted_average_precisions(table, matches, bootstrap_weights(n))
-        interval = interval_of(0.0, coco_metrics(samples)["AP"])
+        interval = make_interval(0.0, coco_metrics(samples)["AP"])
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0] / 2
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
-from detectron2.structures import Instances
 from PIL import Image
 from tqdm import tqdm
 
@@ -244,7 +243,8 @@ class _Run:
         self.score_threshold = float(score_threshold) if is_number else 0.0
         self.limit = f"{score_threshold:g}" if is_number else "the report's thresholds"
         self.with_json, self.with_sheet = with_json, with_sheet
-        self.images, self.annotations, self.thumbnails = [], [], []
+        self.thumbnails: List[np.ndarray] = []
+        self.noted: List[Tuple] = []  # names, shapes and all detections, for the JSON file
         self.detections: Dict[str, Dict] = {}
         self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
@@ -305,7 +305,7 @@ class _Run:
         instances = self.predictor(image)
         self.seconds += time.perf_counter() - start
         if self.with_json:
-            self._note(instances, image.shape, name)
+            self.noted.append((name, image.shape, self.predictor.to_dict(instances)))
         shown = instances[instances.scores >= self.score_threshold]
         self.detections[name] = found = self.predictor.to_dict(shown)
         return draw_boxes(
@@ -316,37 +316,27 @@ class _Run:
             found["scores"].tolist(),
         )
 
-    def _note(self, instances: Instances, shape: Tuple[int, ...], name: str) -> None:
-        image_id = len(self.images) + 1
-        self.images.append(
-            {"id": image_id, "file_name": name, "height": shape[0], "width": shape[1]}
-        )
-        rows = zip(
-            instances.pred_boxes.tensor.tolist(),
-            instances.pred_classes.tolist(),
-            instances.scores.tolist(),
-        )
-        for (x1, y1, x2, y2), label, score in rows:
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
-
     def write_json(self, path: str) -> None:
         """Write COCO's instances format, with a score for each annotation; ids begin at 1."""
+        images, annotations = [], []
+        for i, (name, (height, width, _), found) in enumerate(self.noted, 1):
+            images.append({"id": i, "file_name": name, "height": height, "width": width})
+            rows = zip(*(found[key].tolist() for key in ("boxes", "classes", "scores")))
+            for (x1, y1, x2, y2), label, score in rows:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": i,
+                        "category_id": label + 1,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": 0,
+                        "score": score,
+                    }
+                )
         names = enumerate(self.predictor.class_names, 1)
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": [{"id": i, "name": name} for i, name in names],
-        }
+        categories = [{"id": i, "name": name} for i, name in names]
+        content = {"images": images, "annotations": annotations, "categories": categories}
         write_json_file(content, path)
 
     def _warn(self, sentence: str) -> None:

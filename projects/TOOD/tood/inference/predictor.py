@@ -1,4 +1,4 @@
-"""Images in, detections out: a trained detector for programs and for the demo."""
+"""A trained detector for programs: images in, detections out."""
 
 import os
 from itertools import groupby
@@ -111,7 +111,7 @@ class Predictor:
     def from_model(
         cls, model: TOOD, cfg: CfgNode, class_names: Sequence[str], weights: str = ""
     ) -> "Predictor":
-        """Use a model that is in memory, for example after its training: nothing is built or read.
+        """Use a model in memory, for example after its training. Nothing is built or read.
 
         Args:
             model: not wrapped; it is put into evaluation mode.
@@ -188,17 +188,16 @@ class Predictor:
         }
         return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
 
-    def build_test_loader(self, records: List[Dict]):
-        """Return Detectron2's loader of the images of a data set, for ``detector``.
-
-        Args:
-            records: in Detectron2's format.
+    def build_test_loader(self, dataset: Union[str, List[Dict]]):
+        """Return Detectron2's loader of a data set, its registered name or its records, for
+        ``detector``.
         """
         mapper = CheckedMapper(
             is_train=False,
             augmentations=[self.resize] if self._min_size > 0 else [],
             image_format=self.options.input_format,
         )
+        records = DatasetCatalog.get(dataset) if isinstance(dataset, str) else dataset
         return build_detection_test_loader(records, mapper=mapper)
 
     def build_training_views(self, records: List[Dict], limit: int) -> Callable:

@@ -18,7 +18,7 @@ def read_thresholds(weights: str, class_names: Sequence[str]) -> List[float]:
     """Return the threshold of each class from the report beside a checkpoint.
 
     Raises:
-        UserError: where there is none, or one of other classes.
+        UserError: if there is none, or one of other classes.
     """
     path = os.path.join(os.path.dirname(weights), "report", "report.json")
     try:

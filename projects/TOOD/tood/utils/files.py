@@ -261,4 +261,6 @@ def _without_nan(content):
     """JSON has no NaN."""
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content

@@ -13,7 +13,7 @@ from tood.app.report.intervals import (
     bootstrap_weights,
     class_metrics,
     coco_metrics,
-    interval_of,
+    make_interval,
     weighted_average_precisions,
     without_each,
 )
@@ -86,7 +86,7 @@ def analyze(
 
 def summarize_analysis(analysis: Analysis) -> Dict:
     """Return the content of ``report.json``: numbers, texts, lists and dicts. A metric with an
-    interval is {"value", "low", "high"}; NaN where it is not defined.
+    interval is {"value", "low", "high"}; NaN if it is not defined.
     """
     table = analysis.table
     return {
@@ -129,7 +129,7 @@ def _data(analysis: Analysis) -> Dict:
 
 def _with_intervals(values: Dict, samples: Dict) -> Dict[str, Dict]:
     return {
-        name: interval_of(float(value), samples[name])._asdict() for name, value in values.items()
+        name: make_interval(float(value), samples[name])._asdict() for name, value in values.items()
     }
 
 
@@ -138,7 +138,7 @@ def _classes(analysis: Analysis) -> List[Dict]:
     rows = []
     for k, (name, curve) in enumerate(zip(analysis.table.class_names, analysis.curves)):
         metrics = {
-            key: interval_of(float(values[key][k]), samples[key][k])._asdict() for key in values
+            key: make_interval(float(values[key][k]), samples[key][k])._asdict() for key in values
         }
         at = curve.at(float(analysis.thresholds[k]))
         row = {"name": name, "objects": curve.num_objects, **metrics}

@@ -3,7 +3,7 @@
 from typing import Dict, List
 
 from tood.app.report.analysis import Analysis
-from tood.app.report.intervals import class_metrics, coco_metrics, interval_of
+from tood.app.report.intervals import class_metrics, coco_metrics, make_interval
 from tood.utils.errors import UserError
 
 NOT_DISTINGUISHABLE = "not distinguishable"
@@ -36,7 +36,7 @@ def compare_analyses(here: Analysis, there: Analysis) -> List[Dict]:
 
 
 def _make_row(name, here, there, samples_here, samples_there) -> Dict:
-    interval = interval_of(float(here - there), samples_here - samples_there)
+    interval = make_interval(float(here - there), samples_here - samples_there)
     verdict = NOT_DISTINGUISHABLE
     if interval.low > 0:
         verdict = "better here"

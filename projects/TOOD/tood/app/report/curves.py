@@ -79,7 +79,7 @@ class CalibrationBin(NamedTuple):
 def make_curve(found: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve:
     """
     Args:
-        found: (D,) bool, whether each detection finds an object; those that do not count left out.
+        found: (D,) bool, whether each detection finds an object; without those that do not count.
         scores: (D,).
         num_objects: that count.
     """

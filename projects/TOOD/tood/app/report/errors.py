@@ -43,7 +43,7 @@ def find_errors(table: Table, pairs: Pairs, matches: Matches) -> Errors:
     """
     plain = ~table.gt_crowd[pairs.objects]
     same = table.classes[pairs.detections] == table.gt_classes[pairs.objects]
-    same, other = (_best_of(table, pairs, plain & x) for x in (same, ~same))
+    same, other = (_find_best(table, pairs, plain & x) for x in (same, ~same))
     found = matches.objects[0, 0] >= 0
     conditions = (
         (other.ious >= IOU),
@@ -67,7 +67,7 @@ def find_errors(table: Table, pairs: Pairs, matches: Matches) -> Errors:
     return Errors(kinds, objects, missed)
 
 
-def _best_of(table: Table, pairs: Pairs, chosen: np.ndarray) -> _Best:
+def _find_best(table: Table, pairs: Pairs, chosen: np.ndarray) -> _Best:
     detections, objects, ious = (x[chosen] for x in pairs)
     order = np.lexsort((ious, detections))
     best = _Best(np.zeros(len(table.scores)), np.full(len(table.scores), -1))

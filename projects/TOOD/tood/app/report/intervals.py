@@ -1,5 +1,5 @@
 """AP from matches, for weighted images: of the data set as it is, of its bootstrap samples, or
-without one of its images. Images are matched once; a sample only counts them anew.
+without one of its images. Images are matched once; a sample only counts them again.
 
 Shapes: N images, B samples, D detections of a class, A ranges of areas, T thresholds, K classes.
 """
@@ -18,7 +18,7 @@ COVERAGE = 0.95
 
 
 class Interval(NamedTuple):
-    """A metric, and the interval in which it lies for most samples; NaN where it is not defined."""
+    """A metric, and the interval in which it lies for most samples; NaN if it is not defined."""
 
     value: float
     low: float
@@ -29,7 +29,7 @@ def average_precision(found: np.ndarray, scores: np.ndarray, num_objects: int) -
     """COCO's AP of one class at one threshold.
 
     Args:
-        found: (D,) bool, whether each detection finds an object; those that do not count left out.
+        found: (D,) bool, whether each detection finds an object; without those that do not count.
         scores: (D,); detections of equal scores stay in their order.
         num_objects: that count; without any the AP is NaN.
     """
@@ -97,11 +97,13 @@ def weighted_average_precisions(
             num_objects = weights[images].sum(axis=0)
             found = matches.objects[a][:, mine] >= 0
             ignored = matches.ignored[a][:, mine]
-            result[a, :, k] = _of_class(found, ignored, table.images[mine], num_objects, weights)
+            result[a, :, k] = _average_class(
+                found, ignored, table.images[mine], num_objects, weights
+            )
     return result
 
 
-def _of_class(
+def _average_class(
     found: np.ndarray,
     ignored: np.ndarray,
     images: np.ndarray,
@@ -172,7 +174,7 @@ def coco_metrics(aps: np.ndarray) -> Dict[str, np.ndarray]:
     ones (A, T, K, B).
 
     Returns:
-        "AP", "AP50", "AP75", "APs", "APm", "APl": each () or (B,), NaN where there are no objects.
+        "AP", "AP50", "AP75", "APs", "APm", "APl": each () or (B,), NaN without objects.
     """
     sizes = {name: _mean(aps[a], axis=(0, 1)) for a, name in enumerate(RANGES)}
     fixed = {"AP50": _mean(aps[0, 0], axis=0), "AP75": _mean(aps[0, AT_75], axis=0)}
@@ -189,14 +191,14 @@ def class_metrics(aps: np.ndarray) -> Dict[str, np.ndarray]:
 
 
 def _mean(values: np.ndarray, axis) -> np.ndarray:
-    """Mean of what is defined."""
+    """Return the mean of the defined values."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=axis)
     total = np.where(defined, values, 0).sum(axis=axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def interval_of(value: float, samples: np.ndarray) -> Interval:
+def make_interval(value: float, samples: np.ndarray) -> Interval:
     """
     Args:
         value: of the data set.

@@ -148,7 +148,9 @@ def report(
         raise UserError("--results needs --val-data and --output.")
     if results:
         check_output(output, overwrite)
-        subject = _read_subject(results, val_data)
+        content, image_root, notes = read_data(val_data)
+        name, found = os.path.basename(results), read_results(results)
+        subject = Subject(name, content, found, image_root, notes)
         return _write_report(subject, output, command, compare, results)
     trained = find_trained(model, config)
     data = ["DATASETS.TEST", str((val_data,))] if val_data else []
@@ -202,9 +204,8 @@ def report_on(
 
 
 def _format_command(arguments: Dict) -> str:
-    options = arguments.pop("options")
-    model = [arguments.pop("model")]
-    words = ["tood", "report", *filter(None, model)]
+    model, options = arguments.pop("model"), arguments.pop("options")
+    words = ["tood", "report", model] if model else ["tood", "report"]
     for name, value in arguments.items():
         flag = "--config-file" if name == "config" else f"--{name.replace('_', '-')}"
         if value:
@@ -221,11 +222,6 @@ def check_output(folder: str, overwrite: bool) -> None:
     path = os.path.join(folder, PAGE)
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; name another --output, or --overwrite.")
-
-
-def _read_subject(results: str, val_data: str) -> Subject:
-    content, image_root, notes = read_data(val_data)
-    return Subject(os.path.basename(results), content, read_results(results), image_root, notes)
 
 
 def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
@@ -344,7 +340,11 @@ def _write_report(
     facts = page.Facts(
         title=f"Report of {subject.name}",
         command=command,
-        versions=_list_versions(),
+        versions={
+            "Python": platform.python_version(),
+            "PyTorch": torch.__version__,
+            "Detectron2": detectron2.__version__,
+        },
         plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
         galleries=_draw_galleries(
             material, summary, read_image or RecentImages(max_images=64).read
@@ -416,11 +416,3 @@ def _write_files(folder: str, summary: Dict, facts: page.Facts, detections: List
     write_whole(os.path.join(folder, DETECTIONS), json.dumps(detections).encode())
     write_json(summary, os.path.join(folder, SUMMARY))
     write_whole(os.path.join(folder, PAGE), html.encode())
-
-
-def _list_versions() -> Dict[str, str]:
-    return {
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__,
-        "Detectron2": detectron2.__version__,
-    }

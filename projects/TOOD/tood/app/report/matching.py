@@ -3,7 +3,7 @@ find what that leaves out, overlaps between classes. AP by size and class, its i
 confusion and kinds of error are all counted from this.
 
 pycocotools matches one class, image and range at a time in Python, which takes too long for reports
-of large data sets; tests hold the AP to pycocotools' within 1e-9.
+of large data sets; tests compare the AP with that of pycocotools, within 1e-9.
 
 Shapes: N images, K classes, G objects and D detections of all images, A ranges of areas, T
 thresholds. Boxes are COCO's, x, y, width, height in pixels.
@@ -67,7 +67,7 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
     """
     Args:
         content: annotations in the clean form of :mod:`tood.data.annotations`. Objects without
-            width or height are left out, as in evaluation.
+            width or height are ignored, as in evaluation.
         detections: in COCO's format of results: "image_id", "category_id", "bbox", "score". Of an
             image and class, the best 100 count, as in COCO's evaluation; all of them where an image
             has more objects of a class than that, most of which would count as missed otherwise.
@@ -81,9 +81,9 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
     categories = sorted(x["id"] for x in content["categories"])
     class_index = {id: i for i, id in enumerate(categories)}
     objects = [a for a in content.get("annotations", ()) if has_size(a["bbox"])]
-    rows = [_row_of(x, i, image_index, class_index, source) for i, x in enumerate(detections)]
+    rows = [_read_row(x, i, image_index, class_index, source) for i, x in enumerate(detections)]
     found = np.array(rows, dtype=np.float64).reshape(len(rows), 7)
-    limit = _limit_of(objects, len(found))
+    limit = _find_limit(objects, len(found))
     order = np.lexsort((-found[:, 2], found[:, 0]))  # stable: equal scores stay as they are
     found = found[order]
     found = found[_rank_in_group(found[:, 0] * len(categories) + found[:, 1]) < limit]
@@ -105,14 +105,14 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
     )
 
 
-def _limit_of(objects: Sequence[Dict], num_detections: int) -> int:
+def _find_limit(objects: Sequence[Dict], num_detections: int) -> int:
     """Return how many detections of an image and class count."""
     each = Counter((a["image_id"], a["category_id"]) for a in objects if not a["iscrowd"])
     is_crowded = max(each.values(), default=0) > COCO_LIMIT
     return max(num_detections, COCO_LIMIT) if is_crowded else COCO_LIMIT
 
 
-def _row_of(x, i: int, image_index: Dict, class_index: Dict, source: str):
+def _read_row(x, i: int, image_index: Dict, class_index: Dict, source: str):
     name = f"{source}: entry {i}"
     if not isinstance(x, dict) or not {"image_id", "category_id", "bbox", "score"} <= set(x):
         raise UserError(

@@ -76,7 +76,7 @@ def _or_zero(x: float) -> float:
 
 
 def _shares(summary: Dict) -> List[List[float]]:
-    """Of each row of the confusion matrix, for its colours."""
+    """Return the shares of each row of the confusion matrix."""
     return [[x / max(sum(row), 1) for x in row] for row in summary["confusion"]["rows"]]
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tood.visualization.labels import fonts_for, printable
 
-# Of more classes, only the mean has a colour of its own.
+# With more classes, only the mean has a separate colour.
 NAMED_CLASSES = 10
 SIZE = (5.2, 3.9)
 
@@ -65,7 +65,7 @@ def _draw_classes(
 
 
 def draw_confusion(confusion: Dict) -> bytes:
-    """Draw the confusion matrix: shares of each row, with numbers where there is room."""
+    """Draw the confusion matrix: shares of each row, with numbers if there is space."""
     rows, labels = np.array(confusion["rows"]), [_label(x) for x in confusion["labels"]]
     side = float(np.clip(2.2 + 0.42 * len(labels), *(3.6, 12)))
     figure = Figure(figsize=(side + 1.4, side), dpi=120, layout="constrained")

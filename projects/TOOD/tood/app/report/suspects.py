@@ -33,8 +33,8 @@ def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> Lis
         most: of each kind that are wanted; default: all.
 
     Returns:
-        sorted by descending doubt. A box may be *missing* where a detection overlaps no object by
-        0.3, and the doubt is its score. An object has the *other class* where a detection of
+        sorted by descending doubt. A box may be *missing* if a detection overlaps no object by
+        0.3, and the doubt is its score. An object has the *other class* if a detection of
         another one overlaps it by 0.5: the doubt is its score, less that of the best detection of
         the object's own class. *Nothing there*: no detection of any class overlaps by 0.5; the
         doubt is 1 less the score of the best one that overlaps by 0.3, times the share of the
@@ -53,7 +53,7 @@ def _missing(table: Table, pairs: Pairs, most: Optional[int]) -> List[Suspect]:
     result, taken = [], {}
     for d in np.argsort(-table.scores, kind="stable").tolist():
         i, box = int(table.images[d]), table.boxes[d]
-        # One place is told once, by the detection that is surest of it.
+        # One place is reported once, by its most confident detection.
         if near[d] >= NEAR_IOU or any(_iou(box, other) >= SAME_IOU for other in taken.get(i, ())):
             continue
         if len(result) == most:

@@ -1,0 +1,236 @@
+"""The functions that use a trained model: predict, report and explain."""
+
+import json
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tood.app.explain import explain
+from tood.app.predict import predict
+from tood.app.report.make import report
+from tood.app.trained import find_trained
+from tood.data.shapes import SHAPES
+from tood.inference.predictor import Predictor
+from tood.utils.errors import UserError
+
+
+def run_predict(trained, *images, **arguments):
+    images = [str(x) for x in images]
+    return predict(str(trained / "model_final.pth"), images, **arguments)
+
+
+def test_explain(trained, shapes, tmp_path):
+    content = json.loads((shapes / "annotations.json").read_text())
+    annotation, image = content["annotations"][0], content["images"][0]
+    assert annotation["image_id"] == image["id"]
+    path, output = str(shapes / "images" / image["file_name"]), str(tmp_path / "why.png")
+    found = explain(str(trained), path, annotation["bbox"], output=output)
+    name = {c["id"]: c["name"] for c in content["categories"]}[annotation["category_id"]]
+    assert str(found).startswith(f"{name}: {found.sentence} In training, ")
+    assert str(found).endswith(f"Its locations: {output}")
+    assert found.cause in ("found", "localization", "score", "classification", "threshold")
+    assert np.asarray(Image.open(output)).std() > 5
+    # A box that is not annotated, of a class that is named.
+    named = dict(class_name=SHAPES[1], output=output, overwrite=True)
+    assert explain(str(trained), path, "1,1,9,9", **named).class_name == SHAPES[1]
+    for image, box, class_name, says in (
+        (path, "900,1,9,9", "", "lies outside of"),
+        (path, "1,1,9,9", "dog", "'dog' .--class. is none of"),
+        ("nowhere.jpg", "1,1,9,9", "", "nowhere.jpg"),
+        (path, "1,1,9", "", "write x,y,width,height"),
+    ):
+        with pytest.raises(UserError, match=says):
+            output = str(tmp_path / "b.png")
+            explain(str(trained), image, box, class_name=class_name, output=output)
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_a_report_of_data_without_objects(trained, photos, tmp_path):
+    content = {"images": [], "annotations": [], "categories": []}
+    shapes = sorted({"disc", "square", "triangle", "star"})
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(shapes, 1)]
+    content["images"] = [{"id": 1, "file_name": "00001.jpg", "width": 64, "height": 64}]
+    (tmp_path / "empty.json").write_text(json.dumps(content))
+    data, output = f"{tmp_path}/empty.json:{photos}", str(tmp_path / "report")
+    written = report(str(trained), val_data=data, output=output)
+    assert str(written).endswith("report.html: there are no objects to find.")
+    summary = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert summary["positives"] == [] and summary["data"]["objects"] == 0
+
+
+def test_a_training_writes_a_report(trained, photos, tmp_path):
+    summary = json.loads((trained / "report" / "report.json").read_text())
+    AP = json.loads((trained / "metrics.json").read_text().splitlines()[-1])["bbox/AP"]
+    assert summary["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
+    assert sum(x["objects"] for x in summary["positives"]) == summary["data"]["objects"]
+    for row in summary["positives"]:
+        assert row["ATSS"]["positives"] >= 0 and 0 <= row["TAL"]["without"] <= 1
+    assert "Positives by size" in (trained / "report" / "report.html").read_text()
+    assert {"training.png", "alignment.png", "report.html"} <= set(os.listdir(trained / "report"))
+    assert summary["alignment"]["all"]["objects"] == summary["data"]["objects"]
+    thresholds = {x["name"]: x["threshold"] for x in summary["classes"]}
+    files = dict(output=str(tmp_path), json=str(tmp_path / "a.json"))
+    told = run_predict(trained, photos / "00001.jpg", score_threshold="from-report", **files)
+    assert "at least the report's thresholds" in str(told)
+    found = json.loads((tmp_path / "a.json").read_text())
+    names = {x["id"]: x["name"] for x in found["categories"]}
+    for x in found["annotations"]:
+        assert x["score"] >= thresholds[names[x["category_id"]]]
+    with pytest.raises(UserError, match="There is no report at .* tood report"):
+        shutil.copy(trained / "model_final.pth", tmp_path)
+        Predictor(
+            str(trained / "config.yaml"),
+            str(tmp_path / "model_final.pth"),
+            score_threshold="from-report",
+        )
+
+
+def test_a_folder(trained, photos, tmp_path, capsys):
+    (photos / "broken.png").write_bytes(b"not an image")
+    (photos / "notes.txt").write_text("not meant")
+    out = tmp_path / "new" / "out"
+    files = dict(output=str(out), json=str(out / "d.json"), sheet=str(out / "s.png"))
+    result = run_predict(trained, photos, score_threshold=0.0, **files)
+    printed = capsys.readouterr()
+    assert not printed.out and "broken.png cannot be read" in printed.err
+    assert "3 images" in str(result) and "1 inputs skipped" in str(result)
+    assert result.num_images == 3 and result.skipped == 1
+    assert str(result).endswith(f"They are in {out}")
+    with Image.open(out / "00000.jpg") as drawn, Image.open(photos / "00000.jpg") as original:
+        assert drawn.size == original.size == (100, 64)
+    nothing = run_predict(trained, photos, score_threshold=2, output=f"{out}2")
+    assert nothing.num_detections == 0 and nothing.num_images == 3
+    with Image.open(out / "00001.jpg") as drawn, Image.open(f"{out}2/00001.jpg") as plain:
+        changed = np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)).max(axis=2) > 60
+        assert changed.mean() > 0.01  # boxes
+    content = json.loads((out / "d.json").read_text())
+    assert [i["width"] for i in content["images"]] == [100, 64, 64]
+    assert [c["name"] for c in content["categories"]] == list(SHAPES)
+    found = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    instances = found(photos / "00001.jpg")
+    mine = [a for a in content["annotations"] if a["image_id"] == 2]
+    assert [a["score"] for a in mine] == pytest.approx(instances.scores.tolist(), rel=1e-4)
+    assert result.num_detections == len(content["annotations"])
+    returned = result.detections[str(photos / "00001.jpg")]
+    assert [a["score"] for a in mine] == pytest.approx(returned["scores"].tolist(), abs=1e-6)
+    x1, y1, x2, y2 = instances.pred_boxes.tensor[0].tolist()
+    assert mine[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
+    assert mine[0]["category_id"] == instances.pred_classes[0].item() + 1
+    assert (out / "s.png").exists()
+
+    # Nothing is overwritten without being asked.
+    before = (out / "00001.jpg").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"00000.jpg already exists, and 4 more.*--overwrite"):
+        run_predict(trained, photos, **files)
+    assert (out / "00001.jpg").stat().st_mtime_ns == before
+    run_predict(trained, photos / "*1.jpg", output=str(out), overwrite=True)
+    assert (out / "00001.jpg").stat().st_mtime_ns > before
+
+
+def test_one_file_and_by_default(trained, photos, tmp_path):
+    one = str(tmp_path / "one.png")
+    path = str(photos / "00002.jpg")
+    assert list(predict(str(trained), path, output=one).detections) == [path]
+    assert Image.open(one).size == (64, 64)
+    run_predict(trained)
+    found = trained / "detections"
+    assert len(list(found.glob("*.jpg"))) == 8 and (found / "sheet.png").exists()
+
+
+def test_a_video(trained, tmp_path):
+    path = str(tmp_path / "a.mp4")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (96, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no videos")
+    for value in range(5):
+        writer.write(np.full((64, 96, 3), 40 * value, np.uint8))
+    writer.release()
+    result = run_predict(trained, path, output=str(tmp_path / "out"))
+    assert list(result.detections) == [f"{path}#{number}" for number in range(5)]
+    reader = cv2.VideoCapture(str(tmp_path / "out" / "a.mp4"))
+    assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
+    assert reader.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert reader.read()[1].shape == (64, 96, 3)
+
+
+def test_no_input_is_written_over(trained, photos):
+    paths = sorted(photos.iterdir())
+    before = [path.read_bytes() for path in paths]
+    for images, files in (
+        (photos, dict(output=str(photos))),
+        (paths[0], dict(output=str(paths[0]))),
+        (paths[0], dict(output="o.jpg", json=str(paths[0]))),
+    ):
+        with pytest.raises(UserError, match="is an input, and would be written over"):
+            run_predict(trained, images, overwrite=True, **files)
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (dict(output="o.mp4"), "is not the name of an? image"),
+        (dict(output="o.jpg", sheet="s.xyz"), "end in .png or .jpg"),
+        (dict(output="o.jpg", json="o.jpg"), "would be written twice"),
+        (dict(output="o.jpg", json="00000.jpg/d.json"), "cannot be written to"),
+        (dict(output="o.jpg", columns=0), "--columns is 0"),
+    ],
+)
+def test_outputs_are_checked_first(trained, photos, monkeypatch, arguments, says):
+    monkeypatch.chdir(photos)
+    with pytest.raises(UserError, match=says):
+        run_predict(trained, "00000.jpg", **arguments)
+    assert not (photos / "o.jpg").exists()
+
+
+def test_no_images(trained, tmp_path):
+    with pytest.raises(UserError, match="no image or video at .*nothing"):
+        run_predict(trained, tmp_path / "nothing*")
+    (tmp_path / "b.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="None of the inputs could be read"):
+        run_predict(trained, tmp_path / "b.jpg", output=str(tmp_path / "o"))
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="There is no config.yaml beside"):
+        predict(str(tmp_path / "w.pth"))
+
+
+def test_inputs_that_cannot_be_used_are_skipped(trained, photos, tmp_path, capsys):
+    Image.new("RGB", (5000, 1)).save(photos / "line.png")
+    (photos / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "a.dds").write_bytes(b"DDS " + bytes(40))
+    (photos / "v.mp4").write_bytes(b"not a video")
+    out = tmp_path / "found"
+    result = str(run_predict(trained, photos, output=str(out)))
+    printed = capsys.readouterr()
+    assert "3 images" in result and "4 inputs skipped" in result
+    assert "(5000 x 1): nothing is left of it" in printed.err
+    assert "is in HEIC" in printed.err or "photo.heic cannot be read" in printed.err
+    assert sorted(p.name for p in out.iterdir()) == ["00000.jpg", "00001.jpg", "00002.jpg"]
+
+
+def test_a_video_that_cannot_be_read(trained, tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"not a video")
+    with pytest.raises(UserError, match="None of the inputs could be read"):
+        run_predict(trained, tmp_path / "v.mp4", output=str(tmp_path / "found"))
+    assert not list((tmp_path / "found").glob("*"))
+
+
+def test_hard_links_to_an_input(trained, photos, tmp_path):
+    out = tmp_path / "found"
+    out.mkdir()
+    os.link(photos / "00000.jpg", out / "00000.jpg")
+    with pytest.raises(UserError, match="is an input, and would be written over"):
+        run_predict(trained, photos, output=str(out), overwrite=True)
+
+
+def test_models_by_name_and_with_a_config(trained):
+    config = str(trained / "config.yaml")
+    released = find_trained("tood_R50_FPN_1x")
+    assert released.weights == "tood://tood_R50_FPN_1x" and released.folder == "."
+    assert released.config_file.endswith("configs/tood_R50_FPN_1x.yaml")
+    assert find_trained(str(trained)).weights == str(trained / "model_best.pth")
+    assert find_trained("w.pth", config) == (config, "w.pth")
