@@ -25,7 +25,9 @@ setup(
         "tood.app.report": ["*.jinja"],
     },
     python_requires=">=3.9",
-    install_requires=["fvcore", "jinja2", "numpy", "Pillow", "pycocotools", "tabulate", "tqdm"],
+    install_requires=[
+        *("fvcore", "jinja2", "numpy", "Pillow", "psutil", "pycocotools", "tabulate", "tqdm")
+    ],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff"],

@@ -4,7 +4,7 @@
     python tools/convert_checkpoint.py tood_r50_fpn_1x_coco_20211210.pth tood_R50_FPN_1x.pth
 
 or the weights of an ImageNet ResNet or ResNeXt (torchvision's, open-mmlab's), to train from
-without a network; or, with --to-mmdet, a checkpoint of this project to MMDetection's names.
+without a network.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import shlex
 from tood.checkpoint.convert import (
     convert_backbone,
     convert_checkpoint,
-    convert_to_mmdet,
     is_backbone,
     read_checkpoint,
 )
@@ -33,19 +32,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "--anchor-type",
         choices=ANCHOR_TYPES,
-        help="where neither the file nor its name tells it",
+        help="if neither the file nor its name contains it",
     )
-    parser.add_argument("--to-mmdet", action="store_true", help="the way back")
     return parse_arguments(parser, argv)
 
 
 def main(args):
     if os.path.realpath(args.source) == os.path.realpath(args.target):
         raise UserError(f"{args.target} is the source itself; name another file to write.")
-    if args.to_mmdet:
-        convert_to_mmdet(args.source, args.target)
-        print(f"{args.target}: in MMDetection's names.")
-        return
     source = read_checkpoint(args.source)
     if is_backbone(source.state_dict):
         write_atomically({"model": convert_backbone(source.state_dict)}, args.target)
