@@ -7,7 +7,6 @@ or the weights of an ImageNet ResNet or ResNeXt (torchvision's, open-mmlab's), t
 without a network.
 """
 
-import argparse
 import os
 import shlex
 
@@ -18,15 +17,13 @@ from tood.checkpoint.convert import (
     read_checkpoint,
 )
 from tood.modeling.dense_head import ANCHOR_TYPES
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import write_atomically
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("source", help="checkpoint to read; it is not changed")
     parser.add_argument("target", help="file to write")
     parser.add_argument(

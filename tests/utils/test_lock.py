@@ -40,9 +40,9 @@ def test_the_living_process_is_named(holder, tmp_path):
     process, _ = holder
     (tmp_path / "a.pth.part").write_text("it writes this")
     for _ in range(2):
-        with pytest.raises(UserError, match=rf"to {tmp_path} \(process {process.pid}\); wait"):
-            with locked(str(tmp_path)):
-                pass
+        says = rf"to {tmp_path} \(process {process.pid}\); wait"
+        with pytest.raises(UserError, match=says), locked(str(tmp_path)):
+            pass
     assert (tmp_path / "a.pth.part").exists()
 
 
@@ -61,8 +61,8 @@ def test_once_in_a_process(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     with locked(str(tmp_path)):
         for folder in (tmp_path, tmp_path / "link"):
-            with pytest.raises(UserError, match=rf"process {os.getpid()}"):
-                with locked(str(folder)):
-                    pass
+            says = rf"process {os.getpid()}"
+            with pytest.raises(UserError, match=says), locked(str(folder)):
+                pass
     with locked(str(tmp_path)), locked("s3://bucket"), locked("s3://bucket"):
         pass
