@@ -24,7 +24,17 @@ setup(
     },
     python_requires=">=3.9",
     install_requires=[
-        *("defusedxml", "fvcore", "jinja2", "numpy", "Pillow", "pycocotools", "pyyaml", "tabulate"),
+        *(
+            "defusedxml",
+            "fvcore",
+            "jinja2",
+            "numpy",
+            "Pillow",
+            "psutil",
+            "pycocotools",
+            "pyyaml",
+            "tabulate",
+        ),
         "tqdm",
     ],
     extras_require={

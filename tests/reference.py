@@ -52,7 +52,7 @@ class Reference:
         cfg.MODEL.DEVICE = "cpu"
         cfg.MODEL.TOOD.ATSS_ITERS = 1
         model = build_model(cfg)
-        weights, _ = to_detectron2(state_dict, model.state_dict())
+        weights = to_detectron2(state_dict, model.state_dict())
         model.load_state_dict(weights, strict=True)
         return model
 

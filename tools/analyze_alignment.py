@@ -33,7 +33,7 @@ from tood.evaluation.alignment_evaluator import (
     summarize,
 )
 from tood.evaluation.coco import first_AP
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_image, write_json
 from tood.visualization.alignment import draw_histograms, draw_maps, draw_scatter
@@ -43,18 +43,10 @@ ARCHITECTURES = ("TOOD", "RetinaNet")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
+    names = ("NAME", "CONFIG", "WEIGHTS")
     parser.add_argument(
-        "--model",
-        action="append",
-        nargs=3,
-        required=True,
-        metavar=("NAME", "CONFIG", "WEIGHTS"),
-        help="may be repeated",
+        "--model", action="append", nargs=3, required=True, metavar=names, help="may be repeated"
     )
     parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
     parser.add_argument("--output", required=True, metavar="FOLDER")
@@ -73,7 +65,7 @@ def main(args):
     if os.path.exists(table_file) and not args.overwrite:
         raise UserError(f"{table_file} already exists; name another --output, or --overwrite.")
     configs = {name: read_model_config(file, w, args) for name, file, w in args.model}
-    dataset = the_dataset(configs)
+    dataset = register_dataset(configs)
     measured, maps = {}, {}
     for name, _, weights in args.model:
         measured[name], maps[name] = measure(configs[name], dataset, weights, name, args.num_images)
@@ -88,18 +80,18 @@ def main(args):
     print(f"Tables and drawings: {args.output}")
 
 
-def the_dataset(configs):
-    """The one data set of all models, registered."""
+def register_dataset(configs):
+    """Register the data set of all models, and return its name."""
     datasets = {tuple(cfg.DATASETS.TEST) for cfg in configs.values()}
     if len(datasets) > 1 or len(min(datasets)) > 1:
-        raise UserError("One table is of one data set: name it with --val-data, once.")
+        raise UserError("The models have several data sets; name one with --val-data, once.")
     for cfg in configs.values():
         prepare_datasets(run_options(cfg).data, training=False)
     return min(datasets)[0]
 
 
 def measure(cfg, dataset, weights, name, num_images):
-    """Its rows and its evaluator, and maps of some images."""
+    """Return a model's rows and evaluator, and maps of some images."""
     model = build_model(cfg)
     Checkpointer(model, complete=True).load(weights)
     alignment = AlignmentEvaluator(dataset, model)
@@ -113,12 +105,8 @@ def measure(cfg, dataset, weights, name, num_images):
 
 
 def read_model_config(config_file, weights, args):
-    cfg = load_config(
-        config_file,
-        args.opts,
-        val_data=args.val_data,
-        architectures=ARCHITECTURES,
-    )
+    options = dict(val_data=args.val_data, architectures=ARCHITECTURES)
+    cfg = load_config(config_file, args.opts, **options)
     if cfg.INPUT.TILES.SIZE:
         raise UserError(
             f"INPUT.TILES.SIZE is {cfg.INPUT.TILES.SIZE}, and alignment is not measured in tiles; "
@@ -133,7 +121,7 @@ def read_model_config(config_file, weights, args):
 
 
 def draw_some_maps(model, cfg, loader, alignment, name, num_images):
-    """Score and IoU over the first images with objects."""
+    """Draw score and IoU over the first images with objects."""
     reader = DenseReader(model)
     model.eval()
     drawings = []
@@ -149,16 +137,10 @@ def draw_some_maps(model, cfg, loader, alignment, name, num_images):
                 continue
             model(inputs)
             image = record["image"].permute(1, 2, 0).numpy()
-            drawings.append(
-                draw_maps(
-                    image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1],
-                    reader.latest,
-                    0,
-                    gt_boxes * compute_input_scale(record).to(gt_boxes),
-                    gt_classes,
-                    f"{name}: {os.path.basename(record['file_name'])}",
-                )
-            )
+            image = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
+            boxes = gt_boxes * compute_input_scale(record).to(gt_boxes)
+            title = f"{name}: {os.path.basename(record['file_name'])}"
+            drawings.append(draw_maps(image, reader.latest, 0, boxes, gt_classes, title))
     reader.close()
     return drawings
 
@@ -168,15 +150,14 @@ def write_tables(rows, output):
     keys = ("AP", "PCC", "IoU", "correct", "redundant", "error")
     body = [[name, *(found["all"][key] for key in keys)] for name, found in rows.items()]
     table = tabulate(body, headers=headers, tablefmt="pipe", floatfmt=("", ".1f", ".3f", ".3f"))
-    slices = [f"\n## {name}\n\n{format_table(without_AP(found))}" for name, found in rows.items()]
+    slices = []
+    for name, found in rows.items():
+        found = {key: {k: v for k, v in row.items() if k != "AP"} for key, row in found.items()}
+        slices.append(f"\n## {name}\n\n{format_table(found)}")
     with open(os.path.join(output, "table.md"), "w", encoding="utf-8") as f:
         f.write("\n".join([table, *slices]) + "\n")
     write_json(rows, os.path.join(output, "alignment.json"))
     print(table)
-
-
-def without_AP(found):
-    return {key: {k: v for k, v in row.items() if k != "AP"} for key, row in found.items()}
 
 
 def save(drawing, folder, name):

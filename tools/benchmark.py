@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -38,7 +37,7 @@ from tood.config.read import load_config
 from tood.data.mapper import CheckedMapper
 from tood.data.shapes import write_shapes_dataset
 from tood.modeling.detector import PRECISIONS
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 
 TITLES = {
@@ -53,8 +52,7 @@ PRODUCTS = ("conv", "mm", "linear")  # in the profiler's names of convolutions a
 
 
 def parse_args(argv=None):
-    summary, epilog = __doc__.split("::", 1)
-    parser = argparse.ArgumentParser(description=summary, epilog=epilog)
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", default="configs/tood_R50_FPN_1x.yaml")
     parser.add_argument("--parts", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--size", type=height_and_width, default=(480, 640), metavar="HxW")
@@ -71,7 +69,7 @@ def parse_args(argv=None):
     parser.add_argument("--no-retinanet", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="write all metrics there as well")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options")
-    args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(parser, argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that PyTorch can use.")
     args.num_classes = load_config(args.config_file, args.opts).MODEL.TOOD.NUM_CLASSES

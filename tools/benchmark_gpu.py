@@ -11,7 +11,6 @@ the table in. The last command shows on any machine that everything runs, with i
 its times mean nothing.
 """
 
-import argparse
 import os
 import platform
 import subprocess
@@ -25,7 +24,7 @@ import torch
 from benchmark import table
 from tqdm import tqdm
 
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import write_whole
 
@@ -39,11 +38,7 @@ TINY_TRAINING = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(2,3)", "MODEL.TOOD.AT
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--device", default="cuda", help="cpu to try it without a GPU")
     parser.add_argument("--tiny", action="store_true", help="small images, models and trainings")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -53,7 +48,7 @@ def parse_args(argv=None):
         "--data", nargs=2, metavar=("TRAIN", "VAL"), help="annotations:images of a short training"
     )
     parser.add_argument("--output", metavar="FILE", help="write the table there as well")
-    args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(parser, argv)
     args.cuda = args.device.startswith("cuda")
     if args.cuda and not torch.cuda.is_available():
         raise UserError(

@@ -1,16 +1,15 @@
 #!/usr/bin/env python
-"""Exported files beside the model they are of: AP, time and size, as Markdown::
+"""Compare exported files with their model: AP, time and size, as Markdown::
 
     python tools/compare_exports.py --config-file output/mine/config.yaml \\
         mine.onnx mine_int8.onnx mine.onnx@openvino mine.ts \\
         MODEL.WEIGHTS output/mine/model_best.pth
 
-AP is COCO's on the first of DATASETS.TEST, of the very pixels that ``train_net.py --eval-only``
-gives to the model. Times are of one image, from pixels to detections, all in turn: medians.
-``--sides 320 640`` takes them of the same images made squares of these sides.
+AP is COCO's on the first of DATASETS.TEST, of the same pixels as in ``train_net.py --eval-only``.
+Times are medians for one image, from pixels to detections, measured in turn. With ``--sides 320
+640`` the images are resized to squares of these sides for it.
 """
 
-import argparse
 import contextlib
 import io
 import itertools
@@ -32,24 +31,17 @@ from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.inference.exported import RUNTIMES, ExportedDetector, ExportedFile
 from tood.inference.predictor import Predictor
 from tood.modeling.detector import PRECISIONS
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 
 WARMUP_ROUNDS = 2
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="or a model's name")
     parser.add_argument(
-        "--precision",
-        action="append",
-        choices=PRECISIONS,
-        help="of a row of PyTorch; may be repeated",
+        "--precision", action="append", choices=PRECISIONS, help="of PyTorch; may be repeated"
     )
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     parser.add_argument(
@@ -90,9 +82,8 @@ def main(args):
     if not predictor.options.data.test:
         raise UserError("DATASETS.TEST is empty; name the data to evaluate on.")
     prepare_datasets(predictor.options.data, training=False)
-    results = {}
-    for name, detector in tqdm(detectors.items(), desc="evaluating"):
-        results[name] = evaluate(predictor, detector)
+    progress = tqdm(detectors.items(), desc="evaluating")
+    results = {name: evaluate(predictor, detector) for name, detector in progress}
     times = {
         column: measure(detectors, batches)
         for column, batches in batches_to_time(predictor, args.rounds, args.sides).items()
@@ -105,7 +96,7 @@ def main(args):
 
 
 def split_runtime(entry):
-    """A path may have an @ as well."""
+    """Split FILE[@RUNTIME]; a path may contain an @ as well."""
     path, _, runtime = entry.rpartition("@")
     return (path, runtime) if path and runtime in RUNTIMES else (entry, "")
 
@@ -121,19 +112,17 @@ def check_same_model(file, predictor):
 
 
 def evaluate(predictor, detector):
-    """COCO's metrics, of boxes."""
-    evaluator = CleanCOCOEvaluator(predictor.options.data.test[0])
+    """Return COCO's metrics of boxes."""
+    dataset = predictor.options.data.test[0]
+    loader, evaluator = predictor.build_test_loader(dataset), CleanCOCOEvaluator(dataset)
     with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        return inference_on_dataset(
-            detector, predictor.build_test_loader(predictor.options.data.test[0]), evaluator
-        )["bbox"]
+        return inference_on_dataset(detector, loader, evaluator)["bbox"]
 
 
 def batches_to_time(predictor, rounds, sides):
-    """{title: batches of one image}: as they are evaluated, or squares of the given sides."""
-    batches = list(
-        itertools.islice(predictor.build_test_loader(predictor.options.data.test[0]), rounds)
-    )
+    """Return {title: batches of one image}, as they are evaluated, or resized to squares."""
+    loader = predictor.build_test_loader(predictor.options.data.test[0])
+    batches = list(itertools.islice(loader, rounds))
     if not sides:
         return {"ms an image": batches}
     return {
@@ -146,7 +135,7 @@ def batches_to_time(predictor, rounds, sides):
 
 
 def measure(detectors, batches):
-    """{name: seconds for an image, one a round}."""
+    """Return {name: seconds for an image in each round}."""
     seconds = {name: [] for name in detectors}
     batches = [batches[0]] * WARMUP_ROUNDS + batches
     for i, batch in enumerate(tqdm(batches, desc="timing")):

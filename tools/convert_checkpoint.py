@@ -4,48 +4,39 @@
     python tools/convert_checkpoint.py tood_r50_fpn_1x_coco_20211210.pth tood_R50_FPN_1x.pth
 
 or the weights of an ImageNet ResNet or ResNeXt (torchvision's, open-mmlab's), to train from
-without a network; or, with --to-mmdet, a checkpoint of this project to MMDetection's names.
+without a network.
 """
 
-import argparse
 import os
 import shlex
 
 from tood.checkpoint.convert import (
     convert_backbone,
     convert_checkpoint,
-    convert_to_mmdet,
     is_backbone,
     read_checkpoint,
 )
 from tood.modeling.dense_head import ANCHOR_TYPES
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import write_atomically
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("source", help="checkpoint to read; it is not changed")
     parser.add_argument("target", help="file to write")
     parser.add_argument(
         "--anchor-type",
         choices=ANCHOR_TYPES,
-        help="where neither the file nor its name tells it",
+        help="if neither the file nor its name contains it",
     )
-    parser.add_argument("--to-mmdet", action="store_true", help="the way back")
     return parse_arguments(parser, argv)
 
 
 def main(args):
     if os.path.realpath(args.source) == os.path.realpath(args.target):
         raise UserError(f"{args.target} is the source itself; name another file to write.")
-    if args.to_mmdet:
-        convert_to_mmdet(args.source, args.target)
-        print(f"{args.target}: in MMDetection's names.")
-        return
     source = read_checkpoint(args.source)
     if is_backbone(source.state_dict):
         write_atomically({"model": convert_backbone(source.state_dict)}, args.target)

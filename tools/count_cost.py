@@ -2,7 +2,7 @@
 """Parameters, multiply-adds and time of models, as Markdown::
 
     python tools/count_cost.py tood_R50_FPN_1x tood_R101_DCN_FPN_mstrain_2x
-    python tools/count_cost.py configs/tood_R50_FPN_1x.yaml timm:convnext_tiny --time
+    python tools/count_cost.py configs/demo_shapes.yaml timm:convnext_tiny --time
 
 A model is the name of a config, a config file, or timm:NAME, which is tood_R50_FPN_1x with another
 backbone. Multiply-adds are those of convolutions and matrix products, which the paper calls FLOPs.
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tood import model_zoo
 from tood.config.read import load_config
+from tood.utils.arguments import make_parser
 from tood.utils.errors import run_main
 
 COUNTED = ("conv", "bmm", "matmul", "einsum", "linear", "deform_conv2d")
@@ -49,13 +50,12 @@ class Outputs(torch.nn.Module):
 
 def build(name):
     """Return a model with random weights, on the CPU, in evaluation mode."""
-    changes = {"device": "cpu", "weights": ""}
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     if name.startswith(TIMM):
         timm = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME"]
-        path, options = model_zoo.get_config_file(BASE), [*timm, name[len(TIMM) :]]
-    else:
-        path, options = name if os.path.isfile(name) else model_zoo.get_config_file(name), []
-    return build_model(load_config(path, options, changes=changes)).eval()
+        name, options = BASE, [*options, *timm, name[len(TIMM) :]]
+    path = name if os.path.isfile(name) else model_zoo.get_config_file(name)
+    return build_model(load_config(path, options)).eval()
 
 
 def milliseconds(model, image):
@@ -102,7 +102,7 @@ def padded(text):
 
 @torch.no_grad()
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("::")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("models", nargs="*", default=list(model_zoo.RELEASED_MODELS))
     parser.add_argument("--height", type=padded, default=800, help="a multiple of 32")
     parser.add_argument("--width", type=padded, default=1280, help="a multiple of 32")

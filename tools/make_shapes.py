@@ -5,14 +5,14 @@ python tools/make_shapes.py output/demo/shapes
 python tools/make_shapes.py output/crowd --crowded --size 1024 --num-train 8 --num-val 4
 """
 
-import argparse
 import os
 
 from tood.data.shapes import write_shapes_dataset
+from tood.utils.arguments import make_parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("::")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="where to write train/ and val/")
     parser.add_argument("--num-train", type=int, default=500, help="images to train on")
     parser.add_argument("--num-val", type=int, default=100, help="images to evaluate on")

@@ -1,16 +1,15 @@
 #!/usr/bin/env python
-"""Train variants of a config with several seeds, and put what comes out into one table::
+"""Train variants of a config with several seeds, and write their metrics to one table::
 
     python tools/run_experiments.py --config-file configs/small_experiment.yaml \\
         --train-data train.json:images --val-data val.json:images --groups table6 table3 \\
         --seeds 1 2 --output output/experiments MODEL.TOOD.NUM_CLASSES 3
 
 The variants are those of the paper's tables (tools/paper_experiments.yaml), or of a file like it.
-Each run trains, evaluates and measures the alignment in a folder of its own. The same command goes
-on where it was stopped, and renews the table after every run.
+Each run trains, evaluates and measures the alignment in a separate folder. The same command goes on
+where it was stopped, and updates the table after every run. KEY VALUE options are of all runs.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
 from tood.config.read import load_config, split_options
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
@@ -34,28 +33,18 @@ EXPERIMENTS = os.path.join(ROOT, "tools", "paper_experiments.yaml")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="what is varied")
     for flag in ("--train-data", "--val-data"):
         parser.add_argument(flag, action="append", metavar="DATA", help="as train_net.py")
     parser.add_argument("--experiments", default=EXPERIMENTS, metavar="YAML", help="the variants")
     parser.add_argument("--groups", nargs="+", metavar="NAME", help="of the file; default: all")
-    parser.add_argument("--seeds", nargs="+", default=["1", "2"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all runs")
+    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(parser, argv)
-    for name in ("groups", "seeds"):
-        values, opts = split_options(getattr(args, name) or [])
-        setattr(args, name, values)
-        args.opts = [*opts, *args.opts]
-    if not all(seed.isdecimal() for seed in args.seeds):
-        parser.error(f"--seeds must be numbers, not {' '.join(args.seeds)}")
-    args.seeds = [int(seed) for seed in args.seeds]
+    args.opts = opts
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
     if len(args.val_data or ()) > 1:
@@ -67,10 +56,10 @@ def load_experiments(path, groups=None):
     """
     Args:
         path: a YAML file like tools/paper_experiments.yaml.
-        groups: names, or None for all. What is in several of them is one experiment.
+        groups: names, or None for all. An entry of several groups is one experiment.
 
     Raises:
-        UserError: for a file that is not like it, and two experiments of one name.
+        UserError: for a file of another form, and two experiments of one name.
     """
     try:
         with open(path, encoding="utf-8") as f:
@@ -99,20 +88,14 @@ def folder_name(experiment):
     return re.sub(r"[^\w.]+", "_", experiment.name).strip("_")
 
 
-def folder_of(experiment, seed, output):
-    return os.path.join(output, folder_name(experiment), f"seed{seed}")
-
-
 def run(experiment, seed, args):
-    """Train and measure one variant with one seed, if that has not been done.
-
-    Returns:
-        its metrics.
+    """Train and measure one variant with one seed, if that has not been done, and return its
+    metrics.
 
     Raises:
         UserError: for a folder of another command, and for a command that failed.
     """
-    folder = folder_of(experiment, seed, args.output)
+    folder = os.path.join(args.output, folder_name(experiment), f"seed{seed}")
     result_file = os.path.join(folder, "result.json")
     check_same_command(experiment, seed, args, folder)
     if not os.path.isfile(result_file):
@@ -123,22 +106,21 @@ def run(experiment, seed, args):
 
 
 def check_same_command(experiment, seed, args, folder):
-    """A folder belongs to one command for ever; metrics of another one are not its metrics."""
+    """Raise UserError for a folder with the metrics of another command."""
     command_file = os.path.join(folder, "command.json")
     command = command_of(experiment, seed, args, folder)[1:]
     if os.path.isfile(command_file) and read_json(command_file) != command:
         raise UserError(
-            f"{folder} holds a run of other options or data (command.json); name another --output."
+            f"{folder} is of other options or data (see its command.json); name another --output."
         )
     write_json(command, command_file)
 
 
 def train(experiment, seed, args, folder):
-    """To its end, from wherever it was stopped; the seconds of all calls are added up."""
+    """Train to the end, from where it was stopped, and add up the seconds of all calls."""
     progress_file = os.path.join(folder, "training.json")
-    progress = {"seconds": 0.0, "finished": False}
-    if os.path.isfile(progress_file):
-        progress = read_json(progress_file)
+    done = os.path.isfile(progress_file)
+    progress = read_json(progress_file) if done else {"seconds": 0.0, "finished": False}
     if progress["finished"]:
         return
     start = time.time()

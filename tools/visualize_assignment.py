@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Draw which locations are assigned to which object, by ATSS and by task alignment learning (TAL)::
+"""Draw the locations assigned to each object by ATSS and by task alignment learning (TAL)::
 
     python tools/visualize_assignment.py --config-file configs/demo_shapes.yaml \\
         --output assignment.png --num-images 3 --weights output/demo/model_final.pth
 
 One row per image; with several checkpoints of a training after --weights, one row each of the
 first image. Dots are larger and brighter the larger their weight in the box loss, the centerness in
-ATSS and t_hat in TAL, and have the colour of their object around them. A table lists, for each
-object, positives, metric t, t_hat and IoU, and the objects that get none.
+ATSS and t_hat in TAL, and have outlines in the color of their object. A table lists, for each
+object, positives, metric t, t_hat and IoU. KEY VALUE options of the config go last.
 """
 
-import argparse
 import os
+import sys
 
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
 
@@ -26,7 +26,7 @@ from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.modeling.assigners import TAL, alignment_metric
 from tood.modeling.box_ops import paired_iou
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import (
@@ -41,11 +41,7 @@ SMALLEST = 360  # shorter side of a drawn image, pixels
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="checkpoints")
     parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
@@ -55,10 +51,9 @@ def parse_args(argv=None):
     parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--output", default="assignment.png", metavar="PNG")
     parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(parser, argv)
-    args.weights, opts = split_options(args.weights)
-    args.opts = [*opts, *args.opts]
+    args.opts = opts
     if args.num_images < 1:
         parser.error("--num-images must be at least 1")
     return args
@@ -86,7 +81,7 @@ def main(args):
 
 
 def images_of(loader, args):
-    """The named image, or the first ones that have objects."""
+    """Return the named image, or the first ones with objects."""
     wanted = 1 if args.image or len(args.weights) > 1 else args.num_images
     found = []
     for (image,) in loader:
@@ -105,14 +100,14 @@ def images_of(loader, args):
 
 
 def draw_row(model, image, class_names, image_format, title):
-    """An image under both assignments, and their table on the standard output."""
+    """Draw an image under both assignments, and print their table."""
     gt = image["instances"]
     assigned = assign(model, image)
     print(f"\n{title}\n{table_of(assigned, gt, class_names)}")
     pixels = image["image"].permute(1, 2, 0).numpy()
     pixels = pixels if image_format == "RGB" else pixels[:, :, ::-1]
     scale = max(1.0, SMALLEST / min(pixels.shape[:2]))
-    # Each object has a colour and a number of its own, and its dots have its colour around them.
+    # Each object has a color and a number, and its dots have outlines of its color.
     labels = [f"{i} {class_names[c]}" for i, c in enumerate(gt.gt_classes.tolist())]
     colors = class_colors(len(gt))
     row = []
@@ -134,7 +129,7 @@ def draw_row(model, image, class_names, image_format, title):
 
 @torch.no_grad()
 def assign(model, image):
-    """Of each phase: objects, weights, scores, IoUs and the metric t of all locations."""
+    """Return objects, weights, targets, IoUs and metric t of all locations, of each phase."""
     images, predictions = model.predict_with_images([image])
     tal = model.assigner if isinstance(model.assigner, TAL) else TAL()
     gt = image["instances"].to(model.device)
@@ -157,13 +152,9 @@ def assign(model, image):
 
 
 def table_of(assigned, gt, class_names):
-    """A line for each object."""
-    headers = ["object", "class"]
-    headers += [
-        f"{phase}: {what}"
-        for phase in assigned
-        for what in ("positives", "largest t", "largest target", "mean IoU")
-    ]
+    """Return a row for each object, as Markdown."""
+    columns = ("positives", "largest t", "largest target", "mean IoU")
+    headers = ["object", "class", *(f"{phase}: {x}" for phase in assigned for x in columns)]
     rows = []
     for i, c in enumerate(gt.gt_classes.tolist()):
         row = [i, class_names[c]]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Count the trainings from scratch that die: of each data set, some seeds for a few dozen steps::
 
-    python tools/count_deaths.py --config-file configs/tood_R18_GN_small_data.yaml \\
+    python dev/experiments/count_deaths.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --train-data coco128/instances_train2017.json:coco128/train2017 \\
         --train-data bccd/train.json:bccd/train --seeds 20 --iterations 96 --output output/deaths \\
         INPUT.MIN_SIZE_TRAIN "(128,)" INPUT.MAX_SIZE_TRAIN 192
@@ -31,7 +31,7 @@ from tood.data.datasets import prepare_datasets
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.trainer import Trainer
 from tood.engine.watch import assignment_statistics
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import run_main
 from tood.utils.files import check_folder, write_json
 
@@ -39,11 +39,7 @@ DEAD_IOU = 0.05
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--train-data", action="append", required=True, metavar="DATA")
     parser.add_argument("--seeds", type=int, default=20, help="trainings of each data set")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """AP over a training, of several trainings with several seeds each, as a drawing::
 
-    python tools/draw_curves.py --output curves.png \\
+    python dev/experiments/draw_curves.py --output curves.png \\
         "from ImageNet=output/imagenet_*" "from scratch=output/scratch_*" \\
         --metric ema/bbox/AP --seconds 1.39 1.39
 
@@ -9,17 +9,15 @@ A line is the mean over the folders of a pattern, its band one standard deviatio
 What is drawn is printed as a table as well.
 """
 
-import argparse
 import glob
 import json
 import os
 import statistics
-import sys
 from typing import Dict, List, NamedTuple
 
 from matplotlib.figure import Figure
 
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 
 
@@ -38,11 +36,7 @@ class Curve(NamedTuple):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("curves", nargs="+", metavar="NAME=FOLDERS", help="a pattern of folders")
     parser.add_argument("--output", required=True, metavar="FILE", help="as .png or .svg")
     parser.add_argument(
@@ -52,7 +46,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--seconds", type=float, nargs="+", help="of an iteration of each: minutes on the axis"
     )
-    args = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(parser, argv)
     if len(args.metric) == 1:
         args.metric *= len(args.curves)
     for flag, values in (("--seconds", args.seconds), ("--metric", args.metric)):

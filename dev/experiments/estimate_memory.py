@@ -1,15 +1,15 @@
 #!/usr/bin/env python
 """Peak memory of a training step on a GPU, estimated on a machine without one, as Markdown::
 
-    python tools/estimate_memory.py tood_R50_FPN_1x tood_X101_64x4d_DCN_FPN_mstrain_2x --batch 2 16
+    python dev/experiments/estimate_memory.py tood_R50_FPN_1x --batch 2 16
 
 Two steps, forward, backward and optimizer, are taken on fake tensors, and what is alive is summed
 up after each operation: weights, gradients, momentum, and what is kept for the gradients. What is
 not counted is the CUDA context and what cuDNN's algorithms work in. Needs PyTorch 2.1 or newer.
 """
 
-import argparse
 import math
+import os
 import weakref
 from typing import NamedTuple
 from unittest import mock
@@ -18,14 +18,17 @@ from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries war
 
 import torch
 import torch.nn.functional as F
-from count_cost import build
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fake_tensors import fake_batch, fake_tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from tqdm import tqdm
 
+from tood.config.read import load_config
+from tood.config.zoo import get_config_file
 from tood.modeling.backbone.recompute import recompute_blocks
+from tood.utils.arguments import make_parser
 from tood.utils.errors import UserError, run_main
 
 GiB = 1024**3
@@ -127,6 +130,12 @@ def take_step(model, optimizer, batch):
     optimizer.step()
 
 
+def build(name):
+    """Return a model with random weights, on the CPU."""
+    path = name if os.path.isfile(name) else get_config_file(name)
+    return build_model(load_config(path, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
+
+
 def row(name, batch, args):
     """A line of the table: float32 and half precision, each without and with recomputation."""
     cells = []
@@ -141,7 +150,7 @@ def row(name, batch, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("::")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("models", nargs="+", help="names of configs, or config files")
     parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help="images of a step")
     parser.add_argument("--height", type=int, default=800)

@@ -2,14 +2,13 @@
 """Measure how many wrong labels a report finds: put faults into the annotations that a model is
 trained on, train, and see where the report ranks them::
 
-    python tools/measure_suspects.py --config-file configs/tood_lite0_N_small_data.yaml \\
+    python dev/experiments/measure_suspects.py --config-file configs/tood_lite0_N_small_data.yaml \\
         --train-data bccd/train.json:bccd/train --output output/suspects
 
 Faults are drawn with a seed, each a share of the objects: boxes taken away, boxes put where nothing
 is, classes changed. Faults that the data had before count as false alarms.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -36,21 +35,17 @@ from tood.data.annotations import read_annotations
 from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
 from tood.inference.predictor import Predictor
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FAULTY, KINDS = "faulty.json", (MISSING, NOTHING_THERE, OTHER_CLASS)
 TOP = (10, 25)
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("::")[0],
-        epilog=__doc__.split("::", 1)[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--train-data", required=True, metavar="JSON:FOLDER")
     parser.add_argument("--output", required=True, metavar="FOLDER")

@@ -2,7 +2,6 @@
 
 import json
 
-import measure_suspects
 import numpy as np
 import pytest
 from browser import Browser, find_chromium
@@ -261,36 +260,3 @@ def test_nothing_is_loaded_from_elsewhere(browser, written):
     assert [x for x in browser.requests if x.startswith("file:")] == [
         (written / "report.html").as_uri()
     ]
-
-
-# --- how many wrong labels it finds ----------------------------------------------------------
-
-
-def test_faults_and_their_rating():
-    content, _ = random_set(20, seed=1, num_classes=3)
-    before = json.loads(json.dumps(content["annotations"]))
-    number = max(1, round(0.1 * len(before)))
-    faults = measure_suspects.put_faults(content, 0.1, np.random.default_rng(0))
-    after = content["annotations"]
-    assert len(after) == len(before) and len({a["id"] for a in after}) == len(after)
-    assert {kind: len(x) for kind, x in faults.items()} == dict.fromkeys(faults, number)
-    here = {(a["image_id"], *a["bbox"]): a["category_id"] for a in after}
-    there = {(a["image_id"], *a["bbox"]): a["category_id"] for a in before}
-    assert {(image, *box) for image, box in faults[MISSING]} == set(there) - set(here)
-    new = {(after[i]["image_id"], *after[i]["bbox"]) for i in faults[NOTHING_THERE]}
-    assert new == set(here) - set(there)
-    changed = {key for key in set(here) & set(there) if here[key] != there[key]}
-    rows = [after[i] for i in faults[OTHER_CLASS]]
-    assert {(a["image_id"], *a["bbox"]) for a in rows} == changed
-    # A detector that knows the truth.
-    truth = [
-        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in before
-    ]
-    analysis = analyze(content, truth, num_samples=2)
-    rated = measure_suspects.rate(
-        find_suspects(analysis.table, analysis.pairs), faults, analysis.table.image_ids
-    )
-    for row in rated:
-        assert row["recall, twice as many"] > 0.5, row
-    nothing = measure_suspects.rate([], faults, [])
-    assert all(row["recall, as many as faults"] == 0 for row in nothing)

@@ -1,17 +1,17 @@
-"""Checkpoints of other projects as Detectron2's, and back: MMDetection's and the authors' TOOD
-models, and ImageNet backbones from torchvision or open-mmlab.
+"""Checkpoints of other projects in Detectron2's names: MMDetection's and the authors' TOOD models,
+and ImageNet backbones from torchvision or open-mmlab.
 
-In the order of use: a file is read (:func:`read_checkpoint`), its model is found by comparison with
-the known ones (:func:`identify`), and its entries are renamed (:func:`to_detectron2`;
-:func:`to_mmdet` for the way back; :func:`convert_backbone` for ImageNet weights). No entry is
-dropped without a reason.
+In the order of use: a file is read (:func:`read_checkpoint`), its model is found among the released
+ones (:func:`identify`), and its entries are renamed (:func:`to_detectron2`, or
+:func:`convert_backbone` for ImageNet weights). No entry is dropped without a reason.
 """
 
+import contextlib
 import functools
 import os
 import re
 from collections import OrderedDict
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -25,10 +25,10 @@ from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 
 Shapes = Dict[str, Tuple[int, ...]]
-_MODELS: Dict[Tuple[str, str], Dict[str, Tensor]] = {}  # that were compared with
 
+BLOCKS = {18: 8, 34: 16, 50: 16, 101: 33, 152: 50}  # of a ResNet, by its depth
 # ImageNet backbones: depth, groups and width of each group.
-BACKBONES = [(d, 1, 64) for d in (18, 34, 50, 101, 152)]
+BACKBONES = [(d, 1, 64) for d in BLOCKS]
 BACKBONES += [(50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4)]
 # How to recognize other checkpoints that people have at hand.
 OTHER_MODELS = [
@@ -59,7 +59,7 @@ class ModelDescription(NamedTuple):
     config: str  # name of a released config
     options: List  # KEY, VALUE, ... where the model differs from that config
     class_names: Optional[List[str]]
-    notes: List[str]  # what the file does not tell, in sentences for the user
+    notes: List[str]  # what the file does not contain, in sentences for the user
 
     def make_config(self) -> CfgNode:
         return get_config(self.config, self.options)
@@ -83,12 +83,12 @@ def read_checkpoint(path: str) -> SourceCheckpoint:
         if not name.startswith("ema_"):
             state_dict[name] = value
     if not state_dict:
-        raise UserError(f"The checkpoint {path} holds no state dict.")
+        raise UserError(f"The checkpoint {path} contains no state dict.")
     return SourceCheckpoint(state_dict, meta if isinstance(meta, dict) else {})
 
 
 def check_entries(entries, path: str) -> Dict[str, Tensor]:
-    """Raise UserError unless something that was read maps names to tensors."""
+    """Raise UserError unless an object maps names to tensors."""
     for name, value in entries.items() if isinstance(entries, dict) else [(entries, None)]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"The checkpoint {path} has an entry {name!r} that is not a tensor.")
@@ -101,15 +101,16 @@ def identify(
     file_name: str = "",
     anchor_type: Optional[str] = None,
 ) -> ModelDescription:
-    """Find the config of a TOOD model: the known one whose names and shapes are nearest. Anchor
-    type and schedule leave no trace in them; they are read from the training config in ``meta`` and
-    the name of the file.
+    """Find the released config whose names and shapes are nearest to those of a TOOD model. The
+    number of classes and the depth of the backbone may differ from it. Anchor type and schedule
+    leave no trace in the entries; they are read from the training config in ``meta`` and the name
+    of the file.
 
     Args:
         state_dict: in MMDetection's or the authors' names.
-        meta: what else the file holds: the training config, the names of the classes.
+        meta: what else the file contains: the training config, the names of the classes.
         file_name: for hints and messages.
-        anchor_type: overrides what the file tells.
+        anchor_type: overrides that of the file.
 
     Raises:
         UserError: for a checkpoint of another model.
@@ -130,9 +131,11 @@ def identify(
     anchor_type = anchor_type or _anchor_type(hints, notes)
     epochs = re.search(r"max_epochs\s*=\s*(\d+)", hints)
     is_2x = int(epochs[1]) > 12 if epochs else re.search(r"(?<!\d)2x(?!\d)", hints) is not None
-    config, options = _nearest_config(_shapes_of(state_dict), anchor_type, is_2x)
-    num_classes = _num_classes(_shapes_of(state_dict))
-    return ModelDescription(config, options, _class_names(meta, num_classes, notes), notes)
+    shapes = _shapes_of(state_dict)
+    options = {"MODEL.TOOD.NUM_CLASSES": _num_classes(shapes), **_depth_options(_depth(shapes))}
+    config = _nearest_config(shapes, options, anchor_type, is_2x)
+    options = differing_options(config, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
+    return ModelDescription(config, options, _class_names(meta, _num_classes(shapes), notes), notes)
 
 
 def is_backbone(state_dict: Dict[str, Tensor]) -> bool:
@@ -143,22 +146,20 @@ def is_backbone(state_dict: Dict[str, Tensor]) -> bool:
 
 
 def to_detectron2(
-    state_dict: Dict[str, Tensor], expected: Dict[str, Tensor]
-) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """
+    state_dict: Dict[str, Tensor], expected: Dict[str, Tensor], model: str = "the model"
+) -> Dict[str, Tensor]:
+    """Rename the entries of a state dict. Counters of the batches that frozen norms have seen may
+    be missing on either side: nothing reads them.
+
     Args:
         state_dict: in MMDetection's or the authors' names.
         expected: state dict of the model that is going to load it, for names and shapes.
-
-    Returns:
-        the entries in the names of this project, and those without a place here: how many
-        batches a frozen norm has seen. Nothing reads these counters, and where a file lacks them
-        they are 0.
+        model: its name, for messages.
 
     Raises:
         UserError: that lists what is unknown, missing, or of another shape.
     """
-    converted, left_over, problems = OrderedDict(), OrderedDict(), []
+    converted, problems = OrderedDict(), []
     for name, value in state_dict.items():
         target = detectron2_name(name)
         if target is None:
@@ -169,53 +170,18 @@ def to_detectron2(
             converted[target] = value
         elif target in expected:
             problems.append(f"{name} is {_shape(value)} instead of {_shape(expected[target])}")
-        elif name.endswith(".num_batches_tracked"):
-            left_over[name] = value
-        else:
+        elif not name.endswith(".num_batches_tracked"):
             problems.append(f"unexpected {name}")
     for name in expected:
         if name not in converted and name.endswith(".num_batches_tracked"):
-            converted[name] = torch.zeros((), dtype=torch.int64)  # which nothing reads
+            converted[name] = torch.zeros((), dtype=torch.int64)
         elif name not in converted:
             problems.append(f"missing {mmdet_name(name)}")
     if problems:
         raise UserError(
-            f"{len(problems)} entries do not fit the model, nothing was written: "
+            f"{len(problems)} entries do not fit {model}, nothing was written: "
             f"{', '.join(problems[:20])}{', ...' if len(problems) > 20 else ''}."
         )
-    return converted, left_over
-
-
-def to_mmdet(
-    state_dict: Dict[str, Tensor], left_over: Optional[Dict[str, Tensor]] = None
-) -> Dict[str, Tensor]:
-    """Return a state dict of this project in MMDetection's names.
-
-    Args:
-        left_over: as :func:`to_detectron2` returned it; a model that was trained here has none,
-            and its frozen norms have seen 0 batches.
-
-    Raises:
-        UserError: that lists what is not TOOD's.
-    """
-    unknown = [n for n in state_dict if mmdet_name(n) is None]
-    # MMDetection has other names for norms without statistics, and none of its models has them.
-    unknown += [
-        n
-        for n in state_dict
-        if re.match(r"backbone\.bottom_up\..*norm\.weight$", n)
-        and re.sub("weight$", "running_mean", n) not in state_dict
-    ]
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} entries are not of a TOOD model with a ResNet and batch norm, for "
-            f"example {unknown[0]}; nothing was written."
-        )
-    converted = OrderedDict((mmdet_name(n), v) for n, v in state_dict.items())
-    for name in list(converted):
-        counter = re.sub(r"running_mean$", "num_batches_tracked", name)
-        if counter not in converted:
-            converted[counter] = (left_over or {}).get(counter, torch.tensor(0))
     return converted
 
 
@@ -231,7 +197,7 @@ def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         if not re.match(r"(head\.)?fc\.", n)
     }
     nearest = min(map(_resnet, BACKBONES), key=lambda x: len(_differing(_shapes_of(state_dict), x)))
-    return to_detectron2(state_dict, nearest)[0]
+    return to_detectron2(state_dict, nearest)
 
 
 def convert_checkpoint(
@@ -239,51 +205,34 @@ def convert_checkpoint(
 ) -> ModelDescription:
     """Convert a released TOOD checkpoint, from file to file.
 
-    The target holds ``model`` (the entries), ``class_names``, ``config`` and ``options`` (what
-    they belong to), and ``left_over`` (what only the way back needs).
+    The target contains ``model`` (the entries), ``class_names``, ``config`` and ``options`` (of
+    the model).
 
     Args:
         source_path, target_path: files; the target appears whole or not at all.
-        anchor_type: "anchor_free" or "anchor_based", where the file does not tell.
+        anchor_type: "anchor_free" or "anchor_based", if the file does not contain it.
 
     Raises:
         UserError: for everything that cannot be converted.
     """
     source = read_checkpoint(source_path)
     description = identify(*source, file_name=source_path, anchor_type=anchor_type)
-    expected = _model(description.config, description.options)
-    model, left_over = to_detectron2(source.state_dict, expected)
-    content = {"model": model, "left_over": left_over, **description._asdict()}
-    write_atomically(content, target_path)
+    expected = _model(description.config, tuple(description.options))
+    name = f"{description.config}, the nearest of the released models"
+    model = to_detectron2(source.state_dict, expected, name)
+    write_atomically({"model": model, **description._asdict()}, target_path)
     return description
-
-
-def convert_to_mmdet(source_path: str, target_path: str) -> None:
-    """Convert a checkpoint of this project, converted or trained, to MMDetection's names.
-
-    Raises:
-        UserError: for everything that cannot be converted.
-    """
-    content = read_tensors(source_path)
-    entries = check_entries(content.get("model", content), source_path)
-    state_dict = to_mmdet(entries, content.get("left_over"))
-    class_names = content.get("class_names")
-    meta = {"CLASSES": tuple(class_names)} if class_names else {}
-    write_atomically({"state_dict": state_dict, "meta": meta}, target_path)
 
 
 def _shape(x: Tensor) -> str:
     return "x".join(map(str, x.shape)) or "a number"
 
 
+@functools.lru_cache
 def _model(config: str, options: Sequence) -> Dict[str, Tensor]:
     """Return the state dict of a known model, on the meta device: names and shapes alone."""
-    key = (config, repr(options))
-    if key not in _MODELS:
-        with torch.device("meta"):
-            model = build_model(get_config(config, [*options, "MODEL.DEVICE", "meta"]))
-        _MODELS[key] = model.state_dict()
-    return _MODELS[key]
+    with torch.device("meta"):
+        return build_model(get_config(config, [*options, "MODEL.DEVICE", "meta"])).state_dict()
 
 
 @functools.cache
@@ -307,69 +256,32 @@ def _flat(options: Dict) -> List:
     return [x for item in options.items() for x in item]
 
 
-def _sizes_of(shapes: Shapes) -> Dict[str, int]:
-    """Return the sizes of a head; a wrong one would hide all other differences."""
-    width, in_channels = (*shapes.get("head.inter_convs.0.0.weight", ()), 0, 0)[:2]
-    return {
-        "MODEL.TOOD.NUM_CLASSES": _num_classes(shapes),
-        "MODEL.TOOD.CONV_DIM": width,
-        "MODEL.FPN.OUT_CHANNELS": in_channels,
-        "MODEL.TOOD.NUM_CONVS": sum(
-            re.fullmatch(r"head\.inter_convs\.\d+\.0\.weight", name) is not None for name in shapes
-        ),
-    }
+def _depth(shapes: Shapes) -> int:
+    """Return the depth of the ResNet whose number of blocks is nearest."""
+    pattern = re.compile(r"backbone\.bottom_up\.(res\d\.\d+)\.conv(\d)\.weight")
+    convs = [match.groups() for match in map(pattern.fullmatch, shapes) if match]
+    has_bottlenecks = any(conv == "3" for _, conv in convs)
+    depths = [depth for depth in BLOCKS if (depth >= 50) == has_bottlenecks]
+    return min(depths, key=lambda depth: abs(BLOCKS[depth] - len({block for block, _ in convs})))
 
 
-def _candidates(differing: Set[str]) -> Iterator[Dict]:
-    """Yield the options that people change in their models, of the part that differs."""
-    if any(name.startswith("head.") for name in differing):
-        yield from ({"MODEL.TOOD.NUM_DCN_CONVS": n} for n in range(7))
-        yield from ({"MODEL.TOOD.DCN_NUM_GROUPS": n} for n in (1, 2, 4, 8))
-    if any(name.startswith("backbone.bottom_up.") for name in differing):
-        yield from (_depth_options(depth) for depth in (18, 34, 50, 101, 152))
-        for _, groups, width in BACKBONES:
-            yield {"MODEL.RESNETS.NUM_GROUPS": groups, "MODEL.RESNETS.WIDTH_PER_GROUP": width}
-        for first in range(5):  # stage with deformable convolutions, as all after it
-            stages = [i >= first for i in range(4)]
-            yield {
-                "MODEL.RESNETS.DEFORM_ON_PER_STAGE": stages,
-                "MODEL.RESNETS.DEFORM_MODULATED": any(stages),
-            }
+def _nearest_config(shapes: Shapes, options: Dict, anchor_type: str, is_2x: bool) -> str:
+    """Return the released config whose model, with some options, differs least."""
 
-
-def _nearest_config(shapes: Shapes, anchor_type: str, is_2x: bool) -> Tuple[str, List]:
-    """Return the known config whose model differs least, and the options that differ from it."""
-
-    def fits(name: str) -> Tuple[bool, bool]:  # which decides between equal models
+    def misfit(name: str) -> Tuple[int, bool, bool]:  # which decides between equal models
         is_anchor_based = anchor_type == "anchor_based"
-        return (("anchor_based" in name) == is_anchor_based, ("2x" in name) == is_2x)
+        num_options = len(differing_options(name, options))
+        return num_options, ("anchor_based" in name) != is_anchor_based, ("2x" in name) != is_2x
 
-    options = {k: v for k, v in _sizes_of(shapes).items() if v}
-    least = None
-    for name in sorted(RELEASED_MODELS, key=fits, reverse=True):
-        try:
-            differing = _differing(shapes, _model(name, _flat(options)))
-        except ImportError:  # a newer Detectron2 needs its extension for deformable convolutions
-            continue
-        if least is None or len(differing) < len(least[0]):
-            least = differing, name
-        if not differing:
+    counts = {}
+    for name in sorted(RELEASED_MODELS, key=misfit):
+        # A small ResNet has no groups and no deformable convolutions, and a newer Detectron2 needs
+        # its extension for the latter.
+        with contextlib.suppress(AssertionError, ImportError):
+            counts[name] = len(_differing(shapes, _model(name, tuple(_flat(options)))))
+        if counts.get(name) == 0:
             break
-    differing, name = least
-    improved = True
-    while len(differing) > 1 and improved:  # no option changes a single entry
-        improved = False
-        for candidate in _candidates(differing):
-            variant = {**options, **candidate}
-            try:
-                found = _differing(shapes, _model(name, _flat(variant)))
-            except (AssertionError, ImportError, ValueError):  # they do not go together
-                continue
-            if len(found) < len(differing):
-                options, differing, improved = variant, found, True
-                if len(found) < 2:
-                    break
-    return name, differing_options(name, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
+    return min(counts, key=counts.get)
 
 
 def _differing(shapes: Shapes, expected: Dict[str, Tensor]) -> Set[str]:
@@ -395,7 +307,7 @@ def _anchor_type(hints: str, notes: List[str]) -> str:
     match = match or re.search(r"anchor[_-](free|based)", hints)
     if match is None:
         notes.append(
-            "Nothing in the file tells its anchor type; anchor_free is assumed, as in all "
+            "The file does not contain its anchor type; anchor_free is assumed, as in all "
             "released models but one. If that is wrong: --anchor-type anchor_based."
         )
     return f"anchor_{match[1]}" if match else "anchor_free"
@@ -417,6 +329,8 @@ def _class_names(meta: Dict, num_classes: int, notes: List[str]) -> Optional[Lis
         return None
     names = [names] if isinstance(names, str) else names  # MMDetection's way to name a single one
     if len(names) != num_classes:
-        notes.append(f"The file names {len(names)} classes for a head of {num_classes}: left out.")
+        notes.append(
+            f"The file names {len(names)} classes for a head of {num_classes}; they are ignored."
+        )
         return None
     return list(names)

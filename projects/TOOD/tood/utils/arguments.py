@@ -1,4 +1,4 @@
-"""Command lines of the programs."""
+"""Command lines of programs."""
 
 import argparse
 import os
@@ -9,10 +9,21 @@ from typing import List, Optional, Sequence, Tuple
 from tood.utils.errors import UserError
 
 
+def make_parser(docstring: str) -> argparse.ArgumentParser:
+    """Return a parser that describes a program by its docstring: the text before the first "::"
+    and, after the list of arguments, the examples behind it as they are.
+    """
+    description, _, epilog = docstring.partition("::")
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=formatter
+    )
+
+
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None
 ) -> argparse.Namespace:
-    """Parse a command line. "~" is the home folder wherever a path begins, also where no shell
+    """Parse a command line. "~" at the start of a path is the home folder, even if no shell
     expands it.
 
     Raises:

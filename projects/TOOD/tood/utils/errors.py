@@ -1,4 +1,4 @@
-"""Mistakes that users can repair, told in one sentence."""
+"""Errors that users can repair, in one sentence each."""
 
 import re
 import sys
@@ -27,8 +27,8 @@ def first_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException, limit: int = 200) -> str:
-    """Return the message of a library's error for a sentence of one's own: one line of at most
-    ``limit`` characters, without terminal codes and addresses of objects.
+    """Return the message of a library's error for use in a sentence: one line of at most ``limit``
+    characters, without terminal codes and addresses of objects.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
@@ -37,8 +37,8 @@ def reason_of(error: BaseException, limit: int = 200) -> str:
 
 
 def run_main(main: Callable[[], object], stopped: str = "stopped.") -> None:
-    """Call a program: a mistake or a file that cannot be used ends it with one sentence and exit
-    status 1, Ctrl-C with 130.
+    """Call a program. A ``UserError`` or a file that cannot be used ends it with one sentence and
+    exit status 1, Ctrl-C with 130.
     """
     try:
         main()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running what is in them."""
+"""Files that are written whole or not at all, and read without running code in them."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ from tood.utils.errors import UserError, reason_of
 
 
 def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
-    """Make a folder to write to, if there is none.
+    """Make a folder to write to, unless it exists.
 
     Args:
-        key: what named it.
+        key: the config key or flag that names it.
 
     Raises:
-        UserError: where that, or writing into it, cannot be done.
+        UserError: if it cannot be made or written to.
     """
     if "://" in folder:
         return
@@ -45,7 +45,7 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
 
 
 def last_checkpoint_in(folder: str) -> str:
-    """Return the name that the "last_checkpoint" of an output folder holds; "" without one."""
+    """Return the name in the file "last_checkpoint" of an output folder, or ""."""
     try:
         with open(os.path.join(folder, "last_checkpoint"), errors="replace") as f:
             return f.read().strip()
@@ -54,70 +54,70 @@ def last_checkpoint_in(folder: str) -> str:
 
 
 def check_image_output(path: str, overwrite: bool = True) -> None:
-    """Make the folder of an image that is going to be written.
+    """Make the folder of an image to write.
 
     Raises:
-        UserError: for a format that Pillow cannot write, a folder that cannot be used, or, unless
-            ``overwrite``, a file that already exists.
+        UserError: if Pillow cannot write the format, the folder cannot be used, or, unless
+            ``overwrite``, the file already exists.
     """
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; name another --output, or add --overwrite.")
     suffix = os.path.splitext(path)[1].lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise UserError(f"No image can be written to {path}; let its name end in .png or .jpg.")
+        raise UserError(f"No image can be written to {path}; its name must end in .png or .jpg.")
     check_folder(os.path.dirname(path) or ".", "--output")
 
 
 def read_tensors(path: str) -> Dict:
-    """Read a file of tensors and plain values without running anything that is in it. Where the
-    file is of PyTorch's present format, its checksums must be right.
+    """Read a file of tensors and plain values without running code in it. The checksums of PyTorch's
+    present format must be right.
 
     Raises:
-        UserError: for a file that is not there, is damaged, or holds more than that.
+        UserError: if the file does not exist, is damaged, or contains anything else.
     """
     if not os.path.isfile(path):
         raise UserError(f"The checkpoint {path} does not exist; check its name.")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:  # which PyTorch does not look at
+                if archive.testzip() is not None:  # PyTorch does not check them
                     raise ValueError("a checksum is wrong")
-        import torch  # here, for other files need no PyTorch
+        import torch  # here, because other files need no PyTorch
 
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever their bytes lead to
+    except Exception as error:  # damaged files raise errors of any kind
         refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
             raise UserError(
-                f"The checkpoint {path} is refused: reading it would run code, for it needs "
+                f"The checkpoint {path} is refused: reading it would run code, because it needs "
                 f"{refused.group(1)}; save its state_dict alone, with the program that wrote it."
             ) from error
         raise UserError(
             f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
         ) from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"The checkpoint {path} holds no state dict.")
+        raise UserError(f"The checkpoint {path} contains no state dict.")
     return content
 
 
 def read_pickle(path: str) -> Dict:
     """Read a file of NumPy arrays and plain values, as in Detectron2's model zoo, without running
-    anything that is in it.
+    code in it.
 
     Raises:
-        UserError: for a file that is damaged, or holds more than that.
+        UserError: if the file is damaged, or contains anything else.
     """
     try:
         with open(path, "rb") as f:
             content = _ArrayUnpickler(f, path).load()
     except UserError:
         raise
-    except Exception as error:  # damaged files raise whatever their bytes lead to
+    except Exception as error:  # damaged files raise errors of any kind
         raise UserError(
             f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"The checkpoint {path} holds no state dict; name another file.")
+        raise UserError(f"The checkpoint {path} contains no state dict; name another file.")
     return content
 
 
@@ -130,7 +130,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         array_module = module.replace("numpy._core", "numpy.core")
         if (array_module, name) not in _ARRAY_GLOBALS:
             raise UserError(
-                f"The checkpoint {self.path} is refused: reading it would run code, for it needs "
+                f"The checkpoint {self.path} is refused: reading it would run code, because it needs "
                 f"{module}.{name}; save its arrays alone, with the program that wrote it."
             )
         return super().find_class(module, name)
@@ -149,11 +149,11 @@ _ARRAY_GLOBALS = {
 
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[BinaryIO]:
-    """Give a file to write to that becomes ``path`` at the end, or nothing after any error.
-    Where several processes write one path, as the first use of a cache, each writes a whole file.
+    """Give a file to write to that becomes ``path`` at the end, or nothing after any error. If
+    several processes write one path, as at the first use of a cache, each writes a whole file.
 
     Raises:
-        UserError: where it cannot be written.
+        UserError: if it cannot be written.
     """
     part = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
@@ -168,7 +168,7 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
             if os.path.exists(part):
                 os.remove(part)
     except (OSError, RuntimeError) as error:
-        # PyTorch's writer has an error of its own when it is interrupted or the disk is full.
+        # PyTorch's writer raises another error when it is interrupted or the disk is full.
         causes = _causes(error)
         if any(isinstance(x, KeyboardInterrupt) for x in causes):
             raise KeyboardInterrupt from error
@@ -207,7 +207,7 @@ def write_atomically(content: Dict, path: str) -> None:
     """Save a checkpoint whole or not at all.
 
     Raises:
-        UserError: where it cannot be written, or could not be read by Detectron2.
+        UserError: if it cannot be written, or Detectron2 could not read it by its name.
     """
     if not path.endswith(".pth"):
         raise UserError(f"The name {path} must end in .pth for Detectron2 to read it.")
@@ -218,7 +218,7 @@ def write_atomically(content: Dict, path: str) -> None:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file whole or not at all; raise UserError where it cannot be written."""
+    """Write a file whole or not at all; raise UserError if it cannot be written."""
     with written_whole(path) as f:
         f.write(content)
 
@@ -228,7 +228,7 @@ def write_image(image: np.ndarray, path: str) -> None:
     followed.
 
     Raises:
-        UserError: where it cannot be written.
+        UserError: if it cannot be written.
     """
     suffix = os.path.splitext(path)[1].lower()
     with written_whole(path) as f:
@@ -248,7 +248,7 @@ def encode_image(image: np.ndarray, format: str, **options) -> bytes:
 
 
 def write_json(content, path: str) -> None:
-    """Write JSON, with null for NaN; raise UserError where it cannot be written."""
+    """Write JSON, with null for NaN; raise UserError if it cannot be written."""
     text = json.dumps(_without_nan(content), indent=1)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -258,7 +258,7 @@ def write_json(content, path: str) -> None:
 
 
 def _without_nan(content):
-    """JSON has no NaN."""
+    """Replace NaN, which JSON does not have."""
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

@@ -1,11 +1,11 @@
-"""Loggers of other libraries: silenced for a while, or kept to their file."""
+"""Loggers of other libraries: silenced for a while, or limited in what they print."""
 
 import contextlib
 import logging
 import sys
 from typing import Callable, Iterator, Sequence
 
-# How Detectron2's long records begin: hundreds of lines, for whoever asks later.
+# How Detectron2's long records begin, of hundreds of lines.
 PAGES = (
     "Rank of current process",
     "Environment info:",
@@ -44,7 +44,7 @@ def at_level(logger_name: str, level: int) -> Iterator[None]:
 
 
 def keep_pages_to_files(logger_names: Sequence[str]) -> None:
-    """Drop long records where loggers write to a terminal; their files have them."""
+    """Keep long records of loggers from the terminal; their files contain them."""
 
     def is_short(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(PAGES)

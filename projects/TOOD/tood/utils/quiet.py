@@ -1,4 +1,4 @@
-"""Warnings of libraries about libraries, which a user of this project cannot act on."""
+"""Warnings of libraries that users of this project cannot act on."""
 
 import logging
 import warnings
@@ -15,5 +15,5 @@ def silence_libraries() -> None:
     """Silence these warnings for the process; called before the libraries are imported."""
     for message in MESSAGES:
         warnings.filterwarnings("ignore", message=message)
-    # "No CUDA runtime is found", said where a compiler is and no GPU.
+    # "No CUDA runtime is found", if there is a compiler but no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

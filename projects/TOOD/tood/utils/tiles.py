@@ -29,7 +29,7 @@ def make_tiles(width: int, height: int, size: int, overlap: int) -> List[Tile]:
     """Cut an image into tiles of one size, row by row; the last ones end where the image ends.
 
     Returns:
-        tiles that overlap by ``overlap`` or more; where a side of the image is not longer than
+        tiles that overlap by ``overlap`` or more. If a side of the image is not longer than
         ``size``, they have its length.
     """
     columns, rows = (tile_starts(side, size, overlap) for side in (width, height))

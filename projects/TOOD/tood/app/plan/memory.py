@@ -1,9 +1,9 @@
 """The number of images of a size that fit into memory in a training step, measured by one step."""
 
 import contextlib
-import os
 from typing import Dict, NamedTuple, Optional
 
+import psutil
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 # Of the memory that is free; the rest is for loading images, for batches of other shapes and for
-# whatever else runs on the machine.
+# other programs.
 USABLE_PART = 0.6
 MiB = 1024**2
-# What a step on a CPU takes beside its weights, as a multiple of what it keeps for the gradients:
-# 1.25 to 1.51 were measured in processes of their own.
+# Memory of a step on a CPU beside its weights, as a multiple of what it keeps for the gradients:
+# 1.25 to 1.51 were measured in separate processes.
 BACKWARD = 1.6
 
 
@@ -91,20 +91,8 @@ def _image_of_noise(height: int, width: int) -> Dict:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [_available_memory(), _left_of_group()]
-    known = [x for x in known if x is not None]
-    return min(known) if known else 4096 * MiB
-
-
-def _available_memory() -> Optional[int]:
-    """Return what the system says, without what other programs use."""
-    with contextlib.suppress(OSError), open("/proc/meminfo") as f:
-        for line in f:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return None
+    available, left = psutil.virtual_memory().available, _left_of_group()
+    return available if left is None else min(available, left)
 
 
 def _left_of_group() -> Optional[int]:

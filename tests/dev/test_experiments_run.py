@@ -1,0 +1,69 @@
+"""The finished experiments: each runs, on data and models that take no time."""
+
+import json
+
+import count_deaths
+import draw_curves
+import estimate_memory
+import measure_suspects
+import pytest
+import torch
+from conftest import CONFIG, TINY
+from estimate_memory import LiveMemory
+
+SIZES = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"]
+
+
+def test_count_deaths(shapes, fresh_loggers):
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    steps = count_deaths.train(CONFIG, entry, [*TINY, *SIZES], seed=1, iterations=4)
+    assert len(steps) == 4 and not count_deaths.is_dead(steps)
+    (*_, row) = count_deaths.markdown_table({"a.json": [count_deaths.summary(steps)]}).splitlines()
+    assert row.startswith("| a.json | 0 of 1 |")
+
+
+def test_draw_curves(tmp_path, capsys):
+    (tmp_path / "a_1").mkdir()
+    rows = [json.dumps({"iteration": i, "bbox/AP": x}) for i, x in ((199, 10.0), (400, 30.0))]
+    (tmp_path / "a_1" / "metrics.json").write_text("\n".join(rows))
+    out = tmp_path / "curves.png"
+    draw_curves.main([f"a={tmp_path}/a_*", "--output", str(out), "--seconds", "1.5"])
+    assert capsys.readouterr().out.splitlines()[-1] == "| a | 10.0 | 30.0 |"
+    assert out.stat().st_size > 1000
+
+
+def test_measure_suspects(shapes, tmp_path, monkeypatch, capsys):
+    small = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.NUM_CLASSES", "4"]
+    entry = f"{shapes}/annotations.json:{shapes}/images"
+    argv = ["--config-file", CONFIG, "--train-data", entry, "--output", str(tmp_path)]
+    args = measure_suspects.parse_args([*argv, *TINY, *SIZES, *small])
+    measure_suspects.main(args)
+    rows = json.loads((tmp_path / "suspects.json").read_text())
+    assert [row["faults"] for row in rows] == [1, 1, 1]  # 5 % of 21 objects, of each kind
+    assert "precision at 10" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.__version__ < "2.1", reason="storages have one object each since 2.1")
+def test_estimate_memory(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "tiny.yaml"
+    tiny = "MODEL: {FPN: {OUT_CHANNELS: 32}, TOOD: {CONV_DIM: 64, NUM_CONVS: 2}}"
+    config.write_text(f"_BASE_: {CONFIG}\n{tiny}\n")
+    size = ["--height", "256", "--width", "320", "--batch", "8"]
+    monkeypatch.setattr("sys.argv", ["estimate_memory.py", str(config), *size])
+    estimate_memory.main()
+    *_, row = capsys.readouterr().out.splitlines()
+    plain, recomputed, half, half_recomputed = map(float, row.split("|")[3:7])
+    assert 0 < recomputed < plain and 0 < half_recomputed < half
+
+
+def test_memory_in_use_is_counted_once():
+    with LiveMemory() as memory:
+        x = torch.zeros(1000)  # 4,000 bytes
+        y = x.view(10, 100)
+        assert memory.now == 4000
+        z = x + 1
+        assert memory.now == memory.peak == 8000
+        del x, z
+        assert (memory.now, memory.peak) == (4000, 8000)  # y is x
+        del y
+        assert memory.now == 0
