@@ -1,21 +1,20 @@
-"""Data sets in the forms that people have: one set in each, and folders that are wrong."""
+"""Data sets in the forms that programs export, and folders that are wrong."""
 
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import yaml
+from layouts import boxes_of, put, put_image, refused
 from PIL import Image
 
-from tood.data.annotations import class_names, read_annotations
-from tood.data.check import InputSize
-from tood.data.datasets import DataOptions, prepare_datasets
-from tood.data.entries import parse_own_data
-from tood.utils.errors import UserError
-
-pytest.importorskip("supervision", reason="an extra, from Python 3.10 on")
+from tood.app.convert import door
+from tood.app.convert.door import find_parts, read_data
+from tood.data.annotations import clean_annotations
 
 NAMES = ["disc", "square", "star", "triangle"]
 
@@ -197,16 +196,18 @@ WRITERS = [(name, writer) for name, writers in FORMS.items() for writer in write
 @pytest.mark.parametrize("name, writer", WRITERS, ids=[writer.__name__ for _, writer in WRITERS])
 def test_one_set_in_every_form(name, writer, new, content):
     folder = writer(new, content)
-    found_name, parts = find_parts(str(folder))
-    assert found_name == name and len(parts) == 1
-    own_data = parse_own_data(str(folder))
-    found = read_annotations(*own_data, to_train=True)
-    assert class_names(found) == NAMES
-    assert boxes_of(found) == pytest.approx(boxes_of(content), abs=1e-3)
-    assert labels_of(found) == labels_of(content)
+    converted = read_data(str(folder))
+    (part,) = converted.parts.values()
+    assert converted.format == name and part.image_root == str(folder)
+    found = clean_annotations(dict(part.content), part.source, part.image_root)
+    assert [c["name"] for c in found["categories"]] == NAMES
+    assert boxes_in(found) == pytest.approx(boxes_in(content), abs=1e-3)
+    assert labels_in(found) == labels_in(content)
     for image in found["images"]:
         with Image.open(folder / image["file_name"]) as pixels:
             assert pixels.size == (image["width"], image["height"])
+    ledger = converted.ledger
+    assert ledger.objects_in == ledger.objects_out == len(content["annotations"])
 
 
 def sorted_objects(content):
@@ -218,34 +219,29 @@ def sorted_objects(content):
     )
 
 
-def boxes_of(content):
+def boxes_in(content):
     return np.array([x[-1] for x in sorted_objects(content)])
 
 
-def labels_of(content):
+def labels_in(content):
     return [(x[0], x[-2]) for x in sorted_objects(content)]
 
 
-def test_every_form_is_an_entry_of_a_training(new, content):
-    """And all of them are checked, and matched by their names, together."""
-    entries = [str(as_voc(new, content))]
-    shutil.move(entries[0], f"{entries[0]}_voc")
-    entries = [f"{entries[0]}_voc", str(as_roboflow(new, content))]
-    size = InputSize(64, 96)
-    data = DataOptions(entries, entries[1:], 4, True, size, size, 8)
-    reports = prepare_datasets(data, training=True)
-    assert [r.num_objects for r in reports] == [len(content["annotations"])] * 2
+def content_of(data):
+    (part,) = read_data(str(data)).parts.values()
+    return part.content
 
 
-def test_what_was_not_as_usual_is_told(new, content):
+def test_what_was_not_as_usual_is_noted(new, content):
     folder = as_roboflow(new, content)
-    _, remarks = read_entry(str(folder))
-    assert remarks == ["left out the class 'shapes', which only groups the others"]
+    notes = read_data(str(folder)).ledger.notes
+    assert list(notes) == ["ignored the class 'shapes', which only groups the others"]
     for path in folder.iterdir():
         shutil.rmtree(path)
-    _, remarks = read_entry(str(as_cvat(new, content)))
-    (remark,) = remarks
-    assert "8 images by their names alone, for example task 7/00000.jpg" in remark
+    notes = read_data(str(as_cvat(new, content))).ledger.notes
+    (names,) = notes.values()
+    assert list(notes) == ["images found by their names alone"]
+    assert len(names) == 8 and names[0] == "task 7/00000.jpg"
 
 
 def test_a_root_that_has_objects_stays(new, content):
@@ -254,7 +250,7 @@ def test_a_root_that_has_objects_stays(new, content):
     changed = json.loads(path.read_text())
     changed["annotations"][0]["category_id"] = 0
     write_json(path, changed)
-    assert class_names(read_annotations(str(folder), str(folder), to_train=True))[0] == "shapes"
+    assert content_of(folder)["categories"][0]["name"] == "shapes"
 
 
 def test_names_that_two_images_have_are_not_guessed(new, content):
@@ -262,9 +258,52 @@ def test_names_that_two_images_have_are_not_guessed(new, content):
     shutil.copytree(folder / "images", folder / "a")
     shutil.copytree(folder / "images", folder / "b")
     shutil.rmtree(folder / "images")
-    found, remarks = read_entry(str(folder))
-    assert not remarks
-    assert all(i["file_name"].startswith("../../data") for i in found["images"])
+    message = refused(folder)
+    assert "00000.jpg' could mean" in message and "a/00000.jpg or" in message
+
+
+def test_a_coco_file_by_itself(new, content, tmp_path):
+    """Its images are at their places below a folder; others are searched there, or kept."""
+    folder = as_coco(new, content)
+    data = f"{folder}/labels.json:{folder}/photos"
+    converted = read_data(data)
+    assert converted.parts["all"] == ("all", content, f"{folder}/photos", data)
+    assert list(converted.ledger.files.values())[-1] == ("labels", "8 images")
+    found = content_of(folder / "labels.json")
+    assert {i["file_name"][:7] for i in found["images"]} == {"photos/"}
+    missing = content_of(f"{folder}/labels.json:{tmp_path}/nowhere")
+    assert missing == content
+
+
+def test_records_of_one_image_are_joined(new, content):
+    folder = as_coco(new, content)
+    more = [{**image, "id": image["id"] + 100} for image in content["images"]]
+    moved = [{**a, "image_id": a["image_id"] + 100} for a in content["annotations"][::2]]
+    annotations = content["annotations"][1::2] + moved
+    images = content["images"] + more
+    write_json(folder / "labels.json", {**content, "images": images, "annotations": annotations})
+    found = content_of(folder)
+    assert len(found["images"]) == 8 and labels_in(found) == labels_in(content)
+
+
+def test_other_tasks_of_coco_are_not_second_sets(new, content):
+    folder = new("val2017")
+    for task in ("instances", "person_keypoints", "captions"):
+        write_json(folder / "annotations" / f"{task}_val2017.json", content)
+    write_json(folder / "annotations" / "image_info_test2017.json", {**content, "annotations": 0})
+    converted = read_data(str(folder))
+    assert list(converted.parts) == ["val"]
+    reason = ("ignored", "it has no annotations")
+    assert converted.ledger.files["annotations/image_info_test2017.json"] == reason
+
+
+def test_missing_sizes_are_those_of_the_images(new, content):
+    folder = as_coco(new, content)
+    images = [{"id": i["id"], "file_name": i["file_name"]} for i in content["images"]]
+    write_json(folder / "labels.json", {**content, "images": images})
+    assert {(i["width"], i["height"]) for i in content_of(folder)["images"]} == {
+        (i["width"], i["height"]) for i in content["images"]
+    }
 
 
 def test_parts_of_a_folder(new, content):
@@ -274,44 +313,85 @@ def test_parts_of_a_folder(new, content):
         path.unlink()
     data = {"train": "train/images", "val": "valid/images", "names": dict(enumerate(NAMES))}
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
-    assert list(find_parts(str(folder))[1]) == ["train", "val"]
-    with pytest.raises(UserError, match="has the parts train, val; name one of them"):
-        read_entry(str(folder))
+    assert find_parts(str(folder)) == ["train", "val"]
     for part, number in (("train", 8), ("val", 2), ("valid", 2)):
-        assert len(read_entry(f"{folder}:{part}")[0]["images"]) == number
-    assert len(read_entry(f"{folder}/data.yaml:val")[0]["images"]) == 2
-    with pytest.raises(UserError, match="has no part 'test', but train, val"):
-        read_entry(f"{folder}:test")
+        assert len(content_of(f"{folder}:{part}")["images"]) == number
+    assert len(content_of(f"{folder}/data.yaml:val")["images"]) == 2
+    assert "has no part 'test', but train, val" in refused(f"{folder}:test")
 
 
 def test_classes_keep_an_order_that_is_stated(new, content):
     folder = as_labelme(new, content)
     names = ["triangle", "unused", *NAMES[:3]]
     (folder / "labels.txt").write_text("\n".join(["__ignore__", *names]))
-    found = read_annotations(str(folder), str(folder), to_train=True)
-    assert class_names(found) == names
-    assert labels_of(found) == labels_of(content)
+    found = content_of(folder)
+    assert [c["name"] for c in found["categories"]] == names
+    assert labels_in(found) == labels_in(content)
+
+
+def test_keypoints_of_yolo_are_ignored(tmp_path):
+    put_image(tmp_path, "images/0.jpg")
+    put(tmp_path, "labels/0.txt", "0 0.5 0.5 0.2 0.2 " + "0.5 0.5 2 " * 3)
+    put(tmp_path, "data.yaml", "train: images\nnames: [disc]\nkpt_shape: [3, 3]")
+    (annotation,) = content_of(tmp_path)["annotations"]
+    assert annotation["bbox"] == pytest.approx([25.6, 19.2, 12.8, 9.6])
+
+
+TOY = """
+from tood.app.convert import door
+from tood.app.convert.build import Format, Object, Record, build_contents, drop_orphans
+from tood.app.convert.folder import match_files
+
+
+def find(folder):
+    return folder.with_suffix(".toy")
+
+
+def read(folder, files, ledger):
+    images, records = match_files(folder, ledger, files), []
+    for file in files:
+        cells = [line.split() for line in folder.lines(file)]
+        objects = [Object(name, tuple(map(float, box))) for name, *box in cells]
+        ledger.objects_in += len(objects)
+        if file in images:
+            records.append(Record(file, images[file], objects))
+    drop_orphans(ledger, folder.root, [f for f in files if f not in images], {}, len(files))
+    return build_contents(folder, ledger, records)
+
+
+door.FORMATS.append(Format("Toy", find, read))
+"""
+
+
+def test_a_new_format_is_a_file_and_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(door, "FORMATS", [*door.FORMATS])
+    for i in range(3):
+        put_image(tmp_path, f"images/{i}.png")
+        boxes = boxes_of(i)
+        put(tmp_path, f"toys/{i}.toy", "".join(f"{' '.join(map(str, b))}\n" for b in boxes))
+    assert len(TOY.splitlines()) <= 40
+    exec(TOY, {})
+    converted = read_data(str(tmp_path))
+    assert converted.format == "Toy" and len(converted.parts["all"].content["annotations"]) == 9
+
+
+def test_importing_the_door_needs_no_pytorch():
+    code = "import sys, tood.app.convert.door, tood.app.convert.command; "
+    code += "sys.exit('torch' in sys.modules or 'detectron2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # Folders that are wrong
 
 
-def refused(path):
-    with pytest.raises(UserError) as error:
-        read_entry(str(path))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 def test_an_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     message = refused(tmp_path / "empty")
-    assert "holds no files; looked for were a COCO JSON file, a YOLO data.yaml" in message
+    assert "contains no files; looked for were a COCO JSON file, a YOLO data.yaml" in message
 
 
 def test_images_alone(new):
-    assert "holds 8 files (8 of .jpg); looked for" in refused(new())
+    assert "contains 8 files (8 of .jpg); looked for" in refused(new())
 
 
 def test_two_formats(new, content):
@@ -331,13 +411,12 @@ def test_images_without_labels(name, writer, new, content):
     folder = writer(new, content)
     labels = sorted(p for p in folder.rglob("0*") if p.suffix in (".txt", ".xml"))
     labels[0].unlink()
-    found, remarks = read_entry(str(folder))  # a negative
-    assert len(found["images"]) == 8
-    assert any("1 of 8 images have no file of labels, for example" in x for x in remarks)
+    assert len(content_of(folder)["images"]) == 8  # a negative
+    assert "images have no labels (1 of 8)" in read_data(str(folder)).ledger.notes
     for path in labels[1:5]:
         path.unlink()
     message = refused(folder)
-    assert "5 of 8 images have no file of labels" in message and "more than half" in message
+    assert "5 of 8 images have no labels" in message and "more than half" in message
 
 
 @pytest.mark.parametrize("name, writer", [x for x in WRITERS if x[0] != "COCO"])
@@ -345,9 +424,12 @@ def test_labels_without_images(name, writer, new, content):
     folder = writer(new, content)
     images = sorted(folder.rglob("*.jpg"))
     images[0].unlink()
-    found, remarks = read_entry(str(folder))
-    assert len(found["images"]) == 7
-    assert any("1 of 8" in remark and "00000" in remark for remark in remarks)
+    ledger = read_data(str(folder)).ledger
+    assert len(content_of(folder)["images"]) == 7
+    assert any("(1 of 8)" in text and "00000" in found[0] for text, found in ledger.notes.items())
+    if name != "CSV":
+        with pytest.raises(door.UserError, match="1 files of labels that belong to no image"):
+            ledger.refuse_orphans()
     for path in images[1:5]:
         path.unlink()
     assert "5 of 8" in refused(folder)
@@ -364,22 +446,26 @@ def test_voc_sizes_that_disagree(new, content):
     folder = as_voc(new, content)
     path = folder / "Annotations" / "00002.xml"
     path.write_text(path.read_text().replace("<width>64", "<width>640"))
-    message = refused(folder)
-    assert "1 of 8 files state another size" in message and "00002.xml says (640, 64)" in message
+    assert "00002.jpg, stated (640, 64), is (64, 64)" in refused(folder)
 
 
 @pytest.mark.parametrize(
     "writer, pattern, text, expected",
     [
-        (as_yolo, "*/*/00001.txt", "1 0.5 0.5", "00001.txt cannot be read"),
-        (as_yolo, "*/*/00001.txt", "a 0.5 0.5 0.1 0.1", "00001.txt cannot be read"),
-        (as_yolo, "data.yaml", "train: gone\nnames: [a]", "its train, gone, is not there"),
+        (as_yolo, "*/*/00001.txt", "1 0.5 0.5", "00001.txt, line 1, cannot be read"),
+        (as_yolo, "*/*/00001.txt", "a 0.5 0.5 0.1 0.1", "00001.txt, line 1, cannot be read"),
+        (as_yolo, "data.yaml", "train: gone\nnames: [a]", "its entry gone is not there"),
         (as_yolo, "data.yaml", "train: train\nnames: {1: a}", "keys of names must be 0 to 0"),
         (as_voc, "*/00001.xml", "<annotation><object>", "00001.xml is not XML"),
         (as_labelme, "00001.json", '{"shapes": 3, "imagePath": ""}', "not a LabelMe file"),
-        (as_labelme, "00001.json", '{"shapes": [', "not a LabelMe file"),
+        (as_labelme, "00001.json", '{"shapes": [', "00001.json is not JSON"),
         (as_csv, "boxes.csv", "filename,xmin,ymin,xmax,ymax,label\na,1,2", "line 2 has 3 columns"),
-        (as_csv, "boxes.csv", "00001.jpg,1,2,5,9,a\n00001.jpg,1,2,b,9,a", "line 2 must have four"),
+        (
+            as_csv,
+            "boxes.csv",
+            "00001.jpg,1,2,5,9,a\n00001.jpg,1,2,b,9,a",
+            "line 2 must have an image, four",
+        ),
     ],
 )
 def test_broken_files(writer, pattern, text, expected, new, content):
@@ -389,5 +475,7 @@ def test_broken_files(writer, pattern, text, expected, new, content):
     assert expected in refused(folder)
 
 
-def test_a_folder_that_is_not_there():
-    assert "There is no folder nowhere" in refused("nowhere")
+def test_yolo_without_names_of_classes(new, content):
+    folder = as_yolo_beside(new, content)
+    (folder / "classes.txt").unlink()
+    assert "nothing names the classes; add a classes.txt" in refused(folder)

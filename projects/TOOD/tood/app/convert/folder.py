@@ -271,14 +271,15 @@ def _agree(splits: Sequence[str], image: str) -> bool:
 
 def _choose(folder: Folder, file: str, images: Sequence[str], base: str) -> Optional[str]:
     """Return the one image that a file of labels means, or None without candidates."""
+    area = area_of(file)
     if len({stem_of(i) for i in images}) == 1:  # the ending or the folder decides
-        tails = [_common_tail(area_of(i), area_of(file)) for i in images]
-        for kept in (
-            [i for i in images if os.path.basename(i) == base],
-            [i for i, tail in zip(images, tails) if tail and tail == max(tails)],
-            [i for i in images if i.count("/") == file.count("/") and area_of(i) == area_of(file)],
+        longest = max(_common_tail(area_of(i), area) for i in images)
+        for is_meant in (
+            lambda i: os.path.basename(i) == base,
+            lambda i: 0 < longest == _common_tail(area_of(i), area),
+            lambda i: i.count("/") == file.count("/") and area_of(i) == area,
         ):
-            images = kept or images
+            images = [i for i in images if is_meant(i)] or images
     if len(images) > 1:
         raise UserError(
             f"{folder.path(file)} could belong to {folder.path(images[0])} or "
@@ -308,13 +309,16 @@ def match_names(
         image = _direct(folder, name, near)
         if image is not None:
             found[name] = image
-    taken = set(found.values())
+    taken, places = set(found.values()), collections.defaultdict(set)
+    for name, image in found.items():
+        places[os.path.dirname(name)].add(os.path.dirname(image))
     for name in names:
         image = None if name in found else _by_name(folder, name, near, taken)
-        if image is not None:
-            found[name] = image
-            if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
-                ledger.note("images found by their names alone", name)
+        if image is None or not _may_lie(folder, name, image, places[os.path.dirname(name)]):
+            continue
+        found[name] = image
+        if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
+            ledger.note("images found by their names alone", name)
     by_image: Dict[str, str] = {}
     for name, image in found.items():
         other = by_image.setdefault(image, name)
@@ -324,6 +328,20 @@ def match_names(
                 "into folders as their names say."
             )
     return found
+
+
+def _may_lie(folder: Folder, name: str, image: str, places: Set[str]) -> bool:
+    """Return whether an image, found by name, may be in its folder although other names of the
+    same folder were found in ``places``; raise UserError if that is ambiguous.
+    """
+    if not places or os.path.dirname(image) in places:
+        return True
+    if os.path.dirname(name):
+        return False
+    raise UserError(
+        f"{name!r} is not in {folder.path(min(places))} like others of its list, but "
+        f"{folder.path(image)} has its name; name the folder as well, or rename one of them."
+    )
 
 
 def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:

@@ -1,3 +1,276 @@
-"""Writes data sets: COCO files beside which images stay where they are, or folders of YOLO, Pascal
-VOC and LabelMe with copies of the images.
+"""Writes data sets: as COCO files, whose images stay where they are, or as folders of YOLO, Pascal
+VOC or LabelMe, with copies of the images.
 """
+
+import math
+import os
+import shutil
+from collections import Counter, defaultdict
+from typing import Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple, Union
+from xml.etree import ElementTree
+
+import yaml
+
+from tood.app.convert.door import Converted, Part
+from tood.data.annotations import class_names, clean_annotations
+from tood.utils.errors import UserError
+from tood.utils.files import write_json, write_whole
+
+LEDGER = "ledger.json"
+CROWDS = "crowds, which the format cannot mark"
+DIFFICULT = "objects to ignore, which the format cannot mark"
+OUTSIDE = "objects outside of their image"
+# Names of images that would be taken for lists of classes or of images.
+_RESERVED = ("classes", "labels", "labelmap", "train", "val", "test", "trainval", "data")
+
+Sized = Tuple[str, Tuple[float, float, float, float], bool]  # class, x1 y1 x2 y2, difficult
+
+
+class Written(NamedTuple):
+    """What was written."""
+
+    entries: Dict[str, str]  # split -> how to name it: "FILE.json:IMAGES" or "FOLDER:SPLIT"
+    files: List[str]  # relative to the output folder
+    omitted: Dict[str, int]  # reason -> number of objects
+
+
+class _Labelled(NamedTuple):
+    """An image to write, with a name that is unique in the data set."""
+
+    split: str
+    path: str
+    name: str
+    size: Tuple[int, int]
+    objects: List[Sized]
+
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(self.name)[0]
+
+
+def write_parts(converted: Converted, output: str) -> Dict[str, str]:
+    """Write ``SPLIT.json`` for each split, and ``ledger.json``.
+
+    Returns:
+        "FILE.json:IMAGES" of each split.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+    written = write_dataset(converted.parts.values(), "coco", output)
+    write_ledger(converted, written, output)
+    return written.entries
+
+
+def write_ledger(converted: Converted, written: Written, output: str) -> None:
+    """Write the account of a data set, with the files that were written."""
+    content = converted.ledger.as_dict()
+    content.update(format=converted.format, written=written.files, omitted=written.omitted)
+    write_json(content, os.path.join(output, LEDGER))
+
+
+def write_dataset(parts: Union[Part, Iterable[Part]], to: str, output: str) -> Written:
+    """Write splits in a format.
+
+    Args:
+        parts: as :func:`tood.app.convert.door.read_data` returns them; detections as annotations
+            may have a "score", which COCO's format keeps.
+        to: "coco", "yolo", "voc" or "labelme".
+        output: folder.
+
+    Raises:
+        UserError: for another format, an image that is not there, or a folder that cannot be
+            written to.
+    """
+    parts = [parts] if isinstance(parts, Part) else list(parts)
+    if to not in WRITERS:
+        raise UserError(f"{to!r} is not a format to write; use one of {', '.join(WRITERS)}.")
+    if to == "coco":
+        entries = {part.name: _write_coco(part, output) for part in parts}
+        return Written(entries, [f"{name}.json" for name in entries], {})
+    omitted: Counter = Counter()
+    names: List[str] = []
+    images: List[_Labelled] = []
+    taken = set(_RESERVED)
+    for part in parts:
+        lists = {key: part.content[key] for key in ("images", "categories", "annotations")}
+        content = clean_annotations(lists, part.source, part.image_root)
+        names += [name for name in class_names(content) if name not in names]
+        images += _labelled_images(part, content, to, taken, omitted)
+    files = WRITERS[to](images, names, output)
+    entries = {p.name: output if p.name == "all" else f"{output}:{p.name}" for p in parts}
+    return Written(entries, files, dict(omitted))
+
+
+def _write_coco(part: Part, output: str) -> str:
+    # Real paths, because ".." after a link leads elsewhere.
+    here, root = os.path.realpath(output), os.path.realpath(part.image_root)
+    images = [
+        {**i, "file_name": os.path.relpath(os.path.join(root, i["file_name"]), here)}
+        for i in part.content["images"]
+    ]
+    for image in images:
+        image["file_name"] = image["file_name"].replace(os.sep, "/")
+    path = os.path.join(output, f"{part.name}.json")
+    write_json({**part.content, "images": images}, path)
+    return f"{path}:{output}"
+
+
+def _labelled_images(
+    part: Part, content: Dict, to: str, taken: set, omitted: Counter
+) -> List[_Labelled]:
+    """Return the images of a split with the objects that a format can express."""
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    objects = defaultdict(list)
+    for a in content["annotations"]:
+        x, y, w, h = a["bbox"]
+        if a["iscrowd"] or (a.get("ignore") and to != "voc"):
+            omitted[CROWDS if a["iscrowd"] else DIFFICULT] += 1
+            continue
+        box = (x, y, x + w, y + h)
+        objects[a["image_id"]].append((names[a["category_id"]], box, bool(a.get("ignore"))))
+    images = []
+    for image in content["images"]:
+        size, kept = (image["width"], image["height"]), []
+        for name, box, difficult in objects[image["id"]]:
+            box = _within(box, size) if to != "labelme" else box
+            if box is None:
+                omitted[OUTSIDE] += 1
+            else:
+                kept.append((name, box, difficult))
+        path = os.path.join(part.image_root, image["file_name"])
+        name = _free_name(image["file_name"], taken)
+        images.append(_Labelled(part.name, path, name, size, kept))
+    return images
+
+
+def _within(box: Sequence[float], size: Tuple[int, int]):
+    """Return the part of a box within its image, or None; programs refuse the rest."""
+    (x1, y1, x2, y2), (width, height) = box, size
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return None
+    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+
+
+def _free_name(file: str, taken: set) -> str:
+    """Return a name, without folders, whose stem no other image of the data set has."""
+    folder, base = os.path.split(file.replace("\\", "/"))
+    stem, suffix = os.path.splitext(base)
+    steps = [x for x in folder.split("/") if x not in ("", ".", "..")]
+    candidates = [stem, "_".join([*steps, stem])]
+    number = 2
+    while candidates[0].casefold() in taken:
+        candidates = candidates[1:] or [f"{stem}_{number}"]
+        number += 1
+    taken.add(candidates[0].casefold())
+    return candidates[0] + suffix
+
+
+def _copy(image: _Labelled, output: str, place: str) -> str:
+    """Copy an image to a folder of the output; return its path relative to the output."""
+    file = f"{place}/{image.name}".lstrip("/")
+    target = os.path.join(output, file)
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copyfile(image.path, target)
+    except OSError as error:
+        raise UserError(
+            f"The image {image.path} cannot be copied to {target} ({error.strerror}); check both."
+        ) from error
+    return file
+
+
+def _write_text(output: str, file: str, text: str) -> str:
+    path = os.path.join(output, file)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_whole(path, text.encode())
+    return file
+
+
+def _write_yolo(images: Sequence[_Labelled], names: Sequence[str], output: str) -> List[str]:
+    """Write ``images``, ``labels``, and a ``data.yaml``, or ``classes.txt`` without splits."""
+    files = []
+    for image in images:
+        place = "" if image.split == "all" else f"/{image.split}"
+        files.append(_copy(image, output, f"images{place}"))
+        w, h = image.size
+        lines = [
+            f"{names.index(name)} {(x1 + x2) / 2 / w:.8f} {(y1 + y2) / 2 / h:.8f} "
+            f"{(x2 - x1) / w:.8f} {(y2 - y1) / h:.8f}\n"
+            for name, (x1, y1, x2, y2), _ in image.objects
+        ]
+        files.append(_write_text(output, f"labels{place}/{image.stem}.txt", "".join(lines)))
+    splits = dict.fromkeys(image.split for image in images)
+    if "all" in splits:
+        return [*files, _write_text(output, "classes.txt", "".join(f"{n}\n" for n in names))]
+    content = {split: f"images/{split}" for split in splits}
+    content.update(nc=len(names), names=dict(enumerate(names)))
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    return [*files, _write_text(output, "data.yaml", text)]
+
+
+def _write_voc(images: Sequence[_Labelled], names: Sequence[str], output: str) -> List[str]:
+    """Write ``JPEGImages``, ``Annotations`` and, with splits, ``ImageSets/Main``."""
+    files, splits = [], defaultdict(list)
+    for image in images:
+        files.append(_copy(image, output, "JPEGImages"))
+        splits[image.split].append(image.stem)
+        text = ElementTree.tostring(_voc_element(image), encoding="unicode")
+        files.append(_write_text(output, f"Annotations/{image.stem}.xml", text))
+    for split, stems in splits.items():
+        if split != "all":
+            text = "".join(f"{stem}\n" for stem in stems)
+            files.append(_write_text(output, f"ImageSets/Main/{split}.txt", text))
+    return [*files, _write_text(output, "classes.txt", "".join(f"{n}\n" for n in names))]
+
+
+def _voc_element(image: _Labelled) -> ElementTree.Element:
+    root = ElementTree.Element("annotation")
+
+    def add(parent, **texts):
+        for key, text in texts.items():
+            ElementTree.SubElement(parent, key).text = str(text)
+
+    add(root, filename=image.name)
+    width, height = image.size
+    add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    for name, (x1, y1, x2, y2), difficult in image.objects:
+        element = ElementTree.SubElement(root, "object")
+        add(element, name=name, difficult=int(difficult))
+        # Whole pixels, counted from 1; the last is within the box.
+        x1, y1 = (min(math.floor(x + 0.5), n - 1) + 1 for x, n in ((x1, width), (y1, height)))
+        x2, y2 = max(math.floor(x2 + 0.5), x1), max(math.floor(y2 + 0.5), y1)
+        add(ElementTree.SubElement(element, "bndbox"), xmin=x1, ymin=y1, xmax=x2, ymax=y2)
+    return root
+
+
+def _write_labelme(images: Sequence[_Labelled], names: Sequence[str], output: str) -> List[str]:
+    """Write a JSON file beside each image, in a folder for each split."""
+    files = []
+    for image in images:
+        place = "" if image.split == "all" else image.split
+        files.append(_copy(image, output, place))
+        shapes = [
+            {
+                "label": name,
+                "points": [[x1, y1], [x2, y2]],
+                "group_id": None,
+                "shape_type": "rectangle",
+                "flags": {},
+            }
+            for name, (x1, y1, x2, y2), _ in image.objects
+        ]
+        width, height = image.size
+        content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image.name}
+        content.update(imageData=None, imageHeight=height, imageWidth=width)
+        files.append(f"{place}/{image.stem}.json".lstrip("/"))
+        write_json(content, os.path.join(output, files[-1]))
+    return [*files, _write_text(output, "labels.txt", "".join(f"{n}\n" for n in names))]
+
+
+WRITERS: Dict[str, Callable] = {
+    "coco": _write_coco,
+    "yolo": _write_yolo,
+    "voc": _write_voc,
+    "labelme": _write_labelme,
+}

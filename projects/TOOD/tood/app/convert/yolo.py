@@ -19,9 +19,11 @@ from tood.app.convert.build import (
 from tood.app.convert.folder import (
     SPLITS,
     Folder,
+    area_of,
     decode,
     match_files,
     match_names,
+    plain,
     relative_path,
     stem_of,
 )
@@ -83,8 +85,8 @@ def label_files(folder: Folder) -> List[str]:
     lines = {f: text.splitlines()[0] if text else "" for f, text in first.items()}
     if not any(_LINE.match(line) for line in lines.values()):
         return []
-    names = folder.names
-    beside = {f for f in texts if (os.path.dirname(f), stem_of(f)) in names.same_folder}
+    known = folder.names.plain_area
+    beside = {f for f in texts if (area_of(f), plain(stem_of(f))) in known}
     in_labels = {f for f in texts if "labels" in f.lower().split("/")[:-1]}
     return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in in_labels]
 
@@ -379,11 +381,15 @@ def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
         for file, (x, y, w, h) in boxes
         if max(x + w / 2, y + h / 2, w / 2 - x + 1, h / 2 - y + 1) > 1 + WITHIN
     ]
-    is_corners = bool(boxes) and all(v[2] >= v[0] and v[3] >= v[1] for _, v in boxes)
-    for wrong, kind, total in ((large, "pixels", lines), (beyond, "corners", boxes)):
-        if len(wrong) > len(total) / 2 and (kind == "pixels" or is_corners):
+    # Centres that are all below the widths and heights belong to objects as large as their image.
+    is_corners = all(v[2] >= v[0] and v[3] >= v[1] for _, v in boxes)
+    for wrong, kind, least in (
+        (large, "pixels", len(lines) / 2),
+        (beyond if is_corners else [], "corners", len(boxes) / 10),
+    ):
+        if len(wrong) > least:
             raise UserError(
-                f"{folder.path(wrong[0])} seems to be in {kind}, as {len(wrong)} of {len(total)} "
+                f"{folder.path(wrong[0])} seems to be in {kind}, as {len(wrong)} of {len(lines)} "
                 "lines; YOLO's are relative to the image's size: class, centre x, centre y, width, "
                 "height."
             )

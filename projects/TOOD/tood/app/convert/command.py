@@ -1,0 +1,84 @@
+"""Converts data sets between formats: ``tood convert``."""
+
+import dataclasses
+import json
+import os
+from typing import Dict
+
+from tabulate import tabulate
+
+from tood.app.convert.door import read_data
+from tood.app.convert.ledger import Ledger
+from tood.app.convert.write import LEDGER, WRITERS, write_dataset, write_ledger
+from tood.data.annotations import clean_annotations
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A data set that was written; as text, the totals of its account."""
+
+    folder: str
+    entries: Dict[str, str]  # split -> how to name it: "FILE.json:IMAGES" or "FOLDER:SPLIT"
+    ledger: Ledger
+    omitted: Dict[str, int]  # reason -> number of objects that the format cannot express
+
+    def __str__(self) -> str:
+        rows = self.ledger.rows()
+        rows += [("not written", f"{number} {reason}") for reason, number in self.omitted.items()]
+        rows += [("written", entry) for entry in self.entries.values()]
+        return tabulate(rows, tablefmt="simple")
+
+
+def convert(data: str, *, output: str, to: str = "coco", overwrite: bool = False) -> Conversion:
+    """Convert a data set to another format::
+
+        tood.convert("photos", output="photos_coco").entries["train"]
+        tood.convert("photos_coco", output="photos_yolo", to="yolo")
+
+    Args:
+        data: a folder, FOLDER:SPLIT or a file, as :func:`tood.app.convert.door.read_data` takes it.
+        output: folder for the files, with an account of all files of ``data`` in ``ledger.json``.
+        to: "coco": ``SPLIT.json``, boxes in pixels, names relative to the JSON file, and images
+            stay where they are. "yolo", "voc", "labelme": a folder of that format with copies of
+            the images; "voc" rounds boxes to whole pixels.
+        overwrite: replace the files of an earlier conversion to this folder.
+
+    Raises:
+        UserError: for data that cannot be read, and a folder that contains other files.
+    """
+    if to not in WRITERS:
+        raise UserError(f"{to!r} is not a format to write; use one of {', '.join(WRITERS)}.")
+    converted = read_data(data)
+    for part in converted.parts.values():  # refuses records that no program could read
+        clean_annotations(dict(part.content), part.source, part.image_root)
+    roots = {os.path.realpath(part.image_root) for part in converted.parts.values()}
+    if os.path.realpath(output) in roots:
+        raise UserError(f"{output} is the folder of the data; name another --output.")
+    _empty_folder(output, overwrite)
+    written = write_dataset(converted.parts.values(), to, output)
+    write_ledger(converted, written, output)
+    return Conversion(output, written.entries, converted.ledger, written.omitted)
+
+
+def _empty_folder(output: str, overwrite: bool) -> None:
+    """Make a folder, and remove what an earlier conversion wrote; raise UserError for others."""
+    path = os.path.join(output, LEDGER)
+    if os.path.isdir(output) and os.listdir(output):
+        if not overwrite:
+            raise UserError(
+                f"{output} already contains files; name another --output, or add --overwrite."
+            )
+        try:
+            with open(path, encoding="utf-8") as f:
+                written = [str(file) for file in json.load(f)["written"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{output} contains files that no conversion wrote; name another --output."
+            ) from None
+        for file in (*written, LEDGER):
+            inner = os.path.join(output, file)
+            if ".." not in file.split("/") and not os.path.isabs(file) and os.path.isfile(inner):
+                os.remove(inner)
+    check_folder(output, "--output")

@@ -1,0 +1,731 @@
+"""Kinds of folders that public bug reports tell of, with the right value of each."""
+
+import base64
+import io
+import json
+import os
+
+import pytest
+from layouts import (
+    NAMES,
+    SIZE,
+    boxes_of,
+    coco,
+    found_in,
+    labelme,
+    ordered,
+    put,
+    put_csv,
+    put_image,
+    refused,
+    voc,
+    yolo,
+)
+from PIL import Image
+
+from tood.app.convert.door import read_data
+
+CLASSES = "\n".join(NAMES) + "\n"
+
+
+def yolo_set(root, images, labels=None, names=NAMES):
+    """Write images and labels; return the truth."""
+    truth = {}
+    for i, image in enumerate(images):
+        truth[image] = boxes_of(image, names)
+        put_image(root, image)
+        label = (
+            labels[i] if labels else image.replace("images", "labels").rsplit(".", 1)[0] + ".txt"
+        )
+        put(root, label, yolo(truth[image], names))
+    return truth
+
+
+def rows_of(data):
+    return [f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows()]
+
+
+# --- splits ------------------------------------------------------------------------------------
+
+
+def test_a_word_in_some_names_is_not_a_split(tmp_path):
+    images = [f"images/{word}_{i}.jpg" for word in ("train", "bus") for i in range(4)]
+    truth = yolo_set(tmp_path, images)
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_a_word_in_every_name_is_a_split(tmp_path):
+    truth = {s: yolo_set(tmp_path, [f"{s}_{i}.jpg" for i in range(3)]) for s in ("train", "val")}
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered(truth)
+
+
+@pytest.mark.parametrize("folders", [("train2017", "val2017"), ("trainval", "test"), ("a", "b")])
+def test_names_of_folders(folders, tmp_path):
+    expected = {"train2017": "train", "val2017": "val", "trainval": "train", "test": "test"}
+    truth = {}
+    for folder in folders:
+        for i in range(4):
+            image = f"{folder}/{folder}{i}.jpg"
+            truth.setdefault(expected.get(folder, "all"), {})[image] = boxes = boxes_of(image)
+            put_image(tmp_path, image)
+            put(tmp_path, image.replace("jpg", "xml"), voc(os.path.basename(image), boxes))
+    assert found_in(tmp_path) == ordered(truth)
+
+
+def test_a_class_that_is_called_train(tmp_path):
+    images = [f"{word}/{word}{i}.jpg" for word in ("bus", "car", "train") for i in range(3)]
+    truth = yolo_set(tmp_path, images)
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_labelled_images_beside_the_splits_are_refused(tmp_path):
+    yolo_set(tmp_path, [f"{x}/{x}{i}.jpg" for x in ("train", "val", "more") for i in range(3)])
+    put(tmp_path, "classes.txt", CLASSES)
+    message = refused(tmp_path)
+    assert "more/more0.jpg has labels but is in no split" in message and "train/train0" in message
+
+
+def test_labels_in_folders_of_splits_divide_images_of_one_folder(tmp_path):
+    truth = {"train": {}, "val": {}}
+    for i in range(6):
+        split, image = ("train", "val")[i % 2], f"JPEGImages/{i}.jpg"
+        truth[split][image] = boxes_of(i)
+        put_image(tmp_path, image)
+        put(tmp_path, f"Annotations/{split}/{i}.xml", voc(f"{i}.jpg", boxes_of(i)))
+    assert found_in(tmp_path) == ordered(truth)
+
+
+# --- lists -------------------------------------------------------------------------------------
+
+
+def voc_lists(root, number=12):
+    for i in range(number):
+        put_image(root, f"JPEGImages/IMG {i:03d}.jpg")
+        put(root, f"Annotations/IMG {i:03d}.xml", voc(f"IMG {i:03d}.jpg", boxes_of(i)))
+
+    def expected(**splits):
+        return ordered(
+            {s: {f"JPEGImages/IMG {i:03d}.jpg": boxes_of(i) for i in x} for s, x in splits.items()}
+        )
+
+    return expected
+
+
+def test_names_in_lists(tmp_path):
+    """With spaces, with endings, twice, flagged, and of images that are not there."""
+    expected = voc_lists(tmp_path)
+    lines = ["IMG 000", "IMG 001.jpg", "IMG 002", "IMG 002", "IMG 003  1", "GONE 1"]
+    put(tmp_path, "ImageSets/Main/train.txt", "\n".join(lines))
+    put(tmp_path, "ImageSets/Main/val.txt", "\n".join(f"IMG {i:03d}" for i in range(4, 8)))
+    put(tmp_path, "ImageSets/Main/disc_train.txt", "IMG 000 1")
+    assert found_in(tmp_path) == expected(train=range(4), val=range(4, 8))
+    rows = rows_of(tmp_path)
+    assert "note: images that it lists are not there (1 of 5), e.g. GONE 1" not in rows  # flagged
+    assert any("are not there (1 of 5), e.g. GONE" in row for row in rows)
+    assert any(row.startswith("ignored files: 4: in no list of images") for row in rows)
+
+
+def test_lists_that_name_few_of_the_images(tmp_path):
+    voc_lists(tmp_path)
+    put(tmp_path, "ImageSets/Main/train.txt", "IMG 000\nx\ny\nz")
+    assert "3 of 4 images that it lists are not there, for example x" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("with_train", [True, False])
+def test_trainval_is_not_a_second_set(with_train, tmp_path):
+    expected = voc_lists(tmp_path)
+    lists = {"trainval": range(8), "val": range(4, 8), "test": range(8, 12)}
+    lists.update({"train": range(4)} if with_train else {})
+    for name, some in lists.items():
+        put(tmp_path, f"ImageSets/Main/{name}.txt", "\n".join(f"IMG {i:03d}" for i in some))
+    assert found_in(tmp_path) == expected(train=range(4), val=range(4, 8), test=range(8, 12))
+
+
+def test_lists_of_yolo(tmp_path):
+    truth = yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(6)])
+    put(tmp_path, "classes.txt", CLASSES)
+    for split, some in (("train", "012"), ("val", "34")):
+        put(tmp_path, f"{split}.txt", "".join(f"./images/{i}.jpg\n" for i in some))
+    found = found_in(tmp_path)
+    assert [sorted(images) for images in found.values()] == [
+        [f"images/{i}.jpg" for i in range(3)],
+        [f"images/{i}.jpg" for i in (3, 4)],
+    ]
+    assert found["val"]["images/3.jpg"] == sorted(truth["images/3.jpg"])
+    assert "ignored files: 2: in no list of images, e.g. images/5.jpg" in rows_of(tmp_path)
+
+
+# --- classes -----------------------------------------------------------------------------------
+
+
+def test_each_folder_by_its_list_of_classes(tmp_path):
+    truth = {}
+    for folder, names in (("a", NAMES), ("b", NAMES[::-1])):
+        truth.update(
+            yolo_set(tmp_path, [f"{folder}/{folder}{i}.jpg" for i in range(4)], None, names)
+        )
+        put(tmp_path, f"{folder}/classes.txt", "\n".join(names))
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_labels_between_two_lists_of_classes(tmp_path):
+    yolo_set(tmp_path, [f"c/{i}.jpg" for i in range(4)])
+    put(tmp_path, "a/classes.txt", CLASSES)
+    put(tmp_path, "b/classes.txt", "\n".join(NAMES[::-1]))
+    message = refused(tmp_path)
+    assert "a/classes.txt" in message and "b/classes.txt, which differ" in message
+
+
+def test_a_list_of_classes_that_contradicts_the_configuration(tmp_path):
+    yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    put(tmp_path, "labels/classes.txt", "\n".join(NAMES[::-1]))
+    put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}")
+    assert "number the classes differently" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("nc: 3\nnames: [yes, off, 007]", ["yes", "off", "007"]),
+        ("names: {0: yes, 1: off, 2: null}", ["yes", "off", "null"]),
+        ("nc: 3\nnames: disc, square, star", NAMES),
+        ("nc: 3\nnames: disc square star", NAMES),
+        ("names: \"['disc', 'square', 'star']\"", NAMES),
+        ("nc: 1\nnames: traffic light", ["traffic light"]),
+    ],
+)
+def test_names_of_classes(text, names, tmp_path):
+    truth = yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)], None, names)
+    put(tmp_path, "data.yaml", f"train: images\n{text}\n")
+    converted = read_data(str(tmp_path))
+    assert [c["name"] for c in converted.parts["train"].content["categories"]] == names
+    assert found_in(tmp_path) == ordered({"train": truth})
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("nc: 4\nnames: [disc, square, star]", "4 classes (nc), but names 3: disc, square, star"),
+        ("names: [disc, square, disc]", "the class 'disc' twice"),
+        ("names: {1: disc}", "keys of names must be 0 to 0"),
+        ("names: {a: disc}", "keys of names must be numbers"),
+    ],
+)
+def test_names_that_contradict_themselves(text, expected, tmp_path):
+    yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    put(tmp_path, "data.yaml", f"train: images\n{text}\n")
+    assert expected in refused(tmp_path)
+
+
+# --- boxes -------------------------------------------------------------------------------------
+
+
+def voc_set(root, number, change=lambda i, boxes: boxes, first=1, **more):
+    truth = {}
+    for i in range(number):
+        truth[f"{i}.jpg"] = boxes = change(i, boxes_of(i))
+        put_image(root, f"{i}.jpg")
+        put(root, f"{i}.xml", voc(f"{i}.jpg", boxes, first=first, **more))
+    return truth
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i, boxes: boxes if i else [*boxes, ["disc", 0, 0, *SIZE]],
+        lambda i, boxes: boxes if i else [[n, a + 0.25, b, c, d] for n, a, b, c, d in boxes],
+    ],
+    ids=["a zero", "a fraction"],
+)
+def test_voc_that_counts_from_0(change, tmp_path):
+    truth = voc_set(tmp_path, 4, change, first=0)
+    assert found_in(tmp_path) == ordered({"all": truth})
+    rows = rows_of(tmp_path)
+    assert "note: boxes count pixels from 0, as a 0 or a fraction shows, e.g. 0.xml" in rows
+
+
+def test_fractions_of_pascals_database_do_not_count_from_0(tmp_path):
+    truth = voc_set(tmp_path, 4, lambda i, boxes: [[n, a + 0.5, *b] for n, a, *b in boxes])
+    for path in tmp_path.glob("*.xml"):
+        source = "<annotation><source><database>The VOC2012 Database</database></source>"
+        path.write_text(path.read_text().replace("<annotation>", source))
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_difficult_objects(tmp_path):
+    truth = voc_set(tmp_path, 4, more="<difficult>1</difficult>")
+    converted = read_data(str(tmp_path))
+    assert all(a["ignore"] == 1 for a in converted.parts["all"].content["annotations"])
+    note = "note: files with difficult objects, which are ignored unless kept, e.g. 0.xml"
+    assert note in rows_of(tmp_path)
+    kept = read_data(str(tmp_path), keep_difficult=True).parts["all"].content["annotations"]
+    assert len(kept) == sum(map(len, truth.values())) and not any("ignore" in a for a in kept)
+
+
+def write_labelme(root, i, size):
+    put(root, f"{i}.json", labelme(f"{i}.jpg", boxes_of(i), size))
+
+
+def write_voc(root, i, size):
+    put(root, f"{i}.xml", voc(f"{i}.jpg", boxes_of(i), size))
+
+
+@pytest.mark.parametrize("write", [write_labelme, write_voc])
+def test_stated_sizes_that_are_not_the_images(write, tmp_path):
+    for i in range(4):
+        put_image(tmp_path, f"{i}.jpg")
+        write(tmp_path, i, (128, 96) if i == 2 else SIZE)
+    message = refused(tmp_path)
+    assert "1 of 4 images have another size" in message
+    assert "2.jpg, stated (128, 96), is (64, 48)" in message
+
+
+def test_sizes_of_a_table_that_are_not_the_images(tmp_path):
+    rows = []
+    for i in range(4):
+        put_image(tmp_path, f"{i}.jpg")
+        rows += [[f"{i}.jpg", 128, 96, n, *box] for n, *box in boxes_of(i)]
+    put_csv(tmp_path, "labels.csv", rows, "filename,width,height,class,xmin,ymin,xmax,ymax")
+    assert "stated (128, 96), is (64, 48)" in refused(tmp_path)
+
+
+def in_pixels(n, x1, y1, x2, y2):
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+
+
+def as_corners(n, x1, y1, x2, y2):
+    return x1 / 64, y1 / 48, x2 / 64, y2 / 48
+
+
+@pytest.mark.parametrize("values, kind", [(in_pixels, "pixels"), (as_corners, "corners")])
+def test_yolo_in_other_units(values, kind, tmp_path):
+    put(tmp_path, "classes.txt", CLASSES)
+    for i in range(4):
+        put_image(tmp_path, f"{i}.jpg")
+        lines = [f"0 {' '.join(map(str, values(*box)))}" for box in boxes_of(i)]
+        put(tmp_path, f"{i}.txt", "\n".join(lines))
+    message = refused(tmp_path)
+    assert f"seems to be in {kind}" in message and "relative to the image's size" in message
+
+
+@pytest.mark.parametrize("write", ["voc", "csv", "coco"])
+def test_most_objects_outside_of_their_images(write, tmp_path):
+    truth = {}
+    for i in range(4):
+        put_image(tmp_path, f"{i}.jpg")
+        truth[f"{i}.jpg"] = [[n, a + 90, b, c + 90, d] for n, a, b, c, d in boxes_of(i)]
+        if write == "voc":
+            put(tmp_path, f"{i}.xml", voc(f"{i}.jpg", truth[f"{i}.jpg"]))
+    if write == "csv":
+        put_csv(tmp_path, "b.csv", [[i, *b, n] for i, boxes in truth.items() for n, *b in boxes])
+    if write == "coco":
+        put(tmp_path, "b.json", coco(truth))
+    assert "12 of 12 objects lie outside of their images" in refused(tmp_path)
+
+
+def test_a_tiff_with_an_orientation(tmp_path):
+    exif, truth = Image.Exif(), {}
+    exif[0x0112] = 6
+    for i in range(2):
+        put_image(tmp_path, f"{i}.tif", (SIZE[1], SIZE[0]), exif=exif)
+        truth[f"{i}.tif"] = boxes_of(i)
+        put(tmp_path, f"{i}.txt", yolo(boxes_of(i)))
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered({"all": truth})
+    content = read_data(str(tmp_path)).parts["all"].content
+    assert {(i["width"], i["height"]) for i in content["images"]} == {SIZE}
+
+
+def test_objects_that_are_written_twice(tmp_path):
+    truth = yolo_set(tmp_path / "yolo", [f"{i}.jpg" for i in range(4)])
+    put(tmp_path / "yolo", "classes.txt", CLASSES)
+    rows = [[i, *b, n] for i, boxes in truth.items() for n, *b in boxes]
+    put_csv(tmp_path / "csv", "boxes.csv", [*rows, *rows])
+    content = coco(truth)
+    more = [{**a, "id": a["id"] + 100} for a in content["annotations"]]
+    put(tmp_path / "coco", "b.json", {**content, "annotations": content["annotations"] + more})
+    for image, boxes in truth.items():
+        put(tmp_path / "yolo", image.replace("jpg", "txt"), yolo(boxes) * 2)
+        put(tmp_path / "voc", image.replace("jpg", "xml"), voc(image, boxes * 2))
+        for kind in ("csv", "voc", "coco"):
+            put_image(tmp_path / kind, image)
+    for kind in ("yolo", "csv", "voc", "coco"):
+        assert found_in(tmp_path / kind) == ordered({"all": truth})
+        ledger = read_data(str(tmp_path / kind)).ledger
+        assert ledger.ignored_objects == {"the same class and box twice": 12}
+        assert (ledger.objects_in, ledger.objects_out) == (24, 12)
+
+
+# --- images of labels --------------------------------------------------------------------------
+
+
+def test_an_equal_name_in_another_folder_is_a_negative(tmp_path):
+    truth = yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    for i in range(3):
+        put_image(tmp_path, f"images/background/{i}.jpg")
+        truth[f"images/background/{i}.jpg"] = []
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_one_folder_of_labels_for_equal_names_is_refused(tmp_path):
+    put(tmp_path, "classes.txt", CLASSES)
+    for i in range(4):
+        put_image(tmp_path, f"images/a/{i}.jpg")
+        put_image(tmp_path, f"images/b/{i}.jpg")
+        put(tmp_path, f"labels/{i}.txt", yolo(boxes_of(i)))
+    message = refused(tmp_path)
+    assert all(x in message for x in ("labels/0.txt could", "images/a/0.jpg", "images/b/0.jpg"))
+
+
+def test_one_folder_of_labels_for_different_names(tmp_path):
+    images = [f"images/{folder}/{folder}{i}.jpg" for folder in "ab" for i in range(3)]
+    labels = [f"labels/{os.path.basename(x)[:-4]}.txt" for x in images]
+    truth = yolo_set(tmp_path, images, labels)
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_two_files_of_labels_for_an_image(tmp_path):
+    yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    put(tmp_path, "images/2.txt", yolo(boxes_of("other")))
+    put(tmp_path, "classes.txt", CLASSES)
+    message = refused(tmp_path)
+    assert "images/2.jpg has two files of labels" in message
+    assert "images/2.txt and" in message and "labels/2.txt" in message
+
+
+def test_two_images_for_a_file_of_labels(tmp_path):
+    yolo_set(tmp_path, [f"{i}.jpg" for i in range(4)])
+    put_image(tmp_path, "1.png")
+    put(tmp_path, "classes.txt", CLASSES)
+    message = refused(tmp_path)
+    assert "1.txt could belong to" in message and "1.jpg or" in message and "1.png" in message
+
+
+def test_an_ending_that_labels_state_decides(tmp_path):
+    truth = voc_set(tmp_path, 4)
+    put_image(tmp_path, "1.png")
+    assert found_in(tmp_path) == ordered({"all": {**truth, "1.png": []}})
+
+
+def test_labels_whose_image_may_be_one_without_labels_elsewhere(tmp_path):
+    yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    put(tmp_path, "labels/7.txt", yolo(boxes_of(7)))
+    put_image(tmp_path, "images/background/7.jpg")
+    put(tmp_path, "classes.txt", CLASSES)
+    message = refused(tmp_path)
+    assert "labels/7.txt has no image in its place" in message and "background/7.jpg" in message
+
+
+@pytest.mark.parametrize("write", ["voc", "labelme"])
+def test_a_stated_name_that_contradicts_the_name_of_the_file(write, tmp_path):
+    for i in range(4):
+        put_image(tmp_path, f"{i}.jpg")
+        text = (voc if write == "voc" else labelme)(f"{(i + 1) % 4}.jpg", boxes_of(i))
+        put(tmp_path, f"{i}.{'xml' if write == 'voc' else 'json'}", text)
+    message = refused(tmp_path)
+    assert "could belong to" in message and "0.jpg or" in message and "1.jpg" in message
+
+
+@pytest.mark.parametrize(
+    "image, label",
+    [
+        ("images/Küche {}.jpg", "labels/K%C3%BCche%20{}.txt"),
+        ("images/Küche {}.jpg", "labels/3f9ac07b-K%C3%BCche_{}.txt"),
+        ("images/3f9ac07b-photo{}.jpg", "labels/photo{}.txt"),
+        ("Images/IMG_{}.JPG", "Labels/img_{}.txt"),
+        ("Images/train/{}.jpg", "labels/Train/{}.TXT"),
+        ("train_images/{}.jpg", "train_labels/{}.txt"),
+        ("pictures/{}.jpg", "boxes/{}.txt"),
+    ],
+)
+def test_names_that_programs_change(image, label, tmp_path):
+    images = [image.format(i) for i in range(4)]
+    truth = yolo_set(tmp_path, images, [label.format(i) for i in range(4)])
+    put(tmp_path, "classes.txt", CLASSES)
+    (found,) = found_in(tmp_path).values()
+    assert {"all": found} == ordered({"all": truth})
+
+
+def test_names_of_label_studio_in_coco(tmp_path):
+    truth = {f"images/Küche {i}.jpg": boxes_of(i) for i in range(4)}
+    for image in truth:
+        put_image(tmp_path, image)
+    changed = {f"images/1a2b3c4d-K%C3%BCche_{i}.jpg": boxes_of(i) for i in range(4)}
+    put(tmp_path, "result.json", coco(changed))
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert any("images found by their names alone" in row for row in rows_of(tmp_path))
+    by_file = found_in(f"{tmp_path}/result.json:{tmp_path}")
+    assert by_file == ordered({"all": truth})
+
+
+def test_two_names_that_could_mean_one_image(tmp_path):
+    put_image(tmp_path, "images/1.jpg")
+    put(tmp_path, "a.json", coco({"x/1.jpg": boxes_of(1), "y/1.jpg": boxes_of(2)}))
+    assert "'x/1.jpg' or 'y/1.jpg'" in refused(tmp_path)
+
+
+def test_links(tmp_path):
+    """To the folder itself, to a folder of images, to an image, and to nothing."""
+    truth = yolo_set(tmp_path / "set", [f"images/{i}.jpg" for i in range(4)])
+    put(tmp_path / "set", "classes.txt", CLASSES)
+    for link, target in (("loop", "."), ("up", ".."), ("a", "images"), ("images/9.jpg", "0.jpg")):
+        (tmp_path / "set" / link).symlink_to(target)
+    (tmp_path / "set" / "gone.jpg").symlink_to("nothing.jpg")
+    assert found_in(tmp_path / "set") == ordered({"all": truth})
+    files = read_data(str(tmp_path / "set")).ledger.files
+    assert files["images/9.jpg"] == ("ignored", "the same file as images/0.jpg")
+    assert files["loop/"] == files["a/"] == ("ignored", "a link to a folder that is read elsewhere")
+    assert files["gone.jpg"][0] == "ignored"
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
+    truth = yolo_set(tmp_path / "far", [f"{i}.jpg" for i in range(4)])
+    put(tmp_path / "set", "classes.txt", CLASSES)
+    (tmp_path / "set" / "photos").symlink_to(tmp_path / "far")
+    assert found_in(tmp_path / "set") == ordered(
+        {"all": {f"photos/{i}": b for i, b in truth.items()}}
+    )
+
+
+# --- configurations of YOLO --------------------------------------------------------------------
+
+
+def two_splits(root):
+    return {
+        s: yolo_set(root, [f"images/{s}/{s}{i}.jpg" for i in range(3)]) for s in ("train", "val")
+    }
+
+
+def entries_with(path=""):
+    return f"{path}train: images/train\nval: images/val\ntest:\nnames: {NAMES}\n"
+
+
+def test_an_absolute_path(tmp_path):
+    truth = two_splits(tmp_path)
+    put(tmp_path, "data.yaml", entries_with(f"path: {tmp_path}\n"))
+    assert found_in(tmp_path) == found_in(tmp_path / "data.yaml") == ordered(truth)
+    put(tmp_path, "data.yaml", entries_with("path: /content/other_machine\n"))
+    assert found_in(tmp_path) == ordered(truth)
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_configuration_outside_of_its_data(is_absolute, tmp_path):
+    truth = two_splits(tmp_path / "sets" / "a")
+    base = tmp_path / "sets" / "a" if is_absolute else "../sets/a"
+    put(tmp_path, "configs/data.yaml", entries_with(f"path: {base}\n"))
+    found = found_in(tmp_path / "configs" / "data.yaml")
+    expected = {s: {f"../sets/a/{i}": b for i, b in x.items()} for s, x in truth.items()}
+    assert found == ordered(expected)
+    part = read_data(str(tmp_path / "configs")).parts["val"]
+    for image in part.content["images"]:
+        assert os.path.isfile(os.path.join(part.image_root, image["file_name"]))
+
+
+def test_paths_without_a_base_outside_of_the_folder(tmp_path):
+    two_splits(tmp_path / "sets")
+    text = f"train: {tmp_path}/sets/images/train\nval: {tmp_path}/sets/images/val\nnames: {NAMES}"
+    put(tmp_path, "configs/data.yaml", text)
+    assert [len(images) for images in found_in(tmp_path / "configs").values()] == [3, 3]
+
+
+def test_a_path_that_could_be_two_folders(tmp_path):
+    yolo_set(tmp_path / "set", [f"train/images/{i}.jpg" for i in range(3)])
+    yolo_set(tmp_path, [f"train/images/{i}.jpg" for i in range(3)])
+    put(tmp_path / "set", "data.yaml", f"train: ../train/images\nnames: {NAMES}")
+    assert "could be" in refused(tmp_path / "set")
+
+
+def test_two_configurations_are_refused(tmp_path):
+    for folder in "ab":
+        two_splits(tmp_path / folder)
+        put(tmp_path, f"{folder}/data.yaml", entries_with())
+    message = refused(tmp_path)
+    assert "a/data.yaml and" in message and "b/data.yaml each describe a data set" in message
+
+
+def test_one_folder_to_train_and_to_validate_on(tmp_path):
+    truth = yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    put(tmp_path, "data.yaml", f"train: images\nval: images\nnames: {NAMES}")
+    assert found_in(tmp_path) == ordered({"train": truth, "val": truth})
+    assert read_data(str(tmp_path)).ledger.objects_out == 12
+
+
+def test_what_a_configuration_does_not_name_is_ignored(tmp_path):
+    truth = two_splits(tmp_path)
+    yolo_set(tmp_path, [f"images/old/old{i}.jpg" for i in range(3)])
+    put(tmp_path, "data.yaml", entries_with())
+    assert found_in(tmp_path) == ordered(truth)
+    row = "ignored files: 6: not named by data.yaml, e.g. images/old/old0.jpg"
+    assert row in rows_of(tmp_path)
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_delimiters(delimiter, tmp_path):
+    truth = {f"{i}.jpg": [[n, a + 0.5, *b] for n, a, *b in boxes_of(i)] for i in range(4)}
+    for image in truth:
+        put_image(tmp_path, image)
+    rows = [[i, *b, n] for i, boxes in truth.items() for n, *b in boxes]
+    if delimiter != ",":  # as Excel writes numbers in German
+        rows = [[str(cell).replace("0.5", "0,5").replace(".5", ",5") for cell in r] for r in rows]
+    put_csv(tmp_path, "boxes.csv", rows, delimiter=delimiter)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_relative_values_within_the_tolerance(tmp_path):
+    rows = []
+    for i in range(4):
+        put_image(tmp_path, f"{i}.jpg", (100, 100))
+        rows.append([f"{i}.jpg", 0.1, 0.2, 1.0004, 0.5, "disc"])
+    put_csv(tmp_path, "boxes.csv", rows)
+    found = found_in(tmp_path)["all"]
+    assert found["2.jpg"] == [["disc", 10, 20, 100.04, 50]]
+
+
+def test_images_that_a_table_does_not_list_are_negatives(tmp_path):
+    truth = {f"images/{i}.jpg": boxes_of(i) if i < 5 else [] for i in range(8)}
+    for image in truth:
+        put_image(tmp_path, image)
+    rows = [[i[7:], *b, n] for i, boxes in truth.items() for n, *b in boxes]
+    put_csv(tmp_path, "train.csv", rows)
+    assert found_in(tmp_path) == ordered({"train": truth})
+    assert "images: 8: train 8, 3 without objects" in rows_of(tmp_path)
+
+
+def test_a_column_of_splits(tmp_path):
+    truth = {"train": {}, "val": {}}
+    for i in range(6):
+        put_image(tmp_path, f"{i}.jpg")
+        truth[("train", "val")[i % 2]][f"{i}.jpg"] = boxes_of(i)
+    rows = [[s, i, *b, n] for s, x in truth.items() for i, boxes in x.items() for n, *b in boxes]
+    put_csv(tmp_path, "boxes.csv", rows, "split,filename,xmin,ymin,xmax,ymax,label")
+    assert found_in(tmp_path) == ordered(truth)
+
+
+def test_a_table_for_each_split(tmp_path):
+    truth = {"train": {}, "test": {}}
+    for i in range(6):
+        put_image(tmp_path, f"images/{i}.jpg")
+        truth[("train", "test")[i % 2]][f"images/{i}.jpg"] = boxes_of(i)
+    for split, images in truth.items():
+        rows = [[i, *b, n] for i, boxes in images.items() for n, *b in boxes]
+        put_csv(tmp_path, f"{split}_labels.csv", rows)
+    assert found_in(tmp_path) == ordered(truth)
+
+
+# --- LabelMe -----------------------------------------------------------------------------------
+
+
+def test_shapes_without_a_type_are_polygons(tmp_path):
+    for i in range(2):
+        put_image(tmp_path, f"{i}.jpg")
+        shape = {"label": "disc", "points": [[5, 6], [20, 8], [12, 30]]}
+        put(tmp_path, f"{i}.json", labelme(f"{i}.jpg", [], shapes=[shape]))
+    assert found_in(tmp_path)["all"]["1.jpg"] == [["disc", 5, 6, 20, 30]]
+
+
+def test_groups_are_objects_and_counted(tmp_path):
+    put_image(tmp_path, "0.jpg")
+    content = labelme("0.jpg", boxes_of(0, ["disc"]))
+    for shape, group in zip(content["shapes"], (1, 1, None)):
+        shape["group_id"] = group
+    content["shapes"].append({"label": "x", "shape_type": "point", "points": [[3, 3]]})
+    put(tmp_path, "0.json", content)
+    (_, x1, y1, _, _), (_, _, b1, x2, b2), third = boxes_of(0, ["disc"])
+    joined = ["disc", x1, min(y1, b1), x2, max(boxes_of(0, ["disc"])[0][4], b2)]
+    assert found_in(tmp_path) == ordered({"all": {"0.jpg": [joined, third]}})
+    assert read_data(str(tmp_path)).ledger.ignored_objects == {
+        "further shapes of a group, which is one object": 1,
+        "shapes of the type point": 1,
+    }
+
+
+def test_an_image_that_is_only_inside_of_its_file(tmp_path):
+    stream = io.BytesIO()
+    Image.new("RGB", SIZE).save(stream, "PNG")
+    data = base64.b64encode(stream.getvalue()).decode()
+    for i in range(4):
+        put(tmp_path, f"{i}.json", labelme(f"{i}.png", boxes_of(i), imageData=data))
+    assert "4 of 4 LabelMe files contain their image only inside (imageData)" in refused(tmp_path)
+    for i in range(3):
+        put_image(tmp_path, f"{i}.png")
+    assert len(found_in(tmp_path)["all"]) == 3
+    ledger = read_data(str(tmp_path)).ledger
+    assert ledger.orphans() == ["3.json"] and any("imageData" in text for text in ledger.notes)
+
+
+# --- CVAT --------------------------------------------------------------------------------------
+
+CVAT = "<annotations><meta><task><labels>{}</labels>{}</task></meta>{}</annotations>"
+LABELS = "".join(f"<label><name>{n}</name></label>" for n in NAMES[::-1])
+
+
+def test_images_of_cvat(tmp_path):
+    truth, text = {}, ""
+    for i in range(4):
+        put_image(tmp_path, f"images/{i}.jpg")
+        truth[f"images/{i}.jpg"] = boxes_of(i) if i else []
+        text += f'<image id="{i}" name="{i}.jpg" width="64" height="48">'
+        for n, x1, y1, x2, y2 in truth[f"images/{i}.jpg"]:
+            text += f'<box label="{n}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
+        text += '<polyline label="disc" points="1,2;3,4"/></image>'
+    put(tmp_path, "annotations.xml", CVAT.format(LABELS, "", text))
+    assert found_in(tmp_path) == found_in(tmp_path / "annotations.xml") == ordered({"all": truth})
+    converted = read_data(str(tmp_path))
+    assert [c["name"] for c in converted.parts["all"].content["categories"]] == NAMES[::-1]
+    assert converted.ledger.ignored_objects == {"shapes of the type polyline": 4}
+
+
+def test_other_shapes_of_cvat(tmp_path):
+    put_image(tmp_path, "0.jpg")
+    text = '<image id="0" name="0.jpg"><polygon label="disc" points="5,6;20,8;12,30"/>'
+    text += '<ellipse label="star" cx="20" cy="20" rx="5" ry="4"/>'
+    text += '<box label="star" xtl="10" ytl="20" xbr="30" ybr="24" rotation="90"/></image>'
+    put(tmp_path, "annotations.xml", CVAT.format(LABELS, "", text))
+    expected = [["disc", 5, 6, 20, 30], ["star", 15, 16, 25, 24], ["star", 18, 12, 22, 32]]
+    assert found_in(tmp_path)["all"]["0.jpg"] == expected
+
+
+def test_tracks_of_cvat(tmp_path):
+    truth, tracks = {}, dict.fromkeys(NAMES, "")
+    for i in range(5):
+        image = f"images/frame_{i:06d}.PNG"
+        put_image(tmp_path, image)
+        truth[image] = [["disc", 5 + i, 6, 20 + i, 20]] if i < 3 else []
+        outside = int(i >= 3)
+        tracks["disc"] += f'<box frame="{i}" outside="{outside}" xtl="{5 + i}" ytl="6" '
+        tracks["disc"] += f'xbr="{20 + i}" ybr="20"/>'
+    text = "".join(f'<track id="0" label="{n}">{x}</track>' for n, x in tracks.items())
+    size = "<original_size><width>64</width><height>48</height></original_size>"
+    put(tmp_path, "annotations.xml", CVAT.format(LABELS, size, text))
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_yolo_of_cvat(tmp_path):
+    images = [f"obj_train_data/frame_{i:06d}.PNG" for i in range(4)]
+    truth = yolo_set(tmp_path, images)
+    put(tmp_path, "obj.names", CLASSES)
+    text = "classes = 3\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+    put(tmp_path, "obj.data", text)
+    put(tmp_path, "train.txt", "".join(f"data/{image}\n" for image in images))
+    assert found_in(tmp_path) == ordered({"train": truth})
+
+
+def test_files_that_are_not_there_or_not_data(tmp_path):
+    put(tmp_path, "set.zip", "PK")
+    put(tmp_path, "a.json", {"images": [], "info": 1})
+    put(tmp_path, "b.json", '{"images": [')
+    assert "is an archive; unpack it" in refused(tmp_path / "set.zip")
+    assert "There is no folder nowhere" in refused("nowhere")
+    assert "gone.json cannot be read" in refused(tmp_path / "gone.json")
+    assert "a.json is not in COCO's instances format" in refused(tmp_path / "a.json")
+    assert "b.json is not JSON" in refused(tmp_path / "b.json")
+    assert "is not a data set" in refused(__file__)
+    assert json.loads((tmp_path / "a.json").read_text())["info"] == 1
