@@ -22,9 +22,11 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import tood  # noqa: E402
 import train_net  # noqa: E402
 from tood import add_tood_config  # noqa: E402
 from tood.app import cli  # noqa: E402
+from tood.config.read import load_config  # noqa: E402
 from tood.data.shapes import write_shapes_dataset  # noqa: E402
 from tood.engine import train as engine_train  # noqa: E402
 
@@ -85,12 +87,12 @@ def trained(shapes, tmp_path_factory):
     small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
     small.update({"SOLVER.IMS_PER_BATCH": "2", "MODEL.TOOD.NUM_CLASSES": "4", "SEED": "1"})
     small["MODEL.TOOD.SCORE_THRESH_TEST"] = "0.001"
-    small["MODEL.TOOD.REPORT"] = "True"
     opts = [x for item in small.items() for x in item]
-    base = train_net.load_config(CONFIG, [*TINY, *opts])
+    base = load_config(CONFIG, [*TINY, *opts])
     config.write_text(base.dump())
     data = ["--train-data", entry, "--val-data", entry]
-    train_net.main(train_net.parse_args(["--config-file", str(config), *data]))
+    engine_train.main(train_net.parse_args(["--config-file", str(config), *data]))
+    tood.report(str(out))
     clear_loggers()
     return out
 
@@ -108,7 +110,7 @@ def photos(shapes, tmp_path):
 
 
 @pytest.fixture
-def photos(shapes, tmp_path, monkeypatch, fresh_loggers):
+def photo_folder(shapes, tmp_path, monkeypatch, fresh_loggers):
     """A folder of eight images with boxes, beside which one works."""
     folder = tmp_path / "photos"
     shutil.copytree(shapes, folder)

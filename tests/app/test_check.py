@@ -10,35 +10,35 @@ import tood
 from tood.app import cli
 
 
-def test_check_reports_what_the_data_contain(photos, capsys):
+def test_check_reports_what_the_data_contain(photo_folder, capsys):
     cli.main(["check", "photos"])
     out = capsys.readouterr().out
     assert "photos: 8 images" in out and "4 classes" in out and "Objects: disc " in out
     cli.main(["check", "photos/annotations.json:photos/images", "--output", "data.png"])
     with Image.open("data.png") as drawn:
         assert min(drawn.size) > 100
-    (photos / "images" / "00003.jpg").write_bytes(b"no image")
+    (photo_folder / "images" / "00003.jpg").write_bytes(b"no image")
     assert "1 images that cannot be read, for example photos/images/00003.jpg" in app_error(
         "check", "photos"
     )
-    assert "no folder or file nothing" in app_error("check", "nothing")
+    assert "There is no folder nothing" in app_error("check", "nothing")
 
 
-def test_check_returns_what_it_has_found(photos):
+def test_check_returns_what_it_has_found(photo_folder):
     checked = tood.check("photos")
     (part,) = checked.parts
-    content = json.loads((photos / "annotations.json").read_text())
+    content = json.loads((photo_folder / "annotations.json").read_text())
     assert checked.error == "" and part.report.num_images == 8
     assert sum(part.num_objects.values()) == len(content["annotations"])
     assert list(part.num_objects) == [c["name"] for c in content["categories"]]
-    (photos / "images" / "00003.jpg").write_bytes(b"no image")
+    (photo_folder / "images" / "00003.jpg").write_bytes(b"no image")
     assert "images that cannot be read" in tood.check("photos").error
 
 
-def test_check_finds_images_on_both_sides(photos, tmp_path, capsys):
+def test_check_finds_images_on_both_sides(photo_folder, tmp_path, capsys):
     for part, number in (("train", 8), ("valid", 3)):
-        shutil.copytree(photos / "images", tmp_path / "both" / part)
-        content = json.loads((photos / "annotations.json").read_text())
+        shutil.copytree(photo_folder / "images", tmp_path / "both" / part)
+        content = json.loads((photo_folder / "annotations.json").read_text())
         content["images"] = content["images"][:number]
         ids = {image["id"] for image in content["images"]}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]

@@ -27,7 +27,7 @@ def test_help_and_unknown_commands(capsys):
 
 @pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["check", "photos"]])
 @pytest.mark.parametrize("is_module", [False, True])
-def test_what_is_quick_imports_nothing_slow(argv, is_module, photos):
+def test_what_is_quick_imports_nothing_slow(argv, is_module, photo_folder):
     """In a process of its own, since this one has imported everything."""
     call = "from tood.app import cli; sys.exit(cli.main(sys.argv[1:]))"
     if is_module:
@@ -89,7 +89,7 @@ def test_all_names_are_there_in_a_fresh_interpreter(how, tmp_path):
         tood.nothing  # noqa: B018
 
 
-def test_mistakes_of_a_command_line(photos, capsys):
+def test_mistakes_of_a_command_line(photo_folder, capsys):
     message = app_error("train", "photos", "MODEL.DEVICE", "cpu", "--epochs", "2")
     assert "--epochs stands among the KEY VALUE options" in message
     assert "tood convert takes no option MODEL.DEVICE" in app_error(

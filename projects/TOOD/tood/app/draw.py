@@ -10,8 +10,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.trained import find_trained
-from tood.data.datasets import prepare_datasets
+from tood.app.trained import find_trained, read_predictor
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
@@ -45,7 +44,7 @@ def draw(
 ) -> Drawn:
     """Draw the predictions of a trained model beside the ground truth::
 
-        draw("output/mine", num_images=8, output="predictions.png")
+        tood.draw("output/mine", num_images=8, output="predictions.png")
 
     Args:
         model: an output folder, a checkpoint, or the name of a released model.
@@ -65,10 +64,7 @@ def draw(
     check_grid(num_images, columns, scale)
     check_image_output(output, overwrite)
     trained = find_trained(model, config)
-    data = ["DATASETS.TEST", str((val_data,))] if val_data else []
-    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options, *data])
-    classes = predictor.class_names
-    prepare_datasets(predictor.options.data, training=False, known_classes=classes)
+    predictor, _ = read_predictor(trained, val_data, options)
     return draw_predictions(
         predictor,
         output,

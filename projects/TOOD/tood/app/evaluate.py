@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Dict, Sequence, Union
 
-from tood.app.plan.data import read_validation_data
+from tood.app.check import read_validation_data
 from tood.app.trained import find_trained
 from tood.engine.train import Run, start
 

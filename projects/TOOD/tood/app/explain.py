@@ -49,7 +49,7 @@ def explain(
 ) -> Explanation:
     """Explain why a model found an object, or did not, and draw its locations::
 
-        print(explain("output/mine", "photos/a.jpg", (120, 40, 60, 80)))
+        print(tood.explain("output/mine", "photos/a.jpg", (120, 40, 60, 80)))
 
     Class and neighbours are those of the annotations in ``DATASETS.TEST`` and ``DATASETS.TRAIN``,
     if the image is in one of them.

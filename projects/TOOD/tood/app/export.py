@@ -78,7 +78,7 @@ def export(
 ) -> Exported:
     """Export a trained model, read the file again, and compare it with the model in PyTorch::
 
-        export("output/mine", output="mine.onnx", precision="int8", calibrate="photos/")
+        tood.export("output/mine", output="mine.onnx", precision="int8", calibrate="photos/")
 
     The file takes any number of images of any size, and finds objects in them: normalization,
     padding and NMS are inside, unless ``preprocessing`` or ``raw`` say otherwise.

@@ -77,7 +77,7 @@ def predict(
 ) -> Predictions:
     """Detect objects in images and videos, and draw them::
 
-        found = predict("output/mine", "photos/", output="found")
+        found = tood.predict("output/mine", "photos/", output="found")
         found.detections["photos/a.jpg"]["boxes"]  # (D, 4), XYXY in pixels of the image
 
     Args:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in
@@ -129,3 +129,31 @@ def _find_released(model: str, config: str) -> Trained:
         if model in RELEASED_MODELS:
             return Trained(config or get_config_file(model), f"{RELEASED}{model}", ".")
     raise UserError(f"No checkpoint or output folder at {model}; name another one.")
+
+
+def read_predictor(trained: Trained, val_data: str = "", options: Sequence[str] = ()):
+    """Return the predictor of a trained model, and the reports on its validation data, which are
+    registered.
+
+    Args:
+        val_data: instead of the config's data: a folder, a file or a registered name.
+        options: overrides of the config, keys and values in turn.
+
+    Raises:
+        UserError: for data, a config or a checkpoint that cannot be used.
+    """
+    from tood.app.check import read_validation_data
+    from tood.data.datasets import prepare_datasets  # needs PyTorch
+    from tood.inference.predictor import Predictor
+
+    datasets, names = read_validation_data(val_data)
+    names = (*(dataset.entry for dataset in datasets), *names)
+    opts = [*trained.options(), *options, *(["DATASETS.TEST", str(names)] if names else [])]
+    predictor = Predictor(trained.config_file, opts=opts)
+    reports = prepare_datasets(
+        predictor.options.data,
+        training=False,
+        known_classes=predictor.class_names,
+        datasets=datasets,
+    )
+    return predictor, reports

@@ -69,8 +69,8 @@ def check_image_output(path: str, overwrite: bool = True) -> None:
 
 
 def read_tensors(path: str) -> Dict:
-    """Read a file of tensors and plain values without running code in it. The checksums of PyTorch's
-    present format must be right.
+    """Read a file of tensors and plain values without running code in it. The checksums of
+    PyTorch's present format must be right.
 
     Raises:
         UserError: if the file does not exist, is damaged, or contains anything else.
@@ -130,8 +130,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         array_module = module.replace("numpy._core", "numpy.core")
         if (array_module, name) not in _ARRAY_GLOBALS:
             raise UserError(
-                f"The checkpoint {self.path} is refused: reading it would run code, because it needs "
-                f"{module}.{name}; save its arrays alone, with the program that wrote it."
+                f"The checkpoint {self.path} is refused: reading it would run code, because it "
+                f"needs {module}.{name}; save its arrays alone, with the program that wrote it."
             )
         return super().find_class(module, name)
 

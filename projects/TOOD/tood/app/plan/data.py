@@ -4,7 +4,7 @@ import contextlib
 import os
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from tood.app.check import CheckedPart, check_part, read_dataset
+from tood.app.check import CheckedPart, check_part, read_validation_data
 from tood.app.convert.door import read_data
 from tood.app.plan.split import split_data
 from tood.data.annotations import DataSet
@@ -71,25 +71,6 @@ def read_training_data(
             raise UserError(val.report.error_sentence())
         return _with_val(found, [val.dataset], [], parts["val"].source)
     return _split(found, val_share, group)
-
-
-def read_validation_data(
-    val_data: Union[None, str, Sequence[str]],
-) -> Tuple[List[DataSet], List[str]]:
-    """Return the data sets of files and folders, and the names of registered ones.
-
-    Raises:
-        UserError: for data that cannot be evaluated on.
-    """
-    named = [val_data] if isinstance(val_data, str) and val_data else list(val_data or ())
-    registered = [x for x in named if _is_registered(x)]
-    return [read_dataset(x) for x in named if x not in registered], registered
-
-
-def _is_registered(name: str) -> bool:
-    from detectron2.data import DatasetCatalog  # takes seconds to import
-
-    return name in DatasetCatalog.list() and not os.path.exists(os.path.expanduser(name))
 
 
 def _with_val(

@@ -21,16 +21,16 @@ from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.check import read_validation_data
 from tood.app.plan.rules import STRIDE, choose_input
 from tood.app.report import gallery, page, plots
 from tood.app.report.analysis import Analysis, analyze, explain_miss, summarize_analysis
 from tood.app.report.compare import compare_analyses
 from tood.app.report.reasons import FOUND, find_reason, make_objects
 from tood.app.report.suspects import list_suspects
-from tood.app.trained import find_trained
+from tood.app.trained import find_trained, read_predictor
 from tood.data.annotations import read_annotations
 from tood.data.check import check_data
-from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
 from tood.data.images import IMAGE_ERRORS
 from tood.data.tiles import RecentImages
@@ -122,8 +122,8 @@ def report(
 ) -> Optional[Report]:
     """Report on a trained model, or on the results of any detector in COCO's format::
 
-        report("output/mine").metrics["AP"]
-        report(results="theirs.json", val_data="val.json:images", output="report")
+        tood.report("output/mine").metrics["AP"]
+        tood.report(results="theirs.json", val_data="val.json:images", output="report")
 
     Args:
         model: an output folder, a checkpoint, or the name of a released model.
@@ -153,13 +153,9 @@ def report(
         subject = Subject(name, content, found, image_root, notes)
         return _write_report(subject, output, command, compare, results)
     trained = find_trained(model, config)
-    data = ["DATASETS.TEST", str((val_data,))] if val_data else []
-    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options, *data])
+    predictor, checked = read_predictor(trained, val_data, options)
     output = output or os.path.join(predictor.options.output_dir, "report")
     check_output(output, overwrite)
-    checked = prepare_datasets(
-        predictor.options.data, training=False, known_classes=predictor.class_names
-    )
     notes = [str(x) for x in checked]
     return report_on(
         predictor, output=output, command=command, notes=notes, overwrite=overwrite, compare=compare
@@ -230,10 +226,11 @@ def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
     """
     own_data = parse_own_data(entry)
     if own_data is None:
-        if entry not in DatasetCatalog.list():
-            raise UserError(f"There is no data set {entry} (--val-data); name FILE.json:FOLDER.")
-        metadata = MetadataCatalog.get(entry)
-        return content_of(entry, metadata), metadata.get("image_root", ""), []
+        (datasets, names) = read_validation_data(entry)
+        if datasets:
+            return datasets[0].content, datasets[0].image_root, []
+        metadata = MetadataCatalog.get(names[0])
+        return content_of(names[0], metadata), metadata.get("image_root", ""), []
     content = read_annotations(*own_data, to_train=True)
     checked = check_data(entry, content, choose_input(content, allow_tiles=False), STRIDE)
     if checked.errors:
