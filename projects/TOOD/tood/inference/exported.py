@@ -147,8 +147,8 @@ class ExportedFile:
 
 
 class ExportedDetector:
-    """Callable like a model of Detectron2 in evaluation mode, one image after the other. If the model
-    sees tiles, images are given in their original size.
+    """Callable like a model of Detectron2 in evaluation mode, one image after the other. Images
+    for a model with tiles are given in their original size.
     """
 
     def __init__(self, file: ExportedFile):
