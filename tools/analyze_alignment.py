@@ -71,10 +71,8 @@ def main(args):
         measured[name], maps[name] = measure(configs[name], dataset, weights, name, args.num_images)
     write_tables({name: rows for name, (rows, _) in measured.items()}, args.output)
     for i, drawings in enumerate(zip(*maps.values())):
-        write_image(
-            image_grid([[drawing] for drawing in drawings]),
-            os.path.join(args.output, f"maps_{i}.png"),
-        )
+        grid = image_grid([[drawing] for drawing in drawings])
+        write_image(grid, os.path.join(args.output, f"maps_{i}.png"))
     evaluators = {name: alignment for name, (_, alignment) in measured.items()}
     pairs = {name: alignment.pairs for name, alignment in evaluators.items()}
     write_image(draw_scatter(pairs), os.path.join(args.output, "scatter.png"))

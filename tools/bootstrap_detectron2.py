@@ -145,7 +145,7 @@ def unpack(archive, folder):
 
 
 def apply_edits(package, edits):
-    """Apply edits like ``EDITS`` to a package's folder; raise BootstrapError if one does not fit."""
+    """Apply edits like ``EDITS`` to a package's folder; raise BootstrapError if one fails."""
     for name, old, new, expected in edits:
         path = os.path.join(package, *name.split("/"))
         with open(path, encoding="utf-8") as f:
