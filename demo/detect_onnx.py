@@ -92,10 +92,10 @@ class Detector:
     def __init__(self, path):
         if not os.path.isfile(path):
             raise Error(f"The file {path} does not exist.")
-        # Other providers would compute in another precision.
-        known = [f"{name}ExecutionProvider" for name in ("CUDA", "CPU")]
         available = onnxruntime.get_available_providers()
-        providers = [name for name in known if name in available]
+        # Others would compute in another precision.
+        providers = [f"{x}ExecutionProvider" for x in ("CUDA", "CPU")]
+        providers = [name for name in providers if name in available]
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers)
         except Exception as error:  # ONNX Runtime has many
@@ -122,10 +122,8 @@ class Detector:
         self.class_agnostic = json.loads(about.get("class_agnostic_nms", "false"))
         self.mean, self.std = np.zeros(3, np.float32), np.ones(3, np.float32)
         if about["preprocessing"] == "outside":
-            self.mean, self.std = (
-                np.array(json.loads(about[key]), np.float32).reshape(3)
-                for key in ("pixel_mean", "pixel_std")
-            )
+            self.mean = np.array(json.loads(about["pixel_mean"]), np.float32).reshape(3)
+            self.std = np.array(json.loads(about["pixel_std"]), np.float32).reshape(3)
 
     def __call__(self, image):
         """
@@ -241,13 +239,11 @@ def find_images(inputs):
     """Return the paths of files, and of the images in folders, each once."""
     paths = []
     for path in inputs:
-        if os.path.isdir(path):
-            names = [n for n in sorted(os.listdir(path)) if n.lower().endswith(IMAGE_SUFFIXES)]
-            paths += [os.path.join(path, name) for name in names]
-        elif os.path.isfile(path):
-            paths.append(path)
-        else:
+        if not os.path.exists(path):
             raise Error(f"There is no image at {path} (--input).")
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+        names = [os.path.join(path, x) for x in names if x.lower().endswith(IMAGE_SUFFIXES)]
+        paths += names if os.path.isdir(path) else [path]
     if not paths:
         raise Error(f"There are no images in {', '.join(inputs)} (--input).")
     return list(dict.fromkeys(paths))
@@ -281,9 +277,8 @@ def draw(image, boxes, scores, names):
         hue = sum((i + 1) * ord(letter) * 37 for i, letter in enumerate(name)) % 360
         color, text = f"hsl({hue}, 85%, 60%)", f"{name} {score:.0%}"
         canvas.rectangle(box, outline=color, width=width)
-        label = canvas.textbbox((box[0], max(box[1] - 12, 0)), text)
-        canvas.rectangle(label, fill="black")
-        canvas.text(label[:2], text, fill=color, anchor="lt")
+        place = box[0] + width, max(box[1] - 12, 0)
+        canvas.text(place, text, fill=color, stroke_width=1, stroke_fill="black")
 
 
 def write(path, save):
@@ -291,14 +286,13 @@ def write(path, save):
     stem, suffix = os.path.splitext(path)
     part = f"{stem}.part{suffix}"
     try:
-        try:
-            save(part)
-            os.replace(part, path)
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
+        save(part)
+        os.replace(part, path)
     except OSError as error:
         raise Error(f"{path} cannot be written ({error.strerror}).") from error
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
 
 
 if __name__ == "__main__":

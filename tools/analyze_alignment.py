@@ -71,12 +71,13 @@ def main(args):
         measured[name], maps[name] = measure(configs[name], dataset, weights, name, args.num_images)
     write_tables({name: rows for name, (rows, _) in measured.items()}, args.output)
     for i, drawings in enumerate(zip(*maps.values())):
-        save(image_grid([[drawing] for drawing in drawings]), args.output, f"maps_{i}.png")
+        grid = image_grid([[drawing] for drawing in drawings])
+        write_image(grid, os.path.join(args.output, f"maps_{i}.png"))
     evaluators = {name: alignment for name, (_, alignment) in measured.items()}
     pairs = {name: alignment.pairs for name, alignment in evaluators.items()}
-    save(draw_scatter(pairs), args.output, "scatter.png")
+    write_image(draw_scatter(pairs), os.path.join(args.output, "scatter.png"))
     metrics = {name: alignment.metrics for name, alignment in evaluators.items()}
-    save(draw_histograms(metrics), args.output, "histograms.png")
+    write_image(draw_histograms(metrics), os.path.join(args.output, "histograms.png"))
     print(f"Tables and drawings: {args.output}")
 
 
@@ -158,10 +159,6 @@ def write_tables(rows, output):
         f.write("\n".join([table, *slices]) + "\n")
     write_json(rows, os.path.join(output, "alignment.json"))
     print(table)
-
-
-def save(drawing, folder, name):
-    write_image(drawing, os.path.join(folder, name))
 
 
 if __name__ == "__main__":

@@ -95,10 +95,10 @@ def measure(args):
     rows, metrics = [], {}
     for part in args.parts:
         what, unit = TITLES[part], "MB" if part == "memory" else "ms"
-        functions = make_functions(part, subjects, args)
         if part == "memory":
-            values = measure_memory([s.name for s in subjects], args)
+            functions, values = {}, measure_memory([s.name for s in subjects], args)
         else:
+            functions = make_functions(part, subjects, args)
             values = time_in_turn(functions, args, what)
         for name, x in values.items():
             spread = f"{min(x):.1f} to {max(x):.1f} {unit}" if len(x) > 1 else ""
@@ -121,8 +121,6 @@ def measure(args):
 
 def make_functions(part, subjects, args):
     """Return what is timed in a part: {name: function}."""
-    if part == "memory":
-        return {}
     if part == "losses":
         return make_loss_functions(subjects[0])
     if part == "data":

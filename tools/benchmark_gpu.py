@@ -119,9 +119,9 @@ def run(title, command, seconds):
     last = next((x for x in reversed(lines) if x.strip()), "no output").strip("= ")
     if done.returncode != 0:
         return [(title, "failed", last[:200])]
-    rows = [x.strip("|").split("|") for x in lines if x.startswith("|")][2:]
-    if rows:
-        return [(title + row[0].strip(), row[1].strip(), row[2].strip()) for row in rows]
+    if "| what | measured |" in done.stdout:
+        rows = [[cell.strip() for cell in x.split("|")] for x in lines if x.startswith("|")]
+        return [(title + what, value, note) for _, what, value, note, _ in rows[2:]]
     metrics = [x.split("copypaste: ")[1] for x in lines if "copypaste: " in x]
     return [(title, metrics[-1] if metrics else last, f"{time.time() - start:.0f} s")]
 

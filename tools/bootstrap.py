@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Set up everything the project needs in a virtual environment of its own, from nothing but a
-Python and a package index, and then run one of its main jobs::
+"""Set up everything the project needs in a virtual environment, from a Python and a package index
+alone, and then run one of its main jobs::
 
     python3 tools/bootstrap.py          # set up only
     python3 tools/bootstrap.py demo     # train, evaluate and draw on a generated data set
     python3 tools/bootstrap.py test     # run the test suite
 
-What the Python that runs this file has already is kept: if it has torch or Detectron2 (any
-version, compiled or not), the environment sees its packages. Without Detectron2, a pure-Python
-wheel of v0.6 is made (``bootstrap_detectron2.py``). To use another Python, run this file with it.
+If the Python that runs this file has torch or Detectron2 (any version, compiled or not), the
+environment sees its packages. Without Detectron2, a pure-Python wheel of v0.6 is made
+(``bootstrap_detectron2.py``). To use another Python, run this file with it.
 
 This file runs before anything is installed: standard library only, and a syntax that Python 3.6
-can read, in order to be told that it is too old.
+can read, so that it can report that it is too old.
 """
 
 import argparse
@@ -62,25 +62,17 @@ def main():
 
 
 def run_tests(python, options):
-    """Run pytest with the options; without any, the whole suite, side by side on up to 4 cores.
-
-    Returns:
-        its exit status.
-    """
+    """Run pytest with options, or the whole suite on up to 4 cores; return its exit status."""
     environ, workers = dict(os.environ), min(4, os.cpu_count() or 1)
     if not options and workers > 1:
-        # A thread for each worker: PyTorch's threads wait for each other where cores are scarce.
+        # A thread for each worker: PyTorch's threads wait for each other if there are few cores.
         environ.setdefault("OMP_NUM_THREADS", "1")
         options = ["-n", str(workers), "--dist", "loadfile"]
     return subprocess.call([python, "-m", "pytest"] + options, cwd=ROOT, env=environ)
 
 
 def set_up(venv):
-    """Bring the environment to what this file describes; do nothing if it already exists.
-
-    Returns:
-        path of the environment's Python.
-    """
+    """Make or update the environment, unless it is up to date; return the path of its Python."""
     python = os.path.join(venv, "Scripts" if os.name == "nt" else "bin", "python")
     stamp = os.path.join(venv, STAMP)
     before = read_lines(stamp)
@@ -89,7 +81,7 @@ def set_up(venv):
 
     if before[:1] != [this_python()]:
         make_venv(venv)
-    # Until all is done, it says that the environment is there but not what is in it.
+    # Until all is done, it names the environment without its content.
     write_lines(stamp, [this_python()])
     share_packages(venv, python)
     if not has_module(python, "torch") or not has_module(python, "torchvision"):
@@ -147,11 +139,11 @@ def check_torch(python):
 
 
 def make_venv(venv):
-    """Make an empty environment, in the place of an earlier one but of nothing else."""
+    """Make an empty environment; of the existing folders, only an environment is replaced."""
     earlier = os.path.exists(os.path.join(venv, "pyvenv.cfg"))
     if not earlier and os.path.isdir(venv) and os.listdir(venv):
         raise BootstrapError(
-            "{0} holds something that is not a virtual environment; name another folder with "
+            "{0} contains something that is not a virtual environment; name another folder with "
             "--venv.".format(venv)
         )
     say("Creating {0} with Python {1} ...".format(os.path.relpath(venv), sys.version.split()[0]))
@@ -164,9 +156,8 @@ def make_venv(venv):
 
 
 def share_packages(venv, python):
-    """Let the environment see torch and Detectron2 of the Python that runs this file. Not by
-    --system-site-packages, which skips that Python's packages where it is a virtual environment
-    itself.
+    """Make torch and Detectron2 of the Python that runs this file visible in the environment.
+    --system-site-packages would skip the packages of a virtual environment.
     """
     shared = os.path.join(site_packages(python), "tood-shared-packages.pth")
     if not any(has_module(sys.executable, name) for name in ("torch", "detectron2")):

@@ -1,6 +1,6 @@
 """Part of the set-up (``bootstrap.py``): a pure-Python wheel of Detectron2 v0.6, from the source
-distribution on the package index, with the edits that today's libraries ask for. Standard library
-only; docs/setup.md tells the story.
+distribution on the package index, with the edits that today's libraries need. Standard library
+only; docs/setup.md has the reasons.
 """
 
 import os
@@ -10,7 +10,7 @@ import tempfile
 
 from bootstrap_pip import BootstrapError, pip_install, run, run_pip, say
 
-# Detectron2's own Python files of tag v0.6, packaged by somebody who left its C++ sources out.
+# Detectron2's own Python files of tag v0.6, packaged by somebody without its C++ sources.
 SDIST = "pb1-detectron2==0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 WHEEL_VERSION = "0.6+compat"
@@ -18,7 +18,7 @@ WHEEL_VERSION = "0.6+compat"
 SCRIPT = "tools/lazyconfig_train_net.py"
 NEWEST_PIP_FOR_SDIST = "pip<26.1"  # later ones refuse the URL in one of its unused extras
 
-# What Detectron2 v0.6 asks for, without what only its exporters and developers need.
+# The requirements of Detectron2 v0.6, without those of its exporters and developers.
 REQUIRES = (
     "Pillow>=7.1 matplotlib pycocotools>=2.0.2 termcolor>=1.1 yacs>=0.1.8 tabulate cloudpickle "
     "tqdm>4.29.0 tensorboard fvcore>=0.1.5,<0.1.6 iopath>=0.1.7,<0.1.10 omegaconf>=2.1,<2.4 "
@@ -117,7 +117,7 @@ def install_detectron2(python):
 
 
 def download_sdist(python, folder):
-    """Return the path of the archive; pip checks its hash before it runs anything of it."""
+    """Return the path of the archive; pip checks its hash before it runs its code."""
     requirements = os.path.join(folder, "requirements.txt")
     with open(requirements, "w") as f:
         f.write("{0} --hash=sha256:{1}\n".format(SDIST, SDIST_SHA256))
@@ -148,14 +148,7 @@ def unpack(archive, folder):
 
 
 def apply_edits(package, edits):
-    """
-    Args:
-        package: folder of the package to change.
-        edits: like ``EDITS``.
-
-    Raises:
-        BootstrapError: if a file does not hold the text exactly as often as expected.
-    """
+    """Apply edits like ``EDITS`` to a package's folder; raise BootstrapError if one fails."""
     for name, old, new, expected in edits:
         path = os.path.join(package, *name.split("/"))
         with open(path, encoding="utf-8") as f:

@@ -1,4 +1,4 @@
-"""Part of the set-up (``bootstrap.py``): running pip, and telling in one sentence what went wrong.
+"""Part of the set-up (``bootstrap.py``): running pip, and explaining its failures in one sentence.
 Standard library only.
 """
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-# What stands in pip's output, and what it means. The first that fits is told.
+# Patterns in pip's output and their meanings, of which the first that matches is reported.
 FAILURES = [
     (
         r"THESE PACKAGES DO NOT MATCH THE HASHES",
@@ -44,19 +44,14 @@ def pip_install(python, packages):
 
 
 def run_pip(command):
-    """Run pip, show what it downloads, and raise BootstrapError with what its failure means."""
+    """Run pip and print its large downloads; raise BootstrapError if it fails."""
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        universal_newlines=True,
-        env=environment,
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    process = subprocess.Popen(command, env=environment, **pipes)
     output = []
     for line in process.stdout:
         output.append(line)
-        # Large files take long enough to be told of.
+        # Large files take a while.
         if re.search(r"Downloading .*\(\d{2,}[.\d]* MB\)|Successfully installed", line):
             print("    " + line.strip()[:100], flush=True)
     if process.wait() != 0:
@@ -64,13 +59,7 @@ def run_pip(command):
 
 
 def explain(output):
-    """
-    Args:
-        output: what pip printed before it failed.
-
-    Returns:
-        one sentence for the user.
-    """
+    """Return what a failure of pip means, by its output, in one sentence."""
     for pattern, sentence in FAILURES:
         match = re.search(pattern, output)
         if match:

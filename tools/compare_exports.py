@@ -71,7 +71,8 @@ def main(args):
             args.config_file, device="cpu", precision=precision, augment=False, opts=args.opts
         )
         detectors[f"PyTorch {torch.__version__.split('+')[0]}, {precision}"] = predictor.model
-    sizes = dict.fromkeys(detectors, weights_size(predictor.model))
+    weights = predictor.model.state_dict().values()
+    sizes = dict.fromkeys(detectors, sum(x.numel() * x.element_size() for x in weights))
     for entry in args.files:
         path, runtime = split_runtime(entry)
         file = ExportedFile(path, runtime)
@@ -146,10 +147,6 @@ def measure(detectors, batches):
             if i >= WARMUP_ROUNDS:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def weights_size(model):
-    return sum(x.numel() * x.element_size() for x in model.state_dict().values())
 
 
 if __name__ == "__main__":

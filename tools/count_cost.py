@@ -71,7 +71,7 @@ def milliseconds(model, image):
 
 
 def count_deform_conv(inputs, outputs):
-    """For each number that comes out, one product for each weight of its kernel."""
+    """Return one product for each output and weight of its kernel."""
     kernel = inputs[1].type().sizes()[1:]
     return math.prod(kernel) * math.prod(outputs[0].type().sizes())
 
@@ -122,16 +122,13 @@ def row(name, args):
     features = tuple(features[f] for f in model.head_in_features)
     cost = [multiply_adds(model.backbone, (image,)), multiply_adds(model.head, features)]
     parameters = sum(p.numel() for p in model.parameters())
-    parameters += sum(b.numel() for n, b in model.named_buffers() if is_frozen_affine(n))
+    # Weights and biases of frozen norms are buffers in Detectron2, and parameters elsewhere.
+    affine = ("norm.weight", "norm.bias")
+    parameters += sum(b.numel() for n, b in model.named_buffers() if n.endswith(affine))
     of_head = sum(p.numel() for p in model.head.parameters())
     text = f"| `{name}` | {parameters:,} | {of_head:,} | {sum(cost) / 1e9:.2f} "
     text += f"| {cost[1] / 1e9:.2f} |"
     return f"{text} {milliseconds(model, image):.0f} |" if args.time else text
-
-
-def is_frozen_affine(name):
-    """Weights and biases of frozen norms are buffers in Detectron2, and parameters elsewhere."""
-    return name.endswith(("norm.weight", "norm.bias"))
 
 
 if __name__ == "__main__":

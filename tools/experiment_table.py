@@ -5,9 +5,7 @@ from typing import Dict, List, NamedTuple, Sequence
 
 from matplotlib.figure import Figure
 
-__all__ = ["COLUMNS", "Experiment", "draw_table", "markdown_table"]
-
-# Key of a figure, its heading, and its format.
+# Keys of metrics, their headings and formats.
 COLUMNS = (
     ("AP", "AP", "{:.1f}"),
     ("AP50", "AP50", "{:.1f}"),
@@ -26,18 +24,16 @@ class Experiment(NamedTuple):
     """A variant of a config."""
 
     name: str
-    options: Dict[str, object]  # its changes
-    paper: Dict[str, float]  # what the paper has for it, on COCO
+    options: Dict[str, object]  # keys and values that it changes
+    paper: Dict[str, float]  # the paper's metrics, on COCO
 
 
 def markdown_table(experiments: Sequence[Experiment], results: Dict[str, List[Dict]]) -> str:
-    """
+    """Return mean and, for two seeds or more, standard deviation, and the paper's metrics.
+
     Args:
         experiments: the rows.
-        results: of each, the metrics of each seed that is finished.
-
-    Returns:
-        mean and, of two seeds or more, the standard deviation; then the paper's metrics.
+        results: metrics of the finished seeds, by the experiment's name.
     """
     headings, rows = _cells(experiments, results)
     lines = ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)]
@@ -50,7 +46,7 @@ def markdown_table(experiments: Sequence[Experiment], results: Dict[str, List[Di
 def draw_table(
     experiments: Sequence[Experiment], results: Dict[str, List[Dict]], path: str
 ) -> None:
-    """The same as a drawing: a panel for each of AP, PCC and IoU, with every seed as a dot."""
+    """Draw the table: a panel for each of AP, PCC, IoU and errors, with every seed as a dot."""
     keys = [c for c in COLUMNS if c[0] in ("AP", "PCC", "IoU", "error")]
     names = [e.name for e in experiments]
     figure = Figure(figsize=(11, 1.2 + 0.33 * len(names)), dpi=110, layout="constrained")

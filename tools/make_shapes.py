@@ -23,11 +23,8 @@ def main():
     )
     args = parser.parse_args()
     # Two streams of one seed: the val images do not depend on how many there are to train on.
-    for split, num_images, seed in (
-        ("train", args.num_train, 2 * args.seed),
-        ("val", args.num_val, 2 * args.seed + 1),
-    ):
-        folder = os.path.join(args.folder, split)
+    for i, (part, num_images) in enumerate((("train", args.num_train), ("val", args.num_val))):
+        folder, seed = os.path.join(args.folder, part), 2 * args.seed + i
         print(write_shapes_dataset(folder, num_images, seed, args.size, crowded=args.crowded))
 
 

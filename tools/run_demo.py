@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The demo: draw a data set of shapes, train a small TOOD on it, evaluate, and draw predictions.
+"""Run the demo: draw a data set of shapes, train a small TOOD, evaluate, and draw predictions.
 
 Each step is a command that you can run on its own, and is printed before it runs.
 """
@@ -19,8 +19,7 @@ OUTPUT = "output/demo"
 def main():
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip()).parse_args()
     start = time.time()
-    # Threads that wait sleep instead of spinning: on a machine with few cores that does something
-    # else as well, spinning makes a step many times slower.
+    # Waiting threads sleep: on a busy machine with few cores, spinning makes steps much slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     steps = [
         ["tools/make_shapes.py", f"{OUTPUT}/shapes"],

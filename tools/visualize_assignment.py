@@ -72,9 +72,8 @@ def main(args):
         check_weights(weights)
         Checkpointer(model, complete=True).load(weights)
         for image in images:
-            title = os.path.basename(image["file_name"])
-            if len(args.weights) > 1:
-                title = f"{os.path.basename(weights)}: {title}"
+            prefix = f"{os.path.basename(weights)}: " if len(args.weights) > 1 else ""
+            title = prefix + os.path.basename(image["file_name"])
             rows.append(draw_row(model, image, class_names, cfg.INPUT.FORMAT, title))
     write_image(image_grid(rows), args.output)
     print(f"ATSS (left) and TAL (right): {args.output}")

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from conftest import CONFIG, SMALL
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
+import tood
+from tood.app.check import read_dataset
 from tood.app.view import draw_training_images
 from tood.utils.errors import UserError
 from tood.utils.files import write_image
@@ -51,27 +54,26 @@ def test_stacked_images():
     assert (sheet[:10, 20:24] == 255).all()
 
 
-def test_training_images(command, tmp_path):
-    argv = command()
-    config, data, opts = argv[1], argv[3], argv[6:]
+def test_training_images(shapes, tmp_path):
+    dataset = read_dataset(f"{shapes}/annotations.json:{shapes}/images")
     drawing = tmp_path / "new" / "data.png"
-    arguments = dict(train_data=[data], num_images=8, columns=3, scale=2, options=opts)
-    drawn = draw_training_images(config, output=str(drawing), **arguments)
-    assert drawn.num_images == 8 and str(drawn).endswith(f"may begin with them: {drawing}")
-    assert "8 images, 21 objects, 4 classes" in str(drawn.reports[0])
-    # Three rows of three drawings of 128 x 128 below a heading.
+    options = [*SMALL, "INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", "False"]
+    draw_training_images([dataset], str(drawing), config=CONFIG, options=options)
+    # Three rows of four drawings of 64 x 64 below a heading.
     sheet = np.asarray(Image.open(drawing))
-    first, second = sheet[22:150, :128], sheet[22:150, 132:260]
+    assert sheet.shape[1::-1] == (4 * 64 + 3 * 4, 3 * (64 + 22) + 2 * 4)
+    first, second = sheet[22:86, :64], sheet[22:86, 68:132]
     assert first.std() > 10 and second.std() > 10 and (first != second).any()
-    assert (sheet[304:, 264:] == 255).all()  # there are eight images, not ten
-    assert sheet.shape[1::-1] == (3 * 128 + 2 * 4, 3 * (128 + 22) + 2 * 4)
     for name, says in (("d.xyz", "end in .png or .jpg"), (f"{drawing}/d.png", "cannot be written")):
         with pytest.raises(UserError, match=says):
-            draw_training_images(config, output=str(tmp_path / name), **arguments)
+            draw_training_images([dataset], str(tmp_path / name), options=options)
     with pytest.raises(UserError, match="data.png already exists"):
-        draw_training_images(config, output=str(drawing), **arguments)
+        draw_training_images([dataset], str(drawing), options=options)
+
+
+def test_grids_that_cannot_be(trained, tmp_path):
     with pytest.raises(UserError, match="--columns is 0"):
-        draw_training_images(config, output=str(tmp_path / "b.png"), columns=0)
+        tood.draw(str(trained), output=str(tmp_path / "b.png"), columns=0)
 
 
 @pytest.mark.parametrize("box", [[150, 60, 198, 99], [0, 90, 30, 100], [0, 0, 30, 30]])

@@ -233,4 +233,9 @@ def test_models_by_name_and_with_a_config(trained):
     assert released.weights == "tood://tood_R50_FPN_1x" and released.folder == "."
     assert released.config_file.endswith("configs/tood_R50_FPN_1x.yaml")
     assert find_trained(str(trained)).weights == str(trained / "model_best.pth")
-    assert find_trained("w.pth", config) == (config, "w.pth")
+    weights = str(trained / "model_final.pth")
+    named = find_trained(weights, "tood_R50_FPN_1x")
+    assert named.weights == weights and named.config_file == released.config_file
+    assert find_trained(weights, config).config_file == config
+    with pytest.raises(UserError, match="No checkpoint or output folder at w.pth"):
+        find_trained("w.pth", config)

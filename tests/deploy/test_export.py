@@ -598,7 +598,7 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(detect_onnx.Error, match="cannot be read by ONNX Runtime"):
         detect_onnx.Detector(str(broken))
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), str(tmp_path / "c.ts"))
-    with pytest.raises(UserError, match="c.ts (is not from|cannot be read)"):
+    with pytest.raises(UserError, match="c.ts (was not written by|cannot be read)"):
         ExportedFile(str(tmp_path / "c.ts"))
 
 
@@ -608,7 +608,7 @@ def test_files_that_cannot_be_used(tmp_path):
 def test_malformed_metadata(onnx_file, tmp_path, key, value):
     proto, path = onnx.load(onnx_file), str(tmp_path / "a.onnx")
     save_checked(proto, path, **{key: value})
-    with pytest.raises(UserError, match=f"no valid '{key}'; export the model anew"):
+    with pytest.raises(UserError, match=f"no valid '{key}'; export the model again"):
         ExportedFile(path)
     if key != "pixel_mean":  # which is not used: the file normalizes
         with pytest.raises(detect_onnx.Error, match="export it again|makes no detections"):

@@ -4,7 +4,6 @@
 prefixes with Detectron2's ``PathManager``, and so with ``MODEL.WEIGHTS``.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -18,13 +17,13 @@ from iopath.common.file_io import get_cache_dir
 from tood.checkpoint.convert import convert_backbone, convert_checkpoint, read_checkpoint
 from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError, reason_of
-from tood.utils.files import write_atomically
+from tood.utils.files import compute_sha256, write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Where MMDetection publishes them, in a folder named like the file without its date.
+# MMDetection publishes them here, in a folder named like the file without its date.
 BASE_URL = "https://download.openmmlab.com/mmdetection/v2.0/tood"
-# Config -> date and hash of the file. The seventh model is on a drive of its authors alone.
+# Config -> date and hash of the file. The seventh model is only on a drive of its authors.
 FILES = {
     "tood_R50_FPN_1x": "20211210_103425-20e20746",
     "tood_R50_FPN_anchor_based_1x": "20211214_100105-b776c134",
@@ -48,8 +47,8 @@ class ConvertedHandler(PathHandler):
     ):
         """
         Args:
-            url_of: of a name; raises KeyError or ValueError for an unknown one.
-            convert: from the path of the download to that of the converted file.
+            url_of: returns the address of a name; raises KeyError or ValueError for an unknown one.
+            convert: converts the file at the first path, the download, to the second path.
         """
         self.prefix, self.url_of, self.convert = prefix, url_of, convert
 
@@ -87,7 +86,7 @@ def released_url(config: str) -> str:
     """Return the address of the released checkpoint of a config.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     if config not in RELEASED_MODELS:
         raise UserError(
@@ -117,15 +116,12 @@ def _check_hash(path: str) -> None:
     named = re.search(r"-([0-9a-f]{8})\.pth$", path)
     if named is None:
         return
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(2**20), b""):
-            digest.update(block)
-    if not digest.hexdigest().startswith(named[1]):
+    digest = compute_sha256(path)
+    if not digest.startswith(named[1]):
         os.remove(path)
         raise UserError(
-            f"The download {path} is damaged: its SHA-256 begins with {digest.hexdigest()[:8]}, "
-            f"not {named[1]}; it was removed, and the next call fetches it again."
+            f"The download {path} is damaged: its SHA-256 begins with {digest[:8]}, not "
+            f"{named[1]}; it was removed, and the next call fetches it again."
         )
 
 

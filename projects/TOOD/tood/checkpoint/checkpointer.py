@@ -30,8 +30,8 @@ class Checkpointer(DetectionCheckpointer):
     def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
         """
         Args:
-            complete: refuse weights that lack a part of the model, or have it in another shape:
-                right for evaluation, where Detectron2 would go on with a part drawn at random.
+            complete: refuse weights without a part of the model, or with another shape of it, as
+                evaluation needs; Detectron2 would leave such a part random.
         """
         super().__init__(model, save_dir, **kwargs)
         self.complete = complete
@@ -42,7 +42,7 @@ class Checkpointer(DetectionCheckpointer):
         """Write model, checkpointables and ``kwargs`` to ``name``.pth.
 
         Raises:
-            UserError: where it cannot be written. Nothing is left of it then.
+            UserError: if it cannot be written; then nothing is left of it.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -78,7 +78,7 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """
         Args:
-            path: weights to start from, where there is nothing to resume.
+            path: weights to start from, if there is nothing to resume.
             resume: go on from the newest checkpoint in ``save_dir`` that can be read whole.
         """
         if not resume or not self.has_checkpoint():
@@ -104,7 +104,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_sound(self, before: int) -> Optional[str]:
         """Make the newest checkpoint of an iteration less than ``before``, all of whose weights are
-        finite, the last one; return its name, or None where there is none.
+        finite, the last one; return its name, or None without one.
         """
         for path in self._newest_first():
             try:
@@ -134,7 +134,7 @@ class Checkpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except UserError:
             raise
-        except Exception as error:  # of whatever the file holds
+        except Exception as error:  # of any kind, from the file's content
             advice = "name another one with MODEL.WEIGHTS"
             if self.resuming:
                 advice = "leave out --resume to start anew"
@@ -146,7 +146,7 @@ class Checkpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def _load_file(self, filename):
-        """Read what Detectron2 reads, without running anything that is in the file."""
+        """Read the files that Detectron2 reads, without running code in them."""
         if filename.endswith(".pkl"):
             content = _of_model_zoo(read_pickle(filename))
         else:
@@ -184,7 +184,7 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _refuse_strangers(self, incompatible, names) -> None:
-        """Raise UserError for weights of which hardly anything fits: training would start anew."""
+        """Raise UserError for weights that hardly fit: training would start from scratch."""
         entries = self.model.state_dict()
         lacking = {*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)}
         matched = len(entries) - len(lacking & set(entries))
@@ -197,7 +197,7 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _log_incompatible_keys(self, incompatible):
-        """Log one line for a class predictor of another number of classes: that is fine-tuning."""
+        """Log one line for fine-tuning, a class predictor of another number of classes."""
         predictor = {
             name: (old, new)
             for name, old, new in incompatible.incorrect_shapes
@@ -230,7 +230,7 @@ def _of_model_zoo(content: Dict) -> Dict:
 
 def _refuse_other_projects(model, path: str) -> None:
     if not isinstance(model, dict) or not model:
-        raise UserError(f"The checkpoint {path} holds no state dict; name another file.")
+        raise UserError(f"The checkpoint {path} contains no state dict; name another file.")
     if any(re.match(r"(module\.)?(bbox_head|neck|backbone\.layer\d)\.", str(n)) for n in model):
         raise UserError(
             f"The checkpoint {path} has MMDetection's names; convert it with "

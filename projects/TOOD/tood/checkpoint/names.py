@@ -11,7 +11,7 @@ NUM_LEVELS = 5
 
 
 def module_names() -> Iterator[Tuple[str, str]]:
-    """(name in MMDetection, name here) of every module that holds parameters or buffers."""
+    """Yield (name in MMDetection, name here) of every module with parameters or buffers."""
     resnet = "backbone.bottom_up"
     yield "backbone.conv1", f"{resnet}.stem.conv1"
     yield "backbone.bn1", f"{resnet}.stem.conv1.norm"

@@ -4,7 +4,6 @@ lite2. Importing this module registers the prefix with Detectron2's ``PathManage
 ``MODEL.WEIGHTS``.
 """
 
-import hashlib
 import importlib.util
 import os
 from typing import Dict, NamedTuple, Sequence
@@ -14,7 +13,7 @@ from iopath.common.file_io import get_cache_dir
 from torch import Tensor
 
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors, write_atomically
+from tood.utils.files import compute_sha256, read_tensors, write_atomically
 
 PREFIX = "pip://"
 
@@ -73,21 +72,21 @@ _EXPANDED = {
     "_bn2": "bn3",
 }
 _STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
-# What comes after the last map.
+# Layers after the last map.
 _CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
 
 
 def timm_names(names: Sequence[str], depths: Sequence[int]) -> Dict[str, str]:
     """
     Args:
-        names: of the entries of a file.
-        depths: blocks of each stage.
+        names: names of the entries of a file.
+        depths: numbers of blocks of the stages.
 
     Returns:
-        their names in timm's EfficientNet, without the classifier's.
+        {name: name in timm's EfficientNet}, without the classifier's.
 
     Raises:
-        KeyError: for a name that has no place there.
+        KeyError: for a name without an equivalent.
     """
     places = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
     renamed = {}
@@ -135,7 +134,7 @@ def find_file(packaged: Packaged) -> str:
     """Return the path of a package's file.
 
     Raises:
-        UserError: where it is not installed, or not the file that it should be.
+        UserError: if it is not installed, or not the expected file.
     """
     spec = importlib.util.find_spec(packaged.module)
     if spec is None or not spec.submodule_search_locations:
@@ -144,20 +143,16 @@ def find_file(packaged: Packaged) -> str:
             f"install {packaged.package}."
         )
     path = os.path.join(next(iter(spec.submodule_search_locations)), packaged.file)
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as f:
-            for block in iter(lambda: f.read(2**20), b""):
-                digest.update(block)
+        digest = compute_sha256(path)
     except OSError as error:
         raise UserError(
             f"The package {packaged.package} lacks {path}; install it again."
         ) from error
-    if digest.hexdigest() != packaged.sha256:
+    if digest != packaged.sha256:
         raise UserError(
-            f"{path} is not the file that is known: its SHA-256 begins with "
-            f"{digest.hexdigest()[:8]}, not {packaged.sha256[:8]}; install {packaged.package} "
-            "again."
+            f"{path} is not the file that is known: its SHA-256 begins with {digest[:8]}, not "
+            f"{packaged.sha256[:8]}; install {packaged.package} again."
         )
     return path
 

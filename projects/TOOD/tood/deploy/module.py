@@ -61,13 +61,13 @@ class ExportableTOOD(nn.Module):
             channels_last: memory order of the maps, the quicker one in PyTorch on a CPU.
 
         Raises:
-            UserError: for raw outputs of a head with centerness, whose threshold is for scores that
-                are not among them.
+            UserError: for raw outputs of a head with centerness, because the scores that its
+                threshold is for are not among them.
         """
         if not nms and getattr(model.head, "centerness", None) is not None:
             raise UserError(
                 "Raw outputs are not available with centerness (MODEL.TOOD.CENTERNESS): "
-                "its threshold is for another score than detections have; export it with NMS."
+                "its threshold is for another score than that of detections; export it with NMS."
             )
         super().__init__()
         self.model = _copy_for_export(model, deform_conv2d)
@@ -185,11 +185,11 @@ def describe(
     max_size: int,
     **more: Any,
 ) -> Dict[str, Any]:
-    """Return what a program needs to know to use an exported file, as plain values.
+    """Return the metadata of an exported file, which a program needs to use it, as plain values.
 
     Args:
-        min_size, max_size: shorter side that images are resized to, and bound of the longer one.
-        more: added to it.
+        min_size, max_size: shorter side that images are resized to, and limit of the longer one.
+        more: further entries.
     """
     model = module.model
     return {
@@ -237,11 +237,11 @@ def save_program(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) ->
 
 
 def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
-    """PyTorch's exported program, for any number of images and any size from
-    ``SMALLEST_SIDE_OF_PROGRAM`` on.
+    """Export a program of PyTorch, for any number of images and sides from
+    ``SMALLEST_SIDE_OF_PROGRAM`` pixels on.
 
     Raises:
-        UserError: where PyTorch is too old.
+        UserError: if PyTorch is too old.
     """
     try:
         from torch.export import Dim
@@ -256,7 +256,7 @@ def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
             "newer one, or --format torchscript."
         )
     dimensions = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    # Without it, the exporter asks of each size whether it is 1, and takes the answer as given.
+    # Without it, the exporter tests whether each size is 1, and makes the result a constant.
     any_size = fx_config.patch(backed_size_oblivious=True)
     with torch.no_grad(), quiet(), any_size, constant_same_padding():
         return torch.export.export(module, (_sample(),), dynamic_shapes=(dimensions,), strict=False)
@@ -268,7 +268,7 @@ def _sample() -> Tensor:
 
 @contextlib.contextmanager
 def quiet():
-    """Without the exporters' warnings, whose reasons the outputs of the file are checked for."""
+    """Silence the exporters' warnings; the outputs of the files are compared instead."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

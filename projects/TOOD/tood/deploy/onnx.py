@@ -1,5 +1,4 @@
-"""ONNX from a detector, by PyTorch's own exporter: standard operators only, checked, with what a
-program needs to know in the file's metadata.
+"""ONNX files of a detector, by PyTorch's exporter: standard operators only, checked, with metadata.
 
 Shapes: N images, K classes, T candidates of an image, H x W locations of a map.
 """
@@ -44,7 +43,7 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
         module: of :func:`exportable_to_onnx`.
 
     Raises:
-        UserError: where packages are missing, or PyTorch is too old.
+        UserError: if packages are missing, or PyTorch is too old.
     """
     import_onnx()
     program = export_program(module)
@@ -52,7 +51,7 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
     table = {torch.ops.aten.sort.stable: _translate_sort}
     if module.nms:
         table[torch.ops.tood.keep_by_nms.default] = _translate_keep_by_nms
-    # What it prints is of no use here, and warnings of constants are for models that train.
+    # Its output is of no use here, and warnings of constants are for models that train.
     with (
         torch.no_grad(),
         quiet(),
@@ -75,10 +74,10 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
 
 
 def import_onnx():
-    """The package onnx, where the exporter can work.
+    """Return the package onnx.
 
     Raises:
-        UserError: with what is missing.
+        UserError: if it or another package of the exporter is missing.
     """
     try:
         import onnx
@@ -95,7 +94,7 @@ def save_checked(proto, path: str, **metadata: Any) -> None:
     """Check a model, and write it.
 
     Args:
-        metadata: added to its properties: texts as they are, all else as JSON.
+        metadata: added to its properties: strings as they are, other values as JSON.
     """
     onnx = import_onnx()
     for entry in [entry for entry in proto.metadata_props if entry.key in metadata]:
@@ -108,7 +107,7 @@ def save_checked(proto, path: str, **metadata: Any) -> None:
 
 
 def _forget_its_making(proto) -> None:
-    """The exporter writes stack traces, with the paths of this machine, to every node."""
+    """Remove the exporter's stack traces of all nodes, with paths of this machine."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("metadata_props")
@@ -118,7 +117,7 @@ def _forget_its_making(proto) -> None:
 
 
 def _name_dimensions(proto, outputs) -> None:
-    """Names that people can read, where the exporter has symbols of its own."""
+    """Replace the exporter's symbols for dimensions by readable names."""
     names = {INPUT: {0: "batch", 2: "height", 3: "width"}}
     names.update({output: {0: "batch"} for output in outputs})
     if "num_detections" not in outputs:
@@ -132,8 +131,8 @@ def _name_dimensions(proto, outputs) -> None:
 
 
 def _keep_by_operator(candidates: Candidates, num_classes: int, iou_threshold: float) -> Tensor:
-    """:func:`keep_by_nms` as one operator, which becomes ONNX's ``NonMaxSuppression``: this one
-    knows batches and classes, and wants a score of every candidate for every class.
+    """:func:`keep_by_nms` as one operator, which becomes ONNX's ``NonMaxSuppression``, which
+    knows batches and classes, and takes a score of every candidate for every class.
     """
     classes = torch.arange(num_classes, device=candidates.classes.device).view(1, -1, 1)
     of_class = candidates.classes.unsqueeze(1) == classes

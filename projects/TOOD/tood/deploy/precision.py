@@ -32,8 +32,8 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
     Args:
         source: an ONNX file in float32.
         target: file to write, with the same inputs and outputs.
-        images: each what the file takes, to find the range of every map with; without any, ranges
-            are found anew for each image when the file runs.
+        images: inputs of the file, to find the range of every map; without any, ranges are computed
+            for each image when the file runs.
     """
     onnx = import_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
@@ -107,14 +107,16 @@ class _Graph:
 
 
 class _HalfNodes:
-    """Let some nodes of a model compute in float16, with casts at the borders. (ONNX Runtime's tool
-    would round outputs, and constants of the nodes that stay, to float16 as well.)
+    """Make some nodes of a model compute in float16, with casts at the borders.
+
+    The converters of onnxconverter-common 1.16 and ONNX Runtime 1.32 write invalid models here:
+    they also round constants that are shared with the other nodes.
     """
 
     def __init__(self, onnx, proto, inside: Set[str]):
         """
         Args:
-            proto: with the types of all values; changed by :meth:`apply`.
+            proto: a model with the types of all values; :meth:`apply` changes it.
             inside: names of the nodes.
         """
         self.onnx, self.graph, self.inside = onnx, proto.graph, inside
@@ -146,7 +148,7 @@ class _HalfNodes:
             content = [type(x).FromString(x.SerializeToString()) for x in content]
             del field[:]
             field.extend(content)
-        del self.graph.value_info[:]  # of values that are not there any more
+        del self.graph.value_info[:]  # of values that do not exist any more
 
     def _halve_inputs(self, node) -> List:
         """Return the casts that precede a node."""
@@ -199,5 +201,5 @@ def _reader(images: Iterable[np.ndarray]):
 
 
 def _is_advice(record: logging.LogRecord) -> bool:
-    """Return whether ONNX Runtime says what does not help here, on the root logger."""
+    """Return whether a record of the root logger is ONNX Runtime's advice."""
     return record.levelno <= logging.WARNING

@@ -1,6 +1,5 @@
 """Exported files in use: a common interface for all formats and runtimes, and a detector on top of
-it that Detectron2's evaluation takes for a model. (``demo/detect_onnx.py`` does without this
-package.)
+it for Detectron2's evaluation. (``demo/detect_onnx.py`` does not need this package.)
 
 Shapes: N images; outputs as in :class:`tood.deploy.module.ExportableTOOD`.
 """
@@ -21,7 +20,7 @@ from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, first_line
 from tood.utils.tiles import TileOptions
 
-# What a file says of itself, and its types.
+# Required metadata, and their types.
 METADATA = {
     "classes": list,
     "outputs": list,
@@ -48,11 +47,11 @@ class ExportedFile:
     def __init__(self, path: str, runtime: str = ""):
         """
         Args:
-            path: of a file that ``tood export`` wrote.
+            path: file written by ``tood export``.
             runtime: one of ``RUNTIMES``; default: the first that reads such files.
 
         Raises:
-            UserError: for a file that cannot be used, or a runtime that is not here.
+            UserError: for a file that cannot be used, or a runtime that is not installed.
         """
         suffix = os.path.splitext(path)[1]
         known = [name for name, (suffixes, _) in RUNTIMES.items() if suffix in suffixes]
@@ -71,37 +70,37 @@ class ExportedFile:
             raise UserError(
                 f"For {path}, the package {error.name} is missing: pip install {error.name}"
             ) from error
-        except Exception as error:  # of each runtime its own
+        except Exception as error:  # each runtime raises others
             raise UserError(
                 f"{path} cannot be read by {self.runtime} ({first_line(error)[:200]})."
             ) from error
         if not isinstance(self.metadata, dict) or self.metadata.get("model") != "TOOD":
             raise UserError(
-                f"{path} is not from tood export: it does not say TOOD; export it again."
+                f"{path} was not written by tood export: it does not name TOOD; export it again."
             )
         for key, kind in METADATA.items():
             if not isinstance(self.metadata.get(key), kind):
                 raise UserError(
-                    f"The metadata of {path} have no valid {key!r}; export the model anew."
+                    f"The metadata of {path} have no valid {key!r}; export the model again."
                 )
 
     def __call__(self, images: np.ndarray) -> Dict[str, np.ndarray]:
         """
         Args:
-            images: (N, 3, H, W) float32, pixel values or normalized, as the file wants them.
+            images: (N, 3, H, W) float32, pixel values or normalized, by the file's metadata.
 
         Raises:
-            UserError: for a size that the file does not take.
+            UserError: for a size that the file does not support.
         """
         try:
             return dict(zip(self.metadata["outputs"], self._run(images)))
-        except Exception as error:  # of each runtime its own
+        except Exception as error:  # each runtime raises others
             raise UserError(
                 f"{self.path} refuses images of the shape {images.shape}: {first_line(error)}."
             ) from error
 
     def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
-        """Return the detections of one image, whatever the file's inputs and outputs are.
+        """Return the detections of one image, for any inputs and outputs of the file.
 
         Args:
             pixels: (3, H, W), values from 0 to 255.
@@ -148,8 +147,8 @@ class ExportedFile:
 
 
 class ExportedDetector:
-    """Called like a model of Detectron2 in evaluation mode, one image after the other. A file of a
-    model that sees tiles is given images in their own size.
+    """Callable like a model of Detectron2 in evaluation mode, one image after the other. Images
+    for a model with tiles are given in their original size.
     """
 
     def __init__(self, file: ExportedFile):
@@ -191,8 +190,8 @@ class ExportedDetector:
 class Comparison(NamedTuple):
     """Two lists of detections of one image."""
 
-    matched: int  # detections that are in both
-    unmatched: int  # that are in one of them only
+    matched: int  # detections in both
+    unmatched: int  # detections in one of them only
     score_difference: float  # the largest among the matched
     box_difference: float  # the same, of one side, in pixels
 
@@ -242,7 +241,7 @@ def _openvino(path: str):
     import openvino
 
     proto = onnx.load(path)
-    # Where a CPU has bfloat16, OpenVINO would compute float32 in it, and detections would differ.
+    # On a CPU with bfloat16, OpenVINO would compute float32 in it, and detections would differ.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", options)
     request = compiled.create_infer_request()
@@ -265,9 +264,9 @@ def _program(path: str):
     extra = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=extra)
     try:
-        # They ask for two images at least, though the graph can do without.
+        # They require two images, although the graph does not.
         module = program.module(check_guards=False)
-    except TypeError:  # of a PyTorch that has no guards
+    except TypeError:  # this PyTorch has no guards
         module = program.module()
     return _run_torch(module), json.loads(extra[METADATA_FILE])
 

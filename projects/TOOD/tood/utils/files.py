@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import io
 import json
 import math
@@ -20,6 +21,15 @@ import numpy as np
 from PIL import Image
 
 from tood.utils.errors import UserError, reason_of
+
+
+def compute_sha256(path: str) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
@@ -69,8 +79,8 @@ def check_image_output(path: str, overwrite: bool = True) -> None:
 
 
 def read_tensors(path: str) -> Dict:
-    """Read a file of tensors and plain values without running code in it. The checksums of
-    PyTorch's present format must be right.
+    """Read a file of tensors and plain values without running code in it. Its checksums must be
+    right, if its format has them.
 
     Raises:
         UserError: if the file does not exist, is damaged, or contains anything else.
