@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from conftest import EXTENSIONS, ROOT
 from layouts import boxes_of, put, put_image, refused
 from PIL import Image
 
@@ -206,6 +207,8 @@ def test_one_set_in_every_form(name, writer, new, content):
     for image in found["images"]:
         with Image.open(folder / image["file_name"]) as pixels:
             assert pixels.size == (image["width"], image["height"])
+    if name != "COCO":  # nothing was to be repaired
+        assert found["repairs"] == {}
     ledger = converted.ledger
     assert ledger.objects_in == ledger.objects_out == len(content["annotations"])
 
@@ -337,40 +340,15 @@ def test_keypoints_of_yolo_are_ignored(tmp_path):
     assert annotation["bbox"] == pytest.approx([25.6, 19.2, 12.8, 9.6])
 
 
-TOY = """
-from tood.app.convert import door
-from tood.app.convert.build import Format, Object, Record, build_contents, drop_orphans
-from tood.app.convert.folder import match_files
-
-
-def find(folder):
-    return folder.with_suffix(".toy")
-
-
-def read(folder, files, ledger):
-    images, records = match_files(folder, ledger, files), []
-    for file in files:
-        cells = [line.split() for line in folder.lines(file)]
-        objects = [Object(name, tuple(map(float, box))) for name, *box in cells]
-        ledger.objects_in += len(objects)
-        if file in images:
-            records.append(Record(file, images[file], objects))
-    drop_orphans(ledger, folder.root, [f for f in files if f not in images], {}, len(files))
-    return build_contents(folder, ledger, records)
-
-
-door.FORMATS.append(Format("Toy", find, read))
-"""
-
-
 def test_a_new_format_is_a_file_and_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(door, "FORMATS", [*door.FORMATS])
     for i in range(3):
         put_image(tmp_path, f"images/{i}.png")
         boxes = boxes_of(i)
         put(tmp_path, f"toys/{i}.toy", "".join(f"{' '.join(map(str, b))}\n" for b in boxes))
-    assert len(TOY.splitlines()) <= 40
-    exec(TOY, {})
+    text = (EXTENSIONS / "format.py").read_text()
+    assert len(text.splitlines()) <= 40 and text in (ROOT / "docs" / "extending.md").read_text()
+    exec(text, {})
     converted = read_data(str(tmp_path))
     assert converted.format == "Toy" and len(converted.parts["all"].content["annotations"]) == 9
 
@@ -388,6 +366,17 @@ def test_an_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     message = refused(tmp_path / "empty")
     assert "contains no files; looked for were a COCO JSON file, a YOLO data.yaml" in message
+
+
+def test_sentences_about_the_present_folder(new, content, monkeypatch):
+    folder = as_voc(new, content)
+    monkeypatch.chdir(folder)
+    assert read_data(".:all").parts["all"].image_root == "."
+    for path in sorted(folder.rglob("*.jpg"))[:5]:
+        path.unlink()
+    assert refused(".").startswith("5 of 8 files of labels have no image, for example Annotations")
+    shutil.rmtree(folder / "Annotations")
+    assert refused(".").startswith(f"{folder} contains 3 files")
 
 
 def test_images_alone(new):

@@ -5,7 +5,7 @@ import math
 import os
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from tood.app.convert.folder import Folder, folder_splits, split_words, stem_of
+from tood.app.convert.folder import Folder, folder_splits, match_files, split_words, stem_of
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, NO_IMAGE, Ledger
 from tood.utils.errors import UserError
 
@@ -36,6 +36,15 @@ class Record(NamedTuple):
     split: str = ""
 
 
+class Labels(NamedTuple):
+    """The objects that a file of one image states."""
+
+    objects: List[Object]
+    size: Optional[Tuple[int, int]] = None
+    stated: str = ""  # the image's name
+    relative: bool = False
+
+
 class Format(NamedTuple):
     """A format of data sets. ``find`` recognizes it: it returns what ``read`` needs, usually the
     files that state boxes, and nothing for other folders. ``read`` returns the content of each
@@ -45,6 +54,29 @@ class Format(NamedTuple):
     name: str
     find: Callable[[Folder], Any]
     read: Callable[[Folder, Any, Ledger], Contents]
+
+
+def match_labels(folder: Folder, ledger: Ledger, labels: Dict[str, Labels]) -> List[Record]:
+    """Find the images of files of labels, as :func:`match_files` does.
+
+    Args:
+        labels: file -> its objects.
+
+    Raises:
+        UserError: if more than half have no image, or one could belong to several.
+    """
+    matched = match_files(folder, ledger, list(labels), {f: x.stated for f, x in labels.items()})
+    orphans = [file for file in labels if file not in matched]
+    ledger.check_share("files of labels have no image", orphans, len(labels))
+    ledger.ignore(orphans, NO_IMAGE)
+    for file, found in labels.items():
+        ledger.objects_in += len(found.objects)
+        ledger.drop(NO_IMAGE, file, 0 if file in matched else len(found.objects))
+    return [
+        Record(file, matched[file], found.objects, found.size, found.relative)
+        for file, found in labels.items()
+        if file in matched
+    ]
 
 
 def build_contents(
@@ -83,7 +115,7 @@ def build_contents(
     sizes = {image: folder.size_of(image) for image in used}
     _check_sizes([r for r in records if r.image in used], sizes, folder)
     objects = {i: _objects_of(i, found, sizes, ledger) for i, found in by_image.items()}
-    check_outside(folder.root, [(i, objects.get(i, ()), sizes[i]) for i in sorted(used)])
+    check_outside([(i, objects.get(i, ()), sizes[i]) for i in sorted(used)])
     names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
     for split, images in splits.items():
         _enter_images(folder, ledger, split, images, by_image)
@@ -221,7 +253,7 @@ def _objects_of(image: str, records: Sequence[Record], sizes: Dict, ledger: Ledg
     return kept
 
 
-def check_outside(source: str, found: Sequence[Tuple[str, Sequence[Object], Tuple]]) -> None:
+def check_outside(found: Sequence[Tuple[str, Sequence[Object], Tuple]]) -> None:
     """Raise UserError if most objects lie outside of their image.
 
     Args:
@@ -236,7 +268,7 @@ def check_outside(source: str, found: Sequence[Tuple[str, Sequence[Object], Tupl
                 outside.append(f"{[round(x, 1) for x in o.box]} in {image}, {width} x {height}")
     if len(outside) > total / 2:
         raise UserError(
-            f"{source}: {len(outside)} of {total} objects lie outside of their images, for example "
+            f"{len(outside)} of {total} objects lie outside of their images, for example "
             f"{outside[0]}; use the images and the units (relative or pixels) of the labels."
         )
 
@@ -267,7 +299,7 @@ def read_classes(folder: Folder, file: str) -> List[str]:
 def _enter_images(folder, ledger: Ledger, split: str, images: Sequence[str], by_image) -> None:
     """Give the images of a split their role, and count those without labels."""
     lonely = [i for i in images if i not in by_image]
-    ledger.check_share(f"{folder.root}:{split}", "images have no labels", lonely, len(images))
+    ledger.check_share("images have no labels", lonely, len(images))
     for image in images:
         enter_image(ledger, image, split)
 
@@ -288,22 +320,6 @@ def _enter_labels(ledger: Ledger, by_image: Dict[str, List[Record]], used: Set[s
             ledger.enter(file, LABELS, kept[0] if len(labelled) == 1 else f"{len(kept)} images")
         else:
             ledger.ignore([file], "labels of an image in no split")
-
-
-def drop_orphans(
-    ledger: Ledger, source: str, files: Sequence[str], objects: Dict[str, int], total: int
-) -> None:
-    """Record files of labels whose image is not there; raise UserError for more than half.
-
-    Args:
-        files: those without an image.
-        objects: file -> number of objects.
-        total: number of files of labels.
-    """
-    ledger.check_share(source, "files of labels have no image", files, total)
-    for file in files:
-        ledger.ignore([file], NO_IMAGE)
-        ledger.drop(NO_IMAGE, file, objects.get(file, 0))
 
 
 def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[str]) -> Dict:

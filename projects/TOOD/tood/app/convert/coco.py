@@ -88,7 +88,7 @@ def _read_file(
         enter_image(ledger, str(image["file_name"]), split)
     ledger.enter(file, LABELS, f"{len(images)} images")
     ledger.objects_out += len(content["annotations"])
-    _check_outside(folder, file, content)
+    _check_outside(content)
     return content
 
 
@@ -186,7 +186,7 @@ def _has_id(annotation) -> bool:
     return isinstance(annotation, dict) and annotation.get("id") is not None
 
 
-def _check_outside(folder: Folder, file: str, content: Dict) -> None:
+def _check_outside(content: Dict) -> None:
     boxes: Dict = {}
     for a in content["annotations"]:
         if isinstance(a, dict) and is_box(a.get("bbox")) and a["bbox"][2] > 0 < a["bbox"][3]:
@@ -197,4 +197,4 @@ def _check_outside(folder: Folder, file: str, content: Dict) -> None:
         for i in content["images"]
         if isinstance(i, dict) and _is_size(i.get("width")) and _is_size(i.get("height"))
     ]
-    check_outside(folder.path(file), found)
+    check_outside(found)

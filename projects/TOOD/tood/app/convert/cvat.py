@@ -41,10 +41,7 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
         ledger.objects_in += sum(len(objects) for *_, objects in found)
         home = os.path.dirname(file)
         near = [home, f"{home}/images".lstrip("/")]
-        images = match_names(folder, ledger, [name for name, *_ in found], near)
-        missing = [name for name, *_ in found if name not in images]
-        kind = "images that it names are not there"
-        ledger.check_share(folder.path(file), kind, missing, len(found))
+        images = match_names(folder, ledger, [name for name, *_ in found], near, file)
         for name, split, size, objects in found:
             if name in images:
                 records.append(Record(file, images[name], objects, size, split=split))
@@ -83,8 +80,7 @@ def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
     for track in tracks:
         for shape in track:
             if shape.get("outside") == "1":
-                ledger.objects_in += 1
-                ledger.drop("outside of the frame, as CVAT marks it", file)
+                ledger.skip("outside of the frame, as CVAT marks it", file)
                 continue
             (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
             found = _object_of(folder, file, shape, track.get("label"), ledger)
@@ -130,8 +126,7 @@ def _object_of(
     """Return the object of a shape, or None for shapes without an area."""
     where = f"{folder.path(file)}:"
     if shape.tag in OTHER_SHAPES:
-        ledger.objects_in += 1
-        ledger.drop(f"shapes of the type {shape.tag}", file)
+        ledger.skip(f"shapes of the type {shape.tag}", file)
         return None
     label = text_of_label(label or shape.get("label"), where)
     if shape.tag == "polygon":

@@ -87,7 +87,9 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
                 annotation.pop("ignore", None)
     parts = {}
     for name, content in contents.items():
-        source = data if split or name == "all" else f"{data}:{name}"
+        # Sentences must not begin with "."
+        shown = os.path.abspath(data) if os.path.normpath(data) in (".", "..") else data
+        source = shown if split or name == "all" else f"{shown}:{name}"
         parts[name] = Part(name, content, folder.root, source)
     return Converted(data, kind.name, parts, ledger)
 
@@ -127,6 +129,7 @@ def _only(path: str) -> str:
 
 
 def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
+    path = os.path.abspath(path) if os.path.normpath(path) in (".", "..") else path
     found = [(kind, kind.find(folder)) for kind in FORMATS]
     found = [(kind, what) for kind, what in found if what]
     if not found:

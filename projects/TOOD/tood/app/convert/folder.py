@@ -289,13 +289,18 @@ def _choose(folder: Folder, file: str, images: Sequence[str], base: str) -> Opti
 
 
 def match_names(
-    folder: Folder, ledger: Ledger, names: Iterable[str], near: Sequence[str] = ("",)
+    folder: Folder,
+    ledger: Ledger,
+    names: Iterable[str],
+    near: Sequence[str] = ("",),
+    source: str = "",
 ) -> Dict[str, str]:
     """Find the images that names in a file mean.
 
     Args:
         names: paths, which may be of another machine, or names with or without their endings.
         near: folders that they may be relative to, the most certain one first.
+        source: the file that lists them, if more than half of them must be there.
 
     Returns:
         name -> image; names without an image are missing.
@@ -327,6 +332,10 @@ def match_names(
                 f"{folder.path(image)} could be {other!r} or {name!r}; put images of equal names "
                 "into folders as their names say."
             )
+    if source:
+        missing = [name for name in names if name not in found]
+        kind = f"images that {folder.path(source)} names are not there"
+        ledger.check_share(kind, missing, len(names))
     return found
 
 

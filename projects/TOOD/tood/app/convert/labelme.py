@@ -1,24 +1,24 @@
 """LabelMe: a JSON file per image."""
 
 import math
+import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tood.app.convert.build import (
     Contents,
     Format,
+    Labels,
     Object,
-    Record,
     build_contents,
-    drop_orphans,
+    match_labels,
     read_numbers,
     text_of_label,
 )
-from tood.app.convert.folder import Folder, match_files
+from tood.app.convert.folder import Folder, plain, stem_of
 from tood.app.convert.ledger import Ledger
 from tood.utils.errors import UserError
 
 AREAS = (None, "", "polygon", "rectangle", "oriented_rectangle", "mask", "circle")
-INSIDE = "images that exist only inside of their LabelMe files (imageData)"
 
 
 def find_labelme(folder: Folder) -> List[str]:
@@ -32,33 +32,30 @@ def _is_labelme(content: Any) -> bool:
 
 def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """Read the files of all images."""
-    stated = {f: str(folder.json(f).get("imagePath") or "") for f in files}
-    matched = match_files(folder, ledger, files, stated)
-    records, counts = [], {}
+    labels = {}
     for file in files:
-        objects = _objects_of(folder, file, ledger)
-        counts[file] = len(objects)
-        if file in matched:
-            records.append(Record(file, matched[file], objects, _size_of(folder.json(file))))
-    orphans = [f for f in files if f not in matched]
-    _refuse_images_inside(folder, ledger, orphans, len(files))
-    drop_orphans(ledger, folder.root, orphans, counts, len(files))
-    return build_contents(folder, ledger, records)
+        objects, content = _objects_of(folder, file, ledger), folder.json(file)
+        stated = str(content.get("imagePath") or "")
+        labels[file] = Labels(objects, _size_of(content), stated)
+    inside = [f for f in files if folder.json(f).get("imageData") and not _is_there(folder, f)]
+    if len(inside) > len(files) / 2:
+        raise UserError(
+            f"{len(inside)} of {len(files)} LabelMe files contain their image only inside "
+            f"(imageData), for example {folder.path(inside[0])}; save the images as files beside "
+            "them, as labelme_export_json does."
+        )
+    for file in inside:
+        ledger.note("images that exist only inside of their LabelMe files (imageData)", file)
+    return build_contents(folder, ledger, match_labels(folder, ledger, labels))
 
 
 LABELME = Format("LabelMe", find_labelme, read_labelme)
 
 
-def _refuse_images_inside(folder: Folder, ledger: Ledger, orphans: List[str], total: int) -> None:
-    inside = [f for f in orphans if folder.json(f).get("imageData")]
-    if len(inside) > total / 2:
-        raise UserError(
-            f"{folder.root}: {len(inside)} of {total} LabelMe files contain their image only "
-            f"inside (imageData), for example {inside[0]}; save the images as files beside them, "
-            "as labelme_export_json does."
-        )
-    for file in inside:
-        ledger.note(INSIDE, file)
+def _is_there(folder: Folder, file: str) -> bool:
+    stated = os.path.basename(str(folder.json(file).get("imagePath") or "").replace("\\", "/"))
+    stems = folder.names.plain_stem
+    return plain(stem_of(file)) in stems or plain(stem_of(stated)) in stems
 
 
 def _size_of(content: Dict) -> Optional[Tuple[int, int]]:
@@ -72,22 +69,21 @@ def _objects_of(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
     path = folder.path(file)
     if not isinstance(shapes, list) or not all(isinstance(s, dict) for s in shapes):
         raise UserError(f"{path} is not a LabelMe file (it has no list of shapes); save it again.")
-    ledger.objects_in += len(shapes)
     groups: Dict[Any, List[Object]] = {}
     for i, shape in enumerate(shapes):
         kind = shape.get("shape_type")
         if kind not in AREAS:
-            ledger.drop(f"shapes of the type {kind}", file)
+            ledger.skip(f"shapes of the type {kind}", file)
             continue
         label = text_of_label(shape.get("label"), f"{path}:")
         if label in ("__ignore__", "_background_"):
-            ledger.drop(f"shapes labelled {label}", file)
+            ledger.skip(f"shapes labelled {label}", file)
             continue
         group = shape.get("group_id")
         key = (label, str(group)) if group is not None else i
         groups.setdefault(key, []).append(Object(label, _box_of(shape, path)))
     joined = sum(len(group) - 1 for group in groups.values())
-    ledger.drop("further shapes of a group, which is one object", file, joined)
+    ledger.skip("further shapes of a group, which is one object", file, joined)
     return [Object(group[0].label, _around([o.box for o in group])) for group in groups.values()]
 
 

@@ -50,16 +50,21 @@ class Ledger:
             self.ignored_objects[reason] += count
             self.examples.setdefault(reason, example)
 
+    def skip(self, reason: str, example: str, count: int = 1) -> None:
+        """Count objects that a reader does not keep."""
+        self.objects_in += count
+        self.drop(reason, example, count)
+
     def note(self, text: str, example: str = "") -> None:
         """Count something unusual, which the table reports with its first example."""
         self.notes[text].append(example)
 
-    def check_share(self, source: str, kind: str, lonely: Sequence[str], total: int) -> None:
+    def check_share(self, kind: str, lonely: Sequence[str], total: int) -> None:
         """Note files without a partner; raise UserError if they are more than half of all."""
         if len(lonely) > MAX_SHARE * total:
             raise UserError(
-                f"{source}: {len(lonely)} of {total} {kind}, for example {lonely[0]}; more than "
-                "half are taken for a mistake: put images and labels of the same names together."
+                f"{len(lonely)} of {total} {kind}, for example {lonely[0]}; more than half are "
+                "taken for a mistake: put images and labels of the same names together."
             )
         if lonely:
             self.notes[f"{kind} ({len(lonely)} of {total})"] += lonely

@@ -131,12 +131,7 @@ def _records_of(
     ledger.objects_in += len(boxes)
     home = table.file.rpartition("/")[0]
     near = [home, *(f"{home}/{x}".lstrip("/") for x in ("images", split) if x), "", "images"]
-    images = match_names(folder, ledger, [image for image, _, _ in found], near)
-    total = len({image for image, _, _ in found})
-    missing = list(dict.fromkeys(image for image, _, _ in found if image not in images))
-    ledger.check_share(
-        folder.path(table.file), "images that it names are not there", missing, total
-    )
+    images = match_names(folder, ledger, [image for image, _, _ in found], near, table.file)
     records, splits = [], {}
     for (name, size, named), objects in found.items():
         if name not in images:

@@ -11,14 +11,14 @@ from defusedxml.ElementTree import fromstring
 from tood.app.convert.build import (
     Contents,
     Format,
+    Labels,
     Object,
-    Record,
     build_contents,
-    drop_orphans,
+    match_labels,
     read_numbers,
     text_of_label,
 )
-from tood.app.convert.folder import SPLITS, Folder, match_files, match_names, stem_of
+from tood.app.convert.folder import SPLITS, Folder, match_names, stem_of
 from tood.app.convert.ledger import LIST, Ledger
 from tood.utils.errors import UserError, reason_of
 
@@ -47,22 +47,16 @@ def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """Read the files of all images, in splits by ``ImageSets/Main`` or by folders."""
     labels = {file: _parse(folder, file) for file in files}
     first = _first_pixel(labels, ledger)
-    records, counts = [], {}
-    matched = match_files(folder, ledger, files, {f: label.stated for f, label in labels.items()})
+    found = {}
     for file, label in labels.items():
+        ledger.skip("without an upright box", file, label.num_without_box)
+        if any(o.difficult for o in label.objects):
+            ledger.note("files with difficult objects, which are ignored unless kept", file)
         objects = [
             o._replace(box=(o.box[0] - first, o.box[1] - first, *o.box[2:])) for o in label.objects
         ]
-        ledger.objects_in += len(objects) + label.num_without_box
-        ledger.drop("without an upright box", file, label.num_without_box)
-        num_difficult = sum(o.difficult for o in objects)
-        if num_difficult:
-            ledger.note("files with difficult objects, which are ignored unless kept", file)
-        counts[file] = len(objects)
-        if file in matched:
-            records.append(Record(file, matched[file], objects, label.size))
-    orphans = [f for f in files if f not in matched]
-    drop_orphans(ledger, folder.root, orphans, counts, len(files))
+        found[file] = Labels(objects, label.size, label.stated)
+    records = match_labels(folder, ledger, found)
     return build_contents(folder, ledger, records, splits=_image_sets(folder, ledger))
 
 
@@ -152,7 +146,5 @@ def _listed(folder: Folder, ledger: Ledger, root: str, file: str) -> List[str]:
         names.append(flagged.group(1) if flagged and not is_name else line)
     names = list(dict.fromkeys(names))
     near = [os.path.join(root, place) for place in ("JPEGImages", "images", "")]
-    found = match_names(folder, ledger, names, [n.rstrip("/") for n in near])
-    missing = [name for name in names if name not in found]
-    ledger.check_share(folder.path(file), "images that it lists are not there", missing, len(names))
+    found = match_names(folder, ledger, names, [n.rstrip("/") for n in near], file)
     return list(dict.fromkeys(found[name] for name in names if name in found))

@@ -10,10 +10,10 @@ from tood.app.convert.build import (
     WITHIN,
     Contents,
     Format,
+    Labels,
     Object,
-    Record,
     build_contents,
-    drop_orphans,
+    match_labels,
     read_numbers,
 )
 from tood.app.convert.folder import (
@@ -21,7 +21,6 @@ from tood.app.convert.folder import (
     Folder,
     area_of,
     decode,
-    match_files,
     match_names,
     plain,
     relative_path,
@@ -102,17 +101,16 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         ledger.enter(config.file, CONFIGURATION)
         names, splits = config.names, _images_by_split(folder, ledger, config)
     elif lists:
-        splits = {s: _listed(folder, ledger, f) for f, s in lists.items()}
+        splits = {}
+        for file, split in lists.items():
+            splits.setdefault(split, []).extend(_listed(folder, ledger, file))
     order = _class_order(folder, ledger, found)
-    matched = match_files(folder, ledger, labels)
-    objects, lines = {}, []
+    found_labels, lines = {}, []
     for file in labels:
-        objects[file] = _objects_of(folder, file, order(file), config, lines)
-        ledger.objects_in += len(objects[file])
+        objects = _objects_of(folder, file, order(file), config, lines)
+        found_labels[file] = Labels(objects, relative=True)
     _check_units(folder, lines)
-    orphans = [f for f in labels if f not in matched]
-    drop_orphans(ledger, folder.root, orphans, {f: len(o) for f, o in objects.items()}, len(labels))
-    records = [Record(f, matched[f], objects[f], None, True) for f in labels if f in matched]
+    records = match_labels(folder, ledger, found_labels)
     if names is None:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
     if splits is not None:
@@ -272,9 +270,7 @@ def _listed(folder: Folder, ledger: Ledger, file: str, base: str = "") -> List[s
     names = list(dict.fromkeys(folder.lines(file)))
     home = os.path.dirname(file)
     near = [home, relative_path(folder.path(os.path.join(home, base)), folder.root), ""]
-    found = match_names(folder, ledger, names, near)
-    missing = [name for name in names if name not in found]
-    ledger.check_share(folder.path(file), "images that it lists are not there", missing, len(names))
+    found = match_names(folder, ledger, names, near, file)
     ledger.enter(file, LIST)
     return list(dict.fromkeys(found[name] for name in names if name in found))
 
@@ -288,7 +284,9 @@ def _split_lists(folder: Folder, labels: Sequence[str]) -> Dict[str, str]:
             line = os.path.basename(folder.lines(file)[0].replace("\\", "/"))
             if line in folder.names.base or line in folder.names.stem:
                 lists[file] = split
-    return lists if len(set(lists.values())) == len(lists) else {}
+    stems = {stem_of(file).lower() for file in lists}
+    both = stems & {"trainval"} and "train" in stems  # it repeats the others
+    return {f: s for f, s in lists.items() if not (both and stem_of(f).lower() == "trainval")}
 
 
 # --- classes -----------------------------------------------------------------------------------
