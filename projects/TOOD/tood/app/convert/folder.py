@@ -226,9 +226,11 @@ def match_files(
         lambda file, stem: names.stem.get(stem, ()),
         lambda file, stem: names.plain_stem.get(plain(stem), ()),
     )
-    left = list(files)
+    left, areas = list(files), {area_of(image) for image in names.images}
     for level, place in enumerate(places):
-        paired = {os.path.dirname(x) for pair in owners.items() for x in pair} if level > 2 else ()
+        paired = (
+            {os.path.dirname(x) for pair in owners.items() for x in pair} if level > 2 else set()
+        )
         found, owned = {}, set(owners)
         for file in left:
             own, said = stem_of(file), stated.get(file, "").replace("\\", "/")
@@ -242,7 +244,8 @@ def match_files(
             image = _choose(folder, file, sorted(candidates), os.path.basename(said))
             if image is None:
                 continue
-            if os.path.dirname(file) in paired or os.path.dirname(image) in paired:
+            has_place = area_of(file) and area_of(file) in areas and level > 2
+            if has_place or not paired.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
                 _refuse_pair(folder, file, image)
             found[file] = image
             if level > 1:
@@ -317,9 +320,14 @@ def match_names(
     taken, places = set(found.values()), collections.defaultdict(set)
     for name, image in found.items():
         places[os.path.dirname(name)].add(os.path.dirname(image))
+    folders = {os.path.dirname(image) for image in folder.names.images}
+    for home in {os.path.dirname(name) for name in names} - {""}:  # folders that are there
+        places[home] |= {os.path.normpath(os.path.join(n, home)) for n in near} & folders
     for name in names:
-        image = None if name in found else _by_name(folder, name, near, taken)
-        if image is None or not _may_lie(folder, name, image, places[os.path.dirname(name)]):
+        image = None
+        if name not in found:
+            image = _by_name(folder, name, near, taken, places[os.path.dirname(name)])
+        if image is None:
             continue
         found[name] = image
         if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
@@ -339,20 +347,6 @@ def match_names(
     return found
 
 
-def _may_lie(folder: Folder, name: str, image: str, places: Set[str]) -> bool:
-    """Return whether an image, found by name, may be in its folder although other names of the
-    same folder were found in ``places``; raise UserError if that is ambiguous.
-    """
-    if not places or os.path.dirname(image) in places:
-        return True
-    if os.path.dirname(name):
-        return False
-    raise UserError(
-        f"{name!r} is not in {folder.path(min(places))} like others of its list, but "
-        f"{folder.path(image)} has its name; name the folder as well, or rename one of them."
-    )
-
-
 def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     """Return the image at exactly the path that a name says."""
     name = name.replace("\\", "/")
@@ -367,8 +361,14 @@ def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     return None
 
 
-def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) -> Optional[str]:
-    """Return the image whose path ends as a name does, with as many folders as possible."""
+def _by_name(
+    folder: Folder, name: str, near: Sequence[str], taken: Set[str], places: Set[str]
+) -> Optional[str]:
+    """Return the image whose path ends as a name does, with as many folders as possible.
+
+    Args:
+        places: where images of the same folder were found at exactly their paths.
+    """
     index, name = folder.names, name.replace("\\", "/")
     base = name.rpartition("/")[2]
     for images, key in (
@@ -376,6 +376,8 @@ def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) ->
         (index.plain_base.get(plain(base)) or index.plain_stem.get(plain(base), ()), plain),
     ):
         images = [i for i in images if i not in taken]
+        if places and "/" in name:
+            images = [i for i in images if os.path.dirname(i) in places]
         if not images:
             continue
         steps = [key(x) for x in name.split("/")[:-1]]
@@ -387,6 +389,11 @@ def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) ->
             raise UserError(
                 f"{name!r} could mean {folder.path(images[0])} or {folder.path(images[1])}; name "
                 "the folder as well, or rename one of them."
+            )
+        if places and os.path.dirname(images[0]) not in places:
+            raise UserError(
+                f"{name!r} is not in {folder.path(min(places))} like others of its list, but "
+                f"{folder.path(images[0])} has its name; name the folder as well, or rename one."
             )
         return images[0]
     return None
