@@ -228,44 +228,48 @@ def match_files(
     )
     left, areas = list(files), {area_of(image) for image in names.images}
     for level, place in enumerate(places):
-        paired = (
-            {os.path.dirname(x) for pair in owners.items() for x in pair} if level > 2 else set()
-        )
-        found, owned = {}, set(owners)
+        pairs = {os.path.dirname(x) for pair in owners.items() for x in pair}
+        found, owned = {}, set(owners) if level > 1 else set()
         for file in left:
-            own, said = stem_of(file), stated.get(file, "").replace("\\", "/")
-            candidates = {c for s in (own, stem_of(said)) if s for c in place(file, s)}
+            said = stated.get(file, "").replace("\\", "/")
+            candidates = {c for s in (stem_of(file), stem_of(said)) if s for c in place(file, s)}
             direct = os.path.normpath(os.path.join(os.path.dirname(file), said))
             candidates |= {direct} & names.images if said and level == 0 else set()
-            if level > 1:
-                candidates -= owned
             if level > 2:
                 candidates = {c for c in candidates if _agree(folder_splits(file), c)}
-            image = _choose(folder, file, sorted(candidates), os.path.basename(said))
+            image = _choose(folder, file, sorted(candidates - owned), os.path.basename(said))
             if image is None:
                 continue
-            has_place = area_of(file) and area_of(file) in areas and level > 2
-            if has_place or not paired.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
-                _refuse_pair(folder, file, image)
+            if level > 2:
+                _check_free(folder, file, image, pairs, areas)
             found[file] = image
             if level > 1:
                 ledger.note("labels matched to images by names that differ", f"{file} ({image})")
         for file, image in found.items():
-            if image in owners:
+            other = owners.setdefault(image, file)
+            if other != file:
                 raise UserError(
-                    f"{folder.path(image)} has two files of labels, {folder.path(owners[image])} "
-                    f"and {folder.path(file)}; remove or rename one of them."
+                    f"{folder.path(image)} has two files of labels, {folder.path(other)} and "
+                    f"{folder.path(file)}; remove or rename one of them."
                 )
-            owners[image] = file
         left = [file for file in left if file not in found]
     return {file: image for image, file in owners.items()}
 
 
-def _refuse_pair(folder: Folder, file: str, image: str) -> None:
-    raise UserError(
-        f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has no "
-        "labels, has its name; put both in corresponding folders, or rename one of them."
-    )
+def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: Set) -> None:
+    """Raise UserError if labels or an image, of equal names in different places, belong to a
+    folder that corresponds to another one.
+
+    Args:
+        pairs: folders that do.
+        areas: of all images.
+    """
+    has_place = area_of(file) and area_of(file) in areas
+    if has_place or not pairs.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
+        raise UserError(
+            f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has "
+            "no labels, has its name; put both in corresponding folders, or rename one of them."
+        )
 
 
 def _agree(splits: Sequence[str], image: str) -> bool:
@@ -317,34 +321,41 @@ def match_names(
         image = _direct(folder, name, near)
         if image is not None:
             found[name] = image
-    taken, places = set(found.values()), collections.defaultdict(set)
-    for name, image in found.items():
-        places[os.path.dirname(name)].add(os.path.dirname(image))
-    folders = {os.path.dirname(image) for image in folder.names.images}
-    for home in {os.path.dirname(name) for name in names} - {""}:  # folders that are there
-        places[home] |= {os.path.normpath(os.path.join(n, home)) for n in near} & folders
+    taken, places = set(found.values()), _places(folder, names, near, found)
+    by_image: Dict[str, str] = {}
     for name in names:
         image = None
         if name not in found:
             image = _by_name(folder, name, near, taken, places[os.path.dirname(name)])
         if image is None:
             continue
-        found[name] = image
-        if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
-            ledger.note("images found by their names alone", name)
-    by_image: Dict[str, str] = {}
-    for name, image in found.items():
         other = by_image.setdefault(image, name)
-        if image not in taken and other != name:
+        if other != name:
             raise UserError(
                 f"{folder.path(image)} could be {other!r} or {name!r}; put images of equal names "
                 "into folders as their names say."
             )
+        found[name] = image
+        if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
+            ledger.note("images found by their names alone", name)
     if source:
         missing = [name for name in names if name not in found]
         kind = f"images that {folder.path(source)} names are not there"
         ledger.check_share(kind, missing, len(names))
     return found
+
+
+def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Dict) -> Dict:
+    """Return, for each folder in names, the folders that its images must be in: those in which
+    some were found, and those of this name that are there.
+    """
+    places = collections.defaultdict(set)
+    for name, image in found.items():
+        places[os.path.dirname(name)].add(os.path.dirname(image))
+    folders = {os.path.dirname(image) for image in folder.names.images}
+    for home in {os.path.dirname(name) for name in names} - {""}:
+        places[home] |= {os.path.normpath(os.path.join(n, home)) for n in near} & folders
+    return places
 
 
 def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
