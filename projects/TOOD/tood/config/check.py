@@ -1,7 +1,7 @@
 """Checks of a config before anything is built from it; each mistake is one sentence."""
 
 import difflib
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -134,7 +134,7 @@ def check_config(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {values}; it must be {number} numbers, each {allowed}.")
     _check_device(cfg.MODEL.DEVICE)
     _check_steps(cfg.SOLVER.STEPS)
-    _check_names(cfg.DATASETS)
+    _check_names(cfg)
     _check_head(cfg.MODEL.TOOD)
     _check_levels(cfg)
     _check_tiles(cfg)
@@ -193,14 +193,13 @@ def _check_device(device: str) -> None:
         ) from error
 
 
-def _check_names(datasets: CfgNode) -> None:
-    for key in ("TRAIN", "TEST"):
-        wrong = [x for x in datasets[key] if not isinstance(x, str)]
+def _check_names(cfg: CfgNode) -> None:
+    names = {"DATASETS.TRAIN": "data sets, files or folders", "MODEL.TOOD.IN_FEATURES": "maps"}
+    names["DATASETS.TEST"] = names["DATASETS.TRAIN"]
+    for key, meaning in names.items():
+        wrong = [x for x in get_key(cfg, key) if not isinstance(x, str)]
         if wrong:
-            raise UserError(
-                f"DATASETS.{key} has {wrong[0]!r}; it must contain names of data sets, files or "
-                "folders."
-            )
+            raise UserError(f"{key} has {wrong[0]!r}; it must contain names of {meaning}.")
 
 
 def _check_steps(steps) -> None:
@@ -243,12 +242,12 @@ def _check_levels(cfg: CfgNode) -> None:
             )
 
 
-def known_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
+def known_keys(cfg: Dict, prefix: str = "") -> List[str]:
     """Return every key of a config and of the nodes in it, with dots."""
     keys = []
     for name, value in cfg.items():
-        keys.append(prefix + name)
-        if isinstance(value, CfgNode):
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, dict):
             keys += known_keys(value, f"{prefix}{name}.")
     return keys
 
