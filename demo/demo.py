@@ -11,13 +11,12 @@ images of its validation data; without --output, a folder "detections" beside th
 
 import argparse
 
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 
 
 def parse_args(argv=None):
     from tood.app.predict import SCORE_THRESHOLD
-    from tood.config.read import split_options
     from tood.inference.thresholds import threshold_of
 
     parser = argparse.ArgumentParser(
@@ -39,7 +38,7 @@ def parse_args(argv=None):
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = vars(parse_arguments(parser, argv))
-    args["images"], first = split_options(args.pop("input"))
+    args["images"], first = split_overrides(args.pop("input"))
     args["config"], args["options"] = args.pop("config_file"), [*first, *args.pop("opts")]
     return args
 

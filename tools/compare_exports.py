@@ -15,7 +15,6 @@ import io
 import itertools
 import os
 import statistics
-import sys
 import time
 
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
@@ -25,13 +24,12 @@ from detectron2.evaluation import inference_on_dataset
 from torch.nn.functional import interpolate as resize
 from tqdm import tqdm
 
-from tood.config.read import split_options
 from tood.data.datasets import prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.inference.exported import RUNTIMES, ExportedDetector, ExportedFile
 from tood.inference.predictor import Predictor
 from tood.modeling.detector import PRECISIONS
-from tood.utils.arguments import make_parser, parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 
 WARMUP_ROUNDS = 2
@@ -50,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "files", nargs="+", metavar="FILE[@RUNTIME]", help=f"runtimes are {', '.join(RUNTIMES)}"
     )
-    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
+    argv, opts = split_overrides(argv)
     args = parse_arguments(parser, argv)
     args.opts, args.precisions = opts, args.precision or ["float32"]
     if args.rounds < 1:

@@ -23,8 +23,8 @@ import yaml
 from experiment_table import Experiment, draw_table, markdown_table
 from tqdm import tqdm
 
-from tood.config.read import load_config, split_options
-from tood.utils.arguments import make_parser, parse_arguments
+from tood.config.read import load_config
+from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
@@ -42,7 +42,7 @@ def parse_args(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
+    argv, opts = split_overrides(argv)
     args = parse_arguments(parser, argv)
     args.opts = opts
     if args.jobs < 1:

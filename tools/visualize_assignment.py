@@ -11,7 +11,6 @@ object, positives, metric t, t_hat and IoU. KEY VALUE options of the config go l
 """
 
 import os
-import sys
 
 from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
 
@@ -21,12 +20,12 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, load_config, run_options, split_options
+from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
 from tood.modeling.assigners import TAL, alignment_metric
 from tood.modeling.box_ops import paired_iou
-from tood.utils.arguments import make_parser, parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import (
@@ -51,7 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--output", default="assignment.png", metavar="PNG")
     parser.add_argument("--overwrite", action="store_true", help="a file that already exists")
-    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
+    argv, opts = split_overrides(argv)
     args = parse_arguments(parser, argv)
     args.opts = opts
     if args.num_images < 1:

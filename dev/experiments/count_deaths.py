@@ -25,8 +25,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, get_event_storage
 from tqdm import tqdm
 
-from tood.config.read import apply_schedule, load_config, read_schedule, run_options
-from tood.config.schedule import scale_schedule
+from tood.config.read import apply_schedule, load_config, run_options
+from tood.config.schedule import Schedule, scale_schedule
 from tood.data.datasets import prepare_datasets
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.trainer import Trainer
@@ -80,7 +80,7 @@ def train(config_file, data, opts, seed, iterations):
     cfg.DATALOADER.NUM_WORKERS = 0
     prepare_datasets(run_options(cfg).data, training=True)
     records = DatasetCatalog.get(data)
-    before = read_schedule(cfg)
+    before = Schedule.from_config(cfg)
     epochs = iterations * before.ims_per_batch / len(records)
     schedule = scale_schedule(
         before, images_per_step=before.ims_per_batch, epochs=epochs, num_images=len(records)

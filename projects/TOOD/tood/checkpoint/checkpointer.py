@@ -76,10 +76,8 @@ class Checkpointer(DetectionCheckpointer):
         write_whole(path, last_filename_basename.encode())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
-        """
-        Args:
-            path: weights to start from, if there is nothing to resume.
-            resume: go on from the newest checkpoint in ``save_dir`` that can be read whole.
+        """Load the newest checkpoint in ``save_dir`` that can be read whole, if ``resume`` is set
+        and there is one; otherwise only the weights at ``path``.
         """
         if not resume or not self.has_checkpoint():
             return self.load(path, checkpointables=[])
@@ -92,9 +90,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_newest(self) -> Dict[str, Any]:
         paths = self._newest_first()
         if not paths:
-            raise UserError(
-                f"There is no checkpoint to resume in {self.save_dir}; leave out --resume."
-            )
+            raise UserError(f"There is no checkpoint to resume in {self.save_dir}; omit --resume.")
         for path, before in zip(paths, paths[1:]):
             try:
                 return self.load(path)
@@ -137,7 +133,7 @@ class Checkpointer(DetectionCheckpointer):
         except Exception as error:  # of any kind, from the file's content
             advice = "name another one with MODEL.WEIGHTS"
             if self.resuming:
-                advice = "leave out --resume to start anew"
+                advice = "omit --resume to start again"
             raise UserError(
                 f"The checkpoint {path} cannot be loaded ({reason_of(error)}); {advice}."
             ) from error
@@ -152,7 +148,7 @@ class Checkpointer(DetectionCheckpointer):
         else:
             content = read_tensors(filename)
         if self.resuming and "trainer" not in content:
-            raise ValueError("it holds weights, but no state of a training to go on with")
+            raise ValueError("it contains weights, but no state of a training to resume")
         if filename.endswith(".pyth") and "model_state" in content:  # of pycls
             model = content["model_state"]
             content = {"model": model, "__author__": "pycls", "matching_heuristics": True}
@@ -165,56 +161,39 @@ class Checkpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint):
-        names = set(checkpoint["model"])
+        number, entries = len(checkpoint["model"]), set(self.model.state_dict())
         incompatible = super()._load_model(checkpoint)
-        if incompatible is None:
-            return incompatible
-        if self.complete or self.resuming:
-            lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
-            lacking = list(dict.fromkeys(lacking))  # the latter are missing, too
-            if lacking:
-                raise UserError(
-                    f"The weights do not fit the config: they lack {len(lacking)} entries of the "
-                    f"model, or have them in another shape, for example {lacking[0]}; use the "
-                    "config they were trained with, and convert another project's file "
-                    "with tools/convert_checkpoint.py first."
-                )
-        else:
-            self._refuse_strangers(incompatible, names)
-        return incompatible
-
-    def _refuse_strangers(self, incompatible, names) -> None:
-        """Raise UserError for weights that hardly fit: training would start from scratch."""
-        entries = self.model.state_dict()
-        lacking = {*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)}
-        matched = len(entries) - len(lacking & set(entries))
-        if matched < MIN_SHARE * min(len(entries), len(names)):
+        lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
+        if lacking and (self.complete or self.resuming):
             raise UserError(
-                f"The weights do not fit the model: only {matched} of their {len(names)} entries "
-                f"have a place among its {len(entries)}; name weights of this model or of its "
-                "backbone, and convert another project's file with tools/convert_checkpoint.py "
-                "first."
+                f"The weights do not fit the config: they lack {len(set(lacking))} entries of the "
+                f"model, or have them in another shape, for example {lacking[0]}; use the config "
+                "they were trained with, and convert another project's file with "
+                "tools/convert_checkpoint.py first."
             )
+        matched = len(entries - set(lacking))
+        if matched < MIN_SHARE * min(len(entries), number):  # training would start from scratch
+            raise UserError(
+                f"The weights do not fit the model: only {matched} of their {number} entries have "
+                f"a place among its {len(entries)}; name weights of this model or of its backbone, "
+                "and convert another project's file with tools/convert_checkpoint.py first."
+            )
+        return incompatible
 
     def _log_incompatible_keys(self, incompatible):
         """Log one line for fine-tuning, a class predictor of another number of classes."""
-        predictor = {
-            name: (old, new)
-            for name, old, new in incompatible.incorrect_shapes
-            if name.startswith("head.cls_pred.")
-        }
+        shapes = incompatible.incorrect_shapes
+        predictor = {x[0]: x for x in shapes if x[0].startswith("head.cls_pred.")}
         if predictor:
-            old, new = next(iter(predictor.values()))
+            _, old, new = next(iter(predictor.values()))
             logger.warning(
                 f"The weights are of {old[0]} classes, the config has {new[0]}: the class "
                 "predictor (head.cls_pred) starts anew, all else from the weights."
             )
         super()._log_incompatible_keys(
             incompatible._replace(
-                incorrect_shapes=[
-                    e for e in incompatible.incorrect_shapes if e[0] not in predictor
-                ],
-                missing_keys=[n for n in incompatible.missing_keys if n not in predictor],
+                incorrect_shapes=[x for x in shapes if x[0] not in predictor],
+                missing_keys=[x for x in incompatible.missing_keys if x not in predictor],
             )
         )
 

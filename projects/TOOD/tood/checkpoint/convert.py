@@ -76,7 +76,9 @@ def read_checkpoint(path: str) -> SourceCheckpoint:
     meta = content.get("meta")
     entries = next((content[k] for k in ("state_dict", "model") if k in content), content)
     state_dict = OrderedDict()
-    for name, value in check_entries(entries, path).items():
+    for name, value in entries.items() if isinstance(entries, dict) else [(entries, None)]:
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"The checkpoint {path} has an entry {name!r} that is not a tensor.")
         name = re.sub(r"^module\.", "", name)
         if name in state_dict:
             raise UserError(f"The checkpoint {path} has {name} twice, with and without module.")
@@ -85,14 +87,6 @@ def read_checkpoint(path: str) -> SourceCheckpoint:
     if not state_dict:
         raise UserError(f"The checkpoint {path} contains no state dict.")
     return SourceCheckpoint(state_dict, meta if isinstance(meta, dict) else {})
-
-
-def check_entries(entries, path: str) -> Dict[str, Tensor]:
-    """Raise UserError unless an object maps names to tensors."""
-    for name, value in entries.items() if isinstance(entries, dict) else [(entries, None)]:
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"The checkpoint {path} has an entry {name!r} that is not a tensor.")
-    return entries
 
 
 def identify(
@@ -238,12 +232,10 @@ def _model(config: str, options: Sequence) -> Dict[str, Tensor]:
 @functools.cache
 def _resnet(backbone: Tuple[int, int, int]) -> Dict[str, Tensor]:
     depth, groups, width = backbone
-    resnext = dict(NUM_GROUPS=groups, WIDTH_PER_GROUP=width)
-    options = {**_depth_options(depth), **{f"MODEL.RESNETS.{k}": v for k, v in resnext.items()}}
+    options = _flat(_depth_options(depth))
+    options += ["MODEL.RESNETS.NUM_GROUPS", groups, "MODEL.RESNETS.WIDTH_PER_GROUP", width]
     with torch.device("meta"):
-        resnet = build_resnet_backbone(
-            get_config("tood_R50_FPN_1x", _flat(options)), ShapeSpec(channels=3)
-        )
+        resnet = build_resnet_backbone(get_config("tood_R50_FPN_1x", options), ShapeSpec(3))
     return {f"backbone.bottom_up.{n}": v for n, v in resnet.state_dict().items()}
 
 

@@ -70,10 +70,15 @@ def _check_levels(cfg: CfgNode, shapes) -> None:
     if unknown:
         by_stride = sorted(shapes, key=lambda name: shapes[name].stride)
         sizes = [[8 * shapes[name].stride] for name in by_stride]
+        advice = (
+            "set MODEL.TOOD.IN_FEATURES to some of them and MODEL.ANCHOR_GENERATOR.SIZES to 8 "
+            f"strides each, {sizes} for all"
+        )
+        if unknown[0] == "p2":
+            advice = "add res2 to MODEL.RESNETS.OUT_FEATURES and MODEL.FPN.IN_FEATURES"
         raise UserError(
             f"MODEL.TOOD.IN_FEATURES has {unknown[0]!r}, but {cfg.MODEL.BACKBONE.NAME} makes "
-            f"{', '.join(by_stride)}; set MODEL.TOOD.IN_FEATURES to some of them and "
-            f"MODEL.ANCHOR_GENERATOR.SIZES to 8 strides each, {sizes} for all."
+            f"{', '.join(by_stride)}; {advice}."
         )
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     sizes = sizes if len(sizes) == len(features) else sizes * len(features)

@@ -1,8 +1,7 @@
 """Checks of a config before anything is built from it; each mistake is one sentence."""
 
 import difflib
-import math
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -95,10 +94,13 @@ CHOICES = {
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
-RESNET_FPNS = (
-    *("build_tood_resnet_fpn_backbone", "build_resnet_fpn_backbone"),
-    *("build_retinanet_resnet_fpn_backbone",),
-)
+# Lists of numbers: their length, 0 for any, and what each may be.
+LISTS = {
+    "INPUT.MIN_SIZE_TRAIN": (0, Range(1)),
+    "MODEL.PIXEL_MEAN": (3, Range(0, 255)),
+    "MODEL.PIXEL_STD": (3, POSITIVE),
+    "MODEL.TOOD.BBOX_REG_WEIGHTS": (4, POSITIVE),
+}
 REGISTRIES = {
     "MODEL.TOOD.HEAD": HEAD_REGISTRY,
     "MODEL.TOOD.ASSIGNER": ASSIGNER_REGISTRY,
@@ -107,21 +109,14 @@ REGISTRIES = {
 
 
 def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
-    """A config file can set anything to null, which yacs does not mind.
-
-    Raises:
-        UserError: with the key, for the first that has a default and is None.
-    """
+    """Raise UserError for a key that a file sets to null, which yacs accepts for all of them."""
     for key in known_keys(defaults):
         if get_key(cfg, key) is None and get_key(defaults, key) is not None:
             raise UserError(f"{key} is None; remove it, or set it.")
 
 
 def check_config(cfg: CfgNode) -> None:
-    """
-    Raises:
-        UserError: with key and value, for the first that cannot be.
-    """
+    """Raise UserError with key and value for the first value that is not possible."""
     for key, allowed in {**RANGES, **get_training_ranges()}.items():
         allowed.check(key, get_key(cfg, key))
     registered = {key: [name for name, _ in registry] for key, registry in REGISTRIES.items()}
@@ -130,12 +125,17 @@ def check_config(cfg: CfgNode) -> None:
         if value not in allowed:
             names = ", ".join(str(x) or "''" for x in allowed)
             raise UserError(f"{key} is {value!r}; it must be one of {names}.")
+    for key, (length, allowed) in LISTS.items():
+        values = get_key(cfg, key)
+        values = values if isinstance(values, (list, tuple)) else [values]
+        fits = len(values) == length if length else len(values) > 0
+        if not fits or not all(map(allowed.contains, values)):
+            number = length or "one or more"
+            raise UserError(f"{key} is {values}; it must be {number} numbers, each {allowed}.")
     _check_device(cfg.MODEL.DEVICE)
     _check_steps(cfg.SOLVER.STEPS)
-    _check_names(cfg.DATASETS)
-    _check_lists(cfg)
+    _check_names(cfg)
     _check_head(cfg.MODEL.TOOD)
-    _check_bbox_reg_weights(cfg.MODEL.TOOD)
     _check_levels(cfg)
     _check_tiles(cfg)
 
@@ -184,15 +184,6 @@ def _check_head(tood: CfgNode) -> None:
         )
 
 
-def check_precision(key: str, precision: str, device: str) -> None:
-    """
-    Raises:
-        UserError: for a precision that the device does not have.
-    """
-    if device == "cpu" and precision == "float16":
-        raise UserError(f"{key} float16 needs a GPU; a CPU can do bfloat16.")
-
-
 def _check_device(device: str) -> None:
     try:
         torch.device(device)
@@ -202,55 +193,20 @@ def _check_device(device: str) -> None:
         ) from error
 
 
-def _check_names(datasets: CfgNode) -> None:
-    for key in ("TRAIN", "TEST"):
-        wrong = [x for x in datasets[key] if not isinstance(x, str)]
+def _check_names(cfg: CfgNode) -> None:
+    names = {"DATASETS.TRAIN": "data sets, files or folders", "MODEL.TOOD.IN_FEATURES": "maps"}
+    names["DATASETS.TEST"] = names["DATASETS.TRAIN"]
+    for key, meaning in names.items():
+        wrong = [x for x in get_key(cfg, key) if not isinstance(x, str)]
         if wrong:
-            raise UserError(
-                f"DATASETS.{key} has {wrong[0]!r}; it must hold names of data sets, of files or of "
-                "folders."
-            )
+            raise UserError(f"{key} has {wrong[0]!r}; it must contain names of {meaning}.")
 
 
 def _check_steps(steps) -> None:
-    increases = all(type(x) is int and x > 0 for x in steps) and all(
-        a < b for a, b in zip(steps, steps[1:])
-    )
-    if not increases:
+    if not all(type(x) is int and x > 0 for x in steps) or sorted(set(steps)) != list(steps):
         raise UserError(
             f"SOLVER.STEPS is {tuple(steps)}; it must be increasing numbers of iterations, from 1 "
             "on, or () for none."
-        )
-
-
-def _check_lists(cfg: CfgNode) -> None:
-    """Raise UserError for lists of sizes, pixel values and levels that cannot be."""
-    for key, low in (("INPUT.MIN_SIZE_TRAIN", 1), ("MODEL.PIXEL_MEAN", None)):
-        values = get_key(cfg, key)
-        values = values if isinstance(values, (list, tuple)) else [values]
-        numbers = all(type(x) in (int, float) and math.isfinite(x) for x in values)
-        if not (values and numbers and (low is None or min(values) >= low)):
-            raise UserError(f"{key} is {values}; it must be numbers, as in Detectron2's defaults.")
-    std = cfg.MODEL.PIXEL_STD
-    if len(std) != len(cfg.MODEL.PIXEL_MEAN) or not all(
-        type(x) in (int, float) and 0 < x < math.inf for x in std
-    ):
-        raise UserError(f"MODEL.PIXEL_STD is {std}; it must be as many numbers above 0 as means.")
-    if cfg.MODEL.BACKBONE.NAME in RESNET_FPNS:
-        known, features = ("res2", "res3", "res4", "res5"), cfg.MODEL.FPN.IN_FEATURES
-        made = cfg.MODEL.RESNETS.OUT_FEATURES
-        if not features or any(x not in known or x not in made for x in features):
-            raise UserError(
-                f"MODEL.FPN.IN_FEATURES is {features}; it must be some of MODEL.RESNETS."
-                f"OUT_FEATURES, {made}, which are some of {', '.join(known)}."
-            )
-
-
-def _check_bbox_reg_weights(tood: CfgNode) -> None:
-    weights = tood.BBOX_REG_WEIGHTS
-    if len(weights) != 4 or not all(type(w) in (int, float) and w > 0 for w in weights):
-        raise UserError(
-            f"MODEL.TOOD.BBOX_REG_WEIGHTS is {tuple(weights)}; it must be four numbers above 0."
         )
 
 
@@ -272,14 +228,6 @@ def _check_levels(cfg: CfgNode) -> None:
             f"MODEL.TIMM.NAME is {timm!r} with MODEL.BACKBONE.NAME {backbone}; a timm model needs "
             "both its name and build_timm_fpn_backbone."
         )
-    if backbone == "build_tood_resnet_fpn_backbone":
-        known = [f"p{name[len('res') :]}" for name in cfg.MODEL.FPN.IN_FEATURES] + ["p6", "p7"]
-        unknown = [name for name in features if name not in known]
-        if unknown:
-            raise UserError(
-                f"MODEL.TOOD.IN_FEATURES has {unknown[0]!r}, but the backbone makes "
-                f"{', '.join(known)}{_advice_for(unknown[0])}."
-            )
     generator = cfg.MODEL.ANCHOR_GENERATOR
     for key, values in (("SIZES", generator.SIZES), ("ASPECT_RATIOS", generator.ASPECT_RATIOS)):
         if not values or not all(isinstance(v, (list, tuple)) and len(v) == 1 for v in values):
@@ -294,24 +242,18 @@ def _check_levels(cfg: CfgNode) -> None:
             )
 
 
-def _advice_for(level: str) -> str:
-    if level != "p2":
-        return ""
-    return "; add res2 to MODEL.RESNETS.OUT_FEATURES and MODEL.FPN.IN_FEATURES"
-
-
-def known_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
-    """Every key of a config, with dots."""
+def known_keys(cfg: Dict, prefix: str = "") -> List[str]:
+    """Return every key of a config and of the nodes in it, with dots."""
     keys = []
     for name, value in cfg.items():
-        keys.append(prefix + name)
-        if isinstance(value, CfgNode):
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, dict):
             keys += known_keys(value, f"{prefix}{name}.")
     return keys
 
 
 def nearest_key(cfg: CfgNode, key: str) -> Optional[str]:
-    """The known key that an unknown one was probably meant to be."""
+    """Return the known key that an unknown one was probably meant to be, or None."""
     close = difflib.get_close_matches(key, known_keys(cfg), n=1, cutoff=0.6)
     return close[0] if close else None
 

@@ -2,11 +2,13 @@
 
 import copy
 import os
-from typing import Any, Dict, FrozenSet, Iterator, NamedTuple, Set, Tuple
+import re
+from typing import Any, Dict, FrozenSet, NamedTuple, Set, Tuple
 
 import detectron2
 import yaml
 
+from tood.config.check import known_keys
 from tood.utils.errors import UserError, reason_of
 
 # Its own configs may contain a computed list (Base-RetinaNet.yaml), and are as good as its code.
@@ -46,18 +48,15 @@ def read_config_file(path: str) -> ConfigFile:
 
 
 def _read_with_base(path: str, typed: Set[str], before: Tuple[str, ...] = ()) -> Dict:
-    """Return the content of a config, merged into those that its ``_BASE_`` names.
-
-    Args:
-        typed: the keys of all files but ``BASE`` are added to it.
-        before: real paths of the files that led to this one.
+    """Return the content of a config, merged into those that its ``_BASE_`` names; ``before`` are
+    the real paths of the files that led to it. Keys of all files but ``BASE`` are added to
+    ``typed``.
     """
     real = os.path.realpath(path)
     if real in before:
         raise UserError(f"The config file {path} has itself as _BASE_; name another file there.")
     content = _read_yaml(path)
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"The config file {path} does not contain keys and values; correct it.")
     bases = content.pop("_BASE_", None) or []
@@ -71,7 +70,7 @@ def _read_with_base(path: str, typed: Set[str], before: Tuple[str, ...] = ()) ->
         _merge(_read_with_base(base, typed, (*before, real)), merged)
     _merge(content, merged)
     if os.path.basename(path) != BASE:
-        typed.update(_keys_of(content))
+        typed.update(known_keys(content))
     return merged
 
 
@@ -114,23 +113,17 @@ def _read_yaml(path: str) -> Any:
     try:
         with open(path, encoding="utf-8-sig") as f:
             return yaml.load(f, Loader=yaml.UnsafeLoader if is_trusted else _Loader)
-    except yaml.constructor.ConstructorError as error:
-        tag = str(error.problem).rpartition("tag:yaml.org,2002:")[2].strip("'")
-        if tag.startswith("python/"):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        code = re.search(r"'tag:yaml.org,2002:(python/.*)'", getattr(error, "problem", None) or "")
+        if code:
             raise UserError(
                 f"The config file {path} is refused: reading it would run code, because it needs "
-                f"{tag}; write plain values."
+                f"{code[1]}; write plain values."
             ) from error
-        raise UserError(_not_yaml(path, error)) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The config file {path} is not in UTF-8; save it as UTF-8.") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(_not_yaml(path, error)) from error
-
-
-def _not_yaml(path: str, error: BaseException) -> str:
-    reason = getattr(error, "strerror", None) or reason_of(error)
-    return f"The config file {path} cannot be read ({reason}); correct it, or name another one."
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        raise UserError(
+            f"The config file {path} cannot be read ({reason}); correct it, or name another one."
+        ) from error
 
 
 def _merge(source: Dict, target: Dict) -> None:
@@ -139,11 +132,3 @@ def _merge(source: Dict, target: Dict) -> None:
             _merge(value, target[key])
         else:
             target[key] = value
-
-
-def _keys_of(content: Dict, prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _keys_of(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}"

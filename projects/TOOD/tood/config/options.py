@@ -19,16 +19,17 @@ class Range(NamedTuple):
     high: float = math.inf
     above_low: bool = False  # the lower end is not included
 
-    def holds(self, value) -> bool:
+    def contains(self, value) -> bool:
         return (
-            self.low <= value <= self.high
+            type(value) in (int, float)
+            and self.low <= value <= self.high
             and math.isfinite(value)
             and not (self.above_low and value == self.low)
         )
 
     def check(self, key: str, value) -> None:
         """Raise UserError for a value that is not such a number."""
-        if type(value) not in (int, float) or not self.holds(value):
+        if not self.contains(value):
             raise UserError(f"{key} is {value!r}; it must be {self}.")
 
     def __str__(self):

@@ -3,17 +3,15 @@
 import logging
 import os
 import re
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from tood.config.check import (
     check_config,
     check_nothing_removed,
-    check_precision,
     get_key,
     known_keys,
     nearest_key,
@@ -36,14 +34,6 @@ from tood.utils.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
 
-# Values that programs change, and their keys.
-CHANGES = {
-    "weights": "MODEL.WEIGHTS",
-    "device": "MODEL.DEVICE",
-    "precision_test": "MODEL.TOOD.PRECISION_TEST",
-    "score_thresh_test": "MODEL.TOOD.SCORE_THRESH_TEST",
-}
-
 
 def load_config(
     config: Union[str, ConfigFile],
@@ -51,7 +41,6 @@ def load_config(
     train_data: Optional[Sequence[str]] = None,
     val_data: Optional[Sequence[str]] = None,
     architectures: Sequence[str] = ("TOOD",),
-    changes: Optional[Mapping[str, object]] = None,
     training: bool = False,
     resume: bool = False,
 ) -> CfgNode:
@@ -65,13 +54,12 @@ def load_config(
         train_data, val_data: replace the config's data sets.
         architectures: allowed values of ``MODEL.META_ARCHITECTURE``; only TOOD's options are
             checked.
-        changes: further values, by the names of ``CHANGES``.
         training, resume: of :func:`~tood.config.inferred.infer_num_classes`.
 
     Raises:
         UserError: for a file or an option that cannot be used.
     """
-    config_file = _read_once(config)
+    config_file = config if isinstance(config, ConfigFile) else read_config_file(config)
     cfg = _merged(config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE not in architectures:
         raise UserError(
@@ -85,21 +73,19 @@ def load_config(
         cfg.DATASETS.TEST = tuple(val_data)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         infer_anchor_sizes(cfg, config_file, opts)
-    finish_config(cfg, changes)
+    finish_config(cfg)
     infer_pixels(cfg, config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
     return cfg
 
 
-def finish_config(cfg: CfgNode, changes: Optional[Mapping[str, object]] = None) -> None:
-    """Apply ``changes``, move a config to the CPU where there is no GPU, and check it.
+def finish_config(cfg: CfgNode) -> None:
+    """Move a config to the CPU if there is no GPU, and check it.
 
     Raises:
         UserError: for an invalid value.
     """
-    for name, value in (changes or {}).items():
-        cfg.merge_from_list([CHANGES[name], value])
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     cfg.MODEL.WEIGHTS = os.path.expanduser(cfg.MODEL.WEIGHTS)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -145,10 +131,7 @@ def tile_options(cfg: CfgNode) -> TileOptions:
 
 
 def check_training(cfg: CfgNode) -> None:
-    """
-    Raises:
-        UserError: for values that are valid, but not together in a training.
-    """
+    """Raise UserError for values that are valid, but not together in a training."""
     patience = read_training_options(cfg).early_stop_patience
     if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
         raise UserError(
@@ -158,33 +141,9 @@ def check_training(cfg: CfgNode) -> None:
         )
 
 
-def split_options(values: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Split what argparse gives to a flag that takes several values.
-
-    Returns:
-        the values before the first config key, and the options from there on.
-    """
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    keys = set(known_keys(cfg))
-    values = list(values)
-    for i, value in enumerate(values):
-        misspelt = re.fullmatch(
-            r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+", value
-        )
-        if value in keys or misspelt:
-            return values[:i], values[i:]
-    return values, []
-
-
-def read_schedule(cfg: CfgNode) -> Schedule:
-    """Return the schedule of a config."""
-    return Schedule.from_config(cfg)
-
-
-def schedule_of_file(config: Union[str, ConfigFile]) -> Schedule:
+def schedule_of_file(config_file: ConfigFile) -> Schedule:
     """Return the schedule that a config file states, before any override."""
-    return read_schedule(_merged(_read_once(config), ()))
+    return Schedule.from_config(_merged(config_file, ()))
 
 
 def apply_schedule(cfg: CfgNode, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:
@@ -199,41 +158,38 @@ def apply_schedule(cfg: CfgNode, schedule: Schedule, overrides: Sequence[str]) -
     return options
 
 
-def _read_once(config: Union[str, ConfigFile]) -> ConfigFile:
-    return config if isinstance(config, ConfigFile) else read_config_file(config)
-
-
 def _merged(config_file: ConfigFile, opts: Sequence[str]) -> CfgNode:
     """Return the defaults, changed by a file and by options."""
     cfg = get_cfg()
     add_tood_config(cfg)
     defaults = cfg.clone()
-    merge_options(cfg, config_file, opts)
+    merge_options(cfg, opts, config_file)
     check_nothing_removed(cfg, defaults)
     return cfg
 
 
-def merge_options(cfg: CfgNode, config: Union[str, ConfigFile], opts: Sequence[str]) -> None:
-    """Merge a file, "" for none, and KEY VALUE options.
+def merge_options(
+    cfg: CfgNode, opts: Sequence[str], config_file: Optional[ConfigFile] = None
+) -> None:
+    """Merge a file, if given, and KEY VALUE options.
 
     Raises:
-        UserError: for what is wrong in them.
+        UserError: for the first mistake in them.
     """
-    config_file = _read_once(config)
-    _refuse_equals_signs(opts)
+    for opt in opts[::2]:
+        key, equals, value = str(opt).partition("=")
+        if equals:
+            raise UserError(f"{opt} is not an option; write {key} {value}, with a space.")
     try:
-        if config_file.content:
+        if config_file is not None:
             cfg.merge_from_other_cfg(CfgNode(config_file.content))
         cfg.merge_from_list(_with_floats(cfg, opts))
-    except (
-        *(AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError),
-        yaml.YAMLError,
-    ) as error:
+    except Exception as error:  # of many kinds
         reason = reason_of(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         where = "An option"
-        if config_file.path:
+        if config_file is not None and config_file.path:
             where = f"The config file {config_file.path} or an option after it"
         raise UserError(
             f"{where} is wrong: {reason}" + (f"; did you mean {nearest}?" if nearest else ".")
@@ -249,30 +205,24 @@ def _with_floats(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
     return opts
 
 
-def _refuse_equals_signs(opts: Sequence[str]) -> None:
-    for opt in opts[::2]:
-        key, equals, value = str(opt).partition("=")
-        if equals:
-            raise UserError(f"{opt} is not an option; write {key} {value}, with a space.")
-
-
 def _set_precision(cfg: CfgNode) -> None:
-    """Let ``SOLVER.AMP.ENABLED``, Detectron2's key, be the half precision of the device."""
+    """Translate ``SOLVER.AMP.ENABLED``, Detectron2's key, into the half precision of the device.
+
+    Raises:
+        UserError: for a precision that the device does not have.
+    """
     tood = cfg.MODEL.TOOD
     if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
         tood.PRECISION_TRAIN = "bfloat16" if cfg.MODEL.DEVICE == "cpu" else "float16"
-    cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make a step of its own
+    cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make another step
     for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
-        check_precision(f"MODEL.TOOD.{key}", tood[key], cfg.MODEL.DEVICE)
+        if cfg.MODEL.DEVICE == "cpu" and tood[key] == "float16":
+            raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
 
 
 def check_weights(weights: str) -> None:
-    """
-    Args:
-        weights: a path, or a name that is downloaded if it has to be.
-
-    Raises:
-        UserError: where they are not available.
+    """Raise UserError for weights that are not available: a path, or a name, whose file is fetched
+    if necessary.
     """
     path = weights.split("?")[0]  # Detectron2 takes options after a question mark
     if not path or os.path.isfile(path):

@@ -3,11 +3,24 @@
 import math
 from typing import Dict, NamedTuple, Optional, Tuple
 
+from tood.config.check import get_key
 from tood.utils.errors import UserError
 
 # The warm-up of the learning rate takes no more than this part of a training.
 MAX_WARMUP_SHARE = 1 / 8
 MAX_ITERATIONS = 10**9
+
+
+KEYS = {
+    "ims_per_batch": "SOLVER.IMS_PER_BATCH",
+    "base_lr": "SOLVER.BASE_LR",
+    "max_iter": "SOLVER.MAX_ITER",
+    "steps": "SOLVER.STEPS",
+    "warmup_iters": "SOLVER.WARMUP_ITERS",
+    "atss_iters": "MODEL.TOOD.ATSS_ITERS",
+    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
+    "eval_period": "TEST.EVAL_PERIOD",
+}
 
 
 class Schedule(NamedTuple):
@@ -24,30 +37,11 @@ class Schedule(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg) -> "Schedule":
-        solver = cfg.SOLVER
-        return cls(
-            ims_per_batch=solver.IMS_PER_BATCH,
-            base_lr=solver.BASE_LR,
-            max_iter=solver.MAX_ITER,
-            steps=tuple(solver.STEPS),
-            warmup_iters=solver.WARMUP_ITERS,
-            atss_iters=cfg.MODEL.TOOD.ATSS_ITERS,
-            checkpoint_period=solver.CHECKPOINT_PERIOD,
-            eval_period=cfg.TEST.EVAL_PERIOD,
-        )
+        return cls(**{name: get_key(cfg, key) for name, key in KEYS.items()})
 
     def options(self) -> Dict[str, object]:
-        """Its keys and values in a config."""
-        return {
-            "SOLVER.IMS_PER_BATCH": self.ims_per_batch,
-            "SOLVER.BASE_LR": self.base_lr,
-            "SOLVER.MAX_ITER": self.max_iter,
-            "SOLVER.STEPS": self.steps,
-            "SOLVER.WARMUP_ITERS": self.warmup_iters,
-            "MODEL.TOOD.ATSS_ITERS": self.atss_iters,
-            "SOLVER.CHECKPOINT_PERIOD": self.checkpoint_period,
-            "TEST.EVAL_PERIOD": self.eval_period,
-        }
+        """Return its keys and values in a config."""
+        return {key: getattr(self, name) for name, key in KEYS.items()}
 
 
 def scale_schedule(
@@ -57,15 +51,14 @@ def scale_schedule(
     epochs: Optional[float] = None,
     num_images: Optional[int] = None,
 ) -> Schedule:
-    """The rule. The learning rate is proportional to the images of a step (Goyal et al.,
-    arXiv 1706.02677). Everything that is counted in iterations keeps its share of the training,
-    whose length is ``epochs``, or else as many images as before. The warm-up of the learning rate
-    keeps its number of images instead, but takes no more than an eighth of the training.
+    """Return a schedule for another number of images per step or of epochs. The learning rate is
+    proportional to the images of a step (Goyal et al., arXiv 1706.02677). Everything that is
+    counted in iterations keeps its share of the training, whose length is ``epochs``, or else as
+    many images as before. The warm-up of the learning rate keeps its number of images instead, but
+    takes no more than an eighth of the training.
 
     Args:
-        schedule: for its own images per step.
-        images_per_step: of the new one; the same if left out.
-        epochs: of the new one.
+        images_per_step, epochs: of the new schedule; default: those of ``schedule``.
         num_images: in an epoch; needed for ``epochs`` only.
 
     Raises:

@@ -1,9 +1,6 @@
-"""Detectron2's options that TOOD never reads: refused, or warned of, where they are set, for they
-would do nothing.
-"""
+"""Detectron2's options that TOOD never reads. Setting them is an error or gives a warning."""
 
 import logging
-from typing import Iterator, Tuple
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -35,14 +32,20 @@ SAME = (
 
 
 def check_unread(cfg: CfgNode) -> None:
-    """
+    """Warn of options that have another value than their default, but no effect.
+
     Raises:
-        UserError: for an option that does nothing, where another one does what it says. Those
-            without another one are warned of.
+        UserError: for one that TOOD has under another name.
     """
     if has_parts_of_a_user(cfg):  # which may read anything
         return
-    for key, value in _set_in_vain(cfg):
+    defaults = get_cfg()
+    for key in known_keys(defaults):
+        value, default = get_key(cfg, key), get_key(defaults, key)
+        if not key.startswith(UNREAD) or isinstance(default, CfgNode):
+            continue
+        if _as_lists(value) == _as_lists(default):
+            continue
         group, _, name = key.rpartition(".")
         if name in SAME and group in ("MODEL.ROI_HEADS", "MODEL.RETINANET"):
             raise UserError(
@@ -51,19 +54,8 @@ def check_unread(cfg: CfgNode) -> None:
         logger.warning(f"{key} is {value!r}, which has no effect: TOOD never reads it.")
 
 
-def _set_in_vain(cfg: CfgNode) -> Iterator[Tuple[str, object]]:
-    """Yield the options that TOOD does not read and that have another value than their default."""
-    defaults = get_cfg()
-    for key in known_keys(defaults):
-        if not any(key == unread or key.startswith(f"{unread}.") for unread in UNREAD):
-            continue
-        value, default = get_key(cfg, key), get_key(defaults, key)
-        if not isinstance(default, CfgNode) and _as_lists(value) != _as_lists(default):
-            yield key, value
-
-
 def _as_lists(value):
-    """Return tuples as lists, which a file that was written and read has instead."""
+    """Return tuples as lists, which files contain instead."""
     return [_as_lists(x) for x in value] if isinstance(value, (list, tuple)) else value
 
 

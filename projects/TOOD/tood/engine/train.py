@@ -29,7 +29,6 @@ from tood.config.read import (
     check_training,
     check_weights,
     load_config,
-    read_schedule,
     run_options,
     schedule_of_file,
 )
@@ -209,7 +208,7 @@ def set_schedule(cfg: CfgNode, run: Run) -> Optional[Dict[str, object]]:
     if run.eval_only or (run.epochs is None and run.images_per_step is None):
         return None
     num_images = None if run.epochs is None else count_training_images(cfg)
-    typed = read_schedule(cfg).ims_per_batch
+    typed = cfg.SOLVER.IMS_PER_BATCH
     schedule = scale_schedule(
         schedule_of_file(run.config),
         images_per_step=typed if run.images_per_step is None else run.images_per_step,

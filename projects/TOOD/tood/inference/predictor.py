@@ -84,13 +84,13 @@ class Predictor:
         is_one = score_threshold is not None and np.ndim(score_threshold) == 0
         is_one = is_one and not isinstance(score_threshold, str)
         changes = {
-            "weights": weights or None,
-            "device": device,
-            "precision_test": precision,
-            "score_thresh_test": float(score_threshold) if is_one else None,
+            "MODEL.WEIGHTS": weights or None,
+            "MODEL.DEVICE": device,
+            "MODEL.TOOD.PRECISION_TEST": precision,
+            "MODEL.TOOD.SCORE_THRESH_TEST": float(score_threshold) if is_one else None,
         }
-        changes = {name: value for name, value in changes.items() if value is not None}
-        cfg = _read_config(config, [str(x) for x in opts], changes)
+        changed = [x for item in changes.items() if item[1] is not None for x in item]
+        cfg = _read_config(config, [*map(str, opts), *changed])
         options = run_options(cfg)
         if not options.weights:
             raise UserError("No checkpoint given: name its file.")
@@ -347,16 +347,16 @@ def _read_class_names(entry: str) -> Optional[List[str]]:
         return None
 
 
-def _read_config(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict) -> CfgNode:
+def _read_config(config: Union[str, CfgNode], opts: Sequence) -> CfgNode:
     if isinstance(config, CfgNode):
         config = config.clone()
         config.defrost()
-        merge_options(config, "", opts)
-        finish_config(config, changes)
+        merge_options(config, opts)
+        finish_config(config)
         return config
     if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):
         config = get_config_file(str(config))
-    return load_config(str(config), opts, changes=changes)
+    return load_config(str(config), opts)
 
 
 def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:

@@ -8,6 +8,12 @@ from typing import List, Optional, Sequence, Tuple
 
 from tood.utils.errors import UserError
 
+# Of a config: not every name in capitals with a dot, as IMG_1234.JPG.
+KEYS = re.compile(
+    r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER|GLOBAL)(\.[A-Z0-9_]+)+"
+    "|OUTPUT_DIR|SEED|VIS_PERIOD|VERSION|CUDNN_BENCHMARK|FLOAT32_PRECISION"
+)
+
 
 def make_parser(docstring: str) -> argparse.ArgumentParser:
     """Return a parser that describes a program by its docstring: the text before the first "::"
@@ -31,27 +37,29 @@ def parse_arguments(
     """
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args([expand_home(str(x)) for x in argv])
-    flags = [x for x in getattr(args, "opts", None) or () if re.match(r"--[a-z]", x)]
-    if flags:
-        raise UserError(
-            f"{flags[0]} stands among the KEY VALUE options; flags go before KEY VALUE options."
-        )
+    _refuse_flags(getattr(args, "opts", None) or ())
     return args
 
 
-def split_overrides(argv: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Split a command line before its first KEY VALUE option: a name in capitals with a point, or
-    one of Detectron2's keys without.
+def split_overrides(argv: Optional[Sequence[str]] = None) -> Tuple[List[str], List[str]]:
+    """Split a command line before its first KEY VALUE option: a key of Detectron2's groups, also a
+    misspelt one, or one of its keys without a group.
+
+    Raises:
+        UserError: for a flag among the options.
     """
-    argv = [str(x) for x in argv]
-    keys = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|VIS_PERIOD|CUDNN_BENCHMARK")
-    first = next((i for i, x in enumerate(argv) if keys.fullmatch(x)), len(argv))
-    flags = [x for x in argv[first:] if re.match(r"--[a-z]", x)]
-    if flags:
-        raise UserError(
-            f"{flags[0]} stands among the KEY VALUE options; flags go before KEY VALUE options."
-        )
+    argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
+    first = next((i for i, x in enumerate(argv) if KEYS.fullmatch(x)), len(argv))
+    _refuse_flags(argv[first:])
     return argv[:first], [expand_home(x) for x in argv[first:]]
+
+
+def _refuse_flags(overrides: Sequence[str]) -> None:
+    for text in overrides:
+        if re.match(r"--[a-z]", text):
+            raise UserError(
+                f"{text} stands among the KEY VALUE options; flags go before KEY VALUE options."
+            )
 
 
 def expand_home(text: str) -> str:

@@ -18,14 +18,6 @@ class UserError(Exception):
         return inner.strip() if marker else message
 
 
-def first_line(error: BaseException) -> str:
-    """Return the message of an error in one line."""
-    # A KeyError is its key, in quotes.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".!") if lines else type(error).__name__
-
-
 def reason_of(error: BaseException, limit: int = 200) -> str:
     """Return the message of a library's error for use in a sentence: one line of at most ``limit``
     characters, without terminal codes and addresses of objects.

@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 import zipfile
-from typing import BinaryIO, Dict, Iterator, List, Optional
+from typing import BinaryIO, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
 from PIL import Image
@@ -85,29 +85,17 @@ def read_tensors(path: str) -> Dict:
     Raises:
         UserError: if the file does not exist, is damaged, or contains anything else.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"The checkpoint {path} does not exist; check its name.")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:  # PyTorch does not check them
-                    raise ValueError("a checksum is wrong")
-        import torch  # here, because other files need no PyTorch
+    return _read_by(_load_tensors, path)
 
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise errors of any kind
-        refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise UserError(
-                f"The checkpoint {path} is refused: reading it would run code, because it needs "
-                f"{refused.group(1)}; save its state_dict alone, with the program that wrote it."
-            ) from error
-        raise UserError(
-            f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"The checkpoint {path} contains no state dict.")
-    return content
+
+def _load_tensors(path: str) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # PyTorch does not check them
+                raise ValueError("a checksum is wrong")
+    import torch  # here, because other files need no PyTorch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_pickle(path: str) -> Dict:
@@ -117,32 +105,38 @@ def read_pickle(path: str) -> Dict:
     Raises:
         UserError: if the file is damaged, or contains anything else.
     """
+    return _read_by(_load_arrays, path)
+
+
+def _load_arrays(path: str) -> object:
+    with open(path, "rb") as f:
+        return _ArrayUnpickler(f, encoding="latin1").load()
+
+
+def _read_by(load: Callable[[str], object], path: str) -> Dict:
+    if not os.path.isfile(path):
+        raise UserError(f"The checkpoint {path} does not exist; check its name.")
     try:
-        with open(path, "rb") as f:
-            content = _ArrayUnpickler(f, path).load()
-    except UserError:
-        raise
+        content = load(path)
     except Exception as error:  # damaged files raise errors of any kind
+        refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise UserError(
+                f"The checkpoint {path} is refused: reading it would run code, because it needs "
+                f"{refused[1]}; save its weights alone, with the program that wrote it."
+            ) from error
         raise UserError(
             f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise UserError(f"The checkpoint {path} contains no state dict; name another file.")
     return content
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, path: str):
-        super().__init__(file, encoding="latin1")
-        self.path = path
-
     def find_class(self, module, name):
-        array_module = module.replace("numpy._core", "numpy.core")
-        if (array_module, name) not in _ARRAY_GLOBALS:
-            raise UserError(
-                f"The checkpoint {self.path} is refused: reading it would run code, because it "
-                f"needs {module}.{name}; save its arrays alone, with the program that wrote it."
-            )
+        if (module.replace("numpy._core", "numpy.core"), name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return super().find_class(module, name)
 
 

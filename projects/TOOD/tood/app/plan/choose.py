@@ -23,7 +23,7 @@ from tood.app.plan.rules import (
     num_samples,
     statistics_of,
 )
-from tood.checkpoint.packages import PACKAGES
+from tood.checkpoint.weights import PACKAGES
 from tood.config.build import build_detector
 from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import is_typed
