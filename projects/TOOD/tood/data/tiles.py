@@ -8,10 +8,8 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from tood.data.images import decode_image, opened
+from tood.data.images import EXIF_ORIENTATION, decode_image, opened
 from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
-
-_EXIF_ORIENTATION = 0x0112
 
 
 def visible_in(boxes: np.ndarray, tile: Tile) -> np.ndarray:
@@ -212,6 +210,6 @@ def _strips_of(image: Image.Image) -> List[Tuple[int, int, int]]:
         and args[:2] in ((image.mode, 0), (image.mode, image.width * len(image.getbands())))
         for codec, extents, _, args in image.tile
     )
-    if not plain or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if not plain or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return []
     return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in image.tile)
