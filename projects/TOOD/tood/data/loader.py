@@ -6,7 +6,7 @@ Detectron2's loader depend on its start and its workers.
 import copy
 import itertools
 import random
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tood.data.tiles import tile_records
 from tood.utils.errors import UserError
-from tood.utils.tiles import TileOptions
+from tood.utils.tiles import WHOLE, TileOptions
 
 
 class AugmentedDataset(Dataset):
@@ -123,7 +123,7 @@ def build_training_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: Optional[int] = None,
-    tiles: Optional[Mapping] = None,
+    tiles: TileOptions = WHOLE,
 ) -> TrainingLoader:
     """Build Detectron2's ``build_detection_train_loader`` in an order that can be resumed.
 
@@ -134,13 +134,13 @@ def build_training_loader(
         aspect_ratio_grouping: whether wide and tall images are in separate batches.
         num_workers: loading processes of each process.
         seed: seed of order and augmentation; default: drawn, the same in all processes.
-        tiles: fields of a :class:`~tood.utils.tiles.TileOptions`, to train on tiles of the images.
+        tiles: tiles of the images to train on.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.
     """
-    if tiles and tiles["size"]:
-        dataset = tile_records(dataset, TileOptions(**tiles))
+    if tiles.size:
+        dataset = tile_records(dataset, tiles)
     batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest or not batch_size:
         raise UserError(

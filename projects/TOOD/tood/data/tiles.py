@@ -63,18 +63,17 @@ def clip_to(box: Sequence[float], tile: Tile) -> List[float]:
 
 
 def tile_records(
-    records: Sequence[Dict], options: TileOptions, *, empty: bool = True, seed: int = 0
+    records: Sequence[Dict], options: TileOptions, *, empty: bool = True
 ) -> List[Dict]:
-    """
+    """Cut records of whole images, in Detectron2's format, into tiles.
+
     Args:
-        records: of whole images, in Detectron2's format.
         empty: whether tiles of images that have no object at all are among them.
-        seed: of the choice of the tiles without objects.
 
     Returns:
         records of tiles, with "tile". An object belongs to every tile in which ``min_visible`` of
-        its area is seen, and its box there is what is seen. Of the tiles without one, a share is
-        chosen from all of the data.
+        its area is seen, and its box there is the part that is seen. Of the tiles without an
+        object, a share is chosen from all of the data, the same every time.
     """
     with_objects, without = [], []
     for record in records:
@@ -95,7 +94,7 @@ def tile_records(
             elif not (shares > 0).any() and (empty or len(boxes)):
                 without.append(row)
     number = min(len(without), round(options.empty_share * len(with_objects)))
-    chosen = np.random.default_rng(seed).choice(len(without), number, replace=False)
+    chosen = np.random.default_rng(0).choice(len(without), number, replace=False)
     return [*with_objects, *(without[i] for i in sorted(chosen.tolist()))]
 
 
