@@ -4,7 +4,7 @@ in one table. Some are errors, to be corrected first; the others are good to kno
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
@@ -229,7 +229,7 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
         "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", remedy),
         "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
     }
-    found, valid = {kind: [] for kind in kinds}, []
+    found, valid = defaultdict(list), []
     for a in content.get("annotations", ()):
         if a["category_id"] not in categories:
             kind = "category_id"
@@ -243,7 +243,7 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
             valid.append(a)
             continue
         found[kind].append(f"annotation {a['id']} has {kind} {a[kind]}")
-    return valid, [_finding(*kinds[kind], found[kind], is_error=True) for kind in kinds]
+    return valid, [_finding(*kinds[k], found[k], is_error=True) for k in kinds if k in found]
 
 
 def _shared_faults(objects: _Objects, crowds: Sequence[str], to_train: bool) -> List[Finding]:
@@ -320,15 +320,12 @@ def _tile_rows(
     shares: np.ndarray, min_visible: float, to_train: bool
 ) -> List[Tuple[str, str, np.ndarray]]:
     in_parts = shares < 1 - 1e-6
-    lost = in_parts & (shares < min_visible)
-    size_key, overlap_key = "INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP"
-    if not to_train:
-        consequence = f"found in parts, or missed; raise {overlap_key}"
-        return [("that no tile shows whole", consequence, in_parts)]
-    consequence = f"not trained on, but background where they are seen; raise {size_key}"
+    lost = in_parts & (shares < min_visible) & to_train
+    lost_are = "not trained on, but background where they are seen; raise INPUT.TILES.SIZE"
+    parts_are = "trained on in parts" if to_train else "found in parts, or missed"
     return [
-        (f"of which no tile shows {min_visible:.0%}", consequence, lost),
-        ("that no tile shows whole", f"trained on in parts; raise {overlap_key}", in_parts & ~lost),
+        (f"of which no tile shows {min_visible:.0%}", lost_are, lost),
+        ("that no tile shows whole", f"{parts_are}; raise INPUT.TILES.OVERLAP", in_parts & ~lost),
     ]
 
 
@@ -342,11 +339,11 @@ def _count_findings(
     with_objects = {a["image_id"] for a in objects if has_size(a["bbox"])}
     used = {a["category_id"] for a in objects}
     key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
-    empty = "every detection in them is wrong"
-    if to_train:
-        empty = f"not trained on; as negatives with {key} False"
-        if not filter_empty:
-            empty = f"negatives ({key} is False)"
+    empty = f"not trained on; as negatives with {key} False"
+    if not to_train:
+        empty = "every detection in them is wrong"
+    elif not filter_empty:
+        empty = f"negatives ({key} is False)"
     return [
         _finding(
             "images without objects",

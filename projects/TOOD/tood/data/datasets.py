@@ -214,11 +214,10 @@ def _get_file(entry: str) -> str:
 
 
 def _raise_errors(report: DataReport) -> None:
-    if not report.errors:
-        return
-    if comm.is_main_process():
-        logger.error(str(report))
-    raise UserError(report.error_sentence())
+    if report.errors:
+        if comm.is_main_process():
+            logger.error(str(report))
+        raise UserError(report.error_sentence())
 
 
 def _check_overlap(train: Sequence[DataSet], dataset: DataSet) -> List[Finding]:
@@ -314,8 +313,7 @@ def load_own_data(
     """
     if content is None:
         content = read_annotations(json_file, image_root, to_train=False)
-    _, broken = split_broken(content)
-    _raise_errors(DataReport(json_file, 0, 0, 0, [f for f in broken if f.count]))
+    _raise_errors(DataReport(json_file, 0, 0, 0, split_broken(content)[1]))
     omitted = sum(not has_size(a["bbox"]) for a in content.get("annotations", ()))
     if omitted:
         logger.warning(
