@@ -209,8 +209,9 @@ def test_nothing_but_crowds_or_empty_boxes_to_train_on(own):
     assert "nothing to train on" in complaint(config([own.save()]))
     for annotation in own.content["annotations"]:
         annotation["iscrowd"] = 1
-    says = f"all {len(own.content['annotations'])} annotations are marked iscrowd; set iscrowd to 0"
-    assert says in complaint(config([own.save()]))
+    says = f"{len(own.content['annotations'])} annotations, all of which are marked iscrowd"
+    sentence = complaint(config([own.save()]))
+    assert says in sentence and "set iscrowd to 0" in sentence
     prepare_datasets(config(test=[own.entry]), training=False)
 
 
@@ -409,7 +410,8 @@ def test_relative_boxes_are_refused(own):
     for annotation in own.content["annotations"]:
         annotation["bbox"] = [x / 64 for x in annotation["bbox"]]
     sentence = complaint(config([own.save()]))
-    assert "boxes are relative (0 to 1)" in sentence and "pixels are needed" in sentence
+    assert "boxes, all of which are relative (0 to 1)" in sentence
+    assert "pixels are needed" in sentence
 
 
 def test_corners_are_suspected(own):

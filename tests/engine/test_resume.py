@@ -145,7 +145,7 @@ def test_ctrl_c_while_setting_up(command, out, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_net, "prepare_datasets", interrupt)
+    monkeypatch.setattr("tood.engine.train.prepare_datasets", interrupt)
     with pytest.raises(SystemExit) as stop:
         train_net.cli(command())
     assert stop.value.code == 130 and not out.exists()

@@ -1,11 +1,10 @@
 """Annotation files in COCO's instances format, read into a clean form: all that a detector of boxes
 needs, and nothing else. Training, checks and evaluation all see this form, and so the same objects.
 
-What is optional is filled in (areas, crowds, sizes of images), what is of no use for boxes
-(segmentations, keypoints) is left out however it looks, and what cannot be told is refused.
+Optional values are filled in (areas, crowds, sizes of images), what is of no use for boxes
+(segmentations, keypoints) is ignored, and anything else that is missing is refused.
 """
 
-import itertools
 import json
 import math
 import os
@@ -30,21 +29,14 @@ class DataSet(NamedTuple):
     images_checked: bool = False  # its files were opened and compared with the others' before
 
 
-class _Missing:
-    def __repr__(self):
-        return "missing"
-
-
-_MISSING = _Missing()
-
-
 def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) -> Dict:
-    """
+    """Read a file in COCO's format.
+
     Args:
         json_file: path.
         image_root: folder of the images, for sizes that the file lacks and for names with
             backslashes.
-        to_train: whether it must hold annotations. Test sets of a benchmark have none.
+        to_train: whether it must contain annotations. Test sets of a benchmark have none.
 
     Returns:
         "images", "categories" and, unless the file has none, "annotations": lists of records that
@@ -87,13 +79,17 @@ def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Di
         seen, clean[name] = set(), []
         for i, record in enumerate(records):
             get = _Getter(record, f"{json_file}: entry {i} of its {name}")
-            own = {"id": get.id("id", default=None if name == "annotations" else _MISSING)}
+            own = {"id": get.id("id", optional=name == "annotations")}
             own.update(cleaners[name](record, get))
             if own["id"] in seen and own["id"] is not None:
                 raise UserError(f"{json_file} has two {name} with the id {own['id']}.")
             seen.add(own["id"])
             clean[name].append(own)
-        _refuse_mixed_ids(seen, name, json_file)
+        if name != "annotations" and len({type(id) for id in seen}) > 1:
+            raise UserError(
+                f"{json_file}: some ids of its {name} are numbers and some are texts; write all of "
+                "them in one way."
+            )
     return {**clean, "repairs": dict(repairs)}
 
 
@@ -148,19 +144,16 @@ def contiguous_ids(content: Dict, names: Optional[Sequence[str]] = None) -> Dict
     """Map the ids of the categories to classes 0, 1, ...: in their order, or by their names.
 
     Args:
-        names: of the classes. Those that no category has get ids of their own.
+        names: names of the classes. Those that no category has get new ids.
     """
-    ids = [c["id"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    ids = sorted(c["id"] for c in content["categories"])
     own = class_names(content)
     if names is None or list(names) == own:
         return {id: i for i, id in enumerate(ids)}
-    mapping = {id: names.index(name) for id, name in zip(ids, own)}
-    free = (
-        (f"{NEW_ID}{i}" for i in itertools.count())
-        if isinstance(ids[0], str)
-        else itertools.count(max(ids) + 1)
-    )
-    return {**mapping, **{next(free): i for i, name in enumerate(names) if name not in own}}
+    lacking = [name for name in names if name not in own]
+    for i in range(len(lacking)):
+        ids.append(f"{NEW_ID}{i}" if isinstance(ids[0], str) else ids[-1] + 1)
+    return {id: names.index(name) for id, name in zip(ids, [*own, *lacking])}
 
 
 def has_size(bbox) -> bool:
@@ -204,31 +197,32 @@ class _Getter:
 
     def __init__(self, record, name: str):
         self.record, self.name = record, name
+        self.values = record if isinstance(record, dict) else {}
 
     def __call__(self, key: str, kind: type):
-        value = self.raw(key)
+        value = self.values.get(key)
         if type(value) is not kind:
-            self.refuse(key, kind.__name__, value)
+            self.refuse(key, kind.__name__)
         return value
 
-    def raw(self, key: str):
-        return self.record.get(key, _MISSING) if isinstance(self.record, dict) else self.record
-
-    def id(self, key: str, default=_MISSING):
+    def id(self, key: str, optional: bool = False):
         """Return an integer or a text; JSON's true is neither."""
-        value = self.raw(key)
-        if isinstance(self.record, dict) and value in (_MISSING, None) and default is None:
+        value = self.values.get(key)
+        if optional and value is None:
             return None
         if type(value) is float and value.is_integer():
             value = int(value)
-        if not isinstance(self.record, dict) or type(value) not in (int, str):
-            self.refuse(key, "int", value)
+        if type(value) not in (int, str):
+            self.refuse(key, "int")
         if type(value) is int and abs(value) > LARGEST_ID:
-            self.refuse(key, f"int up to {LARGEST_ID}", value)
+            self.refuse(key, f"int up to {LARGEST_ID}")
         return value
 
-    def refuse(self, key: str, kind: str, value):
-        raise UserError(f"{self.name} needs a {key!r} of type {kind}; it is {value!r:.80}.")
+    def refuse(self, key: str, kind: str):
+        found = "missing" if isinstance(self.record, dict) else f"{self.record!r:.80}"
+        if key in self.values:
+            found = f"{self.values[key]!r:.80}"
+        raise UserError(f"{self.name} needs a {key!r} of type {kind}; it is {found}.")
 
 
 def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
@@ -239,25 +233,17 @@ def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
         if os.path.isfile(slashed_path):
             repairs["file names whose backslashes are read as /"].append(name)
             name, path = slashed, slashed_path
-    width, height = record.get("width"), record.get("height")
-    if not (_is_size(width) and _is_size(height)):
-        width, height = _size_of(path, get)
+    sizes = record.get("width"), record.get("height")
+    if not all(type(x) in (int, float) and 0 < x < 1e9 and x == int(x) for x in sizes):
         repairs["images whose size was taken from their file"].append(name)
-    return {"file_name": name, "width": int(width), "height": int(height)}
-
-
-def _is_size(x) -> bool:
-    return type(x) in (int, float) and 0 < x < 1e9 and x == int(x)
-
-
-def _size_of(path: str, get: _Getter):
-    try:
-        return probe_image(path)
-    except IMAGE_ERRORS as error:
-        raise UserError(
-            f"{get.name} has no width and height in pixels, and {path} cannot be read "
-            f"({reason_of(error)}); name the folder of the images: FILE.json:FOLDER."
-        ) from error
+        try:
+            sizes = probe_image(path)
+        except IMAGE_ERRORS as error:
+            raise UserError(
+                f"{get.name} has no width and height in pixels, and {path} cannot be read "
+                f"({reason_of(error)}); name the folder of the images: FILE.json:FOLDER."
+            ) from error
+    return {"file_name": name, "width": int(sizes[0]), "height": int(sizes[1])}
 
 
 def _clean_annotation(record, get: _Getter, repairs: Dict) -> Dict:
@@ -272,15 +258,6 @@ def _clean_annotation(record, get: _Getter, repairs: Dict) -> Dict:
     if iscrowd is None:
         iscrowd = 0
     if type(iscrowd) not in (int, bool, float):
-        get.refuse("iscrowd", "int", iscrowd)
+        get.refuse("iscrowd", "int")
     clean = {**ids, "bbox": bbox, "area": area, "iscrowd": int(bool(iscrowd))}
     return {**clean, "ignore": ignore} if ignore else clean
-
-
-def _refuse_mixed_ids(ids, records: str, json_file: str) -> None:
-    kinds = {type(id) for id in ids if id is not None}
-    if len(kinds) > 1 and records != "annotations":
-        raise UserError(
-            f"{json_file}: some ids of its {records} are numbers and some are texts; write all of "
-            "them in one way."
-        )

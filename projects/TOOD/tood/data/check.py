@@ -4,9 +4,9 @@ in one table. Some are errors, to be corrected first; the others are good to kno
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tabulate import tabulate
@@ -42,14 +42,25 @@ class InputSize(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something that several images, objects or classes of a data set have in common."""
+    """A property that several images, objects or classes of a data set have in common."""
 
     what: str
     count: int
     example: str
     consequence: str
     is_error: bool = False
-    sentence: str = ""  # of the error, without its file; default: made of the other fields
+
+
+class _Objects(NamedTuple):
+    """Annotations other than crowds, and their arrays in pixels."""
+
+    annotations: List[Dict]
+    boxes: np.ndarray  # (M, 4), x, y, width and height
+    image_sizes: np.ndarray  # (M, 2), width and height of the image of each
+
+    def names(self, mask: np.ndarray) -> List[str]:
+        chosen = [self.annotations[i] for i in np.flatnonzero(mask)]
+        return [f"annotation {a['id']}: {a['bbox']}" for a in chosen]
 
 
 class DataReport(NamedTuple):
@@ -69,8 +80,6 @@ class DataReport(NamedTuple):
     def error_sentence(self) -> str:
         """Return what the first of the errors is and what to do; the table has all."""
         first = self.errors[0]
-        if first.sentence:
-            return f"{self.json_file}: {first.sentence}."
         more = sum(finding.count for finding in self.errors) - 1
         return (
             f"{self.json_file} has {first.count} {first.what}, for example {first.example}; "
@@ -105,55 +114,58 @@ def check_data(
     """Look through annotations, without their images.
 
     Args:
-        json_file: where they are from.
+        json_file: file of the annotations, for the report.
         content: as :func:`tood.data.annotations.read_annotations` returns it.
-        input_size: of the network.
-        stride: of the finest feature map, in pixels of the network's input.
-        to_train: tell what the findings mean for training, or else for evaluation.
-        filter_empty: whether images without objects are left out of training.
-        max_detections: the most that are found in an image; 0 where it is not known.
+        input_size: input size of the network.
+        stride: stride of the finest feature map, in pixels of the network's input.
+        to_train: report what the findings mean for training, or else for evaluation.
+        filter_empty: whether training ignores images without objects.
+        max_detections: the most that are found in an image; 0 if it is not known.
     """
+    images = content["images"]
     annotations, broken = split_broken(content)
-    objects = [a for a in annotations if not a.get("iscrowd")]
+    objects = [a for a in annotations if not a["iscrowd"]]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    arrays = _Objects(
+        objects,
+        np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4),
+        np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64).reshape(-1, 2),
+    )
+    crowds = [f"annotation {a['id']}" for a in annotations if a["iscrowd"]]
     findings = [
         *broken,
-        *_shared_faults(objects, annotations, content["images"], to_train),
+        *_shared_faults(arrays, crowds, to_train),
         *(
             _finding(what, "used in this way", examples)
             for what, examples in content.get("repairs", {}).items()
         ),
-        _extreme_images(content["images"], input_size),
-        *_box_findings(objects, content["images"], input_size, stride, to_train),
-        *_count_findings(content, annotations, objects, to_train, filter_empty),
-        _overfull_images(content["images"], objects, max_detections),
+        _extreme_images(images, input_size),
+        *_box_findings(arrays, input_size, stride, to_train),
+        *_count_findings(content, objects, crowds, to_train, filter_empty),
+        _overfull_images(images, objects, max_detections),
     ]
-    return DataReport(
-        json_file,
-        len(content["images"]),
-        len(objects),
-        len(content["categories"]),
-        [finding for finding in findings if finding.count],
-    )
+    findings = [finding for finding in findings if finding.count]
+    return DataReport(json_file, len(images), len(objects), len(content["categories"]), findings)
 
 
 def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
     """Open every image of a data set, without decoding it if it seems to be whole.
 
     Args:
-        images: COCO's records of them.
+        images: COCO's records of the images.
         image_root: their folder.
     """
     paths = image_paths(images, image_root)
-    quick = len(paths) < 5_000
     with ThreadPoolExecutor(_READERS) as pool:
-        faults = list(
-            tqdm(
-                pool.map(_fault, images, paths),
-                total=len(paths),
-                desc="checking the images",
-                disable=quick,
-            )
+        faults = tqdm(
+            pool.map(_fault, images, paths),
+            total=len(paths),
+            desc="checking the images",
+            disable=len(paths) < 5_000,
         )
+        faults = [
+            (kind, f"{path} ({why})" if why else path) for path, (kind, why) in zip(paths, faults)
+        ]
     remedy = "repair them, or take them out of the annotation file"
     kinds = {
         "missing": ("images that are not there", "name their folder: FILE.json:FOLDER"),
@@ -161,14 +173,11 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
         "unreadable": ("images that cannot be read", remedy),
         "size": ("images of another size than the file says", remedy),
     }
-    findings = []
-    for kind, (what, consequence) in kinds.items():
-        found = [(p, why) for p, (k, why) in zip(paths, faults) if k == kind]
-        if found:
-            path, why = found[0]
-            example = f"{path} ({why})" if why else path
-            findings.append(Finding(what, len(found), example, consequence, is_error=True))
-    return findings
+    findings = [
+        _finding(*texts, [example for k, example in faults if k == kind], is_error=True)
+        for kind, texts in kinds.items()
+    ]
+    return [finding for finding in findings if finding.count]
 
 
 def image_paths(images: Sequence[Dict], image_root: str) -> List[str]:
@@ -191,7 +200,7 @@ def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
 
 
 def _fault(image: Dict, path: str):
-    """The kind of a fault, "" for none, and its details."""
+    """Return the kind of a fault, "" for none, and its details."""
     if not os.path.isfile(path):
         return "missing", ""
     listed = (image["width"], image["height"])
@@ -214,66 +223,56 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     remedy = "correct them, or take them out"
-    kinds: Dict[str, Callable[[Dict], bool]] = {
-        "category_id": lambda a: a["category_id"] not in categories,
-        "image_id": lambda a: a["image_id"] not in images,
-        "bbox": lambda a: not is_box(a["bbox"]),
-        "ignore": lambda a: bool(a.get("ignore")),
-    }
-    texts = {
+    kinds = {
         "category_id": ("annotations of a category_id that is not among the categories", remedy),
         "image_id": ("annotations of an image_id that is not among the images", remedy),
         "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", remedy),
         "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
     }
-    found = {kind: [] for kind in kinds}
-    valid = []
-    for annotation in content.get("annotations", ()):
-        kind = next((k for k, is_broken in kinds.items() if is_broken(annotation)), None)
-        (valid if kind is None else found[kind]).append(annotation)
-    findings = [
-        _finding(*texts[kind], [f"annotation {a['id']} has {kind} {a[kind]}" for a in found[kind]])
-        for kind in kinds
-    ]
-    return valid, [finding._replace(is_error=True) for finding in findings]
+    found, valid = defaultdict(list), []
+    for a in content.get("annotations", ()):
+        if a["category_id"] not in categories:
+            kind = "category_id"
+        elif a["image_id"] not in images:
+            kind = "image_id"
+        elif not is_box(a["bbox"]):
+            kind = "bbox"
+        elif a.get("ignore"):
+            kind = "ignore"
+        else:
+            valid.append(a)
+            continue
+        found[kind].append(f"annotation {a['id']} has {kind} {a[kind]}")
+    return valid, [_finding(*kinds[k], found[k], is_error=True) for k in kinds if k in found]
 
 
-def _shared_faults(
-    objects: List[Dict], annotations: List[Dict], images: List[Dict], to_train: bool
-) -> List[Finding]:
-    """Return what all, or most, records have in common, and their exporter did."""
-    findings = []
-    if annotations and not objects:
-        remedy = "set iscrowd to 0 if they are objects"
-        what = "annotations, all of which are marked iscrowd"
-        finding = Finding(what, len(annotations), _name(annotations[0]), remedy, is_error=to_train)
-        sentence = f"all {len(annotations)} annotations are marked iscrowd; {remedy}"
-        findings.append(finding._replace(sentence=sentence))
-    sized = [a for a in objects if has_size(a["bbox"])]
-    if not sized:
-        return findings
-    x, y, w, h = np.array([a["bbox"] for a in sized], dtype=np.float64).T
-    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
-    width, height = np.array([sizes[a["image_id"]] for a in sized], dtype=np.float64).T
-    low, high = np.minimum(x, y).min(), max((x + w).max(), (y + h).max())
-    if low >= -0.01 and high <= 1.01 and min(width.min(), height.min()) > 2:
-        remedy = "pixels are needed: multiply them by width and height of the image"
-        what, example = "boxes, all of which are relative", _name(sized[0])
-        finding = Finding(what, len(sized), example, remedy, is_error=True)
-        sentence = f"all {len(sized)} boxes are relative (0 to 1), for example {example}; {remedy}"
-        findings.append(finding._replace(sentence=sentence))
+def _shared_faults(objects: _Objects, crowds: Sequence[str], to_train: bool) -> List[Finding]:
+    """Return what all, or most, records have in common, because of their exporter."""
+    (x, y, w, h), (width, height) = objects.boxes.T, objects.image_sizes.T
+    sized = (w > 0) & (h > 0)
+    low, high = np.minimum(x, y), np.maximum(x + w, y + h)
+    relative = sized & (low >= -0.01) & (high <= 1.01) & (np.minimum(width, height) > 2)
     beyond = (x + w > width + 1) | (y + h > height + 1)
-    as_corners = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
-    only_as_corners = [a for a, only in zip(sized, beyond & as_corners) if only]
-    if 2 * len(only_as_corners) > len(sized):
-        what = "boxes that make sense only as corners, [x1, y1, x2, y2]"
-        remedy = "they are read as [x, y, width, height]; convert all boxes of the file"
-        findings.append(Finding(what, len(only_as_corners), _name(only_as_corners[0]), remedy))
-    return findings
-
-
-def _name(annotation: Dict) -> str:
-    return f"annotation {annotation['id']}: {annotation['bbox']}"
+    corners = sized & beyond & (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
+    return [
+        _finding(
+            "annotations, all of which are marked iscrowd",
+            "set iscrowd to 0 if they are objects",
+            () if objects.annotations else crowds,
+            is_error=to_train,
+        ),
+        _finding(
+            "boxes, all of which are relative (0 to 1)",
+            "pixels are needed: multiply them by width and height of the image",
+            objects.names(relative & relative[sized].all()),
+            is_error=True,
+        ),
+        _finding(
+            "boxes that make sense only as corners, [x1, y1, x2, y2]",
+            "they are read as [x, y, width, height]; convert all boxes of the file",
+            objects.names(corners & (2 * corners.sum() > sized.sum())),
+        ),
+    ]
 
 
 def _extreme_images(images: List[Dict], input_size: InputSize) -> Finding:
@@ -282,89 +281,69 @@ def _extreme_images(images: List[Dict], input_size: InputSize) -> Finding:
         shorter = sizes.min(axis=1) * input_size.scale(*sizes.T)
     names = [images[i]["file_name"] for i in np.flatnonzero(shorter < 0.5)]
     consequence = "nothing is left of them at the network's size; cut them into pieces"
-    return _finding("images of extreme aspect ratio", consequence, names)._replace(is_error=True)
+    return _finding("images of extreme aspect ratio", consequence, names, is_error=True)
 
 
 def _box_findings(
-    objects: List[Dict], images: List[Dict], input_size: InputSize, stride: int, to_train: bool
+    objects: _Objects, input_size: InputSize, stride: int, to_train: bool
 ) -> List[Finding]:
-    if not objects:
-        return []
-    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
-    boxes = np.array([a["bbox"] for a in objects], dtype=np.float64)
-    image_sizes = np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64)
-    (x, y, w, h), (width, height) = boxes.T, image_sizes.T
+    (x, y, w, h), (width, height) = objects.boxes.T, objects.image_sizes.T
     sized = (w > 0) & (h > 0)
     # Annotation tools round to the next pixel.
     beyond = np.maximum.reduce([-x, -y, x + w - width, y + h - height])
     outside = sized & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
-    partly = sized & ~outside & (beyond > 1)
+    seen = sized & ~outside
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = input_size.scale(width, height)
-    small = sized & ~outside & (np.minimum(w, h) * scale < stride)
+    small = seen & (np.minimum(w, h) * scale < stride)
+    shares = np.ones(len(sized))
+    shares[seen] = largest_shares(objects.boxes[seen], objects.image_sizes[seen], input_size.tiles)
     use = 0 if to_train else 1
-    narrow = f"narrower or lower than {stride} px, the finest stride, at the network's size"
-    partly_is = ("trained on what is inside", "found with a lower IoU")
-    seen = sized & ~outside
-    shares = np.ones(len(objects))
-    shares[seen] = largest_shares(boxes[seen], image_sizes[seen], input_size.tiles)
+    outside_is = ("not trained on", "always missed")[use]
+    partly_is = ("trained on what is inside", "found with a lower IoU")[use]
+    small_is = ("may get no positive", "hard to find")[use]
+    key = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST")[use]
     shrunk = (scale[small] < 1).any() and not input_size.tiles.size
+    tiles = " or tiles (INPUT.TILES.SIZE)" if shrunk else ""
+    narrow = f"narrower or lower than {stride} px, the finest stride, at the network's size"
     rows = [
-        ("without width or height", "left out", ~sized),
-        ("wholly outside of their image", ("not trained on", "always missed")[use], outside),
-        ("partly outside of their image", partly_is[use], partly),
-        (narrow, _small_means(to_train, or_tiles=shrunk), small),
+        ("without width or height", "ignored", ~sized),
+        ("wholly outside of their image", outside_is, outside),
+        ("partly outside of their image", partly_is, seen & (beyond > 1)),
+        (narrow, f"{small_is}; larger images ({key}){tiles} help", small),
         *_tile_rows(shares, input_size.tiles.min_visible, to_train),
     ]
-    return [
-        _finding(
-            f"boxes {which}",
-            consequence,
-            [f"annotation {objects[i]['id']}: {objects[i]['bbox']}" for i in np.flatnonzero(mask)],
-        )
-        for which, consequence, mask in rows
-    ]
-
-
-def _small_means(to_train: bool, *, or_tiles: bool) -> str:
-    meaning = "may get no positive" if to_train else "hard to find"
-    tiles = " or tiles (INPUT.TILES.SIZE)" if or_tiles else ""
-    size_key = "INPUT.MIN_SIZE_TRAIN" if to_train else "INPUT.MIN_SIZE_TEST"
-    return f"{meaning}; larger images ({size_key}){tiles} help"
+    return [_finding(f"boxes {which}", meaning, objects.names(x)) for which, meaning, x in rows]
 
 
 def _tile_rows(
     shares: np.ndarray, min_visible: float, to_train: bool
 ) -> List[Tuple[str, str, np.ndarray]]:
     in_parts = shares < 1 - 1e-6
-    lost = in_parts & (shares < min_visible)
-    size_key, overlap_key = "INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP"
-    if not to_train:
-        consequence = f"found in parts, or missed; raise {overlap_key}"
-        return [("that no tile shows whole", consequence, in_parts)]
-    consequence = f"not trained on, but background where they are seen; raise {size_key}"
+    lost = in_parts & (shares < min_visible) & to_train
+    lost_are = "not trained on, but background where they are seen; raise INPUT.TILES.SIZE"
+    parts_are = "trained on in parts" if to_train else "found in parts, or missed"
     return [
-        (f"of which no tile shows {min_visible:.0%}", consequence, lost),
-        ("that no tile shows whole", f"trained on in parts; raise {overlap_key}", in_parts & ~lost),
+        (f"of which no tile shows {min_visible:.0%}", lost_are, lost),
+        ("that no tile shows whole", f"{parts_are}; raise INPUT.TILES.OVERLAP", in_parts & ~lost),
     ]
 
 
 def _count_findings(
     content: Dict,
-    annotations: List[Dict],
     objects: List[Dict],
+    crowds: Sequence[str],
     to_train: bool,
     filter_empty: bool,
 ) -> List[Finding]:
     with_objects = {a["image_id"] for a in objects if has_size(a["bbox"])}
     used = {a["category_id"] for a in objects}
     key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
-    empty = "every detection in them is wrong"
-    if to_train:
-        empty = f"left out of training; as negatives with {key} False"
-        if not filter_empty:
-            empty = f"negatives ({key} is False)"
-    crowds = [f"annotation {a['id']}" for a in annotations if a.get("iscrowd")]
+    empty = f"not trained on; as negatives with {key} False"
+    if not to_train:
+        empty = "every detection in them is wrong"
+    elif not filter_empty:
+        empty = f"negatives ({key} is False)"
     return [
         _finding(
             "images without objects",
@@ -394,5 +373,7 @@ def _overfull_images(images: List[Dict], objects: List[Dict], max_detections: in
     )
 
 
-def _finding(what: str, consequence: str, examples: Sequence[str]) -> Finding:
-    return Finding(what, len(examples), examples[0] if examples else "", consequence)
+def _finding(
+    what: str, consequence: str, examples: Sequence[str], *, is_error: bool = False
+) -> Finding:
+    return Finding(what, len(examples), examples[0] if examples else "", consequence, is_error)

@@ -24,7 +24,7 @@ PIXELS_REMEDY = f"cut them into pieces, or set {LIMIT_VARIABLE} in the environme
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 # How the formats end that say so: without it, something is missing.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the size as stored
 _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
 
@@ -127,7 +127,7 @@ def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int]:
         if image.format == "TIFF":  # some versions of Pillow turn its size, others do not
             width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
         # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
-        if Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED:
+        if Image.Image.getexif(image).get(EXIF_ORIENTATION) in _TURNED:
             width, height = height, width
         end = _ENDS.get(image.format)
         f.seek(-min(f.seek(0, 2), 64), 2)

@@ -1,24 +1,23 @@
-"""The training images in an order that can be taken up again: batch n is the same, augmentation and
-all, in a training that ran through and in one that was stopped before it and resumed.
-
-Detectron2's loader begins anew with every start, and what it draws depends on its workers.
+"""Training images in an order that can be resumed: batch n, with its augmentation, is the same in a
+training that ran through and in one that was stopped and resumed before it. The random numbers of
+Detectron2's loader depend on its start and its workers.
 """
 
 import copy
 import itertools
 import random
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tood.data.tiles import tile_records
 from tood.utils.errors import UserError
-from tood.utils.tiles import TileOptions
+from tood.utils.tiles import WHOLE, TileOptions
 
 
 class AugmentedDataset(Dataset):
@@ -47,8 +46,8 @@ class AugmentedDataset(Dataset):
 
 
 class TrainingBatches(Sampler):
-    """The batches of one process without end: lists of keys of :class:`AugmentedDataset`. Every
-    epoch is shuffled anew, in the order of Detectron2's ``TrainingSampler``.
+    """Endless batches of one process: lists of keys of :class:`AugmentedDataset`. Every epoch is
+    shuffled, in the order of Detectron2's ``TrainingSampler``.
     """
 
     def __init__(
@@ -63,10 +62,11 @@ class TrainingBatches(Sampler):
     ):
         """
         Args:
-            groups: of each image; a batch is of one group, as Detectron2's wide and tall images.
+            groups: group of each image; a batch is of one group, as Detectron2's wide and tall
+                images.
             batch_size: images of this process.
             seed: the same in all processes.
-            skip: how many batches were there before.
+            skip: number of earlier batches.
         """
         self.groups, self.batch_size = groups, batch_size
         self.seed, self.rank, self.world_size, self.skip = seed, rank, world_size, skip
@@ -110,8 +110,8 @@ class TrainingLoader:
             self.dataset,
             batch_sampler=self.batches,
             num_workers=self.num_workers,
-            collate_fn=_as_they_are,
-            worker_init_fn=_seed_worker,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=worker_init_reset_seed,
         )
 
 
@@ -123,24 +123,24 @@ def build_training_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: Optional[int] = None,
-    tiles: Optional[Mapping] = None,
+    tiles: TileOptions = WHOLE,
 ) -> TrainingLoader:
-    """As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
+    """Build Detectron2's ``build_detection_train_loader`` in an order that can be resumed.
 
     Args:
         dataset: records in Detectron2's format.
         mapper: from a record to the network's input.
         total_batch_size: images of a step, of all processes together.
-        aspect_ratio_grouping: whether wide and tall images are in batches of their own.
-        num_workers: of each process.
-        seed: of order and augmentation; left out, it is drawn, the same in all processes.
-        tiles: fields of a :class:`~tood.utils.tiles.TileOptions`, to train on tiles of the images.
+        aspect_ratio_grouping: whether wide and tall images are in separate batches.
+        num_workers: loading processes of each process.
+        seed: seed of order and augmentation; default: drawn, the same in all processes.
+        tiles: tiles of the images to train on.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.
     """
-    if tiles and tiles["size"]:
-        dataset = tile_records(dataset, TileOptions(**tiles))
+    if tiles.size:
+        dataset = tile_records(dataset, tiles)
     batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest or not batch_size:
         raise UserError(
@@ -157,11 +157,3 @@ def build_training_loader(
         world_size=comm.get_world_size(),
     )
     return TrainingLoader(AugmentedDataset(dataset, mapper, seed), batches, num_workers)
-
-
-def _as_they_are(batch: List[Dict]) -> List[Dict]:
-    return batch
-
-
-def _seed_worker(worker_id: int) -> None:
-    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)

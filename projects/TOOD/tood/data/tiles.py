@@ -8,10 +8,8 @@ from typing import Dict, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from tood.data.images import decode_image, opened
+from tood.data.images import EXIF_ORIENTATION, decode_image, opened
 from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
-
-_EXIF_ORIENTATION = 0x0112
 
 
 def visible_in(boxes: np.ndarray, tile: Tile) -> np.ndarray:
@@ -65,18 +63,17 @@ def clip_to(box: Sequence[float], tile: Tile) -> List[float]:
 
 
 def tile_records(
-    records: Sequence[Dict], options: TileOptions, *, empty: bool = True, seed: int = 0
+    records: Sequence[Dict], options: TileOptions, *, empty: bool = True
 ) -> List[Dict]:
-    """
+    """Cut records of whole images, in Detectron2's format, into tiles.
+
     Args:
-        records: of whole images, in Detectron2's format.
         empty: whether tiles of images that have no object at all are among them.
-        seed: of the choice of the tiles without objects.
 
     Returns:
         records of tiles, with "tile". An object belongs to every tile in which ``min_visible`` of
-        its area is seen, and its box there is what is seen. Of the tiles without one, a share is
-        chosen from all of the data.
+        its area is seen, and its box there is the part that is seen. Of the tiles without an
+        object, a share is chosen from all of the data, the same every time.
     """
     with_objects, without = [], []
     for record in records:
@@ -97,7 +94,7 @@ def tile_records(
             elif not (shares > 0).any() and (empty or len(boxes)):
                 without.append(row)
     number = min(len(without), round(options.empty_share * len(with_objects)))
-    chosen = np.random.default_rng(seed).choice(len(without), number, replace=False)
+    chosen = np.random.default_rng(0).choice(len(without), number, replace=False)
     return [*with_objects, *(without[i] for i in sorted(chosen.tolist()))]
 
 
@@ -212,6 +209,6 @@ def _strips_of(image: Image.Image) -> List[Tuple[int, int, int]]:
         and args[:2] in ((image.mode, 0), (image.mode, image.width * len(image.getbands())))
         for codec, extents, _, args in image.tile
     )
-    if not plain or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if not plain or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return []
     return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in image.tile)

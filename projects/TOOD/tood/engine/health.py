@@ -1,11 +1,11 @@
 """Signs that a training learns nothing: a warning with cause and remedy, and in the end a stop."""
 
 import logging
-from typing import Callable, Dict, Mapping, NamedTuple, Optional
+from typing import Callable, Mapping, NamedTuple, Optional
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import get_event_storage
 
 from tood.engine.watch import STATISTICS_PERIOD
 from tood.utils.errors import UserError
@@ -25,6 +25,11 @@ TOO_FAST = (
     "each parameter's gradient (SOLVER.CLIP_GRADIENTS, CLIP_TYPE norm; optimizer.max_norm), and "
     "start again"
 )
+TOO_SMALL = "they are too small: train on larger images, or on tiles (INPUT.TILES.SIZE)"
+TOO_EARLY = (
+    "boxes did not fit before task alignment learning began: raise MODEL.TOOD.ATSS_ITERS "
+    "(model.atss_iters), or train longer"
+)
 
 
 class Symptom(NamedTuple):
@@ -41,7 +46,8 @@ class Symptom(NamedTuple):
 def diagnose(
     metrics: Mapping[str, float], *, box_reg_ceiling: Optional[float] = None, warmup: bool = False
 ) -> Optional[Symptom]:
-    """
+    """Look for a sign that nothing is learned.
+
     Args:
         metrics: values of one batch with objects, by the names of
             :func:`~tood.engine.watch.assignment_statistics`, "median_box" and "loss_box_reg";
@@ -50,7 +56,7 @@ def diagnose(
         warmup: whether the positives are those of ATSS, which do not depend on the model.
 
     Returns:
-        the first sign that nothing is learned, or None.
+        the first sign, or None.
     """
     get = metrics.get
     if get("median_box", 0) > LARGEST_BOXES:
@@ -59,15 +65,7 @@ def diagnose(
     without = get("objects_without_positive", 0)
     if without > MOST_WITHOUT_POSITIVE:
         text = f"{without:.0%} of the objects have no positive location"
-        if warmup:
-            remedy = "they are too small: train on larger images, or on tiles (INPUT.TILES.SIZE)"
-            return Symptom("no positives", text, remedy)
-        return Symptom(
-            "no positives",
-            text,
-            "boxes did not fit before task alignment learning began: raise MODEL.TOOD.ATSS_ITERS "
-            "(model.atss_iters), or train longer",
-        )
+        return Symptom("no positives", text, TOO_SMALL if warmup else TOO_EARLY)
     if get("mean_iou", 1) < SMALLEST_IOU:
         text = f"the boxes of the positives have a mean IoU of {get('mean_iou'):.2g} with their"
         return Symptom("no overlap", f"{text} objects", TOO_FAST)
@@ -119,14 +117,15 @@ class LearningCheck(HookBase):
             self._stop(iteration, symptom)
 
     def _look(self, iteration: int) -> Optional[Symptom]:
-        metrics = latest_metrics(get_event_storage(), iteration)
+        metrics = {
+            name.rpartition("/")[2]: value
+            for name, (value, of) in get_event_storage().latest().items()
+            if of == iteration and (name.startswith("assignment/") or name == "loss_box_reg")
+        }
         if "objects_without_positive" not in metrics:  # no objects in this batch
             return None
-        symptom = diagnose(
-            metrics,
-            box_reg_ceiling=self.box_reg_ceiling,
-            warmup=self.is_warmup(iteration),
-        )
+        warmup = self.is_warmup(iteration)
+        symptom = diagnose(metrics, box_reg_ceiling=self.box_reg_ceiling, warmup=warmup)
         if symptom is None:
             if self.warned:
                 logger.info(f"Training learns again: the sign of iteration {iteration} is sound.")
@@ -146,12 +145,3 @@ class LearningCheck(HookBase):
             f"last {self.dead_iters} iterations: {symptom}. {name}.pth contains its state; "
             "with MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) such a training continues."
         )
-
-
-def latest_metrics(storage: EventStorage, iteration: int) -> Dict[str, float]:
-    """Return the metrics of the assignment and the losses of one iteration, without prefixes."""
-    return {
-        name.rpartition("/")[2]: value
-        for name, (value, of) in storage.latest().items()
-        if of == iteration and (name.startswith("assignment/") or name == "loss_box_reg")
-    }

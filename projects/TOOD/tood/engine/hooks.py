@@ -91,11 +91,13 @@ class Checkpoints(hooks.PeriodicCheckpointer):
         super().before_train()
         if self.max_to_keep and self.trainer.start_iter > 0:
             folder = self.checkpointer.save_dir
-            found = [(re.fullmatch(r"model_(\d{7,})\.pth", x), x) for x in os.listdir(folder)]
-            earlier = [
-                (int(m[1]), x) for m, x in found if m and int(m[1]) < self.trainer.start_iter
+            found = [re.fullmatch(r"model_(\d{7,})\.pth", x) for x in os.listdir(folder)]
+            earlier = [(int(m[1]), m[0]) for m in found if m]
+            self.recent_checkpoints = [
+                os.path.join(folder, name)
+                for iteration, name in sorted(earlier)
+                if iteration < self.trainer.start_iter
             ]
-            self.recent_checkpoints = [os.path.join(folder, x) for _, x in sorted(earlier)]
 
 
 class StopEarly(HookBase):
@@ -177,28 +179,17 @@ class WeightAverage:
 
 
 class AverageWeights(HookBase):
-    """Updates the average after each step, and saves it to ``model_final_ema.pth`` at the end."""
-
-    def __init__(
-        self, model: nn.Module, averaged: WeightAverage, folder: str, extra_metadata: Dict
-    ):
-        """
-        Args:
-            model: not wrapped.
-            folder: folder of the file.
-            extra_metadata: further content of the file.
-        """
-        self.model, self.averaged = model, averaged
-        self.folder, self.extra_metadata = folder, extra_metadata
+    """Updates the trainer's ``averaged`` after each step; saves it to ``model_final_ema.pth``."""
 
     def after_step(self):
-        self.averaged.update(self.model)
+        self.trainer.averaged.update(self.trainer.experiment.model)
 
     def after_train(self):
-        finished = self.trainer.iter + 1 >= self.trainer.max_iter or self.trainer.stopped_early
+        trainer, checkpointer = self.trainer, self.trainer.checkpointer
+        finished = trainer.iter + 1 >= trainer.max_iter or trainer.stopped_early
         if finished and comm.is_main_process():
-            content = {"model": self.averaged.model.state_dict(), **self.extra_metadata}
-            write_atomically(content, os.path.join(self.folder, "model_final_ema.pth"))
+            content = {"model": trainer.averaged.model.state_dict(), **checkpointer.extra_metadata}
+            write_atomically(content, os.path.join(checkpointer.save_dir, "model_final_ema.pth"))
 
 
 class StopOnSignal(HookBase):

@@ -80,45 +80,30 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def place_from_environment(environ: Mapping[str, str]) -> Optional[Place]:
-    """
-    Args:
-        environ: environment variables.
-
-    Returns:
-        None for a single process, or a SLURM job script outside of ``srun``.
+    """Return this process's place; None for a single one, or a SLURM script outside of ``srun``.
 
     Raises:
         UserError: if torchrun's or SLURM's variables are incomplete or not numbers.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
-        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        rank, world_size, local_rank = (_integer(environ, key) for key in keys)
-        master_addr = environ.get("MASTER_ADDR", "127.0.0.1")
+        keys, nodes = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ""
     elif _integer(environ, "SLURM_STEP_NUM_TASKS", default=1) > 1:  # srun alone sets it
         keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        rank, world_size, local_rank = (_integer(environ, key) for key in keys)
-        master_addr = environ.get("MASTER_ADDR") or first_host(
-            environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
-        )
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     else:
         return None
+    rank, world_size, local_rank = (_integer(environ, key) for key in keys)
     if world_size == 1:
         return None
+    master_addr = environ.get("MASTER_ADDR") or first_host(nodes)
     # Jobs that share a machine must not share a port.
     port = 20000 + _integer(environ, "SLURM_JOB_ID", default=9500) % 20000
-    return Place(
-        rank, world_size, local_rank, master_addr, _integer(environ, "MASTER_PORT", default=port)
-    )
+    port = _integer(environ, "MASTER_PORT", default=port)
+    return Place(rank, world_size, local_rank, master_addr, port)
 
 
 def first_host(node_list: str) -> str:
-    """
-    Args:
-        node_list: SLURM's, as "node[07-09,12],other3".
-
-    Returns:
-        "node07", the host of rank 0.
-    """
+    """Return the host of rank 0: "node07" for SLURM's "node[07-09,12],other3"."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", node_list)
     if match is None:
         return "127.0.0.1"

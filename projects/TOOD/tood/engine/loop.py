@@ -95,17 +95,13 @@ class TrainingLoop(TrainerBase):
         self.scheduler = experiment.scheduler
         self._hyperparameters = get_hyperparameters(experiment.optimizer)
         class_names = list(options.class_names)
-        self.extra_metadata = {"class_names": class_names}
+        self.checkpointer = Checkpointer(model, options.output_dir, trainer=weakref.proxy(self))
+        self.checkpointer.extra_metadata = {"class_names": class_names}
         decay = options.training.ema_decay
         self.averaged = WeightAverage(model, decay) if decay else None
-        self.checkpointer = Checkpointer(
-            model,
-            options.output_dir,
-            trainer=weakref.proxy(self),
-            **({"ema": self.averaged} if self.averaged else {}),
-        )
-        self.checkpointer.extra_metadata = self.extra_metadata
-        self.best = BestWeights(options.output_dir, self.extra_metadata)
+        if self.averaged:
+            self.checkpointer.add_checkpointable("ema", self.averaged)
+        self.best = BestWeights(options.output_dir, self.checkpointer.extra_metadata)
         if comm.is_main_process():
             model.watcher = TrainingWatcher(options.vis_period, class_names, model.input_format)
         self.stopped_early = False
@@ -119,11 +115,7 @@ class TrainingLoop(TrainerBase):
         options, is_main = self.options, comm.is_main_process()
         return [
             # Before the hooks that save or evaluate the average.
-            AverageWeights(
-                self.experiment.model, self.averaged, options.output_dir, self.extra_metadata
-            )
-            if self.averaged
-            else None,
+            AverageWeights() if self.averaged else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(self._trainer.optimizer, self.scheduler),
             self.experiment.precise_bn,
@@ -134,14 +126,14 @@ class TrainingLoop(TrainerBase):
             else None,
             # After the hooks that change the state of the training, before those that take time.
             StopOnSignal(self.checkpointer),
-            self.build_learning_check(),
+            self._build_learning_check(),
             Evaluation(options.eval_period, self.evaluate),
             StopEarly(options.eval_period, options.training.early_stop_patience),
             # After evaluation, whose metrics it writes.
             hooks.PeriodicWriter(self.build_writers(), options.log_period) if is_main else None,
         ]
 
-    def build_learning_check(self) -> LearningCheck:
+    def _build_learning_check(self) -> LearningCheck:
         model = self.experiment.model
         return LearningCheck(
             lambda name: self.checkpointer.save(name, iteration=self.iter),
@@ -158,10 +150,16 @@ class TrainingLoop(TrainerBase):
 
     def train(self) -> Optional[Dict]:
         """Train from ``start_iter`` to ``max_iter``; return the last results."""
-        # Detectron2 logs a traceback of whatever ends training.
-        quiet = silenced("detectron2.engine.train_loop", _is_told_later)
-        if self.start_iter == self.max_iter and comm.is_main_process():
-            self._save_final_weights()
+        final = os.path.join(self.options.output_dir, "model_final.pth")
+        if (
+            self.start_iter == self.max_iter
+            and comm.is_main_process()
+            and not os.path.isfile(final)
+        ):
+            # The training was killed between its last checkpoint and its end.
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+        # Detectron2 logs a traceback of any exception that ends a training.
+        quiet = silenced("detectron2.engine.train_loop", _is_reported_later)
         try:
             with quiet, contextlib.suppress(EarlyStop):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
@@ -193,11 +191,6 @@ class TrainingLoop(TrainerBase):
             self.best.resume(self.run_id)
             self.evaluated = self._read_evaluated()
 
-    def _save_final_weights(self) -> None:
-        """Save them where a training was killed between its last checkpoint and its end."""
-        if not os.path.isfile(os.path.join(self.options.output_dir, "model_final.pth")):
-            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
-
     def _advice_to_resume(self) -> str:
         """Make the newest checkpoint from which training got on the last one, and name it."""
         name = None
@@ -209,13 +202,14 @@ class TrainingLoop(TrainerBase):
             return "no earlier checkpoint exists, so start without --resume."
         return f"--resume continues from {name}, whose weights and loss were finite."
 
+    @property
     def _evaluated_file(self) -> str:
         return os.path.join(self.options.output_dir, "last_evaluation.json")
 
     def _read_evaluated(self) -> int:
         found = {}
-        if comm.is_main_process() and os.path.isfile(self._evaluated_file()):
-            with contextlib.suppress(OSError, ValueError), open(self._evaluated_file()) as f:
+        if comm.is_main_process():
+            with contextlib.suppress(OSError, ValueError), open(self._evaluated_file) as f:
                 found = json.load(f)
         found = comm.all_gather(found)[0]
         is_mine = isinstance(found, dict) and found.get("run_id") == self.run_id
@@ -230,20 +224,19 @@ class TrainingLoop(TrainerBase):
         model, folder = self.experiment.model, self.options.output_dir
         self._last_eval_results = self.experiment.evaluate(model, folder)
         results = dict(self._last_eval_results)
-        evaluated = {"the weights": (model, self._last_eval_results)}
+        evaluated = [("the weights", model, self._last_eval_results)]
         if self.averaged is not None:
             averaged = self.averaged.model
             results["ema"] = self.experiment.evaluate(averaged, os.path.join(folder, "ema"))
-            evaluated["the averaged weights"] = (averaged, results["ema"])
+            evaluated.append(("the averaged weights", averaged, results["ema"]))
         if self.options.training.val_loss:
             results["val_loss"] = self._validation_losses()
         iteration = self.evaluated = min(self.iter, self.max_iter - 1)  # at the end, it is max_iter
         if comm.is_main_process():
-            for name, (evaluated_model, found) in evaluated.items():
-                self.best.offer(
-                    evaluated_model, first_AP(found), iteration, run_id=self.run_id, name=name
-                )
-            write_json({"run_id": self.run_id, "iteration": iteration}, self._evaluated_file())
+            for name, weights, found in evaluated:
+                AP = first_AP(found)
+                self.best.offer(weights, AP, iteration, run_id=self.run_id, name=name)
+            write_json({"run_id": self.run_id, "iteration": iteration}, self._evaluated_file)
         return results
 
     def _validation_losses(self) -> Dict:
@@ -307,6 +300,6 @@ def _warn_of_warmup_alone(model: nn.Module, max_iter: int) -> None:
         )
 
 
-def _is_told_later(record: logging.LogRecord) -> bool:
+def _is_reported_later(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return isinstance(error, UserError) or is_lost_peer(error)

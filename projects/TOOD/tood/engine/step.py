@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -111,9 +111,8 @@ class TrainingStep(SimpleTrainer):
 
     def load_state_dict(self, state_dict: Dict) -> None:
         super().load_state_dict(state_dict)
-        scaler_state: Optional[Dict] = state_dict.get("grad_scaler")
-        if self.grad_scaler is not None and scaler_state:
-            self.grad_scaler.load_state_dict(scaler_state)
+        if self.grad_scaler is not None and state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def make_grad_scaler(enabled: bool = True):

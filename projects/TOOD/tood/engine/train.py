@@ -66,21 +66,6 @@ class Run:
     datasets: Sequence[DataSet] = ()
     is_built: bool = False  # a model of this config was built before, to measure it
 
-    def fit_to_machine(self) -> "Run":
-        """Set the number of GPUs to 0 on a machine without one.
-
-        Raises:
-            UserError: for more GPUs than there are.
-        """
-        if not torch.cuda.is_available():
-            self.num_gpus = 0
-        elif self.num_gpus > torch.cuda.device_count():
-            raise UserError(
-                f"--num-gpus asks for {self.num_gpus} GPUs, but this machine has "
-                f"{torch.cuda.device_count()}."
-            )
-        return self
-
 
 def start(run: Run):
     """Train or evaluate in as many processes as are asked for.
@@ -92,21 +77,27 @@ def start(run: Run):
     Raises:
         UserError: for anything that a user can correct, in any of the processes.
     """
+    if not torch.cuda.is_available():
+        run.num_gpus = 0
+    elif run.num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus asks for {run.num_gpus} GPUs, but this machine has "
+            f"{torch.cuda.device_count()}."
+        )
     try:
-        return launch(main, run.fit_to_machine())
+        return launch(main, run)
     except ProcessExitedException as error:  # of several processes, stopped by a signal
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:  # of one of several processes
-        found = UserError(str(error))
-        if found.sentence() == str(error).strip():
+        if f"\n{UserError.__module__}.{UserError.__name__}: " not in str(error):
             raise
-        raise found from error
+        raise UserError(str(error)) from error
 
 
 def main(run: Run):
     """Do what :func:`start` describes, in one of its processes."""
     cfg, news = check(run)
-    with lock_of_training(cfg, run), restored(LOGGERS):
+    with _lock_output(cfg, run), restored(LOGGERS):
         setup_logger.cache_clear()  # it returns early for a folder that it knows
         begin(cfg, run, news)
         return evaluate(cfg, run) if run.eval_only else train(cfg, run)
@@ -127,9 +118,11 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
     if not run.eval_only:
         check_training(cfg)
     check_builds(cfg, built=run.is_built)
-    known = read_class_names(options) if run.eval_only else ()
     reports = prepare_datasets(
-        options.data, training=not run.eval_only, known_classes=known, datasets=run.datasets
+        options.data,
+        training=not run.eval_only,
+        known_classes=_read_class_names(options) if run.eval_only else (),
+        datasets=run.datasets,
     )
     news = [str(report) for report in reports]
     if not run.eval_only:
@@ -137,10 +130,7 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
             news.append(f"{cfg.MODEL.TOOD.NUM_CLASSES} classes, of the data.")
         if not options.data.test:
             news.append("No validation data (--val-data): nothing will be evaluated.")
-    scaled = set_schedule(cfg, run)
-    if scaled:
-        texts = (f"{key} {value}" for key, value in scaled.items())
-        news.append(f"Scaled by --epochs and --images-per-step: {', '.join(texts)}")
+        news += _set_schedule(cfg, run)
     _check_weights(options, run)
     check_folder(options.output_dir)
     return cfg, news
@@ -168,7 +158,7 @@ def begin(cfg: CfgNode, run: Run, news: Sequence[str]) -> None:
         logger.info(text)
 
 
-def read_class_names(options: RunOptions) -> Sequence[str]:
+def _read_class_names(options: RunOptions) -> Sequence[str]:
     """Return the names of the classes that a checkpoint was trained on, if it says so."""
     if not (options.weights.endswith(".pth") and os.path.isfile(options.weights)):
         return ()
@@ -177,8 +167,8 @@ def read_class_names(options: RunOptions) -> Sequence[str]:
 
 
 @contextlib.contextmanager
-def lock_of_training(cfg: CfgNode, run: Run) -> Iterator[None]:
-    """Let one training at a time write to a folder; the main process holds its lock."""
+def _lock_output(cfg: CfgNode, run: Run) -> Iterator[None]:
+    """Make sure that one training at a time writes to a folder; the main process has its lock."""
     error = None
     with contextlib.ExitStack() as stack:
         if comm.is_main_process() and not run.eval_only:
@@ -192,22 +182,20 @@ def lock_of_training(cfg: CfgNode, run: Run) -> Iterator[None]:
         yield
 
 
-def count_training_images(cfg: CfgNode) -> int:
-    """Return the number of training images, or of the tiles they are cut into."""
-    options = run_options(cfg)
-    records = get_detection_dataset_dicts(options.data.train, options.data.filter_empty)
-    return len(tile_records(records, options.tiles) if options.tiles.size else records)
-
-
-def set_schedule(cfg: CfgNode, run: Run) -> Optional[Dict[str, object]]:
+def _set_schedule(cfg: CfgNode, run: Run) -> List[str]:
     """Change a config to what the flags ask for, except for the keys that overrides set.
 
     Returns:
-        the values that were changed, by key, or None without a flag.
+        lines for the log; none without a flag.
     """
-    if run.eval_only or (run.epochs is None and run.images_per_step is None):
-        return None
-    num_images = None if run.epochs is None else count_training_images(cfg)
+    if run.epochs is None and run.images_per_step is None:
+        return []
+    num_images = None
+    if run.epochs is not None:
+        options = run_options(cfg)
+        records = get_detection_dataset_dicts(options.data.train, options.data.filter_empty)
+        tiles = options.tiles
+        num_images = len(tile_records(records, tiles) if tiles.size else records)
     typed = cfg.SOLVER.IMS_PER_BATCH
     schedule = scale_schedule(
         schedule_of_file(run.config),
@@ -220,7 +208,9 @@ def set_schedule(cfg: CfgNode, run: Run) -> Optional[Dict[str, object]]:
             f"--images-per-step is {schedule.ims_per_batch}, but the overrides set {typed} images "
             "per step as well; omit one of them."
         )
-    return apply_schedule(cfg, schedule, run.opts)
+    scaled = apply_schedule(cfg, schedule, run.opts)
+    texts = [f"{key} {value}" for key, value in scaled.items()]
+    return [f"Scaled by --epochs and --images-per-step: {', '.join(texts)}"] if scaled else []
 
 
 def evaluate(cfg: CfgNode, run: Run) -> Dict:

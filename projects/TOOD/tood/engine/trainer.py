@@ -113,7 +113,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else None,
-            tiles=tile_options(cfg)._asdict(),
+            tiles=tile_options(cfg),
         )
 
     @classmethod

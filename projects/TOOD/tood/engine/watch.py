@@ -1,6 +1,5 @@
 """Progress of a training: metrics of the assignment, images, speed and memory."""
 
-import importlib
 import logging
 import sys
 from typing import Dict, Sequence, Tuple
@@ -38,12 +37,13 @@ class TrainingWatcher:
         self.vis_period, self.class_names, self.image_format = vis_period, class_names, image_format
         if vis_period:
             try:
-                importlib.import_module("tood.visualization.draw")
+                from tood.visualization.draw import draw_training  # not needed without images
             except ImportError as error:
                 raise UserError(
                     f"VIS_PERIOD is {vis_period}, but its images cannot be drawn ({error}); "
                     "pip install opencv-python, or set VIS_PERIOD 0."
                 ) from error
+            self._draw = draw_training
 
     @torch.no_grad()
     def __call__(self, model, images, features, predictions, targets, gt_instances) -> None:
@@ -62,12 +62,8 @@ class TrainingWatcher:
             metrics["median_box"] = median_box(predictions.pred_boxes, images.tensor.shape[-2:])
             storage.put_scalars(**{f"assignment/{name}": x for name, x in metrics.items()})
         if self.vis_period and (storage.iter + 1) % self.vis_period == 0:
-            from tood.visualization.draw import (
-                draw_training,  # not needed without images
-            )
-
             detections = model.forward_inference(images, features, predictions)
-            drawing = draw_training(
+            drawing = self._draw(
                 self._input_image(model, images),
                 gt_instances[0],
                 predictions.anchors.get_centers(),
