@@ -81,15 +81,15 @@ class Predictor:
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
         """
-        is_one = score_threshold is not None and np.ndim(score_threshold) == 0
-        is_one = is_one and not isinstance(score_threshold, str)
+        by_class = isinstance(score_threshold, str) or np.ndim(score_threshold) > 0
         changes = {
             "weights": weights or None,
             "device": device,
             "precision_test": precision,
-            "score_thresh_test": float(score_threshold) if is_one else None,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
+        if not by_class and score_threshold is not None:
+            changes["score_thresh_test"] = float(score_threshold)
         cfg = _read_config(config, [str(x) for x in opts], changes)
         options = run_options(cfg)
         if not options.weights:
@@ -99,7 +99,7 @@ class Predictor:
         content = read_tensors(path) if path.endswith(".pth") else {}
         class_names = find_class_names(options.data, content)
         thresholds = None
-        if score_threshold is not None and not is_one:
+        if by_class:
             thresholds = _class_thresholds(score_threshold, path, class_names)
         check_builds(cfg)
         model = build_model(cfg)
@@ -135,17 +135,14 @@ class Predictor:
         augment: bool,
         thresholds: Optional[torch.Tensor],
     ) -> None:
-        self.model, self.cfg, self.options = model.eval(), cfg, run_options(cfg)
+        options = run_options(cfg)
+        self.model, self.cfg, self.options = model.eval(), cfg, options
         self.class_names, self._thresholds = list(class_names), thresholds
-        self._build_detector(augment)
-
-    def _build_detector(self, augment: bool) -> None:
-        """Set the module that is called: the model, or one that shows it views or tiles."""
-        options = self.options
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
         self.is_tiled = options.tiles.size > 0
         # Views and tiles resize the images themselves.
         self._min_size = 0 if augment or self.is_tiled else options.min_size_test
+        # What is called: the model, or a module that shows it views or tiles.
         augmented = TOODWithTTA(self.model, options.tta) if augment else None
         self.detector = augmented or self.model
         if self.is_tiled:
@@ -299,9 +296,9 @@ class Predictor:
                 )
         if self.options.input_format == "RGB":
             image = image[:, :, ::-1]
-        if self._min_size > 0:
-            image = self.resize.get_transform(image).apply_image(np.ascontiguousarray(image))
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self._min_size > 0:
+            image = resized(image, self.resize)
         return {"image": image, "height": height, "width": width}
 
 
@@ -337,12 +334,11 @@ def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:
 
 
 def _read_class_names(entry: str) -> Optional[List[str]]:
+    if entry in DatasetCatalog.list():
+        return MetadataCatalog.get(entry).get("thing_classes")
     own_data = parse_own_data(entry)
-    if own_data is None or entry in DatasetCatalog.list():
-        known = entry in DatasetCatalog.list()
-        return MetadataCatalog.get(entry).get("thing_classes") if known else None
     try:
-        return class_names(read_annotations(*own_data, to_train=False))
+        return class_names(read_annotations(*own_data, to_train=False)) if own_data else None
     except UserError:
         return None
 
