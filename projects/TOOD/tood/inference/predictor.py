@@ -1,7 +1,6 @@
 """A trained detector for programs: images in, detections out."""
 
 import os
-from itertools import groupby
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
@@ -32,7 +31,7 @@ from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.evaluation.alignment_evaluator import read_objects
 from tood.inference.thresholds import FROM_REPORT, read_thresholds
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
-from tood.inference.tta import TOODWithTTA
+from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
@@ -234,11 +233,8 @@ class Predictor:
             found = (self.detector([self._make_large_input(image)]) for image in images)
             return [self._above(x["instances"].to("cpu")) for (x,) in found]
         inputs = [self.make_input(image) for image in images]
-        # Only images of one size share a batch: padding would change what is seen.
         results: List[Optional[Instances]] = [None] * len(inputs)
-        by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
-        for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
-            same = list(same)
+        for same in group_by_size(inputs):
             for i, output in zip(same, self.detector([inputs[i] for i in same])):
                 results[i] = self._above(output["instances"].to("cpu"))
         return results
@@ -356,13 +352,7 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence[str], changes: Dict
 
 
 def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
-    """
-    Returns:
-        (H, W, 3) uint8 in BGR.
-
-    Raises:
-        UserError: with its name, for a file that cannot be read.
-    """
+    """Read (H, W, 3) uint8 in BGR; a UserError names a file that cannot be read."""
     return _read_by(read_image, path, "BGR")
 
 

@@ -133,10 +133,7 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg, input_shape) -> FPN:
-    """
-    Returns:
-        FPN: :func:`make_timm_fpn` on the timm model of a config, ``MODEL.TIMM``.
-    """
+    """Call :func:`make_timm_fpn` on the timm model of a config, ``MODEL.TIMM``."""
     timm = cfg.MODEL.TIMM
     return make_timm_fpn(
         bottom_up=TimmBackbone(
@@ -232,10 +229,7 @@ def _create(name: str, pretrained: bool, **options) -> nn.Module:
 
 
 def check_name(name: str) -> None:
-    """
-    Raises:
-        UserError: for a name that timm does not have.
-    """
+    """Raise a UserError for a name that timm does not have."""
     timm = import_timm()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
@@ -282,11 +276,7 @@ def constant_same_padding() -> Iterator[None]:
 
 
 def import_timm():
-    """Import timm, an extra dependency.
-
-    Raises:
-        UserError: if it is not installed.
-    """
+    """Import timm, an extra dependency; a UserError says how to install it."""
     try:
         import timm
     except ImportError as error:
