@@ -54,6 +54,8 @@ class Predictor:
     several threads do not disturb each other.
     """
 
+    _thresholds: Optional[torch.Tensor] = None  # (K,), one for each class
+
     def __init__(
         self,
         config: Union[str, CfgNode],
@@ -97,14 +99,13 @@ class Predictor:
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         class_names = find_class_names(options.data, content)
-        thresholds = None
         if by_class:
-            thresholds = _class_thresholds(score_threshold, path, class_names)
+            self._thresholds = _class_thresholds(score_threshold, path, class_names)
         check_builds(cfg)
         model = build_model(cfg)
         Checkpointer(model, complete=True).load(options.weights)
         augment = options.tta.enabled if augment is None else augment
-        self._set(model, cfg, class_names, augment, thresholds)
+        self._set(model, cfg, class_names, augment)
 
     @classmethod
     def from_model(
@@ -123,20 +124,13 @@ class Predictor:
             cfg.defrost()
             cfg.MODEL.WEIGHTS = weights
         predictor = cls.__new__(cls)
-        predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED, None)
+        predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED)
         return predictor
 
-    def _set(
-        self,
-        model: TOOD,
-        cfg: CfgNode,
-        class_names: Sequence[str],
-        augment: bool,
-        thresholds: Optional[torch.Tensor],
-    ) -> None:
+    def _set(self, model: TOOD, cfg: CfgNode, class_names: Sequence[str], augment: bool) -> None:
         options = run_options(cfg)
         self.model, self.cfg, self.options = model.eval(), cfg, options
-        self.class_names, self._thresholds = list(class_names), thresholds
+        self.class_names = list(class_names)
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
         self.is_tiled = options.tiles.size > 0
         # Views and tiles resize the images themselves.
