@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 import torchvision
+from detectron2.utils.env import TORCH_VERSION
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import PortableDeformConv
@@ -243,19 +244,14 @@ def export_program(module: ExportableTOOD) -> "torch.export.ExportedProgram":
     Raises:
         UserError: if PyTorch is too old.
     """
-    try:
-        from torch.export import Dim
-        from torch.fx.experimental import _config as fx_config
-
-        found = hasattr(Dim, "DYNAMIC") and hasattr(fx_config, "backed_size_oblivious")
-    except ImportError:
-        found = False
-    if not found:
+    if TORCH_VERSION < (2, 8):
         raise UserError(
             f"This PyTorch, {torch.__version__}, cannot export graphs of any size; use 2.8 or a "
             "newer one, or --format torchscript."
         )
-    dimensions = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    from torch.fx.experimental import _config as fx_config
+
+    dimensions = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     # Without it, the exporter tests whether each size is 1, and makes the result a constant.
     any_size = fx_config.patch(backed_size_oblivious=True)
     with torch.no_grad(), quiet(), any_size, constant_same_padding():

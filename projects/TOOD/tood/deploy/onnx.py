@@ -74,11 +74,7 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
 
 
 def import_onnx():
-    """Return the package onnx.
-
-    Raises:
-        UserError: if it or another package of the exporter is missing.
-    """
+    """Return the package onnx; a UserError names it or another of the exporter if missing."""
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -118,10 +114,8 @@ def _forget_its_making(proto) -> None:
 
 def _name_dimensions(proto, outputs) -> None:
     """Replace the exporter's symbols for dimensions by readable names."""
-    names = {INPUT: {0: "batch", 2: "height", 3: "width"}}
-    names.update({output: {0: "batch"} for output in outputs})
-    if "num_detections" not in outputs:
-        names.update({output: {0: "batch", 1: "locations"} for output in outputs})
+    rows = {0: "batch"} if "num_detections" in outputs else {0: "batch", 1: "locations"}
+    names = {INPUT: {0: "batch", 2: "height", 3: "width"}, **dict.fromkeys(outputs, rows)}
     for value in (*proto.graph.input, *proto.graph.output):
         for i, name in names[value.name].items():
             value.type.tensor_type.shape.dim[i].dim_param = name

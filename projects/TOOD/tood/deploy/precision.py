@@ -45,7 +45,7 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
             # Runtimes before 1.20 know convolutions of unsigned weights only.
             quantize_dynamic(source, part, weight_type=QuantType.QUInt8, **options)
         else:
-            quantize_static(source, part, _reader(images), **options)
+            quantize_static(source, part, _Reader(images), **options)
         save_checked(onnx.load(part), target, precision="int8")
 
 
@@ -186,18 +186,15 @@ class _HalfNodes:
         return self.onnx.helper.make_node("Cast", [source], [target], to=to)
 
 
-def _reader(images: Iterable[np.ndarray]):
-    from onnxruntime.quantization import CalibrationDataReader
+class _Reader:
+    """A ``CalibrationDataReader`` of ONNX Runtime."""
 
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.images = iter(images)
+    def __init__(self, images: Iterable[np.ndarray]):
+        self.images = iter(images)
 
-        def get_next(self):
-            image = next(self.images, None)
-            return None if image is None else {INPUT: image}
-
-    return Reader()
+    def get_next(self) -> Optional[Dict[str, np.ndarray]]:
+        image = next(self.images, None)
+        return None if image is None else {INPUT: image}
 
 
 def _is_advice(record: logging.LogRecord) -> bool:

@@ -107,13 +107,11 @@ class CleanCOCOEvaluator(COCOEvaluator):
 
 
 class DetectionCollector(DatasetEvaluator):
-    """Collects detections in COCO's format, without evaluating them."""
+    """Collects detections in COCO's format, without evaluating them. The metadata of the registered
+    data set map classes to ids of categories.
+    """
 
     def __init__(self, dataset_name: str):
-        """
-        Args:
-            dataset_name: registered; its metadata map classes to ids of categories.
-        """
         ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
         self._category_ids = {k: id for id, k in ids.items()} if ids else None
 
@@ -142,11 +140,7 @@ class DetectionCollector(DatasetEvaluator):
 
 
 def content_of(dataset_name: str, metadata) -> Dict:
-    """Return the annotations of a registered data set in the clean form that is evaluated.
-
-    Args:
-        metadata: metadata of the data set, from ``MetadataCatalog``.
-    """
+    """Return the annotations of a registered data set in the clean form that is evaluated."""
     json_file = metadata.get("json_file")
     if json_file is None:  # registered in Python; Detectron2 would keep a file that may be old
         content = convert_to_coco_dict(dataset_name)

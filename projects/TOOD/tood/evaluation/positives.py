@@ -4,7 +4,6 @@ Shapes: N images, R locations of all levels. Sizes are square roots of areas, in
 network's input, to be compared with strides.
 """
 
-import math
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
@@ -55,10 +54,8 @@ def tiny_object_statistics(
     counts = counts[measure_sizes(gt_instances).to(counts.device) < stride].float()
     if not len(counts):
         return {}
-    return {
-        "positives_per_tiny_object": counts.mean().item(),
-        "tiny_objects_without_positive": (counts == 0).float().mean().item(),
-    }
+    names = ("positives_per_tiny_object", "tiny_objects_without_positive")
+    return dict(zip(names, _summarize(counts)))
 
 
 class PositivesEvaluator(DatasetEvaluator):
@@ -78,7 +75,8 @@ class PositivesEvaluator(DatasetEvaluator):
         self._handle, self._latest = None, None
 
     def reset(self):
-        self._sizes, self._counts = [], {name: [] for name in self.assigners}
+        # (M, 1 + assigners) of each view: size, and positives by each assigner.
+        self._parts = [torch.zeros(0, 1 + len(self.assigners))]
         if self.reuse and self._handle is None:
             self._handle = self.model.head.register_forward_hook(self._keep)
 
@@ -90,10 +88,11 @@ class PositivesEvaluator(DatasetEvaluator):
         for view in (view for x in inputs for view in self.views(x)):
             images, predictions = self._predict(view)
             gt = view["instances"].to(self.model.device)
-            self._sizes.append(measure_sizes([gt]).cpu())
-            for name, assigner in self.assigners.items():
+            columns = [measure_sizes([gt])]
+            for assigner in self.assigners.values():
                 targets = self.model.label_batch(images, predictions, [gt], assigner)
-                self._counts[name].append(count_positives(targets.gt_index, [len(gt)]).cpu())
+                columns.append(count_positives(targets.gt_index, [len(gt)]))
+            self._parts.append(torch.stack([x.float().cpu() for x in columns], dim=1))
 
     def _predict(self, view: Dict):
         if self.reuse:
@@ -111,37 +110,23 @@ class PositivesEvaluator(DatasetEvaluator):
         if self._handle is not None:
             self._handle.remove()
             self._handle, self._latest = None, None
-        counts = {name: _cat(x) for name, x in self._counts.items()}
-        parts = comm.all_gather((_cat(self._sizes), counts))
-        sizes = torch.cat([part[0] for part in parts])
-        merged = {name: torch.cat([part[1][name] for part in parts]) for name in self.assigners}
-        rows = [
-            _make_row(title, (sizes >= low) & (sizes < high), merged)
-            for title, low, high in _ranges(min(self.model.strides))
-        ]
+        table = torch.cat(comm.all_gather(torch.cat(self._parts)))
+        limits = [x * min(self.model.strides) for x in LIMITS]
+        titles = [f"below {limits[0]:g}"]
+        titles += [f"{a:g} to {b:g}" for a, b in zip(limits, limits[1:])]
+        titles += [f"{limits[-1]:g} and more"]
+        sizes = torch.bucketize(table[:, 0].contiguous(), torch.tensor(limits), right=True)
+        rows = []
+        for i, title in enumerate(titles):
+            counts = table[sizes == i, 1:]
+            row = {"size": title, "objects": len(counts)}
+            for name, column in zip(self.assigners, counts.t()):
+                positives, without = _summarize(column)
+                row[name] = {"positives": positives, "without": without}
+            rows.append(row)
         return {"positives": [row for row in rows if row["objects"]]}
 
 
-def _make_row(title: str, chosen: Tensor, counts: Dict[str, Tensor]) -> Dict:
-    row = {"size": title, "objects": int(chosen.sum())}
-    for name, numbers in counts.items():
-        mine = numbers[chosen].float()
-        row[name] = {
-            "positives": mine.mean().item(),
-            "without": (mine == 0).float().mean().item(),
-        }
-    return row
-
-
-def _ranges(stride: float) -> List[Tuple[str, float, float]]:
-    limits = [x * stride for x in LIMITS]
-    middle = [(f"{a:g} to {b:g}", a, b) for a, b in zip(limits, limits[1:])]
-    return [
-        (f"below {limits[0]:g}", 0, limits[0]),
-        *middle,
-        (f"{limits[-1]:g} and more", limits[-1], math.inf),
-    ]
-
-
-def _cat(parts: List[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0)
+def _summarize(counts: Tensor) -> Tuple[float, float]:
+    """Return the mean of (M,) counts, and the share of zeros."""
+    return counts.mean().item(), (counts == 0).float().mean().item()

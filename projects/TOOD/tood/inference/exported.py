@@ -135,15 +135,17 @@ class ExportedFile:
             self.metadata["candidates_per_level"],
             extras,
         )
-        found = suppress_non_maxima(
-            candidates.to_instances([tuple(size)])[0],
-            self.metadata["nms_threshold"],
-            self.metadata["max_detections"],
-            self.metadata.get("class_agnostic_nms", False),
-        )
+        found = self.suppress(candidates.to_instances([tuple(size)])[0])
         found.pred_boxes = found.pred_boxes.tensor
         names = {field: name for name, field in FIELDS.items()}
         return {names.get(k, k): x.numpy() for k, x in found.get_fields().items()}
+
+    def suppress(self, candidates: Instances) -> Instances:
+        """Return the best candidates of an image without overlap."""
+        limits = (self.metadata[key] for key in ("nms_threshold", "max_detections"))
+        return suppress_non_maxima(
+            candidates, *limits, self.metadata.get("class_agnostic_nms", False)
+        )
 
 
 class ExportedDetector:
@@ -152,7 +154,7 @@ class ExportedDetector:
     """
 
     def __init__(self, file: ExportedFile):
-        self.file, self._tiled = file, None
+        self.file, self.suppress, self._tiled = file, file.suppress, None
         size, overlap = file.metadata.get("tiles") or (0, 0)
         if size:
             min_size, max_size = (file.metadata[key] for key in ("min_size", "max_size"))
@@ -179,12 +181,6 @@ class ExportedDetector:
             fields["pred_boxes"] = Boxes(fields["pred_boxes"])
             results.append(Instances(tuple(x["image"].shape[1:]), **fields))
         return results
-
-    def suppress(self, candidates: Instances) -> Instances:
-        """Return the best detections of all tiles without overlap."""
-        about = self.file.metadata
-        limits = about["nms_threshold"], about["max_detections"]
-        return suppress_non_maxima(candidates, *limits, about.get("class_agnostic_nms", False))
 
 
 class Comparison(NamedTuple):

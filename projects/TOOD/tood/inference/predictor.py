@@ -1,7 +1,6 @@
 """A trained detector for programs: images in, detections out."""
 
 import os
-from itertools import groupby
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
@@ -32,7 +31,7 @@ from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.evaluation.alignment_evaluator import read_objects
 from tood.inference.thresholds import FROM_REPORT, read_thresholds
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
-from tood.inference.tta import TOODWithTTA
+from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
 from tood.utils.errors import UserError, reason_of
 from tood.utils.files import read_tensors
@@ -54,6 +53,8 @@ class Predictor:
     """A detector that is ready to use, with the results of ``train_net.py --eval-only``. Calls from
     several threads do not disturb each other.
     """
+
+    _thresholds: Optional[torch.Tensor] = None  # (K,), one for each class
 
     def __init__(
         self,
@@ -81,13 +82,14 @@ class Predictor:
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
         """
-        is_one = score_threshold is not None and np.ndim(score_threshold) == 0
-        is_one = is_one and not isinstance(score_threshold, str)
+        by_class = isinstance(score_threshold, str) or np.ndim(score_threshold) > 0
         changes = {
             "MODEL.WEIGHTS": weights or None,
             "MODEL.DEVICE": device,
             "MODEL.TOOD.PRECISION_TEST": precision,
-            "MODEL.TOOD.SCORE_THRESH_TEST": float(score_threshold) if is_one else None,
+            "MODEL.TOOD.SCORE_THRESH_TEST": None
+            if by_class or score_threshold is None
+            else float(score_threshold),
         }
         changed = [x for item in changes.items() if item[1] is not None for x in item]
         cfg = _read_config(config, [*map(str, opts), *changed])
@@ -98,14 +100,13 @@ class Predictor:
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         class_names = find_class_names(options.data, content)
-        thresholds = None
-        if score_threshold is not None and not is_one:
-            thresholds = _class_thresholds(score_threshold, path, class_names)
+        if by_class:
+            self._thresholds = _class_thresholds(score_threshold, path, class_names)
         check_builds(cfg)
         model = build_model(cfg)
         Checkpointer(model, complete=True).load(options.weights)
         augment = options.tta.enabled if augment is None else augment
-        self._set(model, cfg, class_names, augment, thresholds)
+        self._set(model, cfg, class_names, augment)
 
     @classmethod
     def from_model(
@@ -124,28 +125,18 @@ class Predictor:
             cfg.defrost()
             cfg.MODEL.WEIGHTS = weights
         predictor = cls.__new__(cls)
-        predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED, None)
+        predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED)
         return predictor
 
-    def _set(
-        self,
-        model: TOOD,
-        cfg: CfgNode,
-        class_names: Sequence[str],
-        augment: bool,
-        thresholds: Optional[torch.Tensor],
-    ) -> None:
-        self.model, self.cfg, self.options = model.eval(), cfg, run_options(cfg)
-        self.class_names, self._thresholds = list(class_names), thresholds
-        self._build_detector(augment)
-
-    def _build_detector(self, augment: bool) -> None:
-        """Set the module that is called: the model, or one that shows it views or tiles."""
-        options = self.options
+    def _set(self, model: TOOD, cfg: CfgNode, class_names: Sequence[str], augment: bool) -> None:
+        options = run_options(cfg)
+        self.model, self.cfg, self.options = model.eval(), cfg, options
+        self.class_names = list(class_names)
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
         self.is_tiled = options.tiles.size > 0
         # Views and tiles resize the images themselves.
         self._min_size = 0 if augment or self.is_tiled else options.min_size_test
+        # What is called: the model, or a module that shows it views or tiles.
         augmented = TOODWithTTA(self.model, options.tta) if augment else None
         self.detector = augmented or self.model
         if self.is_tiled:
@@ -237,11 +228,8 @@ class Predictor:
             found = (self.detector([self._make_large_input(image)]) for image in images)
             return [self._above(x["instances"].to("cpu")) for (x,) in found]
         inputs = [self.make_input(image) for image in images]
-        # Only images of one size share a batch: padding would change what is seen.
         results: List[Optional[Instances]] = [None] * len(inputs)
-        by_size = sorted(range(len(inputs)), key=lambda i: inputs[i]["image"].shape)
-        for _, same in groupby(by_size, key=lambda i: inputs[i]["image"].shape):
-            same = list(same)
+        for same in group_by_size(inputs):
             for i, output in zip(same, self.detector([inputs[i] for i in same])):
                 results[i] = self._above(output["instances"].to("cpu"))
         return results
@@ -299,9 +287,9 @@ class Predictor:
                 )
         if self.options.input_format == "RGB":
             image = image[:, :, ::-1]
-        if self._min_size > 0:
-            image = self.resize.get_transform(image).apply_image(np.ascontiguousarray(image))
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self._min_size > 0:
+            image = resized(image, self.resize)
         return {"image": image, "height": height, "width": width}
 
 
@@ -337,12 +325,11 @@ def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:
 
 
 def _read_class_names(entry: str) -> Optional[List[str]]:
+    if entry in DatasetCatalog.list():
+        return MetadataCatalog.get(entry).get("thing_classes")
     own_data = parse_own_data(entry)
-    if own_data is None or entry in DatasetCatalog.list():
-        known = entry in DatasetCatalog.list()
-        return MetadataCatalog.get(entry).get("thing_classes") if known else None
     try:
-        return class_names(read_annotations(*own_data, to_train=False))
+        return class_names(read_annotations(*own_data, to_train=False)) if own_data else None
     except UserError:
         return None
 
@@ -360,13 +347,7 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence) -> CfgNode:
 
 
 def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
-    """
-    Returns:
-        (H, W, 3) uint8 in BGR.
-
-    Raises:
-        UserError: with its name, for a file that cannot be read.
-    """
+    """Read (H, W, 3) uint8 in BGR; a UserError names a file that cannot be read."""
     return _read_by(read_image, path, "BGR")
 
 

@@ -76,7 +76,8 @@ class TiledTOOD(nn.Module):
             batch = tiles[first : first + self.batch_size]
             images = [{"image": pixels_of(x, tile)} for tile in batch]
             for tile, candidates in zip(batch, self.finder.find_candidates(images)):
-                boxes = candidates.pred_boxes.tensor + _offset(tile, candidates.scores)
+                boxes = candidates.pred_boxes.tensor
+                boxes = boxes + boxes.new_tensor([tile.x, tile.y] * 2)
                 moved = Instances((height, width), **candidates.get_fields())
                 moved.pred_boxes = Boxes(boxes)
                 found.append(moved[~seen_whole_elsewhere(boxes, tile, tiles, (width, height))])
@@ -108,11 +109,11 @@ def seen_whole_elsewhere(
 
 def _clear_of_seams(boxes: Tensor, tile: Tile, image_size: Tuple[int, int]) -> Tensor:
     """(D,) bool, whether boxes lie in a tile and are not cut by it, as far as can be seen."""
-    low, high = torch.tensor(tile[:2]).to(boxes), torch.tensor(tile[:2]).to(boxes)
-    high = high + torch.tensor(tile[2:]).to(boxes)
+    low = boxes.new_tensor(tile[:2])
+    high = low + boxes.new_tensor(tile[2:])
     # The image's own borders cut nothing off: boxes may reach over them.
     low = torch.where(low <= 0, -torch.inf, low + SEAM)
-    high = torch.where(high >= torch.tensor(image_size).to(boxes), torch.inf, high - SEAM)
+    high = torch.where(high >= boxes.new_tensor(image_size), torch.inf, high - SEAM)
     return ((boxes[:, :2] >= low) & (boxes[:, 2:] <= high)).all(dim=1)
 
 
@@ -145,7 +146,3 @@ def pixels_of(x: Dict, tile: Tile) -> Tensor:
         pixels = x["reader"].read(tile)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return x["image"][:, tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-
-
-def _offset(tile: Tile, like: Tensor) -> Tensor:
-    return torch.tensor([tile.x, tile.y, tile.x, tile.y]).to(like)

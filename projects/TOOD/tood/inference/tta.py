@@ -2,8 +2,7 @@
 candidates of an image in several sizes and flipped, together, before NMS.
 """
 
-from itertools import groupby
-from typing import Dict, List
+from typing import Dict, Iterator, List, Sequence
 
 import numpy as np
 import torch
@@ -70,12 +69,17 @@ class TOODWithTTA(nn.Module):
                 found.append(candidates)
         return Instances.cat(found)
 
-    def _batches(self, images: List[Dict]) -> List[List[Dict]]:
-        """Group views by size: padding would change what the network sees."""
-        batches = []
-        for _, same in groupby(
-            sorted(images, key=lambda x: x["image"].shape), key=lambda x: x["image"].shape
-        ):
-            same = list(same)
-            batches += [same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)]
-        return batches
+    def _batches(self, images: List[Dict]) -> Iterator[List[Dict]]:
+        for same in group_by_size(images):
+            for first in range(0, len(same), self.batch_size):
+                yield [images[i] for i in same[first : first + self.batch_size]]
+
+
+def group_by_size(images: Sequence[Dict]) -> List[List[int]]:
+    """Return the indices of images of one size each, which can share a batch: padding would change
+    what the network sees.
+    """
+    groups: Dict = {}
+    for i, x in enumerate(images):
+        groups.setdefault(tuple(x["image"].shape), []).append(i)
+    return [groups[size] for size in sorted(groups)]

@@ -208,10 +208,7 @@ class DenseHead(nn.Module):
         )
 
     def _forward_level(self, x: Tensor) -> LevelMaps:
-        """
-        Args:
-            x: (N, C, H, W), the features of the level.
-        """
+        """Compute the maps of one level from its features (N, C, H, W)."""
         raise NotImplementedError
 
     def _decode(

@@ -56,10 +56,7 @@ class LastLevelP6P7NoReLU(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 def build_tood_resnet_fpn_backbone(cfg, input_shape):
-    """
-    Returns:
-        FPN: :func:`make_tood_fpn` on the ResNet of a config.
-    """
+    """Call :func:`make_tood_fpn` on the ResNet of a config."""
     return make_tood_fpn(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

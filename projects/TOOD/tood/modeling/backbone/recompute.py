@@ -81,8 +81,9 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
         return
     model = getattr(bottom_up, "model", None) if isinstance(bottom_up, TimmBackbone) else None
     # timm's wrapper for transformers has the switch on the model inside of it.
-    owners = [x for x in (model, getattr(model, "model", None)) if x is not None]
-    switch = next((x.set_grad_checkpointing for x in owners if _can_recompute(x)), None)
+    owners = (model, getattr(model, "model", None))
+    switches = (getattr(x, "set_grad_checkpointing", None) for x in owners)
+    switch = next(filter(callable, switches), None)
     if switch is None:
         raise UserError(
             "MODEL.TOOD.CHECKPOINT_BACKBONE is for Detectron2's ResNets and timm's models, not for "
@@ -95,7 +96,3 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
             "set MODEL.TOOD.FREEZE_BN_STATS True."
         )
     switch()
-
-
-def _can_recompute(module: nn.Module) -> bool:
-    return callable(getattr(module, "set_grad_checkpointing", None))

@@ -30,6 +30,10 @@ class Level(NamedTuple):
     channels_last: bool  # (N, H, W, C)
 
 
+def _name(stride: int) -> str:
+    return f"c{stride.bit_length() - 1}"
+
+
 class TimmBackbone(Backbone):
     """The feature maps of a timm model, "c2" to "c5" by their strides 4 to 32.
 
@@ -84,19 +88,16 @@ class TimmBackbone(Backbone):
         for stride in sorted(self.strides):
             if stride in channels:
                 continue
-            finer = [s for s in channels if s < stride]
-            name, width = f"c{stride.bit_length() - 1}", 0
             if stride // 2 in channels:
                 width = channels[stride // 2]
-                self.made[name] = Conv2d(width, width, 3, stride=2, padding=1)
-            elif not finer:
+                self.made[_name(stride)] = Conv2d(width, width, 3, stride=2, padding=1)
+            else:
                 coarser = min(channels)
                 width, factor = channels[coarser], coarser // stride
-                self.made[name] = ConvTranspose2d(width, width, factor, stride=factor)
+                self.made[_name(stride)] = ConvTranspose2d(width, width, factor, stride=factor)
             channels[stride] = width
         for stride in sorted(channels):
-            name = f"c{stride.bit_length() - 1}"
-            self.shapes[name] = ShapeSpec(channels=channels[stride], stride=stride)
+            self.shapes[_name(stride)] = ShapeSpec(channels=channels[stride], stride=stride)
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
         """
@@ -113,8 +114,7 @@ class TimmBackbone(Backbone):
         maps = {}
         for level in self.levels:
             x = by_index[level.out_index]
-            x = x.permute(0, 3, 1, 2) if level.channels_last else x
-            maps[f"c{level.stride.bit_length() - 1}"] = x
+            maps[_name(level.stride)] = x.permute(0, 3, 1, 2) if level.channels_last else x
         finest = min(maps)
         for name, layer in self.made.items():
             source = finest if name < finest else f"c{int(name[1]) - 1}"
@@ -133,10 +133,7 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg, input_shape) -> FPN:
-    """
-    Returns:
-        FPN: :func:`make_timm_fpn` on the timm model of a config, ``MODEL.TIMM``.
-    """
+    """Call :func:`make_timm_fpn` on the timm model of a config, ``MODEL.TIMM``."""
     timm = cfg.MODEL.TIMM
     return make_timm_fpn(
         bottom_up=TimmBackbone(
@@ -158,7 +155,7 @@ def make_timm_fpn(*, bottom_up: TimmBackbone, **options) -> FPN:
     """Return :func:`~tood.modeling.backbone.fpn.make_tood_fpn` on the maps that a model is asked
     for: P3 to P7, or P2 to P7.
     """
-    in_features = [f"c{s.bit_length() - 1}" for s in sorted(bottom_up.strides)]
+    in_features = [_name(stride) for stride in sorted(bottom_up.strides)]
     fpn = make_tood_fpn(bottom_up=bottom_up, in_features=in_features, **options)
     fpn._size_divisibility = bottom_up.size_divisibility  # Detectron2's would be C5's stride
     return fpn
@@ -232,10 +229,7 @@ def _create(name: str, pretrained: bool, **options) -> nn.Module:
 
 
 def check_name(name: str) -> None:
-    """
-    Raises:
-        UserError: for a name that timm does not have.
-    """
+    """Raise a UserError for a name that timm does not have."""
     timm = import_timm()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
@@ -282,11 +276,7 @@ def constant_same_padding() -> Iterator[None]:
 
 
 def import_timm():
-    """Import timm, an extra dependency.
-
-    Raises:
-        UserError: if it is not installed.
-    """
+    """Import timm, an extra dependency; a UserError says how to install it."""
     try:
         import timm
     except ImportError as error:
