@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tood import add_tood_config
-from tood.app import check
+from tood.app.check import check
 from tood.app.report import make as report
 from tood.config.check import known_keys
 from tood.config.read import load_config, run_options
@@ -129,6 +129,12 @@ def sentence_of(function, *args, **kwargs):
     return None
 
 
+def check_data(data):
+    error = check(data).error
+    if error:
+        raise UserError(error)
+
+
 def check_annotations(folder, text, num_classes=2):
     path = folder / "data.json"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -137,9 +143,8 @@ def check_annotations(folder, text, num_classes=2):
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{path}:{folder}",)
     cfg.MODEL.TOOD.NUM_CLASSES = num_classes
     sentence = sentence_of(prepare_datasets, run_options(cfg).data, training=True)
-    # The programs that look at data before any config is there.
-    with contextlib.redirect_stdout(io.StringIO()):
-        checked = sentence_of(check.main, check.parse_args([f"{path}:{folder}"]))
+    # The functions that look at data before any config is there.
+    checked = sentence_of(check_data, f"{path}:{folder}")
     sentence_of(report.read_data, f"{path}:{folder}")
     if sentence is None:
         assert checked is None

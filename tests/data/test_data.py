@@ -94,7 +94,7 @@ def test_images_that_are_trained_on_and_evaluated_on(own):
         (config([entry], [entry]), False, 0),
     ):
         findings = [f for r in prepare_datasets(data, training=training) for f in r.findings]
-        assert sum(f.count for f in findings if "also trained on" in f.what) == number
+        assert sum(f.number for f in findings if "also trained on" in f.what) == number
 
 
 def test_no_data_named():

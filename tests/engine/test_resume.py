@@ -8,6 +8,7 @@ import torch
 from conftest import error_of
 
 import train_net
+from tood.engine import train as engine_train
 from tood.engine.loop import TrainingLoop
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
@@ -145,7 +146,7 @@ def test_ctrl_c_while_setting_up(command, out, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_net, "prepare_datasets", interrupt)
+    monkeypatch.setattr(engine_train, "prepare_datasets", interrupt)
     with pytest.raises(SystemExit) as stop:
         train_net.cli(command())
     assert stop.value.code == 130 and not out.exists()

@@ -433,7 +433,7 @@ def test_data_checks_name_boxes_that_tiles_cut():
     def found(min_visible, **kwargs):
         size = InputSize(60, 60, TileOptions(60, 20, min_visible))
         findings = check_data("x.json", content, size, 8, **kwargs).findings
-        return {f.what: (f.count, f.example[:12], f.consequence) for f in findings}
+        return {f.what: (f.number, f.example[:12], f.consequence) for f in findings}
 
     size = "raise INPUT.TILES.SIZE"
     overlap = "raise INPUT.TILES.OVERLAP"

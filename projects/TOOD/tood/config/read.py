@@ -1,4 +1,4 @@
-"""From a command line to a validated config, and to the options of a run."""
+"""Read command lines into a validated config, and that into the options of a run."""
 
 import logging
 import os
@@ -257,7 +257,7 @@ def _refuse_equals_signs(opts: Sequence[str]) -> None:
 
 
 def _set_precision(cfg: CfgNode) -> None:
-    """Let ``SOLVER.AMP.ENABLED``, Detectron2's key, be the half precision of the device."""
+    """Translate Detectron2's key ``SOLVER.AMP.ENABLED`` to the half precision of the device."""
     tood = cfg.MODEL.TOOD
     if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
         tood.PRECISION_TRAIN = "bfloat16" if cfg.MODEL.DEVICE == "cpu" else "float16"

@@ -45,7 +45,7 @@ class Finding(NamedTuple):
     """Something that several images, objects or classes of a data set have in common."""
 
     what: str
-    count: int
+    number: int
     example: str
     consequence: str
     is_error: bool = False
@@ -71,9 +71,9 @@ class DataReport(NamedTuple):
         first = self.errors[0]
         if first.sentence:
             return f"{self.json_file}: {first.sentence}."
-        more = sum(finding.count for finding in self.errors) - 1
+        more = sum(finding.number for finding in self.errors) - 1
         return (
-            f"{self.json_file} has {first.count} {first.what}, for example {first.example}; "
+            f"{self.json_file} has {first.number} {first.what}, for example {first.example}; "
             f"{first.consequence}" + (f" (the table above has {more} more)." if more else ".")
         )
 
@@ -85,7 +85,7 @@ class DataReport(NamedTuple):
         if not self.findings:
             return f"{head}; no problems found."
         rows = [
-            ("error" if f.is_error else "", f.count, f.what, f.example, f.consequence)
+            ("error" if f.is_error else "", f.number, f.what, f.example, f.consequence)
             for f in sorted(self.findings, key=lambda f: not f.is_error)
         ]
         headers = ["", "count", "what", "for example", "what it means"]
@@ -132,7 +132,7 @@ def check_data(
         len(content["images"]),
         len(objects),
         len(content["categories"]),
-        [finding for finding in findings if finding.count],
+        [finding for finding in findings if finding.number],
     )
 
 
@@ -187,7 +187,7 @@ def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
         "AP is too high: they say nothing about new images; take them out of one of the sets",
         trained_on(train, val),
     )
-    return [finding] if finding.count else []
+    return [finding] if finding.number else []
 
 
 def _fault(image: Dict, path: str):

@@ -248,7 +248,7 @@ def load_own_data(
     if content is None:
         content = read_annotations(json_file, image_root, to_train=False)
     _, broken = split_broken(content)
-    _raise_errors(DataReport(json_file, 0, 0, 0, [f for f in broken if f.count]))
+    _raise_errors(DataReport(json_file, 0, 0, 0, [f for f in broken if f.number]))
     omitted = sum(not has_size(a["bbox"]) for a in content.get("annotations", ()))
     if omitted:
         logger.warning(

@@ -125,7 +125,7 @@ def build_training_loader(
     seed: Optional[int] = None,
     tiles: Optional[Mapping] = None,
 ) -> TrainingLoader:
-    """As Detectron2's ``build_detection_train_loader``, in an order that can be taken up again.
+    """Build Detectron2's training loader, in an order that can be continued after a stop.
 
     Args:
         dataset: records in Detectron2's format.

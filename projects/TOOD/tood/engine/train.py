@@ -177,7 +177,7 @@ def read_class_names(options: RunOptions) -> Sequence[str]:
 
 @contextlib.contextmanager
 def lock_of_training(cfg: CfgNode, run: Run) -> Iterator[None]:
-    """Let one training at a time write to a folder; the main process holds its lock."""
+    """Lock a folder, in the main process, so that one training at a time writes to it."""
     error = None
     with contextlib.ExitStack() as stack:
         if comm.is_main_process() and not run.eval_only:

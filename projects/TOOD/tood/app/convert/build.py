@@ -1,4 +1,4 @@
-"""What formats share: objects of images in, COCO's lists for each split out."""
+"""Code that formats share: objects of images in, COCO's lists for each split out."""
 
 import collections
 import math

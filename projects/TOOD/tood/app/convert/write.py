@@ -27,7 +27,7 @@ Sized = Tuple[str, Tuple[float, float, float, float], bool]  # class, x1 y1 x2 y
 
 
 class Written(NamedTuple):
-    """What was written."""
+    """Files that were written."""
 
     entries: Dict[str, str]  # split -> how to name it: "FILE.json:IMAGES" or "FOLDER:SPLIT"
     files: List[str]  # relative to the output folder

@@ -34,7 +34,7 @@ _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
 
 
 class Config(NamedTuple):
-    """What a ``data.yaml`` or ``obj.data`` says."""
+    """Settings of a ``data.yaml`` or ``obj.data``."""
 
     file: str
     names: List[str]
