@@ -54,6 +54,7 @@ def parse_args(argv=None):
         raise UserError(
             "This machine has no GPU that PyTorch can use; --device cpu --tiny tries the script."
         )
+    args.batch = min(args.batch, 2) if args.tiny else args.batch
     return args
 
 

@@ -125,7 +125,7 @@ def test_data_are_read_once(counted):
     assert all(count <= 4 for count in counts.values()), counts
     configs = {path: number for path, number in opens.items() if str(path).endswith(".yaml")}
     assert 2 <= sum(configs.values()) <= 12, configs
-    num_evaluations = 3  # of iterations 2 and 3, and that of the report
+    num_evaluations = 5  # of the weights and their average twice each, and that of the report
     for part, most in (("val", 3 + num_evaluations), ("train", 2 + 2)):  # 2 epochs
         json_file = Path(trained.folder, "data", f"{part}.json")
         content = read_annotations(str(json_file), str(json_file.parent), to_train=True)
@@ -147,6 +147,19 @@ def test_evaluate_predict_export(finished, shapes, tmp_path, fresh_loggers, caps
     assert (tmp_path / "found.jpg").is_file()
     names = [c["name"] for c in json.loads((tmp_path / "found.json").read_text())["categories"]]
     assert names == ["disc", "square", "triangle", "star"]
+
+
+def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, capsys):
+    data = f"{shapes}/annotations.json:{shapes}/images"
+    before = (finished / "log.txt").read_text()
+    for name in ("a", "b"):
+        output = str(tmp_path / name)
+        options = [*SMALL, "OUTPUT_DIR", output]
+        tood.evaluate(str(finished), val_data=data, options=options)
+        out = capsys.readouterr().out
+        assert (tmp_path / name / "log.txt").read_text().count("copypaste: Task: bbox") == 1
+        assert out.count("copypaste: Task: bbox") == 1
+    assert (finished / "log.txt").read_text() == before
 
 
 def test_evaluate_takes_any_format(finished, shapes, tmp_path, fresh_loggers):

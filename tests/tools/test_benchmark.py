@@ -26,7 +26,7 @@ def test_times(tmp_path, capsys):
     for part in ("step", "inference", "head"):
         (tood,), (retinanet,) = metrics[part]["TOOD"], metrics[part]["RetinaNet"]
         assert metrics[part]["ratio"] == pytest.approx(tood / retinanet) and tood > 0
-    assert metrics["losses"]["TOOD, forward"] < metrics["losses"]["TOOD, forward and backward"]
+    assert len(metrics["losses"]) == 4 and all(x > 0 for (x,) in metrics["losses"].values())
     rows = {what: value for what, value, _ in report["rows"]}
     share = rows["inference, outside convolutions and matrix products, TOOD"]
     assert 0 < float(share.split()[0]) < 100

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import EXTENSIONS, ROOT
-from layouts import boxes_of, put, put_image, refused
+from layouts import boxes_of, coco, put, put_image, refused
 from PIL import Image
 
 from tood.app.convert import door
@@ -298,6 +298,17 @@ def test_other_tasks_of_coco_are_not_second_sets(new, content):
     assert list(converted.parts) == ["val"]
     reason = ("ignored", "it has no annotations")
     assert converted.ledger.files["annotations/image_info_test2017.json"] == reason
+
+
+def test_the_tree_of_coco(tmp_path):
+    for folder in ("train2014", "train2017", "val2017"):
+        truth = {f"{i}.jpg": boxes_of(folder + str(i), NAMES) for i in range(3)}
+        for image in truth:
+            put_image(tmp_path, f"{folder}/{image}")
+        if folder != "train2014":
+            put(tmp_path, f"annotations/instances_{folder}.json", coco(truth, NAMES))
+    for split, part in read_data(str(tmp_path)).parts.items():
+        assert {i["file_name"][:-5] for i in part.content["images"]} == {f"{split}2017/"}
 
 
 def test_missing_sizes_are_those_of_the_images(new, content):

@@ -41,9 +41,10 @@ from tood.engine.trainer import Trainer
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json
 from tood.utils.lock import locked
-from tood.utils.logs import keep_pages_to_files
+from tood.utils.logs import keep_pages_to_files, restored
 
 logger = logging.getLogger("tood")
+LOGGERS = ("detectron2", "fvcore", "tood")  # that write to the log of a run
 
 
 @dataclasses.dataclass
@@ -106,7 +107,8 @@ def start(run: Run):
 def main(run: Run):
     """Do what :func:`start` describes, in one of its processes."""
     cfg, news = check(run)
-    with lock_of_training(cfg, run):
+    with lock_of_training(cfg, run), restored(LOGGERS):
+        setup_logger.cache_clear()  # it returns early for a folder that it knows
         begin(cfg, run, news)
         return evaluate(cfg, run) if run.eval_only else train(cfg, run)
 

@@ -32,6 +32,21 @@ def silenced(logger_name: str, is_noise: Callable[[logging.LogRecord], bool]) ->
 
 
 @contextlib.contextmanager
+def restored(logger_names: Sequence[str]) -> Iterator[None]:
+    """Remove the handlers that loggers get meanwhile, so that the next run of a process does not
+    write to the log of this one.
+    """
+    loggers = [logging.getLogger(name) for name in logger_names]
+    before = [(list(x.handlers), x.propagate, x.level) for x in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before):
+            logger.handlers[:] = handlers
+            logger.propagate, logger.level = propagate, level
+
+
+@contextlib.contextmanager
 def at_level(logger_name: str, level: int) -> Iterator[None]:
     """Give a logger, and its children, another level."""
     logger = logging.getLogger(logger_name)

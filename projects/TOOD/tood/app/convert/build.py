@@ -1,4 +1,4 @@
-"""Code that formats share: objects of images in, COCO's lists for each split out."""
+"""Parts shared by formats: objects of images in, COCO's lists for each split out."""
 
 import collections
 import math

@@ -12,7 +12,7 @@ from tood.app.convert.build import (
     enter_image,
     split_of_files,
 )
-from tood.app.convert.folder import Folder, area_of, match_names
+from tood.app.convert.folder import Folder, area_of, folder_splits, match_names, stem_of
 from tood.app.convert.ledger import LABELS, Ledger
 from tood.data.annotations import is_box
 from tood.utils.errors import UserError
@@ -122,7 +122,7 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     left = [name for name in names if name not in outside]
     if left and root is not None and os.path.isdir(folder.root):
         folder.include(folder.root)
-    found = {**match_names(folder, ledger, left, _near(folder, home, split)), **outside}
+    found = {**match_names(folder, ledger, left, _near(folder, file, home, split)), **outside}
     located = []
     for image in images:
         name = image.get("file_name") if isinstance(image, dict) else None
@@ -137,11 +137,16 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     return located
 
 
-def _near(folder: Folder, home: str, split: str) -> List[str]:
+def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
     """Return the folders that the images of a file may be in, the most certain one first."""
-    folders = dict.fromkeys(os.path.dirname(i) for i in folder.images)
-    areas = {area_of(f"{home}/x"), (split,), ("default",)}
-    return [home, os.path.dirname(home), *(f for f in folders if area_of(f"{f}/x") in areas)]
+    areas, stem = {area_of(f"{home}/x"), ("default",)}, stem_of(file)
+    near = [
+        f
+        for f in dict.fromkeys(os.path.dirname(i) for i in folder.images)
+        if area_of(f"{f}/x") in areas or folder_splits(f"{f}/x")[:1] == [split]
+    ]
+    near.sort(key=lambda f: os.path.basename(f) not in stem)  # instances_val2017, val2017
+    return [home, os.path.dirname(home), *near]
 
 
 def _is_size(x) -> bool:

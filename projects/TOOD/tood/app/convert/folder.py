@@ -226,43 +226,50 @@ def match_files(
         lambda file, stem: names.stem.get(stem, ()),
         lambda file, stem: names.plain_stem.get(plain(stem), ()),
     )
-    left = list(files)
+    left, areas = list(files), {area_of(image) for image in names.images}
     for level, place in enumerate(places):
-        paired = {os.path.dirname(x) for pair in owners.items() for x in pair} if level > 2 else ()
-        found, owned = {}, set(owners)
+        pairs = {os.path.dirname(x) for pair in owners.items() for x in pair}
+        found, owned = {}, set(owners) if level > 1 else set()
         for file in left:
-            own, said = stem_of(file), stated.get(file, "").replace("\\", "/")
-            candidates = {c for s in (own, stem_of(said)) if s for c in place(file, s)}
+            said = stated.get(file, "").replace("\\", "/")
+            candidates = {c for s in (stem_of(file), stem_of(said)) if s for c in place(file, s)}
             direct = os.path.normpath(os.path.join(os.path.dirname(file), said))
             candidates |= {direct} & names.images if said and level == 0 else set()
-            if level > 1:
-                candidates -= owned
             if level > 2:
                 candidates = {c for c in candidates if _agree(folder_splits(file), c)}
-            image = _choose(folder, file, sorted(candidates), os.path.basename(said))
+            image = _choose(folder, file, sorted(candidates - owned), os.path.basename(said))
             if image is None:
                 continue
-            if os.path.dirname(file) in paired or os.path.dirname(image) in paired:
-                _refuse_pair(folder, file, image)
+            if level > 2:
+                _check_free(folder, file, image, pairs, areas)
             found[file] = image
             if level > 1:
                 ledger.note("labels matched to images by names that differ", f"{file} ({image})")
         for file, image in found.items():
-            if image in owners:
+            other = owners.setdefault(image, file)
+            if other != file:
                 raise UserError(
-                    f"{folder.path(image)} has two files of labels, {folder.path(owners[image])} "
-                    f"and {folder.path(file)}; remove or rename one of them."
+                    f"{folder.path(image)} has two files of labels, {folder.path(other)} and "
+                    f"{folder.path(file)}; remove or rename one of them."
                 )
-            owners[image] = file
         left = [file for file in left if file not in found]
     return {file: image for image, file in owners.items()}
 
 
-def _refuse_pair(folder: Folder, file: str, image: str) -> None:
-    raise UserError(
-        f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has no "
-        "labels, has its name; put both in corresponding folders, or rename one of them."
-    )
+def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: Set) -> None:
+    """Raise UserError if labels or an image, of equal names in different places, belong to a
+    folder that corresponds to another one.
+
+    Args:
+        pairs: folders that do.
+        areas: of all images.
+    """
+    has_place = area_of(file) and area_of(file) in areas
+    if has_place or not pairs.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
+        raise UserError(
+            f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has "
+            "no labels, has its name; put both in corresponding folders, or rename one of them."
+        )
 
 
 def _agree(splits: Sequence[str], image: str) -> bool:
@@ -314,24 +321,23 @@ def match_names(
         image = _direct(folder, name, near)
         if image is not None:
             found[name] = image
-    taken, places = set(found.values()), collections.defaultdict(set)
-    for name, image in found.items():
-        places[os.path.dirname(name)].add(os.path.dirname(image))
-    for name in names:
-        image = None if name in found else _by_name(folder, name, near, taken)
-        if image is None or not _may_lie(folder, name, image, places[os.path.dirname(name)]):
-            continue
-        found[name] = image
-        if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
-            ledger.note("images found by their names alone", name)
+    taken, places = set(found.values()), _places(folder, names, near, found)
     by_image: Dict[str, str] = {}
-    for name, image in found.items():
+    for name in names:
+        image = None
+        if name not in found:
+            image = _by_name(folder, name, near, taken, places[os.path.dirname(name)])
+        if image is None:
+            continue
         other = by_image.setdefault(image, name)
-        if image not in taken and other != name:
+        if other != name:
             raise UserError(
                 f"{folder.path(image)} could be {other!r} or {name!r}; put images of equal names "
                 "into folders as their names say."
             )
+        found[name] = image
+        if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
+            ledger.note("images found by their names alone", name)
     if source:
         missing = [name for name in names if name not in found]
         kind = f"images that {folder.path(source)} names are not there"
@@ -339,18 +345,17 @@ def match_names(
     return found
 
 
-def _may_lie(folder: Folder, name: str, image: str, places: Set[str]) -> bool:
-    """Return whether an image, found by name, may be in its folder although other names of the
-    same folder were found in ``places``; raise UserError if that is ambiguous.
+def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Dict) -> Dict:
+    """Return, for each folder in names, the folders that its images must be in: those in which
+    some were found, and those of this name that are there.
     """
-    if not places or os.path.dirname(image) in places:
-        return True
-    if os.path.dirname(name):
-        return False
-    raise UserError(
-        f"{name!r} is not in {folder.path(min(places))} like others of its list, but "
-        f"{folder.path(image)} has its name; name the folder as well, or rename one of them."
-    )
+    places = collections.defaultdict(set)
+    for name, image in found.items():
+        places[os.path.dirname(name)].add(os.path.dirname(image))
+    folders = {os.path.dirname(image) for image in folder.names.images}
+    for home in {os.path.dirname(name) for name in names} - {""}:
+        places[home] |= {os.path.normpath(os.path.join(n, home)) for n in near} & folders
+    return places
 
 
 def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
@@ -367,8 +372,14 @@ def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     return None
 
 
-def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) -> Optional[str]:
-    """Return the image whose path ends as a name does, with as many folders as possible."""
+def _by_name(
+    folder: Folder, name: str, near: Sequence[str], taken: Set[str], places: Set[str]
+) -> Optional[str]:
+    """Return the image whose path ends as a name does, with as many folders as possible.
+
+    Args:
+        places: where images of the same folder were found at exactly their paths.
+    """
     index, name = folder.names, name.replace("\\", "/")
     base = name.rpartition("/")[2]
     for images, key in (
@@ -376,6 +387,8 @@ def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) ->
         (index.plain_base.get(plain(base)) or index.plain_stem.get(plain(base), ()), plain),
     ):
         images = [i for i in images if i not in taken]
+        if places and "/" in name:
+            images = [i for i in images if os.path.dirname(i) in places]
         if not images:
             continue
         steps = [key(x) for x in name.split("/")[:-1]]
@@ -387,6 +400,11 @@ def _by_name(folder: Folder, name: str, near: Sequence[str], taken: Set[str]) ->
             raise UserError(
                 f"{name!r} could mean {folder.path(images[0])} or {folder.path(images[1])}; name "
                 "the folder as well, or rename one of them."
+            )
+        if places and os.path.dirname(images[0]) not in places:
+            raise UserError(
+                f"{name!r} is not in {folder.path(min(places))} like others of its list, but "
+                f"{folder.path(images[0])} has its name; name the folder as well, or rename one."
             )
         return images[0]
     return None

@@ -28,7 +28,7 @@ _FLAGGED = re.compile(r"(.*\S)\s+-?[01]")  # a line of a list with a flag
 
 
 class Label(NamedTuple):
-    """Content of a file, in pixels as written there."""
+    """Content of a file, pixels as they are written."""
 
     stated: str  # name of the image
     size: Optional[Tuple[int, int]]

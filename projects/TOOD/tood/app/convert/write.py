@@ -27,7 +27,7 @@ Sized = Tuple[str, Tuple[float, float, float, float], bool]  # class, x1 y1 x2 y
 
 
 class Written(NamedTuple):
-    """Files that were written."""
+    """Files of a written data set."""
 
     entries: Dict[str, str]  # split -> how to name it: "FILE.json:IMAGES" or "FOLDER:SPLIT"
     files: List[str]  # relative to the output folder

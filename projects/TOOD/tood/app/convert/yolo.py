@@ -34,7 +34,7 @@ _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
 
 
 class Config(NamedTuple):
-    """Settings of a ``data.yaml`` or ``obj.data``."""
+    """Content of a ``data.yaml`` or ``obj.data``."""
 
     file: str
     names: List[str]
@@ -145,7 +145,8 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
         return None
     names = _names_of(folder, file, as_text["names"], content.get("nc"))
     shape = content.get("kpt_shape")
-    pose = shape[0] * shape[1] if isinstance(shape, list) and len(shape) == 2 else 0
+    is_shape = isinstance(shape, list) and [type(x) for x in shape] == [int, int]
+    pose = shape[0] * shape[1] if is_shape else 0
     return Config(file, names, entries, str(content.get("path") or ""), pose)
 
 
