@@ -15,7 +15,7 @@ from conftest import CONFIG
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,13 +28,7 @@ from tood.data.datasets import prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 
-fuzzed = settings(
-    max_examples=400,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+fuzzed = settings(max_examples=400, derandomize=True, database=None)
 
 numbers = st.one_of(
     st.integers(-3, 70),

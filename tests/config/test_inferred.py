@@ -33,11 +33,6 @@ def num_classes(train=(), val=(), opts=(), config_file=CONFIG, **kwargs):
     return cfg.MODEL.TOOD.NUM_CLASSES
 
 
-@pytest.fixture
-def entry(shapes):
-    return f"{shapes}/annotations.json:{shapes}/images"
-
-
 def test_it_is_that_of_the_data(entry, renamed):
     assert num_classes([entry], training=True) == 4
     assert num_classes(val=[entry]) == 4

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import tempfile
 
+import conftest
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -55,11 +56,7 @@ def config(train=(), test=(), num_classes=4):
 
 
 def complaint(data, training=True):
-    with pytest.raises(UserError) as error:
-        prepare_datasets(data, training=training)
-    sentence = error.value.sentence()
-    assert "\n" not in sentence
-    return sentence
+    return conftest.complaint(prepare_datasets, data, training=training)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +355,7 @@ def test_paths_and_encodings(tmp_path):
     picture = io.BytesIO()
     Image.new("RGB", (40, 30)).save(picture, "png")
 
-    @settings(max_examples=80, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=80, derandomize=True, database=None)
     @given(
         st.lists(names, min_size=1, max_size=3),
         names,

@@ -105,6 +105,14 @@ def onnx_file(weights, tmp_path_factory):
     return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
 
 
+def arrays_of(instances):
+    return {
+        "boxes": instances.pred_boxes.tensor.numpy(),
+        "scores": instances.scores.numpy(),
+        "classes": instances.pred_classes.numpy(),
+    }
+
+
 def images_of(shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randint(256, shape, generator=generator).float()
@@ -427,11 +435,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     assert paths == [str(p) for p in sorted((shapes / "images").iterdir())]
     for x, instances in zip(content["images"], predictor(paths)):
         assert len(instances) > 10
-        expected = {
-            "boxes": instances.pred_boxes.tensor.numpy(),
-            "scores": instances.scores.numpy(),
-            "classes": instances.pred_classes.numpy(),
-        }
+        expected = arrays_of(instances)
         mine = [a for a in content["annotations"] if a["image_id"] == x["id"]]
         xywh = np.array([a["bbox"] for a in mine])
         actual = {
@@ -463,19 +467,12 @@ def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path)
         order = image[:, :, ::-1] if predictor.options.input_format == "RGB" else image
         pixels = torch.from_numpy(np.ascontiguousarray(order.transpose(2, 0, 1)))
         (found,) = detector([{"image": pixels}])
-        expected = {
-            "boxes": found["instances"].pred_boxes.tensor.numpy(),
-            "scores": found["instances"].scores.numpy(),
-            "classes": found["instances"].pred_classes.numpy(),
-        }
+        expected = arrays_of(found["instances"])
         actual = dict(zip(("boxes", "scores", "classes"), program(image[:, :, ::-1])))
         same = compare_detections(expected, actual)
         assert same.unmatched == 0 and same.matched == len(expected["scores"]) > 20
         # The file has suppressed within each tile already; the model suppresses all at once.
-        own = predictor(photo)
-        own = {"boxes": own.pred_boxes.tensor.numpy(), "scores": own.scores.numpy()} | {
-            "classes": own.pred_classes.numpy()
-        }
+        own = arrays_of(predictor(photo))
         assert compare_detections(own, actual).matched > 0.9 * len(own["scores"])
 
 

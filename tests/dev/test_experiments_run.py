@@ -14,8 +14,7 @@ from estimate_memory import LiveMemory
 SIZES = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"]
 
 
-def test_count_deaths(shapes, fresh_loggers):
-    entry = f"{shapes}/annotations.json:{shapes}/images"
+def test_count_deaths(entry, fresh_loggers):
     steps = count_deaths.train(CONFIG, entry, [*TINY, *SIZES], seed=1, iterations=4)
     assert len(steps) == 4 and not count_deaths.is_dead(steps)
     (*_, row) = count_deaths.markdown_table({"a.json": [count_deaths.summary(steps)]}).splitlines()
@@ -32,9 +31,8 @@ def test_draw_curves(tmp_path, capsys):
     assert out.stat().st_size > 1000
 
 
-def test_measure_suspects(shapes, tmp_path, monkeypatch, capsys):
+def test_measure_suspects(entry, tmp_path, monkeypatch, capsys):
     small = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.NUM_CLASSES", "4"]
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     argv = ["--config-file", CONFIG, "--train-data", entry, "--output", str(tmp_path)]
     args = measure_suspects.parse_args([*argv, *TINY, *SIZES, *small])
     measure_suspects.main(args)

@@ -16,11 +16,6 @@ from tood.utils.errors import UserError
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1"]
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def iteration_of(path):
     return torch.load(path, map_location="cpu", weights_only=False)["iteration"]
 

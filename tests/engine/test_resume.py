@@ -19,11 +19,6 @@ EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
 NO_EVALUATION = ["TEST.EVAL_PERIOD", "0"]
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def log_of(out):
     return (out / "log.txt").read_text()
 

@@ -6,14 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, ROOT, error_of
+from conftest import CONFIG, ROOT, complaint, error_of
 from detectron2.modeling import build_model
 
 import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import DETECTRON2_CONFIGS, read_config_file
 from tood.config.read import load_config
-from tood.utils.errors import UserError
 from tood.utils.files import read_pickle, read_tensors
 
 
@@ -32,14 +31,6 @@ def mark(tmp_path):
     mark = tmp_path / "mark"
     yield mark
     assert not mark.exists()
-
-
-def complaint(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    sentence = error.value.sentence()
-    assert "\n" not in sentence and "\x1b" not in sentence
-    return sentence
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])

@@ -15,7 +15,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -167,13 +167,7 @@ def disguises(draw):
 
 
 def test_boxes_alone_decide(folder):
-    @settings(
-        max_examples=60,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=60, derandomize=True, database=None)
     @given(disguises(), st.integers(0, 3))
     def check(disguise, seed):
         annotations, detections = objects(np.random.default_rng(seed))
