@@ -43,6 +43,7 @@ def write_data(folder, images, json_file="data.json"):
     return f"{folder / json_file}:{folder}"
 
 
+@pytest.mark.slow
 def test_unusual_images_are_trained_and_evaluated_on(command, tmp_path):
     image = Image.fromarray(NOISE)
     exif = Image.Exif()
@@ -100,6 +101,7 @@ def test_images_too_slender(command, tmp_path):
     assert "1 images of extreme aspect ratio, for example line.png" in error_of(command(train=data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, says",
     [
@@ -128,6 +130,7 @@ def test_output_folder_that_cannot_be_written_to(command, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_disk_full_while_saving(command, tmp_path):
     """No file may grow beyond a megabyte, and a checkpoint does."""
 

@@ -164,6 +164,7 @@ def evaluate(name, records):
     assert {"AP", "APs", "APm", "APl"} <= set(results)
 
 
+@pytest.mark.slow
 def test_annotation_files(folder):
     taken = []
 
@@ -179,12 +180,14 @@ def test_annotation_files(folder):
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
 
 
+@pytest.mark.slow
 @fuzzed
 @given(anything)
 def test_other_json(folder, content):
     assert check_annotations(folder, json.dumps(content)) is not None
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.integers(0, len(json.dumps(GOOD))), st.integers(0, 5), st.text(max_size=4))
 def test_json_with_holes(folder, start, length, text):
@@ -207,6 +210,7 @@ keys = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_options():
     taken = []
 
@@ -221,6 +225,7 @@ def test_options():
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
 
 
+@pytest.mark.slow
 @fuzzed
 @given(key=keys, value=anything)
 def test_config_files(folder, key, value):
@@ -232,6 +237,7 @@ def test_config_files(folder, key, value):
     sentence_of(load_config, str(path))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(text=st.text(max_size=40))
 def test_files_that_are_no_configs(folder, text):

@@ -377,6 +377,7 @@ def test_imagenet_backbone_of_torchvision(tmp_path):
     assert "missing backbone.layer2.0.bn1.bias" in complaint(convert_backbone, state_dict)
 
 
+@pytest.mark.slow
 def test_imagenet_weights_by_name(tmp_path, monkeypatch):
     from detectron2.utils.file_io import PathManager
     from torchvision.models import resnet18

@@ -130,6 +130,7 @@ def test_options_by_command(command, tmp_path, key, value, says):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_every_option_is_read_or_refused(command, entry, tmp_path, monkeypatch):
     """What a training and an evaluation read, beside the options that are known to be unread."""
     cfg = load_config(CONFIG, [*command()[6:]], [entry], [entry])
@@ -233,6 +234,7 @@ odd_values = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 def test_whatever_passes_the_checks_is_built():
     @settings(max_examples=150, derandomize=True, database=None)
     @given(st.sampled_from(known_keys(tiny())), odd_values)

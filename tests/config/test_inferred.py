@@ -89,6 +89,7 @@ def test_it_is_that_of_the_weights_where_nothing_is_trained(content, entry, tmp_
     assert num_classes(val=[entry], opts=opts) == 4
 
 
+@pytest.mark.slow
 def test_nothing_of_a_training_asks_for_it(command, tmp_path):
     def without(argv):
         at = argv.index(KEY)

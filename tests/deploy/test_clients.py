@@ -28,6 +28,7 @@ def left(request, entry, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_sahi(left, shapes):
     pytest.importorskip("sahi", reason="not installed")
     from sahi import AutoDetectionModel

@@ -14,6 +14,7 @@ from estimate_memory import LiveMemory
 SIZES = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"]
 
 
+@pytest.mark.slow
 def test_count_deaths(entry, fresh_loggers):
     steps = count_deaths.train(CONFIG, entry, [*TINY, *SIZES], seed=1, iterations=4)
     assert len(steps) == 4 and not count_deaths.is_dead(steps)
@@ -31,6 +32,7 @@ def test_draw_curves(tmp_path, capsys):
     assert out.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_measure_suspects(entry, tmp_path, monkeypatch, capsys):
     small = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.NUM_CLASSES", "4"]
     argv = ["--config-file", CONFIG, "--train-data", entry, "--output", str(tmp_path)]
@@ -41,6 +43,7 @@ def test_measure_suspects(entry, tmp_path, monkeypatch, capsys):
     assert "precision at 10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.1", reason="storages have one object each since 2.1")
 def test_estimate_memory(tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.yaml"

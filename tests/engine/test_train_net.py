@@ -16,6 +16,7 @@ from tood.engine import train as engine_train
 from tood.engine.optimizer import clipped_sgd
 
 
+@pytest.mark.slow
 def test_train_and_evaluate(command, tmp_path):
     train_net.cli(command())
     out = tmp_path / "out"
@@ -32,6 +33,7 @@ def test_train_and_evaluate(command, tmp_path):
     assert detections == json.loads((tmp_path / "eval" / results).read_text())
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
     out = tmp_path / "out"
     train_net.cli(command())
@@ -102,13 +104,7 @@ def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
     assert len(evaluator._coco_api.anns) == len(content["annotations"]) - 1
 
 
-def test_a_warmup_that_never_ends_is_warned_of(command, tmp_path):
-    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "9"]
-    train_net.cli(command(opts=opts))
-    log = (tmp_path / "out" / "log.txt").read_text()
-    assert "The 9 iterations of ATSS (MODEL.TOOD.ATSS_ITERS)" in log
-
-
+@pytest.mark.slow
 def test_same_seed_same_weights(command, tmp_path):
     states = []
     for run in ("a", "b"):
@@ -118,10 +114,12 @@ def test_same_seed_same_weights(command, tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_resume_without_a_checkpoint_says_so(command, tmp_path):
-    train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"]))
-    log = (tmp_path / "out" / "log.txt").read_text()
+def test_warnings_of_a_short_training(command, out):
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "9"]
+    train_net.cli(command("--resume", opts=opts))
+    log = (out / "log.txt").read_text()
     assert "--resume: no checkpoint in" in log and "training from the start" in log
+    assert "The 9 iterations of ATSS (MODEL.TOOD.ATSS_ITERS)" in log
 
 
 def test_no_gpu_is_said_and_the_cpu_is_used(command, caplog, monkeypatch):
@@ -206,6 +204,7 @@ def test_wrong_data_leaves_no_output(command, out, data, says):
     assert says in message and data in message and not out.exists()
 
 
+@pytest.mark.slow
 def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
     # Images that look whole, but that a worker process cannot read.
     broken = tmp_path / "broken"

@@ -169,6 +169,7 @@ def test_summary_by_size_and_class():
     assert empty["all"]["objects"] == 0 and math.isnan(empty["all"]["IoU"])
 
 
+@pytest.mark.slow
 def test_evaluation_with_alignment(command, tmp_path, shapes):
     opts = ["MODEL.TOOD.EVAL_ALIGNMENT", "True", "MODEL.TOOD.SCORE_THRESH_TEST", "0.001"]
     engine_train.main(train_net.parse_args(command(opts=opts)))

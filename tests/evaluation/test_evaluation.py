@@ -166,6 +166,7 @@ def disguises(draw):
     return disguise
 
 
+@pytest.mark.slow
 def test_boxes_alone_decide(folder):
     @settings(max_examples=60, derandomize=True, database=None)
     @given(disguises(), st.integers(0, 3))
@@ -269,6 +270,7 @@ def test_a_set_registered_in_python_is_not_remembered(folder, tmp_path):
     assert evaluate(name, detections, **options)["bbox"]["AP"] == 0
 
 
+@pytest.mark.slow
 def test_each_of_several_sets_has_a_folder(command, shapes, tmp_path):
     images = shapes / "images"
     (tmp_path / "other.json").write_text((shapes / "annotations.json").read_text())

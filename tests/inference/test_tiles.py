@@ -31,6 +31,7 @@ from tood.utils.errors import UserError
 from tood.utils.tiles import Tile, TileOptions, make_tiles
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 80), st.data())
 def test_tiles_cover_the_image(width, height, size, data):
@@ -65,6 +66,7 @@ def test_what_is_seen_of_a_box():
     assert clip_to(boxes[3], tile) == [0, 0, 20, 20]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.integers(1, 90), st.data())
 def test_the_tile_that_shows_the_most_of_a_box(size, data):
@@ -257,6 +259,7 @@ def test_an_object_larger_than_the_overlap_is_found_in_parts():
     assert found == [[10, 10, 60, 50], [40, 10, 90, 50]]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.data())
 def test_objects_away_from_each_other_are_found_as_in_one_piece(data):
@@ -326,6 +329,7 @@ def train(entry, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     folder = train(entry, tmp_path / "out")
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]

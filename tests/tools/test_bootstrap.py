@@ -149,6 +149,7 @@ def test_archive_is_unpacked(tmp_path):
     assert folder == str(tmp_path / "out" / "top")
 
 
+@pytest.mark.slow
 def test_wheel_says_what_it_is(tmp_path):
     for package in ("detectron2", "detectron2/model_zoo"):
         (tmp_path / "source" / package).mkdir(parents=True)
@@ -218,6 +219,7 @@ def test_folder_of_something_else_is_not_erased(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_packages_of_the_chosen_python_are_shared(tmp_path):
     """An environment that looks into this Python's packages, editable ones included."""
     venv = tmp_path / "venv"
