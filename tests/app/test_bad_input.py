@@ -101,7 +101,6 @@ def test_images_too_slender(command, tmp_path):
     assert "1 images of extreme aspect ratio, for example line.png" in error_of(command(train=data))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, says",
     [

@@ -8,11 +8,8 @@ from reference import PHASES, ROOT, Reference
 
 from tood.checkpoint.names import detectron2_name
 
-NAMES = ["r18_anchor_free"]
-NAMES += [
-    pytest.param(f"r50_{x}", marks=pytest.mark.slow) for x in ("anchor_free", "anchor_based", "dcn")
-]
-
+SLOW = ["r50_anchor_free", "r50_anchor_based", "r50_dcn"]
+NAMES = ["r18_anchor_free", *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW)]
 
 SCORES, BOXES = 1e-5, 1e-2  # probabilities, pixels
 TARGETS = 1e-4  # the sixth power of the IoU makes six times as much of a rounding error
@@ -45,7 +42,6 @@ def dense(reference, model):
         return model.predict_dense(reference.batched_inputs())
 
 
-@pytest.mark.slow
 def test_scores(reference, dense):
     expected = reference.flat_levels("cls_score")
     torch.testing.assert_close(dense[0], expected, atol=SCORES, rtol=0)
@@ -56,7 +52,6 @@ def test_boxes(reference, dense):
     torch.testing.assert_close(dense[1], expected, atol=BOXES, rtol=0)
 
 
-@pytest.mark.slow
 def test_detections(reference, model):
     model.eval()
     with torch.no_grad():

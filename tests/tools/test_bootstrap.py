@@ -170,6 +170,16 @@ def test_wheel_says_what_it_is(tmp_path):
     assert "detectron2-0.6+compat.data/scripts/lazyconfig_train_net.py" in names
 
 
+def test_jobs_run_pytest_with_their_options(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda words, **_: calls.append(words[3:]))
+    bootstrap.JOBS["quick"]("python", [])
+    bootstrap.JOBS["quick"]("python", ["-x"])
+    bootstrap.JOBS["test"]("python", ["-k", "x"])
+    assert calls[0][:2] == ["-m", "not slow"]
+    assert calls[1:] == [["-m", "not slow", "-x"], ["-k", "x"]]
+
+
 def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
