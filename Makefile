@@ -1,12 +1,13 @@
 # On a machine with nothing but Python 3.9 or newer and a package index:
 #   make demo    set up, then train, evaluate and draw on a generated data set
 #   make test    set up, then run the tests
-# Without make: python3 tools/bootstrap.py demo (or test).
+#   make quick   set up, then run the tests that take no more than seconds
+# Without make: python3 tools/bootstrap.py demo (or test, quick).
 PYTHON ?= python3
 
-.PHONY: demo test setup lint
+.PHONY: demo test quick setup lint
 
-demo test:
+demo test quick:
 	$(PYTHON) tools/bootstrap.py $@
 
 setup:

@@ -20,6 +20,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import tood  # noqa: E402
@@ -29,6 +30,11 @@ from tood.app import cli  # noqa: E402
 from tood.config.read import load_config  # noqa: E402
 from tood.data.shapes import write_shapes_dataset  # noqa: E402
 from tood.engine import train as engine_train  # noqa: E402
+from tood.utils.errors import UserError  # noqa: E402
+
+# Machines may be slow; fixtures are shared by the examples.
+settings.register_profile("tood", deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("tood")
 
 EXTENSIONS = ROOT / "tests" / "extensions"
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
@@ -78,10 +84,21 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(shapes, tmp_path_factory):
+def entry(shapes):
+    """The same, as configs and flags name data."""
+    return f"{shapes}/annotations.json:{shapes}/images"
+
+
+@pytest.fixture
+def out(tmp_path):
+    """The output folder of ``command``."""
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def trained(entry, tmp_path_factory):
     """The output folder of a training of a few steps, with a report."""
     out = tmp_path_factory.mktemp("trained")
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     config = out / "c.yaml"
     small = {"INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": "64", "OUTPUT_DIR": str(out)}
     small.update({"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "()", "MODEL.TOOD.ATSS_ITERS": "2"})
@@ -146,9 +163,8 @@ def clear_loggers():
 
 
 @pytest.fixture
-def command(shapes, tmp_path, fresh_loggers):
+def command(entry, out, fresh_loggers):
     """Builds the arguments of a run of four iterations on the shapes."""
-    entry = f"{shapes}/annotations.json:{shapes}/images"
 
     def build(*flags, opts=(), train=entry, val=entry):
         data = ["--train-data", train, "--val-data", val]
@@ -157,7 +173,7 @@ def command(shapes, tmp_path, fresh_loggers):
         classes = ["MODEL.TOOD.NUM_CLASSES", "4", "MODEL.TOOD.ATSS_ITERS", "2"]
         # Two epochs teach nothing that passes a threshold.
         low = ["MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
-        output = ["OUTPUT_DIR", str(tmp_path / "out"), *low]
+        output = ["OUTPUT_DIR", str(out), *low]
         return [
             *("--config-file", CONFIG, *flags, *data),
             *(*TINY, *sizes, *run, *classes, *output, *opts),
@@ -185,6 +201,15 @@ def error_of(argv):
     message = str(error.value)
     assert message.startswith("error: ") and "\n" not in message
     return message
+
+
+def complaint(function, *args, **kwargs):
+    """Return the sentence of the UserError that a call raises."""
+    with pytest.raises(UserError) as error:
+        function(*args, **kwargs)
+    sentence = error.value.sentence()
+    assert "\n" not in sentence and "\x1b" not in sentence
+    return sentence
 
 
 def app_error(*argv):

@@ -5,6 +5,7 @@ alone, and then run one of its main jobs::
     python3 tools/bootstrap.py          # set up only
     python3 tools/bootstrap.py demo     # train, evaluate and draw on a generated data set
     python3 tools/bootstrap.py test     # run the test suite
+    python3 tools/bootstrap.py quick    # run the tests that are not marked as slow
 
 If the Python that runs this file has torch or Detectron2 (any version, compiled or not), the
 environment sees its packages. Without Detectron2, a pure-Python wheel of v0.6 is made
@@ -42,7 +43,7 @@ torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("::")[0].strip())
-    parser.add_argument("job", nargs="?", choices=["demo", "test"], help="what to run afterwards")
+    parser.add_argument("job", nargs="?", choices=list(JOBS), help="what to run afterwards")
     parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"), help="where to set up")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="options of the job")
     args = parser.parse_args()
@@ -53,22 +54,35 @@ def main():
         sys.exit("error: {0}".format(error))
     except KeyboardInterrupt:
         sys.exit("error: stopped; run the same command again to go on.")
-    if args.job == "demo":
-        return subprocess.call([python, os.path.join(ROOT, "tools", "run_demo.py")] + args.rest)
-    if args.job == "test":
-        return run_tests(python, args.rest)
+    if args.job:
+        return JOBS[args.job](python, args.rest)
     say("To use it: . {0}/bin/activate".format(os.path.relpath(args.venv)))
     return 0
 
 
-def run_tests(python, options):
-    """Run pytest with options, or the whole suite on up to 4 cores; return its exit status."""
+def run_demo(python, options):
+    return subprocess.call([python, os.path.join(ROOT, "tools", "run_demo.py")] + options)
+
+
+def run_quick_tests(python, options):
+    """Run the tests that are not marked as slow; see run_tests."""
+    return run_tests(python, options, ["-m", "not slow"])
+
+
+def run_tests(python, options, selected=()):
+    """Run the selected tests with options of pytest, or without any on up to 4 cores; return
+    pytest's exit status.
+    """
     environ, workers = dict(os.environ), min(4, os.cpu_count() or 1)
     if not options and workers > 1:
         # A thread for each worker: PyTorch's threads wait for each other if there are few cores.
         environ.setdefault("OMP_NUM_THREADS", "1")
         options = ["-n", str(workers), "--dist", "loadfile"]
-    return subprocess.call([python, "-m", "pytest"] + options, cwd=ROOT, env=environ)
+    command = [python, "-m", "pytest"] + list(selected) + options
+    return subprocess.call(command, cwd=ROOT, env=environ)
+
+
+JOBS = {"demo": run_demo, "test": run_tests, "quick": run_quick_tests}
 
 
 def set_up(venv):

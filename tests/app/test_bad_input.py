@@ -11,8 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from conftest import CONFIG, ROOT, error_of
+from conftest import ROOT, error_of
 from PIL import Image
 
 import train_net
@@ -44,6 +43,7 @@ def write_data(folder, images, json_file="data.json"):
     return f"{folder / json_file}:{folder}"
 
 
+@pytest.mark.slow
 def test_unusual_images_are_trained_and_evaluated_on(command, tmp_path):
     image = Image.fromarray(NOISE)
     exif = Image.Exif()
@@ -121,28 +121,6 @@ def test_annotation_files(command, tmp_path, text, says):
     assert "is in UTF-16; save it as UTF-8" in error_of(command(train=f"{tmp_path}/data.json"))
 
 
-def test_unknown_data_set(command):
-    message = error_of(command(train="coco_2017_trian"))
-    assert "'coco_2017_trian'" in message and "did you mean coco_2017_train" in message
-
-
-@pytest.mark.parametrize(
-    "opts, says",
-    [
-        (["MODEL.TOOD.TAL_TOPK", "-1"], "TAL_TOPK is -1; it must be at least 1"),
-        (["MODEL.TOOD.TAL_ALPHA", "-0.5"], "TAL_ALPHA is -0.5; it must be at least 0"),
-        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]"], "one anchor per location"),
-        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[64], [128]]"], "has 2 levels"),
-        (["MODEL.TOOD.IN_FEATURES", "['p3', 'p9']"], "p9"),
-        (["MODEL.TOOD.TAL_TOP", "13"], "did you mean MODEL.TOOD.TAL_TOPK?"),
-        (["INPUT.FORMAT", "HSV"], "INPUT.FORMAT is 'HSV'"),
-    ],
-)
-def test_options(command, tmp_path, opts, says):
-    assert says in error_of(command(opts=opts))
-    assert not (tmp_path / "out").exists()
-
-
 def test_output_folder_that_cannot_be_written_to(command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in ("file", "file/out"):
@@ -151,6 +129,7 @@ def test_output_folder_that_cannot_be_written_to(command, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_disk_full_while_saving(command, tmp_path):
     """No file may grow beyond a megabyte, and a checkpoint does."""
 
@@ -171,16 +150,6 @@ def test_disk_full_while_saving(command, tmp_path):
     assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
-def test_checkpoint_of_another_model(command, tmp_path):
-    path = tmp_path / "other.pth"
-    torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, path)
-    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", str(path)]))
-    assert "do not fit the config" in message
-    torch.save([1, 2], path)
-    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", str(path)]))
-    assert "other.pth" in message
-
-
 @pytest.mark.parametrize(
     "flag, value, says",
     [
@@ -197,8 +166,3 @@ def test_images_without_a_library_to_draw_them(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "tood.visualization.draw", None)
     message = error_of(command(opts=["VIS_PERIOD", "5"]))
     assert "VIS_PERIOD is 5" in message and "pip install opencv-python" in message
-
-
-def test_no_such_config_file():
-    assert "no/such.yaml does not exist" in error_of(["--config-file", "no/such.yaml"])
-    assert "did you mean" in error_of(["--config-file", CONFIG, "SOLVER.MAX_ITERS", "3"])

@@ -73,6 +73,7 @@ def test_public_functions_are_documented(name):
         assert f"{parameter.name}" in function.__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["-m", "-c"])
 def test_all_names_are_there_in_a_fresh_interpreter(how, tmp_path):
     """Also in a package that is started with python -m."""

@@ -15,12 +15,12 @@ from conftest import CONFIG
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tood import add_tood_config
-from tood.app import check
+from tood.app.check import check
 from tood.app.report import make as report
 from tood.config.check import known_keys
 from tood.config.read import load_config, run_options
@@ -28,13 +28,7 @@ from tood.data.datasets import prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 
-fuzzed = settings(
-    max_examples=400,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+fuzzed = settings(max_examples=400, derandomize=True, database=None)
 
 numbers = st.one_of(
     st.integers(-3, 70),
@@ -129,6 +123,12 @@ def sentence_of(function, *args, **kwargs):
     return None
 
 
+def check_data(data):
+    error = check(data).error
+    if error:
+        raise UserError(error)
+
+
 def check_annotations(folder, text, num_classes=2):
     path = folder / "data.json"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -137,9 +137,8 @@ def check_annotations(folder, text, num_classes=2):
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{path}:{folder}",)
     cfg.MODEL.TOOD.NUM_CLASSES = num_classes
     sentence = sentence_of(prepare_datasets, run_options(cfg).data, training=True)
-    # The programs that look at data before any config is there.
-    with contextlib.redirect_stdout(io.StringIO()):
-        checked = sentence_of(check.main, check.parse_args([f"{path}:{folder}"]))
+    # The functions that look at data before any config is there.
+    checked = sentence_of(check_data, f"{path}:{folder}")
     sentence_of(report.read_data, f"{path}:{folder}")
     if sentence is None:
         assert checked is None
@@ -165,6 +164,7 @@ def evaluate(name, records):
     assert {"AP", "APs", "APm", "APl"} <= set(results)
 
 
+@pytest.mark.slow
 def test_annotation_files(folder):
     taken = []
 
@@ -180,12 +180,14 @@ def test_annotation_files(folder):
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
 
 
+@pytest.mark.slow
 @fuzzed
 @given(anything)
 def test_other_json(folder, content):
     assert check_annotations(folder, json.dumps(content)) is not None
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.integers(0, len(json.dumps(GOOD))), st.integers(0, 5), st.text(max_size=4))
 def test_json_with_holes(folder, start, length, text):
@@ -208,6 +210,7 @@ keys = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_options():
     taken = []
 
@@ -222,6 +225,7 @@ def test_options():
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
 
 
+@pytest.mark.slow
 @fuzzed
 @given(key=keys, value=anything)
 def test_config_files(folder, key, value):
@@ -233,6 +237,7 @@ def test_config_files(folder, key, value):
     sentence_of(load_config, str(path))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(text=st.text(max_size=40))
 def test_files_that_are_no_configs(folder, text):

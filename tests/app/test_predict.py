@@ -89,6 +89,7 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_folder(trained, photos, tmp_path, capsys):
     (photos / "broken.png").write_bytes(b"not an image")
     (photos / "notes.txt").write_text("not meant")

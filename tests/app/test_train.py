@@ -34,6 +34,7 @@ def test_a_dry_run_writes_nothing(photo_folder, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_small_objects_in_large_images_are_seen_in_tiles(photo_folder, tmp_path, capsys):
     folder = tmp_path / "large"
     for part, size in (("train", 1000), ("val", 400)):
@@ -78,6 +79,7 @@ def finished(counted):
     return Path(counted[0].folder)
 
 
+@pytest.mark.slow
 def test_train_alone_does_the_right_thing(finished, counted):
     parts = [json.loads((finished / "data" / f"{p}.json").read_text()) for p in ("train", "val")]
     assert [len(part["images"]) for part in parts] == [6, 2]
@@ -101,6 +103,7 @@ def test_train_alone_does_the_right_thing(finished, counted):
     assert trained_on["INPUT"]["MIN_SIZE_TRAIN"] == [64]
 
 
+@pytest.mark.slow
 def test_the_result_says_what_came_out(finished, counted):
     trained = counted[0]
     assert trained.weights == str(finished / "model_best.pth")
@@ -115,6 +118,7 @@ def test_the_result_says_what_came_out(finished, counted):
     assert len(found) and detect.class_names == ["disc", "square", "triangle", "star"]
 
 
+@pytest.mark.slow
 def test_data_are_read_once(counted):
     """Annotations, configs, images and models: what one training of a folder may open."""
     trained, opens, built, data = counted
@@ -134,6 +138,7 @@ def test_data_are_read_once(counted):
         assert all(1 <= count <= most for count in counts.values()), counts
 
 
+@pytest.mark.slow
 def test_evaluate_predict_export(finished, shapes, tmp_path, fresh_loggers, capsys):
     cli.main(["eval", str(finished)])
     out = capsys.readouterr().out
@@ -149,6 +154,7 @@ def test_evaluate_predict_export(finished, shapes, tmp_path, fresh_loggers, caps
     assert names == ["disc", "square", "triangle", "star"]
 
 
+@pytest.mark.slow
 def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, capsys):
     data = f"{shapes}/annotations.json:{shapes}/images"
     before = (finished / "log.txt").read_text()
@@ -162,6 +168,7 @@ def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, caps
     assert (finished / "log.txt").read_text() == before
 
 
+@pytest.mark.slow
 def test_evaluate_takes_any_format(finished, shapes, tmp_path, fresh_loggers):
     """The same images and boxes as a CSV file."""
     content = json.loads((shapes / "annotations.json").read_text())
@@ -180,6 +187,7 @@ def test_evaluate_takes_any_format(finished, shapes, tmp_path, fresh_loggers):
     assert csv.metrics["AP"] == pytest.approx(own.metrics["AP"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_found(finished, tmp_path):
     assert "No checkpoint or output folder at nothing" in app_error("predict", "nothing", "a.jpg")
     assert "contains no checkpoint" in app_error("predict", tmp_path, "a.jpg")
@@ -189,6 +197,7 @@ def test_models_that_cannot_be_found(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_is_not_written_over(finished, shapes):
     message = app_error("train", shapes, "--output", finished)
     assert "has been used already (it contains plan.yaml); continue its training" in message

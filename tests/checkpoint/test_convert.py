@@ -7,7 +7,7 @@ from collections import OrderedDict
 import convert_checkpoint as convert_checkpoint_tool
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, complaint
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from reference import Reference
@@ -58,13 +58,6 @@ def to_mmdet(state_dict):
 def build_on_meta(name, *options):
     with torch.device("meta"):
         return TOOD(model_zoo.get_config(name, [*options, "MODEL.DEVICE", "meta"]))
-
-
-def complaint(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    assert "\n" not in error.value.sentence()
-    return error.value.sentence()
 
 
 @pytest.mark.parametrize(
@@ -384,6 +377,7 @@ def test_imagenet_backbone_of_torchvision(tmp_path):
     assert "missing backbone.layer2.0.bn1.bias" in complaint(convert_backbone, state_dict)
 
 
+@pytest.mark.slow
 def test_imagenet_weights_by_name(tmp_path, monkeypatch):
     from detectron2.utils.file_io import PathManager
     from torchvision.models import resnet18

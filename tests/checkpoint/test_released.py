@@ -73,6 +73,7 @@ def published(tmp_path, monkeypatch):
     server.server.server_close()
 
 
+@pytest.mark.slow
 def test_fetched_checked_converted_and_kept(published, tmp_path):
     server, file, content = published
     model = tood.get_model(NAME, pretrained=True)
@@ -85,6 +86,7 @@ def test_fetched_checked_converted_and_kept(published, tmp_path):
     assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_interrupted_download(published, tmp_path):
     server, file, _ = published
     server.break_off = True
@@ -96,6 +98,7 @@ def test_interrupted_download(published, tmp_path):
     assert tood.get_model(NAME, pretrained=True).num_classes == 3
 
 
+@pytest.mark.slow
 def test_wrong_hash(published):
     server, file, _ = published
     whole = file.read_bytes()
@@ -107,6 +110,7 @@ def test_wrong_hash(published):
     assert len(server.requests) == 2
 
 
+@pytest.mark.slow
 def test_no_network(published, tmp_path):
     server, file, _ = published
     server.server.shutdown()

@@ -8,6 +8,7 @@ from tood.config.read import load_config
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_builds(path):
     cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])

@@ -33,6 +33,7 @@ print(opened)
 """
 
 
+@pytest.mark.slow
 def test_each_file_of_a_chain_is_opened_once(tmp_path):
     child = tmp_path / "child.yaml"
     child.write_text(f"_BASE_: {ROOT}/configs/tood_lite0_N_small_data.yaml\nSEED: 3\n")

@@ -33,11 +33,6 @@ def num_classes(train=(), val=(), opts=(), config_file=CONFIG, **kwargs):
     return cfg.MODEL.TOOD.NUM_CLASSES
 
 
-@pytest.fixture
-def entry(shapes):
-    return f"{shapes}/annotations.json:{shapes}/images"
-
-
 def test_it_is_that_of_the_data(entry, renamed):
     assert num_classes([entry], training=True) == 4
     assert num_classes(val=[entry]) == 4
@@ -94,6 +89,7 @@ def test_it_is_that_of_the_weights_where_nothing_is_trained(content, entry, tmp_
     assert num_classes(val=[entry], opts=opts) == 4
 
 
+@pytest.mark.slow
 def test_nothing_of_a_training_asks_for_it(command, tmp_path):
     def without(argv):
         at = argv.index(KEY)

@@ -135,6 +135,7 @@ def script_of_detectron2():
     return str(beside) if beside.is_file() else found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(script_of_detectron2() is None, reason=f"this Detectron2 came without {SCRIPT}")
 def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path):
     """The guide's config of own data, made tiny by overrides."""

@@ -19,13 +19,12 @@ class MoreOptions(options.TrainingOptions):
     noise: float = options.option(0.5, 0, 1)
 
 
-def test_a_new_key_is_one_field(monkeypatch, shapes, tmp_path):
+def test_a_new_key_is_one_field(monkeypatch, entry, tmp_path):
     monkeypatch.setattr(options, "TrainingOptions", MoreOptions)
     assert load_config(CONFIG).MODEL.TOOD.NOISE == 0.5
     for value in ("2", "-0.1"):
         with pytest.raises(UserError, match="NOISE is .*; it must be at least 0 and at most 1"):
             load_config(CONFIG, ["MODEL.TOOD.NOISE", value])
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     opts = [*TINY, "MODEL.TOOD.NOISE", "0.25", "MODEL.TOOD.EMA_DECAY", "0.9"]
     cfg = load_config(CONFIG, [*opts, "OUTPUT_DIR", str(tmp_path)], [entry], training=True)
     prepare_datasets(run_options(cfg).data, training=True)

@@ -28,7 +28,7 @@ def report(*annotations, input_size=AS_IT_IS, **kwargs):
 
 
 def found(*annotations, **kwargs):
-    return {f.what: (f.count, f.example) for f in report(*annotations, **kwargs).findings}
+    return {f.what: (f.number, f.example) for f in report(*annotations, **kwargs).findings}
 
 
 GOOD = [annotation([10, 10, 20, 20]), annotation([5, 5, 9, 9], id=2, category_id=7, image_id=2)]
@@ -103,7 +103,7 @@ def test_empty_images_unused_classes_and_crowds():
 def test_errors_come_first_and_are_counted():
     broken = [annotation([1, 2, 3], id=i) for i in (5, 6)] + [annotation([1, 1, 2, 2], image_id=9)]
     bad = report(annotation([0, 0, 0, 0]), *broken)
-    assert [(f.count, f.example) for f in bad.errors] == [
+    assert [(f.number, f.example) for f in bad.errors] == [
         (1, "annotation 1 has image_id 9"),
         (2, "annotation 5 has bbox [1, 2, 3]"),
     ]
@@ -117,7 +117,7 @@ def test_more_objects_than_are_found():
     (found,) = [
         x for x in report(*full, max_detections=3).findings if "more than 3 objects" in x.what
     ]
-    assert found.count == 1 and "raise TEST.DETECTIONS_PER_IMAGE" in found.consequence
+    assert found.number == 1 and "raise TEST.DETECTIONS_PER_IMAGE" in found.consequence
     assert not found.is_error
     for limit in (0, 4):
         assert not any("more than" in x.what for x in report(*full, max_detections=limit).findings)
@@ -144,7 +144,7 @@ def test_images(tmp_path):
     assert missing.example == str(tmp_path / "c.png")
     assert unreadable.example == f"{tmp_path / 'b.png'} (cannot identify image file)"
     assert size.example == f"{tmp_path / 'a.png'} (upright it has 50 x 100, not 100 x 50)"
-    assert all(finding.is_error and finding.count == 1 for finding in (missing, unreadable, size))
+    assert all(finding.is_error and finding.number == 1 for finding in (missing, unreadable, size))
 
 
 def test_a_json_that_was_nested_without_end(tmp_path):

@@ -13,10 +13,9 @@ from tood.data.shapes import SHAPES
 
 
 @pytest.fixture(scope="module", params=["RGB", "BGR"])
-def left(request, shapes, tmp_path_factory):
+def left(request, entry, tmp_path_factory):
     """Config and checkpoint of a training, whose model takes images in an order."""
     folder = tmp_path_factory.mktemp("left")
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     opts = ["INPUT.FORMAT", request.param, "MODEL.TOOD.NUM_CLASSES", "4"]
     opts += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
     cfg = load_config(CONFIG, [*TINY, *opts], train_data=[entry], val_data=[entry])
@@ -29,6 +28,7 @@ def left(request, shapes, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_sahi(left, shapes):
     pytest.importorskip("sahi", reason="not installed")
     from sahi import AutoDetectionModel

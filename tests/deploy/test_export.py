@@ -105,6 +105,14 @@ def onnx_file(weights, tmp_path_factory):
     return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
 
 
+def arrays_of(instances):
+    return {
+        "boxes": instances.pred_boxes.tensor.numpy(),
+        "scores": instances.scores.numpy(),
+        "classes": instances.pred_classes.numpy(),
+    }
+
+
 def images_of(shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randint(256, shape, generator=generator).float()
@@ -129,6 +137,7 @@ def assert_same_detections(actual, expected, score_atol=1e-4, box_atol=1e-2):
 # --- the parts -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exportable_is_the_model(predictor):
     module = ExportableTOOD(predictor.model, channels_last=True).eval()
     before = {name: x.clone() for name, x in predictor.model.state_dict().items()}
@@ -229,6 +238,7 @@ def test_compare_detections():
 # --- the formats -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_onnx(onnx_file, predictor):
     file = ExportedFile(onnx_file)
     module = ExportableTOOD(predictor.model).eval()
@@ -247,12 +257,14 @@ def test_onnx(onnx_file, predictor):
     assert {key: file.metadata[key] for key in about} == about
 
 
+@pytest.mark.slow
 def test_one_more_output(onnx_file, predictor, make_input):
     image = make_input(64, 96)
     (output,) = ExportedDetector(ExportedFile(onnx_file))([image])
     assert_from_their_locations(predictor.model, image, output["instances"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", [True, False])
 def test_one_more_output_of_torchscript(predictor, make_input, tmp_path, nms):
     image, path = make_input(64, 96), str(tmp_path / "a.ts")
@@ -262,6 +274,7 @@ def test_one_more_output_of_torchscript(predictor, make_input, tmp_path, nms):
     assert_from_their_locations(predictor.model, image, output["instances"])
 
 
+@pytest.mark.slow
 def test_reduced_precision(onnx_file, predictor, tmp_path):
     images = [images_of((1, 3, 64, 96)), images_of((1, 3, 90, 64))]
     half, static, dynamic = (str(tmp_path / f"{n}.onnx") for n in ("half", "static", "dynamic"))
@@ -321,6 +334,7 @@ def test_what_is_for_int8(tmp_path):
     assert {f"model.{name}.weight" for name in names[1:]} <= weights
 
 
+@pytest.mark.slow
 def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions(tmp_path):
     opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
     model = Predictor(CONFIG, save_random(tmp_path, *opts), opts=[*SMALL, *opts]).model
@@ -331,6 +345,7 @@ def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions
         assert_same_detections(run(module, images), expected)
 
 
+@pytest.mark.slow
 def test_raw_outputs_of_normalized_images(tmp_path):
     opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
     path = save_random(tmp_path, *opts)
@@ -354,6 +369,7 @@ def test_raw_outputs_of_normalized_images(tmp_path):
     torch.testing.assert_close(a, e, atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_raw_onnx_is_not_for_the_program_without_this_project(onnx_file, tmp_path):
     proto = onnx.load(onnx_file)
     save_checked(proto, str(tmp_path / "raw.onnx"), outputs=["scores", "boxes"])
@@ -361,6 +377,7 @@ def test_raw_onnx_is_not_for_the_program_without_this_project(onnx_file, tmp_pat
         detect_onnx.Detector(str(tmp_path / "raw.onnx"))
 
 
+@pytest.mark.slow
 def test_torchscript(weights, predictor, tmp_path):
     path = str(tmp_path / "a.ts")
     options = [*SMALL, "MODEL.WEIGHTS", weights]
@@ -374,6 +391,7 @@ def test_torchscript(weights, predictor, tmp_path):
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opts", [[], TENSORFLOWS])
 def test_exported_program(tmp_path, opts):
     if opts:
@@ -392,6 +410,7 @@ def test_exported_program(tmp_path, opts):
 # --- the tools -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", [[], ["64", "40"]])
 def test_a_file_is_the_model_to_detectron2(onnx_file, weights, shapes, capsys, sides):
     data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]
@@ -407,6 +426,7 @@ def test_a_file_is_the_model_to_detectron2(onnx_file, weights, shapes, capsys, s
     assert float(rows[1][-1]) == pytest.approx(os.path.getsize(onnx_file) / 1e6, abs=0.06)
 
 
+@pytest.mark.slow
 def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     """The same detections as the predictor's, where other packages cannot be imported."""
     found = tmp_path / "found.json"
@@ -427,11 +447,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     assert paths == [str(p) for p in sorted((shapes / "images").iterdir())]
     for x, instances in zip(content["images"], predictor(paths)):
         assert len(instances) > 10
-        expected = {
-            "boxes": instances.pred_boxes.tensor.numpy(),
-            "scores": instances.scores.numpy(),
-            "classes": instances.pred_classes.numpy(),
-        }
+        expected = arrays_of(instances)
         mine = [a for a in content["annotations"] if a["image_id"] == x["id"]]
         xywh = np.array([a["bbox"] for a in mine])
         actual = {
@@ -449,6 +465,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     assert again.returncode == 1 and "already exists; name another --output" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path):
     path = str(tmp_path / "tiled.onnx")
     save_checked(onnx.load(onnx_file), path, tiles=[40, 16])
@@ -463,19 +480,12 @@ def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path)
         order = image[:, :, ::-1] if predictor.options.input_format == "RGB" else image
         pixels = torch.from_numpy(np.ascontiguousarray(order.transpose(2, 0, 1)))
         (found,) = detector([{"image": pixels}])
-        expected = {
-            "boxes": found["instances"].pred_boxes.tensor.numpy(),
-            "scores": found["instances"].scores.numpy(),
-            "classes": found["instances"].pred_classes.numpy(),
-        }
+        expected = arrays_of(found["instances"])
         actual = dict(zip(("boxes", "scores", "classes"), program(image[:, :, ::-1])))
         same = compare_detections(expected, actual)
         assert same.unmatched == 0 and same.matched == len(expected["scores"]) > 20
         # The file has suppressed within each tile already; the model suppresses all at once.
-        own = predictor(photo)
-        own = {"boxes": own.pred_boxes.tensor.numpy(), "scores": own.scores.numpy()} | {
-            "classes": own.pred_classes.numpy()
-        }
+        own = arrays_of(predictor(photo))
         assert compare_detections(own, actual).matched > 0.9 * len(own["scores"])
 
 
@@ -531,6 +541,7 @@ def test_export_refuses(tmp_path, monkeypatch, arguments, says):
     assert (tmp_path / "there.onnx").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_export_without_what_it_needs(weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="64 pixels .INPUT.MIN_SIZE_TEST., but PyTorch exports"):
         write_file(weights, tmp_path / "a.pt2", format="exported")
@@ -547,6 +558,7 @@ def test_raw_outputs_of_a_model_with_centerness(tiny_cfg):
         ExportableTOOD(build_model(tiny_cfg), nms=False)
 
 
+@pytest.mark.slow
 def test_a_file_that_finds_something_else_is_told(weights, tmp_path, monkeypatch):
     def wrong(module, path, metadata):
         module.model.head.scales[0].data *= 1.5
@@ -558,6 +570,7 @@ def test_a_file_that_finds_something_else_is_told(weights, tmp_path, monkeypatch
         write_file(weights, tmp_path / "a.ts", format="torchscript")
 
 
+@pytest.mark.slow
 def test_comparison_refuses(onnx_file, weights, shapes):
     argv = ["--config-file", CONFIG, onnx_file]
     with pytest.raises(UserError, match="a.onnx is named twice"):
@@ -602,6 +615,7 @@ def test_files_that_cannot_be_used(tmp_path):
         ExportedFile(str(tmp_path / "c.ts"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key, value", [("classes", 3), ("outputs", None), ("min_size", "wide"), ("pixel_mean", "x")]
 )

@@ -14,8 +14,8 @@ from estimate_memory import LiveMemory
 SIZES = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"]
 
 
-def test_count_deaths(shapes, fresh_loggers):
-    entry = f"{shapes}/annotations.json:{shapes}/images"
+@pytest.mark.slow
+def test_count_deaths(entry, fresh_loggers):
     steps = count_deaths.train(CONFIG, entry, [*TINY, *SIZES], seed=1, iterations=4)
     assert len(steps) == 4 and not count_deaths.is_dead(steps)
     (*_, row) = count_deaths.markdown_table({"a.json": [count_deaths.summary(steps)]}).splitlines()
@@ -32,9 +32,9 @@ def test_draw_curves(tmp_path, capsys):
     assert out.stat().st_size > 1000
 
 
-def test_measure_suspects(shapes, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_measure_suspects(entry, tmp_path, monkeypatch, capsys):
     small = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.NUM_CLASSES", "4"]
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     argv = ["--config-file", CONFIG, "--train-data", entry, "--output", str(tmp_path)]
     args = measure_suspects.parse_args([*argv, *TINY, *SIZES, *small])
     measure_suspects.main(args)
@@ -43,6 +43,7 @@ def test_measure_suspects(shapes, tmp_path, monkeypatch, capsys):
     assert "precision at 10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.1", reason="storages have one object each since 2.1")
 def test_estimate_memory(tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.yaml"

@@ -37,6 +37,7 @@ def work(rank, port, cfg, state_dict, inputs, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_batch_in_two_processes(tiny_cfg, make_input):
     """One of them has no objects."""
     tiny_cfg.MODEL.TOOD.ATSS_ITERS = 1

@@ -134,6 +134,7 @@ def test_the_command_ends_a_dead_training(command, tmp_path, monkeypatch):
     assert "Traceback" not in (out / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_kept(command, tmp_path):
     opts = ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CHECKPOINT_KEEP", "2"]
 

@@ -111,6 +111,7 @@ def half_empty(shapes, tmp_path):
     return f"{tmp_path}/half.json:{shapes}/images"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg):
     """Batches of two images, one in each process, some without an object."""
     start = build_model(tiny_cfg).state_dict()
@@ -163,6 +164,7 @@ def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg
         )
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_all_processes(command, shapes, tmp_path):
     argv = command(train=f"{shapes}/annotations.json:{tmp_path}")  # no images there
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -8,6 +8,7 @@ import torch
 from conftest import error_of
 
 import train_net
+from tood.engine import train as engine_train
 from tood.engine.loop import TrainingLoop
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
@@ -16,11 +17,6 @@ from tood.utils.lock import locked
 
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
 NO_EVALUATION = ["TEST.EVAL_PERIOD", "0"]
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def log_of(out):
@@ -32,6 +28,7 @@ def groups_of(path):
     return trainer["_trainer"]["optimizer"]["param_groups"], trainer["scheduler"]
 
 
+@pytest.mark.slow
 def test_typed_values_hold_in_a_resumed_training(command, out):
     train_net.cli(command(opts=EVERY))
     rate = groups_of(out / "model_final.pth")[0][0]["initial_lr"]
@@ -47,6 +44,7 @@ def test_typed_values_hold_in_a_resumed_training(command, out):
     assert "images per step 2 -> 1" in line
 
 
+@pytest.mark.slow
 def test_a_resumed_training_keeps_its_seed_and_says_so(command, out):
     train_net.cli(command(opts=[*EVERY, "SEED", "3"]))
     train_net.cli(command("--resume", opts=[*EVERY, "SEED", "4", "SOLVER.MAX_ITER", "5"]))
@@ -54,6 +52,7 @@ def test_a_resumed_training_keeps_its_seed_and_says_so(command, out):
     assert "Resumed with other values" not in log_of(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [[], ["MODEL.TOOD.EMA_DECAY", "0.9"]])
 def test_a_finished_training_leaves_all_its_files(command, out, average):
     opts = ["SOLVER.CHECKPOINT_PERIOD", "4", *average]
@@ -66,14 +65,16 @@ def test_a_finished_training_leaves_all_its_files(command, out, average):
         os.remove(out / name)
     (out / "last_checkpoint").write_text("model_0000003.pth")
     (out / "model_final.pth.part").write_bytes(b"half of it")
+    (out / "last_checkpoint.part").write_text("model_fi")
     (out / "inference" / "coco_instances_results.json").unlink()
     train_net.cli(command("--resume", opts=opts))
-    assert {path.name for path in out.glob("*.pth*")} == files
+    assert {path.name for path in out.glob("*.pth*")} == files and not list(out.glob("*.part"))
     assert (out / "inference" / "coco_instances_results.json").exists()
     again = torch.load(out / "model_final.pth", weights_only=True)["model"]
     assert all(torch.equal(x, again[name]) for name, x in whole.items())
 
 
+@pytest.mark.slow
 def test_an_end_before_the_checkpoint(command, out):
     train_net.cli(command(opts=EVERY))
     message = error_of(command("--resume", opts=[*EVERY, "SOLVER.MAX_ITER", "2"]))
@@ -96,6 +97,7 @@ def best_of(out):
     return best["AP"], best["iteration"], best["model"]["head.reg_pred.bias"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_is_made_up(command, tmp_path, monkeypatch):
     """The same best weights as those of a training that was left alone."""
     opts = ["SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2", "SOLVER.MAX_ITER", "5"]
@@ -123,6 +125,7 @@ def test_an_evaluation_that_was_stopped_is_made_up(command, tmp_path, monkeypatc
     assert done["iteration"] == 4
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_is_advised_is_sound(command, out, monkeypatch):
     run_step = TrainingLoop.run_step
 
@@ -145,7 +148,7 @@ def test_ctrl_c_while_setting_up(command, out, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tood.engine.train.prepare_datasets", interrupt)
+    monkeypatch.setattr(engine_train, "prepare_datasets", interrupt)
     with pytest.raises(SystemExit) as stop:
         train_net.cli(command())
     assert stop.value.code == 130 and not out.exists()
@@ -162,6 +165,7 @@ def test_a_worker_that_was_killed(command, out, monkeypatch):
     assert "a process that loads images has ended" in message and "NUM_WORKERS" in message
 
 
+@pytest.mark.slow
 def test_a_damaged_state_of_the_trainer(command, out):
     train_net.cli(command(opts=EVERY))
     os.remove(out / "model_final.pth")

@@ -6,15 +6,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, ROOT, error_of
+from conftest import CONFIG, ROOT, complaint, error_of
 from detectron2.modeling import build_model
 
 import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import DETECTRON2_CONFIGS, read_config_file
 from tood.config.read import load_config
-from tood.utils.errors import UserError
-from tood.utils.files import read_pickle, read_tensors
+from tood.utils.files import read_pickle
 
 
 class Payload:
@@ -32,14 +31,6 @@ def mark(tmp_path):
     mark = tmp_path / "mark"
     yield mark
     assert not mark.exists()
-
-
-def complaint(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    sentence = error.value.sentence()
-    assert "\n" not in sentence and "\x1b" not in sentence
-    return sentence
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
@@ -72,6 +63,7 @@ def test_arrays_of_the_model_zoo_are_read(tmp_path, tiny_cfg, protocol):
     assert "is damaged" in complaint(read_pickle, str(path))
 
 
+@pytest.mark.slow
 def test_last_checkpoint_stays_in_its_folder(command, tmp_path, mark):
     train_net.cli(command())
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps({"model": Payload(mark), "trainer": {}}))
@@ -136,18 +128,6 @@ def test_bases(tmp_path):
     solver = load_config(str(tmp_path / "f.yaml")).SOLVER
     assert (solver.STEPS, solver.MAX_ITER) == ((7,), 9)
     assert solver.BASE_LR == load_config(CONFIG).SOLVER.BASE_LR
-
-
-def test_zeros_in_a_checkpoint(command, tmp_path):
-    train_net.cli(command())
-    path = tmp_path / "out" / "model_final.pth"
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 4096] = bytes(4096)
-    path.write_bytes(content)
-    assert "is damaged" in complaint(read_tensors, str(path))
-    message = error_of(command("--resume", opts=["SOLVER.MAX_ITER", "6"]))
-    assert f"{path} is damaged" in message
 
 
 def foreign(kind, model):

@@ -16,6 +16,7 @@ from tood.engine import train as engine_train
 from tood.engine.optimizer import clipped_sgd
 
 
+@pytest.mark.slow
 def test_train_and_evaluate(command, tmp_path):
     train_net.cli(command())
     out = tmp_path / "out"
@@ -32,6 +33,7 @@ def test_train_and_evaluate(command, tmp_path):
     assert detections == json.loads((tmp_path / "eval" / results).read_text())
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
     out = tmp_path / "out"
     train_net.cli(command())
@@ -102,13 +104,7 @@ def test_objects_without_size_do_not_count_in_evaluation(shapes, tmp_path):
     assert len(evaluator._coco_api.anns) == len(content["annotations"]) - 1
 
 
-def test_a_warmup_that_never_ends_is_warned_of(command, tmp_path):
-    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "9"]
-    train_net.cli(command(opts=opts))
-    log = (tmp_path / "out" / "log.txt").read_text()
-    assert "The 9 iterations of ATSS (MODEL.TOOD.ATSS_ITERS)" in log
-
-
+@pytest.mark.slow
 def test_same_seed_same_weights(command, tmp_path):
     states = []
     for run in ("a", "b"):
@@ -118,10 +114,12 @@ def test_same_seed_same_weights(command, tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_resume_without_a_checkpoint_says_so(command, tmp_path):
-    train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"]))
-    log = (tmp_path / "out" / "log.txt").read_text()
+def test_warnings_of_a_short_training(command, out):
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "9"]
+    train_net.cli(command("--resume", opts=opts))
+    log = (out / "log.txt").read_text()
     assert "--resume: no checkpoint in" in log and "training from the start" in log
+    assert "The 9 iterations of ATSS (MODEL.TOOD.ATSS_ITERS)" in log
 
 
 def test_no_gpu_is_said_and_the_cpu_is_used(command, caplog, monkeypatch):
@@ -143,13 +141,18 @@ def test_weights_that_are_not_there(command):
     assert "no/such.pth" in message and "MODEL.WEIGHTS" in message
 
 
-def test_weights_of_another_kind_are_not_evaluated(command, tmp_path):
-    backbone = tmp_path / "backbone.pth"
-    torch.save(
-        {"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7)}}, backbone
-    )
-    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", str(backbone)]))
-    assert "do not fit the config" in message and "lack" in message
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ({"model": {"fc.weight": torch.zeros(2, 2)}}, "do not fit the config"),
+        ({"model": {"backbone.bottom_up.stem.conv1.weight": torch.ones(64, 3, 7, 7)}}, "lack"),
+        ([1, 2], "other.pth"),
+    ],
+)
+def test_weights_of_another_kind_are_not_evaluated(command, tmp_path, content, says):
+    torch.save(content, tmp_path / "other.pth")
+    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", f"{tmp_path}/other.pth"]))
+    assert says in message and ("fit the config" in message or content == [1, 2])
 
 
 def test_damaged_weights(command, tmp_path):
@@ -163,7 +166,7 @@ def test_damaged_weights(command, tmp_path):
 
 
 def test_missing_config_file(tmp_path):
-    assert "no.yaml does not exist" in error_of(["--config-file", "no.yaml"])
+    assert "no/such.yaml does not exist" in error_of(["--config-file", "no/such.yaml"])
     assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in error_of([])
     broken = tmp_path / "broken.yaml"
     for text, says in (
@@ -179,6 +182,7 @@ def test_missing_config_file(tmp_path):
     "opts, says",
     [
         (["MODEL.TOOD.NUM_CLASES", "3"], "MODEL.TOOD.NUM_CLASES"),
+        (["SOLVER.MAX_ITERS", "3"], "did you mean"),
         (["SOLVER.MAX_ITER", "many"], "many"),
         (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER"),
         (["MODEL.TOOD.NUM_CLASSES.X", "3"], "wrong"),
@@ -188,12 +192,19 @@ def test_wrong_option(opts, says):
     assert says in error_of(["--config-file", CONFIG, *opts])
 
 
-def test_wrong_data_leaves_no_output(command, tmp_path):
-    message = error_of(command(train=f"{tmp_path}/missing.json"))
-    assert "missing.json cannot be read" in message
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    "data, says",
+    [
+        ("no/missing.json", "missing.json cannot be read"),
+        ("coco_2017_trian", "did you mean coco_2017_train"),
+    ],
+)
+def test_wrong_data_leaves_no_output(command, out, data, says):
+    message = error_of(command(train=data))
+    assert says in message and data in message and not out.exists()
 
 
+@pytest.mark.slow
 def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
     # Images that look whole, but that a worker process cannot read.
     broken = tmp_path / "broken"

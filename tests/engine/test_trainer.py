@@ -55,6 +55,7 @@ class OwnTrainer(Trainer):
         return super().build_writers()[:1]
 
 
+@pytest.mark.slow
 def test_a_subclass_of_the_trainer(command, tmp_path):
     args = train_net.parse_args(command(opts=["TEST.EVAL_PERIOD", "2"]))
     trainer = OwnTrainer(setup_run(args))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import error_of
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 import train_net
@@ -17,12 +17,6 @@ from tood.engine.hooks import BestWeights, WeightAverage
 from tood.engine.watch import StatusPrinter, assignment_statistics
 from tood.evaluation.coco import validation_loss
 from tood.modeling.detector import Targets
-from tood.visualization.draw import draw_points, draw_training
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def random_targets(images, locations, classes, objects):
@@ -85,6 +79,7 @@ def test_status_line(caplog):
     assert "mean IoU 0.62  images per second 16.0  memory " in caplog.text
 
 
+@pytest.mark.slow
 def test_all_that_can_be_watched(command, out):
     opts = ["SOLVER.MAX_ITER", "21", "MODEL.TOOD.ATSS_ITERS", "10", "VIS_PERIOD", "20"]
     opts += ["TEST.EVAL_PERIOD", "8", "MODEL.TOOD.VAL_LOSS", "True", "MODEL.TOOD.EMA_DECAY", "0.9"]
@@ -113,10 +108,17 @@ def test_all_that_can_be_watched(command, out):
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
 
 
+@pytest.mark.slow
 def test_training_ends_when_it_gets_no_better(command, out):
     opts = ["SOLVER.BASE_LR", "1e-12", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "50"]
-    opts += ["MODEL.TOOD.EARLY_STOP_PATIENCE", "2", "MODEL.TOOD.EMA_DECAY", "0.5"]
+    opts += ["MODEL.TOOD.EMA_DECAY", "0.5", "MODEL.TOOD.EARLY_STOP_PATIENCE", "1"]
     train_net.cli(command(opts=opts))
+    train_net.cli(command("--resume", opts=opts))  # and stays stopped
+    log = (out / "log.txt").read_text()
+    assert log.count("Stopped after iteration 1: 1 evaluations in a row have found nothing") == 2
+    assert torch.load(out / "model_final.pth", weights_only=False)["iteration"] == 1
+    opts[-1] = "2"  # more patience: another evaluation
+    train_net.cli(command("--resume", opts=opts))
     log = (out / "log.txt").read_text()
     assert "Stopped after iteration 2: 2 evaluations in a row have found nothing better" in log
     assert "Traceback" not in log
@@ -129,19 +131,7 @@ def test_patience_needs_evaluations(command):
     assert "EARLY_STOP_PATIENCE is 2" in message and "TEST.EVAL_PERIOD" in message
 
 
-def test_a_stopped_training_stays_stopped(command, out):
-    opts = ["SOLVER.BASE_LR", "1e-12", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "50"]
-    opts += ["MODEL.TOOD.EARLY_STOP_PATIENCE", "1"]
-    train_net.cli(command(opts=opts))
-    train_net.cli(command("--resume", opts=opts))
-    log = (out / "log.txt").read_text()
-    assert log.count("Stopped after iteration 1: 1 evaluations in a row") == 2
-    assert torch.load(out / "model_final.pth", weights_only=False)["iteration"] == 1
-    opts[-1] = "2"  # more patience: another evaluation
-    train_net.cli(command("--resume", opts=opts))
-    assert "Stopped after iteration 2: 2 evaluations" in (out / "log.txt").read_text()
-
-
+@pytest.mark.slow
 def test_the_best_weights_of_another_training_do_not_count(command, out):
     opts = ["TEST.EVAL_PERIOD", "2"]
     train_net.cli(command(opts=opts))
@@ -227,32 +217,3 @@ def test_validation_loss_is_the_loss_of_one_batch(tiny_cfg, make_input, warmup):
     losses = validation_loss(model, [inputs[:1], inputs[1:]], assigner=assigner)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert model.training and all(p.grad is None for p in model.parameters())
-
-
-def test_drawing_of_a_training_image():
-    image = np.full((50, 100, 3), 90, dtype=np.uint8)
-    gt = Instances((50, 100), gt_boxes=Boxes(torch.tensor([[10.0, 10, 40, 40]])))
-    gt.gt_classes = torch.tensor([1])
-    detections = Instances((50, 100), pred_boxes=Boxes(torch.tensor([[60.0, 5, 90, 45]])))
-    detections.scores, detections.pred_classes = torch.tensor([0.5]), torch.tensor([0])
-    points = torch.tensor([[25.0, 25.0], [70.0, 25.0]])
-    drawing = draw_training(
-        image, gt, points, torch.tensor([True, False]), torch.ones(2), detections, ["a", "b"]
-    )
-    # Eight times as large, twice side by side under a heading.
-    assert drawing.shape == (400 + 22, 2 * 800 + 4, 3)
-    assert (drawing[22 + 200, 200] != 90).any()  # the dot
-    assert (drawing[22 + 200, 560] == 90).all()  # no dot where there is no positive
-    left, right = drawing[22:, :800], drawing[22:, 804:]
-    assert (left[80:320, 78:84] != 90).any() and (right[80:320, 78:84] == 90).all()
-    assert (right[60:340, 478:484] != 90).any() and (left[60:340, 478:484] == 90).all()
-
-
-def test_larger_dots_for_larger_weights():
-    black = np.zeros((40, 40, 3), dtype=np.uint8)
-    areas = [
-        (draw_points(black, torch.tensor([[20.0, 20.0]]), torch.tensor([w])) > 0).any(2).sum()
-        for w in (0.0, 0.5, 1.0)
-    ]
-    assert 0 < areas[0] < areas[1] < areas[2]
-    assert not draw_points(black, torch.zeros(0, 2), torch.zeros(0)).any()

@@ -24,13 +24,11 @@ from tood.evaluation.alignment import (
 )
 from tood.evaluation.alignment_evaluator import (
     AlignmentEvaluator,
-    DenseOutputs,
     DenseReader,
     ObjectMetrics,
     summarize,
 )
 from tood.modeling import box_ops
-from tood.visualization.alignment import _paint, draw_histograms, draw_scatter, location_values
 
 
 def measure_alignment(*image):
@@ -171,6 +169,7 @@ def test_summary_by_size_and_class():
     assert empty["all"]["objects"] == 0 and math.isnan(empty["all"]["IoU"])
 
 
+@pytest.mark.slow
 def test_evaluation_with_alignment(command, tmp_path, shapes):
     opts = ["MODEL.TOOD.EVAL_ALIGNMENT", "True", "MODEL.TOOD.SCORE_THRESH_TEST", "0.001"]
     engine_train.main(train_net.parse_args(command(opts=opts)))
@@ -259,37 +258,3 @@ def test_other_models_are_refused():
         TypeError, match="of a Linear are not available; those of TOOD and RetinaNet"
     ):
         DenseReader(torch.nn.Linear(1, 1))
-
-
-def dense_of(values, points, strides):
-    count = len(points)
-    scores = torch.tensor(values).reshape(1, count, 1)
-    centers = torch.tensor(points)
-    boxes = torch.cat([centers - 5, centers + 5], dim=1)[None]
-    return DenseOutputs(scores, boxes, centers, torch.tensor(strides))
-
-
-def test_a_location_counts_for_the_smallest_object():
-    dense = dense_of([0.9, 0.4, 0.7], [[10.0, 10], [30.0, 10], [90.0, 90]], [8, 8, 8])
-    gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
-    matched, scores, ious = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
-    assert matched.tolist() == [0, 1, -1]
-    assert scores.tolist() == pytest.approx([0.9, 0.4, 0.0])
-    assert ious.tolist() == pytest.approx([100 / 2400, 100 / 400, 0.0])
-
-
-def test_maps_stay_in_their_objects():
-    """A coarse location of the larger object does not paint the smaller one."""
-    dense = dense_of([0.9, 0.4], [[12.0, 20], [30.0, 10]], [64, 8])
-    gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
-    matched, scores, _ = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
-    heat = _paint(scores, matched, gt_boxes, dense, (50, 80))
-    assert heat[30, 30] == heat[10, 10] == pytest.approx(0.9)
-    assert heat[10, 30] == pytest.approx(0.4) and heat[2, 22] == 0
-    assert (heat[40:] == 0).all() and (heat[:, 60:] == 0).all()
-
-
-def test_drawings_of_nothing():
-    nothing = ObjectMetrics.cat([])
-    assert draw_scatter({"a": np.zeros((0, 2))}).ndim == 3
-    assert draw_histograms({"a": nothing}).ndim == 3

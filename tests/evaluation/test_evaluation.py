@@ -15,7 +15,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -166,14 +166,9 @@ def disguises(draw):
     return disguise
 
 
+@pytest.mark.slow
 def test_boxes_alone_decide(folder):
-    @settings(
-        max_examples=60,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=60, derandomize=True, database=None)
     @given(disguises(), st.integers(0, 3))
     def check(disguise, seed):
         annotations, detections = objects(np.random.default_rng(seed))
@@ -275,6 +270,7 @@ def test_a_set_registered_in_python_is_not_remembered(folder, tmp_path):
     assert evaluate(name, detections, **options)["bbox"]["AP"] == 0
 
 
+@pytest.mark.slow
 def test_each_of_several_sets_has_a_folder(command, shapes, tmp_path):
     images = shapes / "images"
     (tmp_path / "other.json").write_text((shapes / "annotations.json").read_text())

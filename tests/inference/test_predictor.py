@@ -17,8 +17,23 @@ from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
 
 
-def test_predictor_says_what_evaluation_does(trained, shapes):
-    predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+@pytest.fixture
+def files(trained):
+    """Config and weights of a training."""
+    return str(trained / "config.yaml"), str(trained / "model_final.pth")
+
+
+@pytest.fixture
+def cfg(files):
+    """The config as Detectron2 reads it."""
+    cfg = get_cfg()
+    add_tood_config(cfg)
+    cfg.merge_from_file(files[0])
+    return cfg
+
+
+def test_predictor_says_what_evaluation_does(files, trained, shapes):
+    predictor = Predictor(*files)
     assert predictor.class_names == list(SHAPES)
     results = json.loads((trained / "inference" / "coco_instances_results.json").read_text())
     paths = sorted((shapes / "images").iterdir())
@@ -32,8 +47,8 @@ def test_predictor_says_what_evaluation_does(trained, shapes):
         torch.testing.assert_close(boxes, torch.tensor([r["bbox"] for r in expected]))
 
 
-def test_predictor_takes_lists_paths_and_arrays(trained, photos):
-    predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+def test_predictor_takes_lists_paths_and_arrays(files, photos):
+    predictor = Predictor(*files)
     paths = sorted(photos.iterdir())
     arrays = [cv2.imread(str(path)) for path in paths]
     one_by_one = [predictor(str(path)) for path in paths]
@@ -56,11 +71,8 @@ def test_predictor_takes_lists_paths_and_arrays(trained, photos):
     assert predictor.as_dicts(arrays[1])["scores"] == pytest.approx(plain["scores"])
 
 
-def test_predictor_equals_default_predictor(trained, photos):
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    cfg.merge_from_file(str(trained / "config.yaml"))
-    cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
+def test_predictor_equals_default_predictor(cfg, files, photos):
+    cfg.MODEL.WEIGHTS = files[1]
     image = cv2.imread(str(photos / "00000.jpg"))
     expected = DefaultPredictor(cfg)(image)["instances"]
     actual = Predictor(cfg)(image)
@@ -68,8 +80,7 @@ def test_predictor_equals_default_predictor(trained, photos):
     torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
-def test_predictor_options(trained, photos):
-    files = (str(trained / "config.yaml"), str(trained / "model_final.pth"))
+def test_predictor_options(files, photos):
     all_of_them = Predictor(*files, score_threshold=0.0)(photos / "00001.jpg")
     threshold = all_of_them.scores[10].item()
     few = Predictor(*files, score_threshold=threshold, device="cpu", precision="bfloat16")
@@ -77,8 +88,7 @@ def test_predictor_options(trained, photos):
     assert 0 < len(few(photos / "00001.jpg")) < len(all_of_them)
 
 
-def test_thresholds_of_classes(trained, photos):
-    files = str(trained / "config.yaml"), str(trained / "model_final.pth")
+def test_thresholds_of_classes(files, photos):
     everything = Predictor(*files)(photos / "00001.jpg")
     thresholds = torch.full((4,), 2.0)
     thresholds[everything.pred_classes[0]] = everything.scores[2]
@@ -101,43 +111,36 @@ def test_thresholds_of_classes(trained, photos):
         ("no/such.jpg", r"no/such.jpg cannot be read"),
     ],
 )
-def test_predictor_refuses(trained, image, says):
-    predictor = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+def test_predictor_refuses(files, image, says):
+    predictor = Predictor(*files)
     with pytest.raises(UserError, match=says):
         predictor(image)
 
 
-def test_predictor_checks_a_config_of_python(trained, photos):
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    cfg.merge_from_file(str(trained / "config.yaml"))
-    weights = str(trained / "model_final.pth")
+def test_predictor_checks_a_config_of_python(cfg, files, photos):
     cfg.MODEL.DEVICE = "cuda"
-    assert len(Predictor(cfg, weights, score_threshold=1)(photos / "00001.jpg")) == 0
+    assert len(Predictor(cfg, files[1], score_threshold=1)(photos / "00001.jpg")) == 0
     with pytest.raises(UserError, match="float16 needs a GPU"):
-        Predictor(cfg, weights, precision="float16", device="cpu")
+        Predictor(cfg, files[1], precision="float16", device="cpu")
 
 
-def test_predictor_without_weights(trained):
+def test_predictor_without_weights(files):
     with pytest.raises(UserError, match="No checkpoint given"):
-        Predictor(str(trained / "config.yaml"))
+        Predictor(files[0])
     with pytest.raises(UserError, match="There is no config named 'tood_R51'"):
         Predictor("tood_R51", "weights.pth")
 
 
-def test_a_wrong_option_of_the_predictor(trained):
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    cfg.merge_from_file(str(trained / "config.yaml"))
+def test_a_wrong_option_of_the_predictor(cfg, files):
     with pytest.raises(
         UserError, match=r"An option is wrong: .*NUM_CLASES; did you mean MODEL.TOOD"
     ):
-        Predictor(cfg, str(trained / "model_final.pth"), opts=["MODEL.TOOD.NUM_CLASES", "3"])
+        Predictor(cfg, files[1], opts=["MODEL.TOOD.NUM_CLASES", "3"])
 
 
-def test_a_model_that_is_in_memory(trained, photos):
+def test_a_model_that_is_in_memory(files, photos):
     """As after a training; its config may name other weights."""
-    first = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    first = Predictor(*files)
     with OPENS as opened:
         second = Predictor.from_model(first.model.train(), first.cfg, SHAPES, "other.pth")
     assert not opened and second.options.weights == "other.pth" and not second.model.training
@@ -146,21 +149,18 @@ def test_a_model_that_is_in_memory(trained, photos):
     assert first.options.weights.endswith("model_final.pth")
 
 
-def test_no_annotations_are_read(trained):
+def test_no_annotations_are_read(cfg, files, trained):
     """A checkpoint names its classes."""
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    cfg.merge_from_file(str(trained / "config.yaml"))
-    weights = cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
+    cfg.MODEL.WEIGHTS = files[1]
     with OPENS as opened:
-        assert Predictor(str(trained / "config.yaml"), weights).class_names == list(SHAPES)
+        assert Predictor(*files).class_names == list(SHAPES)
         DefaultPredictor(cfg)
     assert any("model_final.pth" in path for path in opened)
     assert not [path for path in opened if path.endswith(".json")]
     # One that does not.
-    content = torch.load(weights, weights_only=True)
+    content = torch.load(files[1], weights_only=True)
     del content["class_names"]
     torch.save(content, trained / "nameless.pth")
     with OPENS as opened:
-        nameless = Predictor(str(trained / "config.yaml"), str(trained / "nameless.pth"))
+        nameless = Predictor(files[0], str(trained / "nameless.pth"))
     assert nameless.class_names == list(SHAPES)

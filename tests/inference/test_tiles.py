@@ -31,7 +31,8 @@ from tood.utils.errors import UserError
 from tood.utils.tiles import Tile, TileOptions, make_tiles
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=300)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 80), st.data())
 def test_tiles_cover_the_image(width, height, size, data):
     overlap = data.draw(st.integers(0, size - 1))
@@ -65,7 +66,8 @@ def test_what_is_seen_of_a_box():
     assert clip_to(boxes[3], tile) == [0, 0, 20, 20]
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=100)
 @given(st.integers(1, 90), st.data())
 def test_the_tile_that_shows_the_most_of_a_box(size, data):
     options = TileOptions(size, data.draw(st.integers(0, size - 1)))
@@ -257,7 +259,8 @@ def test_an_object_larger_than_the_overlap_is_found_in_parts():
     assert found == [[10, 10, 60, 50], [40, 10, 90, 50]]
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=100)
 @given(st.data())
 def test_objects_away_from_each_other_are_found_as_in_one_piece(data):
     width, height = data.draw(st.integers(20, 220)), data.draw(st.integers(20, 220))
@@ -312,9 +315,8 @@ def test_which_boxes_a_neighbour_sees_whole():
 # --- training, evaluation, prediction --------------------------------------------------------
 
 
-def train(shapes, folder):
+def train(entry, folder):
     """A training of a few steps on tiles of drawn images; its folder."""
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     opts = [
         *(*TINY, "OUTPUT_DIR", str(folder), "TEST.EVAL_PERIOD", "4", "SOLVER.WARMUP_ITERS", "1"),
         *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.ATSS_ITERS", "2"),
@@ -327,8 +329,9 @@ def train(shapes, folder):
     return folder
 
 
-def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
-    folder = train(shapes, tmp_path / "out")
+@pytest.mark.slow
+def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
+    folder = train(entry, tmp_path / "out")
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert any("val_loss/loss_cls" in row for row in metrics)
     AP = next(row["bbox/AP"] for row in metrics if "bbox/AP" in row)
@@ -339,7 +342,6 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
     # Of the tiles' objects, some of which two tiles see, in the tiles' size.
     assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
     # Of other data.
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     tood.report(str(folder), val_data=entry, output=str(tmp_path / "other"))
     other = json.loads((tmp_path / "other" / "report.json").read_text())
     assert other["data"] == report["data"]
@@ -368,14 +370,13 @@ def test_training_and_evaluation_in_tiles(shapes, tmp_path, monkeypatch):
         analyze_alignment.main(analyze_alignment.parse_args(argv))
 
 
-def test_epochs_are_passes_over_the_tiles(shapes):
+def test_epochs_are_passes_over_the_tiles(shapes, entry):
     content = json.loads((shapes / "annotations.json").read_text())
     tiles = 0
     for image in content["images"]:
         boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
         for tile in make_tiles(image["width"], image["height"], 40, 10):
             tiles += any(visible_in(np.array([box]), tile).item() >= 0.5 for box in boxes)
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     flags = ["--config-file", str(CONFIG), "--train-data", entry, "--epochs", "6", *TINY]
     tiled = [
         "INPUT.TILES.SIZE",
@@ -433,7 +434,7 @@ def test_data_checks_name_boxes_that_tiles_cut():
     def found(min_visible, **kwargs):
         size = InputSize(60, 60, TileOptions(60, 20, min_visible))
         findings = check_data("x.json", content, size, 8, **kwargs).findings
-        return {f.what: (f.count, f.example[:12], f.consequence) for f in findings}
+        return {f.what: (f.number, f.example[:12], f.consequence) for f in findings}
 
     size = "raise INPUT.TILES.SIZE"
     overlap = "raise INPUT.TILES.OVERLAP"

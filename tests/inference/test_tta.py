@@ -105,6 +105,7 @@ def test_nothing_found():
     assert len(output["instances"]) == 0
 
 
+@pytest.mark.slow
 def test_command_and_predictor(command, tmp_path, shapes):
     train_net.cli(command(opts=["SEED", "1"]))
     weights = str(tmp_path / "out" / "model_final.pth")

@@ -61,6 +61,7 @@ def test_memory_format_changes_nothing(tiny_cfg):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch, "compiler"), reason="needs PyTorch 2.1")
 def test_compiled_head_is_the_same(tiny_cfg):
     head = build_head(tiny_cfg, channels=32)

@@ -42,6 +42,7 @@ def size_of(name):
         return sum(p.numel() for p in head.parameters()), multiply_adds(head, features) / 1e9
 
 
+@pytest.mark.slow
 def test_head_of_atss_has_its_size():
     parameters, giga_multiply_adds = size_of("paper/parallel_ATSS_R50_FPN_1x")
     assert parameters == 4_918_618

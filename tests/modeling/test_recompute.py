@@ -40,6 +40,7 @@ def step(model, batch):
     return losses, kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", list(NORMS))
 def test_the_same_step(norm, make_input):
     plain, recomputed = build(*NORMS[norm]), build(*NORMS[norm], *RECOMPUTED)

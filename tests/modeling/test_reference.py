@@ -8,8 +8,8 @@ from reference import PHASES, ROOT, Reference
 
 from tood.checkpoint.names import detectron2_name
 
-NAMES = ["r18_anchor_free", "r50_anchor_free", "r50_anchor_based", "r50_dcn"]
-
+SLOW = ["r50_anchor_free", "r50_anchor_based", "r50_dcn"]
+NAMES = ["r18_anchor_free", *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW)]
 
 SCORES, BOXES = 1e-5, 1e-2  # probabilities, pixels
 TARGETS = 1e-4  # the sixth power of the IoU makes six times as much of a rounding error

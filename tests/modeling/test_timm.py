@@ -113,6 +113,7 @@ def test_statistics_of_batch_norms_are_kept_on_demand():
     assert any(m.training for m in free.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto"])
 def test_train_and_evaluate(name, command, tmp_path):
     train_net.cli(command(opts=[*FPN, name, "MODEL.TIMM.FREEZE_AT", "1"]))
@@ -170,6 +171,7 @@ def plain_features(state, images, depths):
     return maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, packaged", PACKAGES)
 def test_packaged_weights_are_those_of_the_model(name, packaged):
     pytest.importorskip(packaged.module, reason="an extra")

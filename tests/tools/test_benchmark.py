@@ -18,6 +18,7 @@ def run(tmp_path, *flags):
     return json.loads(report.read_text())
 
 
+@pytest.mark.slow
 def test_times(tmp_path, capsys):
     report = run(tmp_path, "--parts", "step", "inference", "head", "losses", "data")
     assert "1 images of 64 x 96, 3 objects each" in report["setting"]
@@ -34,6 +35,7 @@ def test_times(tmp_path, capsys):
     assert all(f"| {what} | {value} |" in printed for what, value in rows.items())
 
 
+@pytest.mark.slow
 def test_memory(tmp_path):
     metrics = run(tmp_path, "--parts", "memory", "--no-retinanet")["metrics"]
     assert set(metrics["memory"]) == {"TOOD"}
@@ -46,6 +48,7 @@ def test_wrong_size_is_named(capsys):
     assert "'large' is not HxW" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys):
     """With the other parts, the whole of it takes minutes: docs/performance.md."""
     fails = ["-c", "print(1); raise SystemExit('out of memory')"]

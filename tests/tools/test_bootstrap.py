@@ -149,6 +149,7 @@ def test_archive_is_unpacked(tmp_path):
     assert folder == str(tmp_path / "out" / "top")
 
 
+@pytest.mark.slow
 def test_wheel_says_what_it_is(tmp_path):
     for package in ("detectron2", "detectron2/model_zoo"):
         (tmp_path / "source" / package).mkdir(parents=True)
@@ -167,6 +168,16 @@ def test_wheel_says_what_it_is(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "detectron2/model_zoo/configs/a.yaml" in names
     assert "detectron2-0.6+compat.data/scripts/lazyconfig_train_net.py" in names
+
+
+def test_jobs_run_pytest_with_their_options(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda words, **_: calls.append(words[3:]))
+    bootstrap.JOBS["quick"]("python", [])
+    bootstrap.JOBS["quick"]("python", ["-x"])
+    bootstrap.JOBS["test"]("python", ["-k", "x"])
+    assert calls[0][:2] == ["-m", "not slow"]
+    assert calls[1:] == [["-m", "not slow", "-x"], ["-k", "x"]]
 
 
 def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
@@ -218,6 +229,7 @@ def test_folder_of_something_else_is_not_erased(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_packages_of_the_chosen_python_are_shared(tmp_path):
     """An environment that looks into this Python's packages, editable ones included."""
     venv = tmp_path / "venv"

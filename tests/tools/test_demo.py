@@ -13,6 +13,7 @@ import demo
 from tood.utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
     config, weights = str(trained / "config.yaml"), str(trained / "model_final.pth")
     content = torch.load(weights, weights_only=False)
@@ -47,6 +48,7 @@ def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
     assert not (out / "maps_2.png").exists()
 
 
+@pytest.mark.slow
 def test_visualize_assignment(trained, tmp_path, capsys):
     drawing, weights = tmp_path / "a.png", str(trained / "model_final.pth")
     argv = ["--overwrite", "--config-file", str(trained / "config.yaml"), "--output", str(drawing)]
@@ -62,6 +64,7 @@ def test_visualize_assignment(trained, tmp_path, capsys):
         main(parse([*argv, "--image", "7.jpg", "--weights", weights]))
 
 
+@pytest.mark.slow
 def test_the_demo_is_a_door_to_predict(trained, photos, tmp_path, capsys):
     out, weights = tmp_path / "out", ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
     flags = ["--score-thresh", "0.5", "--output", str(out), "--json", str(out / "a.json")]

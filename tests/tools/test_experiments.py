@@ -35,6 +35,7 @@ def calls(monkeypatch, fresh_loggers):
     return done
 
 
+@pytest.mark.slow
 def test_runs_are_done_once_and_go_on(command, tmp_path, capsys, calls):
     experiments = {
         "groups": {
@@ -100,16 +101,6 @@ def test_what_was_killed_behind_its_last_checkpoint_goes_on(command, tmp_path, m
     assert progress["seconds"] > 0 and not progress["finished"]
 
 
-def test_names_that_share_a_folder(tmp_path):
-    entries = "{name: a, options: {}, paper: {}}, {name: a!, options: {}, paper: {}}"
-    (tmp_path / "e.yaml").write_text(f"groups: {{a: [{entries}]}}")
-    with pytest.raises(UserError, match="two experiments named 'a!'"):
-        run_experiments.load_experiments(str(tmp_path / "e.yaml"))
-    (tmp_path / "e.yaml").write_text("groups: {}")
-    with pytest.raises(UserError, match="has no experiments"):
-        run_experiments.load_experiments(str(tmp_path / "e.yaml"))
-
-
 def test_a_run_that_fails_is_named(command, tmp_path):
     listed = tmp_path / "experiments.yaml"
     listed.write_text("groups: {a: [{name: wrong, options: {NO.SUCH: 1}, paper: {}}]}")
@@ -118,13 +109,25 @@ def test_a_run_that_fails_is_named(command, tmp_path):
         run_experiments.main(args)
 
 
-@pytest.mark.parametrize("text", ["groups: [", "[]", "groups: {a: [{name: b}]}"])
-def test_files_that_list_no_experiments(tmp_path, text):
-    (tmp_path / "e.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"e.yaml needs 'groups'"):
+TWICE = "{name: a, options: {}, paper: {}}, {name: a!, options: {}, paper: {}}"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("groups: [", "e.yaml needs 'groups'"),
+        ("[]", "e.yaml needs 'groups'"),
+        ("groups: {a: [{name: b}]}", "e.yaml needs 'groups'"),
+        ("groups: {}", "has no experiments"),
+        (f"groups: {{a: [{TWICE}]}}", "two experiments named 'a!'"),  # of one folder
+        (None, "cannot be read"),
+    ],
+)
+def test_files_that_list_no_experiments(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
         run_experiments.load_experiments(str(tmp_path / "e.yaml"))
-    with pytest.raises(UserError, match="cannot be read"):
-        run_experiments.load_experiments(str(tmp_path / "gone.yaml"))
 
 
 def test_table_of_means_and_spreads():

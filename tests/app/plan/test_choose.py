@@ -15,6 +15,7 @@ from tood.utils.errors import UserError
 from tood.utils.tiles import WHOLE
 
 
+@pytest.mark.slow
 def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, capsys):
     pytest.importorskip("timm", reason="an extra")
     cli.main(["train", "photos", "--dry-run"])

@@ -101,6 +101,7 @@ gt = st.builds(
 detection = st.tuples(image, klass, box, st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(gt, max_size=8), st.lists(detection, min_size=1, max_size=14))
 def test_metrics_are_pycocotools(objects, found):
@@ -139,6 +140,7 @@ def test_weights_of_one_change_nothing():
     np.testing.assert_allclose(actual, expected[..., None].repeat(3, axis=-1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_weighted_image_is_as_many_copies_of_it():
     content, found = random_set(12, seed=3)
     table, matches = matched(content, found)
@@ -175,6 +177,7 @@ def test_intervals():
     assert widths[1] < widths[0] / 2
 
 
+@pytest.mark.slow
 def test_what_an_image_costs():
     content, found = random_set(8, seed=2)
     table, matches = matched(content, found)

@@ -215,6 +215,7 @@ def click(browser, column):
     return browser.run(TABLE)
 
 
+@pytest.mark.slow
 def test_in_a_browser(browser, written):
     summary = json.loads((written / "report.json").read_text())
     browser.open(written / "report.html", width=1400)
@@ -239,6 +240,7 @@ def test_in_a_browser(browser, written):
     assert all(browser.run(drawings)) and len(browser.run(drawings)) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, dark", [(1400, False), (400, True)])
 def test_nothing_lies_outside_the_window(browser, written, width, dark):
     browser.open(written / "report.html", width=width, dark=dark)
@@ -252,6 +254,7 @@ def test_nothing_lies_outside_the_window(browser, written, width, dark):
     assert background == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(browser, written):
     browser.requests.clear()
     browser.open(written / "report.html", width=1000)

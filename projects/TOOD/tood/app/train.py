@@ -1,4 +1,4 @@
-"""From a folder of photographs with boxes to a detector, by settings that follow from the data: a
+"""Train a detector on a folder of photographs with boxes, by settings that follow from the data: a
 validation set, the size of the images, the length of the training, the images per step.
 """
 

@@ -1,4 +1,4 @@
-"""From a command line to a validated config, and to the options of a run."""
+"""Read command lines into a validated config, and that into the options of a run."""
 
 import logging
 import os

@@ -45,7 +45,7 @@ class Finding(NamedTuple):
     """A property that several images, objects or classes of a data set have in common."""
 
     what: str
-    count: int
+    number: int
     example: str
     consequence: str
     is_error: bool = False
@@ -80,9 +80,9 @@ class DataReport(NamedTuple):
     def error_sentence(self) -> str:
         """Return what the first of the errors is and what to do; the table has all."""
         first = self.errors[0]
-        more = sum(finding.count for finding in self.errors) - 1
+        more = sum(finding.number for finding in self.errors) - 1
         return (
-            f"{self.json_file} has {first.count} {first.what}, for example {first.example}; "
+            f"{self.json_file} has {first.number} {first.what}, for example {first.example}; "
             f"{first.consequence}" + (f" (the table above has {more} more)." if more else ".")
         )
 
@@ -94,7 +94,7 @@ class DataReport(NamedTuple):
         if not self.findings:
             return f"{head}; no problems found."
         rows = [
-            ("error" if f.is_error else "", f.count, f.what, f.example, f.consequence)
+            ("error" if f.is_error else "", f.number, f.what, f.example, f.consequence)
             for f in sorted(self.findings, key=lambda f: not f.is_error)
         ]
         headers = ["", "count", "what", "for example", "what it means"]
@@ -144,7 +144,7 @@ def check_data(
         *_count_findings(content, objects, crowds, to_train, filter_empty),
         _overfull_images(images, objects, max_detections),
     ]
-    findings = [finding for finding in findings if finding.count]
+    findings = [finding for finding in findings if finding.number]
     return DataReport(json_file, len(images), len(objects), len(content["categories"]), findings)
 
 
@@ -177,7 +177,7 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
         _finding(*texts, [example for k, example in faults if k == kind], is_error=True)
         for kind, texts in kinds.items()
     ]
-    return [finding for finding in findings if finding.count]
+    return [finding for finding in findings if finding.number]
 
 
 def image_paths(images: Sequence[Dict], image_root: str) -> List[str]:
@@ -196,7 +196,7 @@ def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
         "AP is too high: they say nothing about new images; take them out of one of the sets",
         trained_on(train, val),
     )
-    return [finding] if finding.count else []
+    return [finding] if finding.number else []
 
 
 def _fault(image: Dict, path: str):

@@ -1,5 +1,5 @@
-"""From a detector to a module of tensors in and tensors out, and from there to a file that runs
-without this project: TorchScript and PyTorch's exported program here, ONNX in ``export_onnx``.
+"""Turn a detector into a module of tensors in and tensors out, and that into a file that runs
+without this project: TorchScript and PyTorch's exported program here, ONNX in ``onnx``.
 
 Shapes: N images, R locations of all levels, K classes, T candidates and D detections of an image.
 Boxes are XYXY pixels of the images that are given.

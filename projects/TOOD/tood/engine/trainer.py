@@ -42,7 +42,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers):
-        """Let ``SOLVER.REFERENCE_WORLD_SIZE`` scale the iterations of ATSS as well."""
+        """Scale the iterations of ATSS by ``SOLVER.REFERENCE_WORLD_SIZE`` as well."""
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         factor = cfg.SOLVER.IMS_PER_BATCH / scaled.SOLVER.IMS_PER_BATCH
         if factor != 1:

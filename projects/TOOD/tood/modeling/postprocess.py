@@ -1,4 +1,4 @@
-"""From dense predictions to detections: candidates of a whole batch in tensors of one shape, then
+"""Select detections from dense predictions: candidates of a batch in tensors of one shape, then
 NMS of each image.
 
 Shapes: N images, R locations of all levels, K classes, T candidates of an image. Boxes are XYXY

@@ -111,8 +111,8 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     """Return the images with the names, relative to the folder, of files that are there, and with
     their sizes; images that are not found stay, and the check of the data reports them.
     """
-    names = [i["file_name"] for i in images if isinstance(i, dict) and "file_name" in i]
-    names = [name for name in dict.fromkeys(names) if isinstance(name, str)]
+    names = [i.get("file_name") for i in images if isinstance(i, dict)]
+    names = list(dict.fromkeys(name for name in names if isinstance(name, str)))
     home = os.path.dirname(file) if root is None else root
     outside = {}
     for name in names:  # at the place that the file says, which may be outside of the folder
@@ -161,14 +161,19 @@ def _merge_images(content: Dict, ledger: Ledger) -> None:
         if isinstance(image, dict) and isinstance(image.get("file_name"), str):
             known = first.setdefault(image["file_name"], image)
             if known is not image and known.get("id") != image.get("id"):
-                merged[image.get("id")] = known.get("id")
+                merged[repr(image.get("id"))] = known.get("id")  # ids may be anything
                 ledger.note("images that a COCO file lists twice", image["file_name"])
     if merged:
-        content["images"] = [i for i in content["images"] if i.get("id") not in merged]
+        content["images"] = [i for i in content["images"] if _id_in(i, "id") not in merged]
         content["annotations"] = [
-            {**a, "image_id": merged[a["image_id"]]} if a.get("image_id") in merged else a
+            {**a, "image_id": merged[key]} if (key := _id_in(a, "image_id")) in merged else a
             for a in content["annotations"]
         ]
+
+
+def _id_in(record, key: str) -> str:
+    """Return an id, of any type, in a form that can be looked up; "" for something else."""
+    return repr(record.get(key)) if isinstance(record, dict) else ""
 
 
 def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:

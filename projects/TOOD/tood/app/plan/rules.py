@@ -103,7 +103,7 @@ def choose_tiles(statistics: DataStatistics) -> TileOptions:
 
 
 class ImageSize(NamedTuple):
-    """Of the network's input, pixels."""
+    """Size of the network's input in pixels."""
 
     shorter: int
     longer: int

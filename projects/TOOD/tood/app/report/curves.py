@@ -58,7 +58,7 @@ class Curve(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Of the detections above a threshold."""
+    """Quality of the detections above a threshold."""
 
     precision: float
     recall: float

@@ -26,7 +26,7 @@ class Errors(NamedTuple):
 
 
 class _Best(NamedTuple):
-    """Of each detection, the object that it overlaps most among some."""
+    """The object that each detection overlaps most, among some objects."""
 
     ious: np.ndarray  # (D,), 0 where it overlaps none
     objects: np.ndarray  # (D,), -1

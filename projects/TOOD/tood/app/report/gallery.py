@@ -114,7 +114,7 @@ def _draw_crops(
 
 
 def _spread(order: np.ndarray, images: np.ndarray) -> List[int]:
-    """At most two of an image first, so that one bad image does not fill the page."""
+    """Order by at most two of an image first, so that one bad image does not fill the page."""
     seen: Dict[int, int] = {}
     first, later = [], []
     for entry, image in zip(order.tolist(), images.tolist()):

@@ -142,6 +142,7 @@ gt = st.builds(
 detections = st.lists(detection, min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(gt, max_size=6), detections)
 def test_kinds_by_slow_loops(objects, found):
@@ -150,6 +151,7 @@ def test_kinds_by_slow_loops(objects, found):
     assert errors.kinds.tolist() == slow_kinds(table, content, found)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(gt, min_size=1, max_size=6), detections)
 def test_costs_are_those_of_mended_results(objects, found):
@@ -190,6 +192,7 @@ def test_costs_are_those_of_mended_results(objects, found):
         assert np.isnan(cost["missed"])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(gt, max_size=6), detections, st.floats(0, 1))
 def test_confusion_adds_up(objects, found, threshold):
@@ -230,6 +233,7 @@ def test_curve_by_hand():
     assert best_thresholds([curve, nothing], curve).tolist() == [0.5, 0.5]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(gt, max_size=6), detections)
 def test_best_threshold_is_the_best_of_all(objects, found):

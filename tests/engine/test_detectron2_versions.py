@@ -12,14 +12,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import CONFIG, ROOT, TINY
 
 OTHER = os.environ.get("OTHER_DETECTRON2")
 
 
-def loss_curve(shapes, output, python_path):
+def loss_curve(entry, output, python_path):
     """Losses of each iteration, in both phases, of a run in a process of its own."""
-    entry = f"{shapes}/annotations.json:{shapes}/images"
     options = {
         "MODEL.TOOD.NUM_CLASSES": 4,
         "MODEL.TOOD.ATSS_ITERS": 3,
@@ -31,11 +30,11 @@ def loss_curve(shapes, output, python_path):
         "OUTPUT_DIR": output,
     }
     command = [sys.executable, "-c", LOG_EVERY_LOSS]
-    command += ["--config-file", str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")]
-    command += ["--train-data", entry, "--val-data", entry, *TINY]
+    command += ["--config-file", CONFIG, "--train-data", entry, "--val-data", entry, *TINY]
     command += [str(x) for item in options.items() for x in item]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    environment["PYTHONPATH"] = os.pathsep.join([*python_path, str(ROOT)])
+    paths = [*python_path, str(ROOT), str(ROOT / "projects" / "TOOD")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("LOSSES ")]
@@ -52,7 +51,9 @@ def log(self, *args):
     print("LOSSES", json.dumps({k: v.item() for k, v in losses.items()}))
     return losses
 tood.TOOD.forward_training = log
+import train_net
 from detectron2.data import DatasetCatalog
+from tood.engine import train as engine_train
 from tood.data.mapper import CheckedMapper
 def in_order(cls, cfg):
     mapper = CheckedMapper(cfg, is_train=True)
@@ -65,10 +66,11 @@ train_net.cli(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OTHER is None, reason="OTHER_DETECTRON2 names no other Detectron2")
-def test_same_loss_curve_on_another_detectron2(shapes, tmp_path):
-    here, path_here = loss_curve(shapes, tmp_path / "here", [])
-    there, path_there = loss_curve(shapes, tmp_path / "there", [OTHER])
+def test_same_loss_curve_on_another_detectron2(entry, tmp_path):
+    here, path_here = loss_curve(entry, tmp_path / "here", [])
+    there, path_there = loss_curve(entry, tmp_path / "there", [OTHER])
     assert path_there.startswith(OTHER) and path_here != path_there
     assert len(here) == 6
     assert here == there

@@ -1,16 +1,29 @@
+"""Drawings of boxes, training images and alignment."""
+
 import numpy as np
 import pytest
+import torch
 from conftest import CONFIG, SMALL
+from detectron2.structures import Boxes, Instances
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 import tood
 from tood.app.check import read_dataset
 from tood.app.view import draw_training_images
+from tood.evaluation.alignment_evaluator import DenseOutputs, ObjectMetrics
 from tood.utils.errors import UserError
 from tood.utils.files import write_image
 from tood.visualization import draw
-from tood.visualization.draw import add_heading, class_colors, draw_boxes, image_grid
+from tood.visualization.alignment import _paint, draw_histograms, draw_scatter, location_values
+from tood.visualization.draw import (
+    add_heading,
+    class_colors,
+    draw_boxes,
+    draw_points,
+    draw_training,
+    image_grid,
+)
 from tood.visualization.labels import find_font, printable
 
 
@@ -54,8 +67,8 @@ def test_stacked_images():
     assert (sheet[:10, 20:24] == 255).all()
 
 
-def test_training_images(shapes, tmp_path):
-    dataset = read_dataset(f"{shapes}/annotations.json:{shapes}/images")
+def test_training_images(entry, tmp_path):
+    dataset = read_dataset(entry)
     drawing = tmp_path / "new" / "data.png"
     options = [*SMALL, "INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", "False"]
     draw_training_images([dataset], str(drawing), config=CONFIG, options=options)
@@ -128,3 +141,66 @@ def test_images_replace_links(tmp_path):
     write_image(np.full((5, 5, 3), 7, np.uint8), str(tmp_path / "link.png"))
     assert original.read_bytes() == before and not (tmp_path / "link.png").is_symlink()
     assert Image.open(tmp_path / "link.png").size == (5, 5)
+
+
+def dense_of(values, points, strides):
+    count = len(points)
+    scores = torch.tensor(values).reshape(1, count, 1)
+    centers = torch.tensor(points)
+    boxes = torch.cat([centers - 5, centers + 5], dim=1)[None]
+    return DenseOutputs(scores, boxes, centers, torch.tensor(strides))
+
+
+def test_a_location_counts_for_the_smallest_object():
+    dense = dense_of([0.9, 0.4, 0.7], [[10.0, 10], [30.0, 10], [90.0, 90]], [8, 8, 8])
+    gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
+    matched, scores, ious = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
+    assert matched.tolist() == [0, 1, -1]
+    assert scores.tolist() == pytest.approx([0.9, 0.4, 0.0])
+    assert ious.tolist() == pytest.approx([100 / 2400, 100 / 400, 0.0])
+
+
+def test_maps_stay_in_their_objects():
+    """A coarse location of the larger object does not paint the smaller one."""
+    dense = dense_of([0.9, 0.4], [[12.0, 20], [30.0, 10]], [64, 8])
+    gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
+    matched, scores, _ = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
+    heat = _paint(scores, matched, gt_boxes, dense, (50, 80))
+    assert heat[30, 30] == heat[10, 10] == pytest.approx(0.9)
+    assert heat[10, 30] == pytest.approx(0.4) and heat[2, 22] == 0
+    assert (heat[40:] == 0).all() and (heat[:, 60:] == 0).all()
+
+
+def test_drawings_of_nothing():
+    nothing = ObjectMetrics.cat([])
+    assert draw_scatter({"a": np.zeros((0, 2))}).ndim == 3
+    assert draw_histograms({"a": nothing}).ndim == 3
+
+
+def test_drawing_of_a_training_image():
+    image = np.full((50, 100, 3), 90, dtype=np.uint8)
+    gt = Instances((50, 100), gt_boxes=Boxes(torch.tensor([[10.0, 10, 40, 40]])))
+    gt.gt_classes = torch.tensor([1])
+    detections = Instances((50, 100), pred_boxes=Boxes(torch.tensor([[60.0, 5, 90, 45]])))
+    detections.scores, detections.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+    points = torch.tensor([[25.0, 25.0], [70.0, 25.0]])
+    drawing = draw_training(
+        image, gt, points, torch.tensor([True, False]), torch.ones(2), detections, ["a", "b"]
+    )
+    # Eight times as large, twice side by side under a heading.
+    assert drawing.shape == (400 + 22, 2 * 800 + 4, 3)
+    assert (drawing[22 + 200, 200] != 90).any()  # the dot
+    assert (drawing[22 + 200, 560] == 90).all()  # no dot where there is no positive
+    left, right = drawing[22:, :800], drawing[22:, 804:]
+    assert (left[80:320, 78:84] != 90).any() and (right[80:320, 78:84] == 90).all()
+    assert (right[60:340, 478:484] != 90).any() and (left[60:340, 478:484] == 90).all()
+
+
+def test_larger_dots_for_larger_weights():
+    black = np.zeros((40, 40, 3), dtype=np.uint8)
+    areas = [
+        (draw_points(black, torch.tensor([[20.0, 20.0]]), torch.tensor([w])) > 0).any(2).sum()
+        for w in (0.0, 0.5, 1.0)
+    ]
+    assert 0 < areas[0] < areas[1] < areas[2]
+    assert not draw_points(black, torch.zeros(0, 2), torch.zeros(0)).any()
