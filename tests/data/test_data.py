@@ -203,7 +203,7 @@ def change_boxes(change):
         (lambda x: x["images"][1].update(id=1), "two images with the id 1"),
         (
             change_boxes(lambda *box: [x / 64 for x in box]),
-            "boxes, all of which are relative (0 to 1)",
+            "all of which are relative (0 to 1)",
         ),
         (change_boxes(lambda *box: [x / 64 for x in box]), "pixels are needed"),
     ],
