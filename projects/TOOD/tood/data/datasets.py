@@ -91,19 +91,18 @@ def prepare_datasets(
     given = {dataset.entry: dataset for dataset in datasets}
     found = [given.get(entry) or _read(entry, to_train=entry in train) for entry in entries]
     found = [dataset for dataset in found if dataset is not None]
-    own = [dataset for dataset in found if _is_loaded_here(dataset.entry)]
-    names = _unite_classes(own, known_classes)
     reports = []
     for dataset in found:
-        to_train, to_test = dataset.entry in train, dataset.entry in data.test
-        report = _check_dataset(dataset, data, to_train)
-        if to_test:
+        report = _check_dataset(dataset, data, to_train=dataset.entry in train)
+        if dataset.entry in data.test:
             shared = _check_overlap([x for x in found if x.entry in train], dataset)
             report = report._replace(findings=[*report.findings, *shared])
         reports.append(report)
         _contents[dataset.entry] = dataset.content
-        if any(dataset is x for x in own):
-            _register(dataset, names, to_test)
+    own = [dataset for dataset in found if _is_loaded_here(dataset.entry)]
+    names = _unite_classes(own, known_classes)
+    for dataset in own:
+        _register(dataset, names, to_test=dataset.entry in data.test)
     _check_classes(entries, data, [dataset.entry for dataset in own] if names else [])
     return reports
 
@@ -180,7 +179,7 @@ def _unite_classes(own: Sequence[DataSet], known: Sequence[str]) -> Optional[Lis
     return united
 
 
-def _check_dataset(dataset: DataSet, data: DataOptions, to_train: bool) -> DataReport:
+def _check_dataset(dataset: DataSet, data: DataOptions, *, to_train: bool) -> DataReport:
     content, json_file = dataset.content, _get_file(dataset.entry)
     report = check_data(
         json_file,
@@ -229,7 +228,7 @@ def _check_overlap(train: Sequence[DataSet], dataset: DataSet) -> List[Finding]:
     return [] if too_many or not trained else check_overlap(trained, paths)
 
 
-def _register(dataset: DataSet, names: Optional[List[str]], to_test: bool) -> None:
+def _register(dataset: DataSet, names: Optional[List[str]], *, to_test: bool) -> None:
     entry, content, image_root, _ = dataset
     json_file = _get_file(entry)
     metadata = MetadataCatalog.get(entry).as_dict()
