@@ -91,6 +91,11 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     _add_threshold(parser)
+    parser.add_argument(
+        "--save-as",
+        choices=("coco", "yolo", "voc", "labelme"),
+        help="write a data set of this format to the output folder, instead of drawings",
+    )
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
     parser.add_argument("--sheet", metavar="IMAGE", help="all images in one grid")
     parser.add_argument("--columns", type=int, metavar="N", help="of the sheet")

@@ -35,7 +35,7 @@ from tood.utils.tiles import WHOLE
 
 logger = logging.getLogger("tood")
 
-WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
+WRITTEN = (PLAN, "data/train.json", "data/val.json", "data/ledger.json")  # before a training begins
 NUM_DRAWN = 8
 HEAD = (  # of the plan
     "# What tood train has chosen. To change it: edit a copy, then\n"

@@ -170,7 +170,7 @@ def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: st
     to_train += f"; {negatives} images without objects, as background" if negatives else ""
     rows = [
         ("data", f"{data.checked.dataset.entry}, {data.format}"),
-        *data.rows,
+        *data.ledger.rows(),
         ("classes", f"{len(names)}: {shown}"),
         ("to train on", to_train),
         ("to validate on", data.how),
