@@ -115,14 +115,16 @@ def predict(
     predictor = Predictor(trained.config_file, opts=opts, **thresholds)
     inputs, note = find_inputs(images, predictor.options)
     output = output or os.path.join(trained.folder, "detections")
-    if not images and not sheet and not save_as:
+    if not (images or sheet or save_as):
         sheet = os.path.join(output, "sheet.png")
-    targets = {} if save_as else choose_targets(inputs, output)
-    check_outputs(inputs, [*targets.values(), *filter(None, (json, sheet))], sheet, overwrite)
+    targets = dict.fromkeys(inputs, "") if save_as else choose_targets(inputs, output)
+    files = [x for x in (*targets.values(), json, sheet) if x]
+    check_outputs(inputs, files, sheet, overwrite)
     if save_as:
         prepare_dataset(save_as, inputs, output, overwrite)
-    run = _Run(predictor, score_threshold, with_json=bool(json), with_sheet=bool(sheet))
-    run.detect(inputs, targets)
+    run = _Run(predictor, score_threshold, with_sheet=bool(sheet))
+    for path, target in tqdm(targets.items(), desc="detecting"):
+        run.detect_video(path, target) if is_video(path) else run.detect_image(path, target)
     if json:
         write_json_file(to_coco(run.sizes, run.unfiltered, predictor.class_names), json)
     if run.thumbnails:
@@ -326,33 +328,20 @@ class _Run:
     """Goes through images and frames, and collects the results."""
 
     def __init__(
-        self,
-        predictor: Predictor,
-        score_threshold: Union[float, str],
-        *,
-        with_json: bool,
-        with_sheet: bool,
+        self, predictor: Predictor, score_threshold: Union[float, str], *, with_sheet: bool
     ):
         self.predictor = predictor
         # The predictor applies the thresholds of the report itself.
         is_number = score_threshold != FROM_REPORT
         self.score_threshold = float(score_threshold) if is_number else 0.0
         self.limit = f"{score_threshold:g}" if is_number else "the report's thresholds"
-        self.with_json, self.with_sheet = with_json, with_sheet
+        self.with_sheet = with_sheet
         self.thumbnails: List[np.ndarray] = []
         self.sizes: Dict[str, Tuple[int, int]] = {}
         self.detections: Dict[str, Dict] = {}
         self.unfiltered: Dict[str, Dict] = {}  # all detections, for the JSON file
         self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
-
-    def detect(self, inputs: List[str], targets: Dict[str, str]) -> None:
-        """Detect in images and videos, and draw those that have a target."""
-        for path in tqdm(inputs, desc="detecting"):
-            if is_video(path):
-                self.detect_video(path, targets[path])
-            else:
-                self.detect_image(path, targets.get(path, ""))
 
     def detect_image(self, path: str, target: str) -> None:
         try:
@@ -416,8 +405,7 @@ class _Run:
         start = time.perf_counter()
         instances = self.predictor(image)
         self.seconds += time.perf_counter() - start
-        if self.with_json:
-            self.unfiltered[name] = self.predictor.to_dict(instances)
+        self.unfiltered[name] = self.predictor.to_dict(instances)
         shown = instances[instances.scores >= self.score_threshold]
         self.detections[name] = self.predictor.to_dict(shown)
         self.sizes[name] = image.shape[:2]

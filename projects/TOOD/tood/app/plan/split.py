@@ -9,8 +9,6 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from tood.data.copies import AUGMENTED, copies_of
 from tood.utils.errors import UserError
 
-LISTS = ("images", "annotations", "categories")
-
 
 class Split(NamedTuple):
     """Two parts of a data set."""
