@@ -112,10 +112,9 @@ def train(
         check_folder(output, "--output")
     found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
     base, plan, table = _choose(wishes, found, output)
-    print(table)
     if dry_run:
-        print("Nothing was written (--dry-run).")
-        return Trained("", "", output, plan=table)
+        return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
+    print(table)
     with remove_on_error(output):
         _write(run, found, base, plan, output)
         return dataclasses.replace(_run(run, output, report), plan=table)
