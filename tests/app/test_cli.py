@@ -1,6 +1,5 @@
 """The program ``tood`` and the functions of the package: one is argparse around the others."""
 
-import importlib
 import inspect
 import json
 import subprocess
@@ -42,10 +41,7 @@ def test_what_is_quick_imports_nothing_slow(argv, is_module, photo_folder):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_flags_are_the_parameters_of_the_function(name):
-    command = cli.COMMANDS[name]
-    function = getattr(importlib.import_module(command.module), command.function)
-    assert getattr(tood, command.function) is function
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(cli.get_function(name)).parameters
     parser = cli.make_parser(name)
     flags = {a.dest: a for a in parser._actions if a.dest != "help"}
     overrides = {"options"} if parser.epilog else set()

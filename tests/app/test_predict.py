@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from tood.app.convert.door import read_data
 from tood.app.explain import explain
 from tood.app.predict import predict
 from tood.app.report.make import report
@@ -240,3 +242,66 @@ def test_models_by_name_and_with_a_config(trained):
     assert find_trained(weights, config).config_file == config
     with pytest.raises(UserError, match="No checkpoint or output folder at w.pth"):
         find_trained("w.pth", config)
+
+
+# The last digit that a format has, in pixels of an image 100 pixels wide.
+@pytest.mark.parametrize("to, digit", [("coco", 0), ("yolo", 1e-6), ("voc", 0.5), ("labelme", 0)])
+def test_detections_are_saved_as_a_data_set(trained, photos, tmp_path, to, digit):
+    shutil.copytree(photos, photos / "more" / "deep")  # of the same names
+    out = str(tmp_path / "new" / "labelled")
+    arguments = dict(output=out, save_as=to, score_threshold=0.01)
+    result = run_predict(trained, photos, photos / "**", **arguments)
+    assert result.num_images == 6 and result.num_detections > 6 and str(result).endswith(out)
+    (part,) = read_data(out).parts.values()
+    names = {c["id"]: c["name"] for c in part.content["categories"]}
+    assert list(names.values()) == list(SHAPES)
+    boxes = {image["id"]: [] for image in part.content["images"]}
+    for a in part.content["annotations"]:
+        boxes[a["image_id"]].append((names[a["category_id"]], a["bbox"]))
+    left = {path: [*zip(x["names"], x["boxes"])] for path, x in result.detections.items()}
+    for image in part.content["images"]:
+        content = Path(part.image_root, image["file_name"]).read_bytes()
+        # Copies in several folders have the same detections.
+        path = next(path for path in left if content == Path(path).read_bytes())
+        for (name, (x, y, w, h)), (expected, box) in zip(boxes[image["id"]], left[path]):
+            assert name == expected
+            assert [x, y, x + w, y + h] == pytest.approx(box.tolist(), abs=digit + 1e-12)
+        assert len(boxes[image["id"]]) == len(left.pop(path))
+    assert not left
+    with pytest.raises(UserError, match="already contains files"):
+        run_predict(trained, photos, **arguments)
+    run_predict(trained, photos, overwrite=True, **arguments)
+    (part,) = read_data(out).parts.values()
+    assert len(part.content["images"]) == 3
+
+
+def test_data_sets_that_cannot_be_saved(trained, photos, tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"")
+    out = str(tmp_path / "out")
+    for images, output, save_as, says in (
+        (photos, out, "vox", "--save-as is 'vox'; it must be one of coco, yolo"),
+        (tmp_path / "v.mp4", out, "coco", "v.mp4 is a video"),
+        (photos, str(tmp_path), "coco", "lies in .*; name another --output"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run_predict(trained, images, output=output, save_as=save_as, overwrite=True)
+    assert not os.path.exists(out)
+
+
+def test_images_in_sub_folders(trained, photos, tmp_path):
+    (photos / "more" / "deep").mkdir(parents=True)
+    for name in ("a.gif", "deep/b.avif", "deep/c.webp"):
+        Image.new("RGB", (64, 64)).save(photos / "more" / name)
+    (photos / "more" / "again").symlink_to(photos)
+    (photos / "notes.pdf").write_text("not an image")
+    result = run_predict(trained, photos, output=str(tmp_path / "a"))
+    assert result.num_images == 3 and result.skipped == 0
+    note = f" 3 images in sub-folders of {photos} are not among them; name '{photos}/**' for all."
+    assert note in str(result)
+    everything = run_predict(trained, photos, photos / "**", output=str(tmp_path / "b"))
+    assert everything.num_images == 6 and "sub-folders" not in str(everything)
+    with pytest.raises(UserError, match="no image or video at .*deep"):
+        run_predict(trained, photos / "more" / "deep" / "x*")
+    with pytest.raises(UserError, match=r"no image or video at .* 5 images in sub-folders"):
+        (photos / "more" / "a.gif").unlink()
+        run_predict(trained, photos / "more")

@@ -26,8 +26,11 @@ def test_a_dry_run_writes_nothing(photo_folder, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     cli.main(["train", "photos", "--dry-run", *SMALL])
     out = capsys.readouterr().out
-    assert "4: disc, square, triangle, star" in out
+    assert out.count("4: disc, square, triangle, star") == 1
     assert "2 images, split off" in out
+    assert re.search(r"images +8: all 8\n", out) and re.search(
+        r"objects +\d+ of \d+ in 1 files", out
+    )
     assert "240, longer side at most 320" in out
     assert "iterations, 100 times all images; learning rate 0.01" in out
     assert "output/photos, config plan.yaml" in out
@@ -86,6 +89,8 @@ def test_train_alone_does_the_right_thing(finished, counted):
     for part in parts:  # named relative to the file
         assert all((finished / "data" / x["file_name"]).is_file() for x in part["images"])
         assert all(not Path(x["file_name"]).is_absolute() for x in part["images"])
+    ledger = json.loads((finished / "data" / "ledger.json").read_text())
+    assert ledger["splits"]["all"]["num_images"] == 8 and len(ledger["files"]) == 9
     plan = yaml.safe_load((finished / "plan.yaml").read_text())
     assert plan["SOLVER"]["MAX_ITER"] == 3 and plan["SOLVER"]["STEPS"] == [2]
     assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [240]  # what was typed stands after it
@@ -123,8 +128,8 @@ def test_data_are_read_once(counted):
     """Annotations, configs, images and models: what one training of a folder may open."""
     trained, opens, built, data = counted
     assert built <= 2
-    annotations = [data / "annotations.json", *Path(trained.folder, "data").glob("*.json")]
-    assert len(annotations) == 3
+    written = [Path(trained.folder, "data", f"{part}.json") for part in ("train", "val")]
+    annotations = [data / "annotations.json", *written]
     counts = {path.name: opens[os.path.realpath(path)] for path in annotations}
     assert all(count <= 4 for count in counts.values()), counts
     configs = {path: number for path, number in opens.items() if str(path).endswith(".yaml")}
@@ -228,6 +233,28 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     cli.main(["train", "photos", *own, *flags[2:4], *flags[4:]])
     assert seen[2].epochs == 1
     assert "SOLVER" not in yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+
+
+def test_labels_without_an_image_stop_a_training(photo_folder, tmp_path):
+    """Another program may have lost images; a training without them would say nothing."""
+    for name in ("voc", "csv"):
+        shutil.copytree("photos/images", name)
+    box = "<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+    text = f"<annotation><object><name>disc</name>{box}</object></annotation>"
+    rows = ["filename,xmin,ymin,xmax,ymax,class"]
+    for i in range(9):  # of which there are eight images
+        (tmp_path / "voc" / f"{i:05d}.xml").write_text(text)
+        rows.append(f"{i:05d}.jpg,9,9,30,30,disc")
+    (tmp_path / "csv" / "labels.csv").write_text("\n".join(rows))
+    message = app_error("train", "voc", "--dry-run")
+    assert "voc has 1 files of labels that belong to no image, for example 00008.xml" in message
+    message = app_error("train", "csv", "--dry-run")
+    assert "csv has 1 objects of images that are not there, for example 00008.jpg" in message
+    (tmp_path / "voc" / "00008.xml").rename(tmp_path / "voc" / "a.XML")
+    (tmp_path / "voc" / "more").mkdir()
+    (tmp_path / "voc" / "more" / "00007.xml").write_text(text)
+    (tmp_path / "voc" / "a.XML").unlink()
+    assert "00007" in app_error("train", "voc", "--dry-run")
 
 
 def tood_result():

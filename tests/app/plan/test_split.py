@@ -91,9 +91,9 @@ def test_groups_on_demand():
         split = split_data(content, "nowhere", group=group)
         train, val = ({n.split("_")[0] for n in names(p)} for p in (split.train, split.val))
         assert len(val) == 2 and len(train) == 8
-    with pytest.raises(UserError, match=r"--group \( is no regular expression"):
+    with pytest.raises(UserError, match=r"--group \( is not a regular expression"):
         split_data(content, "nowhere", group="(")
-    with pytest.raises(UserError, match="holds 1 kind of images, too few to split"):
+    with pytest.raises(UserError, match="contains 1 kind of images, too few to split"):
         split_data(content, "nowhere", group="video")
 
 

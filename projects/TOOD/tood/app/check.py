@@ -4,12 +4,11 @@ import dataclasses
 import os
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from tood.app.convert.door import Converted, Part, read_data
+from tood.app.convert.door import Part, read_data
 from tood.app.plan.rules import STRIDE, choose_input
 from tood.data.annotations import DataSet, clean_content, count_objects
 from tood.data.check import (
     DataReport,
-    Finding,
     InputSize,
     check_data,
     check_images,
@@ -34,15 +33,10 @@ class CheckedPart(NamedTuple):
         """Number of objects of each class, by its name."""
         return count_objects(self.dataset.content)
 
-    @property
-    def paths(self) -> List[str]:
-        """Paths of its images."""
-        return image_paths(self.dataset.content["images"], self.dataset.image_root)
-
-    def with_findings(self, findings: Sequence[Finding]) -> "CheckedPart":
-        """Return it with more in its report."""
-        report = self.report._replace(findings=[*self.report.findings, *findings])
-        return self._replace(report=report)
+    def refuse_errors(self) -> None:
+        """Raise UserError for mistakes that must be corrected first."""
+        if self.report.errors:
+            raise UserError(self.report.error_sentence())
 
     def __str__(self) -> str:
         texts = [f"{name} {number}" for name, number in self.num_objects.items()]
@@ -71,10 +65,10 @@ class Checked:
         return wrong[0].error_sentence() if wrong else ""
 
     def __str__(self) -> str:
-        drawn = (
-            [f"Images as a training may begin with them: {self.drawing}"] if self.drawing else []
-        )
-        return "\n".join([*(str(part) for part in self.parts), *drawn])
+        texts = [str(part) for part in self.parts]
+        if self.drawing:
+            texts.append(f"Images as a training may begin with them: {self.drawing}")
+        return "\n".join(texts)
 
 
 def check(
@@ -107,7 +101,11 @@ def check(
         print(checked, checked.error or "sound")
     """
     names = [data] if isinstance(data, str) else list(data)
-    parts = _add_overlaps([part for name in names for part in check_parts(read_data(name))])
+    parts = [check_part(part) for name in names for part in read_data(name).parts.values()]
+    trained = [x for part in parts if part.name == "train" for x in list_paths(part.dataset)]
+    for part in parts:
+        if part.name != "train" and trained:
+            part.report.findings.extend(check_overlap(trained, list_paths(part.dataset)))
     checked = Checked(parts)
     if output and not checked.error:
         # Here, because the rest needs no PyTorch, which takes seconds to import.
@@ -119,24 +117,24 @@ def check(
     return checked
 
 
-def check_parts(converted: Converted) -> List[CheckedPart]:
-    """Check each part of a data set.
+def list_paths(dataset: DataSet) -> List[str]:
+    """Return the paths of the images of a data set."""
+    return image_paths(dataset.content["images"], dataset.image_root)
+
+
+def check_part(part: Part) -> CheckedPart:
+    """Check a part: its annotations, and the heads of its images.
 
     Raises:
         UserError: for annotations that cannot be used at all.
     """
-    return [check_part(part) for part in converted.parts.values()]
-
-
-def check_part(part: Part) -> CheckedPart:
-    """Check a part: its annotations, and the heads of its images."""
     content = clean_content(part.content, part.source, part.image_root, to_train=True)
     input_size = choose_input(content)
     report = check_data(part.source, content, input_size, STRIDE)
-    found = check_images(content["images"], part.image_root)
+    report.findings.extend(check_images(content["images"], part.image_root))
     # Whether images are in several parts is checked by whoever knows the parts.
     dataset = DataSet(part.source, content, part.image_root, images_checked=True)
-    return CheckedPart(part.name, dataset, input_size, report).with_findings(found)
+    return CheckedPart(part.name, dataset, input_size, report)
 
 
 def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> DataSet:
@@ -153,8 +151,7 @@ def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> D
     if name is None and len(parts) > 1:
         raise UserError(f"{data} has the parts {', '.join(parts)}; name one, as in {data}:train.")
     checked = check_part(parts[name] if name else next(iter(parts.values())))
-    if checked.report.errors:
-        raise UserError(checked.report.error_sentence())
+    checked.refuse_errors()
     return checked.dataset
 
 
@@ -175,13 +172,3 @@ def _is_registered(name: str) -> bool:
     from detectron2.data import DatasetCatalog  # takes seconds to import
 
     return name in DatasetCatalog.list() and not os.path.exists(os.path.expanduser(name))
-
-
-def _add_overlaps(parts: List[CheckedPart]) -> List[CheckedPart]:
-    """Add to the reports on other parts which of their images are trained on."""
-    trained = [x for x in parts if x.name == "train"]
-    paths = [path for x in trained for path in x.paths]
-    return [
-        x if x in trained or not paths else x.with_findings(check_overlap(paths, x.paths))
-        for x in parts
-    ]

@@ -4,10 +4,11 @@ The functions are imported when they are called: ``tood --help`` needs no PyTorc
 """
 
 import argparse
-import importlib
 import sys
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence
 
+import tood
+from tood.inference.thresholds import threshold_of
 from tood.utils.arguments import expand_home, split_overrides
 from tood.utils.errors import UserError, run_main
 
@@ -31,12 +32,7 @@ checkpoint in it, or the name of a released model. Each command has --help.
 """
 
 
-class Command(NamedTuple):
-    """A command, and the function that it calls."""
-
-    module: str
-    function: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
+FORMATS = ("coco", "yolo", "voc", "labelme")
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +67,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_val_data(parser)
     _add_gpus(parser)
-    _add_config(parser, "default: the one beside the checkpoint")
+    _add_config(parser)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +77,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", metavar="JSON", help="detections of another model")
     parser.add_argument("--output", metavar="FOLDER", help="default: report in the MODEL's folder")
     _add_overwrite(parser)
-    _add_config(parser, "default: the one beside the checkpoint")
+    _add_config(parser)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -91,11 +87,16 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     _add_threshold(parser)
+    parser.add_argument(
+        "--save-as",
+        choices=FORMATS,
+        help="write a data set of this format to the output folder, instead of drawings",
+    )
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
     parser.add_argument("--sheet", metavar="IMAGE", help="all images in one grid")
     parser.add_argument("--columns", type=int, metavar="N", help="of the sheet")
     _add_overwrite(parser)
-    _add_config(parser, "default: the one beside the checkpoint")
+    _add_config(parser)
 
 
 def add_draw(parser: argparse.ArgumentParser) -> None:
@@ -107,20 +108,20 @@ def add_draw(parser: argparse.ArgumentParser) -> None:
     _add_threshold(parser)
     parser.add_argument("--scale", type=float, metavar="S", help="of the drawn images")
     _add_overwrite(parser)
-    _add_config(parser, "default: the one beside the checkpoint")
+    _add_config(parser)
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("box", type=parse_box, metavar="X,Y,WIDTH,HEIGHT", help="pixels")
+    parser.add_argument("box", metavar="X,Y,WIDTH,HEIGHT", help="pixels")
     parser.add_argument(
         "--class", "--class-name", dest="class_name", metavar="NAME", help="of the object"
     )
     _add_threshold(parser)
     parser.add_argument("--output", metavar="IMAGE")
     _add_overwrite(parser)
-    _add_config(parser, "default: the one beside the checkpoint")
+    _add_config(parser)
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -143,26 +144,27 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--calibration-images", type=int, metavar="N", help="at most")
     _add_overwrite(parser)
-    _add_config(parser, "default: the one beside the checkpoint")
+    _add_config(parser)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
     parser.add_argument("--output", required=True, metavar="FOLDER")
-    parser.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), help="format")
+    parser.add_argument("--to", choices=FORMATS, help="format")
     _add_overwrite(parser)
 
 
-COMMANDS: Dict[str, Command] = {
-    "check": Command("tood.app.check", "check", add_check),
-    "train": Command("tood.app.train", "train", add_train),
-    "eval": Command("tood.app.evaluate", "evaluate", add_evaluate),
-    "report": Command("tood.app.report.make", "report", add_report),
-    "predict": Command("tood.app.predict", "predict", add_predict),
-    "draw": Command("tood.app.draw", "draw", add_draw),
-    "explain": Command("tood.app.explain", "explain", add_explain),
-    "export": Command("tood.app.export", "export", add_export),
-    "convert": Command("tood.app.convert.command", "convert", add_convert),
+# Each is the function of its name in the package.
+COMMANDS: Dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "check": add_check,
+    "train": add_train,
+    "eval": add_evaluate,
+    "report": add_report,
+    "predict": add_predict,
+    "draw": add_draw,
+    "explain": add_explain,
+    "export": add_export,
+    "convert": add_convert,
 }
 
 
@@ -187,37 +189,21 @@ def _add_overwrite(parser) -> None:
 def _add_threshold(parser) -> None:
     parser.add_argument(
         *("--score-threshold", "--score-thresh"),
-        type=parse_threshold,
+        type=threshold_of,
         metavar="S",
         help='a number; or "from-report": of each class that of the best F1, in the report beside '
         "the checkpoint",
     )
 
 
-def _add_config(parser, help: str) -> None:
+def _add_config(parser, help: str = "default: the one beside the checkpoint") -> None:
     parser.add_argument("--config-file", dest="config", metavar="FILE", help=f"config, {help}")
     parser.epilog = "KEY VALUE options of the config may follow the flags."
 
 
-def parse_threshold(text: str):
-    """Return a number, or "from-report"."""
-    from tood.inference.thresholds import threshold_of
-
-    return threshold_of(text)
-
-
-def parse_box(text: str) -> List[float]:
-    """Return x, y, width and height.
-
-    Raises:
-        UserError: for another text.
-    """
-    try:
-        return [float(x) for x in text.replace(" ", ",").split(",") if x]
-    except ValueError as error:
-        raise UserError(
-            f"The box is {text!r}; write x,y,width,height in pixels of the image, as 120,40,60,80."
-        ) from error
+def get_function(name: str) -> Callable:
+    """Return the function of a command."""
+    return getattr(tood, "evaluate" if name == "eval" else name)
 
 
 def make_parser(name: str) -> argparse.ArgumentParser:
@@ -227,7 +213,7 @@ def make_parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"tood {name}", argument_default=argparse.SUPPRESS, allow_abbrev=False
     )
-    COMMANDS[name].add_flags(parser)
+    COMMANDS[name](parser)
     return parser
 
 
@@ -237,7 +223,7 @@ def run(name: str, argv: Sequence[str]) -> None:
     Raises:
         UserError: for a mistake on the command line, or of the function.
     """
-    command, parser = COMMANDS[name], make_parser(name)
+    parser = make_parser(name)
     argv, overrides = split_overrides(argv)
     # Flags may stand between the names of images.
     args = vars(parser.parse_intermixed_args([expand_home(x) for x in argv]))
@@ -247,8 +233,7 @@ def run(name: str, argv: Sequence[str]) -> None:
         args["options"] = overrides
     positional = [a.dest for a in parser._actions if not a.option_strings and a.dest in args]
     values = [args.pop(dest) for dest in positional]
-    function = getattr(importlib.import_module(command.module), command.function)
-    result = function(*values, **args)
+    result = get_function(name)(*values, **args)
     print(result)
     if getattr(result, "error", ""):
         raise UserError(result.error)

@@ -61,7 +61,9 @@ def draw(
     Raises:
         UserError: for a file or a value that cannot be used, and a drawing that already exists.
     """
-    check_grid(num_images, columns, scale)
+    for name, value in (("num-images", num_images), ("columns", columns), ("scale", scale)):
+        if not value > 0:
+            raise UserError(f"--{name} is {value}; it must be above 0.")
     check_image_output(output, overwrite)
     trained = find_trained(model, config)
     predictor, _ = read_predictor(trained, val_data, options)
@@ -102,7 +104,11 @@ def draw_predictions(
     records, metadata = DatasetCatalog.get(name)[:num_images], MetadataCatalog.get(name)
     pairs = []
     for record in tqdm(records, desc="drawing"):
-        image = _read(record["file_name"], read_image)
+        try:
+            image = read_image(record["file_name"])
+        except IMAGE_ERRORS as error:
+            path = record["file_name"]
+            raise UserError(f"The image {path} cannot be read ({error}).") from error
         if detections is None:
             found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
         else:
@@ -114,23 +120,6 @@ def draw_predictions(
     rows[0] = [add_heading(drawing, headings[i % 2]) for i, drawing in enumerate(rows[0])]
     write_image(image_grid(rows), output)
     return Drawn(output, len(pairs))
-
-
-def check_grid(num_images: int, columns: int, scale: float) -> None:
-    """
-    Raises:
-        UserError: for a value that is not positive.
-    """
-    for name, value in (("num-images", num_images), ("columns", columns), ("scale", scale)):
-        if not value > 0:
-            raise UserError(f"--{name} is {value}; it must be above 0.")
-
-
-def _read(path: str, read_image: Callable[[str], np.ndarray]) -> np.ndarray:
-    try:
-        return read_image(path)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"The image {path} cannot be read ({error}).") from error
 
 
 def _to_instances(record: Dict, detections: List[Dict], metadata) -> Instances:

@@ -17,6 +17,10 @@ class Evaluated:
     results: Dict[str, Dict]
     folder: str  # of the log, and of inference/results.json
 
+    def __str__(self) -> str:
+        AP = f"AP {self.metrics['AP']:.2f}: " if self.metrics else ""
+        return f"{AP}{self.folder}/inference/results.json"
+
     @property
     def metrics(self) -> Dict[str, float]:
         """COCO's metrics of boxes on the first data set, in percent."""

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import List, Sequence, Tuple, Union
 
 import torch
 
@@ -74,7 +74,12 @@ def explain(
     trained = find_trained(model, config)
     predictor = Predictor(trained.config_file, opts=[*trained.options(), *options])
     view = predictor.find_view(image, box)
-    check_box(image, box)
+    width, height = probe_image(image)
+    x, y, w, h = box
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise UserError(
+            f"The box {box} lies outside of {image}, which is {width} x {height} pixels."
+        )
     objects = find_objects(predictor, view, image, box, class_name)
     names = predictor.class_names
     if score_threshold == FROM_REPORT:
@@ -105,43 +110,28 @@ def parse_box(box: Union[str, Sequence[float]]) -> List[float]:
     return numbers
 
 
-def check_box(image: str, box: Sequence[float]) -> None:
-    """
-    Raises:
-        UserError: for a box that lies outside of the image, which could be read.
-    """
-    width, height = probe_image(image)
-    x, y, w, h = box
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise UserError(
-            f"The box {list(box)} lies outside of {image}, which is {width} x {height} pixels."
-        )
-
-
 def find_objects(
     predictor: Predictor, view: View, image: str, box: Sequence[float], class_name: str
 ) -> Objects:
-    """Return the objects of an image, and the one that a box means, which may not be annotated."""
+    """Return the objects of an image, and the one that a box means, which may not be annotated.
+
+    Raises:
+        UserError: for the name of another class.
+    """
+    names = predictor.class_names
+    if class_name and class_name not in names:
+        raise UserError(f"The class {class_name!r} (--class) is none of {', '.join(names)}.")
     boxes, classes = read_objects_of_image(predictor, image)
     corner = (view.x, view.y)
     objects = make_objects(boxes, classes, 0, view.scale, corner)
     asked = make_objects([box], [0], 0, view.scale, corner).box
     nearest = find_nearest(objects.boxes, asked)
-    k = find_class(class_name, predictor.class_names)
+    k = names.index(class_name) if class_name else None
     if nearest is not None and k in (None, classes[nearest]):
         return objects._replace(asked=nearest)
     k = find_likeliest_class(predictor.model, view, asked) if k is None else k
     classes = torch.cat([objects.classes, torch.tensor([k])])
     return Objects(torch.cat([objects.boxes, asked[None]]), classes, len(boxes))
-
-
-def find_class(name: str, names: List[str]) -> Optional[int]:
-    """Return the index of a class, None for no name."""
-    if not name:
-        return None
-    if name not in names:
-        raise UserError(f"The class {name!r} (--class) is none of {', '.join(names)}.")
-    return names.index(name)
 
 
 @torch.no_grad()
@@ -166,20 +156,18 @@ def read_objects_of_image(predictor: Predictor, path: str) -> Tuple[List, List[i
             content = read_annotations(*own_data, to_train=False)
         except UserError:  # not needed
             continue
-        images = (x for x in content["images"] if _is_file(x, own_data.image_root, path))
-        image = next(images, None)
-        if image is None or not set(names_of(content)) <= set(predictor.class_names):
+        paths = {
+            x["id"]: os.path.join(own_data.image_root, x["file_name"]) for x in content["images"]
+        }
+        ids = (i for i, x in paths.items() if os.path.exists(x) and os.path.samefile(x, path))
+        image_id = next(ids, None)
+        if image_id is None or not set(names_of(content)) <= set(predictor.class_names):
             continue
         names = {c["id"]: predictor.class_names.index(c["name"]) for c in content["categories"]}
         mine = [
             a
             for a in content.get("annotations", ())
-            if a["image_id"] == image["id"] and has_size(a["bbox"]) and not a["iscrowd"]
+            if a["image_id"] == image_id and has_size(a["bbox"]) and not a["iscrowd"]
         ]
         return [a["bbox"] for a in mine], [names[a["category_id"]] for a in mine]
     return [], []
-
-
-def _is_file(image: Dict, image_root: str, path: str) -> bool:
-    other = os.path.join(image_root, image["file_name"])
-    return os.path.exists(other) and os.path.samefile(other, path)

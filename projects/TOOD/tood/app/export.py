@@ -29,12 +29,7 @@ from tood.utils.errors import UserError, reason_of
 from tood.utils.files import check_folder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
-# The values of further options.
-CHOICES = {
-    "format": tuple(ENDINGS),
-    "preprocessing": ("inside", "outside"),
-    "precision": ("float32", "float16", "int8"),
-}
+PREPROCESSING, PRECISIONS = ("inside", "outside"), ("float32", "float16", "int8")
 CHECKED_IMAGES = 3
 
 
@@ -126,8 +121,11 @@ def check_options(options: _Options, overwrite: bool) -> None:
         UserError: for problems that show before the model is built.
     """
     output, format, precision = options.output, options.format, options.precision
-    for name, choices in CHOICES.items():
-        value = getattr(options, name)
+    for name, value, choices in (
+        ("format", format, ENDINGS),
+        ("preprocessing", options.preprocessing, PREPROCESSING),
+        ("precision", precision, PRECISIONS),
+    ):
         if value not in choices:
             raise UserError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}.")
     if os.path.splitext(output)[1] != ENDINGS[format]:
@@ -149,9 +147,7 @@ def check_options(options: _Options, overwrite: bool) -> None:
 
 
 def _export_onnx(options: _Options, predictor: Predictor, parts: Dict) -> None:
-    calibration = None
-    if options.calibrate:
-        calibration = read_calibration(find_calibration(options), predictor, options)
+    calibration = read_calibration(predictor, options) if options.calibrate else None
     module = exportable_to_onnx(predictor.model, **parts).eval()
     metadata = describe_file(module, predictor)
     if options.precision == "float32":
@@ -192,11 +188,12 @@ def _export_pytorch(options: _Options, predictor: Predictor, parts: Dict) -> Non
     save(module, options.output, describe_file(module, predictor))
 
 
-def find_calibration(options: _Options) -> List[str]:
-    """Return paths from all over the folder, whose order may mean something.
+def read_calibration(predictor: Predictor, options: _Options) -> Iterator[np.ndarray]:
+    """Return the input of the file, (1, 3, H, W), for images from all over the folder, whose order
+    may mean something.
 
     Raises:
-        UserError: for one that cannot be read.
+        UserError: for an image that cannot be read.
     """
     paths = images_in(options.calibrate)
     number = min(len(paths), options.calibration_images)
@@ -209,19 +206,15 @@ def find_calibration(options: _Options) -> List[str]:
                 f"The image {path} (--calibrate) cannot be read ({reason_of(error)}); take it "
                 "out of its folder."
             ) from error
-    return paths
-
-
-def read_calibration(
-    paths: List[str], predictor: Predictor, options: _Options
-) -> Iterator[np.ndarray]:
-    """Yield the input of the file for each image, (1, 3, H, W)."""
     model = predictor.model
-    for path in tqdm(paths, desc="calibrating"):
+
+    def read(path: str) -> np.ndarray:
         images = predictor.make_input(path)["image"][None].float()
         if options.preprocessing == "outside":
             images = (images - model.pixel_mean.cpu()) / model.pixel_std.cpu()
-        yield images.numpy()
+        return images.numpy()
+
+    return map(read, tqdm(paths, desc="calibrating"))
 
 
 def compare(options: _Options, predictor: Predictor) -> Exported:

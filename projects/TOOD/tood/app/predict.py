@@ -1,4 +1,4 @@
-"""Detect objects in images, videos or a webcam's, and draw them."""
+"""Detect objects in images, videos or a webcam's, and draw them or write them as a data set."""
 
 import glob
 import os
@@ -12,6 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.convert.command import empty_folder
+from tood.app.convert.door import Part
+from tood.app.convert.write import LEDGER, WRITERS, write_dataset
 from tood.app.trained import find_trained
 from tood.config.options import RunOptions
 from tood.data.entries import parse_own_data
@@ -39,9 +42,9 @@ THUMBNAIL = 320  # longer side in the sheet, pixels
 
 @dataclass(frozen=True)
 class Predictions:
-    """Detections in images; ``str(predictions)`` says how many and where the drawings are."""
+    """Detections in images; ``str(predictions)`` says how many and where they are."""
 
-    output: str  # folder or file of the drawings
+    output: str  # folder or file of the drawings, or folder of the data set
     # By the path of an image, or "VIDEO#FRAME", as of ``Predictor.as_dicts``; at least of the
     # score threshold.
     detections: Dict[str, Dict] = field(repr=False)
@@ -68,6 +71,7 @@ def predict(
     *,
     output: str = "",
     score_threshold: Union[float, str] = SCORE_THRESHOLD,
+    save_as: str = "",
     json: str = "",
     sheet: str = "",
     columns: int = 4,
@@ -79,15 +83,18 @@ def predict(
 
         found = tood.predict("output/mine", "photos/", output="found")
         found.detections["photos/a.jpg"]["boxes"]  # (D, 4), XYXY in pixels of the image
+        tood.predict("output/mine", "photos/**", save_as="yolo", output="labelled")
 
     Args:
         model: an output folder, a checkpoint, or the name of a released model.
-        images: files, folders, patterns, or "webcam"; default: the first images of the validation
-            data.
+        images: files, folders, patterns, or "webcam"; "FOLDER/**" includes sub-folders. Default:
+            the first images of the validation data.
         output: a folder, or a file if there is one input; default: "detections" beside the
             checkpoint.
-        score_threshold: of the detections that are drawn and returned; "from-report": for each
-            class that of the best F1, from the report beside the checkpoint.
+        score_threshold: of the detections that are drawn, saved and returned; "from-report": for
+            each class that of the best F1, from the report beside the checkpoint.
+        save_as: "coco", "yolo", "voc" or "labelme": write a data set of this format to the output
+            folder, as ``tood.convert`` does, instead of drawings.
         json: file for all detections in COCO's format, with scores.
         sheet: file for a grid of all images.
         columns: images in a row of the sheet.
@@ -106,25 +113,29 @@ def predict(
     thresholds = {"score_threshold": FROM_REPORT} if score_threshold == FROM_REPORT else {}
     opts = [*trained.options(), *options]
     predictor = Predictor(trained.config_file, opts=opts, **thresholds)
-    inputs = find_inputs(images, predictor.options)
+    inputs, note = find_inputs(images, predictor.options)
     output = output or os.path.join(trained.folder, "detections")
-    if not images and not sheet:
+    if not (images or sheet or save_as):
         sheet = os.path.join(output, "sheet.png")
-    targets = choose_targets(inputs, output)
-    files = [*targets.values(), *(x for x in (json, sheet) if x)]
+    targets = dict.fromkeys(inputs, "") if save_as else choose_targets(inputs, output)
+    files = [x for x in (*targets.values(), json, sheet) if x]
     check_outputs(inputs, files, sheet, overwrite)
-    run = _Run(predictor, score_threshold, with_json=bool(json), with_sheet=bool(sheet))
+    if save_as:
+        prepare_dataset(save_as, inputs, output, overwrite)
+    run = _Run(predictor, score_threshold, with_sheet=bool(sheet))
     for path, target in tqdm(targets.items(), desc="detecting"):
         run.detect_video(path, target) if is_video(path) else run.detect_image(path, target)
     if json:
-        run.write_json(json)
+        write_json_file(to_coco(run.sizes, run.unfiltered, predictor.class_names), json)
     if run.thumbnails:
         small = run.thumbnails
         rows = [small[i : i + columns] for i in range(0, len(small), columns)]
         write_image(image_grid(rows), sheet)
     if not run.detections:
         raise UserError("None of the inputs could be read; see the warnings above.")
-    return Predictions(output, run.detections, run.skipped, run.summarize())
+    if save_as:
+        write_detections(run, save_as, output)
+    return Predictions(output, run.detections, run.skipped, run.summarize() + note)
 
 
 def check_outputs(inputs: List[str], files: List[str], sheet: str, overwrite: bool) -> None:
@@ -163,38 +174,64 @@ def is_video(path: str) -> bool:
     return path == WEBCAM or os.path.splitext(path)[1].lower() in VIDEOS
 
 
-def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> List[str]:
+def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tuple[List[str], str]:
     """Return the files of paths, folders and patterns, in order, each once; without a pattern, the
     first validation images.
+
+    Returns:
+        the files, and a sentence on images in sub-folders that are not among them, or "".
 
     Raises:
         UserError: for a pattern without a file.
     """
     if not patterns:
-        return _list_validation_images(options)
-    paths = []
+        return _list_validation_images(options), ""
+    found, below = {}, {}
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         pattern = os.path.expanduser(pattern)
-        found = [pattern]
         if os.path.isdir(pattern):
-            known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
-            names = sorted(os.listdir(pattern))
-            found = [
-                os.path.join(pattern, n) for n in names if os.path.splitext(n)[1].lower() in known
-            ]
-        elif pattern != WEBCAM and not os.path.exists(pattern):
-            found = sorted(glob.glob(pattern, recursive=True))
-        if not found:
-            raise UserError(f"There is no image or video at {pattern} (--input).")
-        paths += found
-    return list(dict.fromkeys(paths))
+            paths = _glob(os.path.join(glob.escape(pattern), "*"))
+            below[pattern] = _glob(os.path.join(glob.escape(pattern), "**"))
+        else:
+            is_path = pattern == WEBCAM or os.path.exists(pattern)
+            paths = _glob(pattern) if not is_path else {_real(pattern): pattern}
+        if not paths:
+            raise UserError(f"There is no image or video at {pattern}.{_note(below, found)}")
+        found.update({key: path for key, path in paths.items() if key not in found})
+    return list(found.values()), _note(below, found)
+
+
+def _glob(pattern: str) -> Dict[str, str]:
+    """Return {a name of the file: its path}; links to a folder do not repeat its files."""
+    known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
+    paths = {}
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.splitext(path)[1].lower() in known and os.path.isfile(path):
+            paths.setdefault(_real(path), path)
+    return paths
+
+
+def _real(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str]) -> str:
+    """Return how to name the images below folders that were not found, or ""."""
+    counts = {folder: len(paths.keys() - found.keys()) for folder, paths in below.items()}
+    return "".join(
+        f" {count} images in sub-folders of {folder} are not among them; name "
+        f"'{os.path.join(folder, '**')}' for all."
+        for folder, count in counts.items()
+        if count
+    )
 
 
 def _list_validation_images(options: RunOptions) -> List[str]:
     own_data = parse_own_data(options.data.test[0]) if options.data.test else None
     paths = images_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
     if not paths:
-        raise UserError("No input given: name images with --input.")
+        raise UserError("No input given: name images, folders or patterns.")
     return paths
 
 
@@ -226,36 +263,98 @@ def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:
     return targets
 
 
+def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: bool) -> None:
+    """Make an empty folder for a data set.
+
+    Raises:
+        UserError: for another format, inputs that are not images or lie in the folder, and a
+            folder that contains other files.
+    """
+    if save_as not in WRITERS:
+        raise UserError(f"--save-as is {save_as!r}; it must be one of {', '.join(WRITERS)}.")
+    folder = os.path.join(os.path.realpath(output), "")
+    for path in inputs:
+        if is_video(path):
+            raise UserError(f"{path} is a video; --save-as {save_as} takes images only.")
+        if os.path.realpath(path).startswith(folder):
+            raise UserError(f"The input {path} lies in {output}; name another --output.")
+    empty_folder(output, overwrite)
+
+
+def write_detections(run: "_Run", save_as: str, output: str) -> None:
+    """Write a data set of the detections, with the list of its files."""
+    content = to_coco(run.sizes, run.detections, run.predictor.class_names)
+    root = os.path.commonpath([os.path.dirname(_real(path)) for path in run.sizes])
+    for image in content["images"]:
+        path = os.path.relpath(_real(image["file_name"]), root)
+        image["file_name"] = path.replace(os.sep, "/")
+    part = Part("all", content, root, "the detections")
+    written = write_dataset(part, save_as, output)
+    account = {"data": run.predictor.options.weights, "format": "detections"}
+    account.update(written=written.files, omitted=written.omitted)
+    write_json_file(account, os.path.join(output, LEDGER))
+
+
+def to_coco(
+    sizes: Dict[str, Tuple[int, int]], detections: Dict[str, Dict], class_names: Sequence[str]
+) -> Dict:
+    """Return COCO's instances format, with a score for each annotation; ids begin at 1.
+
+    Args:
+        sizes: name -> (height, width) of each image.
+        detections: name -> values as of ``Predictor.as_dicts``.
+    """
+    images, annotations = [], []
+    for i, (name, (height, width)) in enumerate(sizes.items(), 1):
+        images.append({"id": i, "file_name": name, "height": height, "width": width})
+        rows = zip(*(detections[name][key].tolist() for key in ("boxes", "classes", "scores")))
+        for (x1, y1, x2, y2), label, score in rows:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    categories = [{"id": i, "name": name} for i, name in enumerate(class_names, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
 class _Run:
     """Goes through images and frames, and collects the results."""
 
     def __init__(
-        self,
-        predictor: Predictor,
-        score_threshold: Union[float, str],
-        *,
-        with_json: bool,
-        with_sheet: bool,
+        self, predictor: Predictor, score_threshold: Union[float, str], *, with_sheet: bool
     ):
         self.predictor = predictor
         # The predictor applies the thresholds of the report itself.
         is_number = score_threshold != FROM_REPORT
         self.score_threshold = float(score_threshold) if is_number else 0.0
         self.limit = f"{score_threshold:g}" if is_number else "the report's thresholds"
-        self.with_json, self.with_sheet = with_json, with_sheet
+        self.with_sheet = with_sheet
         self.thumbnails: List[np.ndarray] = []
-        self.noted: List[Tuple] = []  # names, shapes and all detections, for the JSON file
+        self.sizes: Dict[str, Tuple[int, int]] = {}
         self.detections: Dict[str, Dict] = {}
+        self.unfiltered: Dict[str, Dict] = {}  # all detections, for the JSON file
         self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
 
     def detect_image(self, path: str, target: str) -> None:
         try:
-            drawn = self._detect(read_bgr(path), path)
+            image = read_bgr(path)
+            self._detect(image, path)
         except UserError as error:
             self._warn(f"{error.sentence()} It is skipped.")
             return
-        write_image(drawn, target)
+        if not target and not self.with_sheet:
+            return
+        drawn = self._draw(image, path)
+        if target:
+            write_image(drawn, target)
         if self.with_sheet:
             scale = THUMBNAIL / max(drawn.shape[:2])
             size = [max(1, round(x * scale)) for x in drawn.shape[1::-1]]
@@ -280,7 +379,9 @@ class _Run:
         number, frame = 0, first
         try:
             while frame is not None:
-                drawn = self._detect(frame, f"{path}#{number}")[:, :, ::-1]
+                name = f"{path}#{number}"
+                self._detect(frame, name)
+                drawn = self._draw(frame, name)[:, :, ::-1]
                 writer.write(drawn.copy())
                 if path == WEBCAM and _show_and_ask_to_stop(drawn):
                     break
@@ -299,15 +400,19 @@ class _Run:
                 f"The video {path} ends after {number} of {total} frames; the rest cannot be read."
             )
 
-    def _detect(self, image: np.ndarray, name: str) -> np.ndarray:
-        """Return the drawing of an image (H, W, 3), BGR, in RGB."""
+    def _detect(self, image: np.ndarray, name: str) -> None:
+        """Collect the detections in an image (H, W, 3), BGR."""
         start = time.perf_counter()
         instances = self.predictor(image)
         self.seconds += time.perf_counter() - start
-        if self.with_json:
-            self.noted.append((name, image.shape, self.predictor.to_dict(instances)))
+        self.unfiltered[name] = self.predictor.to_dict(instances)
         shown = instances[instances.scores >= self.score_threshold]
-        self.detections[name] = found = self.predictor.to_dict(shown)
+        self.detections[name] = self.predictor.to_dict(shown)
+        self.sizes[name] = image.shape[:2]
+
+    def _draw(self, image: np.ndarray, name: str) -> np.ndarray:
+        """Return the drawing of an image (H, W, 3), BGR, in RGB."""
+        found = self.detections[name]
         return draw_boxes(
             image[:, :, ::-1],
             found["boxes"],
@@ -315,29 +420,6 @@ class _Run:
             self.predictor.class_names,
             found["scores"].tolist(),
         )
-
-    def write_json(self, path: str) -> None:
-        """Write COCO's instances format, with a score for each annotation; ids begin at 1."""
-        images, annotations = [], []
-        for i, (name, (height, width, _), found) in enumerate(self.noted, 1):
-            images.append({"id": i, "file_name": name, "height": height, "width": width})
-            rows = zip(*(found[key].tolist() for key in ("boxes", "classes", "scores")))
-            for (x1, y1, x2, y2), label, score in rows:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": i,
-                        "category_id": label + 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
-                        "score": score,
-                    }
-                )
-        names = enumerate(self.predictor.class_names, 1)
-        categories = [{"id": i, "name": name} for i, name in names]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        write_json_file(content, path)
 
     def _warn(self, sentence: str) -> None:
         self.skipped += 1

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import shlex
-from typing import Iterator, List, Optional, Sequence, Union
+from typing import Iterator, Optional, Sequence, Union
 
 from tood.app import draw
 from tood.app.plan.choose import (
@@ -35,7 +35,7 @@ from tood.utils.tiles import WHOLE
 
 logger = logging.getLogger("tood")
 
-WRITTEN = (PLAN, "data/train.json", "data/val.json")  # before a training begins
+WRITTEN = (PLAN, "data/train.json", "data/val.json", "data/ledger.json")  # before a training begins
 NUM_DRAWN = 8
 HEAD = (  # of the plan
     "# What tood train has chosen. To change it: edit a copy, then\n"
@@ -98,7 +98,7 @@ def train(
     output = choose_output(data, output, wishes.options)
     run = Run(
         os.path.join(output, PLAN),
-        opts=_set_output(wishes.options, output),
+        opts=[*wishes.options, "OUTPUT_DIR", output],
         # Otherwise, they are in the plan.
         epochs=epochs if config else None,
         images_per_step=images_per_step if config else None,
@@ -112,10 +112,9 @@ def train(
         check_folder(output, "--output")
     found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
     base, plan, table = _choose(wishes, found, output)
-    print(table)
     if dry_run:
-        print("Nothing was written (--dry-run).")
-        return Trained("", "", output, plan=table)
+        return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
+    print(table)
     with remove_on_error(output):
         _write(run, found, base, plan, output)
         return dataclasses.replace(_run(run, output, report), plan=table)
@@ -124,7 +123,7 @@ def train(
 def _write(
     run: Run, found: TrainingData, base: ConfigFile, plan: Optional[Plan], output: str
 ) -> None:
-    """Write the data and the plan, and give them to the run as they are in memory."""
+    """Write the data and the plan, and pass them to the run in memory."""
     training, validation = write_training_data(found, output)
     names = [*(dataset.entry for dataset in validation), *found.val_names]
     chosen = list_options(base, training, names, plan, output)
@@ -150,7 +149,7 @@ def remove_on_error(output: str) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not _is_in(output, "config.yaml"):  # which a training writes first
+        if not os.path.exists(os.path.join(output, "config.yaml")):  # which a training writes first
             for name in WRITTEN:
                 with contextlib.suppress(OSError):
                     os.remove(os.path.join(output, name))
@@ -178,21 +177,16 @@ def refuse_used(output: str) -> None:
     Raises:
         UserError: for a folder that a training has written to before.
     """
-    used = [name for name in (*WRITTEN, "last_checkpoint", "config.yaml") if _is_in(output, name)]
+    used = [
+        name
+        for name in (*WRITTEN, "last_checkpoint", "config.yaml")
+        if os.path.exists(os.path.join(output, name))
+    ]
     if used:
         raise UserError(
             f"{output} has been used already (it contains {used[0]}); continue its training with "
             "--resume, or name another folder with --output."
         )
-
-
-def _is_in(folder: str, name: str) -> bool:
-    return os.path.exists(os.path.join(folder, name))
-
-
-def _set_output(options: Sequence[str], output: str) -> List[str]:
-    pairs = zip(options[::2], options[1::2])
-    return [x for pair in pairs if pair[0] != "OUTPUT_DIR" for x in pair] + ["OUTPUT_DIR", output]
 
 
 def _run(run: Run, output: str, report: bool) -> Trained:

@@ -96,16 +96,13 @@ def find_trained(model: str, config: str = "") -> Trained:
     page = os.path.join(folder, "report", PAGE)
     # The report is on the weights that come first.
     is_reported = os.path.isfile(page) and os.path.samefile(weights, _find_weights(folder))
-    return Trained(
-        config_file,
-        weights,
-        folder,
-        read_metrics(folder) if is_reported else {},
-        page if is_reported else "",
-    )
+    trained = Trained(config_file, weights, folder)
+    if is_reported:
+        return dataclasses.replace(trained, metrics=_read_metrics(folder), report=page)
+    return trained
 
 
-def read_metrics(folder: str) -> Dict[str, float]:
+def _read_metrics(folder: str) -> Dict[str, float]:
     """Return the metrics of a training's report, in percent; empty without one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(os.path.join(folder, "report", SUMMARY), encoding="utf-8") as f:

@@ -20,8 +20,10 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowE
 # An environment variable, for loaders have processes of their own.
 LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
 PIXELS_REMEDY = f"cut them into pieces, or set {LIMIT_VARIABLE} in the environment to more"
-# The endings of the files that Pillow can read.
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+# The endings of the images that Pillow can read; it also registers documents, films and arrays.
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - frozenset(
+    (".pdf", ".eps", ".ps", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".emf", ".wmf")
+)
 # How the formats end that say so: without it, something is missing.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 EXIF_ORIENTATION = 0x0112

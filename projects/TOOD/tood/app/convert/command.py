@@ -56,13 +56,13 @@ def convert(data: str, *, output: str, to: str = "coco", overwrite: bool = False
     roots = {os.path.realpath(part.image_root) for part in converted.parts.values()}
     if os.path.realpath(output) in roots:
         raise UserError(f"{output} is the folder of the data; name another --output.")
-    _empty_folder(output, overwrite)
+    empty_folder(output, overwrite)
     written = write_dataset(converted.parts.values(), to, output)
     write_ledger(converted, written, output)
     return Conversion(output, written.entries, converted.ledger, written.omitted)
 
 
-def _empty_folder(output: str, overwrite: bool) -> None:
+def empty_folder(output: str, overwrite: bool) -> None:
     """Make a folder, and remove what an earlier conversion wrote; raise UserError for others."""
     path = os.path.join(output, LEDGER)
     if os.path.isdir(output) and os.listdir(output):

@@ -13,10 +13,6 @@ from tood.app.convert.ledger import Ledger
 from tood.data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, probe_image
 from tood.utils.errors import UserError, reason_of
 
-# Pillow registers these endings, but they are documents, films or arrays.
-NOT_IMAGES = frozenset(
-    (".pdf", ".eps", ".ps", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".emf", ".wmf")
-)
 STATING = (".csv", ".tsv", ".yaml", ".yml", ".json", ".xml", ".data")
 SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
@@ -68,7 +64,7 @@ class Folder:
             else:
                 links += self._walk(real, file)
         self.files.sort()
-        self.images = [f for f in self.files if suffix_of(f) in IMAGE_SUFFIXES - NOT_IMAGES]
+        self.images = [f for f in self.files if suffix_of(f) in IMAGE_SUFFIXES]
         self.__dict__.pop("names", None)
 
     def _walk(self, real: str, start: str) -> List[Tuple[str, str]]:

@@ -103,8 +103,11 @@ def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:
             return chosen
         typed = {**_tile_keys(chosen), **typed}
     # Of any config: only these keys are asked for.
-    options = [x for item in typed.items() for x in map(str, item)]
-    return tile_options(load_config(read_config_file(get_config_file(SCRATCH)), options))
+    return tile_options(load_config(read_config_file(get_config_file(SCRATCH)), _flat(typed)))
+
+
+def _flat(options: Dict[str, object]) -> List[str]:
+    return [str(x) for item in options.items() for x in item]
 
 
 def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
@@ -121,7 +124,7 @@ def fit_step(
     size = choose_size(statistics, LARGEST_SIZE, tiled=tiles.size > 0)
     if wishes.images_per_step:
         return size, wishes.images_per_step, None
-    cfg = load_config(config_file, [*wishes.options, *_size_options(size)])
+    cfg = load_config(config_file, [*wishes.options, *_flat(_size_keys(size))])
     cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(content))
     model = build_detector(cfg)
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
@@ -147,12 +150,9 @@ def fit_step(
         size = choose_size(statistics, largest, tiled=tiles.size > 0)
 
 
-def _size_options(size: ImageSize) -> List[str]:
-    options = []
-    for part in ("TRAIN", "TEST"):
-        shorter = f"({size.shorter},)" if part == "TRAIN" else str(size.shorter)
-        options += [f"INPUT.MIN_SIZE_{part}", shorter, f"INPUT.MAX_SIZE_{part}", str(size.longer)]
-    return options
+def _size_keys(size: ImageSize) -> Dict[str, object]:
+    longer = {"INPUT.MAX_SIZE_TRAIN": size.longer, "INPUT.MAX_SIZE_TEST": size.longer}
+    return {"INPUT.MIN_SIZE_TRAIN": (size.shorter,), "INPUT.MIN_SIZE_TEST": size.shorter, **longer}
 
 
 def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: str) -> str:
@@ -170,7 +170,7 @@ def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: st
     to_train += f"; {negatives} images without objects, as background" if negatives else ""
     rows = [
         ("data", f"{data.checked.dataset.entry}, {data.format}"),
-        *data.rows,
+        *data.ledger.rows(),
         ("classes", f"{len(names)}: {shown}"),
         ("to train on", to_train),
         ("to validate on", data.how),
@@ -241,12 +241,9 @@ def list_options(
     if not is_typed(config_file, ()):  # or it is checked against the data
         options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(train.content))
     if plan is not None:
-        size = plan.size
         if plan.tiles.size:
             options.update(_tile_keys(plan.tiles))
-        options["INPUT.MIN_SIZE_TRAIN"] = (size.shorter,)
-        options["INPUT.MIN_SIZE_TEST"] = size.shorter
-        options["INPUT.MAX_SIZE_TRAIN"] = options["INPUT.MAX_SIZE_TEST"] = size.longer
+        options.update(_size_keys(plan.size))
         options["TEST.DETECTIONS_PER_IMAGE"] = plan.max_detections
         options.update(plan.schedule.options())
         if count_negatives(train.content):

@@ -4,15 +4,15 @@ import contextlib
 import os
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from tood.app.check import CheckedPart, check_part, read_validation_data
+from tood.app.check import CheckedPart, check_part, list_paths, read_validation_data
 from tood.app.convert.door import read_data
+from tood.app.convert.ledger import NO_IMAGE, Ledger
+from tood.app.convert.write import LEDGER
 from tood.app.plan.split import split_data
-from tood.data.annotations import DataSet
-from tood.data.check import check_overlap, image_paths
+from tood.data.annotations import LISTS, DataSet
+from tood.data.check import check_overlap
 from tood.utils.errors import UserError
 from tood.utils.files import write_json
-
-LISTS = ("images", "categories", "annotations")
 
 
 class TrainingData(NamedTuple):
@@ -20,7 +20,7 @@ class TrainingData(NamedTuple):
 
     format: str
     checked: CheckedPart  # what was named, before the split
-    rows: Sequence[Tuple[str, str]]  # of the table: the ledger's totals
+    ledger: Ledger
     train: DataSet
     val: Sequence[DataSet]
     val_names: Sequence[str]  # of registered data sets
@@ -45,6 +45,7 @@ def read_training_data(
         UserError: for data that cannot be trained on.
     """
     converted = read_data(data)
+    _refuse_lost_labels(converted.ledger)
     parts = converted.parts
     name = next((x for x in ("train", "all") if x in parts), None)
     name = next(iter(parts)) if name is None and len(parts) == 1 else name
@@ -56,35 +57,38 @@ def read_training_data(
     checked = check_part(parts[name])
     if checked.report.findings:
         print(checked.report)
-    if checked.report.errors:
-        raise UserError(checked.report.error_sentence())
-    found = TrainingData(
-        converted.format, checked, converted.ledger.rows(), checked.dataset, (), (), ""
-    )
+    checked.refuse_errors()
+    found = TrainingData(converted.format, checked, converted.ledger, checked.dataset, (), (), "")
     val, names = read_validation_data(val_data)
     if val or names:
         how = ", ".join([*(dataset.entry for dataset in val), *names])
         return _with_val(found, val, names, how)
     if "val" in parts and name != "val":
         val = check_part(parts["val"])
-        if val.report.errors:
-            raise UserError(val.report.error_sentence())
+        val.refuse_errors()
         return _with_val(found, [val.dataset], [], parts["val"].source)
     return _split(found, val_share, group)
+
+
+def _refuse_lost_labels(ledger: Ledger) -> None:
+    """Raise UserError for labels without an image: in files of one image, or in rows of a table."""
+    ledger.refuse_orphans()
+    if NO_IMAGE in ledger.ignored_objects:
+        raise UserError(
+            f"{ledger.data} has {ledger.ignored_objects[NO_IMAGE]} objects of images that are not "
+            f"there, for example {ledger.examples[NO_IMAGE]}; add the images, or remove the "
+            "objects from the table."
+        )
 
 
 def _with_val(
     found: TrainingData, val: Sequence[DataSet], names: Sequence[str], how: str
 ) -> TrainingData:
     for dataset in val:
-        shared = check_overlap(found.checked.paths, _paths_of(dataset))
+        shared = check_overlap(list_paths(found.checked.dataset), list_paths(dataset))
         if shared:
             print(found.checked.report._replace(json_file=dataset.entry, findings=shared))
     return found._replace(val=val, val_names=names, how=how)
-
-
-def _paths_of(dataset: DataSet) -> List[str]:
-    return image_paths(dataset.content["images"], dataset.image_root)
 
 
 def _split(found: TrainingData, share: float, group: str) -> TrainingData:
@@ -98,17 +102,18 @@ def _split(found: TrainingData, share: float, group: str) -> TrainingData:
 
 
 def write_training_data(data: TrainingData, output: str) -> Tuple[DataSet, List[DataSet]]:
-    """Write both parts as ``OUTPUT/data/*.json``, with the names of the images relative to it.
+    """Write both parts as ``OUTPUT/data/*.json``, with the names of the images relative to it, and
+    the account of the files that they are from.
 
     Returns:
         the data sets of these files: to train on, and to validate on.
     """
     folder = os.path.join(os.path.abspath(output), "data")
-    names = ["val"] if len(data.val) == 1 else [f"val{i}" for i in range(1, len(data.val) + 1)]
+    write_json(data.ledger.as_dict(), os.path.join(folder, LEDGER))
     train = _write(data.train, os.path.join(folder, "train.json"))
     val = [
-        _write(dataset, os.path.join(folder, f"{name}.json"))
-        for name, dataset in zip(names, data.val)
+        _write(dataset, os.path.join(folder, f"val{i if len(data.val) > 1 else ''}.json"))
+        for i, dataset in enumerate(data.val, 1)
     ]
     return train, val
 

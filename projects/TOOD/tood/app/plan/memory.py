@@ -20,7 +20,7 @@ BACKWARD = 1.6
 
 
 class StepMemory(NamedTuple):
-    """Memory that a step needs, in bytes."""
+    """Memory of a step, in bytes."""
 
     fixed: int  # weights, gradients and momentum
     per_image: int
@@ -28,7 +28,7 @@ class StepMemory(NamedTuple):
 
     def fits(self, num_images: int) -> bool:
         """Return whether a step of some images leaves enough for the rest."""
-        return self.fixed + num_images * self.per_image <= USABLE_PART * self.free
+        return self.needed(num_images) <= USABLE_PART * self.free
 
     def needed(self, num_images: int) -> int:
         """Return what a step of some images takes."""
@@ -52,31 +52,23 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    kept = KeptTensors(model)
-    with EventStorage(), saved_tensors_hooks(kept.pack, lambda x: x):
+    # Bytes that the forward pass keeps for its gradients, by the address of each storage; autograd
+    # keeps these, so that no address comes again.
+    kept = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with EventStorage(), saved_tensors_hooks(pack, lambda x: x):
         sum(model([_image_of_noise(height, width)]).values()).backward()
     model.zero_grad(set_to_none=True)
     # A CPU's process says less: it takes from what it has used before.
-    used = round(BACKWARD * kept.size)
+    used = round(BACKWARD * sum(kept.values()))
     if device.type == "cuda":
         used = torch.cuda.max_memory_allocated(device) - before - weights  # those of the gradients
     return StepMemory(3 * weights, max(used, 1), free)
-
-
-class KeptTensors:
-    """Counts the bytes that a forward pass keeps for its gradients, each storage once."""
-
-    def __init__(self, model: nn.Module):
-        self.seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.size = 0
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Count a tensor, as autograd saves it."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.size += storage.nbytes()  # autograd keeps it: its address does not come again
-        return tensor
 
 
 def _image_of_noise(height: int, width: int) -> Dict:

@@ -87,11 +87,8 @@ def choose_tiles(statistics: DataStatistics) -> TileOptions:
     A tile shows small objects at ``STRIDES`` strides if possible, and is at least twice as large as
     large objects, which are whole in a tile thanks to the overlap.
     """
-    small, large, shorter = (
-        statistics.small_pixels,
-        statistics.large_pixels,
-        statistics.shorter_side,
-    )
+    small, large = statistics.small_pixels, statistics.large_pixels
+    shorter = statistics.shorter_side
     scale = LARGEST_SIZE / max(shorter, 1)
     if scale >= 1 or small * scale >= STRIDE:
         return WHOLE
@@ -129,7 +126,7 @@ def choose_size(
 
 def choose_input(content: Dict, *, allow_tiles: bool = True) -> InputSize:
     """Return how a training by these rules resizes the images, or cuts them into tiles. Unlike the
-    other functions here, it takes annotations with errors, and leaves these out.
+    other functions here, it ignores annotations with errors.
     """
     valid, _ = split_broken(content)
     content = {**content, "annotations": valid}
@@ -140,7 +137,7 @@ def choose_input(content: Dict, *, allow_tiles: bool = True) -> InputSize:
 
 def choose_max_detections(statistics: DataStatistics) -> int:
     """Return how many detections of an image are kept: COCO's 100, or in hundreds twice the objects
-    of the fullest image, for not all detections are right.
+    of the fullest image because not all detections are right.
     """
     return max(100 * math.ceil(2 * statistics.most_objects / 100), 100)
 

@@ -9,8 +9,6 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from tood.data.copies import AUGMENTED, copies_of
 from tood.utils.errors import UserError
 
-LISTS = ("images", "annotations", "categories")
-
 
 class Split(NamedTuple):
     """Two parts of a data set."""
@@ -52,7 +50,7 @@ def split_data(
     groups = _groups(names, copies, group)
     if len(groups) < 2:
         raise UserError(
-            f"{image_root} holds {len(groups)} kind of images, too few to split; name data to "
+            f"{image_root} contains {len(groups)} kind of images, too few to split; name data to "
             "validate on with --val-data."
         )
     chosen = _stratified(groups, _classes_by_image(content), share, random.Random(seed))
@@ -66,7 +64,7 @@ def _groups(names: Sequence[str], copies: Sequence[int], group: str) -> List[Lis
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
-        raise UserError(f"--group {group} is no regular expression ({error}).") from error
+        raise UserError(f"--group {group} is not a regular expression ({error}).") from error
     parent = list(copies)
 
     def root(i: int) -> int:
