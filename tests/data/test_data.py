@@ -209,7 +209,9 @@ def test_nothing_but_crowds_or_empty_boxes_to_train_on(own):
     assert "nothing to train on" in complaint(config([own.save()]))
     for annotation in own.content["annotations"]:
         annotation["iscrowd"] = 1
-    says = f"all {len(own.content['annotations'])} annotations are marked iscrowd; set iscrowd to 0"
+    own.content["annotations"][0]["ignore"] = 1
+    number = len(own.content["annotations"])
+    says = f"all {number} annotations are marked ignore or iscrowd; set ignore or iscrowd to 0"
     assert says in complaint(config([own.save()]))
     prepare_datasets(config(test=[own.entry]), training=False)
 
@@ -235,7 +237,7 @@ def test_number_of_classes_of_data_registered_in_python(own):
         ("bbox", [1, 2, 3], "annotation 1 has bbox [1, 2, 3]"),
         ("bbox", [1, 2, 3, float("nan")], "annotation 1 has bbox [1, 2, 3, nan]"),
         ("bbox", None, "entry 0 of its annotations needs a 'bbox' of type list; it is None"),
-        ("ignore", 1, "annotation 1 has ignore 1"),
+        ("ignore", "maybe", "entry 0 of its annotations needs a 'ignore' of type int; it is"),
         ("id", 2, "two annotations with the id 2"),
         ("id", [1], "entry 0 of its annotations needs a 'id' of type int; it is [1]"),
         ("iscrowd", "maybe", "entry 0 of its annotations needs a 'iscrowd' of type int; it is"),

@@ -218,13 +218,11 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
         "category_id": lambda a: a["category_id"] not in categories,
         "image_id": lambda a: a["image_id"] not in images,
         "bbox": lambda a: not is_box(a["bbox"]),
-        "ignore": lambda a: bool(a.get("ignore")),
     }
     texts = {
         "category_id": ("annotations of a category_id that is not among the categories", remedy),
         "image_id": ("annotations of an image_id that is not among the images", remedy),
         "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", remedy),
-        "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
     }
     found = {kind: [] for kind in kinds}
     valid = []
@@ -244,10 +242,13 @@ def _shared_faults(
     """Return what all, or most, records have in common, and their exporter did."""
     findings = []
     if annotations and not objects:
-        remedy = "set iscrowd to 0 if they are objects"
-        what = "annotations, all of which are marked iscrowd"
+        marks = " or ".join(
+            sorted({"ignore" if a.get("ignore") else "iscrowd" for a in annotations})
+        )
+        remedy = f"set {marks} to 0 if they are objects"
+        what = f"annotations, all of which are marked {marks}"
         finding = Finding(what, len(annotations), _name(annotations[0]), remedy, is_error=to_train)
-        sentence = f"all {len(annotations)} annotations are marked iscrowd; {remedy}"
+        sentence = f"all {len(annotations)} annotations are marked {marks}; {remedy}"
         findings.append(finding._replace(sentence=sentence))
     sized = [a for a in objects if has_size(a["bbox"])]
     if not sized:
@@ -364,7 +365,10 @@ def _count_findings(
         empty = f"left out of training; as negatives with {key} False"
         if not filter_empty:
             empty = f"negatives ({key} is False)"
-    crowds = [f"annotation {a['id']}" for a in annotations if a.get("iscrowd")]
+    names: Dict[str, List[str]] = {"ignore": [], "iscrowd": []}
+    for a in annotations:
+        if a.get("iscrowd"):
+            names["ignore" if a.get("ignore") else "iscrowd"].append(f"annotation {a['id']}")
     return [
         _finding(
             "images without objects",
@@ -379,7 +383,13 @@ def _count_findings(
         _finding(
             "boxes of crowds (iscrowd)",
             "background in training" if to_train else "detections in them do not count",
-            crowds,
+            names["iscrowd"],
+        ),
+        _finding(
+            "objects marked ignore (VOC's difficult)",
+            ("background in training" if to_train else "detections of them do not count")
+            + "; tood convert --keep-difficult",
+            names["ignore"],
         ),
     ]
 
