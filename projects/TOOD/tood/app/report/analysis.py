@@ -8,19 +8,16 @@ from tood.app.report import curves, errors
 from tood.app.report.curves import Curve
 from tood.app.report.errors import CORRECT, IGNORED, Errors
 from tood.app.report.intervals import (
-    NUM_SAMPLES,
-    all_average_precisions,
-    bootstrap_weights,
-    class_metrics,
-    coco_metrics,
-    make_interval,
+    class_intervals,
+    coco_intervals,
+    count_images,
+    leave_out_weights,
     weighted_average_precisions,
     without_each,
 )
 from tood.app.report.matching import Matches, Pairs, Table, make_table, match, overlaps
 from tood.evaluation.coco import COCO_LIMIT
 
-SEED = 0
 # Images, of those with the most errors, of which it is computed what they cost.
 MOST_TRIED = 200
 # Points of curves in report.json.
@@ -38,7 +35,8 @@ class Analysis(NamedTuple):
     pooled: Curve
     thresholds: np.ndarray  # (K,), the scores of the best F1
     aps: np.ndarray  # (A, T, K)
-    samples: np.ndarray  # (A, T, K, B), of the bootstrap
+    without: np.ndarray  # (A, T, K, B), aps without each of B groups of images
+    num_images: np.ndarray  # (A, K), with objects
 
     @property
     def above(self) -> np.ndarray:
@@ -54,23 +52,14 @@ class Analysis(NamedTuple):
         return found
 
 
-def analyze(
-    content: Dict,
-    detections: Sequence[Dict],
-    source: str = "the results",
-    *,
-    num_samples: int = NUM_SAMPLES,
-) -> Analysis:
-    """
-    Args:
-        content, detections, source: of :func:`tood.app.report.matching.make_table`.
-        num_samples: of the bootstrap over images, which has always the same seed.
-    """
+def analyze(content: Dict, detections: Sequence[Dict], source: str = "the results") -> Analysis:
+    """Match and count; arguments as of :func:`tood.app.report.matching.make_table`."""
     table = make_table(content, detections, source)
     pairs = overlaps(table)
     matches = match(table, pairs)
     of_classes, pooled = curves.class_curves(table, matches), curves.pooled_curve(table, matches)
-    weights = bootstrap_weights(len(table.image_ids), num_samples, SEED)
+    num_images = len(table.image_ids)
+    everything = np.ones((num_images, 1))
     return Analysis(
         table,
         pairs,
@@ -79,19 +68,26 @@ def analyze(
         of_classes,
         pooled,
         curves.best_thresholds(of_classes, pooled),
-        all_average_precisions(table, matches),
-        weighted_average_precisions(table, matches, weights),
+        weighted_average_precisions(table, matches, everything)[..., 0],
+        weighted_average_precisions(table, matches, leave_out_weights(num_images)),
+        count_images(table, matches),
     )
 
 
 def summarize_analysis(analysis: Analysis) -> Dict:
     """Return the content of ``report.json``: numbers, texts, lists and dicts. A metric with an
-    interval is {"value", "low", "high"}; NaN if it is not defined.
+    interval is {"value", "low", "high"}; NaN if it is not defined, and without an interval, "note"
+    says why.
     """
     table = analysis.table
     return {
         "data": _data(analysis),
-        "metrics": _with_intervals(coco_metrics(analysis.aps), coco_metrics(analysis.samples)),
+        "metrics": {
+            name: x.as_values()
+            for name, x in coco_intervals(
+                analysis.aps, analysis.without, analysis.num_images
+            ).items()
+        },
         "classes": _classes(analysis),
         "all_classes": _at_best(analysis.pooled),
         "confusion": {
@@ -127,23 +123,19 @@ def _data(analysis: Analysis) -> Dict:
     }
 
 
-def _with_intervals(values: Dict, samples: Dict) -> Dict[str, Dict]:
-    return {
-        name: make_interval(float(value), samples[name])._asdict() for name, value in values.items()
-    }
-
-
 def _classes(analysis: Analysis) -> List[Dict]:
-    values, samples = class_metrics(analysis.aps), class_metrics(analysis.samples)
-    rows = []
-    for k, (name, curve) in enumerate(zip(analysis.table.class_names, analysis.curves)):
-        metrics = {
-            key: make_interval(float(values[key][k]), samples[key][k])._asdict() for key in values
+    intervals = class_intervals(analysis.aps, analysis.without, analysis.num_images)
+    columns = zip(analysis.table.class_names, analysis.curves, analysis.thresholds, intervals)
+    return [
+        {
+            "name": name,
+            "objects": curve.num_objects,
+            **{key: x.as_values() for key, x in metrics.items()},
+            "threshold": float(threshold),
+            **curve.at(threshold)._asdict(),
         }
-        at = curve.at(float(analysis.thresholds[k]))
-        row = {"name": name, "objects": curve.num_objects, **metrics}
-        rows.append({**row, "threshold": float(analysis.thresholds[k]), **at._asdict()})
-    return rows
+        for name, curve, threshold, metrics in columns
+    ]
 
 
 def _at_best(curve: Curve) -> Dict:

@@ -69,10 +69,10 @@ class Report:
         AP = self.summary["metrics"]["AP"]
         if math.isnan(AP["value"]):
             return f"{self.page}: there are no objects to find."
-        return (
-            f"{self.page}: AP {AP['value']:.1f}, {AP['low']:.1f} to {AP['high']:.1f} by the choice "
-            "of the images."
-        )
+        text = f"{self.page}: AP {AP['value']:.1f}, "
+        if "note" in AP:
+            return f"{text}without an interval, because {AP['note']}."
+        return f"{text}{AP['low']:.1f} to {AP['high']:.1f} by the choice of the images."
 
 
 class Subject(NamedTuple):
