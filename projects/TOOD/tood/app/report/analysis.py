@@ -44,12 +44,12 @@ class Analysis(NamedTuple):
         is_above = self.table.scores >= self.thresholds[self.table.classes]
         return is_above & (self.errors.kinds != IGNORED)
 
-    def found_above(self) -> np.ndarray:
-        """(G,) bool, the objects that are found at the thresholds."""
-        found = np.zeros(len(self.table.gt_images), dtype=bool)
-        right = self.above & (self.errors.kinds == CORRECT)
-        found[self.matches.objects[0, 0, right]] = True
-        return found
+    @property
+    def missed_above(self) -> np.ndarray:
+        """(G,) bool, the objects that count and are not found at the thresholds."""
+        missed = self.matches.counted[0].copy()
+        missed[self.matches.objects[0, 0, self.above & (self.errors.kinds == CORRECT)]] = False
+        return missed
 
 
 def analyze(content: Dict, detections: Sequence[Dict], source: str = "the results") -> Analysis:
@@ -146,14 +146,10 @@ def _at_best(curve: Curve) -> Dict:
 
 
 def _errors(analysis: Analysis) -> List[Dict]:
+    kinds, missed = analysis.errors.kinds, analysis.errors.missed
     cost = errors.costs(analysis.table, analysis.matches, analysis.errors)
-    number = errors.counts(analysis.errors)
-    is_above = analysis.above
-    above = {
-        kind: int((is_above & (analysis.errors.kinds == i)).sum())
-        for i, kind in enumerate(errors.KINDS)
-    }
-    above["missed"] = int((analysis.matches.counted[0] & ~analysis.found_above()).sum())
+    number = errors.count_kinds(kinds, missed)
+    above = errors.count_kinds(kinds[analysis.above], analysis.missed_above)
     return [
         {"kind": kind, "AP50_lost": cost[kind], "count": number[kind], "count_above": above[kind]}
         for kind in cost
@@ -166,25 +162,23 @@ def _f1_over_score(curve: Curve) -> List[float]:
 
 def worst_images(analysis: Analysis, number: int = 12) -> List[Dict]:
     """Return the images without which AP would be the highest, the worst first."""
-    table, above = analysis.table, analysis.above
-    num_images = len(table.image_ids)
-    wrong = np.bincount(table.images[above & (analysis.errors.kinds >= 0)], minlength=num_images)
-    left = analysis.matches.counted[0] & ~analysis.found_above()
-    missed = np.bincount(table.gt_images[left], minlength=num_images)
+    table, num_images = analysis.table, len(analysis.table.image_ids)
+    mistakes = analysis.above & (analysis.errors.kinds >= 0)
+    wrong = np.bincount(table.images[mistakes], minlength=num_images)
+    missed = np.bincount(table.gt_images[analysis.missed_above], minlength=num_images)
     tried = np.argsort(-(wrong + missed), kind="stable")[:MOST_TRIED]
     tried = tried[(wrong + missed)[tried] > 0]
     lost = without_each(table, analysis.matches, tried)
-    order = np.argsort(-lost, kind="stable")[:number]
     return [
         {
-            "file_name": table.file_names[tried[i]],
-            "image": int(tried[i]),
-            "AP_lost": float(lost[i]),
-            "missed": int(missed[tried[i]]),
-            "wrong": int(wrong[tried[i]]),
+            "file_name": table.file_names[i],
+            "image": int(i),
+            "AP_lost": float(AP_lost),
+            "missed": int(missed[i]),
+            "wrong": int(wrong[i]),
         }
-        for i in order
-        if lost[i] > 0
+        for i, AP_lost in sorted(zip(tried, lost), key=lambda x: -x[1])[:number]
+        if AP_lost > 0
     ]
 
 
@@ -199,19 +193,15 @@ def explain_miss(analysis: Analysis, g: int) -> str:
         score = table.scores[finder[0]]
         return f"found with the score {score:.2f}, below the threshold {analysis.thresholds[k]:.2f}"
     mine = pairs.objects == g
-    classes = table.classes[pairs.detections[mine]]
     detections, ious = pairs.detections[mine], pairs.ious[mine]
-    scores = table.scores[detections]
-    other = (classes != k) & (ious >= errors.IOU)
+    classes, scores = table.classes[detections], table.scores[detections]
+    other, own = (classes != k) & (ious >= errors.IOU), classes == k
     if other.any():
-        best = np.flatnonzero(other)[scores[other].argmax()]
+        best = np.where(other, scores, -1).argmax()
         return f"found as {names[classes[best]]}, with the score {scores[best]:.2f}"
-    own = classes == k
-    if (own & (ious >= errors.IOU)).any():
+    if not own.any():
+        return "no detection of its class overlaps it by 0.1"
+    best = np.where(own, ious, -1).argmax()
+    if ious[best] >= errors.IOU:
         return "its detections have found a neighbour of the same class"
-    if own.any():
-        best = np.flatnonzero(own)[ious[own].argmax()]
-        return (
-            f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"
-        )
-    return "no detection of its class overlaps it by 0.1"
+    return f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"

@@ -39,22 +39,15 @@ class Interval(NamedTuple):
 
 
 def average_precision(found: np.ndarray, scores: np.ndarray, num_objects: int) -> float:
-    """COCO's AP of one class at one threshold.
+    """Compute COCO's AP of one class at one threshold; NaN without objects.
 
     Args:
         found: (D,) bool, whether each detection finds an object; without those that do not count.
         scores: (D,); detections of equal scores stay in their order.
-        num_objects: that count; without any the AP is NaN.
     """
-    if not num_objects:
-        return float("nan")
-    found = found[np.argsort(-scores, kind="stable")]
-    hits = np.cumsum(found)
-    recall = hits / num_objects
-    precision = hits / np.arange(1, len(found) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[at].sum() / len(RECALLS))
+    found = found[None, np.argsort(-scores, kind="stable")]
+    images, number = np.zeros(found.shape[1], dtype=np.int64), np.array([num_objects])
+    return float(_average_class(found, np.zeros_like(found), images, number, np.ones((1, 1)))[0, 0])
 
 
 def leave_out_weights(num_images: int) -> np.ndarray:
@@ -265,13 +258,10 @@ def make_interval(
 
 
 def without_each(table: Table, matches: Matches, images: np.ndarray) -> np.ndarray:
-    """Compute what each image costs.
+    """Return the AP without each of some images, less that with it, in percent.
 
     Args:
         images: (I,), indices.
-
-    Returns:
-        (I,), the AP of the data set without each of them, less that with it, in percent.
     """
     weights = np.ones((len(table.image_ids), len(images) + 1), dtype=np.float32)
     weights[images, np.arange(len(images))] = 0
