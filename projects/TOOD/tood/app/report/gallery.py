@@ -99,13 +99,19 @@ def _draw_crops(
         image = read(images[x])
         if image is None:
             continue
-        margin = max(CONTEXT * boxes[x, 2:].max(), LEAST_CONTEXT)
-        (left, top), (right, bottom) = boxes[x, :2] - margin, boxes[x].reshape(2, 2).sum(0) + margin
-        left, top = (int(min(max(0, v), n - 1)) for v, n in zip((left, top), image.shape[1::-1]))
-        part = np.ascontiguousarray(image[top : int(bottom) + 1, left : int(right) + 1])
-        jpeg = _draw(analysis, images[x], part, (left, top), CROP_SIDE / max(part.shape[:2]))
+        part, corner = crop_around(image, boxes[x])
+        jpeg = _draw(analysis, images[x], part, corner, CROP_SIDE / max(part.shape[:2]))
         drawings.append(Drawing(jpeg, caption(x, image)))
     return drawings
+
+
+def crop_around(image: np.ndarray, box: Sequence[float]) -> Tuple[np.ndarray, Tuple[int, int]]:
+    """Return what surrounds a box, x, y, width, height, in an image, and its upper left corner."""
+    x, y, w, h = box
+    margin = max(CONTEXT * max(w, h), LEAST_CONTEXT)
+    left, top = (int(min(max(0, v - margin), n - 1)) for v, n in zip((x, y), image.shape[1::-1]))
+    part = image[top : int(y + h + margin) + 1, left : int(x + w + margin) + 1]
+    return np.ascontiguousarray(part), (left, top)
 
 
 def _spread(order: np.ndarray, images: np.ndarray) -> List[int]:
