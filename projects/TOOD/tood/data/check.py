@@ -369,6 +369,7 @@ def _count_findings(
     for a in annotations:
         if a.get("iscrowd"):
             names["ignore" if a.get("ignore") else "iscrowd"].append(f"annotation {a['id']}")
+    ignored = "background in training" if to_train else "detections in them do not count"
     return [
         _finding(
             "images without objects",
@@ -380,15 +381,10 @@ def _count_findings(
             "never learned" if to_train else "not in the metrics",
             [c["name"] for c in content["categories"] if c["id"] not in used],
         ),
-        _finding(
-            "boxes of crowds (iscrowd)",
-            "background in training" if to_train else "detections in them do not count",
-            names["iscrowd"],
-        ),
+        _finding("boxes of crowds (iscrowd)", ignored, names["iscrowd"]),
         _finding(
             "objects marked ignore (VOC's difficult)",
-            ("background in training" if to_train else "detections of them do not count")
-            + "; tood convert --keep-difficult",
+            f"{ignored}; tood convert --keep-difficult",
             names["ignore"],
         ),
     ]
