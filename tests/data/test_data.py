@@ -216,7 +216,9 @@ def test_annotations_that_cannot_be_trained_on(own, spoil, says):
 def test_what_is_not_trained_on_is_evaluated_on(own):
     for annotation in own.content["annotations"]:
         annotation["iscrowd"] = 1
-    says = f"{len(own.content['annotations'])} annotations, all of which are marked iscrowd"
+    own.content["annotations"][0]["ignore"] = 1
+    number = len(own.content["annotations"])
+    says = f"{number} annotations, all of which are marked ignore or iscrowd"
     for _ in range(2):
         assert says in complaint(config([own.save()]))
         prepare_datasets(config(test=[own.entry]), training=False)
@@ -244,7 +246,7 @@ def test_number_of_classes_of_data_registered_in_python(own):
         ("bbox", [1, 2, 3], "annotation 1 has bbox [1, 2, 3]"),
         ("bbox", [1, 2, 3, float("nan")], "annotation 1 has bbox [1, 2, 3, nan]"),
         ("bbox", None, "entry 0 of its annotations needs a 'bbox' of type list; it is None"),
-        ("ignore", 1, "annotation 1 has ignore 1"),
+        ("ignore", "maybe", "entry 0 of its annotations needs a 'ignore' of type int; it is"),
         ("id", 2, "two annotations with the id 2"),
         ("id", [1], "entry 0 of its annotations needs a 'id' of type int; it is [1]"),
         ("iscrowd", "maybe", "entry 0 of its annotations needs a 'iscrowd' of type int; it is"),

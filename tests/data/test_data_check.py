@@ -100,6 +100,15 @@ def test_empty_images_unused_classes_and_crowds():
     assert negatives.consequence.startswith("negatives")
 
 
+def test_objects_to_ignore_are_reported_beside_crowds():
+    crowd = annotation([1, 1, 30, 30], id=4, iscrowd=1)
+    difficult = annotation([1, 1, 30, 30], id=5, iscrowd=1, ignore=1)
+    assert found(*GOOD, crowd, difficult) == {
+        "boxes of crowds (iscrowd)": (1, "annotation 4"),
+        "objects marked ignore (VOC's difficult)": (1, "annotation 5"),
+    }
+
+
 def test_errors_come_first_and_are_counted():
     broken = [annotation([1, 2, 3], id=i) for i in (5, 6)] + [annotation([1, 1, 2, 2], image_id=9)]
     bad = report(annotation([0, 0, 0, 0]), *broken)

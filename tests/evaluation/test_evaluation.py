@@ -166,7 +166,25 @@ def disguises(draw):
     return disguise
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("mark", ["ignore", "iscrowd"])
+def test_marked_objects_are_neither_to_find_nor_trained_on(folder, mark):
+    annotations, detections = objects(np.random.default_rng(0))
+    content = coco_of(annotations)
+    hidden = content["annotations"][::3]
+    for a in hidden:
+        a["iscrowd"] = 1
+    expected = by_hand(content, detections)
+    for a in hidden:
+        a.update({"iscrowd": 0, mark: 1})
+    entry = write(folder, content)
+    (report,) = prepare_datasets(data_options((entry,), (entry,)), training=True)
+    assert report.num_objects == len(annotations) - len(hidden)
+    marks = [a["iscrowd"] for r in DatasetCatalog.get(entry) for a in r["annotations"]]
+    assert sum(marks) == len(hidden) > 0
+    results = evaluate(entry, detections)["bbox"]
+    assert [results[k] for k in METRICS] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
 def test_boxes_alone_decide(folder):
     @settings(max_examples=60, derandomize=True, database=None)
     @given(disguises(), st.integers(0, 3))

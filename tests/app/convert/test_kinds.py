@@ -258,7 +258,7 @@ def test_difficult_objects(tmp_path):
     truth = voc_set(tmp_path, 4, more="<difficult>1</difficult>")
     converted = read_data(str(tmp_path))
     assert all(a["ignore"] == 1 for a in converted.parts["all"].content["annotations"])
-    note = "note: files with difficult objects, which are ignored unless kept, e.g. 0.xml"
+    note = "note: files with difficult objects, which are ignored, e.g. 0.xml"
     assert note in rows_of(tmp_path)
     kept = read_data(str(tmp_path), keep_difficult=True).parts["all"].content["annotations"]
     assert len(kept) == sum(map(len, truth.values())) and not any("ignore" in a for a in kept)

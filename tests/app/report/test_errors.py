@@ -22,7 +22,7 @@ from tood.app.report.errors import (
     KINDS,
     confusion_matrix,
     costs,
-    counts,
+    count_kinds,
     find_errors,
 )
 from tood.app.report.matching import overlaps
@@ -64,7 +64,7 @@ def test_kinds_by_hand():
     assert errors.objects.tolist() == [-1, -1, 1, 0, -1, -1]
     # B's object is not missed: it was found as another class.
     assert errors.missed.tolist() == [False, False, True]
-    assert counts(errors) == {**dict.fromkeys(KINDS, 1), "missed": 1}
+    assert count_kinds(errors.kinds, errors.missed) == {**dict.fromkeys(KINDS, 1), "missed": 1}
     cost = costs(table, matches, errors)
     # AP50 is (51 / 101 + 0) / 2: half of A's recalls have the precision 1.
     assert cost["classification"] == pytest.approx(50 * 1.0)  # B's only object, and none less of A

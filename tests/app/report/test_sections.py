@@ -21,6 +21,7 @@ from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
 
 GUIDE = (ROOT / "docs" / "extending.md").read_text().partition("## A section of the report")[2]
+GUIDE = GUIDE.partition("\n## ")[0]
 
 
 def blocks(language):

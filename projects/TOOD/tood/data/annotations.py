@@ -41,9 +41,10 @@ def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) ->
     Returns:
         "images", "categories" and, unless the file has none, "annotations": lists of records that
         have all they need, annotations "id" (any), "image_id", "category_id", "bbox", "area",
-        "iscrowd" (0 or 1) and nothing else but a set "ignore". "repairs": for each thing that was
-        filled in, an example for each record. Whether values fit together is for
-        :mod:`tood.data.check` to say.
+        "iscrowd" (0 or 1) and, if an object is marked so, "ignore": 1; then "iscrowd" is 1, too,
+        because such objects are treated like crowds. "repairs": for each thing that was filled in,
+        an example for each record. Whether values fit together is for :mod:`tood.data.check` to
+        say.
 
     Raises:
         UserError: for a file that cannot be read, or is not in this format.
@@ -249,15 +250,19 @@ def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
 def _clean_annotation(record, get: _Getter, repairs: Dict) -> Dict:
     bbox, ids = get("bbox", list), {key: get.id(key) for key in ("image_id", "category_id")}
     example = f"annotation {record.get('id', '')}".strip()
-    area, iscrowd, ignore = (record.get(key) for key in ("area", "iscrowd", "ignore"))
+    area = record.get("area")
     if type(area) not in (int, float) or not 0 < area < math.inf:
         area = float(bbox[2] * bbox[3]) if is_box(bbox) else 0.0
         repairs["areas that are missing or 0: width times height"].append(example)
-    if iscrowd in ("0", "1"):
-        iscrowd = int(iscrowd)
-    if iscrowd is None:
-        iscrowd = 0
-    if type(iscrowd) not in (int, bool, float):
-        get.refuse("iscrowd", "int")
-    clean = {**ids, "bbox": bbox, "area": area, "iscrowd": int(bool(iscrowd))}
-    return {**clean, "ignore": ignore} if ignore else clean
+    iscrowd, ignore = _read_mark(get, "iscrowd"), _read_mark(get, "ignore")
+    clean = {**ids, "bbox": bbox, "area": area, "iscrowd": int(iscrowd or ignore)}
+    return {**clean, "ignore": 1} if ignore else clean
+
+
+def _read_mark(get: _Getter, key: str) -> bool:
+    value = get.record.get(key) or 0
+    if value in ("0", "1"):
+        value = int(value)
+    if type(value) not in (int, bool, float):
+        get.refuse(key, "int")
+    return bool(value)

@@ -131,17 +131,20 @@ def check_data(
         np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4),
         np.array([sizes[a["image_id"]] for a in objects], dtype=np.float64).reshape(-1, 2),
     )
-    crowds = [f"annotation {a['id']}" for a in annotations if a["iscrowd"]]
+    marked: Dict[str, List[str]] = {"iscrowd": [], "ignore": []}  # ignore is a kind of crowd
+    for a in annotations:
+        if a["iscrowd"]:
+            marked["ignore" if a.get("ignore") else "iscrowd"].append(f"annotation {a['id']}")
     findings = [
         *broken,
-        *_shared_faults(arrays, crowds, to_train),
+        *_shared_faults(arrays, marked, to_train),
         *(
             _finding(what, "used in this way", examples)
             for what, examples in content.get("repairs", {}).items()
         ),
         _extreme_images(images, input_size),
         *_box_findings(arrays, input_size, stride, to_train),
-        *_count_findings(content, objects, crowds, to_train, filter_empty),
+        *_count_findings(content, objects, marked, to_train, filter_empty),
         _overfull_images(images, objects, max_detections),
     ]
     findings = [finding for finding in findings if finding.number]
@@ -227,7 +230,6 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
         "category_id": ("annotations of a category_id that is not among the categories", remedy),
         "image_id": ("annotations of an image_id that is not among the images", remedy),
         "bbox": ("annotations whose bbox is not four numbers, [x, y, width, height]", remedy),
-        "ignore": ("annotations marked 'ignore'", "Detectron2 refuses them; mark them 'iscrowd'"),
     }
     found, valid = defaultdict(list), []
     for a in content.get("annotations", ()):
@@ -237,8 +239,6 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
             kind = "image_id"
         elif not is_box(a["bbox"]):
             kind = "bbox"
-        elif a.get("ignore"):
-            kind = "ignore"
         else:
             valid.append(a)
             continue
@@ -246,7 +246,9 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
     return valid, [_finding(*kinds[k], found[k], is_error=True) for k in kinds if k in found]
 
 
-def _shared_faults(objects: _Objects, crowds: Sequence[str], to_train: bool) -> List[Finding]:
+def _shared_faults(
+    objects: _Objects, marked: Dict[str, List[str]], to_train: bool
+) -> List[Finding]:
     """Return what all, or most, records have in common, because of their exporter."""
     (x, y, w, h), (width, height) = objects.boxes.T, objects.image_sizes.T
     sized = (w > 0) & (h > 0)
@@ -254,11 +256,12 @@ def _shared_faults(objects: _Objects, crowds: Sequence[str], to_train: bool) -> 
     relative = sized & (low >= -0.01) & (high <= 1.01) & (np.minimum(width, height) > 2)
     beyond = (x + w > width + 1) | (y + h > height + 1)
     corners = sized & beyond & (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
+    marks = " or ".join(sorted(mark for mark, names in marked.items() if names))
     return [
         _finding(
-            "annotations, all of which are marked iscrowd",
-            "set iscrowd to 0 if they are objects",
-            () if objects.annotations else crowds,
+            f"annotations, all of which are marked {marks}",
+            f"set {marks} to 0 if they are objects",
+            () if objects.annotations else [x for names in marked.values() for x in names],
             is_error=to_train,
         ),
         _finding(
@@ -332,7 +335,7 @@ def _tile_rows(
 def _count_findings(
     content: Dict,
     objects: List[Dict],
-    crowds: Sequence[str],
+    marked: Dict[str, List[str]],
     to_train: bool,
     filter_empty: bool,
 ) -> List[Finding]:
@@ -344,6 +347,7 @@ def _count_findings(
         empty = "every detection in them is wrong"
     elif not filter_empty:
         empty = f"negatives ({key} is False)"
+    ignored = "background in training" if to_train else "detections in them do not count"
     return [
         _finding(
             "images without objects",
@@ -355,10 +359,11 @@ def _count_findings(
             "never learned" if to_train else "not in the metrics",
             [c["name"] for c in content["categories"] if c["id"] not in used],
         ),
+        _finding("boxes of crowds (iscrowd)", ignored, marked["iscrowd"]),
         _finding(
-            "boxes of crowds (iscrowd)",
-            "background in training" if to_train else "detections in them do not count",
-            crowds,
+            "objects marked ignore (VOC's difficult)",
+            f"{ignored}; tood convert --keep-difficult keeps VOC's",
+            marked["ignore"],
         ),
     ]
 

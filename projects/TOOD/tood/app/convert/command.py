@@ -31,7 +31,14 @@ class Conversion:
         return tabulate(rows, tablefmt="simple")
 
 
-def convert(data: str, *, output: str, to: str = "coco", overwrite: bool = False) -> Conversion:
+def convert(
+    data: str,
+    *,
+    output: str,
+    to: str = "coco",
+    keep_difficult: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
     """Convert a data set to another format::
 
         tood.convert("photos", output="photos_coco").entries["train"]
@@ -43,6 +50,7 @@ def convert(data: str, *, output: str, to: str = "coco", overwrite: bool = False
         to: "coco": ``SPLIT.json``, boxes in pixels, names relative to the JSON file, and images
             stay where they are. "yolo", "voc", "labelme": a folder of that format with copies of
             the images; "voc" rounds boxes to whole pixels.
+        keep_difficult: keep Pascal VOC's difficult objects like others, instead of ignoring them.
         overwrite: replace the files of an earlier conversion to this folder.
 
     Raises:
@@ -50,7 +58,7 @@ def convert(data: str, *, output: str, to: str = "coco", overwrite: bool = False
     """
     if to not in WRITERS:
         raise UserError(f"{to!r} is not a format to write; use one of {', '.join(WRITERS)}.")
-    converted = read_data(data)
+    converted = read_data(data, keep_difficult=keep_difficult)
     for part in converted.parts.values():  # refuses records that no program could read
         clean_annotations(dict(part.content), part.source, part.image_root)
     roots = {os.path.realpath(part.image_root) for part in converted.parts.values()}

@@ -51,7 +51,7 @@ def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     for file, label in labels.items():
         ledger.skip("without an upright box", file, label.num_without_box)
         if any(o.difficult for o in label.objects):
-            ledger.note("files with difficult objects, which are ignored unless kept", file)
+            ledger.note("files with difficult objects, which are ignored", file)
         objects = [
             o._replace(box=(o.box[0] - first, o.box[1] - first, *o.box[2:])) for o in label.objects
         ]

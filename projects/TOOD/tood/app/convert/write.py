@@ -124,8 +124,8 @@ def _labelled_images(
     objects = defaultdict(list)
     for a in content["annotations"]:
         x, y, w, h = a["bbox"]
-        if a["iscrowd"] or (a.get("ignore") and to != "voc"):
-            omitted[CROWDS if a["iscrowd"] else DIFFICULT] += 1
+        if a["iscrowd"] and not (a.get("ignore") and to == "voc"):
+            omitted[DIFFICULT if a.get("ignore") else CROWDS] += 1
             continue
         box = (x, y, x + w, y + h)
         objects[a["image_id"]].append((names[a["category_id"]], box, bool(a.get("ignore"))))

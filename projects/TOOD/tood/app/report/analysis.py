@@ -8,19 +8,16 @@ from tood.app.report import curves, errors
 from tood.app.report.curves import Curve
 from tood.app.report.errors import CORRECT, IGNORED, Errors
 from tood.app.report.intervals import (
-    NUM_SAMPLES,
-    all_average_precisions,
-    bootstrap_weights,
-    class_metrics,
-    coco_metrics,
-    make_interval,
+    class_intervals,
+    coco_intervals,
+    count_images,
+    leave_out_weights,
     weighted_average_precisions,
     without_each,
 )
 from tood.app.report.matching import Matches, Pairs, Table, make_table, match, overlaps
 from tood.evaluation.coco import COCO_LIMIT
 
-SEED = 0
 # Images, of those with the most errors, of which it is computed what they cost.
 MOST_TRIED = 200
 # Points of curves in report.json.
@@ -38,7 +35,8 @@ class Analysis(NamedTuple):
     pooled: Curve
     thresholds: np.ndarray  # (K,), the scores of the best F1
     aps: np.ndarray  # (A, T, K)
-    samples: np.ndarray  # (A, T, K, B), of the bootstrap
+    without: np.ndarray  # (A, T, K, B), aps without each of B groups of images
+    num_images: np.ndarray  # (A, K), with objects
 
     @property
     def above(self) -> np.ndarray:
@@ -46,31 +44,22 @@ class Analysis(NamedTuple):
         is_above = self.table.scores >= self.thresholds[self.table.classes]
         return is_above & (self.errors.kinds != IGNORED)
 
-    def found_above(self) -> np.ndarray:
-        """(G,) bool, the objects that are found at the thresholds."""
-        found = np.zeros(len(self.table.gt_images), dtype=bool)
-        right = self.above & (self.errors.kinds == CORRECT)
-        found[self.matches.objects[0, 0, right]] = True
-        return found
+    @property
+    def missed_above(self) -> np.ndarray:
+        """(G,) bool, the objects that count and are not found at the thresholds."""
+        missed = self.matches.counted[0].copy()
+        missed[self.matches.objects[0, 0, self.above & (self.errors.kinds == CORRECT)]] = False
+        return missed
 
 
-def analyze(
-    content: Dict,
-    detections: Sequence[Dict],
-    source: str = "the results",
-    *,
-    num_samples: int = NUM_SAMPLES,
-) -> Analysis:
-    """
-    Args:
-        content, detections, source: of :func:`tood.app.report.matching.make_table`.
-        num_samples: of the bootstrap over images, which has always the same seed.
-    """
+def analyze(content: Dict, detections: Sequence[Dict], source: str = "the results") -> Analysis:
+    """Match and count; arguments as of :func:`tood.app.report.matching.make_table`."""
     table = make_table(content, detections, source)
     pairs = overlaps(table)
     matches = match(table, pairs)
     of_classes, pooled = curves.class_curves(table, matches), curves.pooled_curve(table, matches)
-    weights = bootstrap_weights(len(table.image_ids), num_samples, SEED)
+    num_images = len(table.image_ids)
+    everything = np.ones((num_images, 1))
     return Analysis(
         table,
         pairs,
@@ -79,19 +68,26 @@ def analyze(
         of_classes,
         pooled,
         curves.best_thresholds(of_classes, pooled),
-        all_average_precisions(table, matches),
-        weighted_average_precisions(table, matches, weights),
+        weighted_average_precisions(table, matches, everything)[..., 0],
+        weighted_average_precisions(table, matches, leave_out_weights(num_images)),
+        count_images(table, matches),
     )
 
 
 def summarize_analysis(analysis: Analysis) -> Dict:
     """Return the content of ``report.json``: numbers, texts, lists and dicts. A metric with an
-    interval is {"value", "low", "high"}; NaN if it is not defined.
+    interval is {"value", "low", "high"}; NaN if it is not defined, and without an interval, "note"
+    says why.
     """
     table = analysis.table
     return {
         "data": _data(analysis),
-        "metrics": _with_intervals(coco_metrics(analysis.aps), coco_metrics(analysis.samples)),
+        "metrics": {
+            name: x.as_values()
+            for name, x in coco_intervals(
+                analysis.aps, analysis.without, analysis.num_images
+            ).items()
+        },
         "classes": _classes(analysis),
         "all_classes": _at_best(analysis.pooled),
         "confusion": {
@@ -127,23 +123,19 @@ def _data(analysis: Analysis) -> Dict:
     }
 
 
-def _with_intervals(values: Dict, samples: Dict) -> Dict[str, Dict]:
-    return {
-        name: make_interval(float(value), samples[name])._asdict() for name, value in values.items()
-    }
-
-
 def _classes(analysis: Analysis) -> List[Dict]:
-    values, samples = class_metrics(analysis.aps), class_metrics(analysis.samples)
-    rows = []
-    for k, (name, curve) in enumerate(zip(analysis.table.class_names, analysis.curves)):
-        metrics = {
-            key: make_interval(float(values[key][k]), samples[key][k])._asdict() for key in values
+    intervals = class_intervals(analysis.aps, analysis.without, analysis.num_images)
+    columns = zip(analysis.table.class_names, analysis.curves, analysis.thresholds, intervals)
+    return [
+        {
+            "name": name,
+            "objects": curve.num_objects,
+            **{key: x.as_values() for key, x in metrics.items()},
+            "threshold": float(threshold),
+            **curve.at(threshold)._asdict(),
         }
-        at = curve.at(float(analysis.thresholds[k]))
-        row = {"name": name, "objects": curve.num_objects, **metrics}
-        rows.append({**row, "threshold": float(analysis.thresholds[k]), **at._asdict()})
-    return rows
+        for name, curve, threshold, metrics in columns
+    ]
 
 
 def _at_best(curve: Curve) -> Dict:
@@ -154,14 +146,10 @@ def _at_best(curve: Curve) -> Dict:
 
 
 def _errors(analysis: Analysis) -> List[Dict]:
+    kinds, missed = analysis.errors.kinds, analysis.errors.missed
     cost = errors.costs(analysis.table, analysis.matches, analysis.errors)
-    number = errors.counts(analysis.errors)
-    is_above = analysis.above
-    above = {
-        kind: int((is_above & (analysis.errors.kinds == i)).sum())
-        for i, kind in enumerate(errors.KINDS)
-    }
-    above["missed"] = int((analysis.matches.counted[0] & ~analysis.found_above()).sum())
+    number = errors.count_kinds(kinds, missed)
+    above = errors.count_kinds(kinds[analysis.above], analysis.missed_above)
     return [
         {"kind": kind, "AP50_lost": cost[kind], "count": number[kind], "count_above": above[kind]}
         for kind in cost
@@ -174,25 +162,23 @@ def _f1_over_score(curve: Curve) -> List[float]:
 
 def worst_images(analysis: Analysis, number: int = 12) -> List[Dict]:
     """Return the images without which AP would be the highest, the worst first."""
-    table, above = analysis.table, analysis.above
-    num_images = len(table.image_ids)
-    wrong = np.bincount(table.images[above & (analysis.errors.kinds >= 0)], minlength=num_images)
-    left = analysis.matches.counted[0] & ~analysis.found_above()
-    missed = np.bincount(table.gt_images[left], minlength=num_images)
+    table, num_images = analysis.table, len(analysis.table.image_ids)
+    mistakes = analysis.above & (analysis.errors.kinds >= 0)
+    wrong = np.bincount(table.images[mistakes], minlength=num_images)
+    missed = np.bincount(table.gt_images[analysis.missed_above], minlength=num_images)
     tried = np.argsort(-(wrong + missed), kind="stable")[:MOST_TRIED]
     tried = tried[(wrong + missed)[tried] > 0]
     lost = without_each(table, analysis.matches, tried)
-    order = np.argsort(-lost, kind="stable")[:number]
     return [
         {
-            "file_name": table.file_names[tried[i]],
-            "image": int(tried[i]),
-            "AP_lost": float(lost[i]),
-            "missed": int(missed[tried[i]]),
-            "wrong": int(wrong[tried[i]]),
+            "file_name": table.file_names[i],
+            "image": int(i),
+            "AP_lost": float(AP_lost),
+            "missed": int(missed[i]),
+            "wrong": int(wrong[i]),
         }
-        for i in order
-        if lost[i] > 0
+        for i, AP_lost in sorted(zip(tried, lost), key=lambda x: -x[1])[:number]
+        if AP_lost > 0
     ]
 
 
@@ -207,19 +193,15 @@ def explain_miss(analysis: Analysis, g: int) -> str:
         score = table.scores[finder[0]]
         return f"found with the score {score:.2f}, below the threshold {analysis.thresholds[k]:.2f}"
     mine = pairs.objects == g
-    classes = table.classes[pairs.detections[mine]]
     detections, ious = pairs.detections[mine], pairs.ious[mine]
-    scores = table.scores[detections]
-    other = (classes != k) & (ious >= errors.IOU)
+    classes, scores = table.classes[detections], table.scores[detections]
+    other, own = (classes != k) & (ious >= errors.IOU), classes == k
     if other.any():
-        best = np.flatnonzero(other)[scores[other].argmax()]
+        best = np.where(other, scores, -1).argmax()
         return f"found as {names[classes[best]]}, with the score {scores[best]:.2f}"
-    own = classes == k
-    if (own & (ious >= errors.IOU)).any():
+    if not own.any():
+        return "no detection of its class overlaps it by 0.1"
+    best = np.where(own, ious, -1).argmax()
+    if ious[best] >= errors.IOU:
         return "its detections have found a neighbour of the same class"
-    if own.any():
-        best = np.flatnonzero(own)[ious[own].argmax()]
-        return (
-            f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"
-        )
-    return "no detection of its class overlaps it by 0.1"
+    return f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"

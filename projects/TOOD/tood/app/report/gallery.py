@@ -1,6 +1,6 @@
 """Drawings of a report: the worst images, objects that are missed, detections of nothing."""
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -29,15 +29,6 @@ class Drawing(NamedTuple):
     caption: str
 
 
-class _Drawn(NamedTuple):
-    """Boxes of an image, XYXY in pixels, and how they are drawn."""
-
-    boxes: np.ndarray
-    classes: List[int]
-    scores: List[float]  # NaN for objects
-    colors: List[tuple]
-
-
 def draw_worst_images(analysis: Analysis, rows: Sequence[Dict], read: Read) -> List[Drawing]:
     """Draw each image with its correct and wrong detections and its missed objects.
 
@@ -55,8 +46,7 @@ def draw_worst_images(analysis: Analysis, rows: Sequence[Dict], read: Read) -> L
             f"{row['file_name']}: {row['AP_lost']:.2f} points of AP, {row['missed']} missed, "
             f"{row['wrong']} wrong"
         )
-        drawn = _collect_outcomes(analysis, row["image"])
-        drawings.append(Drawing(_draw(image, drawn, analysis, scale), caption))
+        drawings.append(Drawing(_draw(analysis, row["image"], image, (0, 0), scale), caption))
     return drawings
 
 
@@ -69,7 +59,7 @@ def draw_missed_objects(
         explain: from the index of an object and the pixels of its image to a sentence.
     """
     table = analysis.table
-    left = np.flatnonzero(analysis.matches.counted[0] & ~analysis.found_above())
+    left = np.flatnonzero(analysis.missed_above)
     order = left[np.argsort(-table.gt_areas[left], kind="stable")]
 
     def caption(g: int, image: np.ndarray) -> str:
@@ -107,10 +97,21 @@ def _draw_crops(
     drawings = []
     for x in _spread(order, images[order])[:NUM_CROPS]:
         image = read(images[x])
-        if image is not None:
-            drawn = _collect_outcomes(analysis, images[x])
-            drawings.append(_draw_crop(image, boxes[x], drawn, analysis, caption(x, image)))
+        if image is None:
+            continue
+        part, corner = crop_around(image, boxes[x])
+        jpeg = _draw(analysis, images[x], part, corner, CROP_SIDE / max(part.shape[:2]))
+        drawings.append(Drawing(jpeg, caption(x, image)))
     return drawings
+
+
+def crop_around(image: np.ndarray, box: Sequence[float]) -> Tuple[np.ndarray, Tuple[int, int]]:
+    """Return what surrounds a box, x, y, width, height, in an image, and its upper left corner."""
+    x, y, w, h = box
+    margin = max(CONTEXT * max(w, h), LEAST_CONTEXT)
+    left, top = (int(min(max(0, v - margin), n - 1)) for v, n in zip((x, y), image.shape[1::-1]))
+    part = image[top : int(y + h + margin) + 1, left : int(x + w + margin) + 1]
+    return np.ascontiguousarray(part), (left, top)
 
 
 def _spread(order: np.ndarray, images: np.ndarray) -> List[int]:
@@ -123,46 +124,33 @@ def _spread(order: np.ndarray, images: np.ndarray) -> List[int]:
     return first + later
 
 
-def _collect_outcomes(analysis: Analysis, i: int) -> _Drawn:
+def _draw(
+    analysis: Analysis, i: int, part: np.ndarray, corner: Tuple[int, int], scale: float
+) -> bytes:
+    """Draw the detections and missed objects in a part of an image.
+
+    Args:
+        corner: x and y of the part in the image.
+    """
     table = analysis.table
+    objects = np.flatnonzero((table.gt_images == i) & analysis.missed_above)
     shown = np.flatnonzero((table.images == i) & analysis.above)
-    left = (table.gt_images == i) & analysis.matches.counted[0] & ~analysis.found_above()
-    objects = np.flatnonzero(left)
     boxes = np.concatenate([table.gt_boxes[objects], table.boxes[shown]])
-    is_right = analysis.errors.kinds[shown] == CORRECT
-    return _Drawn(
-        np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
-        [*table.gt_classes[objects].tolist(), *table.classes[shown].tolist()],
-        [float("nan")] * len(objects) + table.scores[shown].tolist(),
-        [MISSED] * len(objects) + [RIGHT if x else WRONG for x in is_right],
-    )
-
-
-def _draw_crop(
-    image: np.ndarray, box: np.ndarray, drawn: _Drawn, analysis: Analysis, caption: str
-) -> Drawing:
-    """Draw what lies around a box, x, y, width, height."""
-    x, y, w, h = box
-    margin = max(CONTEXT * max(w, h), LEAST_CONTEXT)
-    H, W = image.shape[:2]
-    left, top = (int(max(0, v - margin)) for v in (x, y))
-    right, bottom = int(min(W, x + w + margin)) + 1, int(min(H, y + h + margin)) + 1
-    left, top = min(left, W - 1), min(top, H - 1)
-    part = np.ascontiguousarray(image[top:bottom, left:right])
-    boxes = drawn.boxes - np.array([left, top, left, top])
-    limits = np.array([part.shape[1], part.shape[0]] * 2)
-    inside = (boxes[:, :2] < limits[:2]).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-    chosen = np.flatnonzero(inside)
-    mine = _Drawn(
-        boxes[chosen].clip(0, limits),
-        *([values[i] for i in chosen] for values in (drawn.classes, drawn.scores, drawn.colors)),
-    )
-    return Drawing(_draw(part, mine, analysis, CROP_SIDE / max(part.shape[:2])), caption)
-
-
-def _draw(image: np.ndarray, drawn: _Drawn, analysis: Analysis, scale: float) -> bytes:
-    names = analysis.table.class_names
+    boxes[:, 2:] += boxes[:, :2]
+    boxes -= np.array([*corner, *corner])
+    limits = np.array(part.shape[1::-1])
+    inside = (boxes[:, :2] < limits).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    classes = np.concatenate([table.gt_classes[objects], table.classes[shown]])
+    scores = np.concatenate([np.full(len(objects), np.nan), table.scores[shown]])
+    colors = [MISSED] * len(objects)
+    colors += [RIGHT if x == CORRECT else WRONG for x in analysis.errors.kinds[shown]]
     drawing = draw_boxes(
-        image, drawn.boxes, drawn.classes, names, drawn.scores, scale=scale, colors=drawn.colors
+        part,
+        boxes[inside].clip(0, np.tile(limits, 2)),
+        classes[inside].tolist(),
+        table.class_names,
+        scores[inside].tolist(),
+        scale=scale,
+        colors=[colors[j] for j in np.flatnonzero(inside)],
     )
     return encode_image(drawing, "JPEG", quality=85)

@@ -1,10 +1,13 @@
-"""AP from matches, for weighted images: of the data set as it is, of its bootstrap samples, or
-without one of its images. Images are matched once; a sample only counts them again.
+"""AP from matches, for weighted images: all images, or all but some. Images are matched once; a
+weighting only counts them again.
 
-Shapes: N images, B samples, D detections of a class, A ranges of areas, T thresholds, K classes.
+Intervals are those of the jackknife (Efron and Tibshirani, 1993, chapter 11): metrics without each
+image, and Student's distribution. docs/report.md compares it with bootstrap intervals.
+
+Shapes: N images, B weightings, D detections of a class, A ranges of areas, T thresholds, K classes.
 """
 
-from typing import Dict, NamedTuple
+from typing import Dict, List, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -13,64 +16,60 @@ from tood.app.report.matching import IOU_THRESHOLDS, RANGES, Matches, Table
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 AT_75 = int(np.argmin(np.abs(IOU_THRESHOLDS - 0.75)))
-NUM_SAMPLES = 1000
-COVERAGE = 0.95
+NUM_GROUPS = 1000  # of images that are omitted together, at most
+# With objects of a class, for an interval.
+MIN_IMAGES = 3
+# Student's t: the 97.5 % quantile by degrees of freedom, almost linear in their inverse.
+DEGREES = np.array([np.inf, 20, 10, 7, 5, 4, 3, 2])
+QUANTILES = np.array([1.960, 2.086, 2.228, 2.365, 2.571, 2.776, 3.182, 4.303])
 
 
 class Interval(NamedTuple):
-    """A metric, and the interval in which it lies for most samples; NaN if it is not defined."""
+    """A metric and its 95 % interval; NaN if it is not defined."""
 
     value: float
     low: float
     high: float
+    note: str = ""  # why there is no interval
+
+    def as_values(self) -> Dict:
+        """Return "value", "low" and "high", and "note" if there is no interval."""
+        values = self._asdict()
+        return values if self.note else {k: x for k, x in values.items() if k != "note"}
 
 
 def average_precision(found: np.ndarray, scores: np.ndarray, num_objects: int) -> float:
-    """COCO's AP of one class at one threshold.
+    """Compute COCO's AP of one class at one threshold; NaN without objects.
 
     Args:
         found: (D,) bool, whether each detection finds an object; without those that do not count.
         scores: (D,); detections of equal scores stay in their order.
-        num_objects: that count; without any the AP is NaN.
     """
-    if not num_objects:
-        return float("nan")
-    found = found[np.argsort(-scores, kind="stable")]
-    hits = np.cumsum(found)
-    recall = hits / num_objects
-    precision = hits / np.arange(1, len(found) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[at].sum() / len(RECALLS))
+    found = found[None, np.argsort(-scores, kind="stable")]
+    images, number = np.zeros(found.shape[1], dtype=np.int64), np.array([num_objects])
+    return float(_average_class(found, np.zeros_like(found), images, number, np.ones((1, 1)))[0, 0])
 
 
-def all_average_precisions(table: Table, matches: Matches) -> np.ndarray:
+def leave_out_weights(num_images: int) -> np.ndarray:
     """
     Returns:
-        (A, T, K), in [0, 1]; NaN for classes without objects.
+        (N, B) float32, weights without each image, or without each of 1,000 groups of images.
     """
-    num_classes = len(table.class_names)
-    result = np.full((len(RANGES), len(IOU_THRESHOLDS), num_classes), np.nan)
-    for k in range(num_classes):
-        mine = np.flatnonzero(table.classes == k)
-        for a in range(len(RANGES)):
-            num_objects = int(matches.counted[a, table.gt_classes == k].sum())
-            for t in range(len(IOU_THRESHOLDS)):
-                valid = mine[~matches.ignored[a, t, mine]]
-                found = matches.objects[a, t, valid] >= 0
-                result[a, t, k] = average_precision(found, table.scores[valid], num_objects)
+    num_groups = min(num_images, NUM_GROUPS)
+    groups = np.random.default_rng(0).permutation(num_images) % max(num_groups, 1)
+    return (groups[:, None] != np.arange(num_groups)).astype(np.float32)
+
+
+def count_images(table: Table, matches: Matches) -> np.ndarray:
+    """
+    Returns:
+        (A, K) int64, the number of images with objects of each class and range of areas.
+    """
+    result = np.zeros((len(RANGES), len(table.class_names)), dtype=np.int64)
+    for a, counted in enumerate(matches.counted):
+        pairs = np.stack([table.gt_classes[counted], table.gt_images[counted]])
+        np.add.at(result[a], np.unique(pairs, axis=1)[0], 1)
     return result
-
-
-def bootstrap_weights(num_images: int, num_samples: int = NUM_SAMPLES, seed: int = 0) -> np.ndarray:
-    """
-    Returns:
-        (N, B) float32, how often each sample has each image. Each has N, drawn with replacement.
-    """
-    generator = np.random.default_rng(seed)
-    shares = np.full(num_images, 1 / max(num_images, 1))
-    drawn = generator.multinomial(num_images, shares, size=num_samples)
-    return np.ascontiguousarray(drawn.T, dtype=np.float32)
 
 
 def weighted_average_precisions(
@@ -78,17 +77,17 @@ def weighted_average_precisions(
 ) -> np.ndarray:
     """
     Args:
-        weights: (N, B) float32, how often each image counts; 0 leaves it out.
-        num_ranges: of areas that are wanted; NaN for the others.
+        weights: (N, B), how often each image counts; in float32 for many weightings.
+        num_ranges: number of ranges of areas to compute; NaN for the others.
 
     Returns:
-        (A, T, K, B), in [0, 1]; NaN for samples without objects of the class.
+        (A, T, K, B), in [0, 1]; NaN for weightings without objects of the class.
     """
     num_classes = len(table.class_names)
     shape = (len(RANGES), len(IOU_THRESHOLDS), num_classes, weights.shape[1])
-    result = np.full(shape, np.nan, dtype=np.float32)
-    quick = len(table.scores) < 20_000
-    for k in tqdm(range(num_classes), desc="resampling", disable=quick):
+    result = np.full(shape, np.nan, dtype=weights.dtype)
+    quick = len(table.scores) < 20_000 or weights.shape[1] == 1
+    for k in tqdm(range(num_classes), desc="intervals", disable=quick):
         mine = np.flatnonzero(table.classes == k)
         mine = mine[np.argsort(-table.scores[mine], kind="stable")]
         objects = np.flatnonzero(table.gt_classes == k)
@@ -114,13 +113,13 @@ def _average_class(
     Args:
         found, ignored: (T, D) bool, in the order of the scores.
         images: (D,) of the detections.
-        num_objects: (B,) float32.
+        num_objects: (B,).
         weights: (N, B).
 
     Returns:
         (T, B).
     """
-    result = np.full((len(found), len(num_objects)), np.nan, dtype=np.float32)
+    result = np.full((len(found), len(num_objects)), np.nan, dtype=weights.dtype)
     some = num_objects > 0
     result[:, some] = 0.0
     hits = found & ~ignored
@@ -170,8 +169,10 @@ def _area_below(hits: np.ndarray, total: np.ndarray, num_objects: np.ndarray) ->
 
 
 def coco_metrics(aps: np.ndarray) -> Dict[str, np.ndarray]:
-    """COCO's metrics, in percent, from :func:`all_average_precisions` (A, T, K) or the weighted
-    ones (A, T, K, B).
+    """Compute COCO's metrics, in percent.
+
+    Args:
+        aps: (A, T, K) or (A, T, K, B).
 
     Returns:
         "AP", "AP50", "AP75", "APs", "APm", "APl": each () or (B,), NaN without objects.
@@ -198,28 +199,69 @@ def _mean(values: np.ndarray, axis) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def make_interval(value: float, samples: np.ndarray) -> Interval:
+def coco_intervals(
+    aps: np.ndarray, without: np.ndarray, num_images: np.ndarray, lowest: float = 0.0
+) -> Dict[str, Interval]:
+    """Compute COCO's metrics, or differences of two detectors' metrics, with their intervals.
+
+    Args:
+        aps: (A, T, K).
+        without: (A, T, K, B), the same with :func:`leave_out_weights`.
+        num_images: (A, K), of :func:`count_images`.
+        lowest: lowest possible value in percent, -100 for differences.
+    """
+    values, others, ranges = coco_metrics(aps), coco_metrics(without), list(RANGES)
+    return {
+        name: make_interval(
+            values[name],
+            others[name],
+            num_images[ranges.index(name) if name in ranges else 0],
+            lowest,
+        )
+        for name in values
+    }
+
+
+def class_intervals(
+    aps: np.ndarray, without: np.ndarray, num_images: np.ndarray, lowest: float = 0.0
+) -> List[Dict[str, Interval]]:
+    """Compute "AP" and "AP50" of each class with their intervals; as :func:`coco_intervals`."""
+    values, others = class_metrics(aps), class_metrics(without)
+    return [
+        {
+            name: make_interval(x[k], others[name][k], num_images[0, [k]], lowest)
+            for name, x in values.items()
+        }
+        for k in range(len(num_images[0]))
+    ]
+
+
+def make_interval(
+    value: float, without: np.ndarray, num_images: np.ndarray, lowest: float = 0.0
+) -> Interval:
     """
     Args:
-        value: of the data set.
-        samples: (B,) of the metric.
+        value: metric of all images, in percent.
+        without: (B,), the metric without each group of images.
+        num_images: (K,), images with objects of each class of which the metric is the mean.
+        lowest: as in :func:`coco_intervals`.
     """
-    samples = samples[~np.isnan(samples)]
-    if not len(samples) or np.isnan(value):
-        return Interval(float(value), float("nan"), float("nan"))
-    tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    return Interval(float(value), float(low), float(high))
+    some, value = num_images[num_images > 0], float(value)
+    rare = int((some < MIN_IMAGES).sum())
+    if 2 * rare >= len(some):
+        note = f"{rare} of {len(some)} classes are in fewer than {MIN_IMAGES} images"
+        return Interval(value, np.nan, np.nan, note if rare else "there are no objects")
+    without = without[~np.isnan(without)]
+    spread = np.sqrt((len(without) - 1) * without.var())
+    margin = float(spread * np.interp(1 / (some.max() - 1), 1 / DEGREES, QUANTILES))
+    return Interval(value, max(value - margin, lowest), min(value + margin, 100.0))
 
 
 def without_each(table: Table, matches: Matches, images: np.ndarray) -> np.ndarray:
-    """Compute what each image costs.
+    """Return the AP without each of some images, less that with it, in percent.
 
     Args:
         images: (I,), indices.
-
-    Returns:
-        (I,), the AP of the data set without each of them, less that with it, in percent.
     """
     weights = np.ones((len(table.image_ids), len(images) + 1), dtype=np.float32)
     weights[images, np.arange(len(images))] = 0

@@ -69,10 +69,10 @@ class Report:
         AP = self.summary["metrics"]["AP"]
         if math.isnan(AP["value"]):
             return f"{self.page}: there are no objects to find."
-        return (
-            f"{self.page}: AP {AP['value']:.1f}, {AP['low']:.1f} to {AP['high']:.1f} by the choice "
-            "of the images."
-        )
+        text = f"{self.page}: AP {AP['value']:.1f}, "
+        if "note" in AP:
+            return f"{text}without an interval, because {AP['note']}."
+        return f"{text}{AP['low']:.1f} to {AP['high']:.1f} by the choice of the images."
 
 
 class Subject(NamedTuple):
@@ -265,50 +265,45 @@ def examine(
         the subject of a report; None in all processes but the main one.
     """
     name = predictor.options.data.test[0]
-    found, drawn = {"detections": detections}, {}
-    if detections is None:
-        found, drawn = _run_detector(predictor, name)
+    found = {"detections": detections} if detections is not None else _run_detector(predictor, name)
     if not comm.is_main_process():
         return None
-    records = _read_training_records(predictor.options.output_dir)
+    records, drawn = _read_training_records(predictor.options.output_dir), {}
     if records:
         drawn["training.png"] = plots.draw_training(records)
+    pairs = found.pop("pairs", ())
+    if len(pairs):
+        drawn["alignment.png"] = encode_image(draw_scatter({"this model": pairs}), "PNG")
     metadata = MetadataCatalog.get(name)
+    weights, root = predictor.options.weights, metadata.get("image_root", "")
     return Subject(
-        predictor.options.weights,
-        content_of(name, metadata),
-        found["detections"],
-        metadata.get("image_root", ""),
-        notes,
-        predictor,
-        found.get("alignment", {}),
-        found.get("positives", ()),
-        drawn,
+        name=weights,
+        content=content_of(name, metadata),
+        image_root=root,
+        notes=notes,
+        predictor=predictor,
+        plots=drawn,
+        **found,
     )
 
 
-def _run_detector(predictor: Predictor, name: str) -> Tuple[Dict, Dict[str, bytes]]:
-    """Return results by the names of :class:`Subject`, and plots."""
+def _run_detector(predictor: Predictor, name: str) -> Dict:
+    """Return results by the names of :class:`Subject`, and the "pairs" of the alignment plot."""
     records = DatasetCatalog.get(name)
     # Of tiles and augmented views, alignment is not defined.
     is_plain = predictor.detector is predictor.model
     views = predictor.build_training_views(records, MOST_ASSIGNED)
-    evaluators = [
-        DetectionCollector(name),
-        PositivesEvaluator(predictor.model, views, reuse=is_plain),
-    ]
+    positives = PositivesEvaluator(predictor.model, views, reuse=is_plain)
+    evaluators = [DetectionCollector(name), positives]
     alignment = AlignmentEvaluator(name, predictor.model, records=records) if is_plain else None
     evaluators += [alignment] if is_plain else []
     loader = predictor.build_test_loader(records)
     with torch.no_grad():
         found = inference_on_dataset(predictor.detector, loader, DatasetEvaluators(evaluators))
-    if not (is_plain and comm.is_main_process()):
-        return found, {}
-    found["alignment"] = summarize(alignment.metrics, predictor.class_names)
-    if not len(alignment.pairs):
-        return found, {}
-    scatter = draw_scatter({"this model": alignment.pairs})
-    return found, {"alignment.png": encode_image(scatter, "PNG")}
+    if is_plain and comm.is_main_process():
+        found["alignment"] = summarize(alignment.metrics, predictor.class_names)
+        found["pairs"] = alignment.pairs
+    return found
 
 
 def _read_training_records(folder: str) -> List[Dict]:
@@ -334,6 +329,7 @@ def _write_report(
     material = Material(subject, analysis, other, compare)
     summary = summarize_analysis(analysis)
     sections = {name: compute(material) for name, compute in SECTIONS.items()}
+    read_image = read_image or RecentImages(max_images=64).read
     facts = page.Facts(
         title=f"Report of {subject.name}",
         command=command,
@@ -343,13 +339,19 @@ def _write_report(
             "Detectron2": detectron2.__version__,
         },
         plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
-        galleries=_draw_galleries(
-            material, summary, read_image or RecentImages(max_images=64).read
-        ),
+        galleries=_draw_galleries(material, summary, read_image),
         sections=sections,
     )
     summary = {**summary, **sections, "command": command, "versions": facts.versions}
-    _write_files(folder, summary, facts, subject.detections)
+    html = page.render(summary, facts)
+    os.makedirs(folder, exist_ok=True)
+    for name, png in facts.plots.items():
+        write_whole(os.path.join(folder, name), png)
+    # Not by write_json, whose layout takes as long as the rest for a million of them.
+    write_whole(os.path.join(folder, DETECTIONS), json.dumps(subject.detections).encode())
+    write_json(summary, os.path.join(folder, SUMMARY))
+    # The page is the last one: if it exists, so do the other files.
+    write_whole(os.path.join(folder, PAGE), html.encode())
     return Report(folder, summary, subject.detections)
 
 
@@ -401,15 +403,3 @@ def _find_sentence(predictor: Predictor, analysis: Analysis, g: int, image: np.n
     reason = find_reason(predictor.model, view.image, objects, names, threshold)
     # Rounding may find an object that the evaluation did not.
     return reason.sentence if reason.cause != FOUND else explain_miss(analysis, g)
-
-
-def _write_files(folder: str, summary: Dict, facts: page.Facts, detections: List[Dict]) -> None:
-    """Write the page last: if it exists, so do the other files."""
-    html = page.render(summary, facts)
-    os.makedirs(folder, exist_ok=True)
-    for name, png in facts.plots.items():
-        write_whole(os.path.join(folder, name), png)
-    # Not by write_json, whose layout takes as long as the rest for a million of them.
-    write_whole(os.path.join(folder, DETECTIONS), json.dumps(detections).encode())
-    write_json(summary, os.path.join(folder, SUMMARY))
-    write_whole(os.path.join(folder, PAGE), html.encode())

@@ -45,7 +45,10 @@ def render(summary: Dict, facts: Facts) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, png=lambda x: _data_url(x, "png"), jpeg=lambda x: _data_url(x, "jpeg")
+        number=number,
+        interval=interval,
+        png=lambda x: _data_url(x, "png"),
+        jpeg=lambda x: _data_url(x, "jpeg"),
     )
     worst = max(summary["errors"], key=lambda x: _or_zero(x["AP50_lost"]))
     return environment.get_template(TEMPLATE).render(
@@ -69,6 +72,11 @@ def number(x, digits: int = 1) -> str:
     if x is None or (isinstance(x, float) and math.isnan(x)):
         return "–"
     return f"{x:.{digits}f}"
+
+
+def interval(x: Dict, digits: int = 1) -> str:
+    """Format an interval; a dash if there is none."""
+    return "–" if "note" in x else f"{number(x['low'], digits)} to {number(x['high'], digits)}"
 
 
 def _or_zero(x: float) -> float:

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import Tensor
 
+from tood.app.report.gallery import crop_around
 from tood.evaluation.alignment_evaluator import DenseOutputs
 from tood.modeling.assigners import TAL, alignment_metric
 from tood.modeling.box_ops import inside_boxes, paired_iou
@@ -24,8 +25,7 @@ IOU = 0.5  # of a box that finds the object
 FOUND, THRESHOLD, NMS, LIMIT = "found", "threshold", "NMS", "limit"
 CANDIDATES, SCORE = "candidates", "score"
 CLASSIFICATION, LOCALIZATION = "classification", "localization"
-# Of the drawing: its surroundings in sizes of the object, at least in pixels, and its longer side.
-CONTEXT, LEAST_CONTEXT, SIDE = 1.0, 24, 480
+SIDE = 480  # longer side of the drawing in pixels
 
 
 class Objects(NamedTuple):
@@ -87,12 +87,8 @@ def find_reason(
     search = _Search(model, objects, class_names, score_threshold)
     cause = search.in_detections(detections) or search.in_candidates(candidates, detections)
     cause = cause or search.in_locations(scores, ious, inside, boxes)
-    strides = torch.cat(
-        [
-            points.new_full((size,), stride)
-            for size, stride in zip(predictions.level_sizes, model.strides)
-        ]
-    )
+    sizes = points.new_tensor(predictions.level_sizes, dtype=torch.int64)
+    strides = points.new_tensor(model.strides).repeat_interleave(sizes)
     return Reason(
         *(cause.kind, cause.sentence),
         _describe_assignment(model, images, predictions, objects, class_names, metrics),
@@ -124,25 +120,21 @@ class _Search:
         others = near & (classes != self.k) & (scores >= self.threshold)
         if mine.any():
             i = int(torch.where(mine, scores, -1.0).argmax())
-            score, overlap = float(scores[i]), float(ious[i])
-            if score >= self.threshold:
-                text = f"It is found, with the score {score:.2f} and an IoU of {overlap:.2f}."
+            score, limit = float(scores[i]), self.threshold
+            if score >= limit:
+                text = f"It is found, with the score {score:.2f} and an IoU of {ious[i]:.2f}."
                 return _Cause(FOUND, text, boxes[i])
             if not others.any():
                 text = (
-                    f"It is found, but its score is {score:.2f}, below the threshold "
-                    f"{self.threshold:.2f}."
+                    f"It is found, but its score is {score:.2f}, below the threshold {limit:.2f}."
                 )
                 return _Cause(THRESHOLD, text, boxes[i])
         if others.any():
             i = int(torch.where(others, scores, -1.0).argmax())
-            text = f"It is found as {self.names[int(classes[i])]}, with the score "
-            text += f"{float(scores[i]):.2f}"
+            text = f"It is found as {self.names[int(classes[i])]}, with the score {scores[i]:.2f}"
             if mine.any():
-                own = float(scores[mine].max())
-                text += f", and as {self.names[self.k]} with {own:.2f} only"
-            text += "."
-            return _Cause(CLASSIFICATION, text, None, boxes[i])
+                text += f", and as {self.names[self.k]} with {scores[mine].max():.2f} only"
+            return _Cause(CLASSIFICATION, f"{text}.", None, boxes[i])
         return None
 
     def in_candidates(self, candidates: Instances, found: Instances) -> Optional[_Cause]:
@@ -152,23 +144,19 @@ class _Search:
         if not mine.any():
             return None
         i = int(torch.where(mine, scores, -1.0).argmax())
-        what = (
-            f"Its best box has the score {float(scores[i]):.2f} and an IoU of {float(ious[i]):.2f}"
-        )
+        what = f"Its best box has the score {scores[i]:.2f} and an IoU of {ious[i]:.2f}"
         overlaps = paired_iou(found.pred_boxes.tensor, boxes[i])
         rivals = (overlaps > self.model.nms_thresh_test) & (found.scores >= scores[i])
         if not self.model.class_agnostic_nms:
             rivals &= found.pred_classes == self.k
         if not rivals.any():
-            limit = self.model.max_detections_per_image
-            text = f"{what}, but {limit} others of the image have higher scores"
-            text += " (TEST.DETECTIONS_PER_IMAGE)."
-            return _Cause(LIMIT, text, boxes[i])
+            text = f"{what}, but {self.model.max_detections_per_image} others of the image have "
+            return _Cause(LIMIT, f"{text}higher scores (TEST.DETECTIONS_PER_IMAGE).", boxes[i])
         j = int(torch.where(rivals, overlaps, -1.0).argmax())
         rival = found.pred_boxes.tensor[j]
         text = (
-            f"{what}; NMS drops it for a detection of the score {float(found.scores[j]):.2f} that "
-            f"overlaps it by {float(overlaps[j]):.2f}{self._name_found(rival)}."
+            f"{what}; NMS drops it for a detection of the score {found.scores[j]:.2f} that "
+            f"overlaps it by {overlaps[j]:.2f}{self._name_found(rival)}."
         )
         return _Cause(NMS, text, boxes[i], rival)
 
@@ -178,23 +166,25 @@ class _Search:
         if not near.any():
             i = int(ious.argmax())
             score = float(own[inside].max()) if inside.any() else 0.0
-            text = f"No location has a box that fits: the best one overlaps by {float(ious[i]):.2f}"
-            return _Cause(
-                LOCALIZATION, f"{text}; scores inside of it are at most {score:.2f}.", boxes[i]
+            text = (
+                f"No location has a box that fits: the best one overlaps by {ious[i]:.2f}; scores "
+                f"inside of it are at most {score:.2f}."
             )
+            return _Cause(LOCALIZATION, text, boxes[i])
         i = int(torch.where(near, own, -1.0).argmax())
         score, limit = float(own[i]), self.model.score_thresh_test
         if score > limit:
-            text = f"Its best box, of the score {score:.2f}, is not among the best "
-            text += f"{self.model.topk_candidates_test} of its level "
-            text += "(MODEL.TOOD.TOPK_CANDIDATES_TEST)."
+            text = (
+                f"Its best box, of the score {score:.2f}, is not among the best "
+                f"{self.model.topk_candidates_test} of its level (MODEL.TOOD.TOPK_CANDIDATES_TEST)."
+            )
             return _Cause(CANDIDATES, text, boxes[i])
         other = scores[near].max(dim=0).values
         other[self.k] = -1
         c = int(other.argmax())
-        if float(other[c]) > max(score, limit):
-            text = f"Its locations say {self.names[c]}, with {float(other[c]):.2f}, not {name}"
-            return _Cause(CLASSIFICATION, f"{text}, with {score:.3f}.", boxes[i])
+        if other[c] > max(score, limit):
+            text = f"Its locations say {self.names[c]}, with {other[c]:.2f}, not {name}, with "
+            return _Cause(CLASSIFICATION, f"{text}{score:.3f}.", boxes[i])
         text = (
             f"{int(near.sum())} locations have a box that fits, but no score for {name} above "
             f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST)."
@@ -211,7 +201,7 @@ class _Search:
         """Name the other object that a detection finds, for a sentence."""
         ious = paired_iou(self.objects.boxes, box)
         best = int(ious.argmax())
-        if best == self.objects.asked or float(ious[best]) < IOU:
+        if best == self.objects.asked or ious[best] < IOU:
             return ""
         return f" and finds the {self.names[int(self.objects.classes[best])]} beside it"
 
@@ -250,14 +240,11 @@ def draw_reason(
         (H', W', 3) uint8.
     """
     x1, y1, x2, y2 = objects.box.tolist()
-    margin = max(CONTEXT * max(x2 - x1, y2 - y1), LEAST_CONTEXT)
-    H, W = image.shape[:2]
-    left, top = (min(int(max(0, v - margin)), side - 1) for v, side in ((x1, W), (y1, H)))
-    part = image[top : int(y2 + margin) + 1, left : int(x2 + margin) + 1]
+    part, corner = crop_around(image, (x1, y1, x2 - x1, y2 - y1))
     scale = SIDE / max(part.shape[:2])
     size = [max(1, round(side * scale)) for side in part.shape[1::-1]]
-    part = np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize(size))
-    offset = torch.tensor([left, top], dtype=torch.float32)
+    part = np.asarray(Image.fromarray(part).resize(size))
+    offset = torch.tensor(corner, dtype=torch.float32)
 
     def moved(boxes: Tensor) -> Tensor:
         return (boxes.cpu() - offset.repeat(boxes.shape[-1] // 2)) * scale
@@ -279,15 +266,11 @@ def draw_reason(
     mine = reason.inside.cpu() & (metrics > 0)
     weights = metrics[mine] / metrics[mine].max().clamp(min=1e-12) if mine.any() else metrics[mine]
     drawing = add_heading(draw_points(drawing, points[mine], weights), "alignment of its locations")
-    dense = DenseOutputs(
-        reason.dense.scores.cpu(),
-        moved(reason.dense.boxes),
-        points,
-        reason.dense.strides.cpu() * scale,
-    )
-    name = class_names[objects.class_index]
-    k = torch.tensor([objects.class_index])
-    return image_grid([[drawing], [draw_maps(part, dense, 0, box[None], k, name)]])
+    scores, boxes, _, strides = reason.dense
+    dense = DenseOutputs(scores.cpu(), moved(boxes), points, strides.cpu() * scale)
+    k = objects.class_index
+    maps = draw_maps(part, dense, 0, box[None], torch.tensor([k]), class_names[k])
+    return image_grid([[drawing], [maps]])
 
 
 def find_nearest(boxes: Tensor, box: Tensor) -> Optional[int]:

@@ -2,9 +2,11 @@
 may have the wrong class.
 """
 
+from collections import defaultdict
 from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from tood.app.report.matching import Pairs, Table
 
@@ -50,18 +52,20 @@ def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> Lis
 def _missing(table: Table, pairs: Pairs, most: Optional[int]) -> List[Suspect]:
     near = np.zeros(len(table.scores))
     np.maximum.at(near, pairs.detections, pairs.ious)
-    result, taken = [], {}
+    result, taken = [], defaultdict(list)
     for d in np.argsort(-table.scores, kind="stable").tolist():
-        i, box = int(table.images[d]), table.boxes[d]
+        i, box = int(table.images[d]), table.boxes[d].tolist()
+        if near[d] >= NEAR_IOU:
+            continue
         # One place is reported once, by its most confident detection.
-        if near[d] >= NEAR_IOU or any(_iou(box, other) >= SAME_IOU for other in taken.get(i, ())):
+        if taken[i] and coco_mask.iou([box], taken[i], [0] * len(taken[i])).max() >= SAME_IOU:
             continue
         if len(result) == most:
             break
-        taken.setdefault(i, []).append(box)
+        taken[i].append(box)
         score, k = float(table.scores[d]), int(table.classes[d])
         reason = f"a {table.class_names[k]} of the score {score:.2f} has no annotation"
-        result.append(Suspect(MISSING, score, i, box.tolist(), k, reason, -1))
+        result.append(Suspect(MISSING, score, i, box, k, reason, -1))
     return result
 
 
@@ -96,13 +100,6 @@ def _wrong(table: Table, pairs: Pairs) -> List[Suspect]:
     return result
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    """IoU of two boxes x, y, width, height."""
-    size = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
-    inter = float(size.clip(0).prod())
-    return inter / max(float(a[2:].prod() + b[2:].prod()) - inter, 1e-9)
-
-
 def list_suspects(table: Table, pairs: Pairs, thresholds: np.ndarray) -> List[Dict]:
     """Return plain values of the suspects that are worth a look; of missing boxes, those with a
     detection above the threshold of its class.
@@ -110,19 +107,15 @@ def list_suspects(table: Table, pairs: Pairs, thresholds: np.ndarray) -> List[Di
     Args:
         thresholds: (K,).
     """
-    found = find_suspects(table, pairs, NUM_SUSPECTS)
-    least = [float(x) for x in thresholds]
     worth = [
-        x for x in found if x.doubt >= (least[x.class_index] if x.kind == MISSING else LEAST_DOUBT)
+        x
+        for x in find_suspects(table, pairs, NUM_SUSPECTS)
+        if x.doubt >= (thresholds[x.class_index] if x.kind == MISSING else LEAST_DOUBT)
     ]
     return [
         {
-            "kind": x.kind,
-            "doubt": x.doubt,
-            "file_name": table.file_names[x.image],
-            "class_name": table.class_names[x.class_index],
-            "bbox": x.bbox,
-            "reason": x.reason,
+            **{"kind": x.kind, "doubt": x.doubt, "file_name": table.file_names[x.image]},
+            **{"class_name": table.class_names[x.class_index], "bbox": x.bbox, "reason": x.reason},
         }
         for x in worth[:NUM_SUSPECTS]
     ]
