@@ -11,6 +11,7 @@ from tood.modeling.backbone.deform_conv import DeformConvPack
 from tood.modeling.dense_head import HEAD_REGISTRY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, parameters, giga_multiply_adds",
     [

@@ -93,6 +93,7 @@ def test_what_was_killed_behind_its_last_checkpoint_goes_on(command, tmp_path, m
     assert progress["seconds"] > 0 and not progress["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(command, tmp_path):
     listed = tmp_path / "experiments.yaml"
     listed.write_text("groups: {a: [{name: wrong, options: {NO.SUCH: 1}, paper: {}}]}")
