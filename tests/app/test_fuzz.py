@@ -28,6 +28,7 @@ from tood.data.datasets import prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator
 from tood.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
 fuzzed = settings(max_examples=400, derandomize=True, database=None)
 
 numbers = st.one_of(
@@ -164,7 +165,6 @@ def evaluate(name, records):
     assert {"AP", "APs", "APm", "APl"} <= set(results)
 
 
-@pytest.mark.slow
 def test_annotation_files(folder):
     taken = []
 
@@ -180,14 +180,12 @@ def test_annotation_files(folder):
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
 
 
-@pytest.mark.slow
 @fuzzed
 @given(anything)
 def test_other_json(folder, content):
     assert check_annotations(folder, json.dumps(content)) is not None
 
 
-@pytest.mark.slow
 @fuzzed
 @given(st.integers(0, len(json.dumps(GOOD))), st.integers(0, 5), st.text(max_size=4))
 def test_json_with_holes(folder, start, length, text):
@@ -210,7 +208,6 @@ keys = st.one_of(
 )
 
 
-@pytest.mark.slow
 def test_options():
     taken = []
 
@@ -225,7 +222,6 @@ def test_options():
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
 
 
-@pytest.mark.slow
 @fuzzed
 @given(key=keys, value=anything)
 def test_config_files(folder, key, value):
@@ -237,7 +233,6 @@ def test_config_files(folder, key, value):
     sentence_of(load_config, str(path))
 
 
-@pytest.mark.slow
 @fuzzed
 @given(text=st.text(max_size=40))
 def test_files_that_are_no_configs(folder, text):

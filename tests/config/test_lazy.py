@@ -167,16 +167,8 @@ def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path):
 def run(folder, *arguments):
     flags = [a for a in arguments if a.startswith("--")]
     overrides = [a for a in arguments if not a.startswith("--")]
-    command = [
-        sys.executable,
-        script_of_detectron2(),
-        "--config-file",
-        "mine.py",
-        "--num-gpus",
-        "0",
-    ]
-    done = subprocess.run(
-        [*command, *flags, *overrides], cwd=folder, capture_output=True, text=True
-    )
+    command = [sys.executable, script_of_detectron2(), "--config-file", "mine.py"]
+    command += ["--num-gpus", "0", *flags, *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

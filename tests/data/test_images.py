@@ -30,21 +30,21 @@ def test_eight_bits_are_read_as_by_detectron2(tmp_path, format):
     assert np.array_equal(image, detection_utils.read_image(path, format))
 
 
-def test_grey(tmp_path):
-    image = read_image(save(tmp_path / "a.png", RGB[:, :, 0]))
-    assert np.array_equal(image, np.repeat(RGB[:, :, :1], 3, axis=2))
+ALPHA = np.concatenate([RGB, np.zeros_like(RGB[:, :, :1])], axis=2)
+MAGENTA = np.zeros((4, 5, 4), dtype=np.uint8) + np.array([0, 255, 0, 0], dtype=np.uint8)
 
 
-def test_alpha_is_dropped(tmp_path):
-    alpha = np.concatenate([RGB, np.zeros_like(RGB[:, :, :1])], axis=2)
-    assert np.array_equal(read_image(save(tmp_path / "a.png", alpha)), RGB)
-
-
-def test_cmyk(tmp_path):
-    inks = np.zeros((4, 5, 4), dtype=np.uint8)
-    inks[..., 1] = 255  # magenta
-    Image.fromarray(inks, mode="CMYK").save(tmp_path / "a.tiff")
-    assert (read_image(str(tmp_path / "a.tiff")) == (255, 0, 255)).all()
+@pytest.mark.parametrize(
+    "name, mode, array, expected",
+    [
+        ("a.png", "L", RGB[:, :, 0], np.repeat(RGB[:, :, :1], 3, axis=2)),
+        ("a.png", "RGBA", ALPHA, RGB),  # alpha is dropped
+        ("a.tiff", "CMYK", MAGENTA, np.full((4, 5, 3), (255, 0, 255))),
+    ],
+)
+def test_other_modes(tmp_path, name, mode, array, expected):
+    Image.fromarray(array, mode=mode).save(tmp_path / name)
+    assert np.array_equal(read_image(str(tmp_path / name)), expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])

@@ -70,6 +70,7 @@ def weights(out):
     return torch.load(out / "model_final.pth", map_location="cpu", weights_only=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [7, -1], ids=["seeded", "unseeded"])
 @pytest.mark.parametrize("warmup", [6, 0], ids=["warmup", "tal"])
 def test_resumed_training_ends_with_the_same_weights(command, tmp_path, monkeypatch, warmup, seed):

@@ -15,13 +15,8 @@ import train_net
 from tood.engine.launch import Place, first_host, launch, place_from_environment
 from tood.utils.errors import UserError
 
-TORCHRUN = {
-    "RANK": "3",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "MASTER_ADDR": "a",
-    "MASTER_PORT": "5",
-}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+TORCHRUN.update(MASTER_ADDR="a", MASTER_PORT="5")
 SLURM = {
     "SLURM_JOB_ID": "123456",
     "SLURM_NTASKS": "8",
@@ -133,18 +128,11 @@ def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", str(free_port()), script, *argv["torchrun"]]
     started = [subprocess.Popen(torchrun, env=quiet, stdout=subprocess.DEVNULL)]
-    slurm = {
-        "SLURM_STEP_NUM_TASKS": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+    slurm = {**quiet, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for rank in "01":
-        environ = {**quiet, **slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, script, *argv["srun"]], env=environ, stdout=subprocess.DEVNULL
-            )
-        )
+        slurm.update(SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        words = [sys.executable, script, *argv["srun"]]
+        started.append(subprocess.Popen(words, env=slurm, stdout=subprocess.DEVNULL))
     assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
 
     one, *others = (torch.load(out / "model_final.pth", weights_only=True) for out in outs.values())

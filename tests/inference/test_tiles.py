@@ -378,14 +378,8 @@ def test_epochs_are_passes_over_the_tiles(shapes, entry):
         for tile in make_tiles(image["width"], image["height"], 40, 10):
             tiles += any(visible_in(np.array([box]), tile).item() >= 0.5 for box in boxes)
     flags = ["--config-file", str(CONFIG), "--train-data", entry, "--epochs", "6", *TINY]
-    tiled = [
-        "INPUT.TILES.SIZE",
-        "40",
-        "INPUT.TILES.OVERLAP",
-        "10",
-        "INPUT.TILES.EMPTY_SHARE",
-        "0.0",
-    ]
+    tiled = ["INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "10"]
+    tiled += ["INPUT.TILES.EMPTY_SHARE", "0.0"]
     cfg, _ = engine_train.check(train_net.parse_args([*flags, *tiled]))
     assert tiles > len(content["images"])
     assert cfg.SOLVER.MAX_ITER == round(6 * tiles / cfg.SOLVER.IMS_PER_BATCH)

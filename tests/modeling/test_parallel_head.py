@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from count_cost import multiply_adds
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -32,21 +31,6 @@ def build_head(cfg, channels=32):
     return HEAD_REGISTRY.get(cfg.MODEL.TOOD.HEAD)(
         cfg, [ShapeSpec(channels=channels, stride=s) for s in STRIDES]
     )
-
-
-def size_of(name):
-    """Parameters and multiply-adds of a head at 1280 x 800."""
-    head = build_head(model_zoo.get_config(name), channels=256)
-    features = tuple(torch.zeros(1, 256, -(-800 // s), -(-1280 // s)) for s in STRIDES)
-    with torch.no_grad():
-        return sum(p.numel() for p in head.parameters()), multiply_adds(head, features) / 1e9
-
-
-@pytest.mark.slow
-def test_head_of_atss_has_its_size():
-    parameters, giga_multiply_adds = size_of("paper/parallel_ATSS_R50_FPN_1x")
-    assert parameters == 4_918_618
-    assert giga_multiply_adds == pytest.approx(104.82, rel=0.005)
 
 
 def features_of(size=16):

@@ -77,6 +77,7 @@ def test_inference_and_copies(make_input):
     assert any(p.grad is not None for p in clone.backbone.bottom_up.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224"])
 def test_models_of_timm(name, make_input):
     pytest.importorskip("timm", reason="an extra")

@@ -1,4 +1,4 @@
-"""Size and cost of the released head, which the paper compares by."""
+"""Size and cost of the heads, which the paper compares by."""
 
 import pytest
 import torch
@@ -6,17 +6,29 @@ from conftest import CONFIG
 from count_cost import build, main, multiply_adds
 from detectron2.layers import ShapeSpec
 
-from tood import TOODHead, model_zoo
+from tood import model_zoo
 from tood.modeling.backbone.deform_conv import DeformConvPack
+from tood.modeling.dense_head import HEAD_REGISTRY
 
 
-def test_multiply_adds_at_1280_x_800():
-    cfg = model_zoo.get_config("tood_R50_FPN_1x")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, parameters, giga_multiply_adds",
+    [
+        ("tood_R50_FPN_1x", 4_823_790, 100.69),
+        ("paper/parallel_ATSS_R50_FPN_1x", 4_918_618, 104.82),
+    ],
+)
+def test_heads_at_1280_x_800(name, parameters, giga_multiply_adds):
+    cfg = model_zoo.get_config(name)
     strides = (8, 16, 32, 64, 128)
-    head = TOODHead(cfg, [ShapeSpec(channels=256, stride=s) for s in strides])
+    shapes = [ShapeSpec(channels=256, stride=s) for s in strides]
+    head = HEAD_REGISTRY.get(cfg.MODEL.TOOD.HEAD)(cfg, shapes)
+    assert sum(p.numel() for p in head.parameters()) == parameters
     features = tuple(torch.zeros(1, 256, -(-800 // s), -(-1280 // s)) for s in strides)
     with torch.no_grad():
-        assert multiply_adds(head, features) / 1e9 == pytest.approx(100.69, rel=0.005)
+        count = multiply_adds(head, features)
+    assert count / 1e9 == pytest.approx(giga_multiply_adds, rel=0.005)
 
 
 def test_models_by_name_by_file_and_of_timm(monkeypatch, capsys):

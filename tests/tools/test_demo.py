@@ -19,16 +19,8 @@ def test_analyze_alignment_of_two_models(trained, tmp_path, capsys):
     content = torch.load(weights, weights_only=False)
     content["model"]["head.reg_pred.bias"] += 1.0  # larger boxes
     torch.save(content, tmp_path / "other.pth")
-    models = [
-        "--model",
-        "one",
-        config,
-        weights,
-        "--model",
-        "other",
-        config,
-        f"{tmp_path}/other.pth",
-    ]
+    models = ["--model", "one", config, weights]
+    models += ["--model", "other", config, f"{tmp_path}/other.pth"]
     out = tmp_path / "alignment"
     argv = [*models, "--output", str(out), "--num-images", "2"]
     analyze_alignment.main(analyze_alignment.parse_args(argv))

@@ -37,18 +37,10 @@ def calls(monkeypatch, fresh_loggers):
 
 @pytest.mark.slow
 def test_runs_are_done_once_and_go_on(command, tmp_path, capsys, calls):
-    experiments = {
-        "groups": {
-            "few": [
-                {
-                    "name": "T-head + ATSS",
-                    "options": {"MODEL.TOOD.ASSIGNER": "atss"},
-                    "paper": {"AP": 41.1},
-                },
-            ],
-            "others": [{"name": "not this", "options": {"NO.SUCH": 1}, "paper": {}}],
-        }
-    }
+    options = {"MODEL.TOOD.ASSIGNER": "atss"}
+    few = [{"name": "T-head + ATSS", "options": options, "paper": {"AP": 41.1}}]
+    others = [{"name": "not this", "options": {"NO.SUCH": 1}, "paper": {}}]
+    experiments = {"groups": {"few": few, "others": others}}
     listed = tmp_path / "experiments.yaml"
     listed.write_text(yaml.safe_dump(experiments))
     flags = ("--experiments", str(listed), "--groups", "few", "--seeds", "3", "--jobs", "2")
@@ -101,6 +93,7 @@ def test_what_was_killed_behind_its_last_checkpoint_goes_on(command, tmp_path, m
     assert progress["seconds"] > 0 and not progress["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(command, tmp_path):
     listed = tmp_path / "experiments.yaml"
     listed.write_text("groups: {a: [{name: wrong, options: {NO.SUCH: 1}, paper: {}}]}")
