@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import shlex
 import sys
@@ -11,31 +12,32 @@ import sys
 import pytest
 from conftest import ROOT
 from detectron2.config import get_cfg
-from detectron2.engine import default_argument_parser
 
 import tood
-from tood import add_tood_config
 from tood.app import cli
+from tood.config.check import known_keys
 from tood.utils.arguments import split_overrides
 
-PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "dev" / "README.md"]
-FOLDERS = ("", "tools", "demo", "dev/experiments")
-PROGRAMS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+PAGES = ("README.md", "CHANGELOG.md", "dev/README.md", "docs/*.md")
+PROGRAMS = ("*.py", "tools/*.py", "demo/*.py", "dev/experiments/*.py")
 OTHERS = ("make", "pip", "source", "tensorboard")  # programs of others
 KEYS = r"\b(?:MODEL|INPUT|SOLVER|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]*[A-Z0-9_]"
 
 
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+def find(patterns):
+    return sorted(str(x.relative_to(ROOT)) for pattern in patterns for x in ROOT.glob(pattern))
 
 
-def examples(path):
-    """Return the commands of a docstring, which are indented behind "::"."""
-    text = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("::\n\n")[2]
-    return re.match(r"((    .*)?\n)*", f"{text}\n")[0]
+def blocks(path, language):
+    """Return the blocks of a page, or the examples of a docstring, indented behind "::"."""
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    examples = (ast.get_docstring(ast.parse(text)) or "").partition("::\n\n")[2]
+    return [re.match(r"((    .*)?\n)*", f"{examples}\n")[0]]
 
 
-def commands(text):
+def split_commands(text):
     """Return the words of each command; those of a fragment begin with a flag or a key."""
     lines = re.sub(r"\\\n", " ", text).splitlines()
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
@@ -59,57 +61,49 @@ def parse_only(monkeypatch):
 
 def check_command(words, monkeypatch):
     """Raise an error for a command that a program would not accept."""
-    name, *argv = words
-    if name == "tood":
-        flags, options = split_overrides(argv[1:])
-        parser = cli.make_parser(argv[0])
+    if words[0] == "tood":
+        flags, options = split_overrides(words[2:])
+        parser = cli.make_parser(words[1])
         assert parser.epilog or not options
         parser.parse_intermixed_args(flags)
-    elif name == "lazyconfig_train_net.py":
-        with pytest.raises(Parsed):
-            default_argument_parser().parse_args(argv)
-    elif name not in OTHERS:
-        if name.startswith("--") or re.fullmatch(KEYS, name):  # of train_net.py
-            words = ["train_net.py", *words]
-        start = next(i for i, x in enumerate(words) if x.endswith(".py"))
-        paths = [ROOT / x / words[start] for x in ("", "demo")]
-        program = importlib.import_module(next(x for x in paths if x.is_file()).stem)
-        monkeypatch.setattr(sys, "argv", words[start:])
+    elif words[0] not in OTHERS:
+        is_fragment = words[0].startswith("--") or re.fullmatch(KEYS, words[0])
+        words = ["train_net.py", *words] if is_fragment else words
+        # Detectron2's script has the flags of train_net.py.
+        words = [x.replace("lazyconfig_", "") for x in words]
+        while not words[0].endswith(".py"):  # torchrun, srun and their flags
+            words = words[1:]
+        path = next(ROOT / x / words[0] for x in ("", "demo") if (ROOT / x / words[0]).is_file())
+        program = importlib.import_module(path.stem)
+        monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(Parsed):
             (program.parse_args if hasattr(program, "parse_args") else program.main)()
 
 
-@pytest.mark.parametrize("path", [*PAGES, *PROGRAMS], ids=lambda x: str(x.relative_to(ROOT)))
+@pytest.mark.parametrize("path", find((*PAGES, *PROGRAMS)))
 def test_commands_are_accepted(path, monkeypatch):
-    for text in blocks(path, "bash") if path.suffix == ".md" else [examples(path)]:
-        for words in commands(text):
-            check_command(words, monkeypatch)
+    for words in split_commands("".join(blocks(path, "bash"))):
+        check_command(words, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("tood fly photos/", "tood train", "tood train photos/ --epoch 3", "python tools/gone.py"),
-        *("python train_net.py --epoks 3", "python train_net.py SEED 1 --epochs 3"),
-        "python tools/count_cost.py --hight 480",
-    ],
+MISTAKES = (
+    "tood fly|tood train|tood train . --epoch 3|python gone.py|train_net.py SEED 1 --epochs 3"
 )
+
+
+@pytest.mark.parametrize("line", MISTAKES.split("|"))
 def test_mistakes_are_found(line, monkeypatch):
     with pytest.raises((SystemExit, AssertionError, KeyError, StopIteration)):
-        check_command(*commands(line), monkeypatch)
+        check_command(line.split(), monkeypatch)
 
 
 def resolve(name):
     """Return an object of the package by its name, as tood.app.train."""
-    found = tood
-    for part in name.split(".")[1:]:
-        if not hasattr(found, part):
-            importlib.import_module(f"{found.__name__}.{part}")
-        found = getattr(found, part)
-    return found
+    short = name.partition(".")[2]
+    return getattr(tood, short) if short in tood.__all__ else pkgutil.resolve_name(name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(ROOT)))
+@pytest.mark.parametrize("page", find(PAGES))
 def test_code_compiles_and_its_names_exist(page):
     for block in blocks(page, "python"):
         is_item = block.startswith(" ")  # of a dictionary
@@ -117,32 +111,26 @@ def test_code_compiles_and_its_names_exist(page):
             name = ast.unparse(getattr(node, "func", node))
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "tood":
                 assert all(resolve(f"{node.module}.{x.name}") for x in node.names)
-            elif isinstance(node, ast.Attribute) and re.fullmatch(r"tood[.\w]+", name):
-                resolve(name)
-            elif isinstance(node, ast.Call) and re.fullmatch(r"tood[.\w]+", name):
-                keywords = {x.arg: x for x in node.keywords}
-                inspect.signature(resolve(name)).bind(*node.args, **keywords)
+            elif re.fullmatch(r"tood\.[.\w]+", name):
+                found = resolve(name)
+                if isinstance(node, ast.Call):
+                    keywords = {x.arg: x for x in node.keywords}
+                    inspect.signature(found).bind(*node.args, **keywords)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(ROOT)))
+@pytest.mark.parametrize("page", sorted(set(find(PAGES)) - {"CHANGELOG.md"}))
 def test_names_in_the_text_exist(page):
-    text = page.read_text()
+    text = (ROOT / page).read_text()
+    cfg = get_cfg()
+    tood.add_tood_config(cfg)
+    tests = {path.stem: path.read_text() for path in ROOT.glob("tests/**/test_*.py")}
+    known = {*known_keys(cfg), *cli.COMMANDS, *tests}
+    known.update(re.findall(r"def (test_\w+)", "".join(tests.values())))
+    for pattern in (KEYS, r"`tood ([a-z]+)", r"\b(test_\w+)(?:\.py)?`"):
+        assert set(re.findall(pattern, text)) <= known
+    files = re.findall(r"(?<![/\w])(?:tools|demo|tests|configs|dev)/[\w./]*\w", text)
+    assert not [x for x in files if not (ROOT / x).exists()]
     links = re.findall(r"\]\((?!http)([^)#]+)", text)
-    missing = [x for x in links if not (page.parent / x).exists()]
-    if page.name != "CHANGELOG.md":  # which names what is gone
-        cfg = get_cfg()
-        add_tood_config(cfg)
-        missing += [x for x in re.findall(KEYS, text) if not is_key(cfg, x.split("."))]
-        files = re.findall(r"(?<![/\w])(?:tools|demo|tests|configs|dev)/[\w./]*\w", text)
-        missing += [x for x in files if not (ROOT / x).exists()]
-        tests = {path.stem: path.read_text() for path in ROOT.glob("tests/**/test_*.py")}
-        known = {*tests, *re.findall(r"def (\w+)", "".join(tests.values()))}
-        missing += [x for x in re.findall(r"\b(test_\w+)(?:\.py)?`", text) if x not in known]
-        missing += [x for x in re.findall(r"`tood ([a-z]+)", text) if x not in cli.COMMANDS]
-        for name in re.findall(r"`(tood(?!\.json)\.[\w.]*\w)", text):
-            resolve(name)
-    assert not missing
-
-
-def is_key(node, parts):
-    return not parts or (parts[0] in node and is_key(node[parts[0]], parts[1:]))
+    assert not [x for x in links if not (ROOT / page).parent.joinpath(x).exists()]
+    for name in re.findall(r"`(tood(?!\.json)\.[\w.]*\w)", text):
+        resolve(name)
