@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Generate the data set of drawn shapes: a train and a val split in COCO format::
 
-python tools/make_shapes.py output/demo/shapes
-python tools/make_shapes.py output/crowd --crowded --size 1024 --num-train 8 --num-val 4
+    python tools/make_shapes.py output/demo/shapes
+    python tools/make_shapes.py output/crowd --crowded --size 1024 --num-train 8 --num-val 4
+
+writes train/ and val/ to the folder, each with annotations.json and images/.
 """
 
 import os
