@@ -384,7 +384,7 @@ def _count_findings(
         _finding("boxes of crowds (iscrowd)", ignored, names["iscrowd"]),
         _finding(
             "objects marked ignore (VOC's difficult)",
-            f"{ignored}; tood convert --keep-difficult",
+            f"{ignored}; tood convert --keep-difficult keeps VOC's",
             names["ignore"],
         ),
     ]
