@@ -23,6 +23,7 @@ from layouts import (
 )
 from PIL import Image
 
+from tood.app.convert.command import convert
 from tood.app.convert.door import read_data
 
 CLASSES = "\n".join(NAMES) + "\n"
@@ -262,6 +263,9 @@ def test_difficult_objects(tmp_path):
     assert note in rows_of(tmp_path)
     kept = read_data(str(tmp_path), keep_difficult=True).parts["all"].content["annotations"]
     assert len(kept) == sum(map(len, truth.values())) and not any("ignore" in a for a in kept)
+    written = convert(str(tmp_path), output=str(tmp_path / "out"), keep_difficult=True)
+    annotations = json.loads((tmp_path / "out" / "all.json").read_text())["annotations"]
+    assert list(written.entries) == ["all"] and not any("ignore" in a for a in annotations)
 
 
 def write_labelme(root, i, size):

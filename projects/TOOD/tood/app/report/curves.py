@@ -52,9 +52,7 @@ class Curve(NamedTuple):
         above = int((self.scores >= threshold).sum()) - 1
         if above < 0:
             return Counts(float("nan"), 0.0 if self.num_objects else float("nan"), 0.0)
-        return Counts(
-            float(self.precision[above]), float(self.recall[above]), float(self.f1[above])
-        )
+        return Counts(*(float(x[above]) for x in (self.precision, self.recall, self.f1)))
 
 
 class Counts(NamedTuple):
@@ -93,19 +91,19 @@ def make_curve(found: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve
 
 def class_curves(table: Table, matches: Matches) -> List[Curve]:
     """Return the curve of each class."""
-    curves = []
-    for k in range(len(table.class_names)):
-        mine = np.flatnonzero((table.classes == k) & ~matches.ignored[0, 0])
-        num_objects = int(matches.counted[0, table.gt_classes == k].sum())
-        curves.append(make_curve(matches.objects[0, 0, mine] >= 0, table.scores[mine], num_objects))
-    return curves
+    classes = range(len(table.class_names))
+    return [_make_curve(table, matches, table.classes == k, table.gt_classes == k) for k in classes]
 
 
 def pooled_curve(table: Table, matches: Matches) -> Curve:
     """Return the curve of the detections of all classes together, with one threshold for all."""
-    valid = ~matches.ignored[0, 0]
-    found = matches.objects[0, 0, valid] >= 0
-    return make_curve(found, table.scores[valid], int(matches.counted[0].sum()))
+    return _make_curve(table, matches, table.classes >= 0, table.gt_classes >= 0)
+
+
+def _make_curve(table: Table, matches: Matches, mine: np.ndarray, objects: np.ndarray) -> Curve:
+    mine = mine & ~matches.ignored[0, 0]
+    num_objects = int(matches.counted[0, objects].sum())
+    return make_curve(matches.objects[0, 0, mine] >= 0, table.scores[mine], num_objects)
 
 
 def best_thresholds(curves: List[Curve], pooled: Curve) -> np.ndarray:

@@ -210,15 +210,11 @@ def coco_intervals(
         num_images: (A, K), of :func:`count_images`.
         lowest: lowest possible value in percent, -100 for differences.
     """
-    values, others, ranges = coco_metrics(aps), coco_metrics(without), list(RANGES)
+    values, others = coco_metrics(aps), coco_metrics(without)
+    counts = dict(zip(RANGES, num_images))
     return {
-        name: make_interval(
-            values[name],
-            others[name],
-            num_images[ranges.index(name) if name in ranges else 0],
-            lowest,
-        )
-        for name in values
+        name: make_interval(x, others[name], counts.get(name, num_images[0]), lowest)
+        for name, x in values.items()
     }
 
 
