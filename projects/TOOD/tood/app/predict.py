@@ -111,8 +111,7 @@ def predict(
         raise UserError(f"--columns is {columns}; it must be above 0.")
     trained = find_trained(model, config)
     thresholds = {"score_threshold": FROM_REPORT} if score_threshold == FROM_REPORT else {}
-    opts = [*trained.options(), *options]
-    predictor = Predictor(trained.config_file, opts=opts, **thresholds)
+    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options], **thresholds)
     inputs, note = find_inputs(images, predictor.options)
     output = output or os.path.join(trained.folder, "detections")
     if not (images or sheet or save_as):
@@ -128,9 +127,7 @@ def predict(
     if json:
         write_json_file(to_coco(run.sizes, run.unfiltered, predictor.class_names), json)
     if run.thumbnails:
-        small = run.thumbnails
-        rows = [small[i : i + columns] for i in range(0, len(small), columns)]
-        write_image(image_grid(rows), sheet)
+        run.write_sheet(sheet, columns)
     if not run.detections:
         raise UserError("None of the inputs could be read; see the warnings above.")
     if save_as:
@@ -420,6 +417,11 @@ class _Run:
             self.predictor.class_names,
             found["scores"].tolist(),
         )
+
+    def write_sheet(self, path: str, columns: int) -> None:
+        small = self.thumbnails
+        rows = [small[i : i + columns] for i in range(0, len(small), columns)]
+        write_image(image_grid(rows), path)
 
     def _warn(self, sentence: str) -> None:
         self.skipped += 1
