@@ -162,7 +162,7 @@ def test_evaluate_predict_export(finished, shapes, tmp_path, fresh_loggers, caps
 @pytest.mark.slow
 def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, capsys):
     data = f"{shapes}/annotations.json:{shapes}/images"
-    before = (finished / "log.txt").read_text()
+    before, config = ((finished / name).read_text() for name in ("log.txt", "config.yaml"))
     for name in ("a", "b"):
         output = str(tmp_path / name)
         options = [*SMALL, "OUTPUT_DIR", output]
@@ -171,6 +171,14 @@ def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, caps
         assert (tmp_path / name / "log.txt").read_text().count("copypaste: Task: bbox") == 1
         assert out.count("copypaste: Task: bbox") == 1
     assert (finished / "log.txt").read_text() == before
+    tood.evaluate(str(finished), val_data=data)  # in the folder of the training
+    assert (finished / "config.yaml").read_text() == config
+
+
+def test_images_of_the_validation_data_are_predicted_by_default(finished, tmp_path):
+    found = tood.predict(str(finished), output=str(tmp_path / "found"))
+    content = json.loads((finished / "data" / "val.json").read_text())
+    assert found.num_images == len(content["images"]) == 2
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.trained import find_trained
-from tood.data.entries import parse_own_data
+from tood.data.datasets import list_images
 from tood.data.images import IMAGE_ERRORS, images_in, probe_image
 from tood.deploy.module import (
     DETECTIONS,
@@ -251,11 +251,11 @@ def read_check_images(options: _Options, predictor: Predictor) -> List[torch.Ten
     """Return images of the calibration or the data sets, or noise; whole, and a part of another
     size.
     """
-    folders = [options.calibrate] if options.calibrate else []
-    for entry in (*predictor.options.data.test, *predictor.options.data.train):
-        own_data = parse_own_data(entry)
-        folders += [own_data.image_root] if own_data else []
-    paths = [path for folder in folders for path in images_in(folder)][:CHECKED_IMAGES]
+    paths = images_in(options.calibrate) if options.calibrate else []
+    data = predictor.options.data
+    for entry in (*data.test, *data.train):
+        paths += list_images(entry) if len(paths) < CHECKED_IMAGES else []
+    paths = paths[:CHECKED_IMAGES]
     noise = np.random.default_rng(0).integers(256, size=(1, 480, 640, 3), dtype=np.uint8)
     images = [predictor.make_input(image)["image"] for image in paths or noise]
     images += [x[:, : -(-x.shape[1] * 3 // 4), x.shape[2] // 9 :] for x in images]

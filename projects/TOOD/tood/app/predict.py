@@ -17,8 +17,8 @@ from tood.app.convert.door import Part
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset
 from tood.app.trained import find_trained
 from tood.config.options import RunOptions
-from tood.data.entries import parse_own_data
-from tood.data.images import HEIF, IMAGE_SUFFIXES, images_in
+from tood.data.datasets import list_images
+from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.inference.predictor import Predictor, read_bgr
 from tood.inference.thresholds import FROM_REPORT
 from tood.utils.errors import UserError
@@ -225,11 +225,10 @@ def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str]) -> str:
 
 
 def _list_validation_images(options: RunOptions) -> List[str]:
-    own_data = parse_own_data(options.data.test[0]) if options.data.test else None
-    paths = images_in(own_data.image_root)[:DEFAULT_INPUTS] if own_data else []
+    paths = [path for entry in options.data.test[:1] for path in list_images(entry)]
     if not paths:
-        raise UserError("No input given: name images, folders or patterns.")
-    return paths
+        raise UserError("No image given: name images, folders or patterns.")
+    return paths[:DEFAULT_INPUTS]
 
 
 def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:

@@ -293,6 +293,20 @@ def read_content(name: str) -> Dict:
     return read_annotations(json_file, metadata.get("image_root", ""), to_train=False)
 
 
+def list_images(entry: str) -> List[str]:
+    """Return the paths of those images of a data set that exist; none if its annotations cannot be
+    read, or if it is not named by its file.
+    """
+    files = parse_own_data(entry)
+    if files is None:
+        return []
+    try:
+        content = read_annotations(*files, to_train=False)
+    except UserError:
+        return []
+    return [x for x in image_paths(content["images"], files.image_root) if os.path.isfile(x)]
+
+
 def load_own_data(
     json_file: str,
     image_root: str,

@@ -38,7 +38,7 @@ from tood.data.tiles import tile_records
 from tood.engine.launch import launch
 from tood.engine.trainer import Trainer
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, read_tensors, write_json
+from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.lock import locked
 from tood.utils.logs import keep_pages_to_files, restored
 
@@ -147,11 +147,25 @@ def _check_weights(options: RunOptions, run: Run) -> None:
     check_weights(options.weights)
 
 
+@contextlib.contextmanager
+def _keep_config(folder: str) -> Iterator[None]:
+    """Restore the config of a training, over which Detectron2 writes that of an evaluation."""
+    path = os.path.join(folder, "config.yaml")
+    if not (comm.is_main_process() and os.path.isfile(path)):
+        yield
+        return
+    with open(path, "rb") as f:
+        content = f.read()
+    yield
+    write_whole(path, content)
+
+
 def begin(cfg: CfgNode, run: Run, news: Sequence[str]) -> None:
     """Begin to write: the config and the log."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())  # as default_setup does
     keep_pages_to_files(["detectron2"])
-    default_setup(cfg, run)
+    with _keep_config(cfg.OUTPUT_DIR) if run.eval_only else contextlib.nullcontext():
+        default_setup(cfg, run)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
     keep_pages_to_files(["tood"])
     for text in news:

@@ -61,9 +61,9 @@ def convert(
     converted = read_data(data, keep_difficult=keep_difficult)
     for part in converted.parts.values():  # refuses records that no program could read
         clean_annotations(dict(part.content), part.source, part.image_root)
-    roots = {os.path.realpath(part.image_root) for part in converted.parts.values()}
-    if os.path.realpath(output) in roots:
-        raise UserError(f"{output} is the folder of the data; name another --output.")
+    for part in converted.parts.values():
+        if f"{os.path.realpath(part.image_root)}/".startswith(f"{os.path.realpath(output)}/"):
+            raise UserError(f"{output} contains the data; name another --output.")
     empty_folder(output, overwrite)
     written = write_dataset(converted.parts.values(), to, output)
     write_ledger(converted, written, output)
