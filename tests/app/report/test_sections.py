@@ -20,7 +20,8 @@ from tood.data.shapes import SHAPES
 from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
 
-GUIDE = (ROOT / "docs" / "extending.md").read_text().partition("## A section of the report")[2]
+GUIDE = (ROOT / "docs" / "extending.md").read_text()
+GUIDE = GUIDE.partition("## A section of the report")[2].partition("\n## ")[0]
 GUIDE = GUIDE.partition("\n## ")[0]
 
 
