@@ -180,7 +180,7 @@ def test_what_is_refused(photos, tmp_path):
     folder = str(photos[0])
     with pytest.raises(UserError, match="'vox' is not a format to write; use one of coco, yolo"):
         convert(folder, output=str(tmp_path / "out"), to="vox")
-    with pytest.raises(UserError, match="is the folder of the data"):
+    with pytest.raises(UserError, match="contains the data"):
         convert(folder, output=folder, overwrite=True)
     content = coco({"photos/val1.jpg": boxes_of(1)})
     del content["annotations"][0]["bbox"]
