@@ -5,7 +5,9 @@ import pytest
 from detectron2.data import detection_utils
 from PIL import Image
 
+from tood.data.check import check_images
 from tood.data.images import IMAGE_ERRORS, probe_image, read_image
+from tood.data.mapper import CheckedMapper
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -97,3 +99,18 @@ def test_something_after_the_image(tmp_path):
         f.write(b"what some cameras add" * 10)
     assert probe_image(path) == (9, 6)
     assert read_image(path).shape == (6, 9, 3)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_images_of_fewer_bits(tmp_path, tiny_cfg, bits):
+    """16-bit files that use 12 bits are dark unless a key says so, which the check reports."""
+    deep = np.full((16, 24), 2**bits - 1, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    path, records = str(tmp_path / "a.png"), [{"file_name": "a.png", "width": 24, "height": 16}]
+    assert read_image(path).max() == (255 if bits == 16 else 15)
+    assert read_image(path, bit_depth=bits).min() == 255
+    findings = check_images(records, str(tmp_path))
+    assert ["set INPUT.BIT_DEPTH 12" in x.consequence for x in findings] == [True] * (bits == 12)
+    tiny_cfg.INPUT.BIT_DEPTH = bits
+    mapped = CheckedMapper(tiny_cfg, is_train=False)({**records[0], "file_name": path})
+    assert mapped["image"].min() == 255

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.trained import find_trained, read_predictor
-from tood.data.images import IMAGE_ERRORS, read_image
+from tood.data.images import IMAGE_ERRORS
+from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
@@ -86,7 +87,7 @@ def draw_predictions(
     score_threshold: float = SCORE_THRESHOLD,
     scale: float = 1.0,
     detections: Optional[List[Dict]] = None,
-    read_image: Callable[[str], np.ndarray] = read_image,
+    read_image: Optional[Callable[[str], np.ndarray]] = None,
 ) -> Drawn:
     """Draw like :func:`draw`, with a model in memory and its first validation data set, which is
     registered. A file that already exists is replaced.
@@ -94,7 +95,7 @@ def draw_predictions(
     Args:
         detections: of the data set in COCO's format, as in a ``Report``; default: the predictor is
             called.
-        read_image: returns the pixels (H, W, 3) uint8, RGB, of a path.
+        read_image: returns the pixels (H, W, 3) uint8, RGB, of a path; default: of its file.
 
     Raises:
         UserError: for an image that cannot be read, and a drawing that cannot be written.
@@ -102,10 +103,11 @@ def draw_predictions(
     check_image_output(output)
     name = predictor.options.data.test[0]
     records, metadata = DatasetCatalog.get(name)[:num_images], MetadataCatalog.get(name)
+    read = read_image or RecentImages(bit_depth=predictor.options.bit_depth).read
     pairs = []
     for record in tqdm(records, desc="drawing"):
         try:
-            image = read_image(record["file_name"])
+            image = read(record["file_name"])
         except IMAGE_ERRORS as error:
             path = record["file_name"]
             raise UserError(f"The image {path} cannot be read ({error}).") from error

@@ -341,7 +341,7 @@ class _Run:
 
     def detect_image(self, path: str, target: str) -> None:
         try:
-            image = read_bgr(path)
+            image = read_bgr(path, self.predictor.options.bit_depth)
             self._detect(image, path)
         except UserError as error:
             self._warn(f"{error.sentence()} It is skipped.")

@@ -208,7 +208,7 @@ def _run(run: Run, output: str, report: bool) -> Trained:
 
 def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
     """Errors lose nothing of the training."""
-    read, detections = RecentImages().read, None
+    read, detections = RecentImages(bit_depth=predictor.options.bit_depth).read, None
     try:
         if report:
             made = report_on(

@@ -59,6 +59,7 @@ RANGES = {
     "INPUT.MIN_SIZE_TEST": Range(0),
     "INPUT.MAX_SIZE_TEST": Range(1),
     "INPUT.MAX_SIZE_TRAIN": Range(1),
+    "INPUT.BIT_DEPTH": Range(8, 16),
     "INPUT.TILES.SIZE": Range(0),
     "INPUT.TILES.OVERLAP": Range(0),
     "INPUT.TILES.MIN_VISIBLE": Range(0, 1, above_low=True),

@@ -115,6 +115,9 @@ def add_tood_config(cfg):
     cfg.INPUT.TILES.MIN_VISIBLE = 0.5
     cfg.INPUT.TILES.EMPTY_SHARE = 0.2
 
+    # Bits that images of more than 8 bits use, for example 12: the upper eight of them are kept.
+    cfg.INPUT.BIT_DEPTH = 16
+
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept, the newest ones;
     # 0: all. The final and the best weights are files of their own.
     cfg.SOLVER.CHECKPOINT_KEEP = 0

@@ -102,6 +102,7 @@ class RunOptions(NamedTuple):
     output_dir: str
     device: str
     input_format: str  # "RGB" or "BGR"
+    bit_depth: int
     min_size_test: int  # 0: images stay as they are
     max_size_test: int
     tta: TTAOptions

@@ -117,6 +117,7 @@ def run_options(cfg: CfgNode) -> RunOptions:
         output_dir=cfg.OUTPUT_DIR,
         device=cfg.MODEL.DEVICE,
         input_format=cfg.INPUT.FORMAT,
+        bit_depth=cfg.INPUT.BIT_DEPTH,
         min_size_test=cfg.INPUT.MIN_SIZE_TEST,
         max_size_test=cfg.INPUT.MAX_SIZE_TEST,
         tta=TTAOptions(aug.ENABLED, aug.MIN_SIZES, aug.MAX_SIZE, aug.FLIP),

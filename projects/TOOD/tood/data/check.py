@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from tood.data.annotations import has_size, is_box
 from tood.data.copies import trained_on
-from tood.data.images import IMAGE_ERRORS, PIXELS_REMEDY, TooManyPixels, probe_image, read_image
+from tood.data.images import (
+    IMAGE_ERRORS,
+    PIXELS_REMEDY,
+    TooManyPixels,
+    probe_depth,
+    probe_image,
+    read_image,
+)
 from tood.data.tiles import largest_shares
 from tood.utils.errors import reason_of
 from tood.utils.tiles import WHOLE, TileOptions
@@ -180,6 +187,11 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
         _finding(*texts, [example for k, example in faults if k == kind], is_error=True)
         for kind, texts in kinds.items()
     ]
+    depths = [] if any(kind for kind, _ in faults) else list(map(probe_depth, paths))
+    if depths and min(depths) > 8 and max(depths) < 16:
+        what = f"images of 16 bits, which use no more than {max(depths)}"
+        dark = f"dark or black as they are read; set INPUT.BIT_DEPTH {max(depths)}"
+        findings.append(_finding(what, dark, paths))
     return [finding for finding in findings if finding.number]
 
 

@@ -74,13 +74,14 @@ def _open(path: str) -> BinaryIO:
     return PathManager.open(path, "rb")
 
 
-def read_image(path: str, format: str = "RGB") -> np.ndarray:
+def read_image(path: str, format: str = "RGB", bit_depth: int = 16) -> np.ndarray:
     """Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
     where Pillow would clip everything above 255.
 
     Args:
         path: local, or whatever Detectron2's PathManager knows.
         format: "RGB" or "BGR".
+        bit_depth: bits that pixels of more than 8 bits use (``INPUT.BIT_DEPTH``).
 
     Returns:
         (H, W, 3) uint8, upright.
@@ -89,10 +90,10 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
         one of IMAGE_ERRORS: for a file that is not an image, or not a whole one.
     """
     with opened(path) as (_, image):
-        return decode_image(image, format)
+        return decode_image(image, format, bit_depth)
 
 
-def decode_image(image: Image.Image, format: str = "RGB") -> np.ndarray:
+def decode_image(image: Image.Image, format: str = "RGB", bit_depth: int = 16) -> np.ndarray:
     """Return the pixels of an image that Pillow has opened, as :func:`read_image` does."""
     if image.mode[0] not in "IF":  # integers and floats, deeper than a byte
         from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -103,7 +104,8 @@ def decode_image(image: Image.Image, format: str = "RGB") -> np.ndarray:
     deep = np.asarray(ImageOps.exif_transpose(image))
     if deep.max(initial=0) > 65535 or deep.min(initial=0) < 0:
         raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
-    return np.repeat((deep // 256).astype(np.uint8)[:, :, None], 3, axis=2)
+    shallow = np.minimum(deep // 2 ** (bit_depth - 8), 255).astype(np.uint8)
+    return np.repeat(shallow[:, :, None], 3, axis=2)
 
 
 def probe_image(path: str) -> Tuple[int, int]:
@@ -116,6 +118,15 @@ def probe_image(path: str) -> Tuple[int, int]:
     Raises:
         one of IMAGE_ERRORS.
     """
+    return _probe_once(path)[:2]
+
+
+def probe_depth(path: str) -> int:
+    """Return the bits that the pixels of an image use: 8, unless the file has more."""
+    return _probe_once(path)[2]
+
+
+def _probe_once(path: str) -> Tuple[int, int, int]:
     if "://" in path:
         return _probe(path, 0, 0)
     status = os.stat(path)
@@ -123,7 +134,7 @@ def probe_image(path: str) -> Tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=1 << 20)
-def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int]:
+def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int]:
     with opened(path) as (f, image):
         width, height = image.size
         if image.format == "TIFF":  # some versions of Pillow turn its size, others do not
@@ -136,4 +147,7 @@ def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int]:
         if end is None or end not in f.read():
             f.seek(0)
             image.load()  # some files are whole, with further bytes after them
-    return width, height
+        depth = 8
+        if image.mode.startswith("I"):
+            depth = max(int(np.asarray(image).max(initial=0)).bit_length(), 8)
+    return width, height, depth

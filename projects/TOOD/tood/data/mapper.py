@@ -5,6 +5,7 @@ from typing import Dict
 
 import numpy as np
 import torch
+from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
@@ -18,9 +19,18 @@ from tood.utils.tiles import Tile
 class CheckedMapper(DatasetMapper):
     """Detectron2's mapper, of boxes alone, that reads 16 bits and names what it could not read."""
 
-    def __init__(self, *args, **kwargs):
+    @configurable
+    def __init__(self, *args, bit_depth: int = 16, **kwargs):
+        """
+        Args:
+            bit_depth: of :func:`~tood.data.images.read_image`; the others are Detectron2's.
+        """
         super().__init__(*args, **kwargs)
-        self._recent = RecentImages()
+        self.bit_depth, self._recent = bit_depth, RecentImages(bit_depth=bit_depth)
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        return {**super().from_config(cfg, is_train), "bit_depth": cfg.INPUT.BIT_DEPTH}
 
     def __call__(self, dataset_dict: Dict) -> Dict:
         """
@@ -52,7 +62,7 @@ class CheckedMapper(DatasetMapper):
         if "tile" in record:
             image = self._read_tile(record)
         else:
-            image = read_image(record["file_name"], self.image_format)
+            image = read_image(record["file_name"], self.image_format, self.bit_depth)
         check_image_size(record, image)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)

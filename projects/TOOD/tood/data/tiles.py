@@ -113,7 +113,7 @@ class LargeImage:
     from the one decoded image.
     """
 
-    def __init__(self, path: str, format: str = "RGB"):
+    def __init__(self, path: str, format: str = "RGB", bit_depth: int = 16):
         """
         Args:
             path: as :func:`tood.data.images.read_image` takes it.
@@ -129,7 +129,7 @@ class LargeImage:
             self.width, self.height = image.size
             channels = len(image.getbands())
             if not self._strips:
-                self._pixels = decode_image(image, format)
+                self._pixels = decode_image(image, format, bit_depth)
                 self.height, self.width = self._pixels.shape[:2]
         self._strips = [
             (top, np.memmap(path, np.uint8, "r", offset, (bottom - top, self.width, channels)))
@@ -162,19 +162,20 @@ class RecentImages:
     decoding takes longer than all the rest of a tile.
     """
 
-    def __init__(self, max_bytes: int = 256 * 1024**2, max_images: int = 16):
+    def __init__(self, max_bytes: int = 256 * 1024**2, max_images: int = 16, bit_depth: int = 16):
         """
         Args:
             max_bytes: of all that are kept; a larger image is not kept.
             max_images: that are kept; of a file that is mapped, no more than its handle.
+            bit_depth: of :func:`~tood.data.images.read_image`.
         """
-        self.max_bytes, self.max_images = max_bytes, max_images
+        self.max_bytes, self.max_images, self.bit_depth = max_bytes, max_images, bit_depth
         self._images: Dict[Tuple[str, str], LargeImage] = {}  # the latest is the last
 
     def open(self, path: str, format: str) -> LargeImage:
         """Return a :class:`LargeImage`, whose errors are raised."""
         key = (path, format)
-        image = self._images.pop(key, None) or LargeImage(path, format)
+        image = self._images.pop(key, None) or LargeImage(path, format, self.bit_depth)
         kept = {**self._images, key: image}
         while len(kept) > self.max_images or _bytes_of(kept) > self.max_bytes:
             del kept[next(iter(kept))]

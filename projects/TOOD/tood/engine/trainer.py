@@ -128,6 +128,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
             is_train=True,
             augmentations=build_augmentation(cfg, is_train=False),
             image_format=cfg.INPUT.FORMAT,
+            bit_depth=cfg.INPUT.BIT_DEPTH,
         )
         tiles = tile_options(cfg)
         if not tiles.size:

@@ -187,6 +187,7 @@ class Predictor:
             is_train=False,
             augmentations=[self.resize] if self._min_size > 0 else [],
             image_format=self.options.input_format,
+            bit_depth=self.options.bit_depth,
         )
         records = DatasetCatalog.get(dataset) if isinstance(dataset, str) else dataset
         return build_detection_test_loader(records, mapper=mapper)
@@ -238,7 +239,7 @@ class Predictor:
         """Return the input of :class:`TiledTOOD`: a file is read one part after the other."""
         if not isinstance(image, (str, os.PathLike)):
             return self.make_input(image)
-        reader = _read_by(LargeImage, image, self.options.input_format)
+        reader = _read_by(LargeImage, image, self.options.input_format, self.options.bit_depth)
         return {"reader": reader, "height": reader.height, "width": reader.width}
 
     def find_view(self, image: Image, box: Sequence[float]) -> View:
@@ -275,7 +276,7 @@ class Predictor:
             ``INPUT.FORMAT``, and "height" and "width" of the original image.
         """
         name = f"The image {image}" if isinstance(image, (str, os.PathLike)) else "An image"
-        image = _read_pixels(image)
+        image = _read_pixels(image, self.options.bit_depth)
         height, width = image.shape[:2]
         if self._min_size > 0:
             shorter = self.options.min_size_test / min(height, width)
@@ -346,15 +347,15 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence) -> CfgNode:
     return load_config(str(config), opts)
 
 
-def read_bgr(path: Union[str, "os.PathLike[str]"]) -> np.ndarray:
+def read_bgr(path: Union[str, "os.PathLike[str]"], bit_depth: int = 16) -> np.ndarray:
     """Read (H, W, 3) uint8 in BGR; a UserError names a file that cannot be read."""
-    return _read_by(read_image, path, "BGR")
+    return _read_by(read_image, path, "BGR", bit_depth)
 
 
-def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str):
+def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str, bit_depth: int):
     path = os.fspath(path)
     try:
-        return read(path, format)
+        return read(path, format, bit_depth)
     except Exception as error:  # of Pillow's readers, each its own
         if path.lower().endswith(HEIF) and HEIF[0] not in IMAGE_SUFFIXES:
             raise UserError(
@@ -364,7 +365,7 @@ def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str):
         raise UserError(f"The image {path} cannot be read ({reason_of(error)}).") from error
 
 
-def _read_pixels(image: Image) -> np.ndarray:
+def _read_pixels(image: Image, bit_depth: int) -> np.ndarray:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(
@@ -372,4 +373,4 @@ def _read_pixels(image: Image) -> np.ndarray:
                 f"{image.shape} and the type {image.dtype}."
             )
         return image
-    return read_bgr(image)
+    return read_bgr(image, bit_depth)

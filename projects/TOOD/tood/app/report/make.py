@@ -196,6 +196,8 @@ def report_on(
     subject = examine(predictor, detections, notes)
     if not comm.is_main_process():
         return None
+    if read_image is None:
+        read_image = RecentImages(max_images=64, bit_depth=predictor.options.bit_depth).read
     return _write_report(subject, output, command, compare, read_image=read_image)
 
 
