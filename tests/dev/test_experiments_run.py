@@ -7,6 +7,7 @@ import draw_curves
 import estimate_memory
 import measure_suspects
 import pytest
+import time_conversion
 import torch
 from conftest import CONFIG, TINY
 from estimate_memory import LiveMemory
@@ -68,3 +69,10 @@ def test_memory_in_use_is_counted_once():
         assert (memory.now, memory.peak) == (4000, 8000)  # y is x
         del y
         assert memory.now == 0
+
+
+def test_time_conversion(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["time_conversion.py", "--images", "6"])
+    time_conversion.main()
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("heads of the images", "reading", "checking", "MB"))
