@@ -115,7 +115,8 @@ def test_command_and_predictor(command, tmp_path, shapes):
     written = tmp_path / "out" / "TTA" / "inference" / "coco_instances_results.json"
     assert written.exists()
     # The predictor says the same.
-    detect = Predictor(str(tmp_path / "out" / "config.yaml"), weights, augment=True)
+    config = str(tmp_path / "out" / "config.yaml")
+    detect = Predictor(config, weights, augment=True, opts=aug[2:4])
     found = detect(sorted((shapes / "images").iterdir())[0])
     expected = [r["score"] for r in json.loads(written.read_text()) if r["image_id"] == 1]
     np.testing.assert_allclose(found.scores, expected, rtol=1e-4)
