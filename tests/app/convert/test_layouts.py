@@ -111,7 +111,7 @@ def expected_refusal(layout):
     for found in states.values():
         kinds = Counter(state for _, state in found)
         named = len(found) - kinds["no labels"]
-        if layout["kind"] == "csv" and kinds["no image"] * 2 > named:
+        if not is_per_file and kinds["no image"] * 2 > named:
             return "are not there"
     if is_per_file and all_states.count("no image") * 2 > len(labelled):
         return "have no image"

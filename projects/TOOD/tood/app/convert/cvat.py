@@ -14,6 +14,7 @@ from tood.app.convert.build import (
     Record,
     build_contents,
     read_numbers,
+    read_size,
     text_of_label,
 )
 from tood.app.convert.folder import SPLITS, Folder, match_names, stem_of
@@ -69,7 +70,8 @@ def _images_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
         objects = [_object_of(folder, file, shape, None, ledger) for shape in image]
         split = SPLITS.get((image.get("subset") or "").lower(), "")
         name = image.get("name") or ""
-        found.append((name, split, _size_of(image), [o for o in objects if o is not None]))
+        size = read_size(image.get("width"), image.get("height"))
+        found.append((name, split, size, [o for o in objects if o is not None]))
     return found
 
 
@@ -98,7 +100,13 @@ def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
             f"{folder.path(file)}: a frame could be {folder.path(doubled[0])} or "
             f"{folder.path(doubled[1])}; leave one image per frame in the folder."
         )
-    size = _size_of(root.find("./meta//original_size"))
+    if frames.get(0) and 0 not in images and 1 in images:
+        raise UserError(
+            f"{folder.path(file)} counts frames from 0, but the images begin with "
+            f"{folder.path(images[1][0])}; rename the images so that the first is 0."
+        )
+    stated = (root.findtext(f"./meta//original_size/{key}") for key in ("width", "height"))
+    size = read_size(*stated)
     unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
     return [
         (
@@ -111,13 +119,6 @@ def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
         )
         for n, objects in sorted({**unlabelled, **frames}.items())
     ]
-
-
-def _size_of(element: Optional[Element]) -> Optional[Tuple[int, int]]:
-    if element is None:
-        return None
-    texts = [element.get(key) or element.findtext(key) or "" for key in ("width", "height")]
-    return (int(texts[0]), int(texts[1])) if all(text.isdigit() for text in texts) else None
 
 
 def _object_of(

@@ -54,8 +54,8 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     Args:
         data: a folder, FOLDER:SPLIT, FILE.json, FILE.json:IMAGES, a CSV file, a ``data.yaml``, or
             an ``annotations.xml``.
-        keep_difficult: keep Pascal VOC's difficult objects like others; by default they get
-            "ignore": 1.
+        keep_difficult: keep Pascal VOC's difficult objects like others; by default they are marked
+            "iscrowd", which the evaluation ignores.
 
     Returns:
         its splits and the account of its files. Sizes of images are those of the upright images.
@@ -81,10 +81,10 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
                 f"{path} has no part {split!r}, but {', '.join(contents)}; name one of these."
             )
         contents = {split: contents[split]}
-    if keep_difficult and kind is not COCO:
+    if keep_difficult and kind is VOC:
         for content in contents.values():
             for annotation in content["annotations"]:
-                annotation.pop("ignore", None)
+                annotation["iscrowd"] = 0
     parts = {}
     for name, content in contents.items():
         # Sentences must not begin with "."

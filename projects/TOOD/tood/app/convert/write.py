@@ -17,8 +17,7 @@ from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
 
 LEDGER = "ledger.json"
-CROWDS = "crowds, which the format cannot mark"
-DIFFICULT = "objects to ignore, which the format cannot mark"
+CROWDS = "crowds and objects to ignore, which the format cannot mark"
 OUTSIDE = "objects outside of their image"
 # Names of images that would be taken for lists of classes or of images.
 _RESERVED = ("classes", "labels", "labelmap", "train", "val", "test", "trainval", "data")
@@ -124,11 +123,12 @@ def _labelled_images(
     objects = defaultdict(list)
     for a in content["annotations"]:
         x, y, w, h = a["bbox"]
-        if a["iscrowd"] or (a.get("ignore") and to != "voc"):
-            omitted[CROWDS if a["iscrowd"] else DIFFICULT] += 1
+        difficult = bool(a["iscrowd"] or a.get("ignore"))
+        if difficult and to != "voc":
+            omitted[CROWDS] += 1
             continue
         box = (x, y, x + w, y + h)
-        objects[a["image_id"]].append((names[a["category_id"]], box, bool(a.get("ignore"))))
+        objects[a["image_id"]].append((names[a["category_id"]], box, difficult))
     images = []
     for image in content["images"]:
         size, kept = (image["width"], image["height"]), []
@@ -156,6 +156,7 @@ def _free_name(file: str, taken: set) -> str:
     """Return a name, without folders, whose stem no other image of the data set has."""
     folder, base = os.path.split(file.replace("\\", "/"))
     stem, suffix = os.path.splitext(base)
+    stem = stem.strip()  # lists of names cannot end in spaces
     steps = [x for x in folder.split("/") if x not in ("", ".", "..")]
     candidates = [stem, "_".join([*steps, stem])]
     number = 2

@@ -13,21 +13,22 @@ from tood.app.convert.build import (
     Labels,
     Object,
     build_contents,
+    list_images,
     match_labels,
     read_numbers,
+    read_split_lists,
 )
 from tood.app.convert.folder import (
     SPLITS,
     Folder,
     area_of,
     decode,
-    match_names,
     plain,
     relative_path,
     stem_of,
 )
-from tood.app.convert.ledger import CLASSES, CONFIGURATION, LIST, Ledger
-from tood.utils.errors import UserError
+from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
+from tood.utils.errors import UserError, reason_of
 
 SPLIT_KEYS = ("train", "val", "valid", "test")  # of a data.yaml or obj.data
 _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
@@ -93,29 +94,22 @@ def label_files(folder: Folder) -> List[str]:
 def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     """Read the labels of all images that a configuration names, or of all."""
     config = found.config
-    labels = found.labels
-    lists = _split_lists(folder, labels)
-    labels = [f for f in labels if f not in lists]
-    splits, names = None, None
     if config is not None:
         ledger.enter(config.file, CONFIGURATION)
         names, splits = config.names, _images_by_split(folder, ledger, config)
-    elif lists:
-        splits = {}
-        for file, split in lists.items():
-            splits.setdefault(split, []).extend(_listed(folder, ledger, file))
+    else:
+        names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
+        splits = read_split_lists(folder, ledger)
     order = _class_order(folder, ledger, found)
     found_labels, lines = {}, []
-    for file in labels:
+    for file in found.labels:
         objects = _objects_of(folder, file, order(file), config, lines)
         found_labels[file] = Labels(objects, relative=True)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
-    if names is None:
-        names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
-    if splits is not None:
+    if config is not None:
         used = {image for images in splits.values() for image in images}
-        reason = f"not named by {config.file}" if config else "in no list of images"
+        reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
         ledger.ignore([r.file for r in records if r.image not in used], reason)
     return build_contents(folder, ledger, records, splits=splits, classes=names)
@@ -132,16 +126,22 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
     try:
         content = yaml.safe_load(text)
         as_text = yaml.load(text, Loader=yaml.BaseLoader)  # names such as yes, off and 007
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError) as error:
+        if re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
+            raise UserError(
+                f"{folder.path(file)} is not YAML ({reason_of(error)}); correct it."
+            ) from error
         return None
-    if not isinstance(content, dict) or not content.get("names"):
+    if not isinstance(content, dict):
         return None
     entries = {}
     for key in SPLIT_KEYS:
         if content.get(key):
             some = content[key] if isinstance(content[key], list) else [content[key]]
             entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
-    if not entries:
+    if entries and "nc" in content and not content.get("names"):
+        raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
+    if not entries or not content.get("names"):
         return None
     names = _names_of(folder, file, as_text["names"], content.get("nc"))
     shape = content.get("kpt_shape")
@@ -254,7 +254,9 @@ def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str
         for entry in entries:
             place = _resolve(folder, config, entry)
             if place in folder.files and place not in folder.names.images:
-                images += _listed(folder, ledger, place, config.base)
+                base = folder.path(os.path.join(os.path.dirname(place), config.base))
+                near = [os.path.dirname(place), relative_path(base, folder.root), ""]
+                images += list_images(folder, ledger, place, near)
             else:
                 prefix = f"{place}/" if place else ""
                 images += [i for i in folder.images if i.startswith(prefix) or i == place]
@@ -266,30 +268,6 @@ def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str
     return splits
 
 
-def _listed(folder: Folder, ledger: Ledger, file: str, base: str = "") -> List[str]:
-    """Return the images that a list names, each once."""
-    names = list(dict.fromkeys(folder.lines(file)))
-    home = os.path.dirname(file)
-    near = [home, relative_path(folder.path(os.path.join(home, base)), folder.root), ""]
-    found = match_names(folder, ledger, names, near, file)
-    ledger.enter(file, LIST)
-    return list(dict.fromkeys(found[name] for name in names if name in found))
-
-
-def _split_lists(folder: Folder, labels: Sequence[str]) -> Dict[str, str]:
-    """Return text files such as ``train.txt`` that list images, with their splits."""
-    lists = {}
-    for file in folder.with_suffix(".txt"):
-        split = SPLITS.get(stem_of(file).lower())
-        if split and file not in labels and folder.lines(file):
-            line = os.path.basename(folder.lines(file)[0].replace("\\", "/"))
-            if line in folder.names.base or line in folder.names.stem:
-                lists[file] = split
-    stems = {stem_of(file).lower() for file in lists}
-    both = stems & {"trainval"} and "train" in stems  # it repeats the others
-    return {f: s for f, s in lists.items() if not (both and stem_of(f).lower() == "trainval")}
-
-
 # --- classes -----------------------------------------------------------------------------------
 
 
@@ -298,6 +276,11 @@ def _is_class_file(file: str) -> bool:
 
 
 def _names_in(folder: Folder, file: str) -> List[str]:
+    if "" in (line.strip() for line in folder.text(file).strip().splitlines()):
+        raise UserError(
+            f"{folder.path(file)} has an empty line between names, so that the numbers of the "
+            "classes are not certain; remove it, or name the class."
+        )
     return _names_of(folder, file, folder.lines(file), None)
 
 
@@ -383,10 +366,10 @@ def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
     # Centres that are all below the widths and heights belong to objects as large as their image.
     is_corners = all(v[2] >= v[0] and v[3] >= v[1] for _, v in boxes)
     for wrong, kind, least in (
-        (large, "pixels", len(lines) / 2),
+        (large, "pixels", len(lines) / 10),
         (beyond if is_corners else [], "corners", len(boxes) / 10),
     ):
-        if len(wrong) > least:
+        if len(wrong) > least:  # a few are mistakes of their objects, which are noted
             raise UserError(
                 f"{folder.path(wrong[0])} seems to be in {kind}, as {len(wrong)} of {len(lines)} "
                 "lines; YOLO's are relative to the image's size: class, centre x, centre y, width, "
