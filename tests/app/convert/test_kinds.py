@@ -196,7 +196,8 @@ def test_labels_between_two_lists_of_classes(tmp_path):
     put(tmp_path, "a/classes.txt", CLASSES)
     put(tmp_path, "b/classes.txt", "\n".join(NAMES[::-1]))
     message = refused(tmp_path)
-    assert "a/classes.txt" in message and "b/classes.txt, which differ" in message
+    assert "a/classes.txt and" in message and "b/classes.txt number the classes" in message
+    assert "neither is above" in message and "c/0.txt" in message
 
 
 def test_a_list_of_classes_that_contradicts_the_configuration(tmp_path):
@@ -204,6 +205,14 @@ def test_a_list_of_classes_that_contradicts_the_configuration(tmp_path):
     put(tmp_path, "labels/classes.txt", "\n".join(NAMES[::-1]))
     put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}")
     assert "number the classes differently" in refused(tmp_path)
+
+
+def test_two_lists_of_classes_in_one_folder(tmp_path):
+    yolo_set(tmp_path, [f"{i}.jpg" for i in range(4)])
+    put(tmp_path, "classes.txt", CLASSES)
+    put(tmp_path, "obj.names", "\n".join(NAMES[::-1]))
+    message = refused(tmp_path)
+    assert "classes.txt and" in message and "obj.names number the classes differently" in message
 
 
 @pytest.mark.parametrize(
@@ -231,7 +240,7 @@ def test_names_of_classes(text, names, tmp_path):
         ("nc: 4\nnames: [disc, square, star]", "4 classes (nc), but names 3: disc, square, star"),
         ("names: [disc, square, disc]", "the class 'disc' twice"),
         ("names: {1: disc}", "keys of names must be 0 to 0"),
-        ("names: {a: disc}", "keys of names must be numbers"),
+        ("names: {a: disc}", "keys of names must be 0 to 0"),
         ("nc: 3", "data.yaml does not name its classes; add the key names"),
         ("names: [disc, square", "data.yaml is not YAML"),
         ("names:\n\t- disc", "data.yaml is not YAML"),
@@ -512,6 +521,16 @@ def test_names_of_label_studio_in_coco(tmp_path):
     assert any("images found by their names alone" in row for row in rows_of(tmp_path))
     by_file = found_in(f"{tmp_path}/result.json:{tmp_path}")
     assert by_file == ordered({"all": truth})
+
+
+def test_a_path_whose_folder_is_not_there_is_not_an_image_elsewhere(tmp_path):
+    rows = []
+    for image in ("images/0.jpg", "images/1.jpg", "images/a/2.jpg"):
+        put_image(tmp_path, image.replace("a/", ""))
+        rows += [[image, *b, n] for n, *b in boxes_of(image)]
+    put_csv(tmp_path, "boxes.csv", rows)
+    assert found_in(tmp_path)["all"]["images/2.jpg"] == []
+    assert any("are not there (1 of 3), e.g. images/a/2.jpg" in row for row in rows_of(tmp_path))
 
 
 def test_two_names_that_could_mean_one_image(tmp_path):

@@ -120,13 +120,6 @@ def test_images_stay_where_they_are(photos, tmp_path):
     assert (tmp_path / "link" / "out" / name).is_file()
 
 
-def test_write_parts(photos, tmp_path):
-    converted = read_data(f"{photos[0]}:val")
-    entries = write.write_parts(converted, str(tmp_path / "out"))
-    assert entries == {"val": f"{tmp_path}/out/val.json:{tmp_path}/out"}
-    assert [len(x) for x in found_in(entries["val"]).values()] == [2]
-
-
 def test_detections_are_written_with_their_scores(photos, tmp_path):
     part = read_data(f"{photos[0]}:val").parts["val"]
     detections = [{"image_id": 1, "category_id": 2, "bbox": [1.5, 2, 3, 4], "score": 0.75}]

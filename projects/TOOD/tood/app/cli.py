@@ -150,6 +150,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), help="format")
+    parser.add_argument(
+        "--keep-difficult", action="store_true", help="VOC's difficult objects, like others"
+    )
     _add_overwrite(parser)
 
 

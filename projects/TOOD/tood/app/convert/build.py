@@ -127,7 +127,10 @@ def build_contents(
     check_outside([(i, objects.get(i, ()), sizes[i]) for i in sorted(used)], ledger)
     names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
     for split, images in splits.items():
-        _enter_images(folder, ledger, split, images, by_image)
+        lonely = [i for i in images if i not in by_image]
+        ledger.check_share("images have no labels", lonely, len(images))
+        for image in images:
+            enter_image(ledger, image, split)
     _enter_labels(ledger, by_image, used)
     ledger.objects_out += sum(len(objects.get(i, ())) for i in used)
     return {k: _content(v, objects, sizes, names) for k, v in splits.items() if v}
@@ -147,7 +150,7 @@ def divide_images(
     Raises:
         UserError: if some labelled images lie in folders of splits and some do not.
     """
-    words = {i: next(iter(_splits_of(folder, i)), "") for i in folder.images}
+    words = _split_by_image(folder)
     for image, record in labelled.items():
         own = record.split or words[image]
         words[image] = own or next(iter(folder_splits(record.file)), "")
@@ -193,20 +196,16 @@ def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
     return splits
 
 
-def _splits_of(folder: Folder, image: str) -> List[str]:
-    """Return the split of an image by its folders, or by its name if every image has one."""
-    names = folder.names
-    if not hasattr(names, "splits"):
-        outer = {i: folder_splits(i)[:1] for i in folder.images}
-        inner = {i: folder_splits(i)[-1:] for i in folder.images}
-        by_name = {i: split_words(stem_of(i)) for i in folder.images}
-        names.splits = outer
-        if len({tuple(x) for x in outer.values()}) == 1:  # such as training/val
-            names.splits = inner
-        kinds = {tuple(x) for x in by_name.values()}
-        if not any(inner.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
-            names.splits = by_name
-    return names.splits[image]
+def _split_by_image(folder: Folder) -> Dict[str, str]:
+    """Return the split of each image by its folders, or by its name if every image has one."""
+    steps = {i: folder_splits(i) for i in folder.images}
+    names = {i: split_words(stem_of(i)) for i in folder.images}
+    kinds = {tuple(x) for x in names.values()}
+    if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
+        steps = names
+    # The outermost folder decides, unless it is the same for all, as in training/val.
+    step = -1 if len({tuple(x[:1]) for x in steps.values()}) == 1 else 0
+    return {image: found[step] if found else "" for image, found in steps.items()}
 
 
 def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
@@ -307,14 +306,6 @@ def read_classes(folder: Folder, file: str) -> List[str]:
     if lines and lines[0].startswith("# label:"):
         lines = [line.split(":")[0].strip() for line in lines[1:]]
     return [name for name in dict.fromkeys(lines) if name and name not in NOT_CLASSES]
-
-
-def _enter_images(folder, ledger: Ledger, split: str, images: Sequence[str], by_image) -> None:
-    """Give the images of a split their role, and count those without labels."""
-    lonely = [i for i in images if i not in by_image]
-    ledger.check_share("images have no labels", lonely, len(images))
-    for image in images:
-        enter_image(ledger, image, split)
 
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:

@@ -43,14 +43,9 @@ def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     sizes; :func:`tood.data.annotations.clean_annotations` judges and repairs them.
     """
     labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
-    if not labelled:
-        raise UserError(
-            f"{folder.path(files[0])} is not in COCO's instances format: it must contain the lists "
-            "images, annotations, categories."
-        )
     ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")
-    splits = split_of_files(folder, labelled)
-    contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled}
+    splits = split_of_files(folder, labelled or files[:1])
+    contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled or files[:1]}
     ledger.ignore(folder.images, "not listed by a COCO file")
     return contents
 
@@ -62,19 +57,19 @@ def read_coco_file(folder: Folder, file: str, ledger: Ledger) -> Contents:
     """Read a file whose images are relative to the folder, which is searched only for images that
     are not at their places.
     """
-    content = folder.json(file)
-    if not _is_coco(content) or not isinstance(content.get("annotations"), list):
-        raise UserError(
-            f"{folder.path(file)} is not in COCO's instances format: it must contain the lists "
-            "images, annotations, categories."
-        )
     return {"all": _read_file(folder, file, ledger, "all", root="")}
 
 
 def _read_file(
     folder: Folder, file: str, ledger: Ledger, split: str, root: Optional[str] = None
 ) -> Dict:
-    content = {key: folder.json(file)[key] for key in LISTS}
+    content = folder.json(file)
+    if not _is_coco(content) or not isinstance(content.get("annotations"), list):
+        raise UserError(
+            f"{folder.path(file)} is not in COCO's instances format: it must contain the lists "
+            "images, annotations, categories."
+        )
+    content = {key: content[key] for key in LISTS}
     names = [c["name"] for c in content["categories"] if isinstance(c, dict) and c.get("name")]
     doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if doubled is not None:

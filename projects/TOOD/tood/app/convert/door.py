@@ -94,11 +94,6 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     return Converted(data, kind.name, parts, ledger)
 
 
-def find_parts(data: str) -> List[str]:
-    """Return the names of the splits of a data set, after reading it."""
-    return list(read_data(data).parts)
-
-
 def _parse(data: str) -> Tuple[str, str, Any]:
     """Return the path, the split or "", and the folder of images if a COCO file is named."""
     if data.lower().endswith(ARCHIVES) and os.path.isfile(data):
@@ -162,14 +157,11 @@ def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
         ledger.ignore([file], reason)
     ledger.ignore(folder.images, "in no split")
     ledger.ignore(folder.files, "not labels of this format")
-    images = {
-        name: {str(i.get("file_name")) for i in content["images"] if isinstance(i, dict)}
-        for name, content in contents.items()
-    }
+    used = {}
     for name, content in contents.items():
         ledger.splits[name] = (len(content["images"]), len(content["annotations"]))
         labelled = {str(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)}
-        ledger.num_negatives += sum(
-            str(i.get("id")) not in labelled for i in content["images"] if isinstance(i, dict)
-        )
-    ledger.close(folder.files, images)
+        images = [image for image in content["images"] if isinstance(image, dict)]
+        used[name] = {str(image.get("file_name")) for image in images}
+        ledger.num_negatives += sum(str(image.get("id")) not in labelled for image in images)
+    ledger.close(folder.files, used)

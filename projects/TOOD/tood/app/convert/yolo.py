@@ -41,7 +41,7 @@ class Config(NamedTuple):
     names: List[str]
     entries: Dict[str, List[str]]  # split -> folders and lists of images
     base: str  # its "path"
-    num_pose_values: int
+    num_pose_values: int = 0
 
 
 class Found(NamedTuple):
@@ -134,42 +134,42 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
         return None
     if not isinstance(content, dict):
         return None
-    entries = {}
-    for key in SPLIT_KEYS:
-        if content.get(key):
-            some = content[key] if isinstance(content[key], list) else [content[key]]
-            entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
-    if entries and "nc" in content and not content.get("names"):
+    if content.get("train") and "nc" in content and not content.get("names"):
         raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
-    if not entries or not content.get("names"):
-        return None
-    names = _names_of(folder, file, as_text["names"], content.get("nc"))
     shape = content.get("kpt_shape")
     is_shape = isinstance(shape, list) and [type(x) for x in shape] == [int, int]
-    pose = shape[0] * shape[1] if is_shape else 0
-    return Config(file, names, entries, str(content.get("path") or ""), pose)
+    config = _config_of(folder, file, content, as_text.get("names"), content.get("nc"))
+    return config and config._replace(num_pose_values=shape[0] * shape[1] if is_shape else 0)
 
 
 def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
     """Read darknet's and CVAT's configuration, ``key = value`` in lines."""
     pairs = [line.split("=", 1) for line in folder.lines(file) if "=" in line]
     content = {key.strip(): value.strip() for key, value in pairs}
-    entries = {SPLITS[key]: [content[key]] for key in SPLIT_KEYS if content.get(key)}
-    if not entries or not content.get("names"):
+    return _config_of(folder, file, content, content.get("names"), content.get("classes"))
+
+
+def _config_of(
+    folder: Folder, file: str, content: Dict, names: Any, number: Any
+) -> Optional[Config]:
+    entries: Dict[str, List[str]] = {}
+    for key in SPLIT_KEYS:
+        if content.get(key):
+            some = content[key] if isinstance(content[key], list) else [content[key]]
+            entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
+    if not entries or not names or not content["names"]:
         return None
-    names = _names_of(folder, file, content["names"], content.get("classes"))
-    return Config(file, names, entries, "", 0)
+    names = _names_of(folder, file, names, number)
+    return Config(file, names, entries, str(content.get("path") or ""))
 
 
 def _names_of(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
     path = folder.path(file)
     if isinstance(names, dict):
-        if not all(str(key).isdigit() for key in names):
-            raise UserError(f"{path}: the keys of names must be numbers; count the classes from 0.")
-        names = {int(key): name for key, name in names.items()}
-        if sorted(names) != list(range(len(names))):
+        names = {str(key).lstrip("0") or "0": name for key, name in names.items()}
+        if set(names) != {str(i) for i in range(len(names))}:
             raise UserError(f"{path}: the keys of names must be 0 to {len(names) - 1}; count them.")
-        names = [names[i] for i in range(len(names))]
+        names = [names[str(i)] for i in range(len(names))]
     number = int(number) if str(number).isdigit() else None
     if isinstance(names, str):
         names = _names_in_text(folder, file, names, number)
@@ -288,33 +288,35 @@ def _class_order(folder: Folder, ledger: Ledger, found: Found):
     """Return a function from a file of labels to the names of its classes: those of the
     configuration, or of the next list of classes in its folder or above.
     """
-    stated = {os.path.dirname(f): (f, _names_in(folder, f)) for f in found.class_files}
+    config, stated = found.config, {}
     for file in found.class_files:
         ledger.enter(file, CLASSES)
-    if found.config is not None:
-        for file, names in stated.values():
-            if any(a != b for a, b in zip(names, found.config.names)):
-                raise UserError(
-                    f"{folder.path(file)} and {folder.path(found.config.file)} number the classes "
-                    "differently; remove the wrong one."
-                )
-        return lambda file: found.config.names
+        names = _names_in(folder, file)
+        _check_order(folder, stated.setdefault(os.path.dirname(file), (file, names)), (file, names))
+        if config is not None:
+            _check_order(folder, (file, names), (config.file, config.names))
 
     def order(file: str) -> List[str]:
         home = os.path.dirname(file)
         while home and home not in stated:
             home = os.path.dirname(home)
-        if home in stated:
-            return stated[home][1]
-        lists = list(stated.values())
-        if len({tuple(names) for _, names in lists}) > 1:
-            raise UserError(
-                f"{folder.path(file)} could be numbered by {folder.path(lists[0][0])} or "
-                f"{folder.path(lists[1][0])}, which differ; put the right one beside it."
-            )
-        return lists[0][1]
+        if config is not None or home in stated:
+            return config.names if config else stated[home][1]
+        longest = max(stated.values(), key=lambda x: len(x[1]))
+        for other in stated.values():
+            _check_order(folder, longest, other, f", and neither is above {folder.path(file)}")
+        return longest[1]
 
     return order
+
+
+def _check_order(folder: Folder, a: Tuple, b: Tuple, why: str = "") -> None:
+    """Raise UserError if two files with their names of classes contradict each other."""
+    if any(x != y for x, y in zip(a[1], b[1])):
+        raise UserError(
+            f"{folder.path(a[0])} and {folder.path(b[0])} number the classes differently{why}; "
+            "remove the wrong one, or put each beside its labels."
+        )
 
 
 # --- labels ------------------------------------------------------------------------------------
