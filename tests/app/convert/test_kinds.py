@@ -128,6 +128,12 @@ def test_names_in_lists(tmp_path):
     assert any(row.startswith("ignored files: 4: in no list of images") for row in rows)
 
 
+def test_empty_lists_are_no_splits(tmp_path):
+    expected = voc_lists(tmp_path)
+    put(tmp_path, "ImageSets/Main/train.txt", "")
+    assert found_in(tmp_path) == expected(all=range(12))
+
+
 def test_lists_that_name_few_of_the_images(tmp_path):
     voc_lists(tmp_path)
     put(tmp_path, "ImageSets/Main/train.txt", "IMG 000\nx\ny\nz")

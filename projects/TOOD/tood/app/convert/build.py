@@ -76,7 +76,8 @@ def match_labels(folder: Folder, ledger: Ledger, labels: Dict[str, Labels]) -> L
     """
     matched = match_files(folder, ledger, list(labels), {f: x.stated for f, x in labels.items()})
     orphans = [file for file in labels if file not in matched]
-    ledger.check_share("files of labels have no image", orphans, len(labels))
+    remedy = "put images and labels of the same names together"
+    ledger.check_share("files of labels have no image", orphans, len(labels), remedy)
     ledger.ignore(orphans, NO_IMAGE)
     for file, found in labels.items():
         ledger.objects_in += len(found.objects)
@@ -128,7 +129,8 @@ def build_contents(
     names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
     for split, images in splits.items():
         lonely = [i for i in images if i not in by_image]
-        ledger.check_share("images have no labels", lonely, len(images))
+        remedy = "put images and labels of the same names together, or add empty labels"
+        ledger.check_share("images have no labels", lonely, len(images), remedy)
         for image in images:
             enter_image(ledger, image, split)
     _enter_labels(ledger, by_image, used)
@@ -402,11 +404,11 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
             lists["val" if "train" in lists else "train"] = [i for i in both if i not in rest]
         for name, images in lists.items():
             splits.setdefault(SPLITS[name], []).extend(images)
-    if not splits:
-        return None
     used = {image for images in splits.values() for image in images}
+    if not used:
+        return None
     ledger.ignore([i for i in folder.images if i not in used], "in no list of images")
-    return {split: images for split, images in splits.items() if images}
+    return splits
 
 
 def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:

@@ -135,7 +135,7 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
         located.append(image)
     kind = f"images that {folder.path(file)} lists are not there"
     if root is None:
-        ledger.check_share(kind, missing, len(images))
+        ledger.check_share(kind, missing, len(images), "name their folder: FILE.json:FOLDER")
     for name in missing if root is not None else ():
         ledger.note(kind, name)
     return located

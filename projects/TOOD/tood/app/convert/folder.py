@@ -349,7 +349,7 @@ def match_names(
     if source:
         missing = [name for name in names if name not in found]
         kind = f"images that {folder.path(source)} names are not there"
-        ledger.check_share(kind, missing, len(names))
+        ledger.check_share(kind, missing, len(names), "correct the names, or add the images")
     return found
 
 

@@ -59,12 +59,12 @@ class Ledger:
         """Count something unusual, which the table reports with its first example."""
         self.notes[text].append(example)
 
-    def check_share(self, kind: str, lonely: Sequence[str], total: int) -> None:
+    def check_share(self, kind: str, lonely: Sequence[str], total: int, remedy: str) -> None:
         """Note files without a partner; raise UserError if they are more than half of all."""
         if len(lonely) > MAX_SHARE * total:
             raise UserError(
                 f"{len(lonely)} of {total} {kind}, for example {lonely[0]}; more than half are "
-                "taken for a mistake: put images and labels of the same names together."
+                f"taken for a mistake: {remedy}."
             )
         if lonely:
             self.notes[f"{kind} ({len(lonely)} of {total})"] += lonely
