@@ -191,6 +191,19 @@ def test_each_folder_by_its_list_of_classes(tmp_path):
     assert found_in(tmp_path) == ordered({"all": truth})
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_texts_as_programs_of_windows_write_them(encoding, tmp_path):
+    truth = yolo_set(tmp_path, [f"{i}.jpg" for i in range(3)])
+    put(tmp_path, "classes.txt", CLASSES)
+    for path in tmp_path.glob("*.txt"):
+        text = path.read_text().replace("\n", "\r\n")
+        path.write_bytes((b"\xfe\xff" if encoding == "utf-16-be" else b"") + text.encode(encoding))
+    assert found_in(tmp_path) == ordered({"all": truth})
+    for path in tmp_path.glob("0.txt"):
+        path.write_bytes("1 0.5 0.5 0.1 0.1 é".encode("latin-1"))
+    assert "0.txt is not in UTF-8" in refused(tmp_path)
+
+
 def test_an_empty_line_between_names_of_classes(tmp_path):
     yolo_set(tmp_path, [f"{i}.jpg" for i in range(4)])
     put(tmp_path, "classes.txt", "disc\n\nsquare\nstar\n\n")

@@ -152,7 +152,7 @@ class Folder:
             ) from error
 
     def text(self, file: str) -> str:
-        """Return the text of a small file in UTF-8, with or without a byte order mark."""
+        """Return the text of a small file."""
         return decode(self.bytes(file), self.path(file))
 
     def lines(self, file: str) -> List[str]:
@@ -471,10 +471,11 @@ def folder_splits(file: str) -> List[str]:
     return found
 
 
-def decode(data: bytes, path: str) -> str:
-    """Return the text of a file in UTF-8, or raise UserError."""
+def decode(data: bytes, path: str, errors: str = "strict") -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with its mark, or raise UserError."""
     try:
-        return data.decode("utf-8-sig")
+        is_wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return data.decode("utf-16" if is_wide else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not in UTF-8; save it as UTF-8.") from error
 

@@ -80,14 +80,12 @@ CSV = Format("CSV", find_tables, read_tables)
 
 def _table_of(folder: Folder, file: str) -> Optional[Table]:
     data = folder.read(file)
-    is_wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    start = data.decode("utf-16", "replace") if is_wide else data.decode("utf-8-sig", "replace")
-    lines = start.splitlines()
+    lines = decode(data, folder.path(file), "replace").splitlines()
     for delimiter in ",;\t|":
         columns = _columns_of(next(csv.reader(lines[:1], delimiter=delimiter), []))
         if columns is not None:
-            text = start if is_wide else decode(data, folder.path(file))
-            return Table(file, _rows_of(folder, file, text, delimiter), columns, delimiter != ",")
+            rows = _rows_of(folder, file, decode(data, folder.path(file)), delimiter)
+            return Table(file, rows, columns, delimiter != ",")
     return None
 
 

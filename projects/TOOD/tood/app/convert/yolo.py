@@ -81,8 +81,8 @@ def find_yolo(folder: Folder) -> Optional[Found]:
 def label_files(folder: Folder) -> List[str]:
     """Return the text files that are labels, or at the place of an image's labels."""
     texts = [f for f in folder.with_suffix(".txt") if not _is_class_file(f)]
-    first = {f: folder.bytes(f).lstrip()[:400].decode("ascii", "replace") for f in texts}
-    lines = {f: text.splitlines()[0] if text else "" for f, text in first.items()}
+    starts = {f: decode(folder.bytes(f)[:800], f, "replace").split("\n") for f in texts}
+    lines = {f: next(filter(str.strip, start), "") for f, start in starts.items()}
     if not any(_LINE.match(line) for line in lines.values()):
         return []
     known = folder.names.plain_area
