@@ -90,12 +90,16 @@ def found_in(data, **options):
 
 
 def truth_of(converted):
+    """``converted``: a data set that was read, or COCO's lists."""
+    contents = {"all": converted}
+    if not isinstance(converted, dict):
+        contents = {name: part.content for name, part in converted.parts.items()}
     found = {}
-    for name, part in converted.parts.items():
-        classes = {c["id"]: c["name"] for c in part.content["categories"]}
-        files = {i["id"]: i["file_name"] for i in part.content["images"]}
+    for name, content in contents.items():
+        classes = {c["id"]: c["name"] for c in content["categories"]}
+        files = {i["id"]: i["file_name"] for i in content["images"]}
         found[name] = {file: [] for file in files.values()}
-        for a in part.content["annotations"]:
+        for a in content["annotations"]:
             x, y, w, h = a["bbox"]
             box = [round(float(v), 3) for v in (x, y, x + w, y + h)]
             found[name][files[a["image_id"]]].append([classes[a["category_id"]], *box])

@@ -1,70 +1,57 @@
 """Data sets in the forms that programs export, and folders that are wrong."""
 
-import csv
 import json
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import yaml
 from conftest import EXTENSIONS, ROOT
-from layouts import boxes_of, coco, put, put_image, refused
+from layouts import (
+    NAMES,
+    SIZE,
+    boxes_of,
+    coco,
+    labelme,
+    ordered,
+    put,
+    put_csv,
+    put_image,
+    refused,
+    truth_of,
+    voc,
+    yolo,
+)
 from PIL import Image
 
 from tood.app.convert import door
-from tood.app.convert.door import find_parts, read_data
+from tood.app.convert.door import read_data
 from tood.data.annotations import clean_annotations
 
-NAMES = ["disc", "square", "star", "triangle"]
-
-
-@pytest.fixture(scope="module")
-def content(shapes):
-    """The shapes with their classes in the order of their names, in whole pixels."""
-    content = json.loads((shapes / "annotations.json").read_text())
-    ids = {c["id"]: NAMES.index(c["name"]) for c in content["categories"]}
-    for annotation in content["annotations"]:
-        annotation["category_id"] = ids[annotation["category_id"]]
-        x, y, w, h = annotation["bbox"]
-        x2, y2 = round(x + w), round(y + h)
-        annotation["bbox"] = [round(x), round(y), x2 - round(x), y2 - round(y)]
-    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
-    return content
+TRUTH = {f"{i:05d}.jpg": boxes_of(i) for i in range(8)}
 
 
 @pytest.fixture
-def new(shapes, tmp_path):
+def content():
+    return coco(TRUTH)
+
+
+@pytest.fixture
+def new(tmp_path):
     """Makes a folder with the images in a folder of it."""
 
     def make(images="."):
-        folder = tmp_path / "set"
-        shutil.copytree(shapes / "images", folder / images, dirs_exist_ok=True)
-        return folder
+        for image in TRUTH:
+            put_image(tmp_path / "set" / images, image)
+        return tmp_path / "set"
 
     return make
 
 
-def objects_of(content, image):
-    for annotation in content["annotations"]:
-        if annotation["image_id"] == image["id"]:
-            x, y, w, h = annotation["bbox"]
-            yield NAMES[annotation["category_id"]], (x, y, x + w, y + h)
-
-
-def stem(image):
-    return image["file_name"].removesuffix(".jpg")
-
-
-def write_json(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
 def as_coco(new, content):
     folder = new("photos")
-    write_json(folder / "labels.json", content)
+    put(folder, "labels.json", content)
     return folder
 
 
@@ -74,113 +61,76 @@ def as_roboflow(new, content):
     categories += [{"id": i + 1, "name": n, "supercategory": "shapes"} for i, n in enumerate(NAMES)]
     annotations = [{**a, "category_id": a["category_id"] + 1} for a in content["annotations"]]
     changed = {**content, "categories": categories, "annotations": annotations}
-    write_json(folder / "train" / "_annotations.coco.json", changed)
+    put(folder, "train/_annotations.coco.json", changed)
     return folder
 
 
 def as_cvat(new, content):
     folder = new("images/default")
-    images = [{**i, "file_name": f"task 7/{i['file_name']}"} for i in content["images"]]
-    write_json(folder / "annotations" / "instances_default.json", {**content, "images": images})
+    changed = coco({f"task 7/{image}": boxes for image, boxes in TRUTH.items()})
+    put(folder, "annotations/instances_default.json", changed)
     return folder
 
 
 def as_label_studio(new, content):
     folder = new("images")
-    images = [
-        {**i, "file_name": f"../../data/upload/1/0a1b2c3d-{i['file_name']}"}
-        for i in content["images"]
-    ]
-    write_json(folder / "result.json", {**content, "images": images})
+    names = {f"../../data/upload/1/0a1b2c3d-{image}": boxes for image, boxes in TRUTH.items()}
+    put(folder, "result.json", coco(names))
     return folder
 
 
 def as_yolo(new, content):
     folder = new("train/images")
-    (folder / "train" / "labels").mkdir()
-    for image in content["images"]:
-        lines = []
-        for i, (name, (x1, y1, x2, y2)) in enumerate(objects_of(content, image)):
-            w, h = image["width"], image["height"]
-            values = [(x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h]
-            if i % 2:  # as a polygon
-                values = [x1 / w, y1 / h, x2 / w, y1 / h, x2 / w, y2 / h, x1 / w, y2 / h]
-            lines.append(" ".join(map(str, [NAMES.index(name), *values])))
-        (folder / "train" / "labels" / f"{stem(image)}.txt").write_text("\n".join(lines))
-    data = {"train": "../train/images", "nc": 4, "names": NAMES}  # as Roboflow writes it
-    (folder / "data.yaml").write_text(yaml.safe_dump(data))
+    for image, boxes in TRUTH.items():
+        name, *box = boxes[-1]
+        x1, y1, x2, y2 = (value / size for value, size in zip(box, SIZE * 2))
+        polygon = f"{NAMES.index(name)} {x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2}"
+        put(folder, f"train/labels/{image[:-4]}.txt", yolo(boxes[:-1]) + polygon)
+    data = {"train": "../train/images", "nc": 3, "names": NAMES}  # as Roboflow writes it
+    put(folder, "data.yaml", yaml.safe_dump(data))
     return folder
 
 
 def as_yolo_beside(new, content):
     """Images and labels in one folder, with the names of classes in a file."""
-    folder = as_yolo(new, content)
-    for path in [*folder.glob("train/*/*.jpg"), *folder.glob("train/*/*.txt")]:
-        path.rename(folder / path.name)
-    shutil.rmtree(folder / "train")
-    (folder / "data.yaml").unlink()
-    (folder / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    folder = new()
+    put(folder, "classes.txt", "\n".join(NAMES) + "\n")
+    for image, boxes in TRUTH.items():
+        put(folder, f"{image[:-4]}.txt", yolo(boxes))
     return folder
 
 
 def as_voc(new, content):
     folder = new("JPEGImages")
-    (folder / "Annotations").mkdir()
-    for image in content["images"]:
-        size = f"<width>{image['width']}</width><height>{image['height']}</height>"
-        text = f"<filename>{image['file_name']}</filename><size>{size}<depth>3</depth></size>"
-        for name, (x1, y1, x2, y2) in objects_of(content, image):
-            # VOC counts pixels from 1, and the last is within.
-            box = f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
-            text += f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
-        path = folder / "Annotations" / f"{stem(image)}.xml"
-        path.write_text(f"<annotation>{text}</annotation>")
+    for image, boxes in TRUTH.items():
+        put(folder, f"Annotations/{image[:-4]}.xml", voc(image, boxes))
     return folder
 
 
 def as_labelme(new, content):
     folder = new()
-    for image in content["images"]:
-        shapes = [
-            {"label": name, "shape_type": "rectangle", "points": [[x2, y1], [x1, y2]]}
-            for name, (x1, y1, x2, y2) in objects_of(content, image)
-        ]
-        # LabelMe writes the image into the file, before or after the shapes.
-        start = {"version": "5.0", "imageData": "A" * 9000, "imagePath": image["file_name"]}
-        size = {"imageHeight": image["height"], "imageWidth": image["width"]}
-        write_json(folder / f"{stem(image)}.json", {**start, "shapes": shapes, **size})
+    for image, boxes in TRUTH.items():
+        put(folder, f"{image[:-4]}.json", labelme(image, boxes))
     return folder
-
-
-def write_csv(path, header, rows):
-    with open(path, "w", newline="") as f:
-        csv.writer(f).writerows([header, *rows] if header else rows)
 
 
 def as_csv(new, content):
     folder = new("images")
-    rows = [
-        [image["file_name"], *box, name]
-        for image in content["images"]
-        for name, box in objects_of(content, image)
-    ]
-    write_csv(folder / "boxes.csv", ["filename", "xmin", "ymin", "xmax", "ymax", "label"], rows)
+    put_csv(folder, "boxes.csv", [[i, *b, n] for i, boxes in TRUTH.items() for n, *b in boxes])
     return folder
 
 
 def as_open_images(new, content):
-    folder = new("images")
+    folder, (w, h) = new("images"), SIZE
     codes = {name: f"/m/0{i}x" for i, name in enumerate(NAMES)}
-    rows = []
-    for image in content["images"]:
-        w, h = image["width"], image["height"]
-        for name, (x1, y1, x2, y2) in objects_of(content, image):
-            box = (x1 / w, x2 / w, y1 / h, y2 / h)
-            rows.append([stem(image), "xclick", codes[name], 1, *box, 0, 0, 0])
-    header = ["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"]
-    header += ["IsOccluded", "IsTruncated", "IsGroupOf"]
-    write_csv(folder / "annotations-bbox.csv", header, rows)
-    write_csv(folder / "class-descriptions.csv", None, [[c, name] for name, c in codes.items()])
+    rows = [
+        [image[:-4], "xclick", codes[n], 1, x1 / w, x2 / w, y1 / h, y2 / h, 0, 0, 0]
+        for image, boxes in TRUTH.items()
+        for n, x1, y1, x2, y2 in boxes
+    ]
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax"
+    put_csv(folder, "annotations-bbox.csv", rows, f"{header},IsOccluded,IsTruncated,IsGroupOf")
+    put_csv(folder, "class-descriptions.csv", [[c, name] for name, c in codes.items()], "")
     return folder
 
 
@@ -202,7 +152,6 @@ def test_one_set_in_every_form(name, writer, new, content):
     assert converted.format == name and part.image_root == str(folder)
     found = clean_annotations(dict(part.content), part.source, part.image_root)
     assert [c["name"] for c in found["categories"]] == NAMES
-    assert boxes_in(found) == pytest.approx(boxes_in(content), abs=1e-3)
     assert labels_in(found) == labels_in(content)
     for image in found["images"]:
         with Image.open(folder / image["file_name"]) as pixels:
@@ -213,21 +162,10 @@ def test_one_set_in_every_form(name, writer, new, content):
     assert ledger.objects_in == ledger.objects_out == len(content["annotations"])
 
 
-def sorted_objects(content):
-    files = {i["id"]: i["file_name"].rpartition("/")[2] for i in content["images"]}
-    names = {c["id"]: c["name"] for c in content["categories"]}
-    return sorted(
-        (files[a["image_id"]], *map(round, a["bbox"]), names[a["category_id"]], tuple(a["bbox"]))
-        for a in content["annotations"]
-    )
-
-
-def boxes_in(content):
-    return np.array([x[-1] for x in sorted_objects(content)])
-
-
 def labels_in(content):
-    return [(x[0], x[-2]) for x in sorted_objects(content)]
+    """Return [class, x1, y1, x2, y2] of each image, by its name without folders."""
+    (found,) = truth_of(content).values()
+    return {image[-9:]: boxes for image, boxes in ordered({"": found})[""].items()}
 
 
 def content_of(data):
@@ -252,7 +190,7 @@ def test_a_root_that_has_objects_stays(new, content):
     path = folder / "train" / "_annotations.coco.json"
     changed = json.loads(path.read_text())
     changed["annotations"][0]["category_id"] = 0
-    write_json(path, changed)
+    path.write_text(json.dumps(changed))
     assert content_of(folder)["categories"][0]["name"] == "shapes"
 
 
@@ -284,7 +222,7 @@ def test_records_of_one_image_are_joined(new, content):
     moved = [{**a, "image_id": a["image_id"] + 100} for a in content["annotations"][::2]]
     annotations = content["annotations"][1::2] + moved
     images = content["images"] + more
-    write_json(folder / "labels.json", {**content, "images": images, "annotations": annotations})
+    put(folder, "labels.json", {**content, "images": images, "annotations": annotations})
     found = content_of(folder)
     assert len(found["images"]) == 8 and labels_in(found) == labels_in(content)
 
@@ -292,8 +230,8 @@ def test_records_of_one_image_are_joined(new, content):
 def test_other_tasks_of_coco_are_not_second_sets(new, content):
     folder = new("val2017")
     for task in ("instances", "person_keypoints", "captions"):
-        write_json(folder / "annotations" / f"{task}_val2017.json", content)
-    write_json(folder / "annotations" / "image_info_test2017.json", {**content, "annotations": 0})
+        put(folder, f"annotations/{task}_val2017.json", content)
+    put(folder, "annotations/image_info_test2017.json", {**content, "annotations": 0})
     converted = read_data(str(folder))
     assert list(converted.parts) == ["val"]
     reason = ("ignored", "it has no annotations")
@@ -314,7 +252,7 @@ def test_the_tree_of_coco(tmp_path):
 def test_missing_sizes_are_those_of_the_images(new, content):
     folder = as_coco(new, content)
     images = [{"id": i["id"], "file_name": i["file_name"]} for i in content["images"]]
-    write_json(folder / "labels.json", {**content, "images": images})
+    put(folder, "labels.json", {**content, "images": images})
     assert {(i["width"], i["height"]) for i in content_of(folder)["images"]} == {
         (i["width"], i["height"]) for i in content["images"]
     }
@@ -327,7 +265,7 @@ def test_parts_of_a_folder(new, content):
         path.unlink()
     data = {"train": "train/images", "val": "valid/images", "names": dict(enumerate(NAMES))}
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
-    assert find_parts(str(folder)) == ["train", "val"]
+    assert list(read_data(str(folder)).parts) == ["train", "val"]
     for part, number in (("train", 8), ("val", 2), ("valid", 2)):
         assert len(content_of(f"{folder}:{part}")["images"]) == number
     assert len(content_of(f"{folder}/data.yaml:val")["images"]) == 2
@@ -336,7 +274,7 @@ def test_parts_of_a_folder(new, content):
 
 def test_classes_keep_an_order_that_is_stated(new, content):
     folder = as_labelme(new, content)
-    names = ["triangle", "unused", *NAMES[:3]]
+    names = ["triangle", "unused", *NAMES]
     (folder / "labels.txt").write_text("\n".join(["__ignore__", *names]))
     found = content_of(folder)
     assert [c["name"] for c in found["categories"]] == names
@@ -402,7 +340,7 @@ def test_two_formats(new, content):
 
 def test_two_sets_of_one_part(new, content):
     folder = as_coco(new, content)
-    write_json(folder / "old.json", content)
+    put(folder, "old.json", content)
     assert "two sets that nothing tells apart, labels.json and old.json" in refused(folder)
 
 
@@ -437,16 +375,16 @@ def test_labels_without_images(name, writer, new, content):
 
 def test_a_yolo_class_beyond_the_names(new, content):
     folder = as_yolo(new, content)
-    (folder / "train" / "labels" / "00003.txt").write_text("4 0.5 0.5 0.2 0.2")
+    (folder / "train" / "labels" / "00003.txt").write_text("3 0.5 0.5 0.2 0.2")
     message = refused(folder)
-    assert "00003.txt has the class 4, but there are 4 classes, counted from 0 (disc" in message
+    assert "00003.txt has the class 3, but there are 3 classes, counted from 0 (disc" in message
 
 
 def test_voc_sizes_that_disagree(new, content):
     folder = as_voc(new, content)
     path = folder / "Annotations" / "00002.xml"
     path.write_text(path.read_text().replace("<width>64", "<width>640"))
-    assert "00002.jpg, stated (640, 64), is (64, 64)" in refused(folder)
+    assert "00002.jpg, stated (640, 48), is (64, 48)" in refused(folder)
 
 
 @pytest.mark.parametrize(

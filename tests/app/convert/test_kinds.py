@@ -23,7 +23,7 @@ from layouts import (
 )
 from PIL import Image
 
-from tood.app.convert.command import convert
+from tood.app.check import check
 from tood.app.convert.door import read_data
 
 CLASSES = "\n".join(NAMES) + "\n"
@@ -128,6 +128,12 @@ def test_names_in_lists(tmp_path):
     assert any(row.startswith("ignored files: 4: in no list of images") for row in rows)
 
 
+def test_empty_lists_are_no_splits(tmp_path):
+    expected = voc_lists(tmp_path)
+    put(tmp_path, "ImageSets/Main/train.txt", "")
+    assert found_in(tmp_path) == expected(all=range(12))
+
+
 def test_lists_that_name_few_of_the_images(tmp_path):
     voc_lists(tmp_path)
     put(tmp_path, "ImageSets/Main/train.txt", "IMG 000\nx\ny\nz")
@@ -155,7 +161,21 @@ def test_lists_of_yolo(tmp_path):
         [f"images/{i}.jpg" for i in (3, 4)],
     ]
     assert found["val"]["images/3.jpg"] == sorted(truth["images/3.jpg"])
-    assert "ignored files: 2: in no list of images, e.g. images/5.jpg" in rows_of(tmp_path)
+    assert "ignored files: 1: in no list of images, e.g. images/5.jpg" in rows_of(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{}", "./images/{}.jpg", "images\\{}.jpg annotations/{}.xml"])
+@pytest.mark.parametrize("write", ["voc", "labelme"])
+def test_lists_beside_the_folders(line, write, tmp_path):
+    truth = {"train": {}, "val": {}}
+    for i in range(6):
+        split, image = "train" if i < 4 else "val", f"images/{i}.jpg"
+        truth[split][image] = boxes_of(i)
+        put_image(tmp_path, image)
+        WRITE[write](tmp_path, f"annotations/{i}", f"{i}.jpg", boxes_of(i))
+    for split, some in (("train", range(4)), ("valid", (4, 5))):
+        put(tmp_path, f"{split}.txt", "".join(line.format(i, i) + "\r\n" for i in some))
+    assert found_in(tmp_path) == ordered(truth)
 
 
 # --- classes -----------------------------------------------------------------------------------
@@ -171,12 +191,32 @@ def test_each_folder_by_its_list_of_classes(tmp_path):
     assert found_in(tmp_path) == ordered({"all": truth})
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_texts_as_programs_of_windows_write_them(encoding, tmp_path):
+    truth = yolo_set(tmp_path, [f"{i}.jpg" for i in range(3)])
+    put(tmp_path, "classes.txt", CLASSES)
+    for path in tmp_path.glob("*.txt"):
+        text = path.read_text().replace("\n", "\r\n")
+        path.write_bytes((b"\xfe\xff" if encoding == "utf-16-be" else b"") + text.encode(encoding))
+    assert found_in(tmp_path) == ordered({"all": truth})
+    for path in tmp_path.glob("0.txt"):
+        path.write_bytes("1 0.5 0.5 0.1 0.1 é".encode("latin-1"))
+    assert "0.txt is not in UTF-8" in refused(tmp_path)
+
+
+def test_an_empty_line_between_names_of_classes(tmp_path):
+    yolo_set(tmp_path, [f"{i}.jpg" for i in range(4)])
+    put(tmp_path, "classes.txt", "disc\n\nsquare\nstar\n\n")
+    assert "classes.txt has an empty line between names" in refused(tmp_path)
+
+
 def test_labels_between_two_lists_of_classes(tmp_path):
     yolo_set(tmp_path, [f"c/{i}.jpg" for i in range(4)])
     put(tmp_path, "a/classes.txt", CLASSES)
     put(tmp_path, "b/classes.txt", "\n".join(NAMES[::-1]))
     message = refused(tmp_path)
-    assert "a/classes.txt" in message and "b/classes.txt, which differ" in message
+    assert "a/classes.txt and" in message and "b/classes.txt number the classes" in message
+    assert "neither is above" in message and "c/0.txt" in message
 
 
 def test_a_list_of_classes_that_contradicts_the_configuration(tmp_path):
@@ -184,6 +224,14 @@ def test_a_list_of_classes_that_contradicts_the_configuration(tmp_path):
     put(tmp_path, "labels/classes.txt", "\n".join(NAMES[::-1]))
     put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}")
     assert "number the classes differently" in refused(tmp_path)
+
+
+def test_two_lists_of_classes_in_one_folder(tmp_path):
+    yolo_set(tmp_path, [f"{i}.jpg" for i in range(4)])
+    put(tmp_path, "classes.txt", CLASSES)
+    put(tmp_path, "obj.names", "\n".join(NAMES[::-1]))
+    message = refused(tmp_path)
+    assert "classes.txt and" in message and "obj.names number the classes differently" in message
 
 
 @pytest.mark.parametrize(
@@ -211,7 +259,10 @@ def test_names_of_classes(text, names, tmp_path):
         ("nc: 4\nnames: [disc, square, star]", "4 classes (nc), but names 3: disc, square, star"),
         ("names: [disc, square, disc]", "the class 'disc' twice"),
         ("names: {1: disc}", "keys of names must be 0 to 0"),
-        ("names: {a: disc}", "keys of names must be numbers"),
+        ("names: {a: disc}", "keys of names must be 0 to 0"),
+        ("nc: 3", "data.yaml does not name its classes; add the key names"),
+        ("names: [disc, square", "data.yaml is not YAML"),
+        ("names:\n\t- disc", "data.yaml is not YAML"),
     ],
 )
 def test_names_that_contradict_themselves(text, expected, tmp_path):
@@ -257,30 +308,45 @@ def test_fractions_of_pascals_database_do_not_count_from_0(tmp_path):
 
 def test_difficult_objects(tmp_path):
     truth = voc_set(tmp_path, 4, more="<difficult>1</difficult>")
-    converted = read_data(str(tmp_path))
-    assert all(a["ignore"] == 1 for a in converted.parts["all"].content["annotations"])
-    note = "note: files with difficult objects, which are ignored, e.g. 0.xml"
+    note = "note: files with difficult objects, which are marked iscrowd unless kept, e.g. 0.xml"
     assert note in rows_of(tmp_path)
-    kept = read_data(str(tmp_path), keep_difficult=True).parts["all"].content["annotations"]
-    assert len(kept) == sum(map(len, truth.values())) and not any("ignore" in a for a in kept)
-    written = convert(str(tmp_path), output=str(tmp_path / "out"), keep_difficult=True)
-    annotations = json.loads((tmp_path / "out" / "all.json").read_text())["annotations"]
-    assert list(written.entries) == ["all"] and not any("ignore" in a for a in annotations)
+    for keep in (False, True):
+        converted = read_data(str(tmp_path), keep_difficult=keep)
+        found = converted.parts["all"].content["annotations"]
+        assert [a["iscrowd"] for a in found] == [int(not keep)] * sum(map(len, truth.values()))
+    assert "marked iscrowd" in check(str(tmp_path)).error
+    put(tmp_path, "0.xml", voc("0.jpg", truth["0.jpg"]))
+    assert not check(str(tmp_path)).error
 
 
-def write_labelme(root, i, size):
-    put(root, f"{i}.json", labelme(f"{i}.jpg", boxes_of(i), size))
+def test_corners_in_another_order(tmp_path):
+    truth = voc_set(tmp_path / "voc", 3)
+    rows = [[i, x2, y2, x1, y1, n] for i, b in truth.items() for n, x1, y1, x2, y2 in b]
+    put_csv(tmp_path / "csv", "boxes.csv", rows)
+    for image, boxes in truth.items():
+        put_image(tmp_path / "csv", image)
+        turned = [[n, x2 - 1, y1, x1 + 1, y2] for n, x1, y1, x2, y2 in boxes]
+        put(tmp_path / "voc", image.replace("jpg", "xml"), voc(image, turned))
+    for kind in ("voc", "csv"):
+        assert found_in(tmp_path / kind) == ordered({"all": truth})
+        assert any("boxes whose corners were swapped" in row for row in rows_of(tmp_path / kind))
 
 
-def write_voc(root, i, size):
-    put(root, f"{i}.xml", voc(f"{i}.jpg", boxes_of(i), size))
+WRITE = {
+    "voc": lambda root, stem, image, boxes, *size: put(
+        root, f"{stem}.xml", voc(image, boxes, *size)
+    ),
+    "labelme": lambda root, stem, image, boxes, *size: put(
+        root, f"{stem}.json", labelme(image, boxes, *size)
+    ),
+}
 
 
-@pytest.mark.parametrize("write", [write_labelme, write_voc])
-def test_stated_sizes_that_are_not_the_images(write, tmp_path):
+@pytest.mark.parametrize("write, size", [("voc", (128, 96)), ("labelme", (128.0, "96"))])
+def test_stated_sizes_that_are_not_the_images(write, size, tmp_path):
     for i in range(4):
         put_image(tmp_path, f"{i}.jpg")
-        write(tmp_path, i, (128, 96) if i == 2 else SIZE)
+        WRITE[write](tmp_path, str(i), f"{i}.jpg", boxes_of(i), size if i == 2 else SIZE)
     message = refused(tmp_path)
     assert "1 of 4 images have another size" in message
     assert "2.jpg, stated (128, 96), is (64, 48)" in message
@@ -303,11 +369,14 @@ def as_corners(n, x1, y1, x2, y2):
     return x1 / 64, y1 / 48, x2 / 64, y2 / 48
 
 
-@pytest.mark.parametrize("values, kind", [(in_pixels, "pixels"), (as_corners, "corners")])
-def test_yolo_in_other_units(values, kind, tmp_path):
+@pytest.mark.parametrize(
+    "values, kind, number",
+    [(in_pixels, "pixels", 8), (in_pixels, "pixels", 1), (as_corners, "corners", 8)],
+)
+def test_yolo_in_other_units(values, kind, number, tmp_path):
+    yolo_set(tmp_path, [f"{i}.jpg" for i in range(8)])
     put(tmp_path, "classes.txt", CLASSES)
-    for i in range(4):
-        put_image(tmp_path, f"{i}.jpg")
+    for i in range(number):
         lines = [f"0 {' '.join(map(str, values(*box)))}" for box in boxes_of(i)]
         put(tmp_path, f"{i}.txt", "\n".join(lines))
     message = refused(tmp_path)
@@ -327,6 +396,13 @@ def test_most_objects_outside_of_their_images(write, tmp_path):
     if write == "coco":
         put(tmp_path, "b.json", coco(truth))
     assert "12 of 12 objects lie outside of their images" in refused(tmp_path)
+
+
+def test_few_objects_outside_of_their_images_are_noted(tmp_path):
+    voc_set(tmp_path, 3, lambda i, boxes: [*boxes, ["disc", 70, 5, 80, 9]] if i == 1 else boxes)
+    found = ("objects lie outside of their images", 1, "[70.0, 5.0, 80.0, 9.0] in 1.jpg, 64 x 48")
+    assert read_data(str(tmp_path)).ledger.noted() == [found]
+    assert f"note: {found[0]}, e.g. {found[2]}" in rows_of(tmp_path)
 
 
 def test_a_tiff_with_an_orientation(tmp_path):
@@ -466,6 +542,16 @@ def test_names_of_label_studio_in_coco(tmp_path):
     assert by_file == ordered({"all": truth})
 
 
+def test_a_path_whose_folder_is_not_there_is_not_an_image_elsewhere(tmp_path):
+    rows = []
+    for image in ("images/0.jpg", "images/1.jpg", "images/a/2.jpg"):
+        put_image(tmp_path, image.replace("a/", ""))
+        rows += [[image, *b, n] for n, *b in boxes_of(image)]
+    put_csv(tmp_path, "boxes.csv", rows)
+    assert found_in(tmp_path)["all"]["images/2.jpg"] == []
+    assert any("are not there (1 of 3), e.g. images/a/2.jpg" in row for row in rows_of(tmp_path))
+
+
 def test_two_names_that_could_mean_one_image(tmp_path):
     put_image(tmp_path, "images/1.jpg")
     put(tmp_path, "a.json", coco({"x/1.jpg": boxes_of(1), "y/1.jpg": boxes_of(2)}))
@@ -592,6 +678,15 @@ def test_relative_values_within_the_tolerance(tmp_path):
     assert found["2.jpg"] == [["disc", 10, 20, 100.04, 50]]
 
 
+def test_a_table_in_two_units(tmp_path):
+    put_image(tmp_path, "0.jpg")
+    put_image(tmp_path, "1.jpg")
+    rows = [["0.jpg", *b, n] for n, *b in boxes_of(0)] + [["1.jpg", 0, 0.2, 1, 0.5, "disc"]]
+    put_csv(tmp_path, "boxes.csv", rows)
+    message = refused(tmp_path)
+    assert "1 of 4 boxes in relative values, for example of 1.jpg, and others in pixels" in message
+
+
 def test_images_that_a_table_does_not_list_are_negatives(tmp_path):
     truth = {f"images/{i}.jpg": boxes_of(i) if i < 5 else [] for i in range(8)}
     for image in truth:
@@ -696,10 +791,11 @@ def test_other_shapes_of_cvat(tmp_path):
     assert found_in(tmp_path)["all"]["0.jpg"] == expected
 
 
-def test_tracks_of_cvat(tmp_path):
+@pytest.mark.parametrize("first", [0, 1])
+def test_tracks_of_cvat(first, tmp_path):
     truth, tracks = {}, dict.fromkeys(NAMES, "")
     for i in range(5):
-        image = f"images/frame_{i:06d}.PNG"
+        image = f"images/frame_{i + first:06d}.PNG"
         put_image(tmp_path, image)
         truth[image] = [["disc", 5 + i, 6, 20 + i, 20]] if i < 3 else []
         outside = int(i >= 3)
@@ -708,7 +804,10 @@ def test_tracks_of_cvat(tmp_path):
     text = "".join(f'<track id="0" label="{n}">{x}</track>' for n, x in tracks.items())
     size = "<original_size><width>64</width><height>48</height></original_size>"
     put(tmp_path, "annotations.xml", CVAT.format(LABELS, size, text))
-    assert found_in(tmp_path) == ordered({"all": truth})
+    if first:  # as ffmpeg numbers them
+        assert "counts frames from 0, but the images begin with" in refused(tmp_path)
+    else:
+        assert found_in(tmp_path) == ordered({"all": truth})
 
 
 def test_yolo_of_cvat(tmp_path):

@@ -54,7 +54,7 @@ def test_a_round_trip(to, photos, tmp_path):
 
 
 boxes = st.tuples(
-    st.sampled_from(["disc", "yes", "a b", "Küche", "<&>", "007"]),
+    st.sampled_from(["disc", "yes", "a: b", "Küche", "<&>", "#007"]),
     st.floats(0, 40, width=32),
     st.floats(0, 30, width=32),
     st.floats(2, 20, width=32),
@@ -62,7 +62,7 @@ boxes = st.tuples(
 )
 images = st.dictionaries(
     st.sampled_from(
-        ["0.jpg", "0.png", "a/0.jpg", "a/b/0.jpg", "train.jpg", "classes.png", "x y.jpg"]
+        ["0.jpg", "0.png", "a/0.jpg", "a/b/0.jpg", "train.jpg", "classes.png", "x y .jpg"]
     ),
     st.lists(boxes, max_size=4, unique=True),
     min_size=2,
@@ -120,13 +120,6 @@ def test_images_stay_where_they_are(photos, tmp_path):
     assert (tmp_path / "link" / "out" / name).is_file()
 
 
-def test_write_parts(photos, tmp_path):
-    converted = read_data(f"{photos[0]}:val")
-    entries = write.write_parts(converted, str(tmp_path / "out"))
-    assert entries == {"val": f"{tmp_path}/out/val.json:{tmp_path}/out"}
-    assert [len(x) for x in found_in(entries["val"]).values()] == [2]
-
-
 def test_detections_are_written_with_their_scores(photos, tmp_path):
     part = read_data(f"{photos[0]}:val").parts["val"]
     detections = [{"image_id": 1, "category_id": 2, "bbox": [1.5, 2, 3, 4], "score": 0.75}]
@@ -153,12 +146,12 @@ def test_what_a_format_cannot_express_is_counted(tmp_path):
     for to in FORMATS:
         counts[to] = convert(str(tmp_path / "set"), output=str(tmp_path / to), to=to).omitted
     assert counts["coco"] == {}
-    assert counts["yolo"] == {write.CROWDS: 1, write.DIFFICULT: 1, write.OUTSIDE: 1}
-    assert counts["voc"] == {write.CROWDS: 1, write.OUTSIDE: 1}
-    assert counts["labelme"] == {write.CROWDS: 1, write.DIFFICULT: 1}
+    assert counts["yolo"] == {write.CROWDS: 2, write.OUTSIDE: 1}
+    assert counts["voc"] == {write.OUTSIDE: 1}
+    assert counts["labelme"] == {write.CROWDS: 2}
     found = read_data(str(tmp_path / "voc")).parts["all"].content["annotations"]
-    assert [a.get("ignore", 0) for a in found] == [1, 0, 0, 0]
-    assert found[1]["bbox"] == [60, 40, 4, 8]
+    assert [a["iscrowd"] for a in found] == [1, 1, 0, 0, 0]
+    assert found[2]["bbox"] == [60, 40, 4, 8]
 
 
 def test_overwriting_removes_only_what_a_conversion_wrote(photos, tmp_path):
@@ -182,11 +175,19 @@ def test_what_is_refused(photos, tmp_path):
         convert(folder, output=str(tmp_path / "out"), to="vox")
     with pytest.raises(UserError, match="contains the data"):
         convert(folder, output=folder, overwrite=True)
-    content = coco({"photos/val1.jpg": boxes_of(1)})
-    del content["annotations"][0]["bbox"]
-    put(tmp_path, "broken.json", content)
-    with pytest.raises(UserError, match="entry 0 of its annotations needs a 'bbox'"):
-        convert(f"{tmp_path}/broken.json:{folder}", output=str(tmp_path / "out"))
+    for change, expected in (
+        (lambda x: x["annotations"][0].pop("bbox"), "entry 0 of its annotations needs a 'bbox'"),
+        (lambda x: x["annotations"][0].update(image_id=7), "1 .* has image_id 7; correct"),
+        (lambda x: x["annotations"][0].update(category_id=7), "1 .* has category_id 7; correct"),
+        (lambda x: x["images"][0].update(width=640), r"upright it has 64 x 48, not 640 x 48"),
+        (lambda x: x["images"][0].update(file_name="x"), "1 images that are not there, as .*/x;"),
+        (lambda x: x["categories"][0].update(name="star"), "the category 'star' twice"),
+    ):
+        content = coco({"photos/val1.jpg": boxes_of(1)})
+        change(content)
+        put(tmp_path, "broken.json", content)
+        with pytest.raises(UserError, match=expected):
+            convert(f"{tmp_path}/broken.json:{folder}", output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import os
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from tood.app.convert.door import Part, read_data
+from tood.app.convert.door import Converted, Part, read_data
 from tood.app.plan.rules import STRIDE, choose_input
 from tood.data.annotations import DataSet, clean_content, count_objects
 from tood.data.check import (
     DataReport,
+    Finding,
     InputSize,
     check_data,
     check_images,
@@ -101,7 +102,7 @@ def check(
         print(checked, checked.error or "sound")
     """
     names = [data] if isinstance(data, str) else list(data)
-    parts = [check_part(part) for name in names for part in read_data(name).parts.values()]
+    parts = [part for name in names for part in _check_parts(read_data(name))]
     trained = [x for part in parts if part.name == "train" for x in list_paths(part.dataset)]
     for part in parts:
         if part.name != "train" and trained:
@@ -115,6 +116,19 @@ def check(
         draw_training_images(datasets, output, config=config, options=options, overwrite=overwrite)
         checked = dataclasses.replace(checked, drawing=output)
     return checked
+
+
+def _check_parts(converted: Converted) -> List[CheckedPart]:
+    """Check each part of a data set; the first report has what its account notes of all files."""
+    parts = [check_part(part) for part in converted.parts.values()]
+    noted = [Finding(*row, "tood convert lists all files") for row in converted.ledger.noted()]
+    orphans = converted.ledger.orphans()
+    if orphans:
+        remedy = "a training stops; add their images, or remove these files"
+        what = "files of labels that belong to no image"
+        noted.append(Finding(what, len(orphans), orphans[0], remedy, is_error=True))
+    parts[0].report.findings.extend(noted)
+    return parts
 
 
 def list_paths(dataset: DataSet) -> List[str]:
@@ -146,7 +160,9 @@ def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> D
     Raises:
         UserError: for mistakes in the data, or if none of these parts exists and there are several.
     """
-    parts = read_data(data).parts
+    converted = read_data(data)
+    converted.ledger.refuse_orphans()
+    parts = converted.parts
     name = next((x for x in prefer if x in parts), None)
     if name is None and len(parts) > 1:
         raise UserError(f"{data} has the parts {', '.join(parts)}; name one, as in {data}:train.")

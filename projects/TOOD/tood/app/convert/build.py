@@ -3,16 +3,26 @@
 import collections
 import math
 import os
+import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from tood.app.convert.folder import Folder, folder_splits, match_files, split_words, stem_of
-from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, NO_IMAGE, Ledger
+from tood.app.convert.folder import (
+    SPLITS,
+    Folder,
+    folder_splits,
+    match_files,
+    match_names,
+    split_words,
+    stem_of,
+)
+from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, LIST, NO_IMAGE, Ledger
 from tood.utils.errors import UserError
 
 Contents = Dict[str, Dict]  # split -> COCO's lists
 CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
 NOT_CLASSES = ("__ignore__", "_background_", "background")
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
+_FOLLOWS = re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))")  # a flag or labels, in a list
 DUPLICATE = "the same class and box twice"
 
 
@@ -21,8 +31,7 @@ class Object(NamedTuple):
 
     label: str
     box: Tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels from 0, or relative
-    crowd: bool = False
-    difficult: bool = False
+    crowd: bool = False  # or difficult, in Pascal VOC: ignored in evaluation
 
 
 class Record(NamedTuple):
@@ -67,7 +76,8 @@ def match_labels(folder: Folder, ledger: Ledger, labels: Dict[str, Labels]) -> L
     """
     matched = match_files(folder, ledger, list(labels), {f: x.stated for f, x in labels.items()})
     orphans = [file for file in labels if file not in matched]
-    ledger.check_share("files of labels have no image", orphans, len(labels))
+    remedy = "put images and labels of the same names together"
+    ledger.check_share("files of labels have no image", orphans, len(labels), remedy)
     ledger.ignore(orphans, NO_IMAGE)
     for file, found in labels.items():
         ledger.objects_in += len(found.objects)
@@ -115,10 +125,14 @@ def build_contents(
     sizes = {image: folder.size_of(image) for image in used}
     _check_sizes([r for r in records if r.image in used], sizes, folder)
     objects = {i: _objects_of(i, found, sizes, ledger) for i, found in by_image.items()}
-    check_outside([(i, objects.get(i, ()), sizes[i]) for i in sorted(used)])
+    check_outside([(i, objects.get(i, ()), sizes[i]) for i in sorted(used)], ledger)
     names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
     for split, images in splits.items():
-        _enter_images(folder, ledger, split, images, by_image)
+        lonely = [i for i in images if i not in by_image]
+        remedy = "put images and labels of the same names together, or add empty labels"
+        ledger.check_share("images have no labels", lonely, len(images), remedy)
+        for image in images:
+            enter_image(ledger, image, split)
     _enter_labels(ledger, by_image, used)
     ledger.objects_out += sum(len(objects.get(i, ())) for i in used)
     return {k: _content(v, objects, sizes, names) for k, v in splits.items() if v}
@@ -138,7 +152,7 @@ def divide_images(
     Raises:
         UserError: if some labelled images lie in folders of splits and some do not.
     """
-    words = {i: next(iter(_splits_of(folder, i)), "") for i in folder.images}
+    words = _split_by_image(folder)
     for image, record in labelled.items():
         own = record.split or words[image]
         words[image] = own or next(iter(folder_splits(record.file)), "")
@@ -184,20 +198,16 @@ def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
     return splits
 
 
-def _splits_of(folder: Folder, image: str) -> List[str]:
-    """Return the split of an image by its folders, or by its name if every image has one."""
-    names = folder.names
-    if not hasattr(names, "splits"):
-        outer = {i: folder_splits(i)[:1] for i in folder.images}
-        inner = {i: folder_splits(i)[-1:] for i in folder.images}
-        by_name = {i: split_words(stem_of(i)) for i in folder.images}
-        names.splits = outer
-        if len({tuple(x) for x in outer.values()}) == 1:  # such as training/val
-            names.splits = inner
-        kinds = {tuple(x) for x in by_name.values()}
-        if not any(inner.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
-            names.splits = by_name
-    return names.splits[image]
+def _split_by_image(folder: Folder) -> Dict[str, str]:
+    """Return the split of each image by its folders, or by its name if every image has one."""
+    steps = {i: folder_splits(i) for i in folder.images}
+    names = {i: split_words(stem_of(i)) for i in folder.images}
+    kinds = {tuple(x) for x in names.values()}
+    if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
+        steps = names
+    # The outermost folder decides, unless it is the same for all, as in training/val.
+    step = -1 if len({tuple(x[:1]) for x in steps.values()}) == 1 else 0
+    return {image: found[step] if found else "" for image, found in steps.items()}
 
 
 def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
@@ -253,8 +263,8 @@ def _objects_of(image: str, records: Sequence[Record], sizes: Dict, ledger: Ledg
     return kept
 
 
-def check_outside(found: Sequence[Tuple[str, Sequence[Object], Tuple]]) -> None:
-    """Raise UserError if most objects lie outside of their image.
+def check_outside(found: Sequence[Tuple[str, Sequence[Object], Tuple]], ledger: Ledger) -> None:
+    """Note objects outside of their image; raise UserError if they are most of all.
 
     Args:
         found: images, their objects in pixels, and their sizes.
@@ -271,6 +281,8 @@ def check_outside(found: Sequence[Tuple[str, Sequence[Object], Tuple]]) -> None:
             f"{len(outside)} of {total} objects lie outside of their images, for example "
             f"{outside[0]}; use the images and the units (relative or pixels) of the labels."
         )
+    for example in outside:
+        ledger.note("objects lie outside of their images", example)
 
 
 def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) -> List[str]:
@@ -292,16 +304,10 @@ def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) 
 
 def read_classes(folder: Folder, file: str) -> List[str]:
     """Return the names of classes of a text file: one per line, as LabelMe and CVAT write it."""
-    lines = [x.split(":")[0].strip() for x in folder.lines(file) if not x.startswith("#")]
+    lines = folder.lines(file)
+    if lines and lines[0].startswith("# label:"):
+        lines = [line.split(":")[0].strip() for line in lines[1:]]
     return [name for name in dict.fromkeys(lines) if name and name not in NOT_CLASSES]
-
-
-def _enter_images(folder, ledger: Ledger, split: str, images: Sequence[str], by_image) -> None:
-    """Give the images of a split their role, and count those without labels."""
-    lonely = [i for i in images if i not in by_image]
-    ledger.check_share("images have no labels", lonely, len(images))
-    for image in images:
-        enter_image(ledger, image, split)
 
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:
@@ -335,7 +341,7 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
         content["images"].append(
             {"id": image_id, "file_name": image, "width": width, "height": height}
         )
-        for label, (x1, y1, x2, y2), crowd, difficult in objects.get(image, ()):
+        for label, (x1, y1, x2, y2), crowd in objects.get(image, ()):
             annotation = {
                 "id": len(content["annotations"]) + 1,
                 "image_id": image_id,
@@ -344,7 +350,7 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
                 "area": float(x2 - x1) * float(y2 - y1),
                 "iscrowd": int(crowd),
             }
-            content["annotations"].append({**annotation, "ignore": 1} if difficult else annotation)
+            content["annotations"].append(annotation)
     return content
 
 
@@ -354,6 +360,76 @@ def text_of_label(label: Any, where: str) -> str:
     if not text:
         raise UserError(f"{where} has an object without a class; name its class.")
     return text
+
+
+def read_size(width: Any, height: Any) -> Optional[Tuple[int, int]]:
+    """Return a size that a file states, or None if it states none."""
+    try:
+        size = int(float(width)), int(float(height))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def sort_corners(corners: Sequence[float], ledger: Ledger, file: str) -> Tuple:
+    """Return x1, y1, x2, y2 of a box of which any two opposite corners are stated."""
+    a, b, c, d = corners
+    if a > c or b > d:
+        ledger.note("boxes whose corners were swapped", file)
+    return min(a, c), min(b, d), max(a, c), max(b, d)
+
+
+def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[str]]]:
+    """Return the images of the splits that text files such as ``train.txt`` list, or None.
+
+    Such files are in ``ImageSets`` or ``ImageSets/Main``, or anywhere if their first line names an
+    image. A ``trainval.txt`` beside others contributes what they lack.
+    """
+    homes: Dict[str, Dict[str, str]] = {}
+    for file in folder.with_suffix(".txt"):
+        name, home = stem_of(file).lower(), os.path.dirname(file)
+        root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
+        if is_voc:  # also lists of one class, which are not needed
+            ledger.enter(file, LIST)
+        is_list = is_voc or ("imagesets" not in home.lower() and _names_image(folder, file))
+        if name in SPLITS and is_list:
+            homes.setdefault(root, {})[name] = file
+    splits: Dict[str, List[str]] = {}
+    for root, files in homes.items():
+        near = [os.path.join(root, place).rstrip("/") for place in ("", "JPEGImages", "images")]
+        lists = {n: list_images(folder, ledger, file, [*near, ""]) for n, file in files.items()}
+        both = lists.pop("trainval", None)
+        if both is not None and not {"train", "val"} <= set(lists):
+            rest = {*lists.get("train", ()), *lists.get("val", ())}
+            lists["val" if "train" in lists else "train"] = [i for i in both if i not in rest]
+        for name, images in lists.items():
+            splits.setdefault(SPLITS[name], []).extend(images)
+    used = {image for images in splits.values() for image in images}
+    if not used:
+        return None
+    ledger.ignore([i for i in folder.images if i not in used], "in no list of images")
+    return splits
+
+
+def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
+    """Return the images that a text file names, each once; ``near`` as in match_names."""
+    names = list(dict.fromkeys(_listed_name(folder, line) for line in folder.lines(file)))
+    found = match_names(folder, ledger, names, near, file)
+    ledger.enter(file, LIST)
+    return list(dict.fromkeys(found[name] for name in names if name in found))
+
+
+def _listed_name(folder: Folder, line: str) -> str:
+    """Return a line of a list without a flag, or a file of labels, that follows the name."""
+    more = _FOLLOWS.fullmatch(line)
+    known, base = folder.names, os.path.basename(line.replace("\\", "/"))
+    return line if more is None or base in known.base or base in known.stem else more.group(1)
+
+
+def _names_image(folder: Folder, file: str) -> bool:
+    first = next(iter(folder.lines(file)), "").replace("\\", "/")
+    base = os.path.basename(_listed_name(folder, first))
+    return base in folder.names.base or base in folder.names.stem
 
 
 def read_numbers(texts: Sequence[str], where: str) -> List[float]:

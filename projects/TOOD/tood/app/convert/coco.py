@@ -43,14 +43,9 @@ def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     sizes; :func:`tood.data.annotations.clean_annotations` judges and repairs them.
     """
     labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
-    if not labelled:
-        raise UserError(
-            f"{folder.path(files[0])} is not in COCO's instances format: it must contain the lists "
-            "images, annotations, categories."
-        )
     ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")
-    splits = split_of_files(folder, labelled)
-    contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled}
+    splits = split_of_files(folder, labelled or files[:1])
+    contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled or files[:1]}
     ledger.ignore(folder.images, "not listed by a COCO file")
     return contents
 
@@ -62,19 +57,23 @@ def read_coco_file(folder: Folder, file: str, ledger: Ledger) -> Contents:
     """Read a file whose images are relative to the folder, which is searched only for images that
     are not at their places.
     """
-    content = folder.json(file)
-    if not _is_coco(content) or not isinstance(content.get("annotations"), list):
-        raise UserError(
-            f"{folder.path(file)} is not in COCO's instances format: it must contain the lists "
-            "images, annotations, categories."
-        )
     return {"all": _read_file(folder, file, ledger, "all", root="")}
 
 
 def _read_file(
     folder: Folder, file: str, ledger: Ledger, split: str, root: Optional[str] = None
 ) -> Dict:
-    content = {key: folder.json(file)[key] for key in LISTS}
+    content = folder.json(file)
+    if not _is_coco(content) or not isinstance(content.get("annotations"), list):
+        raise UserError(
+            f"{folder.path(file)} is not in COCO's instances format: it must contain the lists "
+            "images, annotations, categories."
+        )
+    content = {key: content[key] for key in LISTS}
+    names = [c["name"] for c in content["categories"] if isinstance(c, dict) and c.get("name")]
+    doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if doubled is not None:
+        raise UserError(f"{folder.path(file)} names the category {doubled!r} twice; rename one.")
     ledger.objects_in += len(content["annotations"])
     group = unused_root(content)
     if group is not None:
@@ -88,7 +87,7 @@ def _read_file(
         enter_image(ledger, str(image["file_name"]), split)
     ledger.enter(file, LABELS, f"{len(images)} images")
     ledger.objects_out += len(content["annotations"])
-    _check_outside(content)
+    _check_outside(content, ledger)
     return content
 
 
@@ -123,17 +122,22 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     if left and root is not None and os.path.isdir(folder.root):
         folder.include(folder.root)
     found = {**match_names(folder, ledger, left, _near(folder, file, home, split)), **outside}
-    located = []
+    located, missing = [], []
     for image in images:
         name = image.get("file_name") if isinstance(image, dict) else None
         if isinstance(name, str) and name not in found:
-            ledger.note("images that a COCO file lists are not there", name)
+            missing.append(name)
         if isinstance(name, str) and name in found:
             image = {**image, "file_name": found[name]}
             if not all(_is_size(image.get(key)) for key in ("width", "height")):
                 image["width"], image["height"] = folder.size_of(found[name])
                 ledger.note("images whose size was taken from their file", found[name])
         located.append(image)
+    kind = f"images that {folder.path(file)} lists are not there"
+    if root is None:
+        ledger.check_share(kind, missing, len(images), "name their folder: FILE.json:FOLDER")
+    for name in missing if root is not None else ():
+        ledger.note(kind, name)
     return located
 
 
@@ -196,7 +200,7 @@ def _has_id(annotation) -> bool:
     return isinstance(annotation, dict) and annotation.get("id") is not None
 
 
-def _check_outside(content: Dict) -> None:
+def _check_outside(content: Dict, ledger: Ledger) -> None:
     boxes: Dict = {}
     for a in content["annotations"]:
         if isinstance(a, dict) and is_box(a.get("bbox")) and a["bbox"][2] > 0 < a["bbox"][3]:
@@ -207,4 +211,4 @@ def _check_outside(content: Dict) -> None:
         for i in content["images"]
         if isinstance(i, dict) and _is_size(i.get("width")) and _is_size(i.get("height"))
     ]
-    check_outside(found)
+    check_outside(found, ledger)

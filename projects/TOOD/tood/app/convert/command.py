@@ -7,10 +7,11 @@ from typing import Dict
 
 from tabulate import tabulate
 
-from tood.app.convert.door import read_data
+from tood.app.convert.door import Part, read_data
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset, write_ledger
 from tood.data.annotations import clean_annotations
+from tood.data.check import check_images, split_broken
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder
 
@@ -50,24 +51,38 @@ def convert(
         to: "coco": ``SPLIT.json``, boxes in pixels, names relative to the JSON file, and images
             stay where they are. "yolo", "voc", "labelme": a folder of that format with copies of
             the images; "voc" rounds boxes to whole pixels.
-        keep_difficult: keep Pascal VOC's difficult objects like others, instead of ignoring them.
+        keep_difficult: keep Pascal VOC's difficult objects like others, not marked "iscrowd".
         overwrite: replace the files of an earlier conversion to this folder.
 
     Raises:
-        UserError: for data that cannot be read, and a folder that contains other files.
+        UserError: for data that cannot be read or contradict themselves, and a folder that
+            contains other files.
     """
     if to not in WRITERS:
         raise UserError(f"{to!r} is not a format to write; use one of {', '.join(WRITERS)}.")
     converted = read_data(data, keep_difficult=keep_difficult)
-    for part in converted.parts.values():  # refuses records that no program could read
-        clean_annotations(dict(part.content), part.source, part.image_root)
     for part in converted.parts.values():
+        _check_records(part, is_coco=converted.format == "COCO")
         if f"{os.path.realpath(part.image_root)}/".startswith(f"{os.path.realpath(output)}/"):
             raise UserError(f"{output} contains the data; name another --output.")
     empty_folder(output, overwrite)
     written = write_dataset(converted.parts.values(), to, output)
     write_ledger(converted, written, output)
     return Conversion(output, written.entries, converted.ledger, written.omitted)
+
+
+def _check_records(part: Part, is_coco: bool) -> None:
+    """Raise UserError for records that no program could read; of COCO files, which are kept as they
+    are, also for unknown ids and for images that are missing or of another size.
+    """
+    content = clean_annotations(dict(part.content), part.source, part.image_root)
+    if is_coco:
+        usable = [{**a, "ignore": 0} for a in content["annotations"]]
+        _, found = split_broken({**content, "annotations": usable})
+        found += check_images(content["images"], part.image_root)
+        for what, count, example, remedy, *_ in found:
+            if count:
+                raise UserError(f"{part.source} has {count} {what}, as {example}; {remedy}.")
 
 
 def empty_folder(output: str, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from tood.app.convert.build import (
     Record,
     build_contents,
     read_numbers,
+    read_size,
     text_of_label,
 )
 from tood.app.convert.folder import SPLITS, Folder, match_names, stem_of
@@ -21,7 +22,11 @@ from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.voc import parse_xml
 from tood.utils.errors import UserError
 
-OTHER_SHAPES = ("polyline", "points", "cuboid", "skeleton", "tag")
+SHAPES = {  # with an area, beside polygons: attributes of their boxes
+    "box": ("xtl", "ytl", "xbr", "ybr"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+    "mask": ("left", "top", "width", "height"),
+}
 Stated = Tuple[str, str, Optional[Tuple[int, int]], List[Object]]  # name, split, size, objects
 
 
@@ -52,11 +57,9 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     listed = {record.image for record in records}
     ledger.ignore([i for i in folder.images if i not in listed], "not named by CVAT's file")
     splits: Dict[str, List[str]] = collections.defaultdict(list)
-    if all(record.split for record in records):
-        for record in records:
-            splits[record.split].append(record.image)
-    else:
-        splits["all"] = [record.image for record in records]
+    has_splits = all(record.split for record in records)
+    for record in records:
+        splits[record.split if has_splits else "all"].append(record.image)
     return build_contents(folder, ledger, records, splits=dict(splits), classes=classes)
 
 
@@ -69,7 +72,8 @@ def _images_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
         objects = [_object_of(folder, file, shape, None, ledger) for shape in image]
         split = SPLITS.get((image.get("subset") or "").lower(), "")
         name = image.get("name") or ""
-        found.append((name, split, _size_of(image), [o for o in objects if o is not None]))
+        size = read_size(image.get("width"), image.get("height"))
+        found.append((name, split, size, [o for o in objects if o is not None]))
     return found
 
 
@@ -98,26 +102,19 @@ def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
             f"{folder.path(file)}: a frame could be {folder.path(doubled[0])} or "
             f"{folder.path(doubled[1])}; leave one image per frame in the folder."
         )
-    size = _size_of(root.find("./meta//original_size"))
-    unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
-    return [
-        (
-            os.path.relpath(images[n][0], os.path.dirname(file) or ".")
-            if n in images
-            else f"frame {n}",
-            "",
-            size,
-            objects,
+    if frames.get(0) and 0 not in images and 1 in images:
+        raise UserError(
+            f"{folder.path(file)} counts frames from 0, but the images begin with "
+            f"{folder.path(images[1][0])}; rename the images so that the first is 0."
         )
+    stated = (root.findtext(f"./meta//original_size/{key}") for key in ("width", "height"))
+    size = read_size(*stated)
+    unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
+    names = {n: os.path.relpath(x[0], os.path.dirname(file) or ".") for n, x in images.items()}
+    return [
+        (names.get(n, f"frame {n}"), "", size, objects)
         for n, objects in sorted({**unlabelled, **frames}.items())
     ]
-
-
-def _size_of(element: Optional[Element]) -> Optional[Tuple[int, int]]:
-    if element is None:
-        return None
-    texts = [element.get(key) or element.findtext(key) or "" for key in ("width", "height")]
-    return (int(texts[0]), int(texts[1])) if all(text.isdigit() for text in texts) else None
 
 
 def _object_of(
@@ -125,7 +122,7 @@ def _object_of(
 ) -> Optional[Object]:
     """Return the object of a shape, or None for shapes without an area."""
     where = f"{folder.path(file)}:"
-    if shape.tag in OTHER_SHAPES:
+    if shape.tag != "polygon" and shape.tag not in SHAPES:
         ledger.skip(f"shapes of the type {shape.tag}", file)
         return None
     label = text_of_label(label or shape.get("label"), where)
@@ -133,21 +130,13 @@ def _object_of(
         pairs = [x.split(",") for x in (shape.get("points") or "").split(";")]
         points = [read_numbers(pair, where) for pair in pairs]
     else:
-        keys = {
-            "box": ("xtl", "ytl", "xbr", "ybr"),
-            "ellipse": ("cx", "cy", "rx", "ry"),
-            "mask": ("left", "top", "width", "height"),
-        }.get(shape.tag)
-        if keys is None:
-            raise UserError(f"{where} has a shape {shape.tag!r}, which is not known; remove it.")
-        a, b, c, d = read_numbers([shape.get(key) for key in keys], where)
-        box = {
-            "box": (a, b, c, d),
-            "ellipse": (a - c, b - d, a + c, b + d),
-            "mask": (a, b, a + c, b + d),
-        }[shape.tag]
-        (angle,) = read_numbers([shape.get("rotation") or 0], where)
-        points = _rotate(box, angle)
+        texts = [shape.get(key) for key in SHAPES[shape.tag]] + [shape.get("rotation") or 0]
+        a, b, c, d, angle = read_numbers(texts, where)
+        if shape.tag == "ellipse":  # centre and radii
+            a, b, c, d = a - c, b - d, a + c, b + d
+        elif shape.tag == "mask":  # corner, width and height
+            c, d = a + c, b + d
+        points = _rotate((a, b, c, d), angle)
     xs, ys = zip(*points)
     return Object(label, (min(xs), min(ys), max(xs), max(ys)))
 

@@ -54,8 +54,8 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     Args:
         data: a folder, FOLDER:SPLIT, FILE.json, FILE.json:IMAGES, a CSV file, a ``data.yaml``, or
             an ``annotations.xml``.
-        keep_difficult: keep Pascal VOC's difficult objects like others; by default they get
-            "ignore": 1.
+        keep_difficult: keep Pascal VOC's difficult objects like others; by default they are marked
+            "iscrowd", which the evaluation ignores.
 
     Returns:
         its splits and the account of its files. Sizes of images are those of the upright images.
@@ -81,10 +81,10 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
                 f"{path} has no part {split!r}, but {', '.join(contents)}; name one of these."
             )
         contents = {split: contents[split]}
-    if keep_difficult and kind is not COCO:
+    if keep_difficult and kind is VOC:
         for content in contents.values():
             for annotation in content["annotations"]:
-                annotation.pop("ignore", None)
+                annotation["iscrowd"] = 0
     parts = {}
     for name, content in contents.items():
         # Sentences must not begin with "."
@@ -92,11 +92,6 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
         source = shown if split or name == "all" else f"{shown}:{name}"
         parts[name] = Part(name, content, folder.root, source)
     return Converted(data, kind.name, parts, ledger)
-
-
-def find_parts(data: str) -> List[str]:
-    """Return the names of the splits of a data set, after reading it."""
-    return list(read_data(data).parts)
 
 
 def _parse(data: str) -> Tuple[str, str, Any]:
@@ -162,14 +157,11 @@ def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
         ledger.ignore([file], reason)
     ledger.ignore(folder.images, "in no split")
     ledger.ignore(folder.files, "not labels of this format")
-    images = {
-        name: {str(i.get("file_name")) for i in content["images"] if isinstance(i, dict)}
-        for name, content in contents.items()
-    }
+    used = {}
     for name, content in contents.items():
         ledger.splits[name] = (len(content["images"]), len(content["annotations"]))
         labelled = {str(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)}
-        ledger.num_negatives += sum(
-            str(i.get("id")) not in labelled for i in content["images"] if isinstance(i, dict)
-        )
-    ledger.close(folder.files, images)
+        images = [image for image in content["images"] if isinstance(image, dict)]
+        used[name] = {str(image.get("file_name")) for image in images}
+        ledger.num_negatives += sum(str(image.get("id")) not in labelled for image in images)
+    ledger.close(folder.files, used)

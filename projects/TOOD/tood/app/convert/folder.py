@@ -75,7 +75,7 @@ class Folder:
             if real in self.folders:
                 continue
             self.folders[real] = prefix
-            for entry in os.scandir(real):
+            for entry in self._entries(real):
                 file = f"{prefix}/{entry.name}".lstrip("/")
                 if entry.name.startswith((".", "__MACOSX")):
                     self._hide(entry, file)
@@ -91,14 +91,21 @@ class Folder:
                     self.ignored[file] = "a link to nothing, or not a file"
         return sorted(links)
 
+    def _entries(self, real: str) -> List[os.DirEntry]:
+        try:
+            return list(os.scandir(real))
+        except OSError as error:
+            raise UserError(
+                f"The folder {real} cannot be read ({error.strerror}); check its permissions."
+            ) from error
+
     def _hide(self, entry: os.DirEntry, file: str) -> None:
-        self.ignored[file if entry.is_file() else f"{file}/"] = "hidden"
-        if entry.is_dir(follow_symlinks=False):
-            del self.ignored[f"{file}/"]
-            for path, _, names in os.walk(entry.path):
-                inner = os.path.relpath(path, entry.path).replace(os.sep, "/")
-                prefix = file if inner == "." else f"{file}/{inner}"
-                self.ignored.update({f"{prefix}/{name}": "hidden" for name in names})
+        if not entry.is_dir(follow_symlinks=False):
+            self.ignored[file] = "hidden"
+            return
+        for path, _, names in os.walk(entry.path):
+            prefix = f"{file}/{relative_path(path, entry.path)}".rstrip("/")
+            self.ignored.update({f"{prefix}/{name}": "hidden" for name in names})
 
     @functools.cached_property
     def names(self) -> "Names":
@@ -141,7 +148,7 @@ class Folder:
             ) from error
 
     def text(self, file: str) -> str:
-        """Return the text of a small file in UTF-8, with or without a byte order mark."""
+        """Return the text of a small file."""
         return decode(self.bytes(file), self.path(file))
 
     def lines(self, file: str) -> List[str]:
@@ -318,11 +325,12 @@ def match_names(
         if image is not None:
             found[name] = image
     taken, places = set(found.values()), _places(folder, names, near, found)
+    has_paths = any("/" in name for name in found)  # so that folders in other names count as well
     by_image: Dict[str, str] = {}
     for name in names:
         image = None
         if name not in found:
-            image = _by_name(folder, name, near, taken, places[os.path.dirname(name)])
+            image = _by_name(folder, name, near, taken, places[os.path.dirname(name)], has_paths)
         if image is None:
             continue
         other = by_image.setdefault(image, name)
@@ -337,7 +345,7 @@ def match_names(
     if source:
         missing = [name for name in names if name not in found]
         kind = f"images that {folder.path(source)} names are not there"
-        ledger.check_share(kind, missing, len(names))
+        ledger.check_share(kind, missing, len(names), "correct the names, or add the images")
     return found
 
 
@@ -369,12 +377,13 @@ def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
 
 
 def _by_name(
-    folder: Folder, name: str, near: Sequence[str], taken: Set[str], places: Set[str]
+    folder: Folder, name: str, near: Sequence[str], taken: Set[str], places: Set[str], strict: bool
 ) -> Optional[str]:
     """Return the image whose path ends as a name does, with as many folders as possible.
 
     Args:
         places: where images of the same folder were found at exactly their paths.
+        strict: whether at least one folder of a path must agree.
     """
     index, name = folder.names, name.replace("\\", "/")
     base = name.rpartition("/")[2]
@@ -389,6 +398,8 @@ def _by_name(
             continue
         steps = [key(x) for x in name.split("/")[:-1]]
         tails = [_common_tail([key(x) for x in i.split("/")[:-1]], steps) for i in images]
+        if strict and "/" in name and not places and not max(tails):
+            continue
         images = [i for i, tail in zip(images, tails) if tail == max(tails)]
         if len(images) > 1:
             images = [i for i in images if any(n and i.startswith(f"{n}/") for n in near)] or images
@@ -456,10 +467,11 @@ def folder_splits(file: str) -> List[str]:
     return found
 
 
-def decode(data: bytes, path: str) -> str:
-    """Return the text of a file in UTF-8, or raise UserError."""
+def decode(data: bytes, path: str, errors: str = "strict") -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with its mark, or raise UserError."""
     try:
-        return data.decode("utf-8-sig")
+        is_wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return data.decode("utf-16" if is_wide else "utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not in UTF-8; save it as UTF-8.") from error
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from tood.app.convert.build import (
     Contents,
@@ -12,6 +12,8 @@ from tood.app.convert.build import (
     build_contents,
     match_labels,
     read_numbers,
+    read_size,
+    read_split_lists,
     text_of_label,
 )
 from tood.app.convert.folder import Folder, plain, stem_of
@@ -36,7 +38,8 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
     for file in files:
         objects, content = _objects_of(folder, file, ledger), folder.json(file)
         stated = str(content.get("imagePath") or "")
-        labels[file] = Labels(objects, _size_of(content), stated)
+        size = read_size(content.get("imageWidth"), content.get("imageHeight"))
+        labels[file] = Labels(objects, size, stated)
     inside = [f for f in files if folder.json(f).get("imageData") and not _is_there(folder, f)]
     if len(inside) > len(files) / 2:
         raise UserError(
@@ -46,7 +49,8 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
         )
     for file in inside:
         ledger.note("images that exist only inside of their LabelMe files (imageData)", file)
-    return build_contents(folder, ledger, match_labels(folder, ledger, labels))
+    records = match_labels(folder, ledger, labels)
+    return build_contents(folder, ledger, records, splits=read_split_lists(folder, ledger))
 
 
 LABELME = Format("LabelMe", find_labelme, read_labelme)
@@ -56,11 +60,6 @@ def _is_there(folder: Folder, file: str) -> bool:
     stated = os.path.basename(str(folder.json(file).get("imagePath") or "").replace("\\", "/"))
     stems = folder.names.plain_stem
     return plain(stem_of(file)) in stems or plain(stem_of(stated)) in stems
-
-
-def _size_of(content: Dict) -> Optional[Tuple[int, int]]:
-    size = content.get("imageWidth"), content.get("imageHeight")
-    return size if all(type(x) is int and x > 0 for x in size) else None
 
 
 def _objects_of(folder: Folder, file: str, ledger: Ledger) -> List[Object]:

@@ -59,12 +59,12 @@ class Ledger:
         """Count something unusual, which the table reports with its first example."""
         self.notes[text].append(example)
 
-    def check_share(self, kind: str, lonely: Sequence[str], total: int) -> None:
+    def check_share(self, kind: str, lonely: Sequence[str], total: int, remedy: str) -> None:
         """Note files without a partner; raise UserError if they are more than half of all."""
         if len(lonely) > MAX_SHARE * total:
             raise UserError(
                 f"{len(lonely)} of {total} {kind}, for example {lonely[0]}; more than half are "
-                "taken for a mistake: put images and labels of the same names together."
+                f"taken for a mistake: {remedy}."
             )
         if lonely:
             self.notes[f"{kind} ({len(lonely)} of {total})"] += lonely
@@ -110,6 +110,24 @@ class Ledger:
                 "the program, please report it with a list of your files."
             )
 
+    def noted(self) -> List[Tuple[str, int, str]]:
+        """Return what was ignored or is unusual: (what, count, example), the example may be ""."""
+        return [
+            (what if kind == "note" else f"{kind}: {what}", count, example)
+            for kind, what, count, example in self._noted()
+        ]
+
+    def _noted(self) -> List[Tuple[str, str, int, str]]:
+        reasons = collections.defaultdict(list)
+        for file, (role, detail) in self.files.items():
+            if role == IGNORED:
+                reasons[detail].append(file)
+        return [
+            *(("ignored objects", k, n, self.examples[k]) for k, n in self.ignored_objects.items()),
+            *(("ignored files", k, len(x), x[0]) for k, x in reasons.items()),
+            *(("note", k, len(x), next(filter(None, x), "")) for k, x in self.notes.items()),
+        ]
+
     def rows(self) -> List[Tuple[str, str]]:
         """Return the totals as rows of a table: a name, and a text."""
         counts = collections.Counter(role for role, _ in self.files.values())
@@ -119,17 +137,9 @@ class Ledger:
         rows.append(
             ("objects", f"{self.objects_out} of {self.objects_in} in {counts[LABELS]} files")
         )
-        for reason, count in self.ignored_objects.items():
-            rows.append(("ignored objects", f"{count}: {reason}, e.g. {self.examples[reason]}"))
-        reasons = collections.defaultdict(list)
-        for file, (role, detail) in self.files.items():
-            if role == IGNORED:
-                reasons[detail].append(file)
-        for reason, files in reasons.items():
-            rows.append(("ignored files", f"{len(files)}: {reason}, e.g. {files[0]}"))
-        for text, examples in self.notes.items():
-            found = [x for x in examples if x]
-            rows.append(("note", f"{text}, e.g. {found[0]}" if found else text))
+        for kind, what, count, example in self._noted():
+            text = what if kind == "note" else f"{count}: {what}"
+            rows.append((kind, f"{text}, e.g. {example}" if example else text))
         return rows
 
     def as_dict(self) -> Dict:

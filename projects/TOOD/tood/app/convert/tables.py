@@ -14,6 +14,8 @@ from tood.app.convert.build import (
     Object,
     Record,
     build_contents,
+    read_size,
+    sort_corners,
     split_of_files,
 )
 from tood.app.convert.folder import SPLITS, Folder, decode, match_names
@@ -78,14 +80,12 @@ CSV = Format("CSV", find_tables, read_tables)
 
 def _table_of(folder: Folder, file: str) -> Optional[Table]:
     data = folder.read(file)
-    is_wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    start = data.decode("utf-16", "replace") if is_wide else data.decode("utf-8-sig", "replace")
-    lines = start.splitlines()
+    lines = decode(data, folder.path(file), "replace").splitlines()
     for delimiter in ",;\t|":
         columns = _columns_of(next(csv.reader(lines[:1], delimiter=delimiter), []))
         if columns is not None:
-            text = start if is_wide else decode(data, folder.path(file))
-            return Table(file, _rows_of(folder, file, text, delimiter), columns, delimiter != ",")
+            rows = _rows_of(folder, file, decode(data, folder.path(file)), delimiter)
+            return Table(file, rows, columns, delimiter != ",")
     return None
 
 
@@ -122,10 +122,17 @@ def _records_of(
     """Return the boxes of each image."""
     found: Dict[Tuple, List[Object]] = collections.defaultdict(list)
     for number, row in table.rows if "headless" in table.columns else table.rows[1:]:
-        image, size, named, objects = _read_row(folder, table, number, row, names)
+        image, size, named, objects = _read_row(folder, table, ledger, number, row, names)
         found[image, size, named or split] += objects
-    boxes = [o.box for objects in found.values() for o in objects]
-    relative = bool(boxes) and all(-WITHIN <= x <= 1 + WITHIN for box in boxes for x in box)
+    boxes = [(image, o.box) for (image, *_), objects in found.items() for o in objects]
+    small = [x for x in boxes if all(-WITHIN <= value <= 1 + WITHIN for value in x[1])]
+    relative = bool(boxes) and len(small) == len(boxes)
+    mixed = [image for image, box in small if any(value not in (0, 1) for value in box)]
+    if mixed and not relative:
+        raise UserError(
+            f"{folder.path(table.file)} has {len(mixed)} of {len(boxes)} boxes in relative values, "
+            f"for example of {mixed[0]}, and others in pixels; write all in pixels."
+        )
     if relative:
         ledger.note("boxes are relative to the images' sizes", table.file)
     ledger.objects_in += len(boxes)
@@ -147,7 +154,7 @@ def _records_of(
     return records
 
 
-def _read_row(folder: Folder, table: Table, number: int, row: Sequence[str], names: Dict):
+def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, names: Dict):
     """Return the name of an image, its stated size or None, its split or "", and its objects: one,
     or none for a row without a box.
     """
@@ -155,8 +162,7 @@ def _read_row(folder: Folder, table: Table, number: int, row: Sequence[str], nam
     if len(row) <= max(columns.values()):
         raise UserError(f"{where} has {len(row)} columns, fewer than others of its file; fix it.")
     image, texts = row[columns["image"]], [row[columns[key]] for key in BOX]
-    size = [_number(row[columns[k]], True) for k in ("width", "height") if k in columns]
-    size = tuple(int(x) for x in size) if len(size) == 2 and all(size) else None
+    size = read_size(*(row[columns[k]] if k in columns else None for k in ("width", "height")))
     split = SPLITS.get(row[columns["split"]].lower(), "") if "split" in columns else ""
     if not any(texts):
         return image, size, split, []
@@ -167,7 +173,8 @@ def _read_row(folder: Folder, table: Table, number: int, row: Sequence[str], nam
             f"{where} must have an image, four numbers and a label: {','.join(row)[:80]}; fix it."
         )
     group = "group" in columns and row[columns["group"]] == "1"
-    return image, size, split, [Object(names.get(label, label), box, crowd=group)]
+    box = sort_corners(box, ledger, table.file)
+    return image, size, split, [Object(names.get(label, label), box, group)]
 
 
 def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from typing import Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple, Union
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import yaml
 
@@ -17,8 +17,7 @@ from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
 
 LEDGER = "ledger.json"
-CROWDS = "crowds, which the format cannot mark"
-DIFFICULT = "objects to ignore, which the format cannot mark"
+CROWDS = "crowds and objects to ignore, which the format cannot mark"
 OUTSIDE = "objects outside of their image"
 # Names of images that would be taken for lists of classes or of images.
 _RESERVED = ("classes", "labels", "labelmap", "train", "val", "test", "trainval", "data")
@@ -46,20 +45,6 @@ class _Labelled(NamedTuple):
     @property
     def stem(self) -> str:
         return os.path.splitext(self.name)[0]
-
-
-def write_parts(converted: Converted, output: str) -> Dict[str, str]:
-    """Write ``SPLIT.json`` for each split, and ``ledger.json``.
-
-    Returns:
-        "FILE.json:IMAGES" of each split.
-
-    Raises:
-        UserError: if the folder cannot be written to.
-    """
-    written = write_dataset(converted.parts.values(), "coco", output)
-    write_ledger(converted, written, output)
-    return written.entries
 
 
 def write_ledger(converted: Converted, written: Written, output: str) -> None:
@@ -124,11 +109,12 @@ def _labelled_images(
     objects = defaultdict(list)
     for a in content["annotations"]:
         x, y, w, h = a["bbox"]
-        if a["iscrowd"] and not (a.get("ignore") and to == "voc"):
-            omitted[DIFFICULT if a.get("ignore") else CROWDS] += 1
+        difficult = bool(a["iscrowd"] or a.get("ignore"))
+        if difficult and to != "voc":
+            omitted[CROWDS] += 1
             continue
         box = (x, y, x + w, y + h)
-        objects[a["image_id"]].append((names[a["category_id"]], box, bool(a.get("ignore"))))
+        objects[a["image_id"]].append((names[a["category_id"]], box, difficult))
     images = []
     for image in content["images"]:
         size, kept = (image["width"], image["height"]), []
@@ -156,6 +142,7 @@ def _free_name(file: str, taken: set) -> str:
     """Return a name, without folders, whose stem no other image of the data set has."""
     folder, base = os.path.split(file.replace("\\", "/"))
     stem, suffix = os.path.splitext(base)
+    stem = stem.strip()  # lists of names cannot end in spaces
     steps = [x for x in folder.split("/") if x not in ("", ".", "..")]
     candidates = [stem, "_".join([*steps, stem])]
     number = 2
@@ -215,8 +202,7 @@ def _write_voc(images: Sequence[_Labelled], names: Sequence[str], output: str) -
     for image in images:
         files.append(_copy(image, output, "JPEGImages"))
         splits[image.split].append(image.stem)
-        text = ElementTree.tostring(_voc_element(image), encoding="unicode")
-        files.append(_write_text(output, f"Annotations/{image.stem}.xml", text))
+        files.append(_write_text(output, f"Annotations/{image.stem}.xml", _voc_text(image)))
     for split, stems in splits.items():
         if split != "all":
             text = "".join(f"{stem}\n" for stem in stems)
@@ -224,40 +210,28 @@ def _write_voc(images: Sequence[_Labelled], names: Sequence[str], output: str) -
     return [*files, _write_text(output, "classes.txt", "".join(f"{n}\n" for n in names))]
 
 
-def _voc_element(image: _Labelled) -> ElementTree.Element:
-    root = ElementTree.Element("annotation")
-
-    def add(parent, **texts):
-        for key, text in texts.items():
-            ElementTree.SubElement(parent, key).text = str(text)
-
-    add(root, filename=image.name)
+def _voc_text(image: _Labelled) -> str:
     width, height = image.size
-    add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    text = f"<filename>{escape(image.name)}</filename><size><width>{width}</width>"
+    text += f"<height>{height}</height><depth>3</depth></size>"
     for name, (x1, y1, x2, y2), difficult in image.objects:
-        element = ElementTree.SubElement(root, "object")
-        add(element, name=name, difficult=int(difficult))
         # Whole pixels, counted from 1; the last is within the box.
         x1, y1 = (min(math.floor(x + 0.5), n - 1) + 1 for x, n in ((x1, width), (y1, height)))
         x2, y2 = max(math.floor(x2 + 0.5), x1), max(math.floor(y2 + 0.5), y1)
-        add(ElementTree.SubElement(element, "bndbox"), xmin=x1, ymin=y1, xmax=x2, ymax=y2)
-    return root
+        text += f"<object><name>{escape(name)}</name><difficult>{int(difficult)}</difficult>"
+        text += f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+        text += "</bndbox></object>"
+    return f"<annotation>{text}</annotation>"
 
 
 def _write_labelme(images: Sequence[_Labelled], names: Sequence[str], output: str) -> List[str]:
     """Write a JSON file beside each image, in a folder for each split."""
-    files = []
+    files, rectangle = [], {"group_id": None, "shape_type": "rectangle", "flags": {}}
     for image in images:
         place = "" if image.split == "all" else image.split
         files.append(_copy(image, output, place))
         shapes = [
-            {
-                "label": name,
-                "points": [[x1, y1], [x2, y2]],
-                "group_id": None,
-                "shape_type": "rectangle",
-                "flags": {},
-            }
+            {"label": name, "points": [[x1, y1], [x2, y2]], **rectangle}
             for name, (x1, y1, x2, y2), _ in image.objects
         ]
         width, height = image.size

@@ -13,21 +13,22 @@ from tood.app.convert.build import (
     Labels,
     Object,
     build_contents,
+    list_images,
     match_labels,
     read_numbers,
+    read_split_lists,
 )
 from tood.app.convert.folder import (
     SPLITS,
     Folder,
     area_of,
     decode,
-    match_names,
     plain,
     relative_path,
     stem_of,
 )
-from tood.app.convert.ledger import CLASSES, CONFIGURATION, LIST, Ledger
-from tood.utils.errors import UserError
+from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
+from tood.utils.errors import UserError, reason_of
 
 SPLIT_KEYS = ("train", "val", "valid", "test")  # of a data.yaml or obj.data
 _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
@@ -40,7 +41,7 @@ class Config(NamedTuple):
     names: List[str]
     entries: Dict[str, List[str]]  # split -> folders and lists of images
     base: str  # its "path"
-    num_pose_values: int
+    num_pose_values: int = 0
 
 
 class Found(NamedTuple):
@@ -80,8 +81,8 @@ def find_yolo(folder: Folder) -> Optional[Found]:
 def label_files(folder: Folder) -> List[str]:
     """Return the text files that are labels, or at the place of an image's labels."""
     texts = [f for f in folder.with_suffix(".txt") if not _is_class_file(f)]
-    first = {f: folder.bytes(f).lstrip()[:400].decode("ascii", "replace") for f in texts}
-    lines = {f: text.splitlines()[0] if text else "" for f, text in first.items()}
+    starts = {f: decode(folder.bytes(f)[:800], f, "replace").split("\n") for f in texts}
+    lines = {f: next(filter(str.strip, start), "") for f, start in starts.items()}
     if not any(_LINE.match(line) for line in lines.values()):
         return []
     known = folder.names.plain_area
@@ -93,29 +94,22 @@ def label_files(folder: Folder) -> List[str]:
 def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     """Read the labels of all images that a configuration names, or of all."""
     config = found.config
-    labels = found.labels
-    lists = _split_lists(folder, labels)
-    labels = [f for f in labels if f not in lists]
-    splits, names = None, None
     if config is not None:
         ledger.enter(config.file, CONFIGURATION)
         names, splits = config.names, _images_by_split(folder, ledger, config)
-    elif lists:
-        splits = {}
-        for file, split in lists.items():
-            splits.setdefault(split, []).extend(_listed(folder, ledger, file))
+    else:
+        names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
+        splits = read_split_lists(folder, ledger)
     order = _class_order(folder, ledger, found)
     found_labels, lines = {}, []
-    for file in labels:
+    for file in found.labels:
         objects = _objects_of(folder, file, order(file), config, lines)
         found_labels[file] = Labels(objects, relative=True)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
-    if names is None:
-        names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
-    if splits is not None:
+    if config is not None:
         used = {image for images in splits.values() for image in images}
-        reason = f"not named by {config.file}" if config else "in no list of images"
+        reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
         ledger.ignore([r.file for r in records if r.image not in used], reason)
     return build_contents(folder, ledger, records, splits=splits, classes=names)
@@ -132,44 +126,50 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
     try:
         content = yaml.safe_load(text)
         as_text = yaml.load(text, Loader=yaml.BaseLoader)  # names such as yes, off and 007
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError) as error:
+        if re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
+            raise UserError(
+                f"{folder.path(file)} is not YAML ({reason_of(error)}); correct it."
+            ) from error
         return None
-    if not isinstance(content, dict) or not content.get("names"):
+    if not isinstance(content, dict):
         return None
-    entries = {}
-    for key in SPLIT_KEYS:
-        if content.get(key):
-            some = content[key] if isinstance(content[key], list) else [content[key]]
-            entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
-    if not entries:
-        return None
-    names = _names_of(folder, file, as_text["names"], content.get("nc"))
+    if content.get("train") and "nc" in content and not content.get("names"):
+        raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
     shape = content.get("kpt_shape")
     is_shape = isinstance(shape, list) and [type(x) for x in shape] == [int, int]
-    pose = shape[0] * shape[1] if is_shape else 0
-    return Config(file, names, entries, str(content.get("path") or ""), pose)
+    config = _config_of(folder, file, content, as_text.get("names"), content.get("nc"))
+    return config and config._replace(num_pose_values=shape[0] * shape[1] if is_shape else 0)
 
 
 def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
     """Read darknet's and CVAT's configuration, ``key = value`` in lines."""
     pairs = [line.split("=", 1) for line in folder.lines(file) if "=" in line]
     content = {key.strip(): value.strip() for key, value in pairs}
-    entries = {SPLITS[key]: [content[key]] for key in SPLIT_KEYS if content.get(key)}
-    if not entries or not content.get("names"):
+    return _config_of(folder, file, content, content.get("names"), content.get("classes"))
+
+
+def _config_of(
+    folder: Folder, file: str, content: Dict, names: Any, number: Any
+) -> Optional[Config]:
+    entries: Dict[str, List[str]] = {}
+    for key in SPLIT_KEYS:
+        if content.get(key):
+            some = content[key] if isinstance(content[key], list) else [content[key]]
+            entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
+    if not entries or not names or not content["names"]:
         return None
-    names = _names_of(folder, file, content["names"], content.get("classes"))
-    return Config(file, names, entries, "", 0)
+    names = _names_of(folder, file, names, number)
+    return Config(file, names, entries, str(content.get("path") or ""))
 
 
 def _names_of(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
     path = folder.path(file)
     if isinstance(names, dict):
-        if not all(str(key).isdigit() for key in names):
-            raise UserError(f"{path}: the keys of names must be numbers; count the classes from 0.")
-        names = {int(key): name for key, name in names.items()}
-        if sorted(names) != list(range(len(names))):
+        names = {str(key).lstrip("0") or "0": name for key, name in names.items()}
+        if set(names) != {str(i) for i in range(len(names))}:
             raise UserError(f"{path}: the keys of names must be 0 to {len(names) - 1}; count them.")
-        names = [names[i] for i in range(len(names))]
+        names = [names[str(i)] for i in range(len(names))]
     number = int(number) if str(number).isdigit() else None
     if isinstance(names, str):
         names = _names_in_text(folder, file, names, number)
@@ -254,7 +254,9 @@ def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str
         for entry in entries:
             place = _resolve(folder, config, entry)
             if place in folder.files and place not in folder.names.images:
-                images += _listed(folder, ledger, place, config.base)
+                base = folder.path(os.path.join(os.path.dirname(place), config.base))
+                near = [os.path.dirname(place), relative_path(base, folder.root), ""]
+                images += list_images(folder, ledger, place, near)
             else:
                 prefix = f"{place}/" if place else ""
                 images += [i for i in folder.images if i.startswith(prefix) or i == place]
@@ -266,30 +268,6 @@ def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str
     return splits
 
 
-def _listed(folder: Folder, ledger: Ledger, file: str, base: str = "") -> List[str]:
-    """Return the images that a list names, each once."""
-    names = list(dict.fromkeys(folder.lines(file)))
-    home = os.path.dirname(file)
-    near = [home, relative_path(folder.path(os.path.join(home, base)), folder.root), ""]
-    found = match_names(folder, ledger, names, near, file)
-    ledger.enter(file, LIST)
-    return list(dict.fromkeys(found[name] for name in names if name in found))
-
-
-def _split_lists(folder: Folder, labels: Sequence[str]) -> Dict[str, str]:
-    """Return text files such as ``train.txt`` that list images, with their splits."""
-    lists = {}
-    for file in folder.with_suffix(".txt"):
-        split = SPLITS.get(stem_of(file).lower())
-        if split and file not in labels and folder.lines(file):
-            line = os.path.basename(folder.lines(file)[0].replace("\\", "/"))
-            if line in folder.names.base or line in folder.names.stem:
-                lists[file] = split
-    stems = {stem_of(file).lower() for file in lists}
-    both = stems & {"trainval"} and "train" in stems  # it repeats the others
-    return {f: s for f, s in lists.items() if not (both and stem_of(f).lower() == "trainval")}
-
-
 # --- classes -----------------------------------------------------------------------------------
 
 
@@ -298,6 +276,11 @@ def _is_class_file(file: str) -> bool:
 
 
 def _names_in(folder: Folder, file: str) -> List[str]:
+    if "" in (line.strip() for line in folder.text(file).strip().splitlines()):
+        raise UserError(
+            f"{folder.path(file)} has an empty line between names, so that the numbers of the "
+            "classes are not certain; remove it, or name the class."
+        )
     return _names_of(folder, file, folder.lines(file), None)
 
 
@@ -305,33 +288,35 @@ def _class_order(folder: Folder, ledger: Ledger, found: Found):
     """Return a function from a file of labels to the names of its classes: those of the
     configuration, or of the next list of classes in its folder or above.
     """
-    stated = {os.path.dirname(f): (f, _names_in(folder, f)) for f in found.class_files}
+    config, stated = found.config, {}
     for file in found.class_files:
         ledger.enter(file, CLASSES)
-    if found.config is not None:
-        for file, names in stated.values():
-            if any(a != b for a, b in zip(names, found.config.names)):
-                raise UserError(
-                    f"{folder.path(file)} and {folder.path(found.config.file)} number the classes "
-                    "differently; remove the wrong one."
-                )
-        return lambda file: found.config.names
+        names = _names_in(folder, file)
+        _check_order(folder, stated.setdefault(os.path.dirname(file), (file, names)), (file, names))
+        if config is not None:
+            _check_order(folder, (file, names), (config.file, config.names))
 
     def order(file: str) -> List[str]:
         home = os.path.dirname(file)
         while home and home not in stated:
             home = os.path.dirname(home)
-        if home in stated:
-            return stated[home][1]
-        lists = list(stated.values())
-        if len({tuple(names) for _, names in lists}) > 1:
-            raise UserError(
-                f"{folder.path(file)} could be numbered by {folder.path(lists[0][0])} or "
-                f"{folder.path(lists[1][0])}, which differ; put the right one beside it."
-            )
-        return lists[0][1]
+        if config is not None or home in stated:
+            return config.names if config else stated[home][1]
+        longest = max(stated.values(), key=lambda x: len(x[1]))
+        for other in stated.values():
+            _check_order(folder, longest, other, f", and neither is above {folder.path(file)}")
+        return longest[1]
 
     return order
+
+
+def _check_order(folder: Folder, a: Tuple, b: Tuple, why: str = "") -> None:
+    """Raise UserError if two files with their names of classes contradict each other."""
+    if any(x != y for x, y in zip(a[1], b[1])):
+        raise UserError(
+            f"{folder.path(a[0])} and {folder.path(b[0])} number the classes differently{why}; "
+            "remove the wrong one, or put each beside its labels."
+        )
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -383,10 +368,10 @@ def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
     # Centres that are all below the widths and heights belong to objects as large as their image.
     is_corners = all(v[2] >= v[0] and v[3] >= v[1] for _, v in boxes)
     for wrong, kind, least in (
-        (large, "pixels", len(lines) / 2),
+        (large, "pixels", len(lines) / 10),
         (beyond if is_corners else [], "corners", len(boxes) / 10),
     ):
-        if len(wrong) > least:
+        if len(wrong) > least:  # a few are mistakes of their objects, which are noted
             raise UserError(
                 f"{folder.path(wrong[0])} seems to be in {kind}, as {len(wrong)} of {len(lines)} "
                 "lines; YOLO's are relative to the image's size: class, centre x, centre y, width, "
