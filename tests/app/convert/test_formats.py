@@ -14,7 +14,7 @@ from layouts import boxes_of, coco, put, put_image, refused
 from PIL import Image
 
 from tood.app.convert import door
-from tood.app.convert.door import find_parts, read_data
+from tood.app.convert.door import read_data
 from tood.data.annotations import clean_annotations
 
 NAMES = ["disc", "square", "star", "triangle"]
@@ -327,7 +327,7 @@ def test_parts_of_a_folder(new, content):
         path.unlink()
     data = {"train": "train/images", "val": "valid/images", "names": dict(enumerate(NAMES))}
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
-    assert find_parts(str(folder)) == ["train", "val"]
+    assert list(read_data(str(folder)).parts) == ["train", "val"]
     for part, number in (("train", 8), ("val", 2), ("valid", 2)):
         assert len(content_of(f"{folder}:{part}")["images"]) == number
     assert len(content_of(f"{folder}/data.yaml:val")["images"]) == 2

@@ -94,11 +94,6 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     return Converted(data, kind.name, parts, ledger)
 
 
-def find_parts(data: str) -> List[str]:
-    """Return the names of the splits of a data set, after reading it."""
-    return list(read_data(data).parts)
-
-
 def _parse(data: str) -> Tuple[str, str, Any]:
     """Return the path, the split or "", and the folder of images if a COCO file is named."""
     if data.lower().endswith(ARCHIVES) and os.path.isfile(data):

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import yaml
 
 from tood.app.convert.door import Converted, Part
+from tood.app.convert.folder import relative_path
 from tood.data.annotations import class_names, clean_annotations
 from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
@@ -46,20 +47,6 @@ class _Labelled(NamedTuple):
     @property
     def stem(self) -> str:
         return os.path.splitext(self.name)[0]
-
-
-def write_parts(converted: Converted, output: str) -> Dict[str, str]:
-    """Write ``SPLIT.json`` for each split, and ``ledger.json``.
-
-    Returns:
-        "FILE.json:IMAGES" of each split.
-
-    Raises:
-        UserError: if the folder cannot be written to.
-    """
-    written = write_dataset(converted.parts.values(), "coco", output)
-    write_ledger(converted, written, output)
-    return written.entries
 
 
 def write_ledger(converted: Converted, written: Written, output: str) -> None:
@@ -106,11 +93,9 @@ def _write_coco(part: Part, output: str) -> str:
     # Real paths, because ".." after a link leads elsewhere.
     here, root = os.path.realpath(output), os.path.realpath(part.image_root)
     images = [
-        {**i, "file_name": os.path.relpath(os.path.join(root, i["file_name"]), here)}
+        {**i, "file_name": relative_path(os.path.join(root, i["file_name"]), here)}
         for i in part.content["images"]
     ]
-    for image in images:
-        image["file_name"] = image["file_name"].replace(os.sep, "/")
     path = os.path.join(output, f"{part.name}.json")
     write_json({**part.content, "images": images}, path)
     return f"{path}:{output}"
