@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import CONFIG, SMALL, TINY, app_error, clear_loggers
+from detectron2.data import DatasetCatalog
 from opens import OPENS
 from PIL import Image
 
@@ -21,6 +22,7 @@ from tood.app import train as command
 from tood.app.train import choose_output
 from tood.data.annotations import read_annotations
 from tood.data.shapes import write_shapes_dataset
+from tood.engine.train import Run
 from tood.modeling.detector import TOOD
 
 
@@ -265,6 +267,18 @@ def test_no_error_of_a_report_loses_the_training(monkeypatch, tmp_path, caplog, 
     predictor = types.SimpleNamespace(options=types.SimpleNamespace(bit_depth=16))
     command._draw_and_report(predictor, str(tmp_path), True)
     assert "ImportError: libGL.so.1" in caplog.text and f"tood report {tmp_path}" in caplog.text
+
+
+def test_a_training_of_several_processes_is_reported_on(trained, entry, tmp_path, monkeypatch):
+    """They have registered the data, not the calling process."""
+    out = tmp_path / "out"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("report"))
+    DatasetCatalog.remove(entry)
+    monkeypatch.setattr(command, "start", lambda run: None)
+    found = command._run(Run(str(out / "config.yaml")), str(out), True)
+    assert found.report == str(out / "report" / "report.html")
+    assert found.metrics == tood.load(str(trained)).metrics
+    assert (out / "predictions.png").is_file()
 
 
 def test_several_processes_return_their_metrics(trained, tmp_path, monkeypatch):

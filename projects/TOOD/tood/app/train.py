@@ -26,6 +26,7 @@ from tood.app.trained import Trained, find_trained
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.zoo import find_config_file
+from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
@@ -193,8 +194,11 @@ def _run(run: Run, output: str, report: bool) -> Trained:
     """Train; then evaluate, draw and report with the model that was trained."""
     trainer = start(run)
     trained = find_trained(output)
-    if trainer is None:  # several processes have trained
+    if trainer is None:  # several processes have trained, which alone have registered the data
         predictor = Predictor(trained.config_file, opts=trained.options())
+        data, names = predictor.options.data, predictor.class_names
+        if data.test:
+            prepare_datasets(data, training=False, known_classes=names, datasets=run.datasets)
     else:
         model = trainer.experiment.model.eval()
         Checkpointer(model, complete=True).load(trained.weights)
