@@ -29,20 +29,18 @@ NOT_YET_VERBS = set(
     """
     app/build._objects_of app/build._splits_of app/build.split_of_files app/build.text_of_label
     app/choose._rows_of_plan app/cvat._frames_of app/cvat._images_of app/cvat._object_of
-    app/cvat._size_of app/data._paths_of app/folder._area_of app/folder.area_of
-    app/folder.size_of app/folder.stem_of app/folder.suffix_of app/labelme._box_of
-    app/labelme._objects_of app/labelme._size_of app/memory._image_of_noise
-    app/memory._left_of_group app/rules.statistics_of app/tables._columns_of
-    app/tables._records_of app/tables._rows_of app/tables._table_of app/voc._size_of
-    app/yolo._box_of app/yolo._names_of app/yolo._objects_of
-    checkpoint/checkpointer._of_model_zoo checkpoint/convert._shapes_of config/files._keys_of
-    config/inferred._names_of config/inferred._number_of_data config/inferred._number_of_weights
-    config/inferred._weights_of config/options.finest_stride_of config/read.schedule_of_file
-    data/annotations._size_of data/copies.copies_of data/datasets._paths_of
-    data/datasets._version_of data/tiles._bytes_of data/tiles._strips_of deploy/module._extras_of
-    engine/loop._warn_of_warmup_alone engine/train.lock_of_training evaluation/coco.content_of
-    inference/thresholds.threshold_of inference/tiles._clear_of_seams inference/tiles.pixels_of
-    inference/tiles.size_of utils/errors.reason_of
+    app/cvat._size_of app/folder._area_of app/folder.area_of app/folder.size_of app/folder.stem_of
+    app/folder.suffix_of app/labelme._box_of app/labelme._objects_of app/labelme._size_of
+    app/memory._image_of_noise app/memory._left_of_group app/rules.statistics_of
+    app/tables._columns_of app/tables._records_of app/tables._rows_of app/tables._table_of
+    app/voc._size_of app/yolo._box_of app/yolo._names_of app/yolo._objects_of
+    checkpoint/checkpointer._of_model_zoo checkpoint/convert._shapes_of config/inferred._names_of
+    config/inferred._number_of_data config/inferred._number_of_weights config/inferred._weights_of
+    config/options.finest_stride_of config/read.schedule_of_file data/copies.copies_of
+    data/tiles._bytes_of data/tiles._strips_of deploy/module._extras_of
+    engine/loop._warn_of_warmup_alone evaluation/coco.content_of inference/thresholds.threshold_of
+    inference/tiles._clear_of_seams inference/tiles.pixels_of inference/tiles.size_of
+    utils/errors.reason_of
     """.split()  # noqa: SIM905
 )
 

@@ -4,10 +4,12 @@ import json
 import shutil
 
 from conftest import app_error
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tood
 from tood.app import cli
+from tood.app.check import read_validation_data
 
 
 def test_check_reports_what_the_data_contain(photo_folder, capsys):
@@ -48,3 +50,16 @@ def test_check_finds_images_on_both_sides(photo_folder, tmp_path, capsys):
     assert "|       3 | images that are also trained on" in val
     cli.main(["check", "both:val"])
     assert "also trained on" not in capsys.readouterr().out
+
+
+def test_a_folder_that_was_evaluated_on_is_read_again(photo_folder):
+    """Evaluation registers it by its name; later it may have changed."""
+    shutil.move("photos", "train")
+    shutil.copytree("train", "both/val")
+    for entry in ("both:val", "both/val/annotations.json:both/val/images"):
+        DatasetCatalog.register(entry, list)
+        try:
+            (dataset,), names = read_validation_data(entry)
+        finally:
+            DatasetCatalog.remove(entry)
+        assert len(dataset.content["images"]) == 8 and not names

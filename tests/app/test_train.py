@@ -1,15 +1,18 @@
 """``tood train``: from a folder to a detector."""
 
 import json
+import math
 import os
 import re
 import shlex
 import shutil
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import CONFIG, SMALL, TINY, app_error, clear_loggers
+from detectron2.data import DatasetCatalog
 from opens import OPENS
 from PIL import Image
 
@@ -19,6 +22,7 @@ from tood.app import train as command
 from tood.app.train import choose_output
 from tood.data.annotations import read_annotations
 from tood.data.shapes import write_shapes_dataset
+from tood.engine.train import Run
 from tood.modeling.detector import TOOD
 
 
@@ -241,6 +245,51 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     cli.main(["train", "photos", *own, *flags[2:4], *flags[4:]])
     assert seen[2].epochs == 1
     assert "SOLVER" not in yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+
+
+def test_a_training_that_is_stopped_before_it_begins_leaves_nothing(photo_folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tood.train("photos", output="out", epochs=1, options=SMALL)
+    assert not os.path.exists("out")
+
+
+def test_no_error_of_a_report_loses_the_training(monkeypatch, tmp_path, caplog, fresh_loggers):
+    """Such as that of a library which a machine without a screen does not have."""
+
+    def report_on(*_, **__):
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(command, "report_on", report_on)
+    predictor = types.SimpleNamespace(options=types.SimpleNamespace(bit_depth=16))
+    command._draw_and_report(predictor, str(tmp_path), True)
+    assert "ImportError: libGL.so.1" in caplog.text and f"tood report {tmp_path}" in caplog.text
+
+
+def test_a_training_of_several_processes_is_reported_on(trained, entry, tmp_path, monkeypatch):
+    """They have registered the data, not the calling process."""
+    out = tmp_path / "out"
+    shutil.copytree(trained, out, ignore=shutil.ignore_patterns("report"))
+    DatasetCatalog.remove(entry)
+    monkeypatch.setattr(command, "start", lambda run: None)
+    found = command._run(Run(str(out / "config.yaml")), str(out), True)
+    assert found.report == str(out / "report" / "report.html")
+    assert found.metrics == tood.load(str(trained)).metrics
+    assert (out / "predictions.png").is_file()
+
+
+def test_several_processes_return_their_metrics(trained, tmp_path, monkeypatch):
+    """One of them has written the file; the calling process has no part in it."""
+    path = tmp_path / "inference" / "results.json"
+    path.parent.mkdir()
+    path.write_text('{"bbox": {"AP": 12.5, "APl": null}}')
+    monkeypatch.setattr("tood.app.evaluate.start", lambda run: None)
+    found = tood.evaluate(str(trained), num_gpus=2, options=["OUTPUT_DIR", str(tmp_path)])
+    assert found.metrics["AP"] == 12.5 and math.isnan(found.metrics["APl"])
+    assert str(found) == f"AP 12.50: {path}"
 
 
 def test_labels_without_an_image_stop_a_training(photo_folder, tmp_path):

@@ -117,7 +117,7 @@ def test_fine_tuning_with_other_classes_says_one_line(tiny_cfg, tmp_path, caplog
         Checkpointer(other).load(str(tmp_path / "four_classes.pth"))
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
         "The weights are of 4 classes, the config has 7: the class predictor (head.cls_pred) "
-        "starts anew, all else from the weights."
+        "starts at random, all else from the weights."
     ]
     assert torch.equal(other.head.cls_pred.weight, drawn)
     assert torch.equal(other.head.reg_pred.weight, model.head.reg_pred.weight)

@@ -57,7 +57,7 @@ def test_resume_goes_on_with_optimizer_and_schedule(command, tmp_path):
     train_net.cli(command("--resume", opts=["SOLVER.MAX_ITER", "5"]))
     log = (out / "log.txt").read_text()
     assert "Starting training from iteration 4" in log
-    assert "its momentum starts anew" in log
+    assert "its momentum starts from zero" in log
 
 
 # Of gradients of norm 100 and 10, with a bound of 2.

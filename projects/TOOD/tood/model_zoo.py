@@ -27,7 +27,7 @@ def get_model(
         checkpoint: file in this project's names. One of ``tools/convert_checkpoint.py`` says
             itself where its model differs from the config, for example in its classes. Without
             one, the weights are random.
-        device: default: "cuda", or "cpu" where there is no GPU.
+        device: default: "cuda", or "cpu" without a GPU.
         pretrained: use the released weights, fetched if necessary.
 
     Raises:

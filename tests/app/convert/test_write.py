@@ -120,6 +120,25 @@ def test_images_stay_where_they_are(photos, tmp_path):
     assert (tmp_path / "link" / "out" / name).is_file()
 
 
+def test_one_split_is_written(photos, tmp_path):
+    entries = convert(f"{photos[0]}:val", output=str(tmp_path / "out")).entries
+    assert entries == {"val": f"{tmp_path}/out/val.json:{tmp_path}/out"}
+    assert [len(x) for x in found_in(entries["val"]).values()] == [2]
+
+
+def test_images_on_another_drive_have_absolute_names(photos, tmp_path, monkeypatch):
+    def relpath(*_):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")  # as on Windows
+
+    converted = read_data(f"{photos[0]}:val")
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    write.write_dataset(converted.parts.values(), "coco", str(tmp_path / "out"))
+    (name, _) = (
+        x["file_name"] for x in json.loads((tmp_path / "out/val.json").read_text())["images"]
+    )
+    assert os.path.isabs(name) and os.path.isfile(name)
+
+
 def test_detections_are_written_with_their_scores(photos, tmp_path):
     part = read_data(f"{photos[0]}:val").parts["val"]
     detections = [{"image_id": 1, "category_id": 2, "bbox": [1.5, 2, 3, 4], "score": 0.75}]

@@ -187,4 +187,7 @@ def read_validation_data(
 def _is_registered(name: str) -> bool:
     from detectron2.data import DatasetCatalog  # takes seconds to import
 
-    return name in DatasetCatalog.list() and not os.path.exists(os.path.expanduser(name))
+    # FOLDER:PART is registered as well, once it was evaluated on, and may have changed since.
+    path = os.path.expanduser(name)
+    exists = os.path.exists(path) or os.path.exists(path.rpartition(":")[0])
+    return name in DatasetCatalog.list() and not exists

@@ -1,11 +1,16 @@
 """Evaluate a trained detector by COCO's metrics."""
 
 import dataclasses
+import json
+import math
+import os
 from typing import Dict, Sequence, Union
 
 from tood.app.check import read_validation_data
 from tood.app.trained import find_trained
 from tood.engine.train import Run, start
+
+RESULTS = os.path.join("inference", "results.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,13 +18,13 @@ class Evaluated:
     """Metrics of a detector."""
 
     # By task ("bbox", and "bbox_TTA" with test-time augmentation), in percent; for several data
-    # sets, by their names first. Empty if several processes have evaluated.
+    # sets, by their names first.
     results: Dict[str, Dict]
     folder: str  # of the log, and of inference/results.json
 
     def __str__(self) -> str:
         AP = f"AP {self.metrics['AP']:.2f}: " if self.metrics else ""
-        return f"{AP}{self.folder}/inference/results.json"
+        return f"{AP}{os.path.join(self.folder, RESULTS)}"
 
     @property
     def metrics(self) -> Dict[str, float]:
@@ -57,6 +62,8 @@ def evaluate(
     """
     trained = find_trained(model, config)
     datasets, names = read_validation_data(val_data)
+    typed = dict(zip(options[::2], options[1::2]))
+    folder = os.path.expanduser(str(typed.get("OUTPUT_DIR", trained.folder)))
     results = start(
         Run(
             trained.config_file,
@@ -67,4 +74,12 @@ def evaluate(
             datasets=datasets,
         )
     )
-    return Evaluated(results or {}, trained.folder)
+    return Evaluated(_read_results(folder) if results is None else results, folder)
+
+
+def _read_results(folder: str) -> Dict[str, Dict]:
+    """Return the metrics that one of several processes has written, with NaN for JSON's null."""
+    with open(os.path.join(folder, RESULTS), encoding="utf-8") as f:
+        return json.load(
+            f, object_hook=lambda x: {k: math.nan if v is None else v for k, v in x.items()}
+        )

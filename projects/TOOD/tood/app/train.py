@@ -26,10 +26,11 @@ from tood.app.trained import Trained, find_trained
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.zoo import find_config_file
+from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, reason_of
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
 
@@ -145,10 +146,10 @@ def _choose(wishes: Wishes, found: TrainingData, output: str):
 
 @contextlib.contextmanager
 def remove_on_error(output: str) -> Iterator[None]:
-    """Remove what was written for a training that was refused before it began."""
+    """Remove what was written for a training that was refused or stopped before it began."""
     try:
         yield
-    except UserError:
+    except BaseException:  # Ctrl-C as well: else the folder would be refused, even with --resume
         if not os.path.exists(os.path.join(output, "config.yaml")):  # which a training writes first
             for name in WRITTEN:
                 with contextlib.suppress(OSError):
@@ -193,8 +194,11 @@ def _run(run: Run, output: str, report: bool) -> Trained:
     """Train; then evaluate, draw and report with the model that was trained."""
     trainer = start(run)
     trained = find_trained(output)
-    if trainer is None:  # several processes have trained
+    if trainer is None:  # several processes have trained, which alone have registered the data
         predictor = Predictor(trained.config_file, opts=trained.options())
+        data, names = predictor.options.data, predictor.class_names
+        if data.test:
+            prepare_datasets(data, training=False, known_classes=names, datasets=run.datasets)
     else:
         model = trainer.experiment.model.eval()
         Checkpointer(model, complete=True).load(trained.weights)
@@ -227,3 +231,8 @@ def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
         print(drawn)
     except UserError as error:
         logger.warning(f"No report was written: {error.sentence()}")
+    except Exception as error:  # of any library that draws
+        logger.warning(
+            f"No report was written ({type(error).__name__}: {reason_of(error)}); try again with "
+            f"tood report {shlex.quote(output)}"
+        )

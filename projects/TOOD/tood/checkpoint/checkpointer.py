@@ -188,7 +188,7 @@ class Checkpointer(DetectionCheckpointer):
             _, old, new = next(iter(predictor.values()))
             logger.warning(
                 f"The weights are of {old[0]} classes, the config has {new[0]}: the class "
-                "predictor (head.cls_pred) starts anew, all else from the weights."
+                "predictor (head.cls_pred) starts at random, all else from the weights."
             )
         super()._log_incompatible_keys(
             incompatible._replace(

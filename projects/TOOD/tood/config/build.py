@@ -57,7 +57,7 @@ def _tried(build, group: str):
         return build()
     except UserError:
         raise
-    except Exception as error:  # of whatever values a config holds
+    except Exception as error:  # of any value in a config
         raise UserError(
             f"The config cannot be built: {reason_of(error)}; look at the options of {group}."
         ) from error

@@ -58,7 +58,7 @@ def infer_anchor_sizes(cfg: CfgNode, config_file: ConfigFile, opts: Sequence[str
 
 def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> None:
     """Set the number of classes to that of the data, or of the weights where nothing is trained;
-    where neither tells, it stays.
+    if neither says, it stays.
 
     Args:
         training: whether ``DATASETS.TRAIN`` is going to be used.
@@ -108,7 +108,7 @@ def _names_of(entry: str) -> Optional[List[str]]:
     own_data = parse_own_data(entry)
     if own_data is not None:
         return class_names(read_annotations(*own_data, to_train=False))
-    if entry not in DatasetCatalog.list():  # told where the data are checked
+    if entry not in DatasetCatalog.list():  # reported when the data are checked
         return None
     return MetadataCatalog.get(entry).get("thing_classes")
 

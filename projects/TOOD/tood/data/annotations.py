@@ -58,7 +58,7 @@ def clean_content(content, json_file: str, image_root: str = "", *, to_train: bo
     names = LISTS if to_train or "annotations" in content else LISTS[:2]
     if not all(isinstance(content.get(name), list) for name in names):
         raise UserError(
-            f"{json_file} is not in COCO's instances format: it must hold the lists images, "
+            f"{json_file} is not in COCO's instances format: it must contain the lists images, "
             "annotations, categories."
         )
     return clean_annotations({name: content[name] for name in names}, json_file, image_root)
@@ -97,13 +97,13 @@ def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Di
 def to_records(content: Dict, image_root: str, classes: Dict) -> List[Dict]:
     """
     Convert a checked data set to Detectron2's format, in the order of the images' ids; boxes
-    without width or height are left out.
+    without width or height are omitted.
 
     Args:
         content: as :func:`read_annotations` returns it.
         classes: category id -> class, as :func:`contiguous_ids` returns them.
     """
-    # Here, for reading annotations needs no PyTorch, which takes seconds to import.
+    # Here, because reading annotations needs no PyTorch, which takes seconds to import.
     from detectron2.structures import BoxMode
 
     objects = defaultdict(list)

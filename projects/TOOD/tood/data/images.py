@@ -17,7 +17,7 @@ HEIF = (".heic", ".heif")
 
 # What reading raises for files that are broken, empty, too large, or of no size at all.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError)
-# An environment variable, for loaders have processes of their own.
+# An environment variable, because loaders are other processes.
 LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
 PIXELS_REMEDY = f"cut them into pieces, or set {LIMIT_VARIABLE} in the environment to more"
 # The endings of the images that Pillow can read; it also registers documents, films and arrays.
@@ -68,7 +68,7 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
 def _open(path: str) -> BinaryIO:
     if "://" not in path:
         return open(path, "rb")
-    # Here, for a check of data needs no PyTorch, which takes seconds to import.
+    # Here, because a check of data needs no PyTorch, which takes seconds to import.
     from detectron2.utils.file_io import PathManager
 
     return PathManager.open(path, "rb")
@@ -79,7 +79,7 @@ def read_image(path: str, format: str = "RGB", bit_depth: int = 16) -> np.ndarra
     where Pillow would clip everything above 255.
 
     Args:
-        path: local, or whatever Detectron2's PathManager knows.
+        path: local, or anything that Detectron2's PathManager knows.
         format: "RGB" or "BGR".
         bit_depth: bits that pixels of more than 8 bits use (``INPUT.BIT_DEPTH``).
 

@@ -1,5 +1,5 @@
-"""Large images in tiles: which objects a tile holds, which tiles are trained on, and how a part of
-an image is read. Boxes are x, y, width, height in pixels of the image.
+"""Large images in tiles: which objects a tile contains, which tiles are trained on, and how a part
+of an image is read. Boxes are x, y, width, height in pixels of the image.
 """
 
 import os
@@ -88,7 +88,7 @@ def tile_records(
             size = {"width": tile.width, "height": tile.height}
             whole = {"whole_size": (record["width"], record["height"])}
             row = {**record, **size, **whole, "tile": tuple(tile), "annotations": mine}
-            # A tile that holds a part of an object too small to count teaches that it is none.
+            # A tile that contains a part of an object too small to count teaches that it is none.
             if mine:
                 with_objects.append(row)
             elif not (shares > 0).any() and (empty or len(boxes)):

@@ -265,7 +265,7 @@ class TrainingLoop(TrainerBase):
         if "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
         else:
-            logger.warning("The checkpoint has no optimizer: its momentum starts anew.")
+            logger.warning("The checkpoint has no optimizer: its momentum starts from zero.")
         self.run_id = state_dict.get("run_id", self.run_id)
         if "scheduler" in state_dict:
             self.scheduler.load_state_dict(state_dict["scheduler"])

@@ -156,8 +156,10 @@ def _keep_config(folder: str) -> Iterator[None]:
         return
     with open(path, "rb") as f:
         content = f.read()
-    yield
-    write_whole(path, content)
+    try:
+        yield
+    finally:
+        write_whole(path, content)
 
 
 def begin(cfg: CfgNode, run: Run, news: Sequence[str]) -> None:

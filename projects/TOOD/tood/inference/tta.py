@@ -17,7 +17,7 @@ from tood.utils.errors import UserError
 
 class TOODWithTTA(nn.Module):
     """A TOOD with test-time augmentation, called like the model itself. It is best given images in
-    their own size, for it resizes them. Boxes are mapped back; further
+    their own size, because it resizes them. Boxes are mapped back; further
     fields of a head are kept as they were predicted for the augmented view.
     """
 

@@ -8,6 +8,7 @@ from typing import Dict
 from tabulate import tabulate
 
 from tood.app.convert.door import Part, read_data
+from tood.app.convert.folder import is_inside
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset, write_ledger
 from tood.data.annotations import clean_annotations
@@ -63,7 +64,7 @@ def convert(
     converted = read_data(data, keep_difficult=keep_difficult)
     for part in converted.parts.values():
         _check_records(part, is_coco=converted.format == "COCO")
-        if f"{os.path.realpath(part.image_root)}/".startswith(f"{os.path.realpath(output)}/"):
+        if is_inside(part.image_root, output):
             raise UserError(f"{output} contains the data; name another --output.")
     empty_folder(output, overwrite)
     written = write_dataset(converted.parts.values(), to, output)

@@ -1,6 +1,7 @@
 """A folder of a data set: its files, each real folder once, and the images that names mean."""
 
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -59,7 +60,7 @@ class Folder:
         links = self._walk(os.path.realpath(path), start)
         while links:  # after the real folders, which are preferred
             file, real = links.pop(0)
-            if real in self.folders or f"{os.path.realpath(self.root)}/".startswith(f"{real}/"):
+            if real in self.folders or is_inside(self.root, real):
                 self.ignored[f"{file}/"] = "a link to a folder that is read elsewhere"
             else:
                 links += self._walk(real, file)
@@ -236,7 +237,7 @@ def match_files(
         for file in left:
             said = stated.get(file, "").replace("\\", "/")
             candidates = {c for s in (stem_of(file), stem_of(said)) if s for c in place(file, s)}
-            direct = os.path.normpath(os.path.join(os.path.dirname(file), said))
+            direct = relative_path(os.path.join(os.path.dirname(file), said), "")
             candidates |= {direct} & names.images if said and level == 0 else set()
             if level > 2:
                 candidates = {c for c in candidates if _agree(folder_splits(file), c)}
@@ -358,7 +359,7 @@ def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Di
         places[os.path.dirname(name)].add(os.path.dirname(image))
     folders = {os.path.dirname(image) for image in folder.names.images}
     for home in {os.path.dirname(name) for name in names} - {""}:
-        places[home] |= {os.path.normpath(os.path.join(n, home)) for n in near} & folders
+        places[home] |= {relative_path(os.path.join(n, home), "") for n in near} & folders
     return places
 
 
@@ -477,9 +478,22 @@ def decode(data: bytes, path: str, errors: str = "strict") -> str:
 
 
 def relative_path(path: str, root: str) -> str:
-    """Return a path relative to a folder with "/", "" for the folder itself."""
-    path = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
-    return "" if path == "." else path
+    """Return a path relative to a folder with "/", "" for the folder itself. A path on another
+    drive of Windows stays absolute.
+    """
+    path = os.path.abspath(path)
+    with contextlib.suppress(ValueError):
+        path = os.path.relpath(path, os.path.abspath(root))
+    return "" if path == "." else path.replace(os.sep, "/")
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Return whether a path is a folder or lies in it, after following links."""
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    try:
+        return os.path.commonpath([path, folder]) == folder
+    except ValueError:  # on another drive of Windows
+        return False
 
 
 def suffix_of(file: str) -> str:

@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 import yaml
 
 from tood.app.convert.door import Converted, Part
+from tood.app.convert.folder import relative_path
 from tood.data.annotations import class_names, clean_annotations
 from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
@@ -91,11 +92,9 @@ def _write_coco(part: Part, output: str) -> str:
     # Real paths, because ".." after a link leads elsewhere.
     here, root = os.path.realpath(output), os.path.realpath(part.image_root)
     images = [
-        {**i, "file_name": os.path.relpath(os.path.join(root, i["file_name"]), here)}
+        {**i, "file_name": relative_path(os.path.join(root, i["file_name"]), here)}
         for i in part.content["images"]
     ]
-    for image in images:
-        image["file_name"] = image["file_name"].replace(os.sep, "/")
     path = os.path.join(output, f"{part.name}.json")
     write_json({**part.content, "images": images}, path)
     return f"{path}:{output}"

@@ -1,11 +1,11 @@
 """The data of ``tood train``: what is trained on, and what is evaluated on."""
 
-import contextlib
 import os
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from tood.app.check import CheckedPart, check_part, list_paths, read_validation_data
 from tood.app.convert.door import read_data
+from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.write import LEDGER
 from tood.app.plan.split import split_data
@@ -120,9 +120,7 @@ def write_training_data(data: TrainingData, output: str) -> Tuple[DataSet, List[
 
 def _write(dataset: DataSet, path: str) -> DataSet:
     folder = os.path.dirname(path)
-    root = os.path.realpath(dataset.image_root)
-    with contextlib.suppress(ValueError):  # of another drive of Windows
-        root = os.path.relpath(root, os.path.realpath(folder))
+    root = relative_path(os.path.realpath(dataset.image_root), os.path.realpath(folder))
     images = [
         {**image, "file_name": os.path.join(root, image["file_name"]).replace(os.sep, "/")}
         for image in dataset.content["images"]
