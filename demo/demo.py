@@ -17,7 +17,7 @@ from tood.utils.errors import UserError, run_main
 
 def parse_args(argv=None):
     from tood.app.predict import SCORE_THRESHOLD
-    from tood.inference.thresholds import threshold_of
+    from tood.inference.thresholds import parse_threshold
 
     parser = argparse.ArgumentParser(
         description=__doc__.split("::")[0],
@@ -30,7 +30,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--output", default="", metavar="PATH", help="a folder, or one file")
     parser.add_argument(
-        *("--score-threshold", "--score-thresh"), type=threshold_of, default=SCORE_THRESHOLD
+        *("--score-threshold", "--score-thresh"), type=parse_threshold, default=SCORE_THRESHOLD
     )
     parser.add_argument("--json", default="", metavar="FILE", help="detections in COCO's format")
     parser.add_argument("--sheet", default="", metavar="PNG", help="all images in one grid")

@@ -24,25 +24,6 @@ MAX_MODULES, MAX_CODE_LINES, MAX_DETECTOR_LINES = 12, 40, 300
 WRONG_OPENINGS = {"What", "Which", "Who", "Where", "How", "Whether", "Let", "As", "Of", "From"}
 WRONG_OPENINGS |= {"At", "By", "For", "In", "On", "To", "With", "Without", "If", "When", "That"}
 PARSERS = ("app/cli.py", "utils/arguments.py")  # of command lines
-# Functions are verbs. These are not yet, and no other may join them: rename one, and remove it.
-NOT_YET_VERBS = set(
-    """
-    app/build._objects_of app/build._splits_of app/build.split_of_files app/build.text_of_label
-    app/choose._rows_of_plan app/cvat._frames_of app/cvat._images_of app/cvat._object_of
-    app/cvat._size_of app/folder._area_of app/folder.area_of app/folder.size_of app/folder.stem_of
-    app/folder.suffix_of app/labelme._box_of app/labelme._objects_of app/labelme._size_of
-    app/memory._image_of_noise app/memory._left_of_group app/rules.statistics_of
-    app/tables._columns_of app/tables._records_of app/tables._rows_of app/tables._table_of
-    app/voc._size_of app/yolo._box_of app/yolo._names_of app/yolo._objects_of
-    checkpoint/checkpointer._of_model_zoo checkpoint/convert._shapes_of config/inferred._names_of
-    config/inferred._number_of_data config/inferred._number_of_weights config/inferred._weights_of
-    config/options.finest_stride_of config/read.schedule_of_file data/copies.copies_of
-    data/tiles._bytes_of data/tiles._strips_of deploy/module._extras_of
-    engine/loop._warn_of_warmup_alone evaluation/coco.content_of inference/thresholds.threshold_of
-    inference/tiles._clear_of_seams inference/tiles.pixels_of inference/tiles.size_of
-    utils/errors.reason_of
-    """.split()  # noqa: SIM905
-)
 
 
 @functools.cache
@@ -146,8 +127,8 @@ def is_named_of(name):
 
 def test_functions_are_verbs():
     names = {f"{find_room(p)}/{p.stem}.{f.name}" for p, tree in trees() for f in functions(tree)}
-    found = {name for name in names if is_named_of(name.split(".")[1])}
-    assert found == NOT_YET_VERBS, found ^ NOT_YET_VERBS
+    assert len(names) > 500
+    assert not {name for name in names if is_named_of(name.split(".")[1])}
 
 
 def test_fields_of_tuples_do_not_hide_their_methods():

@@ -223,6 +223,28 @@ def test_a_folder_is_not_written_over(finished, shapes):
     )
 
 
+def test_resume_refuses_other_data(finished, shapes, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(shapes, other)
+    message = app_error("train", other, "--output", finished, "--resume")
+    assert "was begun with " in message and f"not with {other}" in message
+
+
+def test_a_folder_that_was_moved_with_its_data(counted, tmp_path, fresh_loggers):
+    """Its config names the data where they were; other data may be there now."""
+    folder = Path(counted[0].folder)
+    shutil.copytree(folder.parent, tmp_path / "moved")
+    moved = tmp_path / "moved" / folder.name
+    (moved / "data" / "val.json").write_text(
+        (moved / "data" / "val.json").read_text().replace("disc", "disk")
+    )
+    options = tood.load(str(moved)).options()
+    assert str((str(moved / "data" / "val.json"),)) in options
+    assert tood.evaluate(str(moved)).metrics.keys() >= {"AP", "AP50"}
+    assert "AP-disk" in (moved / "log.txt").read_text() or "disk" in (moved / "log.txt").read_text()
+    assert str(folder) not in tood.load(str(folder)).options()[5:]
+
+
 def test_data_of_a_user_are_not_written_over(photo_folder, tmp_path):
     mine = tmp_path / "mine" / "data" / "train.json"
     mine.parent.mkdir(parents=True)

@@ -15,7 +15,7 @@ from tood.utils.errors import UserError
 COUNT_OPENS = """
 import sys
 from tood.config.files import read_config_file
-from tood.config.read import load_config, schedule_of_file
+from tood.config.read import load_config, read_schedule
 opened = []
 def note(event, args):
     if event == "open" and str(args[0]).endswith((".yaml", ".json")):
@@ -28,7 +28,7 @@ config_file = read_config_file(path)
 del opened[:]
 for shorter in "240", "320":
     load_config(config_file, ["INPUT.MIN_SIZE_TEST", shorter], training=True)
-assert schedule_of_file(config_file).max_iter == load_config(config_file).SOLVER.MAX_ITER
+assert read_schedule(config_file).max_iter == load_config(config_file).SOLVER.MAX_ITER
 print(opened)
 """
 

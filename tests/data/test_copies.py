@@ -1,13 +1,13 @@
 """Copies of images, by their content or their names."""
 
-from tood.data.copies import copies_of, trained_on
+from tood.data.copies import find_copies, trained_on
 
 
 def test_files_that_differ_at_their_end_are_no_copies(tmp_path):
     for name, data in (("a", b"x" * 2**21), ("b", b"x" * 2**21), ("c", b"x" * (2**21 - 1) + b"y")):
         (tmp_path / name).write_bytes(data)
     paths = [str(tmp_path / name) for name in ("a", "b", "c", "gone", "also gone")]
-    assert copies_of(paths) == [0, 0, 2, 3, 4]
+    assert find_copies(paths) == [0, 0, 2, 3, 4]
 
 
 def test_images_on_both_sides(tmp_path):

@@ -168,7 +168,7 @@ def labels_in(content):
     return {image[-9:]: boxes for image, boxes in ordered({"": found})[""].items()}
 
 
-def content_of(data):
+def load_content(data):
     (part,) = read_data(str(data)).parts.values()
     return part.content
 
@@ -191,7 +191,7 @@ def test_a_root_that_has_objects_stays(new, content):
     changed = json.loads(path.read_text())
     changed["annotations"][0]["category_id"] = 0
     path.write_text(json.dumps(changed))
-    assert content_of(folder)["categories"][0]["name"] == "shapes"
+    assert load_content(folder)["categories"][0]["name"] == "shapes"
 
 
 def test_names_that_two_images_have_are_not_guessed(new, content):
@@ -210,9 +210,9 @@ def test_a_coco_file_by_itself(new, content, tmp_path):
     converted = read_data(data)
     assert converted.parts["all"] == ("all", content, f"{folder}/photos", data)
     assert list(converted.ledger.files.values())[-1] == ("labels", "8 images")
-    found = content_of(folder / "labels.json")
+    found = load_content(folder / "labels.json")
     assert {i["file_name"][:7] for i in found["images"]} == {"photos/"}
-    missing = content_of(f"{folder}/labels.json:{tmp_path}/nowhere")
+    missing = load_content(f"{folder}/labels.json:{tmp_path}/nowhere")
     assert missing == content
 
 
@@ -223,7 +223,7 @@ def test_records_of_one_image_are_joined(new, content):
     annotations = content["annotations"][1::2] + moved
     images = content["images"] + more
     put(folder, "labels.json", {**content, "images": images, "annotations": annotations})
-    found = content_of(folder)
+    found = load_content(folder)
     assert len(found["images"]) == 8 and labels_in(found) == labels_in(content)
 
 
@@ -253,7 +253,7 @@ def test_missing_sizes_are_those_of_the_images(new, content):
     folder = as_coco(new, content)
     images = [{"id": i["id"], "file_name": i["file_name"]} for i in content["images"]]
     put(folder, "labels.json", {**content, "images": images})
-    assert {(i["width"], i["height"]) for i in content_of(folder)["images"]} == {
+    assert {(i["width"], i["height"]) for i in load_content(folder)["images"]} == {
         (i["width"], i["height"]) for i in content["images"]
     }
 
@@ -267,8 +267,8 @@ def test_parts_of_a_folder(new, content):
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
     assert list(read_data(str(folder)).parts) == ["train", "val"]
     for part, number in (("train", 8), ("val", 2), ("valid", 2)):
-        assert len(content_of(f"{folder}:{part}")["images"]) == number
-    assert len(content_of(f"{folder}/data.yaml:val")["images"]) == 2
+        assert len(load_content(f"{folder}:{part}")["images"]) == number
+    assert len(load_content(f"{folder}/data.yaml:val")["images"]) == 2
     assert "has no part 'test', but train, val" in refused(f"{folder}:test")
 
 
@@ -276,7 +276,7 @@ def test_classes_keep_an_order_that_is_stated(new, content):
     folder = as_labelme(new, content)
     names = ["triangle", "unused", *NAMES]
     (folder / "labels.txt").write_text("\n".join(["__ignore__", *names]))
-    found = content_of(folder)
+    found = load_content(folder)
     assert [c["name"] for c in found["categories"]] == names
     assert labels_in(found) == labels_in(content)
 
@@ -285,7 +285,7 @@ def test_keypoints_of_yolo_are_ignored(tmp_path):
     put_image(tmp_path, "images/0.jpg")
     put(tmp_path, "labels/0.txt", "0 0.5 0.5 0.2 0.2 " + "0.5 0.5 2 " * 3)
     put(tmp_path, "data.yaml", "train: images\nnames: [disc]\nkpt_shape: [3, 3]")
-    (annotation,) = content_of(tmp_path)["annotations"]
+    (annotation,) = load_content(tmp_path)["annotations"]
     assert annotation["bbox"] == pytest.approx([25.6, 19.2, 12.8, 9.6])
 
 
@@ -349,7 +349,7 @@ def test_images_without_labels(name, writer, new, content):
     folder = writer(new, content)
     labels = sorted(p for p in folder.rglob("0*") if p.suffix in (".txt", ".xml"))
     labels[0].unlink()
-    assert len(content_of(folder)["images"]) == 8  # a negative
+    assert len(load_content(folder)["images"]) == 8  # a negative
     assert "images have no labels (1 of 8)" in read_data(str(folder)).ledger.notes
     for path in labels[1:5]:
         path.unlink()
@@ -363,7 +363,7 @@ def test_labels_without_images(name, writer, new, content):
     images = sorted(folder.rglob("*.jpg"))
     images[0].unlink()
     ledger = read_data(str(folder)).ledger
-    assert len(content_of(folder)["images"]) == 7
+    assert len(load_content(folder)["images"]) == 7
     assert any("(1 of 8)" in text and "00000" in found[0] for text, found in ledger.notes.items())
     if name != "CSV":
         with pytest.raises(door.UserError, match="1 files of labels that belong to no image"):

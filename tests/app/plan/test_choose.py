@@ -20,8 +20,8 @@ def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, cap
     pytest.importorskip("timm", reason="an extra")
     cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
-    small = choose.statistics_of(read_training_data("photos").train.content)
-    monkeypatch.setattr(choose, "statistics_of", lambda *_: small._replace(small_object=0.02))
+    small = choose.compute_statistics(read_training_data("photos").train.content)
+    monkeypatch.setattr(choose, "compute_statistics", lambda *_: small._replace(small_object=0.02))
     assert choose_config({}, WHOLE) == "tood_lite0_N_small_data"
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(command, "find_config_file", lambda name: asked.append(name) or CONFIG)
@@ -49,7 +49,7 @@ def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
         return StepMemory(100 * MiB, height * width * 4096, free)
 
     monkeypatch.setattr(choose, "measure_step", measure)
-    monkeypatch.setattr(choose, "statistics_of", lambda *_: DataStatistics(8, 20, 0.03, 1.0))
+    monkeypatch.setattr(choose, "compute_statistics", lambda *_: DataStatistics(8, 20, 0.03, 1.0))
     content, wishes = read_training_data("photos").train.content, Wishes(options=TINY)
     for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):
         free = megabytes * MiB

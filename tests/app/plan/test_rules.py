@@ -1,7 +1,7 @@
 """What the data ask of a training: the size of images, its length, tiles."""
 
 import pytest
-from test_split import content_of
+from test_split import load_content
 
 from tood.app.plan.rules import (
     DataStatistics,
@@ -10,8 +10,8 @@ from tood.app.plan.rules import (
     choose_max_detections,
     choose_size,
     choose_tiles,
+    compute_statistics,
     num_samples,
-    statistics_of,
 )
 from tood.utils.tiles import WHOLE, TileOptions
 
@@ -46,13 +46,13 @@ def test_the_length_of_the_training(num_images, expected):
 
 
 def test_statistics():
-    content = content_of({"a": [0] * 10, "b": [0]})
+    content = load_content({"a": [0] * 10, "b": [0]})
     for i, image in enumerate(content["images"]):
         image.update(width=200, height=(100, 400)[i])
     for i, annotation in enumerate(content["annotations"]):
         annotation.update(bbox=[0, 0, 4 * i + 4, i + 1], iscrowd=0)
     content["annotations"][-1]["iscrowd"] = 1
-    found = statistics_of(content)
+    found = compute_statistics(content)
     assert found.num_images == 2 and found.num_objects == 10
     # Sizes 2, 4, ..., 20 of 100 pixels.
     assert found.small_object == pytest.approx(0.038)
@@ -84,7 +84,7 @@ def content_with(side, boxes):
 )
 def test_tiles_follow_from_the_objects(side, object_size, expected):
     content = content_with(side, [[0, 0, object_size, object_size]] * 20)
-    assert choose_tiles(statistics_of(content)) == expected
+    assert choose_tiles(compute_statistics(content)) == expected
     seen = choose_input(content)
     assert seen.tiles == expected
     if expected.size:
@@ -95,11 +95,11 @@ def test_tiles_follow_from_the_objects(side, object_size, expected):
 
 def test_large_objects_are_whole_in_a_tile():
     boxes = [[10 * i, 0, 8, 8] for i in range(90)] + [[0, 500, 300, 200]] * 10
-    tiles = choose_tiles(statistics_of(content_with(4000, boxes)))
+    tiles = choose_tiles(compute_statistics(content_with(4000, boxes)))
     assert tiles == TileOptions(608, 304)
     # Tiles would be nearly as large as the image.
     assert (
-        choose_tiles(statistics_of(content_with(1000, boxes[:80] + [[0, 0, 600, 600]] * 20)))
+        choose_tiles(compute_statistics(content_with(1000, boxes[:80] + [[0, 0, 600, 600]] * 20)))
         == WHOLE
     )
 
@@ -108,7 +108,7 @@ def test_statistics_of_tiles():
     content = content_with(1000, [[10, 10, 20, 20], [700, 700, 20, 20], [730, 730, 20, 20]])
     tiles = TileOptions(200, 0, 0.5, 0.0)
     assert num_samples(content, tiles) == 2 and num_samples(content, WHOLE) == 1
-    found = statistics_of(content, tiles)
+    found = compute_statistics(content, tiles)
     assert found.num_images == 1 and found.num_objects == 3 and found.most_objects == 3
     assert found.small_object == pytest.approx(0.1) and found.aspect == 1
 

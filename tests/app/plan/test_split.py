@@ -11,7 +11,7 @@ from tood.app.plan.split import split_data
 from tood.utils.errors import UserError
 
 
-def content_of(classes_by_name):
+def load_content(classes_by_name):
     """COCO's lists of images without files, by the classes of their objects."""
     images = [{"id": i, "file_name": name} for i, name in enumerate(classes_by_name)]
     annotations = [
@@ -35,7 +35,7 @@ def test_copies_never_stand_on_both_sides(tmp_path):
             (tmp_path / f"{copy}_{i}.jpg").write_bytes(data)
             originals[f"{copy}_{i}.jpg"] = i
     order = sorted(originals, key=lambda name: rng.random())
-    content = content_of({name: [rng.randrange(3)] for name in order})
+    content = load_content({name: [rng.randrange(3)] for name in order})
     split = split_data(content, str(tmp_path))
     train, val = ({originals[n] for n in names(part)} for part in (split.train, split.val))
     assert train and val and not train & val
@@ -47,7 +47,7 @@ def test_copies_never_stand_on_both_sides(tmp_path):
 
 
 def test_the_same_seed_is_the_same_split():
-    content = content_of({f"{i}.jpg": [i % 3] for i in range(100)})
+    content = load_content({f"{i}.jpg": [i % 3] for i in range(100)})
     first = names(split_data(content, "nowhere", seed=1).val)
     assert first == names(split_data(content, "nowhere", seed=1).val)
     assert first != names(split_data(content, "nowhere", seed=2).val)
@@ -57,7 +57,7 @@ def test_rare_classes_are_on_both_sides():
     """Where they are in five images; one that is in a single image is learned."""
     classes = {f"{i}.jpg": [1] for i in range(100)}
     classes.update({f"rare{i}.jpg": [1, 2] for i in range(5)}, single=[1, 3], **{"empty": []})
-    split = split_data(content_of(classes), "nowhere")
+    split = split_data(load_content(classes), "nowhere")
     count = collections.Counter(a["category_id"] for a in split.val["annotations"])
     assert count[2] == 1 and count[3] == 0
     assert 20 <= count[1] <= 23
@@ -73,7 +73,7 @@ def test_a_split_keeps_its_promises(classes, share, seed):
     """Against the images counted by hand: all are there once, and each class has its share of
     them, as far as images come as wholes.
     """
-    content = content_of({f"{i}.jpg": c for i, c in enumerate(classes)})
+    content = load_content({f"{i}.jpg": c for i, c in enumerate(classes)})
     split = split_data(content, "nowhere", share=share, seed=seed)
     assert len(split.train["images"]) + len(split.val["images"]) == len(classes)
     assert split.train["images"] and split.val["images"]
@@ -86,7 +86,7 @@ def test_a_split_keeps_its_promises(classes, share, seed):
 
 
 def test_groups_on_demand():
-    content = content_of({f"video{i // 10}_{i:03d}.jpg": [1] for i in range(100)})
+    content = load_content({f"video{i // 10}_{i:03d}.jpg": [1] for i in range(100)})
     for group in (r"^(video\d+)_", r"^video\d+"):
         split = split_data(content, "nowhere", group=group)
         train, val = ({n.split("_")[0] for n in names(p)} for p in (split.train, split.val))
@@ -98,7 +98,7 @@ def test_groups_on_demand():
 
 
 def test_augmented_copies_stay_together():
-    content = content_of({f"p{i // 3}_jpg.rf.{i:032x}.jpg": [1] for i in range(60)})
+    content = load_content({f"p{i // 3}_jpg.rf.{i:032x}.jpg": [1] for i in range(60)})
     split = split_data(content, "nowhere")
     train, val = ({n.split(".rf.")[0] for n in names(p)} for p in (split.train, split.val))
     assert len(train) == 16 and len(val) == 4
@@ -107,4 +107,4 @@ def test_augmented_copies_stay_together():
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
 def test_shares_that_are_none(share):
     with pytest.raises(UserError, match="must be between 0 and 1"):
-        split_data(content_of({"a": [1], "b": [1]}), "nowhere", share=share)
+        split_data(load_content({"a": [1], "b": [1]}), "nowhere", share=share)

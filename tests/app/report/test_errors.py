@@ -7,7 +7,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from test_matching import box, content_of, detection, image, klass, matched, metrics_of_pycocotools
+from test_matching import (
+    box,
+    detection,
+    image,
+    klass,
+    load_content,
+    matched,
+    metrics_of_pycocotools,
+)
 
 from tood.app.report.curves import (
     best_thresholds,
@@ -51,7 +59,7 @@ def analyzed(content, found):
 
 
 def test_kinds_by_hand():
-    table, pairs, matches, errors = analyzed(content_of(1, OBJECTS), FOUND)
+    table, pairs, matches, errors = analyzed(load_content(1, OBJECTS), FOUND)
     names = [*KINDS, "ignored", "correct"]
     assert [names[k] for k in errors.kinds] == [
         "correct",
@@ -80,7 +88,7 @@ def test_kinds_by_hand():
 def test_crowds_count_neither_way():
     objects = [(0, A, (0, 0, 200, 200), True, 4e4), (0, A, (300, 0, 50, 50), False, 2500)]
     found = [(0, A, (10, 10, 50, 50), 0.9), (0, A, (80, 80, 50, 50), 0.8)]
-    table, pairs, matches, errors = analyzed(content_of(1, objects), found)
+    table, pairs, matches, errors = analyzed(load_content(1, objects), found)
     assert errors.kinds.tolist() == [IGNORED, IGNORED]
     assert errors.missed.tolist() == [False, True]
     assert confusion_matrix(table, pairs, matches, np.zeros(2)).sum() == 1
@@ -146,7 +154,7 @@ detections = st.lists(detection, min_size=1, max_size=12)
 @settings(max_examples=150, deadline=None)
 @given(st.lists(gt, max_size=6), detections)
 def test_kinds_by_slow_loops(objects, found):
-    content = content_of(3, objects)
+    content = load_content(3, objects)
     table, _, _, errors = analyzed(content, found)
     assert errors.kinds.tolist() == slow_kinds(table, content, found)
 
@@ -162,7 +170,7 @@ def test_costs_are_those_of_mended_results(objects, found):
     near = coco_mask.iou(boxes, boxes, [0] * len(boxes)) >= 0.5
     clash = [[x[:2] == y[:2] for y in objects] for x in objects]
     assume((near & clash).sum() == len(objects))  # or a mended box could find another object
-    content = content_of(3, objects)
+    content = load_content(3, objects)
     table, _, matches, errors = analyzed(content, found)
     order = sorted(range(len(found)), key=lambda i: (found[i][0], -found[i][3]))
     found = [found[i] for i in order]
@@ -186,7 +194,7 @@ def test_costs_are_those_of_mended_results(objects, found):
         assert cost[kind] == pytest.approx(after - before, abs=1e-9), kind
     seen = [x for x, missed in zip(objects, errors.missed) if not missed]
     if seen:
-        after = metrics_of_pycocotools(content_of(3, seen), found)[0]["AP50"]
+        after = metrics_of_pycocotools(load_content(3, seen), found)[0]["AP50"]
         assert cost["missed"] == pytest.approx(after - before, abs=1e-9)
     else:
         assert np.isnan(cost["missed"])
@@ -196,7 +204,7 @@ def test_costs_are_those_of_mended_results(objects, found):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(gt, max_size=6), detections, st.floats(0, 1))
 def test_confusion_adds_up(objects, found, threshold):
-    content = content_of(3, objects)
+    content = load_content(3, objects)
     table, pairs, matches, _ = analyzed(content, found)
     matrix = confusion_matrix(table, pairs, matches, np.full(2, threshold))
     for k, curve in enumerate(class_curves(table, matches)):
@@ -237,7 +245,7 @@ def test_curve_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(gt, max_size=6), detections)
 def test_best_threshold_is_the_best_of_all(objects, found):
-    table, _, matches, _ = analyzed(content_of(3, objects), found)
+    table, _, matches, _ = analyzed(load_content(3, objects), found)
     for curve in [*class_curves(table, matches), pooled_curve(table, matches)]:
         if curve.best() >= 0:
             best = curve.at(curve.thresholds[curve.best()]).f1
@@ -245,7 +253,7 @@ def test_best_threshold_is_the_best_of_all(objects, found):
 
 
 def test_calibration_by_hand():
-    table, pairs, matches, _ = analyzed(content_of(1, OBJECTS), FOUND)
+    table, pairs, matches, _ = analyzed(load_content(1, OBJECTS), FOUND)
     bins = calibration(table, pairs, matches)
     assert [x.number for x in bins] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert bins[9].mean_score == 0.9 and bins[9].correct == 1 and bins[9].mean_iou == 1

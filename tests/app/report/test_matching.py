@@ -23,7 +23,7 @@ from tood.utils.errors import UserError
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def content_of(num_images, objects, num_classes=2):
+def load_content(num_images, objects, num_classes=2):
     """objects: (image, class, box, crowd, area)."""
     return {
         "images": [
@@ -106,7 +106,7 @@ detection = st.tuples(image, klass, box, st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.
 @settings(max_examples=150, deadline=None)
 @given(st.lists(gt, max_size=8), st.lists(detection, min_size=1, max_size=14))
 def test_metrics_are_pycocotools(objects, found):
-    content = content_of(3, objects)
+    content = load_content(3, objects)
     actual = metrics_of(content, found)
     expected, per_class = metrics_of_pycocotools(content, found)
     for key in KEYS:
@@ -129,7 +129,7 @@ def random_set(num_images, seed=0, num_classes=2, objects=5, found=8):
         for _ in range(rng.integers(0, found)):
             b = (*rng.uniform(0, 300, 2).tolist(), *rng.uniform(8, 150, 2).tolist())
             dets.append((i, int(rng.integers(num_classes)), b, float(rng.random() * 0.7)))
-    return content_of(num_images, gts, num_classes), dets
+    return load_content(num_images, gts, num_classes), dets
 
 
 def test_a_weighted_image_is_as_many_copies_of_it():
@@ -148,7 +148,7 @@ def test_a_weighted_image_is_as_many_copies_of_it():
                         gts.append((n, k, a["bbox"], a["iscrowd"], a["area"]))
                 dets += [(n, k, box, score) for image, k, box, score in found if image == i]
                 n += 1
-        copy = matched(content_of(n, gts), dets)
+        copy = matched(load_content(n, gts), dets)
         np.testing.assert_allclose(actual[..., b], average_precisions(*copy), atol=2e-5)
 
 
@@ -167,11 +167,11 @@ def test_what_an_image_costs():
 
 
 def test_nothing_found_and_nothing_to_find():
-    content = content_of(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
+    content = load_content(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
     metrics = metrics_of(content, [])
     assert metrics["AP"] == 0 and metrics["APm"] == 0 and np.isnan(metrics["APs"])
     assert metrics["AP-class 0"] == 0 and np.isnan(metrics["AP-class 1"])
-    metrics = metrics_of(content_of(2, []), [(0, 0, (0, 0, 50, 50), 0.5)])
+    metrics = metrics_of(load_content(2, []), [(0, 0, (0, 0, 50, 50), 0.5)])
     assert np.isnan(metrics["AP"])
 
 
@@ -187,7 +187,7 @@ def test_nothing_found_and_nothing_to_find():
     ],
 )
 def test_detections_of_something_else(change, says):
-    content = content_of(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
+    content = load_content(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
     good = detections_of([(0, 0, (0, 0, 50, 50), 0.5)])[0]
     with pytest.raises(UserError, match=says):
         make_table(content, [good, {**good, **change}])
@@ -206,7 +206,7 @@ def crowded(num_objects, num_detections):
         (0, 0, (x + a, y + b, 12.0, 12.0), score)
         for (x, y), (a, b), score in zip(places, shifts.tolist(), scores.tolist())
     ]
-    return content_of(1, objects), found
+    return load_content(1, objects), found
 
 
 def test_all_detections_of_a_crowded_image_count():

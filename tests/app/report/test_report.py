@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browser import Browser, find_chromium
 from PIL import Image
-from test_matching import content_of, detections_of, metrics_of_pycocotools, random_set
+from test_matching import detections_of, load_content, metrics_of_pycocotools, random_set
 
 from tood.app.report.analysis import analyze, explain_miss, summarize_analysis
 from tood.app.report.compare import NOT_DISTINGUISHABLE, compare_analyses
@@ -97,9 +97,9 @@ def test_the_same_every_time(data):
 
 
 def test_nothing_found_and_nothing_to_find():
-    content = content_of(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
+    content = load_content(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
     facts = Facts("nothing", "command", {})
-    for other in (content, content_of(2, [])):
+    for other in (content, load_content(2, [])):
         summary = summarize_analysis(analyze(other, []))
         assert "<!doctype html>" in render(summary, facts)
         assert summary["all_classes"]["f1"] == 0 or np.isnan(summary["all_classes"]["precision"])
@@ -117,7 +117,7 @@ def test_comparison():
     assert row["verdict"] == "better here" and 0 < row["low"] < row["value"] < row["high"]
     assert {x["name"]: x for x in compare_analyses(worse, here)}["AP"]["verdict"] == "better there"
     with pytest.raises(UserError, match="their images differ"):
-        compare_analyses(here, analyze(content_of(2, []), []))
+        compare_analyses(here, analyze(load_content(2, []), []))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_comparison():
 )
 def test_why_missed(found, says):
     objects = [(0, 0, (0, 0, 100, 100), False, 1e4), (0, 0, (400, 300, 50, 50), False, 2500)]
-    analysis = analyze(content_of(1, objects), detections_of(found))
+    analysis = analyze(load_content(1, objects), detections_of(found))
     if says == "below the threshold":
         analysis = analysis._replace(thresholds=np.array([0.5, 0.5]))
     assert says in explain_miss(analysis, 0)
@@ -153,7 +153,7 @@ def test_suspects_by_hand():
         (0, 0, (0, 150, 50, 50), 0.6),  # the same place
         (0, 1, (350, 350, 50, 50), 0.6),  # in the crowd
     ]
-    analysis = analyze(content_of(1, objects), detections_of(found))
+    analysis = analyze(load_content(1, objects), detections_of(found))
     suspects = find_suspects(analysis.table, analysis.pairs)
     told = [(x.kind, x.annotation, x.class_index, pytest.approx(x.doubt)) for x in suspects]
     # None of the one object of its class is found.

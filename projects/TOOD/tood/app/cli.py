@@ -8,7 +8,7 @@ import sys
 from typing import Callable, Dict, Optional, Sequence
 
 import tood
-from tood.inference.thresholds import threshold_of
+from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import expand_home, split_overrides
 from tood.utils.errors import UserError, run_main
 
@@ -191,7 +191,7 @@ def _add_overwrite(parser) -> None:
 def _add_threshold(parser) -> None:
     parser.add_argument(
         *("--score-threshold", "--score-thresh"),
-        type=threshold_of,
+        type=parse_threshold,
         metavar="S",
         help='a number; or "from-report": of each class that of the best F1, in the report beside '
         "the checkpoint",

@@ -25,7 +25,7 @@ from tood.deploy.onnx import exportable_to_onnx, save_onnx
 from tood.deploy.precision import to_float16, to_int8
 from tood.inference.exported import ExportedFile, compare_detections
 from tood.inference.predictor import Predictor
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
@@ -203,7 +203,7 @@ def read_calibration(predictor: Predictor, options: _Options) -> Iterator[np.nda
             probe_image(path)
         except IMAGE_ERRORS as error:
             raise UserError(
-                f"The image {path} (--calibrate) cannot be read ({reason_of(error)}); take it "
+                f"The image {path} (--calibrate) cannot be read ({format_reason(error)}); take it "
                 "out of its folder."
             ) from error
     model = predictor.model

@@ -4,12 +4,14 @@ validation set, the size of the images, the length of the training, the images p
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import shlex
 from typing import Iterator, Optional, Sequence, Union
 
 from tood.app import draw
+from tood.app.convert.write import LEDGER
 from tood.app.plan.choose import (
     PLAN,
     Plan,
@@ -30,7 +32,7 @@ from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
 
@@ -107,6 +109,7 @@ def train(
         num_gpus=num_gpus,
     )
     if resume and not dry_run and os.path.isfile(run.config_file):
+        refuse_other_data(data, output)
         return _run(run, output, report)
     refuse_used(output)
     if not dry_run:
@@ -173,6 +176,23 @@ def choose_output(data: str, output: str = "", options: Sequence[str] = ()) -> s
     return os.path.join("output", telling[-1] if telling else "mine")
 
 
+def refuse_other_data(data: str, output: str) -> None:
+    """
+    Raises:
+        UserError: for a training that was begun with other data.
+    """
+    try:
+        with open(os.path.join(output, "data", LEDGER), encoding="utf-8") as f:
+            begun = json.load(f)["data"]
+    except (OSError, ValueError, KeyError, TypeError):  # of an older version, or damaged
+        return
+    if os.path.abspath(os.path.expanduser(data)) != begun:
+        raise UserError(
+            f"The training in {output} was begun with {begun}, not with {data}; name that, or "
+            "another --output."
+        )
+
+
 def refuse_used(output: str) -> None:
     """
     Raises:
@@ -233,6 +253,6 @@ def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
         logger.warning(f"No report was written: {error.sentence()}")
     except Exception as error:  # of any library that draws
         logger.warning(
-            f"No report was written ({type(error).__name__}: {reason_of(error)}); try again with "
-            f"tood report {shlex.quote(output)}"
+            f"No report was written ({type(error).__name__}: {format_reason(error)}); try "
+            f"again with tood report {shlex.quote(output)}"
         )

@@ -28,8 +28,22 @@ class Trained:
     plan: str = ""  # what was chosen, as a table
 
     def options(self) -> List[str]:
-        """Return overrides of its config: these weights, and the folder where it is now."""
-        return ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
+        """Return overrides of its config: these weights, the folder where it is now, and the data
+        that ``tood train`` has written to it, if the config names them where they were before.
+        """
+        options = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
+        data = os.path.join(os.path.abspath(self.folder), "data")
+        if not (os.path.isfile(self.config_file) and os.path.isdir(data)):
+            return options
+        from tood.config.files import read_config_file  # needs PyTorch
+
+        datasets = read_config_file(self.config_file).content.get("DATASETS", {})
+        for part in ("TRAIN", "TEST"):
+            names = list(datasets.get(part, ()))
+            moved = [_find_moved(name, data) for name in names]
+            if moved != names:
+                options += [f"DATASETS.{part}", str(tuple(moved))]
+        return options
 
     def predictor(self, **options):
         """Return a :class:`~tood.inference.predictor.Predictor` with these weights.
@@ -47,6 +61,13 @@ class Trained:
         AP = f", AP {self.metrics['AP']:.2f}" if "AP" in self.metrics else ""
         report = f"; report: {self.report}" if self.report else ""
         return f"Weights: {self.weights}{AP}{report}"
+
+
+def _find_moved(name: str, data: str) -> str:
+    """Return the path of a data set of ``tood train`` in a folder of data, other names as they are."""
+    here = os.path.join(data, os.path.basename(name))
+    is_own = os.path.basename(os.path.dirname(name)) == "data"
+    return here if is_own and os.path.isfile(here) else name
 
 
 def load(folder: str) -> Trained:

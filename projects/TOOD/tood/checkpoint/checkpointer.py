@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.files import (
     last_checkpoint_in,
     read_pickle,
@@ -135,7 +135,7 @@ class Checkpointer(DetectionCheckpointer):
             if self.resuming:
                 advice = "omit --resume to start again"
             raise UserError(
-                f"The checkpoint {path} cannot be loaded ({reason_of(error)}); {advice}."
+                f"The checkpoint {path} cannot be loaded ({format_reason(error)}); {advice}."
             ) from error
         finally:
             # Detectron2's main branch refuses another load as long as this one seems to go on.
@@ -144,7 +144,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename):
         """Read the files that Detectron2 reads, without running code in them."""
         if filename.endswith(".pkl"):
-            content = _of_model_zoo(read_pickle(filename))
+            content = _read_model_zoo(read_pickle(filename))
         else:
             content = read_tensors(filename)
         if self.resuming and "trainer" not in content:
@@ -198,7 +198,7 @@ class Checkpointer(DetectionCheckpointer):
         )
 
 
-def _of_model_zoo(content: Dict) -> Dict:
+def _read_model_zoo(content: Dict) -> Dict:
     """Return a file of Detectron2's model zoo, or of Detectron1's, as Detectron2 does."""
     if "model" in content and "__author__" in content:
         return content

@@ -125,7 +125,7 @@ def identify(
     anchor_type = anchor_type or _anchor_type(hints, notes)
     epochs = re.search(r"max_epochs\s*=\s*(\d+)", hints)
     is_2x = int(epochs[1]) > 12 if epochs else re.search(r"(?<!\d)2x(?!\d)", hints) is not None
-    shapes = _shapes_of(state_dict)
+    shapes = _get_shapes(state_dict)
     options = {"MODEL.TOOD.NUM_CLASSES": _num_classes(shapes), **_depth_options(_depth(shapes))}
     config = _nearest_config(shapes, options, anchor_type, is_2x)
     options = differing_options(config, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
@@ -190,7 +190,9 @@ def convert_backbone(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         for n, v in state_dict.items()
         if not re.match(r"(head\.)?fc\.", n)
     }
-    nearest = min(map(_resnet, BACKBONES), key=lambda x: len(_differing(_shapes_of(state_dict), x)))
+    nearest = min(
+        map(_resnet, BACKBONES), key=lambda x: len(_differing(_get_shapes(state_dict), x))
+    )
     return to_detectron2(state_dict, nearest)
 
 
@@ -283,7 +285,7 @@ def _differing(shapes: Shapes, expected: Dict[str, Tensor]) -> Set[str]:
     return {n for n in differing if not n.endswith("num_batches_tracked")}
 
 
-def _shapes_of(state_dict: Dict[str, Tensor]) -> Shapes:
+def _get_shapes(state_dict: Dict[str, Tensor]) -> Shapes:
     shapes = {detectron2_name(n): tuple(v.shape) for n, v in state_dict.items()}
     shapes.pop(None, None)
     return shapes

@@ -20,7 +20,7 @@ from iopath.common.file_io import get_cache_dir
 
 from tood.checkpoint.convert import convert_backbone, convert_checkpoint, read_checkpoint
 from tood.config.zoo import RELEASED_MODELS
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.files import compute_sha256, read_tensors, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class DownloadHandler(WeightsHandler):
             download = PathManager.get_local_path(url, force=force, **kwargs)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"The weights {path} cannot be fetched ({reason_of(error)}); get {url} on a "
+                f"The weights {path} cannot be fetched ({format_reason(error)}); get {url} on a "
                 f"machine with a network, and put it at {place}."
             ) from error
         _check_hash(download)

@@ -9,7 +9,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from tood.config.unread import has_parts_of_a_user
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.logs import at_level
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _tried(build, group: str):
         raise
     except Exception as error:  # of any value in a config
         raise UserError(
-            f"The config cannot be built: {reason_of(error)}; look at the options of {group}."
+            f"The config cannot be built: {format_reason(error)}; look at the options of {group}."
         ) from error
 
 

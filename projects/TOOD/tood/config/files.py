@@ -9,7 +9,7 @@ import detectron2
 import yaml
 
 from tood.config.check import known_keys
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 # Its own configs may contain a computed list (Base-RetinaNet.yaml), and are as good as its code.
 DETECTRON2_CONFIGS = os.path.join(os.path.dirname(detectron2.__file__), "model_zoo", "configs")
@@ -120,7 +120,7 @@ def _read_yaml(path: str) -> Any:
                 f"The config file {path} is refused: reading it would run code, because it needs "
                 f"{code[1]}; write plain values."
             ) from error
-        reason = getattr(error, "strerror", None) or reason_of(error)
+        reason = getattr(error, "strerror", None) or format_reason(error)
         raise UserError(
             f"The config file {path} cannot be read ({reason}); correct it, or name another one."
         ) from error

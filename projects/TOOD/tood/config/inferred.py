@@ -67,19 +67,19 @@ def infer_num_classes(cfg: CfgNode, *, training: bool, resume: bool = False) -> 
     Raises:
         UserError: for data that cannot be read, or that have different classes.
     """
-    number = None if training else _number_of_weights(_weights_of(cfg, resume))
+    number = None if training else _count_weight_classes(_find_weights(cfg, resume))
     if number is None:
-        number = _number_of_data(cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST)
+        number = _count_data_classes(cfg.DATASETS.TRAIN if training else (), cfg.DATASETS.TEST)
     if number is not None:
         cfg.MODEL.TOOD.NUM_CLASSES = number
 
 
-def _weights_of(cfg: CfgNode, resume: bool) -> str:
+def _find_weights(cfg: CfgNode, resume: bool) -> str:
     last = last_checkpoint_in(cfg.OUTPUT_DIR) if resume else ""
     return os.path.join(cfg.OUTPUT_DIR, last) if last else cfg.MODEL.WEIGHTS
 
 
-def _number_of_weights(path: str) -> Optional[int]:
+def _count_weight_classes(path: str) -> Optional[int]:
     if not (path.endswith(".pth") and os.path.isfile(path)):
         return None
     content = read_tensors(path)
@@ -90,8 +90,8 @@ def _number_of_weights(path: str) -> Optional[int]:
     return None if classifier is None else len(classifier)
 
 
-def _number_of_data(train: Sequence[str], test: Sequence[str]) -> Optional[int]:
-    names = {entry: _names_of(entry) for entry in dict.fromkeys((*train, *test))}
+def _count_data_classes(train: Sequence[str], test: Sequence[str]) -> Optional[int]:
+    names = {entry: _read_names(entry) for entry in dict.fromkeys((*train, *test))}
     names = {entry: found for entry, found in names.items() if found}
     if not names:
         return None
@@ -104,7 +104,7 @@ def _number_of_data(train: Sequence[str], test: Sequence[str]) -> Optional[int]:
     return len(names[first])
 
 
-def _names_of(entry: str) -> Optional[List[str]]:
+def _read_names(entry: str) -> Optional[List[str]]:
     own_data = parse_own_data(entry)
     if own_data is not None:
         return class_names(read_annotations(*own_data, to_train=False))

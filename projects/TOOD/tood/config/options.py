@@ -109,7 +109,7 @@ class RunOptions(NamedTuple):
     tiles: TileOptions
 
 
-def finest_stride_of(in_features: Sequence[str]) -> int:
+def get_finest_stride(in_features: Sequence[str]) -> int:
     """Return a stride in pixels: feature maps are named after its logarithm, as p3 or res4."""
     level = re.search(r"\d+$", in_features[0])
     return 2 ** int(level[0]) if level else 8

@@ -24,12 +24,12 @@ from tood.config.inferred import (
     infer_pixels,
     is_typed,
 )
-from tood.config.options import RunOptions, TTAOptions, finest_stride_of, read_training_options
+from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule
 from tood.config.unread import check_unread
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def run_options(cfg: CfgNode) -> RunOptions:
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         train_size=InputSize(min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN, tiles),
         test_size=InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, tiles),
-        finest_stride=finest_stride_of(cfg.MODEL.TOOD.IN_FEATURES),
+        finest_stride=get_finest_stride(cfg.MODEL.TOOD.IN_FEATURES),
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
     aug = cfg.TEST.AUG
@@ -142,7 +142,7 @@ def check_training(cfg: CfgNode) -> None:
         )
 
 
-def schedule_of_file(config_file: ConfigFile) -> Schedule:
+def read_schedule(config_file: ConfigFile) -> Schedule:
     """Return the schedule that a config file states, before any override."""
     return Schedule.from_config(_merged(config_file, ()))
 
@@ -186,7 +186,7 @@ def merge_options(
             cfg.merge_from_other_cfg(CfgNode(config_file.content))
         cfg.merge_from_list(_with_floats(cfg, opts))
     except Exception as error:  # of many kinds
-        reason = reason_of(error, limit=400).strip("'\"")
+        reason = format_reason(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
         nearest = nearest_key(cfg, unknown[1]) if unknown else None
         where = "An option"

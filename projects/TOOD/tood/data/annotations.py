@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from tood.data.images import IMAGE_ERRORS, probe_image
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 LISTS = ("images", "categories", "annotations")
 # Larger ones are not told apart where pycocotools turns them into floating point numbers.
@@ -242,7 +242,7 @@ def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
         except IMAGE_ERRORS as error:
             raise UserError(
                 f"{get.name} has no width and height in pixels, and {path} cannot be read "
-                f"({reason_of(error)}); name the folder of the images: FILE.json:FOLDER."
+                f"({format_reason(error)}); name the folder of the images: FILE.json:FOLDER."
             ) from error
     return {"file_name": name, "width": int(sizes[0]), "height": int(sizes[1])}
 

@@ -23,7 +23,7 @@ from tood.data.images import (
     read_image,
 )
 from tood.data.tiles import largest_shares
-from tood.utils.errors import reason_of
+from tood.utils.errors import format_reason
 from tood.utils.tiles import WHOLE, TileOptions
 
 # Reading the head of a file is waiting, mostly.
@@ -227,7 +227,7 @@ def _fault(image: Dict, path: str):
     except TooManyPixels as error:
         return "large", str(error).partition(";")[0]
     except IMAGE_ERRORS as error:
-        return "unreadable", reason_of(error)
+        return "unreadable", format_reason(error)
     if size != listed:
         return "size", f"upright it has {size[0]} x {size[1]}, not {listed[0]} x {listed[1]}"
     return "", ""

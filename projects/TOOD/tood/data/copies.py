@@ -12,7 +12,7 @@ from tqdm import tqdm
 AUGMENTED = re.compile(r"^(.+)\.rf\.[0-9a-zA-Z]+\.\w+$")
 
 
-def copies_of(paths: Sequence[str]) -> List[int]:
+def find_copies(paths: Sequence[str]) -> List[int]:
     """Return for each file the index of the first one with the same bytes."""
     sizes = [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
     # Only different files of one size can be copies.
@@ -33,7 +33,7 @@ def trained_on(train: Sequence[str], val: Sequence[str]) -> List[str]:
     Args:
         train, val: paths of the images.
     """
-    copies = copies_of([*train, *val])
+    copies = find_copies([*train, *val])
     photographs = {_photograph(path) for path in train} - {None}
     return [
         path

@@ -12,7 +12,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 
 from tood.data.images import IMAGE_ERRORS, read_image
 from tood.data.tiles import RecentImages
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.tiles import Tile
 
 
@@ -47,7 +47,7 @@ class CheckedMapper(DatasetMapper):
             return self._map(copy.deepcopy(dataset_dict))
         except (*IMAGE_ERRORS, SizeMismatchError) as error:
             raise UserError(
-                f"The image {dataset_dict['file_name']} cannot be used ({reason_of(error)}); "
+                f"The image {dataset_dict['file_name']} cannot be used ({format_reason(error)}); "
                 "repair it, or take it out of the annotation file."
             ) from error
 

@@ -125,7 +125,7 @@ class LargeImage:
         self.format = format
         with opened(path) as (_, image):
             # A file elsewhere, which PathManager reads, cannot be mapped.
-            self._strips = _strips_of(image) if os.path.isfile(path) else []
+            self._strips = _find_strips(image) if os.path.isfile(path) else []
             self.width, self.height = image.size
             channels = len(image.getbands())
             if not self._strips:
@@ -177,7 +177,7 @@ class RecentImages:
         key = (path, format)
         image = self._images.pop(key, None) or LargeImage(path, format, self.bit_depth)
         kept = {**self._images, key: image}
-        while len(kept) > self.max_images or _bytes_of(kept) > self.max_bytes:
+        while len(kept) > self.max_images or _count_bytes(kept) > self.max_bytes:
             del kept[next(iter(kept))]
         self._images = kept
         return image
@@ -194,11 +194,11 @@ class RecentImages:
         return {**vars(self), "_images": {}}  # a loader's processes read their own
 
 
-def _bytes_of(images: Dict) -> int:
+def _count_bytes(images: Dict) -> int:
     return sum(x.num_bytes for x in images.values())
 
 
-def _strips_of(image: Image.Image) -> List[Tuple[int, int, int]]:
+def _find_strips(image: Image.Image) -> List[Tuple[int, int, int]]:
     """Return first row, end and offset in the file of each strip of an upright TIFF whose pixels
     stand there as they are; none for other images.
     """

@@ -75,7 +75,7 @@ class ExportableTOOD(nn.Module):
         self.preprocess, self.nms, self.channels_last = preprocess, nms, channels_last
         self.keep = keep or keep_by_nms
         self.size_divisibility = max(1, self.model.size_divisibility)
-        extras = tuple(_extras_of(self.model))
+        extras = tuple(_list_extras(self.model))
         self.output_names = (*(DETECTIONS if nms else RAW_OUTPUTS), *extras)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
@@ -133,7 +133,7 @@ def _copy_for_export(model: TOOD, deform_conv2d: Optional[Callable]) -> TOOD:
     return model
 
 
-def _extras_of(model: TOOD) -> List[str]:
+def _list_extras(model: TOOD) -> List[str]:
     """Return the names of the head's extras, found by running it on maps of one location."""
     shapes = model.backbone.output_shape()
     with torch.no_grad():

@@ -85,7 +85,7 @@ class TrainingLoop(TrainerBase):
         TrainerBase.__init__(self)
         model, options = experiment.model, experiment.options
         self.experiment, self.options = experiment, options
-        _warn_of_warmup_alone(model, options.max_iter)
+        _warn_if_warmup_alone(model, options.max_iter)
         self._trainer = TrainingStep(
             create_ddp_model(model, device_ids=None, broadcast_buffers=False),
             experiment.train_loader,
@@ -290,7 +290,7 @@ class TrainingLoop(TrainerBase):
             self._trainer.set_data_loader(loader.restart(seed, skip=state_dict["iteration"] + 1))
 
 
-def _warn_of_warmup_alone(model: nn.Module, max_iter: int) -> None:
+def _warn_if_warmup_alone(model: nn.Module, max_iter: int) -> None:
     last, warmup = model.assigner_at(max_iter - 1), model.warmup_assigner
     if last is warmup and type(warmup) is not type(model.assigner):
         logger.warning(

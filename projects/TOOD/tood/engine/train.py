@@ -29,8 +29,8 @@ from tood.config.read import (
     check_training,
     check_weights,
     load_config,
+    read_schedule,
     run_options,
-    schedule_of_file,
 )
 from tood.config.schedule import scale_schedule
 from tood.data.datasets import DataSet, prepare_datasets
@@ -214,7 +214,7 @@ def _set_schedule(cfg: CfgNode, run: Run) -> List[str]:
         num_images = len(tile_records(records, tiles) if tiles.size else records)
     typed = cfg.SOLVER.IMS_PER_BATCH
     schedule = scale_schedule(
-        schedule_of_file(run.config),
+        read_schedule(run.config),
         images_per_step=typed if run.images_per_step is None else run.images_per_step,
         epochs=run.epochs,
         num_images=num_images,

@@ -43,7 +43,7 @@ class CleanCOCOEvaluator(COCOEvaluator):
         """
         self._max_dets = max_dets_per_image
         metadata = MetadataCatalog.get(dataset_name)
-        content = content_of(dataset_name, metadata)
+        content = load_content(dataset_name, metadata)
         # Detectron2 reads the file that the metadata name: temporarily, one in the clean form.
         clean_name = f"{dataset_name} (clean)"
         with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +139,7 @@ class DetectionCollector(DatasetEvaluator):
         return {"detections": detections}
 
 
-def content_of(dataset_name: str, metadata) -> Dict:
+def load_content(dataset_name: str, metadata) -> Dict:
     """Return the annotations of a registered data set in the clean form that is evaluated."""
     json_file = metadata.get("json_file")
     if json_file is None:  # registered in Python; Detectron2 would keep a file that may be old

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from tood.deploy.module import METADATA_FILE, quiet
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.tiles import TileOptions
 
 # Required metadata, and their types.
@@ -72,7 +72,7 @@ class ExportedFile:
             ) from error
         except Exception as error:  # each runtime raises others
             raise UserError(
-                f"{path} cannot be read by {self.runtime} ({reason_of(error)})."
+                f"{path} cannot be read by {self.runtime} ({format_reason(error)})."
             ) from error
         if not isinstance(self.metadata, dict) or self.metadata.get("model") != "TOOD":
             raise UserError(
@@ -96,7 +96,7 @@ class ExportedFile:
             return dict(zip(self.metadata["outputs"], self._run(images)))
         except Exception as error:  # each runtime raises others
             raise UserError(
-                f"{self.path} refuses images of the shape {images.shape}: {reason_of(error)}."
+                f"{self.path} refuses images of the shape {images.shape}: {format_reason(error)}."
             ) from error
 
     def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:

@@ -30,10 +30,10 @@ from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.evaluation.alignment_evaluator import read_objects
 from tood.inference.thresholds import FROM_REPORT, read_thresholds
-from tood.inference.tiles import ResizedTOOD, TiledTOOD, pixels_of, resized, size_of
+from tood.inference.tiles import ResizedTOOD, TiledTOOD, get_pixels, get_size, resized
 from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 from tood.utils.files import read_tensors
 from tood.utils.tiles import Tile, make_tiles
 
@@ -212,7 +212,7 @@ class Predictor:
     def _view_in_training(self, x: Dict, record: Dict) -> Dict:
         image = x["image"]
         if "tile" in record:
-            image = pixels_of(x, Tile(*record["tile"]))
+            image = get_pixels(x, Tile(*record["tile"]))
         if self._min_size == 0 and self.options.min_size_test > 0:
             image = resized(image, self.resize)
         height, width = image.shape[1:]
@@ -251,7 +251,7 @@ class Predictor:
             return View(x["image"], 0, 0, x["image"].shape[2] / x["width"])
         x = self._make_large_input(image)
         options = self.options.tiles
-        height, width = size_of(x)
+        height, width = get_size(x)
         tiles = make_tiles(width, height, options.size, options.overlap)
         boxes = np.array([box], dtype=float)
         middle = np.array(box[:2]) + np.array(box[2:]) / 2
@@ -261,7 +261,7 @@ class Predictor:
             return -visible_in(boxes, tile)[0], distance
 
         tile = min(tiles, key=order)
-        pixels = resized(pixels_of(x, tile), self.resize)
+        pixels = resized(get_pixels(x, tile), self.resize)
         return View(pixels, tile.x, tile.y, pixels.shape[2] / tile.width)
 
     def _above(self, instances: Instances) -> Instances:
@@ -362,7 +362,7 @@ def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str, 
                 f"The image {path} is in HEIC, which needs another package: pip install "
                 "pillow-heif, or save it as JPEG."
             ) from error
-        raise UserError(f"The image {path} cannot be read ({reason_of(error)}).") from error
+        raise UserError(f"The image {path} cannot be read ({format_reason(error)}).") from error
 
 
 def _read_pixels(image: Image, bit_depth: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from tood.utils.errors import UserError
 FROM_REPORT = "from-report"
 
 
-def threshold_of(text: str) -> Union[float, str]:
+def parse_threshold(text: str) -> Union[float, str]:
     """Read a flag: a number, or ``FROM_REPORT``."""
     return text if text == FROM_REPORT else float(text)
 

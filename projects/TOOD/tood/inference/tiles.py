@@ -69,12 +69,12 @@ class TiledTOOD(nn.Module):
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     def _detect(self, x: Dict) -> Instances:
-        height, width = size_of(x)
+        height, width = get_size(x)
         tiles = make_tiles(width, height, self.options.size, self.options.overlap)
         found = []
         for first in range(0, len(tiles), self.batch_size):
             batch = tiles[first : first + self.batch_size]
-            images = [{"image": pixels_of(x, tile)} for tile in batch]
+            images = [{"image": get_pixels(x, tile)} for tile in batch]
             for tile, candidates in zip(batch, self.finder.find_candidates(images)):
                 boxes = candidates.pred_boxes.tensor
                 boxes = boxes + boxes.new_tensor([tile.x, tile.y] * 2)
@@ -98,16 +98,16 @@ def seen_whole_elsewhere(
         (D,) bool, whether a box comes near to a seam, a border of the tile inside of the image, and
         lies in another tile without coming near to its seams.
     """
-    cut = ~_clear_of_seams(boxes, tile, image_size)
+    cut = ~_find_uncut(boxes, tile, image_size)
     if not cut.any():
         return cut
     whole = torch.zeros_like(cut)
     for other in _neighbours(tile, tiles):
-        whole |= _clear_of_seams(boxes, other, image_size)
+        whole |= _find_uncut(boxes, other, image_size)
     return cut & whole
 
 
-def _clear_of_seams(boxes: Tensor, tile: Tile, image_size: Tuple[int, int]) -> Tensor:
+def _find_uncut(boxes: Tensor, tile: Tile, image_size: Tuple[int, int]) -> Tensor:
     """(D,) bool, whether boxes lie in a tile and are not cut by it, as far as can be seen."""
     low = boxes.new_tensor(tile[:2])
     high = low + boxes.new_tensor(tile[2:])
@@ -133,14 +133,14 @@ def resized(image: Tensor, resize: T.Augmentation) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def size_of(x: Dict) -> Tuple[int, int]:
+def get_size(x: Dict) -> Tuple[int, int]:
     """Return height and width of what :class:`TiledTOOD` takes."""
     if "reader" in x:
         return x["reader"].height, x["reader"].width
     return tuple(x["image"].shape[1:])
 
 
-def pixels_of(x: Dict, tile: Tile) -> Tensor:
+def get_pixels(x: Dict, tile: Tile) -> Tensor:
     """Return the pixels of a tile, (3, height, width) uint8."""
     if "reader" in x:
         pixels = x["reader"].read(tile)

@@ -18,7 +18,7 @@ class UserError(Exception):
         return inner.strip() if marker else message
 
 
-def reason_of(error: BaseException, limit: int = 200) -> str:
+def format_reason(error: BaseException, limit: int = 200) -> str:
     """Return the message of a library's error for use in a sentence: one line of at most ``limit``
     characters, without terminal codes and addresses of objects.
     """
@@ -40,5 +40,5 @@ def run_main(main: Callable[[], object], stopped: str = "stopped.") -> None:
         print(f"error: {stopped}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        reason = error.strerror or reason_of(error)
+        reason = error.strerror or format_reason(error)
         sys.exit(f"error: {error.filename or 'A file'} cannot be used ({reason}).")

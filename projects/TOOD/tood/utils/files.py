@@ -20,7 +20,7 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, Optional
 import numpy as np
 from PIL import Image
 
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 
 def compute_sha256(path: str) -> str:
@@ -184,9 +184,9 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
                 f"{path} cannot be written: no space left on {folder}; free some, or name another "
                 "folder."
             ) from error
+        reason = getattr(error, "strerror", None) or format_reason(error)
         raise UserError(
-            f"{path} cannot be written ({getattr(error, 'strerror', None) or reason_of(error)}); "
-            "check the folder, or name another one."
+            f"{path} cannot be written ({reason}); check the folder, or name another one."
         ) from error
 
 

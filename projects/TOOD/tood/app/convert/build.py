@@ -10,10 +10,10 @@ from tood.app.convert.folder import (
     SPLITS,
     Folder,
     folder_splits,
+    get_stem,
     match_files,
     match_names,
     split_words,
-    stem_of,
 )
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, LIST, NO_IMAGE, Ledger
 from tood.utils.errors import UserError
@@ -122,9 +122,9 @@ def build_contents(
         splits = divide_images(folder, ledger, {i: r[0] for i, r in by_image.items()})
     splits = {k: _unlinked(folder, ledger, v, by_image) for k, v in splits.items()}
     used = {image for images in splits.values() for image in images}
-    sizes = {image: folder.size_of(image) for image in used}
+    sizes = {image: folder.probe_size(image) for image in used}
     _check_sizes([r for r in records if r.image in used], sizes, folder)
-    objects = {i: _objects_of(i, found, sizes, ledger) for i, found in by_image.items()}
+    objects = {i: _read_objects(i, found, sizes, ledger) for i, found in by_image.items()}
     check_outside([(i, objects.get(i, ()), sizes[i]) for i in sorted(used)], ledger)
     names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
     for split, images in splits.items():
@@ -173,7 +173,7 @@ def divide_images(
     return {split: by_split[split] for split in ("train", "val", "test", "all") if split in named}
 
 
-def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
+def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
     """Return the split of each file that labels many images, by its folders or its name.
 
     Raises:
@@ -183,7 +183,7 @@ def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
         return dict.fromkeys(files, "all")
     splits: Dict[str, str] = {}
     for file in files:
-        named = folder_splits(file)[:1] or split_words(stem_of(file))
+        named = folder_splits(file)[:1] or split_words(get_stem(file))
         split = named[0] if len(named) == 1 else "all"
         other = next(
             (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
@@ -201,7 +201,7 @@ def split_of_files(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
 def _split_by_image(folder: Folder) -> Dict[str, str]:
     """Return the split of each image by its folders, or by its name if every image has one."""
     steps = {i: folder_splits(i) for i in folder.images}
-    names = {i: split_words(stem_of(i)) for i in folder.images}
+    names = {i: split_words(get_stem(i)) for i in folder.images}
     kinds = {tuple(x) for x in names.values()}
     if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
         steps = names
@@ -248,7 +248,9 @@ def _check_sizes(records: Sequence[Record], sizes: Dict, folder: Folder) -> None
         )
 
 
-def _objects_of(image: str, records: Sequence[Record], sizes: Dict, ledger: Ledger) -> List[Object]:
+def _read_objects(
+    image: str, records: Sequence[Record], sizes: Dict, ledger: Ledger
+) -> List[Object]:
     """Return the objects of an image in pixels, each once."""
     objects = [o for record in records for o in record.objects]
     if image not in sizes:
@@ -354,7 +356,7 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
     return content
 
 
-def text_of_label(label: Any, where: str) -> str:
+def read_label(label: Any, where: str) -> str:
     """Return the name of a class, or raise UserError for none."""
     text = "" if label is None else str(label).strip()
     if not text:
@@ -387,7 +389,7 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
     """
     homes: Dict[str, Dict[str, str]] = {}
     for file in folder.with_suffix(".txt"):
-        name, home = stem_of(file).lower(), os.path.dirname(file)
+        name, home = get_stem(file).lower(), os.path.dirname(file)
         root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
         if is_voc:  # also lists of one class, which are not needed
             ledger.enter(file, LIST)

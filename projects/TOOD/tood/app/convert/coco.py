@@ -10,9 +10,9 @@ from tood.app.convert.build import (
     Object,
     check_outside,
     enter_image,
-    split_of_files,
+    find_split,
 )
-from tood.app.convert.folder import Folder, area_of, folder_splits, match_names, stem_of
+from tood.app.convert.folder import Folder, find_area, folder_splits, get_stem, match_names
 from tood.app.convert.ledger import LABELS, Ledger
 from tood.data.annotations import is_box
 from tood.utils.errors import UserError
@@ -44,7 +44,7 @@ def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """
     labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
     ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")
-    splits = split_of_files(folder, labelled or files[:1])
+    splits = find_split(folder, labelled or files[:1])
     contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled or files[:1]}
     ledger.ignore(folder.images, "not listed by a COCO file")
     return contents
@@ -130,7 +130,7 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
         if isinstance(name, str) and name in found:
             image = {**image, "file_name": found[name]}
             if not all(_is_size(image.get(key)) for key in ("width", "height")):
-                image["width"], image["height"] = folder.size_of(found[name])
+                image["width"], image["height"] = folder.probe_size(found[name])
                 ledger.note("images whose size was taken from their file", found[name])
         located.append(image)
     kind = f"images that {folder.path(file)} lists are not there"
@@ -143,11 +143,11 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
 
 def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
     """Return the folders that the images of a file may be in, the most certain one first."""
-    areas, stem = {area_of(f"{home}/x"), ("default",)}, stem_of(file)
+    areas, stem = {find_area(f"{home}/x"), ("default",)}, get_stem(file)
     near = [
         f
         for f in dict.fromkeys(os.path.dirname(i) for i in folder.images)
-        if area_of(f"{f}/x") in areas or folder_splits(f"{f}/x")[:1] == [split]
+        if find_area(f"{f}/x") in areas or folder_splits(f"{f}/x")[:1] == [split]
     ]
     near.sort(key=lambda f: os.path.basename(f) not in stem)  # instances_val2017, val2017
     return [home, os.path.dirname(home), *near]

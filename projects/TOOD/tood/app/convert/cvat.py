@@ -13,11 +13,11 @@ from tood.app.convert.build import (
     Object,
     Record,
     build_contents,
+    read_label,
     read_numbers,
     read_size,
-    text_of_label,
 )
-from tood.app.convert.folder import SPLITS, Folder, match_names, stem_of
+from tood.app.convert.folder import SPLITS, Folder, get_stem, match_names
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.voc import parse_xml
 from tood.utils.errors import UserError
@@ -42,7 +42,10 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     for file in files:
         root = parse_xml(folder, file)
         names.update(dict.fromkeys(e.text or "" for e in root.iterfind("./meta//label/name")))
-        found = [*_images_of(folder, file, root, ledger), *_frames_of(folder, file, root, ledger)]
+        found = [
+            *_read_images(folder, file, root, ledger),
+            *_read_frames(folder, file, root, ledger),
+        ]
         ledger.objects_in += sum(len(objects) for *_, objects in found)
         home = os.path.dirname(file)
         near = [home, f"{home}/images".lstrip("/")]
@@ -66,10 +69,10 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
 CVAT = Format("CVAT XML", find_cvat, read_cvat)
 
 
-def _images_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
+def _read_images(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
     found = []
     for image in root.iterfind("image"):
-        objects = [_object_of(folder, file, shape, None, ledger) for shape in image]
+        objects = [_read_object(folder, file, shape, None, ledger) for shape in image]
         split = SPLITS.get((image.get("subset") or "").lower(), "")
         name = image.get("name") or ""
         size = read_size(image.get("width"), image.get("height"))
@@ -77,7 +80,7 @@ def _images_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
     return found
 
 
-def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
+def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
     """Return the objects of a video's frames, by the names of the images that are there."""
     tracks = root.findall("track")
     frames: Dict[int, List[Object]] = collections.defaultdict(list)
@@ -87,13 +90,13 @@ def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
                 ledger.skip("outside of the frame, as CVAT marks it", file)
                 continue
             (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
-            found = _object_of(folder, file, shape, track.get("label"), ledger)
+            found = _read_object(folder, file, shape, track.get("label"), ledger)
             frames[int(frame)] += [found] if found is not None else []
     if not tracks:
         return []
     images: Dict[int, List[str]] = collections.defaultdict(list)
     for image in folder.images:
-        number = re.search(r"(\d+)$", stem_of(image))
+        number = re.search(r"(\d+)$", get_stem(image))
         if number:
             images[int(number.group(1))].append(image)
     doubled = next((images[n] for n in frames if len(images.get(n, ())) > 1), None)
@@ -117,7 +120,7 @@ def _frames_of(folder: Folder, file: str, root: Element, ledger: Ledger) -> List
     ]
 
 
-def _object_of(
+def _read_object(
     folder: Folder, file: str, shape: Element, label: Optional[str], ledger: Ledger
 ) -> Optional[Object]:
     """Return the object of a shape, or None for shapes without an area."""
@@ -125,7 +128,7 @@ def _object_of(
     if shape.tag != "polygon" and shape.tag not in SHAPES:
         ledger.skip(f"shapes of the type {shape.tag}", file)
         return None
-    label = text_of_label(label or shape.get("label"), where)
+    label = read_label(label or shape.get("label"), where)
     if shape.tag == "polygon":
         pairs = [x.split(",") for x in (shape.get("points") or "").split(";")]
         points = [read_numbers(pair, where) for pair in pairs]

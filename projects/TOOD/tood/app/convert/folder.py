@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from tood.app.convert.ledger import Ledger
 from tood.data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, probe_image
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 STATING = (".csv", ".tsv", ".yaml", ".yml", ".json", ".xml", ".data")
 SPLITS = {
@@ -65,7 +65,7 @@ class Folder:
             else:
                 links += self._walk(real, file)
         self.files.sort()
-        self.images = [f for f in self.files if suffix_of(f) in IMAGE_SUFFIXES]
+        self.images = [f for f in self.files if get_suffix(f) in IMAGE_SUFFIXES]
         self.__dict__.pop("names", None)
 
     def _walk(self, real: str, start: str) -> List[Tuple[str, str]]:
@@ -119,16 +119,16 @@ class Folder:
 
     def with_suffix(self, *suffixes: str) -> List[str]:
         """Return the files with one of some endings, in lower case with their dot."""
-        found = [f for f in self.files if suffix_of(f) in suffixes]
+        found = [f for f in self.files if get_suffix(f) in suffixes]
         if self.only:
-            found = [f for f in found if f == self.only or suffix_of(f) not in STATING]
+            found = [f for f in found if f == self.only or get_suffix(f) not in STATING]
         return found
 
     def summary(self) -> str:
         """Describe its files, for a sentence."""
         if not self.files:
             return "no files"
-        counts = collections.Counter(suffix_of(f) or "no ending" for f in self.files)
+        counts = collections.Counter(get_suffix(f) or "no ending" for f in self.files)
         texts = [f"{count} of {suffix}" for suffix, count in counts.most_common(4)]
         return f"{len(self.files)} files ({', '.join(texts)})"
 
@@ -163,7 +163,7 @@ class Folder:
         if file not in self._json:
             data, self._json[file] = self.read(file), None
             wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:8]
-            if wide and suffix_of(file) == ".json":
+            if wide and get_suffix(file) == ".json":
                 raise UserError(f"{self.path(file)} is in UTF-16; save it as UTF-8.")
             if _INTERESTING.search(data):
                 self._json[file] = self._parsed(data, file)
@@ -174,20 +174,20 @@ class Folder:
             content = json.loads(decode(data, self.path(file)))
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.path(file)} is not JSON ({reason_of(error)}); export it again."
+                f"{self.path(file)} is not JSON ({format_reason(error)}); export it again."
             ) from error
         if isinstance(content, dict) and "imageData" in content:
             content["imageData"] = bool(content["imageData"])
         return content
 
-    def size_of(self, image: str) -> Tuple[int, int]:
+    def probe_size(self, image: str) -> Tuple[int, int]:
         """Return width and height in pixels, upright; raise UserError for a broken image."""
         try:
             return probe_image(self.path(image))
         except IMAGE_ERRORS as error:
             raise UserError(
-                f"The image {self.path(image)} cannot be read ({reason_of(error)}); repair it or "
-                "take it out of the folder."
+                f"The image {self.path(image)} cannot be read ({format_reason(error)}); "
+                "repair it or take it out of the folder."
             ) from error
 
 
@@ -196,11 +196,11 @@ class Names:
 
     def __init__(self, images: Sequence[str]):
         self.images = set(images)
-        self.same_folder = _index(images, lambda i: (os.path.dirname(i), stem_of(i)))
-        self.same_area = _index(images, lambda i: (area_of(i), stem_of(i)))
-        self.plain_area = _index(images, lambda i: (area_of(i), plain(stem_of(i))))
-        self.stem = _index(images, stem_of)
-        self.plain_stem = _index(images, lambda i: plain(stem_of(i)))
+        self.same_folder = _index(images, lambda i: (os.path.dirname(i), get_stem(i)))
+        self.same_area = _index(images, lambda i: (find_area(i), get_stem(i)))
+        self.plain_area = _index(images, lambda i: (find_area(i), plain(get_stem(i))))
+        self.stem = _index(images, get_stem)
+        self.plain_stem = _index(images, lambda i: plain(get_stem(i)))
         self.base = _index(images, os.path.basename)
         self.plain_base = _index(images, lambda i: plain(os.path.basename(i)))
 
@@ -225,18 +225,18 @@ def match_files(
     owners: Dict[str, str] = {}
     places = (
         lambda file, stem: names.same_folder.get((os.path.dirname(file), stem), ()),
-        lambda file, stem: names.same_area.get((area_of(file), stem), ()),
-        lambda file, stem: names.plain_area.get((area_of(file), plain(stem)), ()),
+        lambda file, stem: names.same_area.get((find_area(file), stem), ()),
+        lambda file, stem: names.plain_area.get((find_area(file), plain(stem)), ()),
         lambda file, stem: names.stem.get(stem, ()),
         lambda file, stem: names.plain_stem.get(plain(stem), ()),
     )
-    left, areas = list(files), {area_of(image) for image in names.images}
+    left, areas = list(files), {find_area(image) for image in names.images}
     for level, place in enumerate(places):
         pairs = {os.path.dirname(x) for pair in owners.items() for x in pair}
         found, owned = {}, set(owners) if level > 1 else set()
         for file in left:
             said = stated.get(file, "").replace("\\", "/")
-            candidates = {c for s in (stem_of(file), stem_of(said)) if s for c in place(file, s)}
+            candidates = {c for s in (get_stem(file), get_stem(said)) if s for c in place(file, s)}
             direct = relative_path(os.path.join(os.path.dirname(file), said), "")
             candidates |= {direct} & names.images if said and level == 0 else set()
             if level > 2:
@@ -268,7 +268,7 @@ def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: S
         pairs: folders that do.
         areas: of all images.
     """
-    has_place = area_of(file) and area_of(file) in areas
+    has_place = find_area(file) and find_area(file) in areas
     if has_place or not pairs.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
         raise UserError(
             f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has "
@@ -282,13 +282,13 @@ def _agree(splits: Sequence[str], image: str) -> bool:
 
 def _choose(folder: Folder, file: str, images: Sequence[str], base: str) -> Optional[str]:
     """Return the one image that a file of labels means, or None without candidates."""
-    area = area_of(file)
-    if len({stem_of(i) for i in images}) == 1:  # the ending or the folder decides
-        longest = max(_common_tail(area_of(i), area) for i in images)
+    area = find_area(file)
+    if len({get_stem(i) for i in images}) == 1:  # the ending or the folder decides
+        longest = max(_common_tail(find_area(i), area) for i in images)
         for is_meant in (
             lambda i: os.path.basename(i) == base,
-            lambda i: 0 < longest == _common_tail(area_of(i), area),
-            lambda i: i.count("/") == file.count("/") and area_of(i) == area,
+            lambda i: 0 < longest == _common_tail(find_area(i), area),
+            lambda i: i.count("/") == file.count("/") and find_area(i) == area,
         ):
             images = [i for i in images if is_meant(i)] or images
     if len(images) > 1:
@@ -341,7 +341,7 @@ def match_names(
                 "into folders as their names say."
             )
         found[name] = image
-        if not f"/{image}".endswith((f"/{name}", f"/{name}{suffix_of(image)}")):
+        if not f"/{image}".endswith((f"/{name}", f"/{name}{get_suffix(image)}")):
             ledger.note("images found by their names alone", name)
     if source:
         missing = [name for name in names if name not in found]
@@ -437,13 +437,13 @@ def plain(name: str) -> str:
     return name.casefold().replace(" ", "_")
 
 
-def area_of(file: str) -> Tuple[str, ...]:
+def find_area(file: str) -> Tuple[str, ...]:
     """Return the folders of a file without words such as "images" and "labels"."""
-    return _area_of(os.path.dirname(file))
+    return _find_area(os.path.dirname(file))
 
 
 @functools.lru_cache(maxsize=4096)
-def _area_of(folder: str) -> Tuple[str, ...]:
+def _find_area(folder: str) -> Tuple[str, ...]:
     steps = []
     for step in folder.casefold().split("/"):
         words = [SPLITS.get(w, w) for w in re.split(r"[\W_]+", step) if w and w not in AREAS]
@@ -496,11 +496,11 @@ def is_inside(path: str, folder: str) -> bool:
         return False
 
 
-def suffix_of(file: str) -> str:
+def get_suffix(file: str) -> str:
     """Return the ending of a name, in lower case with its dot."""
     return os.path.splitext(file)[1].lower()
 
 
-def stem_of(file: str) -> str:
+def get_stem(file: str) -> str:
     """Return the name of a file without its ending."""
     return os.path.splitext(os.path.basename(file))[0]

@@ -11,12 +11,12 @@ from tood.app.convert.build import (
     Object,
     build_contents,
     match_labels,
+    read_label,
     read_numbers,
     read_size,
     read_split_lists,
-    text_of_label,
 )
-from tood.app.convert.folder import Folder, plain, stem_of
+from tood.app.convert.folder import Folder, get_stem, plain
 from tood.app.convert.ledger import Ledger
 from tood.utils.errors import UserError
 
@@ -36,7 +36,7 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
     """Read the files of all images."""
     labels = {}
     for file in files:
-        objects, content = _objects_of(folder, file, ledger), folder.json(file)
+        objects, content = _read_objects(folder, file, ledger), folder.json(file)
         stated = str(content.get("imagePath") or "")
         size = read_size(content.get("imageWidth"), content.get("imageHeight"))
         labels[file] = Labels(objects, size, stated)
@@ -59,10 +59,10 @@ LABELME = Format("LabelMe", find_labelme, read_labelme)
 def _is_there(folder: Folder, file: str) -> bool:
     stated = os.path.basename(str(folder.json(file).get("imagePath") or "").replace("\\", "/"))
     stems = folder.names.plain_stem
-    return plain(stem_of(file)) in stems or plain(stem_of(stated)) in stems
+    return plain(get_stem(file)) in stems or plain(get_stem(stated)) in stems
 
 
-def _objects_of(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
+def _read_objects(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
     """Return the objects of a file: one for each shape with an area, or for each group of them."""
     shapes = folder.json(file).get("shapes")
     path = folder.path(file)
@@ -74,19 +74,19 @@ def _objects_of(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
         if kind not in AREAS:
             ledger.skip(f"shapes of the type {kind}", file)
             continue
-        label = text_of_label(shape.get("label"), f"{path}:")
+        label = read_label(shape.get("label"), f"{path}:")
         if label in ("__ignore__", "_background_"):
             ledger.skip(f"shapes labelled {label}", file)
             continue
         group = shape.get("group_id")
         key = (label, str(group)) if group is not None else i
-        groups.setdefault(key, []).append(Object(label, _box_of(shape, path)))
+        groups.setdefault(key, []).append(Object(label, _read_box(shape, path)))
     joined = sum(len(group) - 1 for group in groups.values())
     ledger.skip("further shapes of a group, which is one object", file, joined)
     return [Object(group[0].label, _around([o.box for o in group])) for group in groups.values()]
 
 
-def _box_of(shape: Dict, path: str) -> Tuple[float, float, float, float]:
+def _read_box(shape: Dict, path: str) -> Tuple[float, float, float, float]:
     points, kind = shape.get("points"), shape.get("shape_type")
     if not isinstance(points, list) or len(points) < 2 or not all(_is_point(p) for p in points):
         raise UserError(

@@ -14,9 +14,9 @@ from tood.app.convert.build import (
     Object,
     Record,
     build_contents,
+    find_split,
     read_size,
     sort_corners,
-    split_of_files,
 )
 from tood.app.convert.folder import SPLITS, Folder, decode, match_names
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
@@ -52,7 +52,7 @@ class Table(NamedTuple):
 
 def find_tables(folder: Folder) -> List[Tuple[str, Table]]:
     """Return the tables of boxes, with their files."""
-    tables = [(file, _table_of(folder, file)) for file in folder.with_suffix(*ENDINGS)]
+    tables = [(file, _read_table(folder, file)) for file in folder.with_suffix(*ENDINGS)]
     return [(file, table) for file, table in tables if table is not None]
 
 
@@ -61,12 +61,12 @@ def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledg
     names = _class_descriptions(folder, ledger)
     files = {}
     if not all("split" in table.columns for _, table in found):
-        files = split_of_files(folder, [file for file, _ in found])
+        files = find_split(folder, [file for file, _ in found])
     own = files.get(found[0][0], "all") if len(found) == 1 else "all"
     records = []
     for file, table in found:
         split = files.get(file, "all") if len(found) > 1 else "all"
-        records += _records_of(folder, table, ledger, names, "" if split == "all" else split)
+        records += _read_records(folder, table, ledger, names, "" if split == "all" else split)
     contents = build_contents(folder, ledger, records)
     if list(contents) == ["all"] and own != "all":  # a table alone is of the split in its name
         for image in contents["all"]["images"]:
@@ -78,18 +78,18 @@ def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledg
 CSV = Format("CSV", find_tables, read_tables)
 
 
-def _table_of(folder: Folder, file: str) -> Optional[Table]:
+def _read_table(folder: Folder, file: str) -> Optional[Table]:
     data = folder.read(file)
     lines = decode(data, folder.path(file), "replace").splitlines()
     for delimiter in ",;\t|":
-        columns = _columns_of(next(csv.reader(lines[:1], delimiter=delimiter), []))
+        columns = _find_columns(next(csv.reader(lines[:1], delimiter=delimiter), []))
         if columns is not None:
-            rows = _rows_of(folder, file, decode(data, folder.path(file)), delimiter)
+            rows = _read_rows(folder, file, decode(data, folder.path(file)), delimiter)
             return Table(file, rows, columns, delimiter != ",")
     return None
 
 
-def _columns_of(first: Sequence[str]) -> Optional[Dict[str, int]]:
+def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
     """Return the meaning of columns by the first row of a file, or None for other files."""
     names = [name.strip().lower().replace("_", "").replace(" ", "") for name in first]
     columns = {}
@@ -105,7 +105,7 @@ def _columns_of(first: Sequence[str]) -> Optional[Dict[str, int]]:
     return None
 
 
-def _rows_of(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple[int, List[str]]]:
+def _read_rows(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple[int, List[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
@@ -116,7 +116,7 @@ def _rows_of(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple
     return [(number, row) for number, row in rows if any(row)]
 
 
-def _records_of(
+def _read_records(
     folder: Folder, table: Table, ledger: Ledger, names: Dict[str, str], split: str
 ) -> List[Record]:
     """Return the boxes of each image."""

@@ -14,15 +14,15 @@ from tood.app.convert.build import (
     Object,
     build_contents,
     match_labels,
+    read_label,
     read_numbers,
     read_size,
     read_split_lists,
     sort_corners,
-    text_of_label,
 )
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import Ledger
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # Pascal's own files, which have some fractions although they count pixels from 1
@@ -57,7 +57,7 @@ def parse_xml(folder: Folder, file: str) -> Element:
         return fromstring(folder.bytes(file))
     except (ParseError, ValueError, DefusedXmlException) as error:
         raise UserError(
-            f"{folder.path(file)} is not XML ({reason_of(error)}); export it again."
+            f"{folder.path(file)} is not XML ({format_reason(error)}); export it again."
         ) from error
 
 
@@ -70,7 +70,7 @@ def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:
             ledger.skip("without an upright box", file)
             continue
         corners = read_numbers([box.findtext(key) for key in CORNERS], where)
-        label = text_of_label(element.findtext("name"), where)
+        label = read_label(element.findtext("name"), where)
         difficult = (element.findtext("difficult") or "").strip() in ("1", "true")
         objects.append(Object(label, sort_corners(corners, ledger, file), difficult))
     if any(o.crowd for o in objects):

@@ -21,14 +21,14 @@ from tood.app.convert.build import (
 from tood.app.convert.folder import (
     SPLITS,
     Folder,
-    area_of,
     decode,
+    find_area,
+    get_stem,
     plain,
     relative_path,
-    stem_of,
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 SPLIT_KEYS = ("train", "val", "valid", "test")  # of a data.yaml or obj.data
 _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
@@ -86,7 +86,7 @@ def label_files(folder: Folder) -> List[str]:
     if not any(_LINE.match(line) for line in lines.values()):
         return []
     known = folder.names.plain_area
-    beside = {f for f in texts if (area_of(f), plain(stem_of(f))) in known}
+    beside = {f for f in texts if (find_area(f), plain(get_stem(f))) in known}
     in_labels = {f for f in texts if "labels" in f.lower().split("/")[:-1]}
     return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in in_labels]
 
@@ -103,7 +103,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     order = _class_order(folder, ledger, found)
     found_labels, lines = {}, []
     for file in found.labels:
-        objects = _objects_of(folder, file, order(file), config, lines)
+        objects = _read_objects(folder, file, order(file), config, lines)
         found_labels[file] = Labels(objects, relative=True)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
@@ -129,7 +129,7 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
     except (yaml.YAMLError, ValueError) as error:
         if re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
             raise UserError(
-                f"{folder.path(file)} is not YAML ({reason_of(error)}); correct it."
+                f"{folder.path(file)} is not YAML ({format_reason(error)}); correct it."
             ) from error
         return None
     if not isinstance(content, dict):
@@ -138,7 +138,7 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
         raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
     shape = content.get("kpt_shape")
     is_shape = isinstance(shape, list) and [type(x) for x in shape] == [int, int]
-    config = _config_of(folder, file, content, as_text.get("names"), content.get("nc"))
+    config = _read_config(folder, file, content, as_text.get("names"), content.get("nc"))
     return config and config._replace(num_pose_values=shape[0] * shape[1] if is_shape else 0)
 
 
@@ -146,10 +146,10 @@ def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
     """Read darknet's and CVAT's configuration, ``key = value`` in lines."""
     pairs = [line.split("=", 1) for line in folder.lines(file) if "=" in line]
     content = {key.strip(): value.strip() for key, value in pairs}
-    return _config_of(folder, file, content, content.get("names"), content.get("classes"))
+    return _read_config(folder, file, content, content.get("names"), content.get("classes"))
 
 
-def _config_of(
+def _read_config(
     folder: Folder, file: str, content: Dict, names: Any, number: Any
 ) -> Optional[Config]:
     entries: Dict[str, List[str]] = {}
@@ -159,11 +159,11 @@ def _config_of(
             entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
     if not entries or not names or not content["names"]:
         return None
-    names = _names_of(folder, file, names, number)
+    names = _read_names(folder, file, names, number)
     return Config(file, names, entries, str(content.get("path") or ""))
 
 
-def _names_of(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
+def _read_names(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
     path = folder.path(file)
     if isinstance(names, dict):
         names = {str(key).lstrip("0") or "0": name for key, name in names.items()}
@@ -281,7 +281,7 @@ def _names_in(folder: Folder, file: str) -> List[str]:
             f"{folder.path(file)} has an empty line between names, so that the numbers of the "
             "classes are not certain; remove it, or name the class."
         )
-    return _names_of(folder, file, folder.lines(file), None)
+    return _read_names(folder, file, folder.lines(file), None)
 
 
 def _class_order(folder: Folder, ledger: Ledger, found: Found):
@@ -322,7 +322,7 @@ def _check_order(folder: Folder, a: Tuple, b: Tuple, why: str = "") -> None:
 # --- labels ------------------------------------------------------------------------------------
 
 
-def _objects_of(
+def _read_objects(
     folder: Folder, file: str, names: Sequence[str], config: Optional[Config], lines: List
 ) -> List[Object]:
     """Return the objects of a file, relative to its image's size; add its boxes to ``lines``."""
@@ -339,12 +339,12 @@ def _objects_of(
             )
         if pose and len(values) == 4 + pose:
             values = values[:4]
-        objects.append(Object(names[int(number)], _box_of(values, where)))
+        objects.append(Object(names[int(number)], _read_box(values, where)))
         lines.append((file, values))
     return objects
 
 
-def _box_of(values: Sequence[float], where: str) -> Tuple[float, float, float, float]:
+def _read_box(values: Sequence[float], where: str) -> Tuple[float, float, float, float]:
     if len(values) == 4:
         x, y, w, h = values
         return x - w / 2, y - h / 2, x + w / 2, y + h / 2

@@ -20,14 +20,14 @@ from tood.app.plan.rules import (
     choose_max_detections,
     choose_size,
     choose_tiles,
+    compute_statistics,
     num_samples,
-    statistics_of,
 )
 from tood.checkpoint.weights import PACKAGES
 from tood.config.build import build_detector
 from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import is_typed
-from tood.config.read import load_config, schedule_of_file, tile_options
+from tood.config.read import load_config, read_schedule, tile_options
 from tood.config.schedule import Schedule, scale_schedule
 from tood.config.zoo import get_config_file
 from tood.data.annotations import DataSet, class_names
@@ -78,14 +78,14 @@ def make_plan(wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: Til
     epochs = wishes.epochs or choose_epochs(num_images)
     size, images_per_step, memory = fit_step(wishes, content, config_file, tiles)
     schedule = scale_schedule(
-        schedule_of_file(config_file),
+        read_schedule(config_file),
         images_per_step=images_per_step,
         epochs=epochs,
         num_images=num_images,
     )
     period = max(schedule.max_iter // EVALUATIONS, 1)
     schedule = schedule._replace(eval_period=period, checkpoint_period=period)
-    kept = choose_max_detections(statistics_of(content))
+    kept = choose_max_detections(compute_statistics(content))
     return Plan(tiles, num_images, size, schedule, epochs, memory, kept)
 
 
@@ -98,7 +98,7 @@ def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:
     typed = dict(zip(options[::2], options[1::2]))
     typed = {key: value for key, value in typed.items() if key.startswith("INPUT.TILES.")}
     if "INPUT.TILES.SIZE" not in typed:
-        chosen = choose_tiles(statistics_of(content))
+        chosen = choose_tiles(compute_statistics(content))
         if not (chosen.size and typed):
             return chosen
         typed = {**_tile_keys(chosen), **typed}
@@ -120,7 +120,7 @@ def fit_step(
     """Return the size of images or tiles, their number in a step, and what that needs: the wanted
     ones, with half of the images, and then smaller ones, for as long as they do not fit.
     """
-    statistics = statistics_of(content, tiles)
+    statistics = compute_statistics(content, tiles)
     size = choose_size(statistics, LARGEST_SIZE, tiled=tiles.size > 0)
     if wishes.images_per_step:
         return size, wishes.images_per_step, None
@@ -164,7 +164,7 @@ def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: st
     content = data.train.content
     names = class_names(content)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    statistics = statistics_of(content)
+    statistics = compute_statistics(content)
     negatives = count_negatives(content)
     to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
     to_train += f"; {negatives} images without objects, as background" if negatives else ""
@@ -181,7 +181,7 @@ def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: st
         ),
     ]
     if plan is not None:
-        rows += _rows_of_plan(plan)
+        rows += _list_rows(plan)
     rows.append(("output", f"{output}, config {PLAN}"))
     return tabulate(rows, tablefmt="simple")
 
@@ -190,7 +190,7 @@ def choose_config(content: Dict, tiles: TileOptions) -> str:
     """Return the name of the config for some training data."""
     if not all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module)):
         return SCRATCH
-    size = choose_size(statistics_of(content, tiles), tiled=tiles.size > 0).shorter
+    size = choose_size(compute_statistics(content, tiles), tiled=tiles.size > 0).shorter
     return SMALL_IMAGES if size <= LARGEST_SMALL else LARGE_IMAGES
 
 
@@ -201,7 +201,7 @@ ORIGINS = {
 }
 
 
-def _rows_of_plan(plan: Plan) -> List:
+def _list_rows(plan: Plan) -> List:
     size, schedule, memory = plan.size, plan.schedule, plan.memory
     per_step = f"{schedule.ims_per_batch}"
     if memory is not None:

@@ -109,7 +109,8 @@ def write_training_data(data: TrainingData, output: str) -> Tuple[DataSet, List[
         the data sets of these files: to train on, and to validate on.
     """
     folder = os.path.join(os.path.abspath(output), "data")
-    write_json(data.ledger.as_dict(), os.path.join(folder, LEDGER))
+    named = os.path.abspath(os.path.expanduser(data.ledger.data))
+    write_json({**data.ledger.as_dict(), "data": named}, os.path.join(folder, LEDGER))
     train = _write(data.train, os.path.join(folder, "train.json"))
     val = [
         _write(dataset, os.path.join(folder, f"val{i if len(data.val) > 1 else ''}.json"))

@@ -62,7 +62,7 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
         return tensor
 
     with EventStorage(), saved_tensors_hooks(pack, lambda x: x):
-        sum(model([_image_of_noise(height, width)]).values()).backward()
+        sum(model([_draw_noise(height, width)]).values()).backward()
     model.zero_grad(set_to_none=True)
     # A CPU's process says less: it takes from what it has used before.
     used = round(BACKWARD * sum(kept.values()))
@@ -71,7 +71,7 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
     return StepMemory(3 * weights, max(used, 1), free)
 
 
-def _image_of_noise(height: int, width: int) -> Dict:
+def _draw_noise(height: int, width: int) -> Dict:
     instances = Instances((height, width))
     boxes = [[0.0, 0.0, side, side] for side in (16.0, 64.0, height / 2, height / 1.5)]
     instances.gt_boxes = Boxes(torch.tensor(boxes))
@@ -83,11 +83,11 @@ def _image_of_noise(height: int, width: int) -> Dict:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available, left = psutil.virtual_memory().available, _left_of_group()
+    available, left = psutil.virtual_memory().available, _read_group_limit()
     return available if left is None else min(available, left)
 
 
-def _left_of_group() -> Optional[int]:
+def _read_group_limit() -> Optional[int]:
     """Return what a container's limit leaves, or None without one."""
     values = []
     for name in ("memory.max", "memory.current"):

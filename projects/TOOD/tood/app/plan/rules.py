@@ -38,7 +38,7 @@ class DataStatistics(NamedTuple):
     shorter_side: float = 0.0  # median of the images, pixels
 
 
-def statistics_of(content: Dict, tiles: TileOptions = WHOLE) -> DataStatistics:
+def compute_statistics(content: Dict, tiles: TileOptions = WHOLE) -> DataStatistics:
     """
     Args:
         content: as :func:`tood.data.annotations.read_annotations` returns it.
@@ -130,8 +130,8 @@ def choose_input(content: Dict, *, allow_tiles: bool = True) -> InputSize:
     """
     valid, _ = split_broken(content)
     content = {**content, "annotations": valid}
-    tiles = choose_tiles(statistics_of(content)) if allow_tiles else WHOLE
-    size = choose_size(statistics_of(content, tiles), tiled=tiles.size > 0)
+    tiles = choose_tiles(compute_statistics(content)) if allow_tiles else WHOLE
+    size = choose_size(compute_statistics(content, tiles), tiled=tiles.size > 0)
     return InputSize(size.shorter, size.longer, tiles)
 
 

@@ -6,7 +6,7 @@ import random
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from tood.data.copies import AUGMENTED, copies_of
+from tood.data.copies import AUGMENTED, find_copies
 from tood.utils.errors import UserError
 
 
@@ -46,7 +46,7 @@ def split_data(
     if not 0 < share < 1:
         raise UserError(f"The share of the validation part is {share}; it must be between 0 and 1.")
     names = [image["file_name"] for image in content["images"]]
-    copies = copies_of([os.path.join(image_root, name) for name in names])
+    copies = find_copies([os.path.join(image_root, name) for name in names])
     groups = _groups(names, copies, group)
     if len(groups) < 2:
         raise UserError(

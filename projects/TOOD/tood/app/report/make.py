@@ -35,7 +35,7 @@ from tood.data.entries import parse_own_data
 from tood.data.images import IMAGE_ERRORS
 from tood.data.tiles import RecentImages
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
-from tood.evaluation.coco import DetectionCollector, content_of
+from tood.evaluation.coco import DetectionCollector, load_content
 from tood.evaluation.positives import PositivesEvaluator
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
@@ -232,7 +232,7 @@ def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
         if datasets:
             return datasets[0].content, datasets[0].image_root, []
         metadata = MetadataCatalog.get(names[0])
-        return content_of(names[0], metadata), metadata.get("image_root", ""), []
+        return load_content(names[0], metadata), metadata.get("image_root", ""), []
     content = read_annotations(*own_data, to_train=True)
     checked = check_data(entry, content, choose_input(content, allow_tiles=False), STRIDE)
     if checked.errors:
@@ -280,7 +280,7 @@ def examine(
     weights, root = predictor.options.weights, metadata.get("image_root", "")
     return Subject(
         name=weights,
-        content=content_of(name, metadata),
+        content=load_content(name, metadata),
         image_root=root,
         notes=notes,
         predictor=predictor,

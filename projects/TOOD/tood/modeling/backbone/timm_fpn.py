@@ -12,7 +12,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
 from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
-from tood.utils.errors import UserError, reason_of
+from tood.utils.errors import UserError, format_reason
 
 STRIDES = (4, 8, 16, 32)  # of the maps that can be used
 # Options that make a transformer accept images of any size.
@@ -184,7 +184,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
             try:
                 return options, divisibility, _find_levels(model.eval(), divisibility)
             except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-                reason = reason or reason_of(error)
+                reason = reason or format_reason(error)
     raise UserError(
         f"The timm model {name} does not take images of other sizes than it was made for "
         f"({reason}); name another one with MODEL.TIMM.NAME."
@@ -214,16 +214,16 @@ def _create(name: str, pretrained: bool, **options) -> nn.Module:
     except (AssertionError, IndexError) as error:
         raise UserError(
             f"MODEL.TIMM.OUT_INDICES is {options.get('out_indices')}, which the timm model {name} "
-            f"does not have ({reason_of(error)})."
+            f"does not have ({format_reason(error)})."
         ) from error
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f"The timm model {name} gives no maps ({reason_of(error)}); name another one with "
+            f"The timm model {name} gives no maps ({format_reason(error)}); name another one with "
             "MODEL.TIMM.NAME."
         ) from error
     except (OSError, ValueError) as error:  # of the hub that it is fetched from
         raise UserError(
-            f"The weights of the timm model {name} cannot be fetched ({reason_of(error)}); set "
+            f"The weights of the timm model {name} cannot be fetched ({format_reason(error)}); set "
             "MODEL.TIMM.PRETRAINED False, and name a file with MODEL.WEIGHTS."
         ) from error
 
