@@ -64,7 +64,7 @@ class Trained:
 
 
 def _find_moved(name: str, data: str) -> str:
-    """Return the path of a data set of ``tood train`` in a folder of data, other names as they are."""
+    """Return the path of a data set of ``tood train`` in a folder, and other names as they are."""
     here = os.path.join(data, os.path.basename(name))
     is_own = os.path.basename(os.path.dirname(name)) == "data"
     return here if is_own and os.path.isfile(here) else name
