@@ -223,6 +223,12 @@ def test_a_folder_is_not_written_over(finished, shapes):
     )
 
 
+def test_torchrun_is_for_train_net(photo_folder, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert "torchrun with train_net.py" in app_error("train", "photos")
+
+
 def test_resume_refuses_other_data(finished, shapes, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(shapes, other)

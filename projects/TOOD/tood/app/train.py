@@ -30,6 +30,7 @@ from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.zoo import find_config_file
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
+from tood.engine.launch import place_from_environment
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError, format_reason
@@ -97,6 +98,10 @@ def train(
         trained = tood.train("photos/", epochs=20)
         print(trained.metrics["AP"], trained.report)
     """
+    if place_from_environment(os.environ) is not None:
+        raise UserError(
+            "tood train starts its processes itself: use --num-gpus, or torchrun with train_net.py."
+        )
     wishes = Wishes(config, epochs, images_per_step, [str(x) for x in options])
     output = choose_output(data, output, wishes.options)
     run = Run(
