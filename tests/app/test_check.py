@@ -4,10 +4,12 @@ import json
 import shutil
 
 from conftest import app_error
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tood
 from tood.app import cli
+from tood.app.check import read_validation_data
 
 
 def test_check_reports_what_the_data_contain(photo_folder, capsys):
@@ -48,3 +50,13 @@ def test_check_finds_images_on_both_sides(photo_folder, tmp_path, capsys):
     assert "|       3 | images that are also trained on" in val
     cli.main(["check", "both:val"])
     assert "also trained on" not in capsys.readouterr().out
+
+
+def test_data_are_read_again_after_an_evaluation_has_registered_them(photo_folder):
+    for name in ("photos:all", "photos/../photos/annotations.json:photos/images", "registered"):
+        DatasetCatalog.register(name, list)
+        try:
+            read, registered = read_validation_data(name)
+        finally:
+            DatasetCatalog.remove(name)
+        assert (len(read), registered) == ((1, []) if "photos" in name else (0, [name]))

@@ -171,4 +171,7 @@ def read_validation_data(
 def _is_registered(name: str) -> bool:
     from detectron2.data import DatasetCatalog  # takes seconds to import
 
-    return name in DatasetCatalog.list() and not os.path.exists(os.path.expanduser(name))
+    # Evaluations register what they have read, as FOLDER:PART and FILE.json:IMAGES as well.
+    paths = (name, name.rpartition(":")[0])
+    is_path = any(os.path.exists(os.path.expanduser(path)) for path in paths)
+    return name in DatasetCatalog.list() and not is_path
