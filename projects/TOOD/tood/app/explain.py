@@ -14,7 +14,7 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
-from tood.inference.thresholds import FROM_REPORT, read_thresholds
+from tood.inference.thresholds import FROM_REPORT, read_thresholds, threshold_of
 from tood.modeling.box_ops import paired_iou
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
@@ -69,7 +69,7 @@ def explain(
     Raises:
         UserError: for a file or a value that cannot be used, and a drawing that already exists.
     """
-    box = parse_box(box)
+    box, score_threshold = parse_box(box), threshold_of(score_threshold)
     check_image_output(output, overwrite)
     trained = find_trained(model, config)
     predictor = Predictor(trained.config_file, opts=[*trained.options(), *options])
