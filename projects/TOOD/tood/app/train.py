@@ -25,6 +25,7 @@ from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import ConfigFile, override_config_file, read_config_file
+from tood.config.read import read_options
 from tood.config.zoo import find_config_file
 from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
@@ -108,16 +109,16 @@ def train(
     if resume and not dry_run and os.path.isfile(run.config_file):
         return _run(run, output, report)
     refuse_used(output)
-    if not dry_run:
-        check_folder(output, "--output")
-    found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
-    base, plan, table = _choose(wishes, found, output)
-    if dry_run:
-        return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
-    print(table)
     with remove_on_error(output):
         _write(run, found, base, plan, output)
         return dataclasses.replace(_run(run, output, report), plan=table)
+        if not dry_run:
+            check_folder(output, "--output")
+        found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
+        base, plan, table = _choose(wishes, found, output)
+        if dry_run:
+            return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
+        print(table)
 
 
 def _write(
@@ -129,6 +130,7 @@ def _write(
     chosen = list_options(base, training, names, plan, output)
     run.config, text = override_config_file(base, run.config_file, chosen)
     write_whole(run.config_file, (HEAD + text).encode())
+    chosen.update(read_options(base, run.opts))  # or --resume would train without them
     run.datasets = [training, *validation]
     run.is_built = plan is not None and plan.memory is not None
 
@@ -140,7 +142,7 @@ def _choose(wishes: Wishes, found: TrainingData, output: str):
     name = wishes.config or choose_config(content, tiles)
     config_file = read_config_file(find_config_file(name))
     plan = None if wishes.config else make_plan(wishes, content, config_file, tiles)
-    return config_file, plan, make_table(name, found, plan, output)
+    return config_file, plan, make_table(name, found, plan, output, wishes.options)
 
 
 @contextlib.contextmanager
