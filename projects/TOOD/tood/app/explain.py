@@ -16,6 +16,7 @@ from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
 from tood.inference.thresholds import FROM_REPORT, read_thresholds, threshold_of
 from tood.modeling.box_ops import paired_iou
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import SCORE_THRESHOLD
@@ -35,6 +36,7 @@ class Explanation:
         return f"{self.class_name}: {self.sentence} {self.assignment}\nIts locations: {self.output}"
 
 
+@accept_paths("model", "image", "output", "config")
 def explain(
     model: str,
     image: str,

@@ -66,6 +66,7 @@ class Predictions:
         return f"{self.summary}\nThey are in {self.output}"
 
 
+@accept_paths("model", "images", "output", "json", "sheet", "config")
 def predict(
     model: str,
     images: Union[str, Sequence[str]] = (),

@@ -30,6 +30,7 @@ from tood.config.zoo import find_config_file
 from tood.data.tiles import RecentImages
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
@@ -48,6 +49,7 @@ WITHOUT_MEANING = (
 )
 
 
+@accept_paths("data", "val_data", "output", "config")
 def train(
     data: str,
     *,
@@ -110,8 +112,6 @@ def train(
         return _run(run, output, report)
     refuse_used(output)
     with remove_on_error(output):
-        _write(run, found, base, plan, output)
-        return dataclasses.replace(_run(run, output, report), plan=table)
         if not dry_run:
             check_folder(output, "--output")
         found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
@@ -119,6 +119,8 @@ def train(
         if dry_run:
             return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
         print(table)
+        _write(run, found, base, plan, output)
+        return dataclasses.replace(_run(run, output, report), plan=table)
 
 
 def _write(
@@ -128,9 +130,9 @@ def _write(
     training, validation = write_training_data(found, output)
     names = [*(dataset.entry for dataset in validation), *found.val_names]
     chosen = list_options(base, training, names, plan, output)
+    chosen.update(read_options(base, run.opts))  # or --resume would train without them
     run.config, text = override_config_file(base, run.config_file, chosen)
     write_whole(run.config_file, (HEAD + text).encode())
-    chosen.update(read_options(base, run.opts))  # or --resume would train without them
     run.datasets = [training, *validation]
     run.is_built = plan is not None and plan.memory is not None
 

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Dict, List, Sequence
 
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in
 
@@ -49,6 +50,7 @@ class Trained:
         return f"Weights: {self.weights}{AP}{report}"
 
 
+@accept_paths("folder")
 def load(folder: str) -> Trained:
     """Return the result of a training, as ``tood.train`` returned it.
 
