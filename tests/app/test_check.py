@@ -52,14 +52,11 @@ def test_check_finds_images_on_both_sides(photo_folder, tmp_path, capsys):
     assert "also trained on" not in capsys.readouterr().out
 
 
-def test_a_folder_that_was_evaluated_on_is_read_again(photo_folder):
-    """Evaluation registers it by its name; later it may have changed."""
-    shutil.move("photos", "train")
-    shutil.copytree("train", "both/val")
-    for entry in ("both:val", "both/val/annotations.json:both/val/images"):
-        DatasetCatalog.register(entry, list)
+def test_data_are_read_again_after_an_evaluation_has_registered_them(photo_folder):
+    for name in ("photos:all", "photos/../photos/annotations.json:photos/images", "registered"):
+        DatasetCatalog.register(name, list)
         try:
-            (dataset,), names = read_validation_data(entry)
+            read, registered = read_validation_data(name)
         finally:
-            DatasetCatalog.remove(entry)
-        assert len(dataset.content["images"]) == 8 and not names
+            DatasetCatalog.remove(name)
+        assert (len(read), registered) == ((1, []) if "photos" in name else (0, [name]))

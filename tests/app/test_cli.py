@@ -2,14 +2,17 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import app_error
 
 import tood
 from tood.app import cli
+from tood.utils.errors import UserError
 
 # What needs seconds to import.
 HEAVY = ("torch", "detectron2", "cv2", "matplotlib", "pycocotools")
@@ -96,3 +99,29 @@ def test_mistakes_of_a_command_line(photo_folder, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "photos", "--epo", "2"])  # no abbreviations
     assert "--epo" in capsys.readouterr().err
+
+
+def test_functions_take_paths(photo_folder, monkeypatch, tmp_path):
+    """As Path objects, in lists, and from the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos = tmp_path / "photos"
+    text = str(tood.check(str(photos)))
+    for data in (photos, [photos], "~/photos"):
+        assert str(tood.check(data)) == text
+    wishes = {"dry_run": True, "epochs": 1, "images_per_step": 4}
+    plans = {str(tood.train(x, **wishes)) for x in (photos, str(photos), "~/photos")}
+    assert len(plans) == 1
+    converted = tood.convert(photos, output="~/converted")
+    assert Path(converted.folder) == tmp_path / "converted"
+    assert (tmp_path / "converted" / "ledger.json").is_file() and not os.path.exists("~")
+    for wrong in (5, None, [photos, None]):
+        with pytest.raises(UserError, match="it must be a path"):
+            tood.check(wrong)
+
+
+def test_a_threshold_that_is_none():
+    for wrong in ("high", "30", "-0.1", "nan"):
+        message = app_error("predict", "nothing", "a.jpg", "--score-threshold", wrong)
+        assert f'is {wrong}; it must be a number from 0 to 1, or "from-report".' in message
+    with pytest.raises(UserError, match="--score-threshold is 30"):
+        tood.explain("nothing", "a.jpg", (1, 2, 3, 4), score_threshold=30)

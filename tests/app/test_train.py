@@ -320,6 +320,29 @@ def test_several_processes_return_their_metrics(trained, tmp_path, monkeypatch):
     assert str(found) == f"AP 12.50: {path}"
 
 
+def test_options_are_part_of_the_plan(photo_folder, monkeypatch, tmp_path, capsys):
+    """--resume, and train_net.py with the plan, train by them without typing them again."""
+    seen = []
+    monkeypatch.setattr(command, "_run", lambda run, *_: seen.append(run) or tood_result())
+    options = ["INPUT.MAX_SIZE_TRAIN", "96", "SOLVER.BASE_LR", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
+    cli.main(["train", "photos", "--output", "out", "--epochs", "1", *options])
+    assert "instead of the above: INPUT.MAX_SIZE_TRAIN 96\n" in capsys.readouterr().out
+    plan = yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())
+    assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [64] and plan["INPUT"]["MAX_SIZE_TRAIN"] == 96
+    assert plan["SOLVER"]["BASE_LR"] == 1 and plan["OUTPUT_DIR"] == "out"
+    assert seen[0].config.content["INPUT"]["MAX_SIZE_TRAIN"] == 96
+    # The log of a training starts with this text.
+    assert seen[0].datasets and "annotations" not in str(seen[0])
+
+
+def test_a_refused_training_leaves_nothing(photo_folder, tmp_path):
+    assert "There is no folder nothing" in app_error("train", "nothing")
+    assert not (tmp_path / "output" / "nothing").exists()
+    for flag in ("--epochs", "--images-per-step"):
+        message = app_error("train", "photos", "--dry-run", flag, "0")
+        assert f"{flag} is 0" in message and "more than 0" in message
+
+
 def test_labels_without_an_image_stop_a_training(photo_folder, tmp_path):
     """Another program may have lost images; a training without them would say nothing."""
     for name in ("voc", "csv"):

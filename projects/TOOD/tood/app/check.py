@@ -16,6 +16,7 @@ from tood.data.check import (
     check_overlap,
     image_paths,
 )
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 
 MOST_CLASSES = 20  # that are printed
@@ -72,6 +73,7 @@ class Checked:
         return "\n".join(texts)
 
 
+@accept_paths("data", "output", "config")
 def check(
     data: Union[str, Sequence[str]],
     *,

@@ -14,6 +14,7 @@ from tood.app.trained import find_trained, read_predictor
 from tood.data.images import IMAGE_ERRORS
 from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
@@ -30,6 +31,7 @@ class Drawn:
         return f"Predictions (left) and ground truth (right): {self.output}"
 
 
+@accept_paths("model", "val_data", "output", "config")
 def draw(
     model: str,
     *,

@@ -9,6 +9,7 @@ from typing import Dict, Sequence, Union
 from tood.app.check import read_validation_data
 from tood.app.trained import find_trained
 from tood.engine.train import Run, start
+from tood.utils.arguments import accept_paths
 
 RESULTS = os.path.join("inference", "results.json")
 
@@ -33,6 +34,7 @@ class Evaluated:
         return first.get("bbox", {})
 
 
+@accept_paths("model", "val_data", "config")
 def evaluate(
     model: str,
     *,

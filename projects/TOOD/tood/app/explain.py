@@ -14,8 +14,9 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
-from tood.inference.thresholds import FROM_REPORT, read_thresholds
+from tood.inference.thresholds import FROM_REPORT, parse_threshold, read_thresholds
 from tood.modeling.box_ops import paired_iou
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
 from tood.visualization.draw import SCORE_THRESHOLD
@@ -35,6 +36,7 @@ class Explanation:
         return f"{self.class_name}: {self.sentence} {self.assignment}\nIts locations: {self.output}"
 
 
+@accept_paths("model", "image", "output", "config")
 def explain(
     model: str,
     image: str,
@@ -69,7 +71,7 @@ def explain(
     Raises:
         UserError: for a file or a value that cannot be used, and a drawing that already exists.
     """
-    box = parse_box(box)
+    box, score_threshold = parse_box(box), parse_threshold(score_threshold)
     check_image_output(output, overwrite)
     trained = find_trained(model, config)
     predictor = Predictor(trained.config_file, opts=[*trained.options(), *options])

@@ -25,6 +25,7 @@ from tood.deploy.onnx import exportable_to_onnx, save_onnx
 from tood.deploy.precision import to_float16, to_int8
 from tood.inference.exported import ExportedFile, compare_detections
 from tood.inference.predictor import Predictor
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder
 
@@ -57,6 +58,7 @@ class _Options(NamedTuple):
     calibration_images: int
 
 
+@accept_paths("model", "output", "calibrate", "config")
 def export(
     model: str,
     *,

@@ -20,7 +20,8 @@ from tood.config.options import RunOptions
 from tood.data.datasets import list_images
 from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.inference.predictor import Predictor, read_bgr
-from tood.inference.thresholds import FROM_REPORT
+from tood.inference.thresholds import FROM_REPORT, parse_threshold
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, check_image_output, write_image
 from tood.utils.files import write_json as write_json_file
@@ -65,6 +66,7 @@ class Predictions:
         return f"{self.summary}\nThey are in {self.output}"
 
 
+@accept_paths("model", "images", "output", "json", "sheet", "config")
 def predict(
     model: str,
     images: Union[str, Sequence[str]] = (),
@@ -109,7 +111,7 @@ def predict(
     """
     if columns < 1:
         raise UserError(f"--columns is {columns}; it must be above 0.")
-    trained = find_trained(model, config)
+    trained, score_threshold = find_trained(model, config), parse_threshold(score_threshold)
     thresholds = {"score_threshold": FROM_REPORT} if score_threshold == FROM_REPORT else {}
     predictor = Predictor(trained.config_file, opts=[*trained.options(), *options], **thresholds)
     inputs, note = find_inputs(images, predictor.options)

@@ -27,12 +27,14 @@ from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import ConfigFile, override_config_file, read_config_file
+from tood.config.read import read_options
 from tood.config.zoo import find_config_file
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.launch import place_from_environment
 from tood.engine.train import Run, start
 from tood.inference.predictor import Predictor
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder, write_whole
 from tood.utils.tiles import WHOLE
@@ -51,6 +53,7 @@ WITHOUT_MEANING = (
 )
 
 
+@accept_paths("data", "val_data", "output", "config")
 def train(
     data: str,
     *,
@@ -117,14 +120,14 @@ def train(
         refuse_other_data(data, output)
         return _run(run, output, report)
     refuse_used(output)
-    if not dry_run:
-        check_folder(output, "--output")
-    found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
-    base, plan, table = _choose(wishes, found, output)
-    if dry_run:
-        return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
-    print(table)
     with remove_on_error(output):
+        if not dry_run:
+            check_folder(output, "--output")
+        found = read_training_data(data, val_data=val_data, val_share=val_share, group=group)
+        base, plan, table = _choose(wishes, found, output)
+        if dry_run:
+            return Trained("", "", output, plan=f"{table}\nNothing was written (--dry-run).")
+        print(table)
         _write(run, found, base, plan, output)
         return dataclasses.replace(_run(run, output, report), plan=table)
 
@@ -136,6 +139,7 @@ def _write(
     training, validation = write_training_data(found, output)
     names = [*(dataset.entry for dataset in validation), *found.val_names]
     chosen = list_options(base, training, names, plan, output)
+    chosen.update(read_options(base, run.opts))  # or --resume would train without them
     run.config, text = override_config_file(base, run.config_file, chosen)
     write_whole(run.config_file, (HEAD + text).encode())
     run.datasets = [training, *validation]
@@ -149,7 +153,7 @@ def _choose(wishes: Wishes, found: TrainingData, output: str):
     name = wishes.config or choose_config(content, tiles)
     config_file = read_config_file(find_config_file(name))
     plan = None if wishes.config else make_plan(wishes, content, config_file, tiles)
-    return config_file, plan, make_table(name, found, plan, output)
+    return config_file, plan, make_table(name, found, plan, output, wishes.options)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Dict, List, Sequence
 
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in
 
@@ -70,6 +71,7 @@ def _find_moved(name: str, data: str) -> str:
     return here if is_own and os.path.isfile(here) else name
 
 
+@accept_paths("folder")
 def load(folder: str) -> Trained:
     """Return the result of a training, as ``tood.train`` returned it.
 

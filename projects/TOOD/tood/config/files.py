@@ -90,13 +90,17 @@ def override_config_file(
         place = nested
         for step in steps:
             place = place.setdefault(step, {})
-        place[last] = list(value) if isinstance(value, tuple) else value
+        place[last] = _as_lists(value)
     text = yaml.safe_dump(
         {"_BASE_": os.path.abspath(base.path), **nested}, sort_keys=False, allow_unicode=True
     )
     content = copy.deepcopy(base.content)
     _merge(nested, content)
     return ConfigFile(path, content, base.typed | set(options)), text
+
+
+def _as_lists(value: object) -> object:
+    return [_as_lists(x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
 class _Loader(yaml.SafeLoader):

@@ -169,6 +169,16 @@ def _merged(config_file: ConfigFile, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
+def read_options(config_file: ConfigFile, opts: Sequence[str]) -> Dict[str, object]:
+    """Return the values of KEY VALUE options by their keys.
+
+    Raises:
+        UserError: for the first mistake in them.
+    """
+    cfg = _merged(config_file, opts)
+    return {key: get_key(cfg, key) for key in opts[::2]}
+
+
 def merge_options(
     cfg: CfgNode, opts: Sequence[str], config_file: Optional[ConfigFile] = None
 ) -> None:

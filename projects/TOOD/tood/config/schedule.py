@@ -1,6 +1,7 @@
 """A training schedule in its own proportions, for other numbers of images per step or epochs."""
 
 import math
+from numbers import Real
 from typing import Dict, NamedTuple, Optional, Tuple
 
 from tood.config.check import get_key
@@ -65,8 +66,8 @@ def scale_schedule(
         UserError: for numbers that are not positive.
     """
     for name, value in (("--images-per-step", images_per_step), ("--epochs", epochs)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name} is {value}; it must be more than 0.")
+        if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+            raise UserError(f"{name} is {value!r}; it must be more than 0 and a number.")
     images_per_step = images_per_step or schedule.ims_per_batch
     batch_factor = images_per_step / schedule.ims_per_batch
     max_iter = schedule.max_iter / batch_factor

@@ -51,7 +51,8 @@ class Run:
     """The flags of ``train_net.py``, and data that were read before."""
 
     config_file: str = ""
-    config: Optional[ConfigFile] = None  # the same file, if it was read before
+    # The same file, if it was read before.
+    config: Optional[ConfigFile] = dataclasses.field(default=None, repr=False)
     opts: Sequence[str] = ()  # KEY VALUE ...
     train_data: Optional[Sequence[str]] = None  # instead of DATASETS.TRAIN
     val_data: Optional[Sequence[str]] = None
@@ -63,7 +64,8 @@ class Run:
     num_machines: int = 1
     machine_rank: int = 0
     dist_url: str = "auto"
-    datasets: Sequence[DataSet] = ()
+    # Not in the log, which is to stay readable.
+    datasets: Sequence[DataSet] = dataclasses.field(default=(), repr=False)
     is_built: bool = False  # a model of this config was built before, to measure it
 
 

@@ -84,7 +84,7 @@ class Predictor:
         """
         by_class = isinstance(score_threshold, str) or np.ndim(score_threshold) > 0
         changes = {
-            "MODEL.WEIGHTS": weights or None,
+            "MODEL.WEIGHTS": str(weights) or None,
             "MODEL.DEVICE": device,
             "MODEL.TOOD.PRECISION_TEST": precision,
             "MODEL.TOOD.SCORE_THRESH_TEST": None

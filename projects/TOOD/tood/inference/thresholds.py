@@ -1,6 +1,7 @@
 """The score thresholds that a report has found."""
 
 import json
+import math
 import os
 from typing import List, Sequence, Union
 
@@ -9,9 +10,23 @@ from tood.utils.errors import UserError
 FROM_REPORT = "from-report"
 
 
-def parse_threshold(text: str) -> Union[float, str]:
-    """Read a flag: a number, or ``FROM_REPORT``."""
-    return text if text == FROM_REPORT else float(text)
+def parse_threshold(value: Union[float, str]) -> Union[float, str]:
+    """Return a score threshold, which may be text: a number, or ``FROM_REPORT``.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if value == FROM_REPORT:
+        return FROM_REPORT
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise UserError(
+            f'--score-threshold is {value}; it must be a number from 0 to 1, or "{FROM_REPORT}".'
+        )
+    return number
 
 
 def read_thresholds(weights: str, class_names: Sequence[str]) -> List[float]:

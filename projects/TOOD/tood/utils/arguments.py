@@ -1,10 +1,12 @@
-"""Command lines of programs."""
+"""Command lines of programs, and paths that functions take."""
 
 import argparse
+import functools
+import inspect
 import os
 import re
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from tood.utils.errors import UserError
 
@@ -66,3 +68,35 @@ def expand_home(text: str) -> str:
     """Replace "~" at the start of a path: of the text, or after a colon, a comma or "="."""
     home = os.path.expanduser("~").replace("\\", r"\\")
     return re.sub(r"""(^|[:=,'"([])~(?=/|$)""", rf"\g<1>{home}", text)
+
+
+def accept_paths(*names: str) -> Callable:
+    """Accept ``Path`` objects, lists of paths, and "~" at their start, as parameters of a function.
+
+    Args:
+        names: of these parameters, which the function gets as text.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            for name in {*names} & {*bound.arguments}:
+                value = bound.arguments[name]
+                if value is not None or signature.parameters[name].default is not None:
+                    bound.arguments[name] = _read_path(name, value)
+            return function(*bound.args, **bound.kwargs)
+
+        return call
+
+    return decorate
+
+
+def _read_path(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_read_path(name, x) for x in value]
+    if isinstance(value, (str, os.PathLike)):
+        return expand_home(os.fspath(value))
+    raise UserError(f"{name} is {value!r}; it must be a path.")

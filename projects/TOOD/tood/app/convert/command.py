@@ -13,6 +13,7 @@ from tood.app.convert.ledger import Ledger
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset, write_ledger
 from tood.data.annotations import clean_annotations
 from tood.data.check import check_images, split_broken
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder
 
@@ -33,6 +34,7 @@ class Conversion:
         return tabulate(rows, tablefmt="simple")
 
 
+@accept_paths("data", "output")
 def convert(
     data: str,
     *,

@@ -75,7 +75,7 @@ def make_plan(wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: Til
         UserError: if not even the smallest images fit.
     """
     num_images = num_samples(content, tiles)
-    epochs = wishes.epochs or choose_epochs(num_images)
+    epochs = choose_epochs(num_images) if wishes.epochs is None else wishes.epochs
     size, images_per_step, memory = fit_step(wishes, content, config_file, tiles)
     schedule = scale_schedule(
         read_schedule(config_file),
@@ -122,7 +122,7 @@ def fit_step(
     """
     statistics = compute_statistics(content, tiles)
     size = choose_size(statistics, LARGEST_SIZE, tiled=tiles.size > 0)
-    if wishes.images_per_step:
+    if wishes.images_per_step is not None:
         return size, wishes.images_per_step, None
     cfg = load_config(config_file, [*wishes.options, *_flat(_size_keys(size))])
     cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(content))
@@ -155,11 +155,18 @@ def _size_keys(size: ImageSize) -> Dict[str, object]:
     return {"INPUT.MIN_SIZE_TRAIN": (size.shorter,), "INPUT.MIN_SIZE_TEST": size.shorter, **longer}
 
 
-def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: str) -> str:
+def make_table(
+    config: str,
+    data: TrainingData,
+    plan: Optional[Plan],
+    output: str,
+    options: Sequence[str] = (),
+) -> str:
     """Return what was found and chosen, and why.
 
     Args:
         config: a name of the project's, or the user's file.
+        options: KEY, VALUE, ... that the user has typed.
     """
     content = data.train.content
     names = class_names(content)
@@ -182,6 +189,9 @@ def make_table(config: str, data: TrainingData, plan: Optional[Plan], output: st
     ]
     if plan is not None:
         rows += _list_rows(plan)
+    typed = [f"{key} {value}" for key, value in zip(options[::2], options[1::2])]
+    rows += [("options", f"instead of the above: {x}") for x in typed[:1]]
+    rows += [("", x) for x in typed[1:]]
     rows.append(("output", f"{output}, config {PLAN}"))
     return tabulate(rows, tablefmt="simple")
 

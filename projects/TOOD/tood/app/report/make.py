@@ -38,6 +38,7 @@ from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.coco import DetectionCollector, load_content
 from tood.evaluation.positives import PositivesEvaluator
 from tood.inference.predictor import Predictor
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, encode_image, write_json, write_whole
 from tood.visualization.alignment import draw_scatter
@@ -109,6 +110,7 @@ SECTIONS: Dict[str, Callable[[Material], object]] = {
 }
 
 
+@accept_paths("model", "val_data", "results", "compare", "output", "config")
 def report(
     model: str = "",
     *,
