@@ -105,7 +105,7 @@ def test_a_folder(trained, photos, tmp_path, capsys):
     assert str(result).endswith(f"They are in {out}")
     with Image.open(out / "00000.jpg") as drawn, Image.open(photos / "00000.jpg") as original:
         assert drawn.size == original.size == (100, 64)
-    nothing = run_predict(trained, photos, score_threshold=2, output=f"{out}2")
+    nothing = run_predict(trained, photos, score_threshold=1, output=f"{out}2")
     assert nothing.num_detections == 0 and nothing.num_images == 3
     with Image.open(out / "00001.jpg") as drawn, Image.open(f"{out}2/00001.jpg") as plain:
         changed = np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)).max(axis=2) > 60

@@ -97,7 +97,7 @@ def test_train_alone_does_the_right_thing(finished, counted):
     assert ledger["splits"]["all"]["num_images"] == 8 and len(ledger["files"]) == 9
     plan = yaml.safe_load((finished / "plan.yaml").read_text())
     assert plan["SOLVER"]["MAX_ITER"] == 3 and plan["SOLVER"]["STEPS"] == [2]
-    assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [240]  # what was typed stands after it
+    assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [64]  # as it was typed
     assert plan["MODEL"]["TOOD"]["NUM_CLASSES"] == 4
     assert plan["DATASETS"]["TRAIN"] == [str(finished / "data" / "train.json")]
     log = (finished / "log.txt").read_text()

@@ -101,21 +101,9 @@ def train(
         trained = tood.train("photos/", epochs=20)
         print(trained.metrics["AP"], trained.report)
     """
-    if place_from_environment(os.environ) is not None:
-        raise UserError(
-            "tood train starts its processes itself: use --num-gpus, or torchrun with train_net.py."
-        )
     wishes = Wishes(config, epochs, images_per_step, [str(x) for x in options])
     output = choose_output(data, output, wishes.options)
-    run = Run(
-        os.path.join(output, PLAN),
-        opts=[*wishes.options, "OUTPUT_DIR", output],
-        # Otherwise, they are in the plan.
-        epochs=epochs if config else None,
-        images_per_step=images_per_step if config else None,
-        resume=resume,
-        num_gpus=num_gpus,
-    )
+    run = _make_run(wishes, output, resume, num_gpus)
     if resume and not dry_run and os.path.isfile(run.config_file):
         refuse_other_data(data, output)
         return _run(run, output, report)
@@ -130,6 +118,22 @@ def train(
         print(table)
         _write(run, found, base, plan, output)
         return dataclasses.replace(_run(run, output, report), plan=table)
+
+
+def _make_run(wishes: Wishes, output: str, resume: bool, num_gpus: int) -> Run:
+    if place_from_environment(os.environ) is not None:
+        raise UserError(
+            "tood train starts its processes itself: use --num-gpus, or torchrun with train_net.py."
+        )
+    return Run(
+        os.path.join(output, PLAN),
+        opts=[*wishes.options, "OUTPUT_DIR", output],
+        # Otherwise, they are in the plan.
+        epochs=wishes.epochs if wishes.config else None,
+        images_per_step=wishes.images_per_step if wishes.config else None,
+        resume=resume,
+        num_gpus=num_gpus,
+    )
 
 
 def _write(
