@@ -179,6 +179,7 @@ def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, caps
     assert (finished / "config.yaml").read_text() == config
 
 
+@pytest.mark.slow
 def test_images_of_the_validation_data_are_predicted_by_default(finished, tmp_path):
     found = tood.predict(str(finished), output=str(tmp_path / "found"))
     content = json.loads((finished / "data" / "val.json").read_text())
@@ -229,6 +230,7 @@ def test_torchrun_is_for_train_net(photo_folder, monkeypatch):
     assert "torchrun with train_net.py" in app_error("train", "photos")
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_data(finished, shapes, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(shapes, other)
@@ -236,6 +238,7 @@ def test_resume_refuses_other_data(finished, shapes, tmp_path):
     assert "was begun with " in message and f"not with {other}" in message
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_moved_with_its_data(counted, tmp_path, fresh_loggers):
     """Its config names the data where they were; other data may be there now."""
     folder = Path(counted[0].folder)
@@ -297,6 +300,7 @@ def test_no_error_of_a_report_loses_the_training(monkeypatch, tmp_path, caplog, 
     assert "ImportError: libGL.so.1" in caplog.text and f"tood report {tmp_path}" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_training_of_several_processes_is_reported_on(trained, entry, tmp_path, monkeypatch):
     """They have registered the data, not the calling process."""
     out = tmp_path / "out"

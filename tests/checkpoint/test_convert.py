@@ -429,6 +429,7 @@ def test_model_zoo(released, tmp_path):
         assert torch.equal(again.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_command(released, tmp_path, capsys):
     source, target = released(), str(tmp_path / "t.pth")
     convert_checkpoint_tool.main(convert_checkpoint_tool.parse_args([source, target]))

@@ -88,6 +88,7 @@ def test_failing_pip_is_explained_and_not_hidden():
     bootstrap_pip.run_pip([sys.executable, "-c", "print('fine')"])
 
 
+@pytest.mark.slow
 def test_torch_and_torchvision_that_do_not_go_together(monkeypatch):
     bootstrap.check_torch(sys.executable)
     failing = "raise RuntimeError('operator torchvision::nms does not exist')"

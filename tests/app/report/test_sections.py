@@ -81,6 +81,7 @@ def model(cfg):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
