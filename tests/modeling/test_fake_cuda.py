@@ -7,6 +7,7 @@ import torch
 from conftest import CONFIG, TINY
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import dense_detector
+from detectron2.utils.env import TORCH_VERSION
 from detectron2.utils.events import EventStorage
 from fake_tensors import fake_batch, fake_tensors
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -15,6 +16,9 @@ from tood.config.read import load_config
 from tood.modeling import postprocess
 from tood.modeling.detector import PRECISIONS
 from tood.modeling.postprocess import Candidates
+
+# Older versions end the process in a convolution of fake CUDA tensors (seen with 2.8).
+pytestmark = pytest.mark.skipif(TORCH_VERSION < (2, 11), reason="PyTorch cannot fake it")
 
 DEVICE = "cuda:0"
 VARIANTS = {
