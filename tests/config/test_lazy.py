@@ -40,7 +40,7 @@ def test_every_released_model_and_the_small_ones_have_a_config():
         assert model_zoo.get_config_file(f"{name}.py") == str(LAZY / f"{name}.py")
 
 
-def configs_of(name):
+def make_configs(name):
     """Both configs of a name."""
     path = str(ROOT / "configs" / f"{name}.yaml")
     return LazyConfig.load(str(LAZY / f"{name}.py")), load_config(path)
@@ -70,7 +70,7 @@ def is_plain(value):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_and_attribute_of_the_model_is_yamls(name):
-    lazy, yaml = configs_of(name)
+    lazy, yaml = make_configs(name)
     yaml.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         said, expected = structure(instantiate(lazy.model)), structure(build_model(yaml))
@@ -86,7 +86,7 @@ def test_every_parameter_and_attribute_of_the_model_is_yamls(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_optimizer_schedule_and_augmentation_are_yamls(name):
-    lazy, yaml = configs_of(name)
+    lazy, yaml = make_configs(name)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(2, 8))
     lazy.optimizer.params.model = model
     optimizer, other = instantiate(lazy.optimizer), Trainer.build_optimizer(yaml, model)

@@ -10,6 +10,7 @@ import pytest
 import time_conversion
 import torch
 from conftest import CONFIG, TINY
+from detectron2.utils.env import TORCH_VERSION
 from estimate_memory import LiveMemory
 
 SIZES = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"]
@@ -45,7 +46,7 @@ def test_measure_suspects(entry, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.__version__ < "2.1", reason="storages have one object each since 2.1")
+@pytest.mark.skipif(TORCH_VERSION < (2, 1), reason="storages have one object each since 2.1")
 def test_estimate_memory(tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.yaml"
     tiny = "MODEL: {FPN: {OUT_CHANNELS: 32}, TOOD: {CONV_DIM: 64, NUM_CONVS: 2}}"

@@ -13,7 +13,7 @@ NAMES = ["disc", "square", "star"]
 SIZE = (64, 48)
 
 
-def boxes_of(seed, names=NAMES, number=3):
+def make_boxes(seed, names=NAMES, number=3):
     """Return [class, x1, y1, x2, y2] of objects, whole pixels."""
     rng, found = random.Random(str(seed)), []
     for i in range(number):
@@ -86,10 +86,10 @@ def put_csv(root, name, rows, header="filename,xmin,ymin,xmax,ymax,label", delim
 
 def found_in(data, **options):
     """Return what is read: split -> image -> sorted [class, x1, y1, x2, y2]."""
-    return truth_of(read_data(str(data), **options))
+    return list_truth(read_data(str(data), **options))
 
 
-def truth_of(converted):
+def list_truth(converted):
     """``converted``: a data set that was read, or COCO's lists."""
     contents = {"all": converted}
     if not isinstance(converted, dict):

@@ -11,15 +11,15 @@ from conftest import EXTENSIONS, ROOT
 from layouts import (
     NAMES,
     SIZE,
-    boxes_of,
     coco,
     labelme,
+    list_truth,
+    make_boxes,
     ordered,
     put,
     put_csv,
     put_image,
     refused,
-    truth_of,
     voc,
     yolo,
 )
@@ -29,7 +29,7 @@ from tood.app.convert import door
 from tood.app.convert.door import read_data
 from tood.data.annotations import clean_annotations
 
-TRUTH = {f"{i:05d}.jpg": boxes_of(i) for i in range(8)}
+TRUTH = {f"{i:05d}.jpg": make_boxes(i) for i in range(8)}
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_one_set_in_every_form(name, writer, new, content):
 
 def labels_in(content):
     """Return [class, x1, y1, x2, y2] of each image, by its name without folders."""
-    (found,) = truth_of(content).values()
+    (found,) = list_truth(content).values()
     return {image[-9:]: boxes for image, boxes in ordered({"": found})[""].items()}
 
 
@@ -240,7 +240,7 @@ def test_other_tasks_of_coco_are_not_second_sets(new, content):
 
 def test_the_tree_of_coco(tmp_path):
     for folder in ("train2014", "train2017", "val2017"):
-        truth = {f"{i}.jpg": boxes_of(folder + str(i), NAMES) for i in range(3)}
+        truth = {f"{i}.jpg": make_boxes(folder + str(i), NAMES) for i in range(3)}
         for image in truth:
             put_image(tmp_path, f"{folder}/{image}")
         if folder != "train2014":
@@ -293,7 +293,7 @@ def test_a_new_format_is_a_file_and_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(door, "FORMATS", [*door.FORMATS])
     for i in range(3):
         put_image(tmp_path, f"images/{i}.png")
-        boxes = boxes_of(i)
+        boxes = make_boxes(i)
         put(tmp_path, f"toys/{i}.toy", "".join(f"{' '.join(map(str, b))}\n" for b in boxes))
     text = (EXTENSIONS / "format.py").read_text()
     assert len(text.splitlines()) <= 40 and text in (ROOT / "docs" / "extending.md").read_text()

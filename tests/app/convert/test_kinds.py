@@ -9,10 +9,10 @@ import pytest
 from layouts import (
     NAMES,
     SIZE,
-    boxes_of,
     coco,
     found_in,
     labelme,
+    make_boxes,
     ordered,
     put,
     put_csv,
@@ -33,7 +33,7 @@ def yolo_set(root, images, labels=None, names=NAMES):
     """Write images and labels; return the truth."""
     truth = {}
     for i, image in enumerate(images):
-        truth[image] = boxes_of(image, names)
+        truth[image] = make_boxes(image, names)
         put_image(root, image)
         label = (
             labels[i] if labels else image.replace("images", "labels").rsplit(".", 1)[0] + ".txt"
@@ -42,7 +42,7 @@ def yolo_set(root, images, labels=None, names=NAMES):
     return truth
 
 
-def rows_of(data):
+def list_rows(data):
     return [f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows()]
 
 
@@ -69,7 +69,7 @@ def test_names_of_folders(folders, tmp_path):
     for folder in folders:
         for i in range(4):
             image = f"{folder}/{folder}{i}.jpg"
-            truth.setdefault(expected.get(folder, "all"), {})[image] = boxes = boxes_of(image)
+            truth.setdefault(expected.get(folder, "all"), {})[image] = boxes = make_boxes(image)
             put_image(tmp_path, image)
             put(tmp_path, image.replace("jpg", "xml"), voc(os.path.basename(image), boxes))
     assert found_in(tmp_path) == ordered(truth)
@@ -93,9 +93,9 @@ def test_labels_in_folders_of_splits_divide_images_of_one_folder(tmp_path):
     truth = {"train": {}, "val": {}}
     for i in range(6):
         split, image = ("train", "val")[i % 2], f"JPEGImages/{i}.jpg"
-        truth[split][image] = boxes_of(i)
+        truth[split][image] = make_boxes(i)
         put_image(tmp_path, image)
-        put(tmp_path, f"Annotations/{split}/{i}.xml", voc(f"{i}.jpg", boxes_of(i)))
+        put(tmp_path, f"Annotations/{split}/{i}.xml", voc(f"{i}.jpg", make_boxes(i)))
     assert found_in(tmp_path) == ordered(truth)
 
 
@@ -105,11 +105,14 @@ def test_labels_in_folders_of_splits_divide_images_of_one_folder(tmp_path):
 def voc_lists(root, number=12):
     for i in range(number):
         put_image(root, f"JPEGImages/IMG {i:03d}.jpg")
-        put(root, f"Annotations/IMG {i:03d}.xml", voc(f"IMG {i:03d}.jpg", boxes_of(i)))
+        put(root, f"Annotations/IMG {i:03d}.xml", voc(f"IMG {i:03d}.jpg", make_boxes(i)))
 
     def expected(**splits):
         return ordered(
-            {s: {f"JPEGImages/IMG {i:03d}.jpg": boxes_of(i) for i in x} for s, x in splits.items()}
+            {
+                s: {f"JPEGImages/IMG {i:03d}.jpg": make_boxes(i) for i in x}
+                for s, x in splits.items()
+            }
         )
 
     return expected
@@ -123,7 +126,7 @@ def test_names_in_lists(tmp_path):
     put(tmp_path, "ImageSets/Main/val.txt", "\n".join(f"IMG {i:03d}" for i in range(4, 8)))
     put(tmp_path, "ImageSets/Main/disc_train.txt", "IMG 000 1")
     assert found_in(tmp_path) == expected(train=range(4), val=range(4, 8))
-    rows = rows_of(tmp_path)
+    rows = list_rows(tmp_path)
     assert any(row.endswith("train.txt names are not there (1 of 5), e.g. GONE") for row in rows)
     assert any(row.startswith("ignored files: 4: in no list of images") for row in rows)
 
@@ -161,7 +164,7 @@ def test_lists_of_yolo(tmp_path):
         [f"images/{i}.jpg" for i in (3, 4)],
     ]
     assert found["val"]["images/3.jpg"] == sorted(truth["images/3.jpg"])
-    assert "ignored files: 1: in no list of images, e.g. images/5.jpg" in rows_of(tmp_path)
+    assert "ignored files: 1: in no list of images, e.g. images/5.jpg" in list_rows(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["{}", "./images/{}.jpg", "images\\{}.jpg annotations/{}.xml"])
@@ -170,9 +173,9 @@ def test_lists_beside_the_folders(line, write, tmp_path):
     truth = {"train": {}, "val": {}}
     for i in range(6):
         split, image = "train" if i < 4 else "val", f"images/{i}.jpg"
-        truth[split][image] = boxes_of(i)
+        truth[split][image] = make_boxes(i)
         put_image(tmp_path, image)
-        WRITE[write](tmp_path, f"annotations/{i}", f"{i}.jpg", boxes_of(i))
+        WRITE[write](tmp_path, f"annotations/{i}", f"{i}.jpg", make_boxes(i))
     for split, some in (("train", range(4)), ("valid", (4, 5))):
         put(tmp_path, f"{split}.txt", "".join(line.format(i, i) + "\r\n" for i in some))
     assert found_in(tmp_path) == ordered(truth)
@@ -277,7 +280,7 @@ def test_names_that_contradict_themselves(text, expected, tmp_path):
 def voc_set(root, number, change=lambda i, boxes: boxes, first=1, **more):
     truth = {}
     for i in range(number):
-        truth[f"{i}.jpg"] = boxes = change(i, boxes_of(i))
+        truth[f"{i}.jpg"] = boxes = change(i, make_boxes(i))
         put_image(root, f"{i}.jpg")
         put(root, f"{i}.xml", voc(f"{i}.jpg", boxes, first=first, **more))
     return truth
@@ -294,7 +297,7 @@ def voc_set(root, number, change=lambda i, boxes: boxes, first=1, **more):
 def test_voc_that_counts_from_0(change, tmp_path):
     truth = voc_set(tmp_path, 4, change, first=0)
     assert found_in(tmp_path) == ordered({"all": truth})
-    rows = rows_of(tmp_path)
+    rows = list_rows(tmp_path)
     assert "note: boxes count pixels from 0, as a 0 or a fraction shows, e.g. 0.xml" in rows
 
 
@@ -309,7 +312,7 @@ def test_fractions_of_pascals_database_do_not_count_from_0(tmp_path):
 def test_difficult_objects(tmp_path):
     truth = voc_set(tmp_path, 4, more="<difficult>1</difficult>")
     note = "note: files with difficult objects, which are marked iscrowd unless kept, e.g. 0.xml"
-    assert note in rows_of(tmp_path)
+    assert note in list_rows(tmp_path)
     for keep in (False, True):
         converted = read_data(str(tmp_path), keep_difficult=keep)
         found = converted.parts["all"].content["annotations"]
@@ -329,7 +332,7 @@ def test_corners_in_another_order(tmp_path):
         put(tmp_path / "voc", image.replace("jpg", "xml"), voc(image, turned))
     for kind in ("voc", "csv"):
         assert found_in(tmp_path / kind) == ordered({"all": truth})
-        assert any("boxes whose corners were swapped" in row for row in rows_of(tmp_path / kind))
+        assert any("boxes whose corners were swapped" in row for row in list_rows(tmp_path / kind))
 
 
 WRITE = {
@@ -346,7 +349,7 @@ WRITE = {
 def test_stated_sizes_that_are_not_the_images(write, size, tmp_path):
     for i in range(4):
         put_image(tmp_path, f"{i}.jpg")
-        WRITE[write](tmp_path, str(i), f"{i}.jpg", boxes_of(i), size if i == 2 else SIZE)
+        WRITE[write](tmp_path, str(i), f"{i}.jpg", make_boxes(i), size if i == 2 else SIZE)
     message = refused(tmp_path)
     assert "1 of 4 images have another size" in message
     assert "2.jpg, stated (128, 96), is (64, 48)" in message
@@ -356,7 +359,7 @@ def test_sizes_of_a_table_that_are_not_the_images(tmp_path):
     rows = []
     for i in range(4):
         put_image(tmp_path, f"{i}.jpg")
-        rows += [[f"{i}.jpg", 128, 96, n, *box] for n, *box in boxes_of(i)]
+        rows += [[f"{i}.jpg", 128, 96, n, *box] for n, *box in make_boxes(i)]
     put_csv(tmp_path, "labels.csv", rows, "filename,width,height,class,xmin,ymin,xmax,ymax")
     assert "stated (128, 96), is (64, 48)" in refused(tmp_path)
 
@@ -377,7 +380,7 @@ def test_yolo_in_other_units(values, kind, number, tmp_path):
     yolo_set(tmp_path, [f"{i}.jpg" for i in range(8)])
     put(tmp_path, "classes.txt", CLASSES)
     for i in range(number):
-        lines = [f"0 {' '.join(map(str, values(*box)))}" for box in boxes_of(i)]
+        lines = [f"0 {' '.join(map(str, values(*box)))}" for box in make_boxes(i)]
         put(tmp_path, f"{i}.txt", "\n".join(lines))
     message = refused(tmp_path)
     assert f"seems to be in {kind}" in message and "relative to the image's size" in message
@@ -388,7 +391,7 @@ def test_most_objects_outside_of_their_images(write, tmp_path):
     truth = {}
     for i in range(4):
         put_image(tmp_path, f"{i}.jpg")
-        truth[f"{i}.jpg"] = [[n, a + 90, b, c + 90, d] for n, a, b, c, d in boxes_of(i)]
+        truth[f"{i}.jpg"] = [[n, a + 90, b, c + 90, d] for n, a, b, c, d in make_boxes(i)]
         if write == "voc":
             put(tmp_path, f"{i}.xml", voc(f"{i}.jpg", truth[f"{i}.jpg"]))
     if write == "csv":
@@ -402,7 +405,7 @@ def test_few_objects_outside_of_their_images_are_noted(tmp_path):
     voc_set(tmp_path, 3, lambda i, boxes: [*boxes, ["disc", 70, 5, 80, 9]] if i == 1 else boxes)
     found = ("objects lie outside of their images", 1, "[70.0, 5.0, 80.0, 9.0] in 1.jpg, 64 x 48")
     assert read_data(str(tmp_path)).ledger.noted() == [found]
-    assert f"note: {found[0]}, e.g. {found[2]}" in rows_of(tmp_path)
+    assert f"note: {found[0]}, e.g. {found[2]}" in list_rows(tmp_path)
 
 
 def test_a_tiff_with_an_orientation(tmp_path):
@@ -410,8 +413,8 @@ def test_a_tiff_with_an_orientation(tmp_path):
     exif[0x0112] = 6
     for i in range(2):
         put_image(tmp_path, f"{i}.tif", (SIZE[1], SIZE[0]), exif=exif)
-        truth[f"{i}.tif"] = boxes_of(i)
-        put(tmp_path, f"{i}.txt", yolo(boxes_of(i)))
+        truth[f"{i}.tif"] = make_boxes(i)
+        put(tmp_path, f"{i}.txt", yolo(make_boxes(i)))
     put(tmp_path, "classes.txt", CLASSES)
     assert found_in(tmp_path) == ordered({"all": truth})
     content = read_data(str(tmp_path)).parts["all"].content
@@ -455,7 +458,7 @@ def test_one_folder_of_labels_for_equal_names_is_refused(tmp_path):
     for i in range(4):
         put_image(tmp_path, f"images/a/{i}.jpg")
         put_image(tmp_path, f"images/b/{i}.jpg")
-        put(tmp_path, f"labels/{i}.txt", yolo(boxes_of(i)))
+        put(tmp_path, f"labels/{i}.txt", yolo(make_boxes(i)))
     message = refused(tmp_path)
     assert all(x in message for x in ("labels/0.txt could", "images/a/0.jpg", "images/b/0.jpg"))
 
@@ -470,7 +473,7 @@ def test_one_folder_of_labels_for_different_names(tmp_path):
 
 def test_two_files_of_labels_for_an_image(tmp_path):
     yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
-    put(tmp_path, "images/2.txt", yolo(boxes_of("other")))
+    put(tmp_path, "images/2.txt", yolo(make_boxes("other")))
     put(tmp_path, "classes.txt", CLASSES)
     message = refused(tmp_path)
     assert "images/2.jpg has two files of labels" in message
@@ -493,7 +496,7 @@ def test_an_ending_that_labels_state_decides(tmp_path):
 
 def test_labels_whose_image_may_be_one_without_labels_elsewhere(tmp_path):
     yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(4)])
-    put(tmp_path, "labels/7.txt", yolo(boxes_of(7)))
+    put(tmp_path, "labels/7.txt", yolo(make_boxes(7)))
     put_image(tmp_path, "images/background/7.jpg")
     put(tmp_path, "classes.txt", CLASSES)
     message = refused(tmp_path)
@@ -504,7 +507,7 @@ def test_labels_whose_image_may_be_one_without_labels_elsewhere(tmp_path):
 def test_a_stated_name_that_contradicts_the_name_of_the_file(write, tmp_path):
     for i in range(4):
         put_image(tmp_path, f"{i}.jpg")
-        text = (voc if write == "voc" else labelme)(f"{(i + 1) % 4}.jpg", boxes_of(i))
+        text = (voc if write == "voc" else labelme)(f"{(i + 1) % 4}.jpg", make_boxes(i))
         put(tmp_path, f"{i}.{'xml' if write == 'voc' else 'json'}", text)
     message = refused(tmp_path)
     assert "could belong to" in message and "0.jpg or" in message and "1.jpg" in message
@@ -531,13 +534,13 @@ def test_names_that_programs_change(image, label, tmp_path):
 
 
 def test_names_of_label_studio_in_coco(tmp_path):
-    truth = {f"images/Küche {i}.jpg": boxes_of(i) for i in range(4)}
+    truth = {f"images/Küche {i}.jpg": make_boxes(i) for i in range(4)}
     for image in truth:
         put_image(tmp_path, image)
-    changed = {f"images/1a2b3c4d-K%C3%BCche_{i}.jpg": boxes_of(i) for i in range(4)}
+    changed = {f"images/1a2b3c4d-K%C3%BCche_{i}.jpg": make_boxes(i) for i in range(4)}
     put(tmp_path, "result.json", coco(changed))
     assert found_in(tmp_path) == ordered({"all": truth})
-    assert any("images found by their names alone" in row for row in rows_of(tmp_path))
+    assert any("images found by their names alone" in row for row in list_rows(tmp_path))
     by_file = found_in(f"{tmp_path}/result.json:{tmp_path}")
     assert by_file == ordered({"all": truth})
 
@@ -546,15 +549,15 @@ def test_a_path_whose_folder_is_not_there_is_not_an_image_elsewhere(tmp_path):
     rows = []
     for image in ("images/0.jpg", "images/1.jpg", "images/a/2.jpg"):
         put_image(tmp_path, image.replace("a/", ""))
-        rows += [[image, *b, n] for n, *b in boxes_of(image)]
+        rows += [[image, *b, n] for n, *b in make_boxes(image)]
     put_csv(tmp_path, "boxes.csv", rows)
     assert found_in(tmp_path)["all"]["images/2.jpg"] == []
-    assert any("are not there (1 of 3), e.g. images/a/2.jpg" in row for row in rows_of(tmp_path))
+    assert any("are not there (1 of 3), e.g. images/a/2.jpg" in row for row in list_rows(tmp_path))
 
 
 def test_two_names_that_could_mean_one_image(tmp_path):
     put_image(tmp_path, "images/1.jpg")
-    put(tmp_path, "a.json", coco({"x/1.jpg": boxes_of(1), "y/1.jpg": boxes_of(2)}))
+    put(tmp_path, "a.json", coco({"x/1.jpg": make_boxes(1), "y/1.jpg": make_boxes(2)}))
     assert "'x/1.jpg' or 'y/1.jpg'" in refused(tmp_path)
 
 
@@ -650,7 +653,7 @@ def test_what_a_configuration_does_not_name_is_ignored(tmp_path):
     put(tmp_path, "data.yaml", entries_with())
     assert found_in(tmp_path) == ordered(truth)
     row = "ignored files: 6: not named by data.yaml, e.g. images/old/old0.jpg"
-    assert row in rows_of(tmp_path)
+    assert row in list_rows(tmp_path)
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -658,7 +661,7 @@ def test_what_a_configuration_does_not_name_is_ignored(tmp_path):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_delimiters(delimiter, tmp_path):
-    truth = {f"{i}.jpg": [[n, a + 0.5, *b] for n, a, *b in boxes_of(i)] for i in range(4)}
+    truth = {f"{i}.jpg": [[n, a + 0.5, *b] for n, a, *b in make_boxes(i)] for i in range(4)}
     for image in truth:
         put_image(tmp_path, image)
     rows = [[i, *b, n] for i, boxes in truth.items() for n, *b in boxes]
@@ -681,27 +684,27 @@ def test_relative_values_within_the_tolerance(tmp_path):
 def test_a_table_in_two_units(tmp_path):
     put_image(tmp_path, "0.jpg")
     put_image(tmp_path, "1.jpg")
-    rows = [["0.jpg", *b, n] for n, *b in boxes_of(0)] + [["1.jpg", 0, 0.2, 1, 0.5, "disc"]]
+    rows = [["0.jpg", *b, n] for n, *b in make_boxes(0)] + [["1.jpg", 0, 0.2, 1, 0.5, "disc"]]
     put_csv(tmp_path, "boxes.csv", rows)
     message = refused(tmp_path)
     assert "1 of 4 boxes in relative values, for example of 1.jpg, and others in pixels" in message
 
 
 def test_images_that_a_table_does_not_list_are_negatives(tmp_path):
-    truth = {f"images/{i}.jpg": boxes_of(i) if i < 5 else [] for i in range(8)}
+    truth = {f"images/{i}.jpg": make_boxes(i) if i < 5 else [] for i in range(8)}
     for image in truth:
         put_image(tmp_path, image)
     rows = [[i[7:], *b, n] for i, boxes in truth.items() for n, *b in boxes]
     put_csv(tmp_path, "train.csv", rows)
     assert found_in(tmp_path) == ordered({"train": truth})
-    assert "images: 8: train 8, 3 without objects" in rows_of(tmp_path)
+    assert "images: 8: train 8, 3 without objects" in list_rows(tmp_path)
 
 
 def test_a_column_of_splits(tmp_path):
     truth = {"train": {}, "val": {}}
     for i in range(6):
         put_image(tmp_path, f"{i}.jpg")
-        truth[("train", "val")[i % 2]][f"{i}.jpg"] = boxes_of(i)
+        truth[("train", "val")[i % 2]][f"{i}.jpg"] = make_boxes(i)
     rows = [[s, i, *b, n] for s, x in truth.items() for i, boxes in x.items() for n, *b in boxes]
     put_csv(tmp_path, "boxes.csv", rows, "split,filename,xmin,ymin,xmax,ymax,label")
     assert found_in(tmp_path) == ordered(truth)
@@ -711,7 +714,7 @@ def test_a_table_for_each_split(tmp_path):
     truth = {"train": {}, "test": {}}
     for i in range(6):
         put_image(tmp_path, f"images/{i}.jpg")
-        truth[("train", "test")[i % 2]][f"images/{i}.jpg"] = boxes_of(i)
+        truth[("train", "test")[i % 2]][f"images/{i}.jpg"] = make_boxes(i)
     for split, images in truth.items():
         rows = [[i, *b, n] for i, boxes in images.items() for n, *b in boxes]
         put_csv(tmp_path, f"{split}_labels.csv", rows)
@@ -731,13 +734,13 @@ def test_shapes_without_a_type_are_polygons(tmp_path):
 
 def test_groups_are_objects_and_counted(tmp_path):
     put_image(tmp_path, "0.jpg")
-    content = labelme("0.jpg", boxes_of(0, ["disc"]))
+    content = labelme("0.jpg", make_boxes(0, ["disc"]))
     for shape, group in zip(content["shapes"], (1, 1, None)):
         shape["group_id"] = group
     content["shapes"].append({"label": "x", "shape_type": "point", "points": [[3, 3]]})
     put(tmp_path, "0.json", content)
-    (_, x1, y1, _, _), (_, _, b1, x2, b2), third = boxes_of(0, ["disc"])
-    joined = ["disc", x1, min(y1, b1), x2, max(boxes_of(0, ["disc"])[0][4], b2)]
+    (_, x1, y1, _, _), (_, _, b1, x2, b2), third = make_boxes(0, ["disc"])
+    joined = ["disc", x1, min(y1, b1), x2, max(make_boxes(0, ["disc"])[0][4], b2)]
     assert found_in(tmp_path) == ordered({"all": {"0.jpg": [joined, third]}})
     assert read_data(str(tmp_path)).ledger.ignored_objects == {
         "further shapes of a group, which is one object": 1,
@@ -750,7 +753,7 @@ def test_an_image_that_is_only_inside_of_its_file(tmp_path):
     Image.new("RGB", SIZE).save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode()
     for i in range(4):
-        put(tmp_path, f"{i}.json", labelme(f"{i}.png", boxes_of(i), imageData=data))
+        put(tmp_path, f"{i}.json", labelme(f"{i}.png", make_boxes(i), imageData=data))
     assert "4 of 4 LabelMe files contain their image only inside (imageData)" in refused(tmp_path)
     for i in range(3):
         put_image(tmp_path, f"{i}.png")
@@ -769,7 +772,7 @@ def test_images_of_cvat(tmp_path):
     truth, text = {}, ""
     for i in range(4):
         put_image(tmp_path, f"images/{i}.jpg")
-        truth[f"images/{i}.jpg"] = boxes_of(i) if i else []
+        truth[f"images/{i}.jpg"] = make_boxes(i) if i else []
         text += f'<image id="{i}" name="{i}.jpg" width="64" height="48">'
         for n, x1, y1, x2, y2 in truth[f"images/{i}.jpg"]:
             text += f'<box label="{n}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import (
     NAMES,
-    boxes_of,
     coco,
     found_in,
     labelme,
+    make_boxes,
     ordered,
     put,
     put_csv,
@@ -64,7 +64,7 @@ def write(root, layout):
     """Write a layout; return the truth."""
     kind, truth, rows = layout["kind"], {}, {}
     for split, image, label, state in layout["images"]:
-        boxes = [] if state == "empty" else boxes_of(image)
+        boxes = [] if state == "empty" else make_boxes(image)
         twice = boxes * (2 if layout["is_double"] else 1)
         if state != "no image":
             put_image(root, image)
@@ -178,7 +178,7 @@ def check_ledger(root, layout, truth):
 
 def test_a_violated_law_is_an_error(tmp_path):
     put_image(tmp_path, "0.jpg")
-    put(tmp_path, "0.txt", yolo(boxes_of(0)))
+    put(tmp_path, "0.txt", yolo(make_boxes(0)))
     put(tmp_path, "classes.txt", "\n".join(NAMES))
     ledger = read_data(str(tmp_path)).ledger
     files = ["0.jpg", "0.txt", "classes.txt"]

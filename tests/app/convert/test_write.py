@@ -6,7 +6,18 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import NAMES, SIZE, boxes_of, coco, found_in, ordered, put, put_image, truth_of, voc
+from layouts import (
+    NAMES,
+    SIZE,
+    coco,
+    found_in,
+    list_truth,
+    make_boxes,
+    ordered,
+    put,
+    put_image,
+    voc,
+)
 
 import tood.app.convert.write as write
 from tood.app.convert.command import convert
@@ -23,7 +34,7 @@ def photos(tmp_path):
     """Make COCO files of two splits."""
     truth = {}
     for split, number in (("train", 4), ("val", 2)):
-        truth[split] = {f"photos/{split}{i}.jpg": boxes_of(split + str(i)) for i in range(number)}
+        truth[split] = {f"photos/{split}{i}.jpg": make_boxes(split + str(i)) for i in range(number)}
         truth[split][f"photos/{split}0.jpg"] = []
         for image in truth[split]:
             put_image(tmp_path / "set", image)
@@ -153,7 +164,7 @@ def test_detections_are_written_with_their_scores(photos, tmp_path):
 
 
 def test_what_a_format_cannot_express_is_counted(tmp_path):
-    content = coco({"0.jpg": boxes_of(0), "1.jpg": boxes_of(1)})
+    content = coco({"0.jpg": make_boxes(0), "1.jpg": make_boxes(1)})
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["ignore"] = 1
     content["annotations"][2]["bbox"] = [100, 5, 10, 10]
@@ -202,7 +213,7 @@ def test_what_is_refused(photos, tmp_path):
         (lambda x: x["images"][0].update(file_name="x"), "1 images that are not there, as .*/x;"),
         (lambda x: x["categories"][0].update(name="star"), "the category 'star' twice"),
     ):
-        content = coco({"photos/val1.jpg": boxes_of(1)})
+        content = coco({"photos/val1.jpg": make_boxes(1)})
         change(content)
         put(tmp_path, "broken.json", content)
         with pytest.raises(UserError, match=expected):
@@ -214,8 +225,8 @@ def test_pascal_voc_is_converted(tmp_path):
     truth = {}
     for i in range(3):
         put_image(tmp_path / "set", f"{i}.jpg")
-        truth[f"{i}.jpg"] = boxes_of(i)
-        put(tmp_path / "set", f"{i}.xml", voc(f"{i}.jpg", boxes_of(i), SIZE))
+        truth[f"{i}.jpg"] = make_boxes(i)
+        put(tmp_path / "set", f"{i}.xml", voc(f"{i}.jpg", make_boxes(i), SIZE))
     conversion = convert(str(tmp_path / "set"), output=str(tmp_path / "out"))
     converted = read_data(conversion.entries["all"])
-    assert names_only(truth_of(converted)) == ordered({"all": truth})
+    assert names_only(list_truth(converted)) == ordered({"all": truth})
