@@ -165,7 +165,7 @@ def test_suspects_by_hand():
     "change, says",
     [
         ({"results": "nowhere.json"}, "nowhere.json cannot be read"),
-        ({"results": "text.json"}, "text.json is not JSON"),
+        ({"results": "text.json"}, "text.json cannot be read: Expecting value"),
         ({"results": "val.json"}, "val.json is not a list of detections"),
         ({"compare": "other.json"}, "entry 0 has the image_id 1234"),
         ({"output": "val.json"}, "val.json"),
