@@ -14,7 +14,7 @@ from PIL import Image
 import tood
 from tood.checkpoint.identity import hash_weights
 from tood.data.shapes import write_shapes_dataset
-from tood.inference.exported import ExportedFile
+from tood.inference.exported import METADATA, RUNTIMES, ExportedFile
 from tood.utils.files import encode_json, write_json
 
 
@@ -165,6 +165,20 @@ def test_thresholds_that_are_none(trained, shapes, wrong):
         lambda: tood.explain(trained, image, (1, 1, 9, 9), score_threshold=wrong),
     ):
         assert "must be a number from 0 to 1" in complaint(call)
+
+
+@pytest.mark.parametrize("key", ["score_threshold", "nms_threshold"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), True, -1, 2])
+def test_thresholds_of_an_exported_file_that_are_none(tmp_path, monkeypatch, key, wrong):
+    metadata = {
+        name: (kind if isinstance(kind, type) else float)() for name, kind in METADATA.items()
+    }
+    metadata["model"] = "TOOD"
+    monkeypatch.setitem(RUNTIMES, "torchscript", ((".ts",), lambda path: (None, metadata)))
+    (tmp_path / "a.ts").touch()
+    assert ExportedFile(str(tmp_path / "a.ts")).metadata is metadata
+    metadata[key] = wrong
+    assert f"have no valid {key!r}" in complaint(ExportedFile, str(tmp_path / "a.ts"))
 
 
 def test_detections_of_other_data_are_refused(run, other, tmp_path):

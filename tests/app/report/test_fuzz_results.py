@@ -137,7 +137,7 @@ def test_reports(tmp_path):
         taken.append(sentence is None)
 
     check()
-    assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
+    assert 0 < sum(taken) < len(taken)
 
 
 texts = st.one_of(
