@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import app_error, clear_loggers, complaint
+from conftest import TINY, app_error, clear_loggers, complaint
 from PIL import Image
 
 import tood
+import train_net
 from tood.checkpoint.identity import hash_weights
 from tood.data.shapes import write_shapes_dataset
+from tood.engine import train as engine_train
 from tood.inference.exported import METADATA, RUNTIMES, ExportedFile
 from tood.utils.files import encode_json, write_json
 
@@ -65,6 +67,18 @@ def test_no_command_changes_a_training(run, shapes, other, name):
     assert {path: after.get(path) for path in before} == before
     new = {path.split("/")[0] for path in after.keys() - before.keys()}
     assert new == {folders.get(name, name)}
+
+
+def test_eval_only_keeps_the_config(run, other):
+    """It writes to the folder of a training, as Detectron2 does."""
+    config = run / "config.yaml"
+    before = config.read_bytes()
+    data = ["--val-data", f"{other}/annotations.json:{other}/images"]
+    options = ["MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(run), *TINY]
+    argv = ["--config-file", str(config), "--eval-only", *data, *options]
+    engine_train.main(train_net.parse_args(argv))
+    assert config.read_bytes() == before
+    assert read_strictly(run / "inference" / "results.json")[0]["identity"]["data"]
 
 
 def test_a_report_is_the_same_after_an_evaluation_on_other_data(run, other, tmp_path, monkeypatch):

@@ -96,9 +96,8 @@ def test_train_alone_does_the_right_thing(finished, counted):
     ledger = json.loads((finished / "data" / "ledger.json").read_text())
     assert ledger["splits"]["all"]["num_images"] == 8 and len(ledger["files"]) == 9
     for path in finished.rglob("*.json"):  # NaN is not JSON
-        for text in (
-            path.read_text().splitlines() if path.name == "metrics.json" else [path.read_text()]
-        ):
+        content = path.read_text()
+        for text in content.splitlines() if path.name == "metrics.json" else [content]:
             json.loads(text, parse_constant=lambda x: pytest.fail(x))
     plan = yaml.safe_load((finished / "plan.yaml").read_text())
     assert plan["SOLVER"]["MAX_ITER"] == 3 and plan["SOLVER"]["STEPS"] == [2]
