@@ -38,9 +38,19 @@ def parse_args(argv=None):
     parser.add_argument("--input", nargs="+", required=True, help="files and folders")
     parser.add_argument("--output", metavar="FOLDER", help="for the images with boxes")
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
-    parser.add_argument("--score-thresh", type=float, default=0.3, help="of what is drawn")
+    parser.add_argument(
+        "--score-thresh", type=parse_score, default=0.3, help="of what is drawn, from 0 to 1"
+    )
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     return parser.parse_args(argv)
+
+
+def parse_score(text):
+    """Return a number from 0 to 1; NaN is none."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError(text)
+    return number
 
 
 def main(args):
@@ -117,7 +127,7 @@ class Detector:
         self.bgr = about["input_format"] != "RGB"
         self.min_size, self.max_size = (int(about[key]) for key in ("min_size", "max_size"))
         self.tile_size, self.overlap = map(int, json.loads(about.get("tiles", "[0, 0]")))
-        self.nms_threshold = float(about["nms_threshold"])
+        self.nms_threshold = parse_score(about["nms_threshold"])
         self.max_detections = int(about["max_detections"])
         self.class_agnostic = json.loads(about.get("class_agnostic_nms", "false"))
         self.mean, self.std = np.zeros(3, np.float32), np.ones(3, np.float32)

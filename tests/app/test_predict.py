@@ -233,7 +233,9 @@ def test_hard_links_to_an_input(trained, photos, tmp_path):
 def test_models_by_name_and_with_a_config(trained):
     config = str(trained / "config.yaml")
     released = find_trained("tood_R50_FPN_1x")
-    assert released.weights == "tood://tood_R50_FPN_1x" and released.folder == "."
+    assert (
+        released.weights == "tood://tood_R50_FPN_1x" and released.folder == "output/tood_R50_FPN_1x"
+    )
     assert released.config_file.endswith("configs/tood_R50_FPN_1x.yaml")
     assert find_trained(str(trained)).weights == str(trained / "model_best.pth")
     weights = str(trained / "model_final.pth")

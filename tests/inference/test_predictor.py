@@ -90,7 +90,7 @@ def test_predictor_options(files, photos):
 
 def test_thresholds_of_classes(files, photos):
     everything = Predictor(*files)(photos / "00001.jpg")
-    thresholds = torch.full((4,), 2.0)
+    thresholds = torch.full((4,), 1.0)
     thresholds[everything.pred_classes[0]] = everything.scores[2]
     found = Predictor(*files, score_threshold=thresholds.tolist())(photos / "00001.jpg")
     kept = everything.scores >= thresholds[everything.pred_classes]
@@ -98,8 +98,9 @@ def test_thresholds_of_classes(files, photos):
     assert found.scores.tolist() == everything.scores[kept].tolist()
     with pytest.raises(UserError, match="must be a number, one for each of the 4 classes"):
         Predictor(*files, score_threshold=[0.5])
-    with pytest.raises(UserError, match="must be a number, one for each of the 4 classes"):
-        Predictor(*files, score_threshold="high")
+    for wrong in ("high", float("nan"), True, [0.5, 0.5, 0.5, float("inf")], [0.5, 0.5, 0.5, None]):
+        with pytest.raises(UserError, match="must be a number from 0 to 1"):
+            Predictor(*files, score_threshold=wrong)
 
 
 @pytest.mark.parametrize(

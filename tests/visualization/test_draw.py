@@ -1,5 +1,7 @@
 """Drawings of boxes, training images and alignment."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -204,3 +206,41 @@ def test_larger_dots_for_larger_weights():
     ]
     assert 0 < areas[0] < areas[1] < areas[2]
     assert not draw_points(black, torch.zeros(0, 2), torch.zeros(0)).any()
+
+
+@pytest.mark.parametrize("with_scores", [True, False])
+def test_a_drawing_of_many_boxes_is_bounded(with_scores):
+    """Of 20,000 boxes, the best or the largest are drawn, in seconds, and a line says so."""
+    image, number = np.zeros((300, 400, 3), np.uint8), 20_000
+    boxes = np.tile([[200.0, 200, 201, 201]], (number, 1))
+    boxes[123] = [20, 30, 100, 120]
+    scores = np.full(number, 0.1)
+    scores[123] = 0.9
+    start = time.perf_counter()
+    scores = scores.tolist() if with_scores else None
+    drawn = draw_boxes(image, boxes, [0] * number, ["x"], scores)
+    assert time.perf_counter() - start < 30  # it took minutes
+    assert drawn.shape == image.shape
+    assert drawn[75, 18:23].max() > 100  # the left side of the box
+    few = draw_boxes(image, boxes[120:130], [0] * 10, ["x"], scores and scores[120:130])
+    assert drawn[-8:, :150].mean() > 100 > few[-8:, :150].mean()
+
+
+def test_the_best_boxes_are_drawn(monkeypatch):
+    lines, drawn = [], []
+    monkeypatch.setattr(draw, "_write_line", lambda image, text: lines.append(text) or image)
+    overlay = draw.Visualizer.overlay_instances
+
+    def record(self, **values):
+        drawn.append(values["labels"])
+        return overlay(self, **values)
+
+    monkeypatch.setattr(draw.Visualizer, "overlay_instances", record)
+    boxes = [[i, i, i + 5 + i, i + 5] for i in range(6)]
+    scores = [0.5, 0.1, float("nan"), 0.9, 0.2, 0.3]
+    image, names = np.zeros((60, 60, 3), np.uint8), list("abcdef")
+    draw_boxes(image, boxes, range(6), names, scores, max_boxes=3)
+    draw_boxes(image, boxes, range(6), names, max_boxes=2)
+    draw_boxes(image, boxes, range(6), names, max_boxes=6)
+    assert drawn == [["a 0.50", "c", "d 0.90"], ["e", "f"], list("abcdef")]
+    assert lines == ["3 of 6 boxes: the best", "2 of 6 boxes: the largest"]

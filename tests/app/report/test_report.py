@@ -1,6 +1,7 @@
 """The report: its page, summary, drawings and commands, and what a browser makes of it."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from test_matching import detections_of, load_content, metrics_of_pycocotools, r
 from tood.app.report.analysis import analyze, explain_miss, summarize_analysis
 from tood.app.report.compare import NOT_DISTINGUISHABLE, compare_analyses
 from tood.app.report.make import report
-from tood.app.report.page import Facts, number, render
+from tood.app.report.page import TABLE_ROWS, Facts, number, render
+from tood.app.report.plots import draw_confusion
 from tood.app.report.suspects import MISSING, NOTHING_THERE, OTHER_CLASS, find_suspects
 from tood.utils.errors import UserError
 
@@ -165,7 +167,7 @@ def test_suspects_by_hand():
     "change, says",
     [
         ({"results": "nowhere.json"}, "nowhere.json cannot be read"),
-        ({"results": "text.json"}, "text.json is not JSON"),
+        ({"results": "text.json"}, "text.json cannot be read: Expecting value"),
         ({"results": "val.json"}, "val.json is not a list of detections"),
         ({"compare": "other.json"}, "entry 0 has the image_id 1234"),
         ({"output": "val.json"}, "val.json"),
@@ -191,6 +193,26 @@ def test_refuses_arguments_and_to_write_over(data, written):
             report(**arguments)
     with pytest.raises(UserError, match="--results needs --val-data and --output"):
         report(results="a.json")
+
+
+def test_a_page_of_1000_classes_is_bounded():
+    """It shows the classes with the most objects, and says so; report.json has all of them."""
+    most = 1000
+    objects = [(0, k, (0, 0, 30, 30), False, 900) for k in range(most)]
+    objects += [(0, 700, (100, 100, 30, 30), False, 900)]
+    content = load_content(1, objects, most)
+    detections = detections_of([(0, k, (0, 0, 30, 30), 0.5) for k in range(0, most, 2)])
+    analysis = analyze(content, detections)
+    summary = summarize_analysis(analysis)
+    assert len(summary["classes"]) == len(analysis.table.class_names) == most
+    html = render(summary, Facts("many", "command", {}))
+    table = html.split('id="class-table"')[1].split("</table>")[0]
+    assert table.count("<tr>") == 1 + TABLE_ROWS and "<td>class 700</td>" in table
+    assert f"{TABLE_ROWS} of 1000 classes, those with the most objects" in html
+    assert 'id="confusion"' not in html and len(html) < 200_000
+    start = time.perf_counter()
+    draw_confusion(summary["confusion"])
+    assert time.perf_counter() - start < 20
 
 
 # --- in a browser ----------------------------------------------------------------------------

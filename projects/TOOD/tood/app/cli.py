@@ -9,7 +9,7 @@ from typing import Callable, Dict, Optional, Sequence
 
 import tood
 from tood.inference.thresholds import parse_threshold
-from tood.utils.arguments import expand_home, split_overrides
+from tood.utils.arguments import expand_home, protect_numbers, split_overrides
 from tood.utils.errors import UserError, run_main
 
 USAGE = """usage: tood COMMAND ...
@@ -66,6 +66,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_val_data(parser)
+    parser.add_argument("--output", metavar="FOLDER", help="default: eval/NAME in the MODEL's one")
     _add_gpus(parser)
     _add_config(parser)
 
@@ -228,7 +229,8 @@ def run(name: str, argv: Sequence[str]) -> None:
     parser = make_parser(name)
     argv, overrides = split_overrides(argv)
     # Flags may stand between the names of images.
-    args = vars(parser.parse_intermixed_args([expand_home(x) for x in argv]))
+    argv = [protect_numbers(expand_home(x)) for x in argv]
+    args = vars(parser.parse_intermixed_args(argv))
     if overrides:
         if not parser.epilog:
             raise UserError(f"tood {name} takes no option {overrides[0]}; it reads no config.")

@@ -1,7 +1,9 @@
 """Draw predictions beside ground truth, for some images of a data set, into one drawing."""
 
+import math
+import os
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from tood.app.trained import find_trained, read_predictor
 from tood.data.images import IMAGE_ERRORS
 from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
+from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
@@ -36,10 +39,10 @@ def draw(
     model: str,
     *,
     val_data: str = "",
-    output: str = "predictions.png",
+    output: str = "",
     num_images: int = 6,
     columns: int = 2,
-    score_threshold: float = SCORE_THRESHOLD,
+    score_threshold: Union[float, str] = SCORE_THRESHOLD,
     scale: float = 1.0,
     overwrite: bool = False,
     config: str = "",
@@ -52,10 +55,12 @@ def draw(
     Args:
         model: an output folder, a checkpoint, or the name of a released model.
         val_data: the data set, a folder or ANNOTATIONS.json:IMAGES; default: the config's.
-        output: path of the drawing, .png or .jpg.
+        output: path of the drawing, .png or .jpg; default: "drawings/predictions.png" in the
+            model's output folder.
         num_images: number of images, the first of the data set.
         columns: pairs in a row.
-        score_threshold: of the predictions that are drawn.
+        score_threshold: of the predictions that are drawn; "from-report": for each class that of
+            the best F1, from the report beside the checkpoint.
         scale: size of a drawn image over the size of the image.
         overwrite: replace a drawing that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
@@ -65,10 +70,12 @@ def draw(
         UserError: for a file or a value that cannot be used, and a drawing that already exists.
     """
     for name, value in (("num-images", num_images), ("columns", columns), ("scale", scale)):
-        if not value > 0:
-            raise UserError(f"--{name} is {value}; it must be above 0.")
-    check_image_output(output, overwrite)
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value}; it must be a number above 0.")
+    score_threshold = parse_threshold(score_threshold)
     trained = find_trained(model, config)
+    output = output or os.path.join(trained.folder, "drawings", "predictions.png")
+    check_image_output(output, overwrite)
     predictor, _ = read_predictor(trained, val_data, options)
     return draw_predictions(
         predictor,
@@ -86,7 +93,7 @@ def draw_predictions(
     *,
     num_images: int = 6,
     columns: int = 2,
-    score_threshold: float = SCORE_THRESHOLD,
+    score_threshold: Union[float, str] = SCORE_THRESHOLD,
     scale: float = 1.0,
     detections: Optional[List[Dict]] = None,
     read_image: Optional[Callable[[str], np.ndarray]] = None,
@@ -106,7 +113,7 @@ def draw_predictions(
     name = predictor.options.data.test[0]
     records, metadata = DatasetCatalog.get(name)[:num_images], MetadataCatalog.get(name)
     read = read_image or RecentImages(bit_depth=predictor.options.bit_depth).read
-    pairs = []
+    thresholds, pairs = predictor.find_thresholds(score_threshold), []
     for record in tqdm(records, desc="drawing"):
         try:
             image = read(record["file_name"])
@@ -117,7 +124,7 @@ def draw_predictions(
             found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
         else:
             found = _to_instances(record, detections, metadata)
-        found = found[found.scores >= score_threshold]
+        found = found[found.scores >= thresholds[found.pred_classes]]
         pairs.append(_draw_pair(image, record, found, metadata.thing_classes, scale))
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")

@@ -1,15 +1,27 @@
 """Evaluate a trained detector by COCO's metrics."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
-from typing import Dict, Sequence, Union
+import re
+from typing import Dict, Optional, Sequence, Union
+
+from detectron2.data import MetadataCatalog
 
 from tood.app.check import read_validation_data
-from tood.app.trained import find_trained
+from tood.app.trained import Trained, find_trained
+from tood.checkpoint.identity import IDENTITY, hash_data
+from tood.config.files import read_config_file
+from tood.config.read import load_config, run_options
+from tood.data.annotations import DataSet
+from tood.data.datasets import read_entry
 from tood.engine.train import Run, start
+from tood.evaluation.coco import load_content
 from tood.utils.arguments import accept_paths
+from tood.utils.errors import UserError
+from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 
 RESULTS = os.path.join("inference", "results.json")
 
@@ -34,11 +46,12 @@ class Evaluated:
         return first.get("bbox", {})
 
 
-@accept_paths("model", "val_data", "config")
+@accept_paths("model", "val_data", "output", "config")
 def evaluate(
     model: str,
     *,
     val_data: Union[None, str, Sequence[str]] = None,
+    output: str = "",
     config: str = "",
     num_gpus: int = 1,
     options: Sequence[str] = (),
@@ -48,6 +61,9 @@ def evaluate(
     Args:
         model: output folder of a training, a checkpoint in it, or the name of a released model.
         val_data: data in any format that ``tood.convert`` reads; default: the config's.
+        output: folder for the metrics, the detections and the log; default: "eval/NAME" in the
+            model's output folder, of which nothing else is changed. NAME is that of the data; an
+            earlier evaluation on the same data is replaced, those on others are kept.
         config: a config file; default: the one beside the checkpoint.
         num_gpus: on this machine; 0 on a machine without any.
         options: KEY, VALUE, ... of the config.
@@ -64,24 +80,80 @@ def evaluate(
     """
     trained = find_trained(model, config)
     datasets, names = read_validation_data(val_data)
-    typed = dict(zip(options[::2], options[1::2]))
-    folder = os.path.expanduser(str(typed.get("OUTPUT_DIR", trained.folder)))
-    results = start(
-        Run(
-            trained.config_file,
-            opts=[*trained.options(), *map(str, options)],
-            val_data=[*(dataset.entry for dataset in datasets), *names] or None,
-            eval_only=True,
-            num_gpus=num_gpus,
-            datasets=datasets,
-        )
+    entries = [*(dataset.entry for dataset in datasets), *names]
+    run = Run(
+        trained.config_file,
+        config=read_config_file(trained.config_file),
+        opts=[*trained.options(), *map(str, options)],
+        val_data=entries or None,
+        eval_only=True,
+        num_gpus=num_gpus,
+        datasets=datasets,
     )
+    folder = _read_typed(output, options) or _choose_folder(model, trained, run)
+    if os.path.exists(os.path.join(folder, "last_checkpoint")):
+        raise UserError(f"{folder} contains a training; name another folder with --output.")
+    run.opts = [*run.opts, "OUTPUT_DIR", folder]
+    results = start(run)
     return Evaluated(_read_results(folder) if results is None else results, folder)
+
+
+def _read_typed(output: str, options: Sequence[str]) -> str:
+    typed = dict(zip(options[::2], options[1::2])).get("OUTPUT_DIR", "")
+    if output and typed:
+        raise UserError(f"--output is {output}, and OUTPUT_DIR {typed}; omit one of them.")
+    return os.path.expanduser(str(output or typed))
+
+
+def _choose_folder(model: str, trained: Trained, run: Run) -> str:
+    """Return the folder of an evaluation, and pass on the data that were read for it: named after
+    the data, and after the checkpoint if one is named, with a number if other data have that name.
+    """
+    options = run_options(load_config(run.config, run.opts, val_data=run.val_data))
+    given = {dataset.entry: dataset for dataset in run.datasets}
+    found = {entry: given.get(entry) or read_entry(entry) for entry in options.data.test}
+    run.datasets = [dataset for dataset in found.values() if dataset is not None]
+    hashed = hash_data(*(_get_content(entry, dataset) for entry, dataset in found.items()))
+    stems = [os.path.basename(entry.split(".json")[0].rstrip(os.sep)) for entry in found]
+    name = re.sub(r"[^\w.-]+", "_", "+".join(stems))[:80].strip("._") or "data"
+    if os.path.isfile(model) or options.weights != trained.weights:
+        name += f"_{os.path.splitext(os.path.basename(options.weights))[0]}"
+    for number in itertools.count(1):
+        folder = os.path.join(trained.folder, "eval", f"{name}_{number}" if number > 1 else name)
+        if _read_data_hash(folder) in ("", hashed):
+            return folder
+
+
+def _get_content(entry: str, dataset: Optional[DataSet]) -> Dict:
+    """Return the annotations of a data set; of one that is registered in Python, its records."""
+    return dataset.content if dataset else load_content(entry, MetadataCatalog.get(entry))
+
+
+def _read_data_hash(folder: str) -> str:
+    """Return the hash of the data of an evaluation; "" if none has been finished in the folder."""
+    if not os.path.exists(os.path.join(folder, RESULTS)):
+        return ""
+    found = _read(folder).get(IDENTITY)
+    return str(found.get("data", "unknown")) if isinstance(found, dict) else "unknown"
+
+
+def _read(folder: str) -> Dict:
+    path = os.path.join(folder, RESULTS)
+    with guard_reading(path, "remove it"):
+        content = json.loads(read_regular(path, MAX_TEXT))
+        if not isinstance(content, dict):
+            raise ValueError("it contains no metrics")
+    return content
 
 
 def _read_results(folder: str) -> Dict[str, Dict]:
     """Return the metrics that one of several processes has written, with NaN for JSON's null."""
-    with open(os.path.join(folder, RESULTS), encoding="utf-8") as f:
-        return json.load(
-            f, object_hook=lambda x: {k: math.nan if v is None else v for k, v in x.items()}
-        )
+    results = _read(folder)
+    results.pop(IDENTITY, None)
+
+    def restore(x):
+        if isinstance(x, dict):
+            return {k: restore(v) for k, v in x.items()}
+        return math.nan if x is None else x
+
+    return restore(results)

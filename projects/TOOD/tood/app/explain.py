@@ -14,12 +14,15 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
-from tood.inference.thresholds import FROM_REPORT, parse_threshold, read_thresholds
+from tood.inference.thresholds import parse_threshold
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
+from tood.utils.reading import parse_number
 from tood.visualization.draw import SCORE_THRESHOLD
+
+LARGEST = 1e9  # of the numbers of a box, pixels
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def explain(
     *,
     class_name: str = "",
     score_threshold: Union[float, str] = SCORE_THRESHOLD,
-    output: str = "why.png",
+    output: str = "",
     overwrite: bool = False,
     config: str = "",
     options: Sequence[str] = (),
@@ -63,7 +66,8 @@ def explain(
         class_name: of the object; default: that of the annotation, or the most likely one.
         score_threshold: of detections that count; "from-report": that of the class in the report
             beside the weights.
-        output: path of the drawing.
+        output: path of the drawing; default: "explained/IMAGE_X_Y_WIDTH_HEIGHT.png" in the model's
+            output folder.
         overwrite: replace a drawing that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -72,8 +76,9 @@ def explain(
         UserError: for a file or a value that cannot be used, and a drawing that already exists.
     """
     box, score_threshold = parse_box(box), parse_threshold(score_threshold)
-    check_image_output(output, overwrite)
     trained = find_trained(model, config)
+    output = output or os.path.join(trained.folder, "explained", _name_drawing(image, box))
+    check_image_output(output, overwrite)
     predictor = Predictor(trained.config_file, opts=[*trained.options(), *options])
     view = predictor.find_view(image, box)
     width, height = probe_image(image)
@@ -84,8 +89,7 @@ def explain(
         )
     objects = find_objects(predictor, view, image, box, class_name)
     names = predictor.class_names
-    if score_threshold == FROM_REPORT:
-        score_threshold = read_thresholds(predictor.options.weights, names)[objects.class_index]
+    score_threshold = float(predictor.find_thresholds(score_threshold)[objects.class_index])
     reason = find_reason(predictor.model, view.image, objects, names, score_threshold)
     pixels = view.image.permute(1, 2, 0).numpy()
     pixels = pixels if predictor.options.input_format == "RGB" else pixels[:, :, ::-1]
@@ -102,14 +106,20 @@ def parse_box(box: Union[str, Sequence[float]]) -> List[float]:
     """
     parts = [x for x in box.replace(" ", ",").split(",") if x] if isinstance(box, str) else box
     try:
-        numbers = [float(x) for x in parts]
+        numbers = [parse_number(x, -LARGEST, LARGEST) for x in parts]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != 4 or not min(numbers[2:]) > 0:
         raise UserError(
-            f"The box is {box!r}; write x,y,width,height in pixels of the image, as 120,40,60,80."
+            f"The box is {box!r:.80}; write x,y,width,height in pixels of the image, as "
+            "120,40,60,80."
         )
     return numbers
+
+
+def _name_drawing(image: str, box: Sequence[float]) -> str:
+    stem = os.path.splitext(os.path.basename(image))[0][:80]
+    return "_".join([stem, *(f"{x:g}" for x in box)]) + ".png"
 
 
 def find_objects(

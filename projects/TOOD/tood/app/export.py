@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.trained import find_trained
+from tood.checkpoint.identity import hash_weights
 from tood.data.datasets import list_images
 from tood.data.images import IMAGE_ERRORS, images_in, probe_image
 from tood.deploy.module import (
@@ -174,6 +175,7 @@ def describe_file(module: ExportableTOOD, predictor: Predictor) -> Dict:
         max_size=options.max_size_test,
         precision="float32",
         tiles=list(options.tiles[:2]),
+        weights=hash_weights(predictor.model.state_dict()),
     )
 
 

@@ -16,6 +16,7 @@ from tood.app.convert.command import empty_folder
 from tood.app.convert.door import Part
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset
 from tood.app.trained import find_trained
+from tood.checkpoint.identity import IDENTITY, hash_weights, make_identity
 from tood.config.options import RunOptions
 from tood.data.datasets import list_images
 from tood.data.images import HEIF, IMAGE_SUFFIXES
@@ -127,7 +128,7 @@ def predict(
     for path, target in tqdm(targets.items(), desc="detecting"):
         run.detect_video(path, target) if is_video(path) else run.detect_image(path, target)
     if json:
-        write_json_file(to_coco(run.sizes, run.unfiltered, predictor.class_names), json)
+        run.write_json(json)
     if run.thumbnails:
         run.write_sheet(sheet, columns)
     if not run.detections:
@@ -289,6 +290,7 @@ def write_detections(run: "_Run", save_as: str, output: str) -> None:
     part = Part("all", content, root, "the detections")
     written = write_dataset(part, save_as, output)
     account = {"data": run.predictor.options.weights, "format": "detections"}
+    account[IDENTITY] = run.identity
     account.update(written=written.files, omitted=written.omitted)
     write_json_file(account, os.path.join(output, LEDGER))
 
@@ -340,6 +342,11 @@ class _Run:
         self.unfiltered: Dict[str, Dict] = {}  # all detections, for the JSON file
         self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
+
+    @property
+    def identity(self) -> Dict[str, str]:
+        """Return which weights the detections are of."""
+        return make_identity(weights=hash_weights(self.predictor.model.state_dict()))
 
     def detect_image(self, path: str, target: str) -> None:
         try:
@@ -418,6 +425,10 @@ class _Run:
             self.predictor.class_names,
             found["scores"].tolist(),
         )
+
+    def write_json(self, path: str) -> None:
+        content = to_coco(self.sizes, self.unfiltered, self.predictor.class_names)
+        write_json_file({"info": self.identity, **content}, path)
 
     def write_sheet(self, path: str, columns: int) -> None:
         small = self.thumbnails

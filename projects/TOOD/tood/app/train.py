@@ -24,7 +24,7 @@ from tood.app.plan.choose import (
 )
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
 from tood.app.report.make import report_on
-from tood.app.trained import Trained, find_trained
+from tood.app.trained import Trained, find_trained, load
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.read import read_options
@@ -240,7 +240,7 @@ def _run(run: Run, output: str, report: bool) -> Trained:
     if predictor.options.data.test:
         _draw_and_report(predictor, output, report)
     print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
-    return find_trained(output)
+    return load(output)
 
 
 def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:

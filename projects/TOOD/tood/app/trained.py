@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import json
 import os
-from typing import Dict, List, Sequence
+from typing import Dict, Iterator, List, Sequence
 
+from tood.inference.thresholds import find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import last_checkpoint_in
+from tood.utils.files import last_checkpoint_in, read_tensors
 
 # In order of preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
@@ -86,7 +87,59 @@ def load(folder: str) -> Trained:
         trained = tood.load("output/mine")
         detect = trained.predictor(score_threshold=0.4)
     """
-    return find_trained(folder)
+    trained = find_trained(folder)
+    if not os.path.isfile(trained.weights):  # released
+        return trained
+    from tood.checkpoint.identity import hash_weights  # needs PyTorch
+
+    content = read_tensors(trained.weights)
+    page = os.path.join(trained.folder, "report", PAGE)
+    with contextlib.suppress(UserError, ValueError, KeyError, TypeError, AttributeError):
+        summary = read_summary(os.path.join(trained.folder, "report", SUMMARY))
+        is_mine = find_weights_hash(summary) == hash_weights(content["model"])
+        if is_mine and os.path.isfile(page):
+            values = {name: x["value"] for name, x in summary["metrics"].items()}
+            metrics = {name: x for name, x in values.items() if x is not None}
+            return dataclasses.replace(trained, metrics=metrics, report=page)
+    return dataclasses.replace(trained, metrics=_read_metrics(trained.folder, content))
+
+
+def _read_metrics(folder: str, checkpoint: Dict) -> Dict[str, float]:
+    """Return the metrics of a checkpoint, in percent, from the log of its training; empty if it was
+    not evaluated.
+    """
+    iteration, AP = checkpoint.get("iteration"), checkpoint.get("AP")
+    found: Dict[str, float] = {}
+    for record in read_records(folder):
+        # The evaluation at the end of a training counts one more.
+        if not isinstance(iteration, int) or record.get("iteration") not in (
+            iteration,
+            iteration + 1,
+        ):
+            continue
+        for prefix in ("bbox/", "ema/bbox/"):
+            metrics = {
+                key[len(prefix) :]: x
+                for key, x in record.items()
+                if key.startswith(prefix) and "-" not in key and x is not None  # no class's
+            }
+            # The best weights contain their AP; other checkpoints are not of averaged weights.
+            if AP in metrics.values() or (AP is None and metrics and prefix == "bbox/"):
+                found = metrics
+    return found
+
+
+def read_records(folder: str) -> Iterator[Dict]:
+    """Yield the lines of Detectron2's metrics.json in the output folder of a training, if it
+    exists.
+    """
+    path = os.path.join(folder, "metrics.json")
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            with contextlib.suppress(ValueError):  # the last one of a training that was killed
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record
 
 
 def find_trained(model: str, config: str = "") -> Trained:
@@ -116,22 +169,7 @@ def find_trained(model: str, config: str = "") -> Trained:
         raise UserError(
             f"There is no config.yaml beside {weights}; name its config with --config-file."
         )
-    page = os.path.join(folder, "report", PAGE)
-    # The report is on the weights that come first.
-    is_reported = os.path.isfile(page) and os.path.samefile(weights, _find_weights(folder))
-    trained = Trained(config_file, weights, folder)
-    if is_reported:
-        return dataclasses.replace(trained, metrics=_read_metrics(folder), report=page)
-    return trained
-
-
-def _read_metrics(folder: str) -> Dict[str, float]:
-    """Return the metrics of a training's report, in percent; empty without one."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        with open(os.path.join(folder, "report", SUMMARY), encoding="utf-8") as f:
-            metrics = json.load(f)["metrics"]
-        return {name: x["value"] for name, x in metrics.items() if x["value"] is not None}
-    return {}
+    return Trained(config_file, weights, folder)
 
 
 def _find_weights(folder: str) -> str:
@@ -147,7 +185,8 @@ def _find_released(model: str, config: str) -> Trained:
         from tood.config.zoo import RELEASED_MODELS, get_config_file  # needs PyTorch
 
         if model in RELEASED_MODELS:
-            return Trained(config or get_config_file(model), f"{RELEASED}{model}", ".")
+            folder = os.path.join("output", model)
+            return Trained(config or get_config_file(model), f"{RELEASED}{model}", folder)
     raise UserError(f"No checkpoint or output folder at {model}; name another one.")
 
 

@@ -14,6 +14,7 @@ from tood.modeling.detector import PRECISIONS
 from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
 from tood.utils.errors import UserError
 
+LARGEST = 2**63
 POSITIVE = Range(0, above_low=True)
 RANGES = {
     "MODEL.TOOD.NUM_CLASSES": Range(1),
@@ -114,6 +115,18 @@ def check_nothing_removed(cfg: CfgNode, defaults: CfgNode) -> None:
     for key in known_keys(defaults):
         if get_key(cfg, key) is None and get_key(defaults, key) is not None:
             raise UserError(f"{key} is None; remove it, or set it.")
+
+
+def refuse_huge(cfg: CfgNode) -> None:
+    """Raise UserError for an integer that no library takes, in any value or list of values."""
+    for key in known_keys(cfg):
+        values = [get_key(cfg, key)]
+        for x in values:
+            if isinstance(x, (list, tuple)):
+                values.extend(x)
+            elif isinstance(x, int) and abs(x) >= LARGEST:
+                bits = x.bit_length()  # Python refuses to write thousands of digits
+                raise UserError(f"{key} has an integer of {bits} bits; it must be less than 2^63.")
 
 
 def check_config(cfg: CfgNode) -> None:

@@ -15,6 +15,7 @@ from tood.config.check import (
     get_key,
     known_keys,
     nearest_key,
+    refuse_huge,
 )
 from tood.config.defaults import add_tood_config
 from tood.config.files import ConfigFile, read_config_file
@@ -205,6 +206,7 @@ def merge_options(
         raise UserError(
             f"{where} is wrong: {reason}" + (f"; did you mean {nearest}?" if nearest else ".")
         ) from error
+    refuse_huge(cfg)
 
 
 def _with_floats(cfg: CfgNode, opts: Sequence[str]) -> List[str]:

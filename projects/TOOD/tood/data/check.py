@@ -177,8 +177,11 @@ def check_images(images: Sequence[Dict], image_root: str) -> List[Finding]:
             (kind, f"{path} ({why})" if why else path) for path, (kind, why) in zip(paths, faults)
         ]
     remedy = "repair them, or take them out of the annotation file"
+    elsewhere = "name their folder: FILE.json:FOLDER"
+    if any(image["file_name"].startswith("../") for image in images):  # of tood train or convert
+        elsewhere = "move them back to where the file names them, or convert the data again"
     kinds = {
-        "missing": ("images that are not there", "name their folder: FILE.json:FOLDER"),
+        "missing": ("images that are not there", elsewhere),
         "large": ("images with too many pixels", PIXELS_REMEDY),
         "unreadable": ("images that cannot be read", remedy),
         "size": ("images of another size than the file says", remedy),

@@ -89,7 +89,7 @@ def prepare_datasets(
     train = list(data.train) if training else []
     entries = list(dict.fromkeys([*train, *data.test]))
     given = {dataset.entry: dataset for dataset in datasets}
-    found = [given.get(entry) or _read(entry, to_train=entry in train) for entry in entries]
+    found = [given.get(entry) or read_entry(entry, to_train=entry in train) for entry in entries]
     found = [dataset for dataset in found if dataset is not None]
     reports = []
     for dataset in found:
@@ -107,7 +107,7 @@ def prepare_datasets(
     return reports
 
 
-def _read(entry: str, *, to_train: bool) -> Optional[DataSet]:
+def read_entry(entry: str, *, to_train: bool = False) -> Optional[DataSet]:
     """Read the annotations of a data set; return None if their file is not known."""
     files = parse_own_data(entry) or _find_registered(entry)
     if files is None:

@@ -11,6 +11,7 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 from detectron2.engine import HookBase, TrainerBase, create_ddp_model, default_writers, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,7 +34,7 @@ from tood.engine.hooks import (
 from tood.engine.launch import is_lost_peer
 from tood.engine.optimizer import get_hyperparameters, set_hyperparameters
 from tood.engine.step import Diverged, TrainingStep
-from tood.engine.watch import StatusPrinter, TrainingWatcher
+from tood.engine.watch import StatusPrinter, StrictLines, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
 from tood.utils.errors import UserError
 from tood.utils.files import write_json
@@ -146,6 +147,9 @@ class TrainingLoop(TrainerBase):
     def build_writers(self):
         # In this order: the losses first in the log, but the metrics also in the other writers.
         printer, *others = default_writers(self.options.output_dir, self.max_iter)
+        for writer in others:
+            if isinstance(writer, JSONWriter):
+                writer._file_handle = StrictLines(writer._file_handle)
         return [printer, StatusPrinter(self.options.ims_per_batch), *others]
 
     def train(self) -> Optional[Dict]:

@@ -11,7 +11,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -20,6 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.checkpoint.identity import IDENTITY, hash_data, hash_weights, make_identity
 from tood.config.build import check_builds
 from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import is_typed
@@ -37,6 +38,7 @@ from tood.data.datasets import DataSet, prepare_datasets
 from tood.data.tiles import tile_records
 from tood.engine.launch import launch
 from tood.engine.trainer import Trainer
+from tood.evaluation.coco import load_content
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.lock import locked
@@ -240,7 +242,10 @@ def evaluate(cfg: CfgNode, run: Run) -> Dict:
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
-        write_json(results, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
+        contents = (load_content(x, MetadataCatalog.get(x)) for x in cfg.DATASETS.TEST)
+        weights, data = hash_weights(model.state_dict()), hash_data(*contents)
+        content = {**results, IDENTITY: make_identity(weights=weights, data=data)}
+        write_json(content, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
         verify_results(cfg, results)
     return results
 

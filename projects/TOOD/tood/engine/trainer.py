@@ -15,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
+from tood.checkpoint.identity import hash_data, hash_weights, write_identity
 from tood.config.options import read_training_options
 from tood.config.read import run_options, tile_options
 from tood.data.loader import build_training_loader
@@ -23,7 +24,7 @@ from tood.data.tiles import tile_records
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.optimizer import clip_gradients
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
-from tood.evaluation.coco import CleanCOCOEvaluator, results_folder
+from tood.evaluation.coco import CleanCOCOEvaluator, load_content, results_folder
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.detector import TOOD
@@ -150,7 +151,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
         """Evaluate as Detectron2 does, with the alignment as well (``EVAL_ALIGNMENT``), and in
         tiles (``INPUT.TILES``), of which there is no alignment.
         """
-        tiles = tile_options(cfg)
+        tiles, is_complete = tile_options(cfg), evaluators is None
         if tiles.size and isinstance(model, TOOD):
             resize = build_augmentation(cfg, is_train=False)[0]
             model = TiledTOOD(model, tiles, ResizedTOOD(model, resize))
@@ -165,7 +166,10 @@ class Trainer(TrainingLoop, DefaultTrainer):
                 )
                 for name, folder in zip(names, folders)
             ]
-        return super().test(cfg, model, evaluators)
+        results = super().test(cfg, model, evaluators)
+        if is_complete and comm.is_main_process():
+            _write_identities(cfg, model)
+        return results
 
     @classmethod
     def test_with_TTA(cls, cfg, model):
@@ -188,6 +192,19 @@ class Trainer(TrainingLoop, DefaultTrainer):
         optimizer = super().build_optimizer(without_clipping, model)
         clip_gradients(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
+
+
+def _write_identities(cfg, model) -> None:
+    """Write which weights and data the detections in each folder of results are of."""
+    while not isinstance(model, TOOD) and hasattr(model, "model"):  # of tiles, augmented views
+        model = model.model
+    weights = hash_weights(model.state_dict())
+    for name in cfg.DATASETS.TEST:
+        folder = results_folder(cfg.OUTPUT_DIR, name, cfg.DATASETS.TEST)
+        path = os.path.join(folder, "coco_instances_results.json")
+        if os.path.isfile(path):
+            data = hash_data(load_content(name, MetadataCatalog.get(name)))
+            write_identity(path, weights=weights, data=data)
 
 
 def _changed(cfg, key: str, value):

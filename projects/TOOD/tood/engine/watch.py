@@ -1,8 +1,9 @@
 """Progress of a training: metrics of the assignment, images, speed and memory."""
 
+import json
 import logging
 import sys
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Sequence, TextIO, Tuple
 
 import torch
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -11,6 +12,7 @@ from torch import Tensor
 from tood.evaluation.positives import tiny_object_statistics
 from tood.modeling.box_ops import paired_iou
 from tood.utils.errors import UserError
+from tood.utils.files import encode_json
 
 logger = logging.getLogger(__name__)
 
@@ -174,3 +176,18 @@ def _peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class StrictLines:
+    """A file of JSON lines, as Detectron2's ``JSONWriter`` writes it, with null for NaN and
+    infinity, which JSON does not have.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(encode_json(json.loads(line)) + "\n")
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)

@@ -18,6 +18,7 @@ from tood.deploy.module import METADATA_FILE, quiet
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, format_reason
+from tood.utils.reading import parse_number
 from tood.utils.tiles import TileOptions
 
 # Required metadata, and their types.
@@ -39,6 +40,9 @@ METADATA = {
 }
 # Output -> field of the Instances, where their names differ.
 FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
+
+
+THRESHOLDS = ("score_threshold", "nms_threshold")
 
 
 class ExportedFile:
@@ -80,9 +84,12 @@ class ExportedFile:
             )
         for key, kind in METADATA.items():
             if not isinstance(self.metadata.get(key), kind):
-                raise UserError(
-                    f"The metadata of {path} have no valid {key!r}; export the model again."
-                )
+                raise _name_invalid(path, key)
+        for key in THRESHOLDS:
+            try:
+                parse_number(self.metadata[key], 0, 1)
+            except ValueError as error:
+                raise _name_invalid(path, key) from error
 
     def __call__(self, images: np.ndarray) -> Dict[str, np.ndarray]:
         """
@@ -146,6 +153,10 @@ class ExportedFile:
         return suppress_non_maxima(
             candidates, *limits, self.metadata.get("class_agnostic_nms", False)
         )
+
+
+def _name_invalid(path: str, key: str) -> UserError:
+    return UserError(f"The metadata of {path} have no valid {key!r}; export the model again.")
 
 
 class ExportedDetector:

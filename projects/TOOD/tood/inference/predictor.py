@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
 
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.checkpoint.identity import hash_weights
 from tood.config.build import check_builds
 from tood.config.read import (
     check_weights,
@@ -29,7 +30,7 @@ from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.evaluation.alignment_evaluator import read_objects
-from tood.inference.thresholds import FROM_REPORT, read_thresholds
+from tood.inference.thresholds import FROM_REPORT, parse_threshold, read_thresholds
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, get_pixels, get_size, resized
 from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
@@ -89,7 +90,7 @@ class Predictor:
             "MODEL.TOOD.PRECISION_TEST": precision,
             "MODEL.TOOD.SCORE_THRESH_TEST": None
             if by_class or score_threshold is None
-            else float(score_threshold),
+            else parse_threshold(score_threshold),
         }
         changed = [x for item in changes.items() if item[1] is not None for x in item]
         cfg = _read_config(config, [*map(str, opts), *changed])
@@ -100,13 +101,13 @@ class Predictor:
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         class_names = find_class_names(options.data, content)
-        if by_class:
-            self._thresholds = _class_thresholds(score_threshold, path, class_names)
         check_builds(cfg)
         model = build_model(cfg)
         Checkpointer(model, complete=True).load(options.weights)
         augment = options.tta.enabled if augment is None else augment
         self._set(model, cfg, class_names, augment)
+        if by_class:
+            self._thresholds = self.find_thresholds(score_threshold)
 
     @classmethod
     def from_model(
@@ -142,6 +143,30 @@ class Predictor:
         if self.is_tiled:
             finder = augmented or ResizedTOOD(self.model, self.resize)
             self.detector = TiledTOOD(self.model, options.tiles, finder)
+
+    def find_thresholds(self, values: Union[float, str, Sequence[float]]) -> torch.Tensor:
+        """Return the score threshold of each class, (K,).
+
+        Args:
+            values: one for all of them, one for each, or "from-report": those in the report beside
+                the weights.
+
+        Raises:
+            UserError: for a value that is not a threshold, and a report on other weights.
+        """
+        if isinstance(values, str) and values == FROM_REPORT:
+            path = PathManager.get_local_path(self.options.weights)
+            hashed = hash_weights(self.model.state_dict())
+            return torch.tensor(read_thresholds(path, self.class_names, hashed))
+        number = len(self.class_names)
+        if isinstance(values, str) or np.ndim(values) == 0:
+            values = [values] * number
+        if len(values) != number:
+            raise UserError(
+                f"The score threshold is {values!r:.80}; it must be a number, one for each of the "
+                f'{number} classes, or "{FROM_REPORT}".'
+            )
+        return torch.tensor([parse_threshold(x) for x in values])
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
         """
@@ -292,19 +317,6 @@ class Predictor:
         if self._min_size > 0:
             image = resized(image, self.resize)
         return {"image": image, "height": height, "width": width}
-
-
-def _class_thresholds(
-    values: Union[str, Sequence[float]], weights: str, class_names: Sequence[str]
-) -> torch.Tensor:
-    if values == FROM_REPORT:
-        values = read_thresholds(weights, class_names)
-    if isinstance(values, str) or len(values) != len(class_names):
-        raise UserError(
-            f"The score threshold is {values!r:.80}; it must be a number, one for each of the "
-            f'{len(class_names)} classes, or "{FROM_REPORT}".'
-        )
-    return torch.tensor([float(x) for x in values])
 
 
 def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:

@@ -9,6 +9,7 @@ import sys
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from tood.utils.errors import UserError
+from tood.utils.files import without_empty_folders
 
 # Of a config: not every name in capitals with a dot, as IMG_1234.JPG.
 KEYS = re.compile(
@@ -64,6 +65,13 @@ def _refuse_flags(overrides: Sequence[str]) -> None:
             )
 
 
+def protect_numbers(word: str) -> str:
+    """Return a list of numbers that begins with a minus, as a box "-1,5,10,10", with a space in
+    front, so that argparse does not take it for a flag.
+    """
+    return f" {word}" if re.match("-[^-,]+,", word) else word
+
+
 def expand_home(text: str) -> str:
     """Replace "~" at the start of a path: of the text, or after a colon, a comma or "="."""
     home = os.path.expanduser("~").replace("\\", r"\\")
@@ -71,7 +79,8 @@ def expand_home(text: str) -> str:
 
 
 def accept_paths(*names: str) -> Callable:
-    """Accept ``Path`` objects, lists of paths, and "~" at their start, as parameters of a function.
+    """Accept ``Path`` objects, lists of paths, and "~" at their start, as parameters of a function,
+    which leaves no empty folder after an error.
 
     Args:
         names: of these parameters, which the function gets as text.
@@ -87,7 +96,8 @@ def accept_paths(*names: str) -> Callable:
                 value = bound.arguments[name]
                 if value is not None or signature.parameters[name].default is not None:
                     bound.arguments[name] = _read_path(name, value)
-            return function(*bound.args, **bound.kwargs)
+            with without_empty_folders():
+                return function(*bound.args, **bound.kwargs)
 
         return call
 

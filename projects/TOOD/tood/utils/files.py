@@ -43,6 +43,7 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
     """
     if "://" in folder:
         return
+    _made.extend(reversed(_list_missing(folder)))
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -52,6 +53,33 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
             f"The folder {folder} ({key}) cannot be written to ({error.strerror}); name another "
             f"one with {key}."
         ) from error
+
+
+_made: List[str] = []  # folders, by check_folder
+
+
+def _list_missing(folder: str) -> List[str]:
+    """Return a folder and those above it that do not exist, the innermost first."""
+    missing = []
+    while folder and not os.path.exists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    return missing
+
+
+@contextlib.contextmanager
+def without_empty_folders() -> Iterator[None]:
+    """After an error, remove the folders that :func:`check_folder` has made, if they are empty."""
+    before = len(_made)
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        for folder in reversed(_made[before:]):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
+    finally:
+        del _made[before:]
 
 
 def last_checkpoint_in(folder: str) -> str:
@@ -252,8 +280,8 @@ def encode_image(image: np.ndarray, format: str, **options) -> bytes:
 
 
 def write_json(content, path: str) -> None:
-    """Write JSON, with null for NaN; raise UserError if it cannot be written."""
-    text = json.dumps(_without_nan(content), indent=1)
+    """Write JSON, with null for NaN and infinity; raise UserError if it cannot be written."""
+    text = encode_json(content, indent=1)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     except OSError as error:
@@ -261,10 +289,24 @@ def write_json(content, path: str) -> None:
     write_whole(path, text.encode())
 
 
-def _without_nan(content):
-    """Replace NaN, which JSON does not have."""
+def encode_json(content, **options) -> str:
+    """Return JSON that any parser reads: NaN and infinity, which JSON does not have, become null.
+
+    Args:
+        content: plain values; also scalars and arrays of NumPy and PyTorch.
+        options: of ``json.dumps``.
+    """
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except (TypeError, ValueError):
+        return json.dumps(_to_json(content), allow_nan=False, **options)
+
+
+def _to_json(content):
     if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: _to_json(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+        return [_to_json(value) for value in content]
+    if hasattr(content, "tolist"):
+        return _to_json(content.tolist())
+    return None if isinstance(content, float) and not math.isfinite(content) else content

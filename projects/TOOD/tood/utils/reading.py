@@ -4,6 +4,7 @@ a parser raises is reported in one sentence that names the file.
 
 import contextlib
 import math
+import numbers
 import os
 import stat
 from typing import BinaryIO, Iterator, Optional
@@ -76,7 +77,7 @@ def parse_number(value: object, low: float = -math.inf, high: float = math.inf) 
         ValueError: for anything else, also for a bool, NaN, infinity, and a number outside of the
             range from ``low`` to ``high``.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         raise ValueError(f"{str(value)[:40]!r} is not a number")
     try:
         number = float(value)

@@ -16,6 +16,7 @@ from tood.visualization.labels import fonts_for, move_labels_inside, printable
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 16_000_000  # of a drawing
+MAX_BOXES = 500  # in a drawing; each takes 4 ms
 # Default score threshold of drawn detections.
 SCORE_THRESHOLD = 0.3
 # Shorter side in pixels of the drawing of a training image.
@@ -36,6 +37,7 @@ def draw_boxes(
     scores: Optional[Sequence[float]] = None,
     scale: float = 1.0,
     colors: Optional[Sequence[tuple]] = None,
+    max_boxes: int = MAX_BOXES,
 ) -> np.ndarray:
     """
     Args:
@@ -45,11 +47,17 @@ def draw_boxes(
         scores: (D,), written after the names; not written if NaN.
         scale: size of the drawing over the size of the image.
         colors: (D,) colours of the boxes, RGB in [0, 1]; default: those of their classes.
+        max_boxes: of more boxes, those of the highest scores are drawn, after those whose score is
+            NaN; without scores, the largest. A line in the drawing says so.
 
     Returns:
         (H * scale, W * scale, 3) uint8, RGB; smaller if that is more than ``MAX_PIXELS``.
     """
-    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    boxes, number = np.asarray(boxes, dtype=np.float32).reshape(-1, 4), len(boxes)
+    if number > max_boxes:
+        kept = _choose_boxes(boxes, scores, max_boxes)
+        boxes, classes = boxes[kept], [classes[i] for i in kept]
+        scores, colors = (x and [x[i] for i in kept] for x in (scores, colors))
     shrink = min(1.0, (MAX_PIXELS / (scale**2 * image.shape[0] * image.shape[1])) ** 0.5)
     if shrink < 1:  # matplotlib takes a hundred bytes for a pixel
         size = [max(1, int(shrink * side)) for side in image.shape[1::-1]]
@@ -69,7 +77,30 @@ def draw_boxes(
             boxes=boxes, labels=labels, assigned_colors=list(colors)
         )
         move_labels_inside(output)
-        return output.get_image()
+        drawing = output.get_image()
+    if number > max_boxes:
+        text = f"{max_boxes} of {number} boxes: {'the largest' if scores is None else 'the best'}"
+        drawing = _write_line(drawing, text)
+    return drawing
+
+
+def _choose_boxes(boxes: np.ndarray, scores: Optional[Sequence[float]], limit: int) -> List[int]:
+    if scores is None:
+        keys = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    else:
+        keys = np.nan_to_num(np.asarray(scores, dtype=np.float64), nan=np.inf, posinf=np.inf)
+    return sorted(np.argsort(-keys, kind="stable")[:limit].tolist())
+
+
+def _write_line(drawing: np.ndarray, text: str) -> np.ndarray:
+    """Write a line into the lower left corner of a drawing, whose size does not change."""
+    image = Image.fromarray(drawing)
+    draw = ImageDraw.Draw(image)
+    left, top, right, bottom = draw.textbbox((4, 0), text)
+    y = image.height - bottom - 4
+    draw.rectangle((0, y + top - 4, right + 4, image.height), fill="white")
+    draw.text((4, y), text, fill="black")
+    return np.asarray(image)
 
 
 def draw_training(

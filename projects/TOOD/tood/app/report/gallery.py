@@ -14,6 +14,7 @@ RIGHT, WRONG, MISSED = (0.1, 0.65, 0.2), (0.9, 0.1, 0.1), (1.0, 0.6, 0.0)
 IMAGE_SIDE, CROP_SIDE = 560, 260  # longer side in pixels
 LARGEST_SCALE = 3.0
 NUM_IMAGES, NUM_CROPS = 6, 12
+MAX_BOXES = 100  # in a drawing
 # Of a crop: how much of its surroundings is seen, in sizes of the box, and at least in pixels.
 CONTEXT, LEAST_CONTEXT = 1.0, 24
 
@@ -152,5 +153,6 @@ def _draw(
         scores[inside].tolist(),
         scale=scale,
         colors=[colors[j] for j in np.flatnonzero(inside)],
+        max_boxes=MAX_BOXES,
     )
     return encode_image(drawing, "JPEG", quality=85)

@@ -4,7 +4,6 @@ The content of the page is in report.json as well, and its plots are PNG files b
 docs/report.md explains them. :data:`SECTIONS` lists the functions that compute the sections.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -28,7 +27,16 @@ from tood.app.report.analysis import Analysis, analyze, explain_miss, summarize_
 from tood.app.report.compare import compare_analyses
 from tood.app.report.reasons import FOUND, find_reason, make_objects
 from tood.app.report.suspects import list_suspects
-from tood.app.trained import find_trained, read_predictor
+from tood.app.trained import find_trained, read_predictor, read_records
+from tood.checkpoint.identity import (
+    IDENTITY,
+    check_same_data,
+    hash_data,
+    hash_weights,
+    make_identity,
+    read_identity,
+    write_identity,
+)
 from tood.data.annotations import read_annotations
 from tood.data.check import check_data
 from tood.data.entries import parse_own_data
@@ -40,7 +48,8 @@ from tood.evaluation.positives import PositivesEvaluator
 from tood.inference.predictor import Predictor
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, encode_image, write_json, write_whole
+from tood.utils.files import check_folder, encode_image, encode_json, write_json, write_whole
+from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 from tood.visualization.alignment import draw_scatter
 
 PAGE, SUMMARY, DETECTIONS = "report.html", "report.json", "detections.json"
@@ -84,6 +93,7 @@ class Subject(NamedTuple):
     detections: List[Dict]
     image_root: str
     notes: Sequence[str]  # of the data check
+    weights: str = ""  # hash of those that have found them, if it is known
     predictor: Optional[Predictor] = None
     alignment: Dict[str, Dict] = {}
     positives: Sequence[Dict] = ()  # of objects by size
@@ -152,7 +162,8 @@ def report(
         check_output(output, overwrite)
         content, image_root, notes = read_data(val_data)
         name, found = os.path.basename(results), read_results(results)
-        subject = Subject(name, content, found, image_root, notes)
+        weights = read_identity(results).get("weights", "")
+        subject = Subject(name, content, found, image_root, notes, weights)
         return _write_report(subject, output, command, compare, results)
     trained = find_trained(model, config)
     predictor, checked = read_predictor(trained, val_data, options)
@@ -244,13 +255,8 @@ def read_data(entry: str) -> Tuple[Dict, str, List[str]]:
 
 def read_results(path: str) -> List[Dict]:
     """Read detections in COCO's format, without checking each of them."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            content = json.load(f)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its name.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from error
+    with guard_reading(path, "name a JSON file of detections"):
+        content = json.loads(read_regular(path, MAX_TEXT))
     if not isinstance(content, list):
         raise UserError(f"{path} is not a list of detections, COCO's format of results.")
     return content
@@ -272,19 +278,19 @@ def examine(
     found = {"detections": detections} if detections is not None else _run_detector(predictor, name)
     if not comm.is_main_process():
         return None
-    records, drawn = _read_training_records(predictor.options.output_dir), {}
+    records, drawn = list(read_records(predictor.options.output_dir)), {}
     if records:
         drawn["training.png"] = plots.draw_training(records)
     pairs = found.pop("pairs", ())
     if len(pairs):
         drawn["alignment.png"] = encode_image(draw_scatter({"this model": pairs}), "PNG")
     metadata = MetadataCatalog.get(name)
-    weights, root = predictor.options.weights, metadata.get("image_root", "")
     return Subject(
-        name=weights,
+        name=predictor.options.weights,
         content=load_content(name, metadata),
-        image_root=root,
+        image_root=metadata.get("image_root", ""),
         notes=notes,
+        weights=hash_weights(predictor.model.state_dict()),
         predictor=predictor,
         plots=drawn,
         **found,
@@ -310,16 +316,6 @@ def _run_detector(predictor: Predictor, name: str) -> Dict:
     return found
 
 
-def _read_training_records(folder: str) -> List[Dict]:
-    """Return the lines of Detectron2's metrics.json, if it exists."""
-    records = []
-    with contextlib.suppress(OSError), open(os.path.join(folder, "metrics.json")) as f:
-        for line in f:
-            with contextlib.suppress(ValueError):  # the last one of a training that was killed
-                records.append(json.loads(line))
-    return records
-
-
 def _write_report(
     subject: Subject,
     folder: str,
@@ -328,6 +324,8 @@ def _write_report(
     source: str = "",
     read_image: Optional[Callable[[str], np.ndarray]] = None,
 ) -> Report:
+    for path in filter(None, (source, compare)):
+        check_same_data(path, subject.content)
     analysis = analyze(subject.content, subject.detections, source or subject.name)
     other = analyze(subject.content, read_results(compare), compare) if compare else None
     material = Material(subject, analysis, other, compare)
@@ -346,17 +344,24 @@ def _write_report(
         galleries=_draw_galleries(material, summary, read_image),
         sections=sections,
     )
+    hashes = {"weights": subject.weights, "data": hash_data(subject.content)}
     summary = {**summary, **sections, "command": command, "versions": facts.versions}
+    summary[IDENTITY] = make_identity(**hashes)
     html = page.render(summary, facts)
     os.makedirs(folder, exist_ok=True)
     for name, png in facts.plots.items():
         write_whole(os.path.join(folder, name), png)
-    # Not by write_json, whose layout takes as long as the rest for a million of them.
-    write_whole(os.path.join(folder, DETECTIONS), json.dumps(subject.detections).encode())
+    _write_detections(subject.detections, os.path.join(folder, DETECTIONS), hashes)
     write_json(summary, os.path.join(folder, SUMMARY))
     # The page is the last one: if it exists, so do the other files.
     write_whole(os.path.join(folder, PAGE), html.encode())
     return Report(folder, summary, subject.detections)
+
+
+def _write_detections(detections: List[Dict], path: str, hashes: Dict[str, str]) -> None:
+    # Not by write_json, whose layout takes as long as the rest for a million of them.
+    write_whole(path, encode_json(detections).encode())
+    write_identity(path, **hashes)
 
 
 def _draw_galleries(

@@ -24,6 +24,7 @@ RANGES = {"AP": (0.0, 1e10), **AREAS}
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 # Pairs that overlap less are no error of localization (TIDE's background threshold).
 MIN_IOU = 0.1
+LARGEST_SCORE = 1e9
 
 
 class Table(NamedTuple):
@@ -121,13 +122,15 @@ def _read_row(x, i: int, image_index: Dict, class_index: Dict, source: str):
         )
     if not is_box(x["bbox"]) or min(x["bbox"][2:]) < 0:
         raise UserError(f"{name} needs a bbox [x, y, width, height]; it is {x['bbox']!r:.80}.")
-    if type(x["score"]) not in (int, float) or not np.isfinite(x["score"]):
+    if type(x["score"]) not in (int, float) or not abs(x["score"]) < LARGEST_SCORE:
         raise UserError(f"{name} needs a score, a number; it is {x['score']!r:.80}.")
     for key, index in (("image_id", image_index), ("category_id", class_index)):
+        if type(x[key]) not in (int, float, str):
+            raise UserError(f"{name} has the {key} {x[key]!r:.80}, which is not an id.")
         if x[key] not in index:
             raise UserError(
-                f"{name} has the {key} {x[key]!r}, which the annotations do not have; are they of "
-                "another data set?"
+                f"{name} has the {key} {x[key]!r:.80}, which the annotations do not have; are they "
+                "of another data set?"
             )
     return image_index[x["image_id"]], class_index[x["category_id"]], x["score"], *x["bbox"]
 

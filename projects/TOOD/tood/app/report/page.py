@@ -9,6 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tood.app.report.gallery import Drawing
 
+MATRIX_CLASSES = 25  # of a confusion matrix on the page, with the background
+TABLE_ROWS = 300
 FOLDER, TEMPLATE = os.path.dirname(__file__), "page.html.jinja"
 
 
@@ -52,7 +54,13 @@ def render(summary: Dict, facts: Facts) -> str:
     )
     worst = max(summary["errors"], key=lambda x: _or_zero(x["AP50_lost"]))
     return environment.get_template(TEMPLATE).render(
-        summary=summary, facts=facts, worst=worst, captions=CAPTIONS, shares=_shares(summary)
+        summary=summary,
+        facts=facts,
+        worst=worst,
+        captions=CAPTIONS,
+        shares=_shares(summary),
+        classes=_choose_classes(summary),
+        most_rows=TABLE_ROWS,
     )
 
 
@@ -84,8 +92,18 @@ def _or_zero(x: float) -> float:
 
 
 def _shares(summary: Dict) -> List[List[float]]:
-    """Return the shares of each row of the confusion matrix."""
-    return [[x / max(sum(row), 1) for x in row] for row in summary["confusion"]["rows"]]
+    """Return the shares of each row of the confusion matrix; none if it is not on the page."""
+    rows = summary["confusion"]["rows"]
+    totals = [max(sum(row), 1) for row in rows]
+    small = len(rows) <= MATRIX_CLASSES
+    return [[x / total for x in row] for row, total in zip(rows, totals)] if small else []
+
+
+def _choose_classes(summary: Dict) -> List[Dict]:
+    """Return the rows of the table of classes: those with the most objects, in their order."""
+    classes = summary["classes"]
+    order = sorted(range(len(classes)), key=lambda k: -classes[k]["objects"])
+    return [classes[k] for k in sorted(order[:TABLE_ROWS])]
 
 
 def _data_url(content: bytes, kind: str) -> str:

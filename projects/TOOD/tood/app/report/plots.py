@@ -11,6 +11,7 @@ from tood.visualization.labels import fonts_for, printable
 
 # With more classes, only the mean has a separate colour.
 NAMED_CLASSES = 10
+LABELLED_CLASSES = 100  # in the confusion matrix
 SIZE = (5.2, 3.9)
 
 
@@ -74,8 +75,9 @@ def draw_confusion(confusion: Dict) -> bytes:
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, fraction=0.045, label="share of the row")
     font = {"fontsize": 8 if len(labels) <= 25 else 5}
-    axes.set_xticks(range(len(labels)), labels, rotation=90, **font)
-    axes.set_yticks(range(len(labels)), labels, **font)
+    if len(labels) <= LABELLED_CLASSES:
+        axes.set_xticks(range(len(labels)), labels, rotation=90, **font)
+        axes.set_yticks(range(len(labels)), labels, **font)
     axes.set_xlabel("detected")
     axes.set_ylabel("object")
     if len(labels) <= 25:
