@@ -46,7 +46,7 @@ def parse_args(argv=None):
 
 
 def parse_score(text):
-    """Return a number from 0 to 1; NaN is none."""
+    """Return a number from 0 to 1; raise ValueError for any other text, as "nan"."""
     number = float(text)
     if not 0 <= number <= 1:
         raise ValueError(text)

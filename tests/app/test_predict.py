@@ -82,7 +82,7 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
     names = {x["id"]: x["name"] for x in found["categories"]}
     for x in found["annotations"]:
         assert x["score"] >= thresholds[names[x["category_id"]]]
-    with pytest.raises(UserError, match="There is no report at .* tood report"):
+    with pytest.raises(UserError, match="need the report .*, which does not exist; tood report"):
         shutil.copy(trained / "model_final.pth", tmp_path)
         Predictor(
             str(trained / "config.yaml"),

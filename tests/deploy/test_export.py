@@ -369,6 +369,14 @@ def test_raw_outputs_of_normalized_images(tmp_path):
     torch.testing.assert_close(a, e, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-0.1", "1.1", "a"])
+def test_thresholds_of_the_program_are_numbers_from_0_to_1(text, capsys):
+    argv = ["a.onnx", "--input", "a.jpg", f"--score-thresh={text}"]
+    with pytest.raises(SystemExit) as error:
+        detect_onnx.parse_args(argv)
+    assert error.value.code == 2 and "--score-thresh: invalid" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_raw_onnx_is_not_for_the_program_without_this_project(onnx_file, tmp_path):
     proto = onnx.load(onnx_file)

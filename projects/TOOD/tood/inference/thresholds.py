@@ -56,13 +56,14 @@ def read_thresholds(weights: str, class_names: Sequence[str], weights_hash: str)
         weights_hash: of :func:`tood.checkpoint.identity.hash_weights`.
 
     Raises:
-        UserError: if there is no report, or one on other weights or of other classes.
+        UserError: if the report does not exist, or is on other weights or classes.
     """
     path = os.path.join(os.path.dirname(weights), "report", "report.json")
     command = f"tood report {shlex.quote(weights)}"
     if not os.path.exists(path):
         raise UserError(
-            f"There is no report at {path} to take score thresholds from: {command} writes one."
+            f"The score thresholds need the report {path}, which does not exist; {command} writes "
+            "it."
         )
     again = f"{command} --overwrite writes it again"
     summary = read_summary(path, again)

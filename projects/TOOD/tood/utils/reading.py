@@ -14,7 +14,6 @@ from tood.utils.errors import UserError, format_reason
 MiB = 2**20
 MAX_TEXT = 1024 * MiB  # of an annotation file; COCO's largest has 450 MiB
 MAX_CONFIG = 1 * MiB
-MAX_LABEL = 16 * MiB  # of one image
 
 
 @contextlib.contextmanager
