@@ -9,6 +9,9 @@ from typing import BinaryIO, Iterator, List, Tuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from tood.utils.errors import format_reason
+from tood.utils.reading import open_at_once
+
 with contextlib.suppress(ImportError):
     import pillow_heif  # an extra: photographs of telephones
 
@@ -16,7 +19,7 @@ with contextlib.suppress(ImportError):
 HEIF = (".heic", ".heif")
 
 # What reading raises for files that are broken, empty, too large, or of no size at all.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError)
+IMAGE_ERRORS = (OSError, ValueError)
 # An environment variable, because loaders are other processes.
 LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
 PIXELS_REMEDY = f"cut them into pieces, or set {LIMIT_VARIABLE} in the environment to more"
@@ -51,6 +54,7 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
 
     Raises:
         TooManyPixels: beyond Pillow's limit, 179 million, or ``TOOD_MAX_PIXELS``.
+        one of IMAGE_ERRORS: for a file that is broken, also while it is decoded.
     """
     if os.environ.get(LIMIT_VARIABLE, "").isdecimal():
         Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT_VARIABLE]) // 2  # twice that is an error
@@ -63,11 +67,15 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
             f"{pixels:.0f} million pixels are more than the limit of {limit:.0f} million; "
             f"{PIXELS_REMEDY}"
         ) from error
+    except IMAGE_ERRORS:
+        raise
+    except Exception as error:  # decoders raise errors of any kind
+        raise ValueError(format_reason(error)) from error
 
 
 def _open(path: str) -> BinaryIO:
     if "://" not in path:
-        return open(path, "rb")
+        return open_at_once(path)
     # Here, because a check of data needs no PyTorch, which takes seconds to import.
     from detectron2.utils.file_io import PathManager
 

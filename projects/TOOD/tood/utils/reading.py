@@ -37,6 +37,23 @@ def guard_reading(path: str, remedy: str = "correct it, or name another file") -
         raise UserError(f"{path} cannot be read: {reason}; {remedy}.") from error
 
 
+class NotRegularError(OSError):
+    """A pipe, a device or a folder in the place of a file."""
+
+
+def open_at_once(path: str) -> BinaryIO:
+    """Open a file for reading as ``open`` does, but without waiting for the writer of a pipe.
+
+    Raises:
+        OSError: if it cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 @contextlib.contextmanager
 def open_regular(path: str, limit: Optional[int] = None) -> Iterator[BinaryIO]:
     """Open a file for reading in binary mode. A pipe or a device is refused instead of waited for.
@@ -48,14 +65,14 @@ def open_regular(path: str, limit: Optional[int] = None) -> Iterator[BinaryIO]:
         UserError: if it does not exist, is not a regular file, or is too large.
     """
     with guard_reading(path):
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is not a regular file; name a file.")
-    with os.fdopen(descriptor, "rb") as f:
-        if limit is not None and status.st_size > limit:
-            size = f"{status.st_size / MiB:,.1f} MiB"
+        try:
+            opened = open_at_once(path)
+        except NotRegularError:
+            raise UserError(f"{path} is not a regular file; name a file.") from None
+    with opened as f:
+        size = os.fstat(f.fileno()).st_size
+        if limit is not None and size > limit:
+            size = f"{size / MiB:,.1f} MiB"
             raise UserError(f"{path} has {size}; at most {limit / MiB:,.1f} MiB are read.")
         yield f
 
