@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, format_reason
@@ -61,7 +61,81 @@ def clean_content(content, json_file: str, image_root: str = "", *, to_train: bo
             f"{json_file} is not in COCO's instances format: it must contain the lists images, "
             "annotations, categories."
         )
-    return clean_annotations({name: content[name] for name in names}, json_file, image_root)
+    clean = clean_annotations({name: content[name] for name in names}, json_file, image_root)
+    united, ids = unite_images(clean, image_root)
+    if united:
+        clean["repairs"]["images that are listed twice, united"] = united
+        _drop_repeated(clean, ids)
+    return clean
+
+
+def unite_images(content: Dict, image_root: str) -> Tuple[List[str], Set]:
+    """Give all objects of an image that several records name to the first of these records, because
+    the objects of one would be background in the other.
+
+    Args:
+        content: lists of records, which may be of any type; "images" and "annotations" are
+            replaced.
+        image_root: folder of the images, in which names may be links.
+
+    Returns:
+        file names of the removed records, and ids of those that have their objects now.
+    """
+    first: Dict[str, Dict] = {}
+    names, ids, kept, resolve = [], {}, [], _Resolver(image_root)
+    for image in content["images"]:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        known = first.setdefault(resolve(name), image) if isinstance(name, str) else image
+        if known is image or known.get("id") == image.get("id"):  # one id is refused by others
+            kept.append(image)
+        else:
+            names.append(name)
+            ids[repr(image.get("id"))] = known.get("id")
+    content["images"] = kept
+    if ids and "annotations" in content:
+        content["annotations"] = [
+            {**a, "image_id": ids[key]} if (key := _find_image_id(a)) in ids else a
+            for a in content["annotations"]
+        ]
+    return names, {repr(id) for id in ids.values()}
+
+
+def _find_image_id(annotation) -> str:
+    """Return an id, of any type, in a form that can be looked up; "" for another record."""
+    return repr(annotation.get("image_id")) if isinstance(annotation, dict) else ""
+
+
+def _drop_repeated(clean: Dict, image_ids: Set) -> None:
+    """Keep one of the objects of the same class and box that records of one image list."""
+    seen, kept = set(), []
+    for a in clean.get("annotations", ()):
+        key = (a["image_id"], a["category_id"], repr(a["bbox"]))
+        if repr(a["image_id"]) in image_ids and key in seen:
+            what = "objects that such images list twice, kept once"
+            clean["repairs"].setdefault(what, []).append(f"annotation {a['id']}")
+            continue
+        seen.add(key)
+        kept.append(a)
+    if "annotations" in clean:
+        clean["annotations"] = kept
+
+
+class _Resolver:
+    """Finds the file that a name means, after links; each folder is resolved once."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.real: Dict[str, str] = {}  # folder -> its real path
+
+    def __call__(self, name: str) -> str:
+        folder, base = os.path.split(os.path.join(self.root, name))
+        try:
+            if folder not in self.real:
+                self.real[folder] = os.path.realpath(folder)
+            path = os.path.normpath(os.path.join(self.real[folder], base))
+            return os.path.realpath(path) if os.path.islink(path) else path
+        except ValueError:  # a name with a null byte, which no file has
+            return name
 
 
 def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Dict:

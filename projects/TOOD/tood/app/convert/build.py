@@ -212,10 +212,14 @@ def _split_by_image(folder: Folder) -> Dict[str, str]:
 
 def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
     """Return the images of a split, each real file once."""
+    counts = collections.Counter(images)
+    for image, count in counts.items():
+        if count > 1:
+            ledger.note("images that are listed more than once in a split", image)
     if not folder.links:
-        return list(dict.fromkeys(images))
+        return list(counts)
     groups = collections.defaultdict(list)
-    for image in dict.fromkeys(images):
+    for image in counts:
         groups[folder.links.get(image) or os.path.realpath(folder.path(image))].append(image)
     kept = []
     for group in groups.values():
@@ -314,8 +318,8 @@ def read_classes(folder: Folder, file: str) -> List[str]:
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:
     """Give an image its role; it may be in several splits."""
-    _, known = ledger.files.get(image, ("", ""))
-    ledger.files[image] = (IMAGE, f"{known}, {split}" if known else split)
+    role, known = ledger.files.get(image, ("", ""))
+    ledger.files[image] = (IMAGE, f"{known}, {split}" if role == IMAGE else split)
 
 
 def _enter_labels(ledger: Ledger, by_image: Dict[str, List[Record]], used: Set[str]) -> None:
@@ -414,11 +418,11 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
 
 
 def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
-    """Return the images that a text file names, each once; ``near`` as in match_names."""
-    names = list(dict.fromkeys(_listed_name(folder, line) for line in folder.lines(file)))
+    """Return the images that a text file names; ``near`` as in match_names."""
+    names = [_listed_name(folder, line) for line in folder.lines(file)]
     found = match_names(folder, ledger, names, near, file)
     ledger.enter(file, LIST)
-    return list(dict.fromkeys(found[name] for name in names if name in found))
+    return [found[name] for name in names if name in found]
 
 
 def _listed_name(folder: Folder, line: str) -> str:

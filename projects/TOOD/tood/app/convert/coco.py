@@ -14,7 +14,7 @@ from tood.app.convert.build import (
 )
 from tood.app.convert.folder import Folder, find_area, folder_splits, get_stem, match_names
 from tood.app.convert.ledger import LABELS, Ledger
-from tood.data.annotations import is_box
+from tood.data.annotations import is_box, unite_images
 from tood.utils.errors import UserError
 
 LISTS = ("images", "categories", "annotations")
@@ -80,11 +80,14 @@ def _read_file(
         content["categories"] = [c for c in content["categories"] if c is not group]
         ledger.note(f"ignored the class {group['name']!r}, which only groups the others", file)
     content["images"] = _locate(folder, file, ledger, content["images"], split, root)
-    _merge_images(content, ledger)
+    repeated, _ = unite_images(content, folder.root)
+    for name in repeated:
+        ledger.note("images that a COCO file lists twice", name)
     _merge_duplicates(content, file, ledger)
     images = [i for i in content["images"] if isinstance(i, dict) and "file_name" in i]
     for image in images:
         enter_image(ledger, str(image["file_name"]), split)
+    ledger.ignore(repeated, "another name of a listed image")
     ledger.enter(file, LABELS, f"{len(images)} images")
     ledger.objects_out += len(content["annotations"])
     _check_outside(content, ledger)
@@ -155,29 +158,6 @@ def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
 
 def _is_size(x) -> bool:
     return type(x) in (int, float) and 0 < x < 1e9 and x == int(x)
-
-
-def _merge_images(content: Dict, ledger: Ledger) -> None:
-    """Give the objects of records of one image to the first of them."""
-    first: Dict[str, Dict] = {}
-    merged = {}
-    for image in content["images"]:
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            known = first.setdefault(image["file_name"], image)
-            if known is not image and known.get("id") != image.get("id"):
-                merged[repr(image.get("id"))] = known.get("id")  # ids may be anything
-                ledger.note("images that a COCO file lists twice", image["file_name"])
-    if merged:
-        content["images"] = [i for i in content["images"] if _id_in(i, "id") not in merged]
-        content["annotations"] = [
-            {**a, "image_id": merged[key]} if (key := _id_in(a, "image_id")) in merged else a
-            for a in content["annotations"]
-        ]
-
-
-def _id_in(record, key: str) -> str:
-    """Return an id, of any type, in a form that can be looked up; "" for something else."""
-    return repr(record.get(key)) if isinstance(record, dict) else ""
 
 
 def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:
