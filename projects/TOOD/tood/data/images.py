@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tood.utils.errors import format_reason
+from tood.utils.folders import is_drawing
 from tood.utils.reading import open_at_once
 
 with contextlib.suppress(ImportError):
@@ -35,13 +36,13 @@ _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
 
 
 def images_in(folder: str) -> List[str]:
-    """Return the sorted paths of the files in a folder whose names are those of images."""
+    """Return the sorted paths of the files in a folder whose names are those of images, without
+    the drawings that the program wrote.
+    """
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [
-        os.path.join(folder, name)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    ]
+    images = [x for x in names if os.path.splitext(x)[1].lower() in IMAGE_SUFFIXES]
+    paths = [os.path.join(folder, name) for name in images]
+    return [path for path in paths if not is_drawing(path)]
 
 
 class TooManyPixels(ValueError):

@@ -31,10 +31,23 @@ def guard_reading(path: str, remedy: str = "correct it, or name another file") -
     except UserError:
         raise
     except RecursionError as error:
-        raise UserError(f"{path} cannot be read: it is nested too deeply; {remedy}.") from error
+        raise _refuse_depth(path, remedy) from error
     except Exception as error:  # parsers raise errors of any kind
         reason = getattr(error, "strerror", None) or format_reason(error)
         raise UserError(f"{path} cannot be read: {reason}; {remedy}.") from error
+
+
+@contextlib.contextmanager
+def guard_nesting(path: str, remedy: str = "export it again") -> Iterator[None]:
+    """Report only that what was read is nested too deeply to be used, as a parser may accept it."""
+    try:
+        yield
+    except RecursionError as error:
+        raise _refuse_depth(path, remedy) from error
+
+
+def _refuse_depth(path: str, remedy: str) -> UserError:
+    return UserError(f"{path} cannot be read: it is nested too deeply; {remedy}.")
 
 
 class NotRegularError(OSError):

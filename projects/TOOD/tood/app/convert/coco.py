@@ -14,9 +14,10 @@ from tood.app.convert.build import (
 )
 from tood.app.convert.folder import Folder, find_area, folder_splits, get_stem, match_names
 from tood.app.convert.ledger import LABELS, Ledger
-from tood.data.annotations import is_box, unite_images
+from tood.data.annotations import is_box, is_size, unite_images
 from tood.utils.errors import UserError
 
+DETECTIONS = {"contributor": "tood predict"}  # "info" of a file of detections
 LISTS = ("images", "categories", "annotations")
 # Beside instances_NAME.json, COCO has these files of the same images.
 OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_info_")
@@ -25,12 +26,21 @@ OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_i
 def find_coco(folder: Folder) -> List[str]:
     """Return the files in COCO's instances format."""
     files = [f for f in folder.with_suffix(".json") if _is_coco(folder.json(f))]
+    for file in files:
+        if is_detections(folder.json(file)):
+            folder.ignored[file] = "detections by tood predict, not data"
+    files = [f for f in files if f not in folder.ignored]
     bases = {os.path.basename(f) for f in files}
     return [f for f in files if not any(_is_other_task(f, task, bases) for task in OTHER_TASKS)]
 
 
 def _is_coco(content) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(x), list) for x in LISTS[:2])
+
+
+def is_detections(content) -> bool:
+    """Return whether ``tood predict --json`` wrote a file, which is read only if it is named."""
+    return isinstance(content, dict) and content.get("info") == DETECTIONS
 
 
 def _is_other_task(file: str, task: str, bases) -> bool:
@@ -132,7 +142,7 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
             missing.append(name)
         if isinstance(name, str) and name in found:
             image = {**image, "file_name": found[name]}
-            if not all(_is_size(image.get(key)) for key in ("width", "height")):
+            if not all(is_size(image.get(key)) for key in ("width", "height")):
                 image["width"], image["height"] = folder.probe_size(found[name])
                 ledger.note("images whose size was taken from their file", found[name])
         located.append(image)
@@ -154,10 +164,6 @@ def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
     ]
     near.sort(key=lambda f: os.path.basename(f) not in stem)  # instances_val2017, val2017
     return [home, os.path.dirname(home), *near]
-
-
-def _is_size(x) -> bool:
-    return type(x) in (int, float) and 0 < x < 1e9 and x == int(x)
 
 
 def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:
@@ -189,6 +195,6 @@ def _check_outside(content: Dict, ledger: Ledger) -> None:
     found = [
         (str(i.get("file_name")), boxes.get(str(i.get("id")), ()), (i["width"], i["height"]))
         for i in content["images"]
-        if isinstance(i, dict) and _is_size(i.get("width")) and _is_size(i.get("height"))
+        if isinstance(i, dict) and is_size(i.get("width")) and is_size(i.get("height"))
     ]
     check_outside(found, ledger)
