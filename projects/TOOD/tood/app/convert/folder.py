@@ -85,7 +85,7 @@ class Folder:
         new = [f for f in self.files if get_suffix(f) in MARKED and f not in self._known]
         with ThreadPoolExecutor(READERS) as pool:  # reading the head of a file is waiting, mostly
             drawings = [f for f, x in zip(new, pool.map(is_drawing, map(self.path, new))) if x]
-        self.ignored.update(dict.fromkeys(drawings, DRAWING))
+        self.ignored.update(dict.fromkeys(sorted(drawings), DRAWING))
         self.files = [f for f in self.files if self.ignored.get(f) != DRAWING]
         self._known.update(new)
 
@@ -96,6 +96,9 @@ class Folder:
             real, prefix = pending.pop()
             if real in self.folders:
                 continue
+            if prefix != start and is_output(real):
+                self.ignored[f"{prefix}/"] = OUTPUT
+                continue
             self.folders[real] = prefix
             if len(self.files) > MAX_FILES:
                 raise UserError(
@@ -105,16 +108,15 @@ class Folder:
                 file = f"{prefix}/{entry.name}".lstrip("/")
                 if entry.name.startswith((".", "__MACOSX")):
                     self._hide(entry, file)
-                elif entry.is_dir() and is_output(entry.path):
-                    self.ignored[f"{file}/"] = OUTPUT
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, file))
-                elif entry.is_dir():
-                    links.append((file, os.path.realpath(entry.path)))
-                elif entry.is_file():
+                elif entry.is_file(follow_symlinks=False):
                     self.files.append(file)
-                    if entry.is_symlink():
-                        self.links[file] = os.path.realpath(entry.path)
+                elif os.path.isdir(entry.path):
+                    links.append((file, os.path.realpath(entry.path)))
+                elif os.path.isfile(entry.path):  # unlike is_file, False if links have no end
+                    self.files.append(file)
+                    self.links[file] = os.path.realpath(entry.path)
                 else:
                     self.ignored[file] = "a link to nothing, or not a file"
         return sorted(links)

@@ -27,6 +27,7 @@ from tood.app.convert.folder import (
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
 from tood.utils.errors import UserError
+from tood.utils.folders import is_output
 from tood.utils.plain_yaml import load_yaml
 from tood.utils.reading import MAX_CONFIG, MiB, guard_reading
 
@@ -239,14 +240,14 @@ def _place(folder: Folder, config: Config, path: str) -> str:
             f"{folder.path(config.file)} names {path}, which is not a regular file; name a folder "
             "or a list of images."
         )
-    if (real if is_folder else os.path.dirname(real)) not in folder.folders:
-        base = os.path.realpath(
-            os.path.join(folder.path(os.path.dirname(config.file)), config.base)
-        )
-        if not (config.base and f"{real}/".startswith(f"{base}/")):
-            steps = (real if is_folder else os.path.dirname(real)).split("/")
-            last = next((i for i, s in enumerate(steps) if s.lower() == "images"), len(steps))
-            base = "/".join(steps[:last]) or "/"
+    start = real if is_folder else os.path.dirname(real)
+    if start not in folder.folders and not is_output(start):
+        base = _find_base(folder, config, start)
+        if os.path.dirname(base) == base:
+            raise UserError(
+                f"{folder.path(config.file)} names {path}, of which the whole disk {base} would be "
+                "read; put images and labels into one folder."
+            )
         folder.include(base)
     home = real if is_folder else os.path.realpath(os.path.dirname(path))
     if home not in folder.folders:
@@ -255,6 +256,16 @@ def _place(folder: Folder, config: Config, path: str) -> str:
             "folder of tood; move the data to another one."
         )
     return folder.folders[home] if is_folder else _join(folder.folders[home], path)
+
+
+def _find_base(folder: Folder, config: Config, start: str) -> str:
+    """Return the folder that contains images, in a folder outside of the root, and their labels."""
+    base = os.path.realpath(os.path.join(folder.path(os.path.dirname(config.file)), config.base))
+    if config.base and f"{start}/".startswith(f"{base}/"):
+        return base
+    steps = start.split("/")
+    last = next((i for i, s in enumerate(steps) if s.lower() == "images"), len(steps))
+    return "/".join(steps[:last]) or "/"
 
 
 def _join(folder: str, path: str) -> str:
