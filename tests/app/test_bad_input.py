@@ -104,8 +104,8 @@ def test_images_too_slender(command, tmp_path):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ('{"images": [{"id": 1, "file_na', "is not JSON"),
-        ("", "is not JSON"),
+        ('{"images": [{"id": 1, "file_na', "cannot be read: Unterminated string"),
+        ("", "cannot be read: Expecting value"),
         ("[1, 2]", "is not in COCO's instances format"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
         ('{"info": {}}', "is not in COCO's instances format"),

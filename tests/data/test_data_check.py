@@ -162,7 +162,7 @@ def test_a_json_that_was_nested_without_end(tmp_path):
 
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="deep.json is not JSON"):
+    with pytest.raises(UserError, match="deep.json cannot be read: it is nested too deeply"):
         read_annotations(str(path), to_train=True)
     path.write_text(
         json.dumps({"images": [True], "annotations": [], "categories": [{"id": 1, "name": "a"}]})

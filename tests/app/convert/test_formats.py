@@ -394,9 +394,14 @@ def test_voc_sizes_that_disagree(new, content):
         (as_yolo, "*/*/00001.txt", "a 0.5 0.5 0.1 0.1", "00001.txt, line 1, cannot be read"),
         (as_yolo, "data.yaml", "train: gone\nnames: [a]", "its entry gone is not there"),
         (as_yolo, "data.yaml", "train: train\nnames: {1: a}", "keys of names must be 0 to 0"),
-        (as_voc, "*/00001.xml", "<annotation><object>", "00001.xml is not XML"),
+        (
+            as_voc,
+            "*/00001.xml",
+            "<annotation><object>",
+            "00001.xml cannot be read: no element",
+        ),
         (as_labelme, "00001.json", '{"shapes": 3, "imagePath": ""}', "not a LabelMe file"),
-        (as_labelme, "00001.json", '{"shapes": [', "00001.json is not JSON"),
+        (as_labelme, "00001.json", '{"shapes": [', "00001.json cannot be read: Expecting value"),
         (as_csv, "boxes.csv", "filename,xmin,ymin,xmax,ymax,label\na,1,2", "line 2 has 3 columns"),
         (
             as_csv,

@@ -264,8 +264,8 @@ def test_names_of_classes(text, names, tmp_path):
         ("names: {1: disc}", "keys of names must be 0 to 0"),
         ("names: {a: disc}", "keys of names must be 0 to 0"),
         ("nc: 3", "data.yaml does not name its classes; add the key names"),
-        ("names: [disc, square", "data.yaml is not YAML"),
-        ("names:\n\t- disc", "data.yaml is not YAML"),
+        ("names: [disc, square", "data.yaml cannot be read: while "),
+        ("names:\n\t- disc", "data.yaml cannot be read: while "),
     ],
 )
 def test_names_that_contradict_themselves(text, expected, tmp_path):
@@ -831,6 +831,6 @@ def test_files_that_are_not_there_or_not_data(tmp_path):
     assert "There is no folder nowhere" in refused("nowhere")
     assert "gone.json cannot be read" in refused(tmp_path / "gone.json")
     assert "a.json is not in COCO's instances format" in refused(tmp_path / "a.json")
-    assert "b.json is not JSON" in refused(tmp_path / "b.json")
+    assert "b.json cannot be read: Expecting value" in refused(tmp_path / "b.json")
     assert "is not a data set" in refused(__file__)
     assert json.loads((tmp_path / "a.json").read_text())["info"] == 1

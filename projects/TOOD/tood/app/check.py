@@ -18,6 +18,7 @@ from tood.data.check import (
 )
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
+from tood.utils.reading import guard_nesting
 
 MOST_CLASSES = 20  # that are printed
 
@@ -144,7 +145,8 @@ def check_part(part: Part) -> CheckedPart:
     Raises:
         UserError: for annotations that cannot be used at all.
     """
-    content = clean_content(part.content, part.source, part.image_root, to_train=True)
+    with guard_nesting(part.source):
+        content = clean_content(part.content, part.source, part.image_root, to_train=True)
     input_size = choose_input(content)
     report = check_data(part.source, content, input_size, STRIDE)
     report.findings.extend(check_images(content["images"], part.image_root))

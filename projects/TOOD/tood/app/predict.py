@@ -1,7 +1,9 @@
 """Detect objects in images, videos or a webcam's, and draw them or write them as a data set."""
 
+import contextlib
 import glob
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.convert.coco import DETECTIONS
 from tood.app.convert.command import empty_folder
 from tood.app.convert.door import Part
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset
@@ -26,6 +29,8 @@ from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, check_image_output, write_image
 from tood.utils.files import write_json as write_json_file
+from tood.utils.folders import is_drawing, walk_folders
+from tood.utils.reading import open_at_once
 
 try:
     import cv2
@@ -179,36 +184,58 @@ def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tup
     first validation images.
 
     Returns:
-        the files, and a sentence on images in sub-folders that are not among them, or "".
+        the files, and sentences on images in sub-folders and on output of the program, which are
+        not among them, or "".
 
     Raises:
         UserError: for a pattern without a file.
     """
     if not patterns:
         return _list_validation_images(options), ""
-    found, below = {}, {}
+    found, below, skipped = {}, {}, []
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         pattern = os.path.expanduser(pattern)
         if os.path.isdir(pattern):
-            paths = _glob(os.path.join(glob.escape(pattern), "*"))
-            below[pattern] = _glob(os.path.join(glob.escape(pattern), "**"))
+            paths = _glob(os.path.join(glob.escape(pattern), "*"), skipped)
+            below[pattern] = _glob(os.path.join(glob.escape(pattern), "**"), [])
         else:
             is_path = pattern == WEBCAM or os.path.exists(pattern)
-            paths = _glob(pattern) if not is_path else {_real(pattern): pattern}
+            paths = _glob(pattern, skipped) if not is_path else {_real(pattern): pattern}
         if not paths:
-            raise UserError(f"There is no image or video at {pattern}.{_note(below, found)}")
+            note = _note(below, found, skipped)
+            raise UserError(f"There is no image or video at {pattern}.{note}")
         found.update({key: path for key, path in paths.items() if key not in found})
-    return list(found.values()), _note(below, found)
+    return list(found.values()), _note(below, found, skipped)
 
 
-def _glob(pattern: str) -> Dict[str, str]:
-    """Return {a name of the file: its path}; links to a folder do not repeat its files."""
+def _glob(pattern: str, skipped: List[str]) -> Dict[str, str]:
+    """Return {a name of the file: its path}; links to a folder do not repeat its files. What the
+    program wrote is added to ``skipped``.
+    """
     known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
     paths = {}
-    for path in sorted(glob.glob(pattern, recursive=True)):
+    for path in sorted(_expand(pattern, skipped)):
         if os.path.splitext(path)[1].lower() in known and os.path.isfile(path):
-            paths.setdefault(_real(path), path)
+            if is_drawing(path):
+                skipped.append(path)
+            else:
+                paths.setdefault(_real(path), path)
     return paths
+
+
+def _expand(pattern: str, skipped: List[str]) -> List[str]:
+    """Return the paths of a pattern. Unlike ``glob``, "**" enters each real folder once."""
+    slash = f"[/{re.escape(os.sep)}]"
+    start, *rest = re.split(rf"(?:^|(?<={slash}))\*\*(?:{slash}|$)", pattern, maxsplit=1)
+    if not rest:
+        return glob.glob(pattern)
+    roots = [x for x in glob.glob(start or ".") if os.path.isdir(x)]
+    folders = [folder for root in roots for folder in walk_folders(root, skipped)]
+    return [
+        path
+        for folder in folders
+        for path in _expand(os.path.join(glob.escape(folder), rest[0] or "*"), skipped)
+    ]
 
 
 def _real(path: str) -> str:
@@ -216,15 +243,21 @@ def _real(path: str) -> str:
     return os.path.join(os.path.realpath(folder), name)
 
 
-def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str]) -> str:
-    """Return how to name the images below folders that were not found, or ""."""
+def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str], skipped: List[str]) -> str:
+    """Return how to name the images below folders that were not found, and what was skipped."""
     counts = {folder: len(paths.keys() - found.keys()) for folder, paths in below.items()}
-    return "".join(
+    notes = [
         f" {count} images in sub-folders of {folder} are not among them; name "
         f"'{os.path.join(folder, '**')}' for all."
         for folder, count in counts.items()
         if count
-    )
+    ]
+    if skipped:
+        notes.append(
+            f" {len(set(skipped))} drawings and output folders of tood are not among them, as "
+            f"{skipped[0]}."
+        )
+    return "".join(notes)
 
 
 def _list_validation_images(options: RunOptions) -> List[str]:
@@ -370,37 +403,33 @@ class _Run:
         """Detect in each frame, and write a video of the same rate and size; of a webcam, until q
         or Ctrl-C.
         """
+        if path != WEBCAM and not _is_video_file(path):
+            self._warn(f"{path} is not a video in a regular file. It is skipped.")
+            return
         reader = cv2.VideoCapture(0 if path == WEBCAM else path)
-        total = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if path != WEBCAM else None
+        total = int(_read_property(reader, cv2.CAP_PROP_FRAME_COUNT, 1e9)) or None
         frames = _read_frames(reader)
         first = next(frames, None)
         if first is None:
             self._warn(f"The video {path} cannot be read. It is skipped.")
             return
-        # Under another name until it is whole.
-        part = "{}.part{}".format(*os.path.splitext(target))
-        writer = _open_writer(part, reader, first, target)
         progress = tqdm(total=total, desc=os.path.basename(path), leave=False)
         number, frame = 0, first
-        try:
-            while frame is not None:
-                name = f"{path}#{number}"
-                self._detect(frame, name)
-                drawn = self._draw(frame, name)[:, :, ::-1]
-                writer.write(drawn.copy())
-                if path == WEBCAM and _show_and_ask_to_stop(drawn):
-                    break
-                progress.update()
-                number, frame = number + 1, next(frames, None)
-        except KeyboardInterrupt:
-            if path != WEBCAM:  # which ends by it
-                raise
-        finally:
-            reader.release()
-            writer.release()
-            progress.close()
-        os.replace(part, target)
-        if total and number < total:
+        with contextlib.closing(progress), _written_video(reader, first, target) as writer:
+            try:
+                while frame is not None:
+                    name = f"{path}#{number}"
+                    self._detect(frame, name)
+                    drawn = self._draw(frame, name)[:, :, ::-1]
+                    writer.write(drawn.copy())
+                    if path == WEBCAM and _show_and_ask_to_stop(drawn):
+                        break
+                    progress.update()
+                    number, frame = number + 1, next(frames, None)
+            except KeyboardInterrupt:
+                if path != WEBCAM:  # which ends by it
+                    raise
+        if path != WEBCAM and total and number < total:
             self._warn(
                 f"The video {path} ends after {number} of {total} frames; the rest cannot be read."
             )
@@ -427,8 +456,9 @@ class _Run:
         )
 
     def write_json(self, path: str) -> None:
+        """Write all detections, marked as such."""
         content = to_coco(self.sizes, self.unfiltered, self.predictor.class_names)
-        write_json_file({"info": self.identity, **content}, path)
+        write_json_file({"info": {**DETECTIONS, **self.identity}, **content}, path)
 
     def write_sheet(self, path: str, columns: int) -> None:
         small = self.thumbnails
@@ -458,10 +488,45 @@ def _read_frames(reader: "cv2.VideoCapture") -> Iterator[np.ndarray]:
         ok, frame = reader.read()
 
 
+def _is_video_file(path: str) -> bool:
+    """Return whether OpenCV may open a file: others would be waited for, and lists of videos may
+    name such files.
+    """
+    try:
+        with open_at_once(path) as f:
+            return not f.read(64).lstrip().startswith((b"ffconcat", b"#EXTM3U"))
+    except OSError:
+        return False
+
+
+def _read_property(reader: "cv2.VideoCapture", key: int, high: float) -> float:
+    """Return a number that a video states, or 0 if it cannot be right."""
+    value = reader.get(key)
+    return value if 0 < value <= high else 0.0
+
+
+@contextlib.contextmanager
+def _written_video(
+    reader: "cv2.VideoCapture", frame: np.ndarray, target: str
+) -> Iterator["cv2.VideoWriter"]:
+    """Give a writer of a video that has another name until it is whole."""
+    part = "{}.part{}".format(*os.path.splitext(target))
+    writer = _open_writer(part, reader, frame, target)
+    try:
+        yield writer
+        writer.release()
+        os.replace(part, target)
+    finally:
+        reader.release()
+        writer.release()
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+
+
 def _open_writer(
     path: str, reader: "cv2.VideoCapture", frame: np.ndarray, target: str
 ) -> "cv2.VideoWriter":
-    fps = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    fps = _read_property(reader, cv2.CAP_PROP_FPS, 1000) or 25.0
     writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), fps, frame.shape[1::-1])
     if not writer.isOpened():
         raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")

@@ -37,6 +37,7 @@ from tood.inference.predictor import Predictor
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder, write_whole
+from tood.utils.folders import remove_output
 from tood.utils.tiles import WHOLE
 
 logger = logging.getLogger("tood")
@@ -172,7 +173,7 @@ def remove_on_error(output: str) -> Iterator[None]:
                     os.remove(os.path.join(output, name))
             for folder in (os.path.join(output, "data"), output):
                 with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+                    remove_output(folder)
         raise
 
 

@@ -6,13 +6,13 @@ Optional values are filled in (areas, crowds, sizes of images), what is of no us
 """
 
 import json
-import math
 import os
 from collections import Counter, defaultdict
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, format_reason
+from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, read_regular
 
 LISTS = ("images", "categories", "annotations")
 # Larger ones are not told apart where pycocotools turns them into floating point numbers.
@@ -49,7 +49,9 @@ def read_annotations(json_file: str, image_root: str = "", *, to_train: bool) ->
     Raises:
         UserError: for a file that cannot be read, or is not in this format.
     """
-    return clean_content(_read_json(json_file), json_file, image_root, to_train=to_train)
+    content = parse_json(read_regular(json_file, MAX_TEXT), json_file)
+    with guard_nesting(json_file):
+        return clean_content(content, json_file, image_root, to_train=to_train)
 
 
 def clean_content(content, json_file: str, image_root: str = "", *, to_train: bool) -> Dict:
@@ -61,7 +63,81 @@ def clean_content(content, json_file: str, image_root: str = "", *, to_train: bo
             f"{json_file} is not in COCO's instances format: it must contain the lists images, "
             "annotations, categories."
         )
-    return clean_annotations({name: content[name] for name in names}, json_file, image_root)
+    clean = clean_annotations({name: content[name] for name in names}, json_file, image_root)
+    united, ids = unite_images(clean, image_root)
+    if united:
+        clean["repairs"]["images that are listed twice, united"] = united
+        _drop_repeated(clean, ids)
+    return clean
+
+
+def unite_images(content: Dict, image_root: str) -> Tuple[List[str], Set]:
+    """Give all objects of an image that several records name to the first of these records, because
+    the objects of one would be background in the other.
+
+    Args:
+        content: lists of records, which may be of any type; "images" and "annotations" are
+            replaced.
+        image_root: folder of the images, in which names may be links.
+
+    Returns:
+        file names of the removed records, and ids of those that have their objects now.
+    """
+    first: Dict[str, Dict] = {}
+    names, ids, kept, resolve = [], {}, [], _Resolver(image_root)
+    for image in content["images"]:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        known = first.setdefault(resolve(name), image) if isinstance(name, str) else image
+        if known is image or known.get("id") == image.get("id"):  # one id is refused by others
+            kept.append(image)
+        else:
+            names.append(name)
+            ids[repr(image.get("id"))] = known.get("id")
+    content["images"] = kept
+    if ids and "annotations" in content:
+        content["annotations"] = [
+            {**a, "image_id": ids[key]} if (key := _find_image_id(a)) in ids else a
+            for a in content["annotations"]
+        ]
+    return names, {repr(id) for id in ids.values()}
+
+
+def _find_image_id(annotation) -> str:
+    """Return an id, of any type, in a form that can be looked up; "" for another record."""
+    return repr(annotation.get("image_id")) if isinstance(annotation, dict) else ""
+
+
+def _drop_repeated(clean: Dict, image_ids: Set) -> None:
+    """Keep one of the objects of the same class and box that records of one image list."""
+    seen, kept = set(), []
+    for a in clean.get("annotations", ()):
+        key = (a["image_id"], a["category_id"], repr(a["bbox"]))
+        if repr(a["image_id"]) in image_ids and key in seen:
+            what = "objects that such images list twice, kept once"
+            clean["repairs"].setdefault(what, []).append(f"annotation {a['id']}")
+            continue
+        seen.add(key)
+        kept.append(a)
+    if "annotations" in clean:
+        clean["annotations"] = kept
+
+
+class _Resolver:
+    """Finds the file that a name means, after links; each folder is resolved once."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.real: Dict[str, str] = {}  # folder -> its real path
+
+    def __call__(self, name: str) -> str:
+        folder, base = os.path.split(os.path.join(self.root, name))
+        try:
+            if folder not in self.real:
+                self.real[folder] = os.path.realpath(folder)
+            path = os.path.normpath(os.path.join(self.real[folder], base))
+            return os.path.realpath(path) if os.path.islink(path) else path
+        except ValueError:  # a name with a null byte, which no file has
+            return name
 
 
 def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Dict:
@@ -72,7 +148,7 @@ def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Di
     repairs = defaultdict(list)
     cleaners: Dict[str, Callable] = {
         "images": lambda record, get: _clean_image(record, get, image_root, repairs),
-        "categories": lambda record, get: {"name": get("name", str)},
+        "categories": lambda record, get: {"name": get.text("name")},
         "annotations": lambda record, get: _clean_annotation(record, get, repairs),
     }
     clean = {}
@@ -171,26 +247,21 @@ def is_box(bbox) -> bool:
     )
 
 
-def _read_json(json_file: str):
-    try:
-        with open(json_file, "rb") as f:
-            data = f.read()
-        if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:8]:
-            raise UserError(f"The annotation file {json_file} is in UTF-16; save it as UTF-8.")
-        return json.loads(data.decode("utf-8-sig"))  # with or without a byte order mark
-    except OSError as error:
-        raise UserError(
-            f"The annotation file {json_file} cannot be read ({error.strerror}); check its name."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"The annotation file {json_file} is not in UTF-8 (byte {error.start} is "
-            f"0x{error.object[error.start]:02x}); save it as UTF-8."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"The annotation file {json_file} is not JSON ({error}); export it again."
-        ) from error
+def parse_json(data: bytes, path: str):
+    """Return the content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: for everything else.
+    """
+    if is_wide(data):
+        raise UserError(f"The annotation file {path} is in UTF-16; save it as UTF-8.")
+    with guard_reading(f"The annotation file {path}", "export it again as JSON in UTF-8"):
+        return json.loads(data.decode("utf-8-sig"))
+
+
+def is_wide(data: bytes) -> bool:
+    """Return whether a file seems to be a text in UTF-16."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:8]
 
 
 class _Getter:
@@ -206,6 +277,13 @@ class _Getter:
             self.refuse(key, kind.__name__)
         return value
 
+    def text(self, key: str) -> str:
+        """Return a text that can be written to a file, or be the name of one."""
+        value = self(key, str)
+        if "\0" in value or value.encode(errors="ignore").decode() != value:
+            raise UserError(f"{self.name} has the {key} {value!r:.80}, which is not Unicode text.")
+        return value
+
     def id(self, key: str, optional: bool = False):
         """Return an integer or a text; JSON's true is neither."""
         value = self.values.get(key)
@@ -217,7 +295,7 @@ class _Getter:
             self.refuse(key, "int")
         if type(value) is int and abs(value) > LARGEST_ID:
             self.refuse(key, f"int up to {LARGEST_ID}")
-        return value
+        return self.text(key) if type(value) is str else value
 
     def refuse(self, key: str, kind: str):
         found = "missing" if isinstance(self.record, dict) else f"{self.record!r:.80}"
@@ -228,6 +306,8 @@ class _Getter:
 
 def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
     name = get("file_name", str)
+    if "\0" in name:
+        get.refuse("file_name", "str without null bytes")
     path, slashed = os.path.join(image_root, name), name.replace("\\", "/")
     if slashed != name and not os.path.isfile(path):
         slashed_path = os.path.join(image_root, slashed)
@@ -235,7 +315,7 @@ def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
             repairs["file names whose backslashes are read as /"].append(name)
             name, path = slashed, slashed_path
     sizes = record.get("width"), record.get("height")
-    if not all(type(x) in (int, float) and 0 < x < 1e9 and x == int(x) for x in sizes):
+    if not all(is_size(x) for x in sizes):
         repairs["images whose size was taken from their file"].append(name)
         try:
             sizes = probe_image(path)
@@ -247,11 +327,16 @@ def _clean_image(record, get: _Getter, image_root: str, repairs: Dict) -> Dict:
     return {"file_name": name, "width": int(sizes[0]), "height": int(sizes[1])}
 
 
+def is_size(value) -> bool:
+    """Return whether something is a number of pixels."""
+    return type(value) in (int, float) and 0 < value < 1e9 and value == int(value)
+
+
 def _clean_annotation(record, get: _Getter, repairs: Dict) -> Dict:
     bbox, ids = get("bbox", list), {key: get.id(key) for key in ("image_id", "category_id")}
     example = f"annotation {record.get('id', '')}".strip()
     area = record.get("area")
-    if type(area) not in (int, float) or not 0 < area < math.inf:
+    if type(area) not in (int, float) or not 0 < area < 1e18:
         area = float(bbox[2] * bbox[3]) if is_box(bbox) else 0.0
         repairs["areas that are missing or 0: width times height"].append(example)
     iscrowd, ignore = _read_mark(get, "iscrowd"), _read_mark(get, "ignore")

@@ -23,7 +23,7 @@ from tood.data.images import (
     read_image,
 )
 from tood.data.tiles import largest_shares
-from tood.utils.errors import format_reason
+from tood.utils.errors import format_reason, shorten
 from tood.utils.tiles import WHOLE, TileOptions
 
 # Reading the head of a file is waiting, mostly.
@@ -396,4 +396,5 @@ def _overfull_images(images: List[Dict], objects: List[Dict], max_detections: in
 def _finding(
     what: str, consequence: str, examples: Sequence[str], *, is_error: bool = False
 ) -> Finding:
-    return Finding(what, len(examples), examples[0] if examples else "", consequence, is_error)
+    example = shorten(examples[0]) if examples else ""
+    return Finding(what, len(examples), example, consequence, is_error)

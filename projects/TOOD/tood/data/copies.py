@@ -8,6 +8,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
+from tood.utils.reading import open_at_once
+
 # Roboflow's augmented copies of a photograph: NAME.rf.HASH.jpg.
 AUGMENTED = re.compile(r"^(.+)\.rf\.[0-9a-zA-Z]+\.\w+$")
 
@@ -49,7 +51,7 @@ def _photograph(path: str) -> Optional[str]:
 
 def _hash(path: str) -> bytes:
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open_at_once(path) as f:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)
     return digest.digest()

@@ -9,6 +9,10 @@ from typing import BinaryIO, Iterator, List, Tuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from tood.utils.errors import format_reason
+from tood.utils.folders import is_drawing
+from tood.utils.reading import open_at_once
+
 with contextlib.suppress(ImportError):
     import pillow_heif  # an extra: photographs of telephones
 
@@ -16,7 +20,7 @@ with contextlib.suppress(ImportError):
 HEIF = (".heic", ".heif")
 
 # What reading raises for files that are broken, empty, too large, or of no size at all.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError)
+IMAGE_ERRORS = (OSError, ValueError)
 # An environment variable, because loaders are other processes.
 LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
 PIXELS_REMEDY = f"cut them into pieces, or set {LIMIT_VARIABLE} in the environment to more"
@@ -32,13 +36,13 @@ _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
 
 
 def images_in(folder: str) -> List[str]:
-    """Return the sorted paths of the files in a folder whose names are those of images."""
+    """Return the sorted paths of the files in a folder whose names are those of images, without
+    the drawings that the program wrote.
+    """
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [
-        os.path.join(folder, name)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    ]
+    images = [x for x in names if os.path.splitext(x)[1].lower() in IMAGE_SUFFIXES]
+    paths = [os.path.join(folder, name) for name in images]
+    return [path for path in paths if not is_drawing(path)]
 
 
 class TooManyPixels(ValueError):
@@ -51,6 +55,7 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
 
     Raises:
         TooManyPixels: beyond Pillow's limit, 179 million, or ``TOOD_MAX_PIXELS``.
+        one of IMAGE_ERRORS: for a file that is broken, also while it is decoded.
     """
     if os.environ.get(LIMIT_VARIABLE, "").isdecimal():
         Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT_VARIABLE]) // 2  # twice that is an error
@@ -63,11 +68,15 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
             f"{pixels:.0f} million pixels are more than the limit of {limit:.0f} million; "
             f"{PIXELS_REMEDY}"
         ) from error
+    except IMAGE_ERRORS:
+        raise
+    except Exception as error:  # decoders raise errors of any kind
+        raise ValueError(format_reason(error)) from error
 
 
 def _open(path: str) -> BinaryIO:
     if "://" not in path:
-        return open(path, "rb")
+        return open_at_once(path)
     # Here, because a check of data needs no PyTorch, which takes seconds to import.
     from detectron2.utils.file_io import PathManager
 

@@ -15,7 +15,13 @@ class UserError(Exception):
     def sentence(self) -> str:
         message = str(self).strip()
         _, marker, inner = message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")
-        return inner.strip() if marker else message
+        return shorten(inner.strip() if marker else message, 1500)
+
+
+def shorten(text: str, limit: int = 500) -> str:
+    """Return a text, which may contain what a file states, as one line that can be printed."""
+    text = " ".join(text.encode(errors="backslashreplace").decode().splitlines())
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
 
 
 def format_reason(error: BaseException, limit: int = 200) -> str:
@@ -32,6 +38,8 @@ def run_main(main: Callable[[], object], stopped: str = "stopped.") -> None:
     """Call a program. A ``UserError`` or a file that cannot be used ends it with one sentence and
     exit status 1, Ctrl-C with 130.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may be in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tood.utils.errors import UserError, format_reason
+from tood.utils.folders import make_drawing_options, make_output, remove_output
 
 
 def compute_sha256(path: str) -> str:
@@ -32,11 +33,13 @@ def compute_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
+def check_folder(folder: str, key: str = "OUTPUT_DIR", *, is_data: bool = False) -> None:
     """Make a folder to write to, unless it exists.
 
     Args:
         key: the config key or flag that names it.
+        is_data: a data set is written to it; other new folders are marked as output, which is not
+            read as data.
 
     Raises:
         UserError: if it cannot be made or written to.
@@ -45,7 +48,7 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR") -> None:
         return
     _made.extend(reversed(_list_missing(folder)))
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(folder, exist_ok=True) if is_data else make_output(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -76,7 +79,7 @@ def without_empty_folders() -> Iterator[None]:
     except BaseException:  # Ctrl-C as well
         for folder in reversed(_made[before:]):
             with contextlib.suppress(OSError):
-                os.rmdir(folder)
+                remove_output(folder)
         raise
     finally:
         del _made[before:]
@@ -256,15 +259,16 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def write_image(image: np.ndarray, path: str) -> None:
-    """Write (H, W, 3) uint8, RGB, whole or not at all. A link at ``path`` is replaced, not
-    followed.
+    """Write a drawing (H, W, 3) uint8, RGB, whole or not at all, marked as one. A link at ``path``
+    is replaced, not followed.
 
     Raises:
         UserError: if it cannot be written.
     """
     suffix = os.path.splitext(path)[1].lower()
+    format = Image.registered_extensions()[suffix]
     with written_whole(path) as f:
-        Image.fromarray(image).save(f, format=Image.registered_extensions()[suffix])
+        Image.fromarray(image).save(f, format=format, **make_drawing_options(format))
 
 
 def encode_image(image: np.ndarray, format: str, **options) -> bytes:

@@ -14,6 +14,7 @@ from tood.utils.errors import UserError, format_reason
 MiB = 2**20
 MAX_TEXT = 1024 * MiB  # of an annotation file; COCO's largest has 450 MiB
 MAX_CONFIG = 1 * MiB
+MAX_LABEL = 16 * MiB  # of one image
 
 
 @contextlib.contextmanager
@@ -31,10 +32,40 @@ def guard_reading(path: str, remedy: str = "correct it, or name another file") -
     except UserError:
         raise
     except RecursionError as error:
-        raise UserError(f"{path} cannot be read: it is nested too deeply; {remedy}.") from error
+        raise _refuse_depth(path, remedy) from error
     except Exception as error:  # parsers raise errors of any kind
         reason = getattr(error, "strerror", None) or format_reason(error)
         raise UserError(f"{path} cannot be read: {reason}; {remedy}.") from error
+
+
+@contextlib.contextmanager
+def guard_nesting(path: str, remedy: str = "export it again") -> Iterator[None]:
+    """Report only that what was read is nested too deeply to be used, as a parser may accept it."""
+    try:
+        yield
+    except RecursionError as error:
+        raise _refuse_depth(path, remedy) from error
+
+
+def _refuse_depth(path: str, remedy: str) -> UserError:
+    return UserError(f"{path} cannot be read: it is nested too deeply; {remedy}.")
+
+
+class NotRegularError(OSError):
+    """A pipe, a device or a folder in the place of a file."""
+
+
+def open_at_once(path: str) -> BinaryIO:
+    """Open a file for reading as ``open`` does, but without waiting for the writer of a pipe.
+
+    Raises:
+        OSError: if it cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 @contextlib.contextmanager
@@ -48,14 +79,14 @@ def open_regular(path: str, limit: Optional[int] = None) -> Iterator[BinaryIO]:
         UserError: if it does not exist, is not a regular file, or is too large.
     """
     with guard_reading(path):
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is not a regular file; name a file.")
-    with os.fdopen(descriptor, "rb") as f:
-        if limit is not None and status.st_size > limit:
-            size = f"{status.st_size / MiB:,.1f} MiB"
+        try:
+            opened = open_at_once(path)
+        except NotRegularError:
+            raise UserError(f"{path} is not a regular file; name a file.") from None
+    with opened as f:
+        size = os.fstat(f.fileno()).st_size
+        if limit is not None and size > limit:
+            size = f"{size / MiB:,.1f} MiB"
             raise UserError(f"{path} has {size}; at most {limit / MiB:,.1f} MiB are read.")
         yield f
 

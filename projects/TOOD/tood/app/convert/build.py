@@ -1,7 +1,6 @@
 """Parts shared by formats: objects of images in, COCO's lists for each split out."""
 
 import collections
-import math
 import os
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -9,6 +8,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 from tood.app.convert.folder import (
     SPLITS,
     Folder,
+    decode,
     folder_splits,
     get_stem,
     match_files,
@@ -17,10 +17,12 @@ from tood.app.convert.folder import (
 )
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, LIST, NO_IMAGE, Ledger
 from tood.utils.errors import UserError
+from tood.utils.reading import parse_number
 
 Contents = Dict[str, Dict]  # split -> COCO's lists
 CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
 NOT_CLASSES = ("__ignore__", "_background_", "background")
+LARGEST = 1e9  # number
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
 _FOLLOWS = re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))")  # a flag or labels, in a list
 DUPLICATE = "the same class and box twice"
@@ -212,10 +214,14 @@ def _split_by_image(folder: Folder) -> Dict[str, str]:
 
 def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
     """Return the images of a split, each real file once."""
+    counts = collections.Counter(images)
+    for image, count in counts.items():
+        if count > 1:
+            ledger.note("images that are listed more than once in a split", image)
     if not folder.links:
-        return list(dict.fromkeys(images))
+        return list(counts)
     groups = collections.defaultdict(list)
-    for image in dict.fromkeys(images):
+    for image in counts:
         groups[folder.links.get(image) or os.path.realpath(folder.path(image))].append(image)
     kept = []
     for group in groups.values():
@@ -314,8 +320,8 @@ def read_classes(folder: Folder, file: str) -> List[str]:
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:
     """Give an image its role; it may be in several splits."""
-    _, known = ledger.files.get(image, ("", ""))
-    ledger.files[image] = (IMAGE, f"{known}, {split}" if known else split)
+    role, known = ledger.files.get(image, ("", ""))
+    ledger.files[image] = (IMAGE, f"{known}, {split}" if role == IMAGE else split)
 
 
 def _enter_labels(ledger: Ledger, by_image: Dict[str, List[Record]], used: Set[str]) -> None:
@@ -358,7 +364,10 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
 
 def read_label(label: Any, where: str) -> str:
     """Return the name of a class, or raise UserError for none."""
-    text = "" if label is None else str(label).strip()
+    try:
+        text = "" if label is None else str(label).strip()
+    except ValueError:  # a number of more digits than Python writes
+        text = ""
     if not text:
         raise UserError(f"{where} has an object without a class; name its class.")
     return text
@@ -367,10 +376,9 @@ def read_label(label: Any, where: str) -> str:
 def read_size(width: Any, height: Any) -> Optional[Tuple[int, int]]:
     """Return a size that a file states, or None if it states none."""
     try:
-        size = int(float(width)), int(float(height))
-    except (TypeError, ValueError, OverflowError):
+        return int(parse_number(width, 1, LARGEST)), int(parse_number(height, 1, LARGEST))
+    except ValueError:
         return None
-    return size if min(size) > 0 else None
 
 
 def sort_corners(corners: Sequence[float], ledger: Ledger, file: str) -> Tuple:
@@ -393,8 +401,9 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
         root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
         if is_voc:  # also lists of one class, which are not needed
             ledger.enter(file, LIST)
-        is_list = is_voc or ("imagesets" not in home.lower() and _names_image(folder, file))
-        if name in SPLITS and is_list:
+        if name not in SPLITS:
+            continue
+        if is_voc or ("imagesets" not in home.lower() and _names_image(folder, file)):
             homes.setdefault(root, {})[name] = file
     splits: Dict[str, List[str]] = {}
     for root, files in homes.items():
@@ -414,11 +423,11 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
 
 
 def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
-    """Return the images that a text file names, each once; ``near`` as in match_names."""
-    names = list(dict.fromkeys(_listed_name(folder, line) for line in folder.lines(file)))
+    """Return the images that a text file names; ``near`` as in match_names."""
+    names = [_listed_name(folder, line) for line in folder.lines(file)]
     found = match_names(folder, ledger, names, near, file)
     ledger.enter(file, LIST)
-    return list(dict.fromkeys(found[name] for name in names if name in found))
+    return [found[name] for name in names if name in found]
 
 
 def _listed_name(folder: Folder, line: str) -> str:
@@ -429,7 +438,8 @@ def _listed_name(folder: Folder, line: str) -> str:
 
 
 def _names_image(folder: Folder, file: str) -> bool:
-    first = next(iter(folder.lines(file)), "").replace("\\", "/")
+    start = decode(folder.head(file), folder.path(file), "replace").splitlines()
+    first = next(filter(None, map(str.strip, start)), "").replace("\\", "/")
     base = os.path.basename(_listed_name(folder, first))
     return base in folder.names.base or base in folder.names.stem
 
@@ -437,10 +447,9 @@ def _names_image(folder: Folder, file: str) -> bool:
 def read_numbers(texts: Sequence[str], where: str) -> List[float]:
     """Return finite numbers, or raise UserError."""
     try:
-        numbers = [float(text) for text in texts]
-    except (TypeError, ValueError):
-        numbers = [math.nan]
-    if not all(abs(x) < 1e9 for x in numbers):
-        shown = " ".join(map(str, texts))[:60]
-        raise UserError(f"{where} cannot be read, because {shown!r} are not numbers; fix it.")
-    return numbers
+        return [parse_number(text, -LARGEST, LARGEST) for text in texts]
+    except ValueError:
+        shown = " ".join(str(text)[:60] for text in texts)[:60]
+        raise UserError(
+            f"{where} cannot be read, because {shown!r} are not numbers; fix it."
+        ) from None

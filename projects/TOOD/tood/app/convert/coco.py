@@ -14,9 +14,10 @@ from tood.app.convert.build import (
 )
 from tood.app.convert.folder import Folder, find_area, folder_splits, get_stem, match_names
 from tood.app.convert.ledger import LABELS, Ledger
-from tood.data.annotations import is_box
+from tood.data.annotations import is_box, is_size, unite_images
 from tood.utils.errors import UserError
 
+DETECTIONS = {"contributor": "tood predict"}  # in "info" of a file of detections
 LISTS = ("images", "categories", "annotations")
 # Beside instances_NAME.json, COCO has these files of the same images.
 OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_info_")
@@ -25,12 +26,22 @@ OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_i
 def find_coco(folder: Folder) -> List[str]:
     """Return the files in COCO's instances format."""
     files = [f for f in folder.with_suffix(".json") if _is_coco(folder.json(f))]
+    for file in files:
+        if is_detections(folder.json(file)):
+            folder.ignored[file] = "detections by tood predict, not data"
+    files = [f for f in files if f not in folder.ignored]
     bases = {os.path.basename(f) for f in files}
     return [f for f in files if not any(_is_other_task(f, task, bases) for task in OTHER_TASKS)]
 
 
 def _is_coco(content) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(x), list) for x in LISTS[:2])
+
+
+def is_detections(content) -> bool:
+    """Return whether ``tood predict --json`` wrote a file, which is read only if it is named."""
+    info = content.get("info") if isinstance(content, dict) else None
+    return isinstance(info, dict) and DETECTIONS.items() <= info.items()
 
 
 def _is_other_task(file: str, task: str, bases) -> bool:
@@ -80,11 +91,14 @@ def _read_file(
         content["categories"] = [c for c in content["categories"] if c is not group]
         ledger.note(f"ignored the class {group['name']!r}, which only groups the others", file)
     content["images"] = _locate(folder, file, ledger, content["images"], split, root)
-    _merge_images(content, ledger)
+    repeated, _ = unite_images(content, folder.root)
+    for name in repeated:
+        ledger.note("images that a COCO file lists twice", name)
     _merge_duplicates(content, file, ledger)
     images = [i for i in content["images"] if isinstance(i, dict) and "file_name" in i]
     for image in images:
         enter_image(ledger, str(image["file_name"]), split)
+    ledger.ignore(repeated, "another name of a listed image")
     ledger.enter(file, LABELS, f"{len(images)} images")
     ledger.objects_out += len(content["annotations"])
     _check_outside(content, ledger)
@@ -129,7 +143,7 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
             missing.append(name)
         if isinstance(name, str) and name in found:
             image = {**image, "file_name": found[name]}
-            if not all(_is_size(image.get(key)) for key in ("width", "height")):
+            if not all(is_size(image.get(key)) for key in ("width", "height")):
                 image["width"], image["height"] = folder.probe_size(found[name])
                 ledger.note("images whose size was taken from their file", found[name])
         located.append(image)
@@ -151,33 +165,6 @@ def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
     ]
     near.sort(key=lambda f: os.path.basename(f) not in stem)  # instances_val2017, val2017
     return [home, os.path.dirname(home), *near]
-
-
-def _is_size(x) -> bool:
-    return type(x) in (int, float) and 0 < x < 1e9 and x == int(x)
-
-
-def _merge_images(content: Dict, ledger: Ledger) -> None:
-    """Give the objects of records of one image to the first of them."""
-    first: Dict[str, Dict] = {}
-    merged = {}
-    for image in content["images"]:
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            known = first.setdefault(image["file_name"], image)
-            if known is not image and known.get("id") != image.get("id"):
-                merged[repr(image.get("id"))] = known.get("id")  # ids may be anything
-                ledger.note("images that a COCO file lists twice", image["file_name"])
-    if merged:
-        content["images"] = [i for i in content["images"] if _id_in(i, "id") not in merged]
-        content["annotations"] = [
-            {**a, "image_id": merged[key]} if (key := _id_in(a, "image_id")) in merged else a
-            for a in content["annotations"]
-        ]
-
-
-def _id_in(record, key: str) -> str:
-    """Return an id, of any type, in a form that can be looked up; "" for something else."""
-    return repr(record.get(key)) if isinstance(record, dict) else ""
 
 
 def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:
@@ -209,6 +196,6 @@ def _check_outside(content: Dict, ledger: Ledger) -> None:
     found = [
         (str(i.get("file_name")), boxes.get(str(i.get("id")), ()), (i["width"], i["height"]))
         for i in content["images"]
-        if isinstance(i, dict) and _is_size(i.get("width")) and _is_size(i.get("height"))
+        if isinstance(i, dict) and is_size(i.get("width")) and is_size(i.get("height"))
     ]
     check_outside(found, ledger)

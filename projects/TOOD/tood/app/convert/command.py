@@ -1,5 +1,6 @@
 """Converts data sets between formats: ``tood convert``."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +17,8 @@ from tood.data.check import check_images, split_broken
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder
+from tood.utils.folders import remove_output
+from tood.utils.reading import MAX_TEXT, guard_nesting, read_regular
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,8 @@ def convert(
         if is_inside(part.image_root, output):
             raise UserError(f"{output} contains the data; name another --output.")
     empty_folder(output, overwrite)
-    written = write_dataset(converted.parts.values(), to, output)
+    with guard_nesting(data):
+        written = write_dataset(converted.parts.values(), to, output)
     write_ledger(converted, written, output)
     return Conversion(output, written.entries, converted.ledger, written.omitted)
 
@@ -91,15 +95,16 @@ def _check_records(part: Part, is_coco: bool) -> None:
 def empty_folder(output: str, overwrite: bool) -> None:
     """Make a folder, and remove what an earlier conversion wrote; raise UserError for others."""
     path = os.path.join(output, LEDGER)
+    with contextlib.suppress(OSError):
+        remove_output(output)  # of a command that was stopped, or empty
     if os.path.isdir(output) and os.listdir(output):
         if not overwrite:
             raise UserError(
                 f"{output} already contains files; name another --output, or add --overwrite."
             )
         try:
-            with open(path, encoding="utf-8") as f:
-                written = [str(file) for file in json.load(f)["written"]]
-        except (OSError, ValueError, KeyError, TypeError):
+            written = [str(file) for file in json.loads(read_regular(path, MAX_TEXT))["written"]]
+        except (UserError, ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{output} contains files that no conversion wrote; name another --output."
             ) from None
@@ -107,4 +112,4 @@ def empty_folder(output: str, overwrite: bool) -> None:
             inner = os.path.join(output, file)
             if ".." not in file.split("/") and not os.path.isabs(file) and os.path.isfile(inner):
                 os.remove(inner)
-    check_folder(output, "--output")
+    check_folder(output, "--output", is_data=True)

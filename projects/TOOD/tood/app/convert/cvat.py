@@ -21,7 +21,9 @@ from tood.app.convert.folder import SPLITS, Folder, get_stem, match_names
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.voc import parse_xml
 from tood.utils.errors import UserError
+from tood.utils.reading import MiB
 
+MAX_XML = 256 * MiB  # of all images or frames; in memory it is ten times as large
 SHAPES = {  # with an area, beside polygons: attributes of their boxes
     "box": ("xtl", "ytl", "xbr", "ybr"),
     "ellipse": ("cx", "cy", "rx", "ry"),
@@ -33,14 +35,14 @@ Stated = Tuple[str, str, Optional[Tuple[int, int]], List[Object]]  # name, split
 def find_cvat(folder: Folder) -> List[str]:
     """Return CVAT's files."""
     pattern = re.compile(rb"<annotations[\s>]")
-    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.bytes(f)[:4096])]
+    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.head(f))]
 
 
 def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """Read the images of each file, or the frames that its tracks cover."""
     records, names = [], {}
     for file in files:
-        root = parse_xml(folder, file)
+        root = parse_xml(folder, file, MAX_XML)
         names.update(dict.fromkeys(e.text or "" for e in root.iterfind("./meta//label/name")))
         found = [
             *_read_images(folder, file, root, ledger),

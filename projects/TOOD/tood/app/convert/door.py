@@ -18,6 +18,8 @@ from tood.app.convert.tables import CSV
 from tood.app.convert.voc import VOC
 from tood.app.convert.yolo import YOLO, label_files
 from tood.utils.errors import UserError
+from tood.utils.folders import MARK, is_output
+from tood.utils.reading import guard_nesting
 
 FORMATS: List[Format] = [COCO, YOLO, VOC, LABELME, CSV, CVAT]
 ORDER = ("train", "val", "test", "all")
@@ -67,12 +69,19 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     ledger = Ledger(data)
     if images is not None:
         folder = Folder(images, walk=False)
-        kind, contents = COCO, read_coco_file(folder, relative_path(path, images), ledger)
+        with guard_nesting(path):
+            kind, contents = COCO, read_coco_file(folder, relative_path(path, images), ledger)
     else:
         is_folder = os.path.isdir(path)
+        if is_folder and is_output(path):
+            raise UserError(
+                f"{path} is an output folder of tood (it contains {MARK}), not data; name the "
+                "folder of your data, or a file as FILE.json:IMAGES."
+            )
         folder = Folder(path if is_folder else os.path.dirname(path) or ".", _only(path))
         kind, found = _recognize(path, folder)
-        contents = kind.read(folder, found, ledger)
+        with guard_nesting(path):
+            contents = kind.read(folder, found, ledger)
     _close(folder, ledger, contents)
     contents = {name: contents[name] for name in ORDER if name in contents}
     if split:

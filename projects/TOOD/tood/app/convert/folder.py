@@ -3,16 +3,19 @@
 import collections
 import contextlib
 import functools
-import json
 import os
 import re
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 from urllib.parse import unquote
 
 from tood.app.convert.ledger import Ledger
+from tood.data.annotations import is_wide, parse_json
 from tood.data.images import IMAGE_ERRORS, IMAGE_SUFFIXES, probe_image
 from tood.utils.errors import UserError, format_reason
+from tood.utils.folders import is_drawing, is_output
+from tood.utils.reading import MAX_LABEL, MAX_TEXT, guard_reading, open_regular, read_regular
 
 STATING = (".csv", ".tsv", ".yaml", ".yml", ".json", ".xml", ".data")
 SPLITS = {
@@ -30,6 +33,11 @@ AREAS = frozenset(
 )
 # Label Studio puts such a prefix before the names of uploaded files.
 _PREFIX = re.compile(r"^[0-9a-fA-F]{8}-")
+HEAD = 4096  # bytes by which formats are recognized
+OUTPUT, DRAWING = "an output folder of tood, not data", "a drawing by tood, not data"
+MARKED = (".jpg", ".jpeg", ".png")  # images that may be drawings
+MAX_FILES = 2_000_000
+READERS = 16
 _INTERESTING = re.compile(rb'"(shapes|imagePath|images|annotations)"\s*:')
 
 
@@ -51,6 +59,7 @@ class Folder:
         self._bytes: Dict[str, bytes] = {}
         self._json: Dict[str, Any] = {}
         self.images: List[str] = []
+        self._known: Set[str] = set()  # files that are not drawings
         if walk:
             self.include(root)
 
@@ -60,13 +69,25 @@ class Folder:
         links = self._walk(os.path.realpath(path), start)
         while links:  # after the real folders, which are preferred
             file, real = links.pop(0)
-            if real in self.folders or is_inside(self.root, real):
+            if is_output(real):
+                self.ignored[f"{file}/"] = OUTPUT
+            elif real in self.folders or is_inside(self.root, real):
                 self.ignored[f"{file}/"] = "a link to a folder that is read elsewhere"
             else:
                 links += self._walk(real, file)
+        self._omit_drawings()
         self.files.sort()
         self.images = [f for f in self.files if get_suffix(f) in IMAGE_SUFFIXES]
         self.__dict__.pop("names", None)
+
+    def _omit_drawings(self) -> None:
+        """Ignore the images that the program wrote."""
+        new = [f for f in self.files if get_suffix(f) in MARKED and f not in self._known]
+        with ThreadPoolExecutor(READERS) as pool:  # reading the head of a file is waiting, mostly
+            drawings = [f for f, x in zip(new, pool.map(is_drawing, map(self.path, new))) if x]
+        self.ignored.update(dict.fromkeys(sorted(drawings), DRAWING))
+        self.files = [f for f in self.files if self.ignored.get(f) != DRAWING]
+        self._known.update(new)
 
     def _walk(self, real: str, start: str) -> List[Tuple[str, str]]:
         """Add the files of a folder; return its links to folders, with their real paths."""
@@ -75,19 +96,27 @@ class Folder:
             real, prefix = pending.pop()
             if real in self.folders:
                 continue
+            if prefix != start and is_output(real):
+                self.ignored[f"{prefix}/"] = OUTPUT
+                continue
             self.folders[real] = prefix
+            if len(self.files) > MAX_FILES:
+                raise UserError(
+                    f"{self.root} contains more than {MAX_FILES:,} files; name a smaller folder."
+                )
             for entry in self._entries(real):
                 file = f"{prefix}/{entry.name}".lstrip("/")
                 if entry.name.startswith((".", "__MACOSX")):
                     self._hide(entry, file)
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, file))
-                elif entry.is_dir():
-                    links.append((file, os.path.realpath(entry.path)))
-                elif entry.is_file():
+                elif entry.is_file(follow_symlinks=False):
                     self.files.append(file)
-                    if entry.is_symlink():
-                        self.links[file] = os.path.realpath(entry.path)
+                elif os.path.isdir(entry.path):
+                    links.append((file, os.path.realpath(entry.path)))
+                elif os.path.isfile(entry.path):  # unlike is_file, False if links have no end
+                    self.files.append(file)
+                    self.links[file] = os.path.realpath(entry.path)
                 else:
                     self.ignored[file] = "a link to nothing, or not a file"
         return sorted(links)
@@ -132,29 +161,31 @@ class Folder:
         texts = [f"{count} of {suffix}" for suffix, count in counts.most_common(4)]
         return f"{len(self.files)} files ({', '.join(texts)})"
 
-    def bytes(self, file: str) -> bytes:
-        """Return the content of a small file, which is opened once."""
+    def head(self, file: str) -> bytes:
+        """Return the first bytes of a file, by which formats are recognized."""
+        if file in self._bytes:
+            return self._bytes[file][:HEAD]
+        path = self.path(file)
+        with open_regular(path) as f, guard_reading(path):
+            return f.read(HEAD)
+
+    def bytes(self, file: str, limit: int = MAX_LABEL) -> bytes:
+        """Return the content of a file of at most ``limit`` bytes, which is opened once."""
         if file not in self._bytes:
-            self._bytes[file] = self.read(file)
+            self._bytes[file] = self.read(file, limit)
         return self._bytes[file]
 
-    def read(self, file: str) -> bytes:
-        """Return the content of a file."""
-        try:
-            with open(self.path(file), "rb") as f:
-                return f.read()
-        except OSError as error:
-            raise UserError(
-                f"{self.path(file)} cannot be read ({error.strerror}); check the file."
-            ) from error
+    def read(self, file: str, limit: int = MAX_TEXT) -> bytes:
+        """Return the content of a file of at most ``limit`` bytes."""
+        return read_regular(self.path(file), limit)
 
-    def text(self, file: str) -> str:
-        """Return the text of a small file."""
-        return decode(self.bytes(file), self.path(file))
+    def text(self, file: str, limit: int = MAX_LABEL) -> str:
+        """Return the text of a file of at most ``limit`` bytes."""
+        return decode(self.bytes(file, limit), self.path(file))
 
     def lines(self, file: str) -> List[str]:
         """Return the lines of a text, stripped, without empty ones."""
-        return [line.strip() for line in self.text(file).splitlines() if line.strip()]
+        return [line.strip() for line in self.text(file, MAX_TEXT).splitlines() if line.strip()]
 
     def json(self, file: str) -> Any:
         """Return the content of a JSON file without the images in it (``imageData``: True if there
@@ -162,23 +193,12 @@ class Folder:
         """
         if file not in self._json:
             data, self._json[file] = self.read(file), None
-            wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:8]
-            if wide and get_suffix(file) == ".json":
-                raise UserError(f"{self.path(file)} is in UTF-16; save it as UTF-8.")
-            if _INTERESTING.search(data):
-                self._json[file] = self._parsed(data, file)
+            if _INTERESTING.search(data) or (is_wide(data) and get_suffix(file) == ".json"):
+                content = parse_json(data, self.path(file))
+                if isinstance(content, dict) and "imageData" in content:
+                    content["imageData"] = bool(content["imageData"])
+                self._json[file] = content
         return self._json[file]
-
-    def _parsed(self, data: bytes, file: str) -> Any:
-        try:
-            content = json.loads(decode(data, self.path(file)))
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{self.path(file)} is not JSON ({format_reason(error)}); export it again."
-            ) from error
-        if isinstance(content, dict) and "imageData" in content:
-            content["imageData"] = bool(content["imageData"])
-        return content
 
     def probe_size(self, image: str) -> Tuple[int, int]:
         """Return width and height in pixels, upright; raise UserError for a broken image."""

@@ -3,7 +3,7 @@
 import collections
 from typing import Dict, Iterable, List, Sequence, Set, Tuple
 
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, shorten
 
 IMAGE, LABELS, CLASSES = "image", "labels", "list of classes"
 LIST, CONFIGURATION, IGNORED = "list of images", "configuration", "ignored"
@@ -122,11 +122,12 @@ class Ledger:
         for file, (role, detail) in self.files.items():
             if role == IGNORED:
                 reasons[detail].append(file)
-        return [
+        rows = [
             *(("ignored objects", k, n, self.examples[k]) for k, n in self.ignored_objects.items()),
             *(("ignored files", k, len(x), x[0]) for k, x in reasons.items()),
             *(("note", k, len(x), next(filter(None, x), "")) for k, x in self.notes.items()),
         ]
+        return [(kind, shorten(k), number, shorten(x)) for kind, k, number, x in rows]
 
     def rows(self) -> List[Tuple[str, str]]:
         """Return the totals as rows of a table: a name, and a text."""

@@ -8,6 +8,7 @@ import io
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tood.app.convert.build import (
+    LARGEST,
     WITHIN,
     Contents,
     Format,
@@ -21,6 +22,7 @@ from tood.app.convert.build import (
 from tood.app.convert.folder import SPLITS, Folder, decode, match_names
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
 from tood.utils.errors import UserError
+from tood.utils.reading import guard_reading, parse_number
 
 # Names of a column, in small letters without "_" and " ".
 COLUMNS = {
@@ -79,12 +81,12 @@ CSV = Format("CSV", find_tables, read_tables)
 
 
 def _read_table(folder: Folder, file: str) -> Optional[Table]:
-    data = folder.read(file)
-    lines = decode(data, folder.path(file), "replace").splitlines()
+    first = decode(folder.head(file), folder.path(file), "replace").splitlines()[:1]
     for delimiter in ",;\t|":
-        columns = _find_columns(next(csv.reader(lines[:1], delimiter=delimiter), []))
+        columns = _find_columns(next(csv.reader(first, delimiter=delimiter), []))
         if columns is not None:
-            rows = _read_rows(folder, file, decode(data, folder.path(file)), delimiter)
+            text = decode(folder.read(file), folder.path(file))
+            rows = _read_rows(folder, file, text, delimiter)
             return Table(file, rows, columns, delimiter != ",")
     return None
 
@@ -107,12 +109,8 @@ def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
 
 def _read_rows(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple[int, List[str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
+    with guard_reading(folder.path(file), "export it again as CSV"):
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise UserError(
-            f"{folder.path(file)} cannot be read as CSV ({error}); export it again."
-        ) from error
     return [(number, row) for number, row in rows if any(row)]
 
 
@@ -182,7 +180,8 @@ def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:
     names = {}
     for file in folder.with_suffix(*ENDINGS):
         if "classdescriptions" in file.lower().replace("-", "").replace("_", ""):
-            rows = csv.reader(folder.lines(file))
+            with guard_reading(folder.path(file), "export it again as CSV"):
+                rows = list(csv.reader(folder.lines(file)))
             names.update(row[:2] for row in rows if len(row) >= 2)
             ledger.enter(file, CLASSES)
     return names
@@ -190,7 +189,8 @@ def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:
 
 def _number(text: str, has_decimal_commas: bool) -> Optional[float]:
     try:
-        number = float(text.replace(",", ".") if has_decimal_commas else text)
+        return parse_number(
+            text.replace(",", ".") if has_decimal_commas else text, -LARGEST, LARGEST
+        )
     except ValueError:
         return None
-    return number if abs(number) < 1e9 else None

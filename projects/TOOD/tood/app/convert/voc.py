@@ -2,9 +2,8 @@
 
 import re
 from typing import Dict, List, Sequence
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
-from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from tood.app.convert.build import (
@@ -22,7 +21,7 @@ from tood.app.convert.build import (
 )
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import Ledger
-from tood.utils.errors import UserError, format_reason
+from tood.utils.reading import MAX_LABEL, guard_reading
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # Pascal's own files, which have some fractions although they count pixels from 1
@@ -32,7 +31,7 @@ _OFFICIAL = re.compile(rb"<database>[^<]*VOC\s?20\d\d")
 def find_voc(folder: Folder) -> List[str]:
     """Return the XML files of annotations."""
     pattern = re.compile(rb"<annotation[\s>]")
-    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.bytes(f)[:4096])]
+    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.head(f))]
 
 
 def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
@@ -51,14 +50,10 @@ def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
 VOC = Format("Pascal VOC", find_voc, read_voc)
 
 
-def parse_xml(folder: Folder, file: str) -> Element:
+def parse_xml(folder: Folder, file: str, limit: int = MAX_LABEL) -> Element:
     """Return the root of an XML file, without following entities."""
-    try:
-        return fromstring(folder.bytes(file))
-    except (ParseError, ValueError, DefusedXmlException) as error:
-        raise UserError(
-            f"{folder.path(file)} is not XML ({format_reason(error)}); export it again."
-        ) from error
+    with guard_reading(folder.path(file), "export it again as XML without entities"):
+        return fromstring(folder.bytes(file, limit))
 
 
 def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:

@@ -4,8 +4,6 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-import yaml
-
 from tood.app.convert.build import (
     WITHIN,
     Contents,
@@ -28,7 +26,10 @@ from tood.app.convert.folder import (
     relative_path,
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
-from tood.utils.errors import UserError, format_reason
+from tood.utils.errors import UserError
+from tood.utils.folders import is_output
+from tood.utils.plain_yaml import load_yaml
+from tood.utils.reading import MAX_CONFIG, MiB, guard_reading
 
 SPLIT_KEYS = ("train", "val", "valid", "test")  # of a data.yaml or obj.data
 _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
@@ -81,7 +82,7 @@ def find_yolo(folder: Folder) -> Optional[Found]:
 def label_files(folder: Folder) -> List[str]:
     """Return the text files that are labels, or at the place of an image's labels."""
     texts = [f for f in folder.with_suffix(".txt") if not _is_class_file(f)]
-    starts = {f: decode(folder.bytes(f)[:800], f, "replace").split("\n") for f in texts}
+    starts = {f: decode(folder.head(f), f, "replace").split("\n") for f in texts}
     lines = {f: next(filter(str.strip, start), "") for f, start in starts.items()}
     if not any(_LINE.match(line) for line in lines.values()):
         return []
@@ -122,15 +123,17 @@ YOLO = Format("YOLO", find_yolo, read_yolo)
 
 
 def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
-    text = decode(folder.bytes(file), folder.path(file))
+    data, path = folder.read(file), folder.path(file)
     try:
-        content = yaml.safe_load(text)
-        as_text = yaml.load(text, Loader=yaml.BaseLoader)  # names such as yes, off and 007
-    except (yaml.YAMLError, ValueError) as error:
-        if re.search(r"^(names|nc)\s*:", text, re.MULTILINE):
-            raise UserError(
-                f"{folder.path(file)} is not YAML ({format_reason(error)}); correct it."
-            ) from error
+        with guard_reading(path, "correct it; it must be YAML of plain values"):
+            if len(data) > MAX_CONFIG:
+                raise ValueError(f"it has more than {MAX_CONFIG / MiB:g} MiB")
+            text = decode(data, path)
+            content = load_yaml(text)
+            as_text = load_yaml(text, as_text=True)  # names such as yes, off and 007
+    except UserError:
+        if re.search(rb"^(names|nc)\s*:", data, re.MULTILINE):
+            raise
         return None
     if not isinstance(content, dict):
         return None
@@ -170,7 +173,7 @@ def _read_names(folder: Folder, file: str, names: Any, number: Any) -> List[str]
         if set(names) != {str(i) for i in range(len(names))}:
             raise UserError(f"{path}: the keys of names must be 0 to {len(names) - 1}; count them.")
         names = [names[str(i)] for i in range(len(names))]
-    number = int(number) if str(number).isdigit() else None
+    number = int(number) if re.fullmatch(r"[0-9]{1,9}", str(number)) else None
     if isinstance(names, str):
         names = _names_in_text(folder, file, names, number)
     names = [str(name).strip() for name in names]
@@ -232,19 +235,41 @@ def _place(folder: Folder, config: Config, path: str) -> str:
     """Return where the folder has a path, after including its data if they lie outside."""
     real = os.path.realpath(path)
     is_folder = os.path.isdir(real)
-    if (real if is_folder else os.path.dirname(real)) not in folder.folders:
-        base = os.path.realpath(
-            os.path.join(folder.path(os.path.dirname(config.file)), config.base)
+    if not (is_folder or os.path.isfile(real)):
+        raise UserError(
+            f"{folder.path(config.file)} names {path}, which is not a regular file; name a folder "
+            "or a list of images."
         )
-        if not (config.base and f"{real}/".startswith(f"{base}/")):
-            steps = (real if is_folder else os.path.dirname(real)).split("/")
-            last = next((i for i, s in enumerate(steps) if s.lower() == "images"), len(steps))
-            base = "/".join(steps[:last]) or "/"
+    start = real if is_folder else os.path.dirname(real)
+    if start not in folder.folders and not is_output(start):
+        base = _find_base(folder, config, start)
+        if os.path.dirname(base) == base:
+            raise UserError(
+                f"{folder.path(config.file)} names {path}, of which the whole disk {base} would be "
+                "read; put images and labels into one folder."
+            )
         folder.include(base)
-    if is_folder:
-        return folder.folders[real]
-    home, name = os.path.split(path)
-    return f"{folder.folders[os.path.realpath(home)]}/{name}".lstrip("/")
+    home = real if is_folder else os.path.realpath(os.path.dirname(path))
+    if home not in folder.folders:
+        raise UserError(
+            f"{folder.path(config.file)} names {path}, which is in a hidden folder or in an output "
+            "folder of tood; move the data to another one."
+        )
+    return folder.folders[home] if is_folder else _join(folder.folders[home], path)
+
+
+def _find_base(folder: Folder, config: Config, start: str) -> str:
+    """Return the folder that contains images, in a folder outside of the root, and their labels."""
+    base = os.path.realpath(os.path.join(folder.path(os.path.dirname(config.file)), config.base))
+    if config.base and f"{start}/".startswith(f"{base}/"):
+        return base
+    steps = start.split("/")
+    last = next((i for i, s in enumerate(steps) if s.lower() == "images"), len(steps))
+    return "/".join(steps[:last]) or "/"
+
+
+def _join(folder: str, path: str) -> str:
+    return f"{folder}/{os.path.basename(path)}".lstrip("/")
 
 
 def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str, List[str]]:

@@ -12,7 +12,7 @@ from tood.app.plan.split import split_data
 from tood.data.annotations import LISTS, DataSet
 from tood.data.check import check_overlap
 from tood.utils.errors import UserError
-from tood.utils.files import write_json
+from tood.utils.files import check_folder, write_json
 
 
 class TrainingData(NamedTuple):
@@ -109,6 +109,7 @@ def write_training_data(data: TrainingData, output: str) -> Tuple[DataSet, List[
         the data sets of these files: to train on, and to validate on.
     """
     folder = os.path.join(os.path.abspath(output), "data")
+    check_folder(folder, "--output")
     named = os.path.abspath(os.path.expanduser(data.ledger.data))
     write_json({**data.ledger.as_dict(), "data": named}, os.path.join(folder, LEDGER))
     train = _write(data.train, os.path.join(folder, "train.json"))

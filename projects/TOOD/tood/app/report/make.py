@@ -348,7 +348,7 @@ def _write_report(
     summary = {**summary, **sections, "command": command, "versions": facts.versions}
     summary[IDENTITY] = make_identity(**hashes)
     html = page.render(summary, facts)
-    os.makedirs(folder, exist_ok=True)
+    check_folder(folder, "--output")
     for name, png in facts.plots.items():
         write_whole(os.path.join(folder, name), png)
     _write_detections(subject.detections, os.path.join(folder, DETECTIONS), hashes)

@@ -1,0 +1,78 @@
+"""Marks of what the program wrote, so that it is not read as data, and walks through folders."""
+
+import os
+from typing import Dict, Iterator, List, Optional
+
+from PIL import Image
+
+from tood.utils.reading import open_at_once
+
+MARK = ".tood-output"  # file in a folder
+DRAWING = "Drawn by TOOD for Detectron2"  # tag of an image
+_TEXT = (
+    "This folder was written by tood, and is not read as part of the data of a folder above it.\n"
+)
+_SOFTWARE = 0x0131  # tag of Exif
+
+
+def make_output(folder: str) -> None:
+    """Make a folder, and mark it if it is new: photographs in a folder that exists remain data.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if os.path.isdir(folder):
+        return
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, MARK), "w", encoding="utf-8") as f:
+        f.write(_TEXT)
+
+
+def remove_output(folder: str) -> None:
+    """Remove a folder that contains nothing but its mark; raise OSError if it contains more."""
+    if os.listdir(folder) == [MARK]:
+        os.remove(os.path.join(folder, MARK))
+    os.rmdir(folder)
+
+
+def is_output(folder: str) -> bool:
+    """Return whether the program made a folder for what it writes."""
+    return os.path.isfile(os.path.join(folder, MARK))
+
+
+def make_drawing_options(format: str) -> Dict:
+    """Return Pillow's options that mark an image as a drawing, if its format has a place for it."""
+    if format not in ("JPEG", "PNG"):
+        return {}
+    exif = Image.Exif()
+    exif[_SOFTWARE] = DRAWING
+    return {"exif": exif}
+
+
+def is_drawing(path: str) -> bool:
+    """Return whether an image file is marked as a drawing."""
+    try:
+        with open_at_once(path) as f:
+            return DRAWING.encode() in f.read(512)
+    except OSError:
+        return False
+
+
+def walk_folders(root: str, skipped: Optional[List[str]] = None) -> Iterator[str]:
+    """Yield a folder and those below it, each real one once, however many links lead to it.
+
+    Args:
+        skipped: takes the folders that the program wrote; these and hidden ones are not entered.
+    """
+    seen = set()
+    for folder, names, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen or (folder != root and is_output(folder)):
+            names.clear()
+            if real not in seen and skipped is not None:
+                skipped.append(folder)
+            seen.add(real)
+            continue
+        seen.add(real)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield folder
