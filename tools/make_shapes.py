@@ -7,9 +7,7 @@
 writes train/ and val/ to the folder, each with annotations.json and images/.
 """
 
-import os
-
-from tood.data.shapes import write_shapes_dataset
+from tood.data.shapes import write_shapes
 from tood.utils.arguments import make_parser
 
 
@@ -24,10 +22,11 @@ def main():
         "--crowded", action="store_true", help="many shapes of 8 to 28 pixels, for large images"
     )
     args = parser.parse_args()
-    # Two streams of one seed: the val images do not depend on how many there are to train on.
-    for i, (part, num_images) in enumerate((("train", args.num_train), ("val", args.num_val))):
-        folder, seed = os.path.join(args.folder, part), 2 * args.seed + i
-        print(write_shapes_dataset(folder, num_images, seed, args.size, crowded=args.crowded))
+    sizes = (args.num_train, args.num_val)
+    for path in write_shapes(
+        args.folder, *sizes, size=args.size, seed=args.seed, crowded=args.crowded
+    ):
+        print(path)
 
 
 if __name__ == "__main__":

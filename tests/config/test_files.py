@@ -7,9 +7,10 @@ import sys
 import pytest
 from conftest import CONFIG, ROOT
 
-from tood.config.files import read_config_file
+from tood.config.files import override_config_file, read_config_file
 from tood.config.inferred import is_typed
 from tood.config.read import load_config
+from tood.config.zoo import get_config_file
 from tood.utils.errors import UserError
 
 COUNT_OPENS = """
@@ -85,3 +86,28 @@ def test_keys_of_earlier_versions_are_ignored(tmp_path, caplog):
         cfg = load_config(str(old), ["MODEL.TOOD.REPORT", "False"])
     assert "REPORT" not in cfg.MODEL.TOOD and cfg.MODEL.RESNETS.DEPTH == 18
     assert "MODEL.TOOD.REPORT" in caplog.text
+
+
+def test_a_written_config_can_be_moved(tmp_path):
+    ours = read_config_file(get_config_file("demo_shapes"))
+    path = tmp_path / "a.yaml"
+    changed, text = override_config_file(ours, str(path), {"SOLVER.MAX_ITER": 7})
+    assert text == "_BASE_: demo_shapes.yaml\nSOLVER:\n  MAX_ITER: 7\n"
+    path.write_text(text)
+    assert read_config_file(str(path)) == changed
+
+    other, plan = tmp_path / "other.yaml", tmp_path / "plan.yaml"
+    other.write_text("_BASE_: demo_shapes.yaml\nSOLVER: {BASE_LR: 0.5}")
+    values = {"SOLVER.MAX_ITER": 7, "INPUT.MIN_SIZE_TRAIN": (64,)}
+    changed, text = override_config_file(read_config_file(str(other)), str(plan), values)
+    other.unlink()
+    plan.write_text(text)
+    assert "_BASE_" not in text
+    assert load_config(str(plan)).dump() == load_config(changed).dump()
+    assert load_config(str(plan)).SOLVER.BASE_LR == 0.5
+
+
+def test_a_base_beside_the_config_comes_before_ours(tmp_path):
+    (tmp_path / "demo_shapes.yaml").write_text("SOLVER: {MAX_ITER: 3}")
+    (tmp_path / "a.yaml").write_text("_BASE_: demo_shapes.yaml")
+    assert read_config_file(str(tmp_path / "a.yaml")).content == {"SOLVER": {"MAX_ITER": 3}}

@@ -11,11 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 import bootstrap
-import bootstrap_detectron2
-import bootstrap_pip
 import pytest
-from bootstrap_pip import BootstrapError
 from conftest import ROOT
+
+from tood.app.setup import detectron2_wheel, packages, run_pip
+from tood.utils.errors import UserError
 
 TOOL = str(ROOT / "tools" / "bootstrap.py")
 
@@ -28,7 +28,7 @@ def one_sentence(error):
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 8)])
 def test_python_too_old(version):
-    with pytest.raises(BootstrapError) as error:
+    with pytest.raises(SystemExit) as error:
         bootstrap.check_python(version)
     assert f"This is Python {version[0]}.{version[1]}" in one_sentence(error)
 
@@ -40,11 +40,11 @@ def test_python_new_enough():
 
 def test_disk_too_small(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage._replace(free=9 * 2**30))
-    bootstrap.check_disk(str(tmp_path))
-    monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: usage._replace(free=2**30))
-    with pytest.raises(BootstrapError) as error:
-        bootstrap.check_disk(str(tmp_path))
+    monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: usage._replace(free=9 * 2**30))
+    packages.check_disk(str(tmp_path))
+    monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: usage._replace(free=2**30))
+    with pytest.raises(UserError) as error:
+        packages.check_disk(str(tmp_path))
     assert f"{tmp_path} has 1.0 GB free" in one_sentence(error)
 
 
@@ -77,24 +77,24 @@ def test_disk_too_small(tmp_path, monkeypatch):
     ],
 )
 def test_failures_of_pip_are_explained(output, says):
-    sentence = bootstrap_pip.explain(output)
+    sentence = run_pip.explain(output)
     assert says in sentence and "\n" not in sentence
 
 
 def test_failing_pip_is_explained_and_not_hidden():
     script = "print('[Errno 28] No space left on device'); raise SystemExit(1)"
-    with pytest.raises(BootstrapError, match="no disk space left"):
-        bootstrap_pip.run_pip([sys.executable, "-c", script])
-    bootstrap_pip.run_pip([sys.executable, "-c", "print('fine')"])
+    with pytest.raises(UserError, match="no disk space left"):
+        run_pip.run_pip([sys.executable, "-c", script])
+    run_pip.run_pip([sys.executable, "-c", "print('fine')"])
 
 
 @pytest.mark.slow
 def test_torch_and_torchvision_that_do_not_go_together(monkeypatch):
-    bootstrap.check_torch(sys.executable)
+    packages.check_torch(sys.executable)
     failing = "raise RuntimeError('operator torchvision::nms does not exist')"
-    monkeypatch.setattr(bootstrap, "TORCH_CHECK", failing)
-    with pytest.raises(BootstrapError) as error:
-        bootstrap.check_torch(sys.executable)
+    monkeypatch.setattr(packages, "TORCH_CHECK", failing)
+    with pytest.raises(UserError) as error:
+        packages.check_torch(sys.executable)
     message = one_sentence(error)
     assert "torch 2." in message and "torchvision 0." in message
     assert "do not go together" in message and "torchvision::nms" in message
@@ -105,17 +105,17 @@ def test_edits_change_exactly_what_they_name(tmp_path):
     file.parent.mkdir()
     file.write_text("from detectron2 import _C\nx = np.bool(1) + np.int(2) + np.int64(3)\n")
     edits = [
-        ("layers/a.py", *bootstrap_detectron2._OPTIONAL_EXTENSION, 1),
-        ("layers/a.py", *bootstrap_detectron2._NUMPY_ALIASES, 2),
+        ("layers/a.py", *detectron2_wheel._OPTIONAL_EXTENSION, 1),
+        ("layers/a.py", *detectron2_wheel._NUMPY_ALIASES, 2),
     ]
-    bootstrap_detectron2.apply_edits(str(tmp_path), edits)
+    detectron2_wheel.apply_edits(str(tmp_path), edits)
     text = file.read_text()
     assert "x = bool(1) + int(2) + np.int64(3)\n" in text
     assert "except ImportError" in text
     compile(text, "a.py", "exec")
 
-    with pytest.raises(BootstrapError) as error:
-        bootstrap_detectron2.apply_edits(str(tmp_path), edits[1:])  # nothing left to change
+    with pytest.raises(UserError) as error:
+        detectron2_wheel.apply_edits(str(tmp_path), edits[1:])  # nothing left to change
     assert "layers/a.py" in one_sentence(error) and "0 times instead of 2" in str(error.value)
 
 
@@ -131,7 +131,7 @@ def detectron2_version():
 )
 def test_edited_files_are_in_the_installed_wheel():
     package = Path(metadata.distribution("detectron2").locate_file("detectron2"))
-    for name, old, new, _ in bootstrap_detectron2.EDITS:
+    for name, old, new, _ in detectron2_wheel.EDITS:
         text = (package / name).read_text()
         compile(text, name, "exec")
         if isinstance(old, re.Pattern):
@@ -146,7 +146,7 @@ def test_archive_is_unpacked(tmp_path):
         info = tarfile.TarInfo("top/setup.py")
         info.size = 5
         tar.addfile(info, io.BytesIO(b"x = 1"))
-    folder = bootstrap_detectron2.unpack(str(archive), str(tmp_path / "out"))
+    folder = detectron2_wheel.unpack(str(archive), str(tmp_path / "out"))
     assert folder == str(tmp_path / "out" / "top")
 
 
@@ -158,11 +158,11 @@ def test_wheel_says_what_it_is(tmp_path):
     configs = tmp_path / "source" / "detectron2" / "model_zoo" / "configs"
     configs.mkdir()
     (configs / "a.yaml").write_text("VERSION: 2\n")
-    script = tmp_path / "source" / bootstrap_detectron2.SCRIPT
+    script = tmp_path / "source" / detectron2_wheel.SCRIPT
     script.parent.mkdir()
     script.write_text("#!/usr/bin/env python\n")
     pytest.importorskip("setuptools", minversion="70.1")  # builds the wheel without an index
-    wheel = bootstrap_detectron2.build_wheel(
+    wheel = detectron2_wheel.build_wheel(
         sys.executable, str(tmp_path / "source"), str(tmp_path / "wheels")
     )
     assert wheel.endswith("detectron2-0.6+compat-py3-none-any.whl")
@@ -200,9 +200,7 @@ def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
     assert bootstrap.set_up(str(venv)) == str(venv / "bin" / "python")
     before = bootstrap.fingerprint()
     root = tmp_path / "moved"  # another checkout, of the same content
-    (root / "tools").mkdir(parents=True)
-    for name in ("tools/bootstrap.py", "tools/bootstrap_detectron2.py", "tools/bootstrap_pip.py"):
-        shutil.copy(ROOT / name, root / name)
+    root.mkdir()
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     monkeypatch.setattr(bootstrap, "ROOT", str(root))
@@ -225,7 +223,7 @@ def test_another_python_gets_an_environment_of_its_own(tmp_path, monkeypatch):
 
 def test_folder_of_something_else_is_not_erased(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(BootstrapError, match="not a virtual environment"):
+    with pytest.raises(UserError, match="not a virtual environment"):
         bootstrap.make_venv(str(tmp_path))
     assert (tmp_path / "thesis.txt").exists()
 
@@ -236,10 +234,10 @@ def test_packages_of_the_chosen_python_are_shared(tmp_path):
     venv = tmp_path / "venv"
     python = str(venv / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    assert not bootstrap.has_module(python, "torch")
+    assert not packages.has_module(python, "torch")
     bootstrap.share_packages(str(venv), python)
-    assert bootstrap.has_module(python, "torch")
-    assert bootstrap.has_module(python, "detectron2")
+    assert packages.has_module(python, "torch")
+    assert packages.has_module(python, "detectron2")
 
 
 def test_command_line_reports_and_fails(tmp_path):

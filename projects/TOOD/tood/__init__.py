@@ -14,6 +14,7 @@ silence_libraries()
 _APP = {
     "check": "tood.app.check",
     "convert": "tood.app.convert.command",
+    "demo": "tood.app.demo",
     "draw": "tood.app.draw",
     "evaluate": "tood.app.evaluate",
     "explain": "tood.app.explain",
@@ -21,6 +22,7 @@ _APP = {
     "load": "tood.app.trained",
     "predict": "tood.app.predict",
     "report": "tood.app.report.make",
+    "setup": "tood.app.setup.command",
     "train": "tood.app.train",
     "UserError": "tood.utils.errors",
 }

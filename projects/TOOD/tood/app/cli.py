@@ -26,12 +26,16 @@ From a folder of photographs to a detector:
   tood export MODEL --output FILE    ONNX, TorchScript or an exported program
   tood convert DATA --output FOLDER  any format to COCO's
 
+  tood demo                          train on drawn shapes, a few minutes
+  tood setup                         install PyTorch and Detectron2, where they are missing
+
 DATA is a folder or a file: COCO JSON (of Roboflow, CVAT, Label Studio as well), YOLO, Pascal VOC,
 LabelMe or CSV; FOLDER:train names one of its parts. MODEL is a training's output folder, a
 checkpoint in it, or the name of a released model. Each command has --help.
 """
 
 
+NEEDED = ("torch", "torchvision", "detectron2", "cv2")  # by setup
 FORMATS = ("coco", "yolo", "voc", "labelme")
 
 
@@ -157,6 +161,14 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     _add_overwrite(parser)
 
 
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="FOLDER", help="default: output/demo")
+
+
+def add_setup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="list what would be installed")
+
+
 # Each is the function of its name in the package.
 COMMANDS: Dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "check": add_check,
@@ -168,6 +180,8 @@ COMMANDS: Dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "explain": add_explain,
     "export": add_export,
     "convert": add_convert,
+    "demo": add_demo,
+    "setup": add_setup,
 }
 
 
@@ -237,7 +251,12 @@ def run(name: str, argv: Sequence[str]) -> None:
         args["options"] = overrides
     positional = [a.dest for a in parser._actions if not a.option_strings and a.dest in args]
     values = [args.pop(dest) for dest in positional]
-    result = get_function(name)(*values, **args)
+    try:
+        result = get_function(name)(*values, **args)
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        raise UserError(f"{error.name} is not installed; tood setup installs it.") from error
     print(result)
     if getattr(result, "error", ""):
         raise UserError(result.error)

@@ -9,6 +9,7 @@ import detectron2
 import yaml
 
 from tood.config.check import known_keys
+from tood.config.zoo import CONFIGS
 from tood.utils.errors import UserError, format_reason
 
 # Its own configs may contain a computed list (Base-RetinaNet.yaml), and are as good as its code.
@@ -64,21 +65,30 @@ def _read_with_base(path: str, typed: Set[str], before: Tuple[str, ...] = ()) ->
     for base in [bases] if isinstance(bases, str) else bases:
         if not isinstance(base, str):
             raise UserError(f"_BASE_ in {path} is {base!r}; it must be the name of a file.")
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        if not os.path.isfile(base):
-            raise UserError(f"The config file {path} needs {base} (_BASE_), which does not exist.")
-        _merge(_read_with_base(base, typed, (*before, real)), merged)
+        _merge(_read_with_base(_find_base(path, base), typed, (*before, real)), merged)
     _merge(content, merged)
     if os.path.basename(path) != BASE:
         typed.update(known_keys(content))
     return merged
 
 
+def _find_base(path: str, base: str) -> str:
+    """Return the path of a config's base: relative to the config, or else of this project."""
+    file = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+    if not os.path.isfile(file) and os.path.basename(base) == base:
+        ours = str(CONFIGS / base)
+        file = ours if os.path.isfile(ours) else file
+    if not os.path.isfile(file):
+        raise UserError(f"The config file {path} needs {file} (_BASE_), which does not exist.")
+    return file
+
+
 def override_config_file(
     base: ConfigFile, path: str, options: Dict[str, object]
 ) -> Tuple[ConfigFile, str]:
-    """Return a config that differs from another one by some values, and the text of its file,
-    whose ``_BASE_`` is the other one.
+    """Return a config that differs from another one by some values, and the text of its file. Its
+    ``_BASE_`` names one of this project's configs, which any installation has; of another file, it
+    contains the values, so that it can be moved to another machine.
 
     Args:
         path: of the new file, which is not written here.
@@ -91,11 +101,11 @@ def override_config_file(
         for step in steps:
             place = place.setdefault(step, {})
         place[last] = _as_lists(value)
-    text = yaml.safe_dump(
-        {"_BASE_": os.path.abspath(base.path), **nested}, sort_keys=False, allow_unicode=True
-    )
     content = copy.deepcopy(base.content)
     _merge(nested, content)
+    is_ours = os.path.realpath(os.path.dirname(base.path)) == os.path.realpath(CONFIGS)
+    written = {"_BASE_": os.path.basename(base.path), **nested} if is_ours else content
+    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
     return ConfigFile(path, content, base.typed | set(options)), text
 
 

@@ -40,6 +40,15 @@ RELEASED_MODELS = {
 }
 
 
+def _find_configs() -> Path:
+    here = Path(__file__).resolve().parents[1]
+    installed, checkout = here / "configs", here.parents[2] / "configs"
+    return installed if installed.is_dir() else checkout
+
+
+CONFIGS = _find_configs()  # the folder of this project's configs
+
+
 def get_config_file(name: str) -> str:
     """Return the path of a config of this project.
 
@@ -50,10 +59,9 @@ def get_config_file(name: str) -> str:
     Raises:
         UserError: for an unknown name; lists the known ones.
     """
-    folder = _config_folder()
-    path = folder / "lazy" / name if name.endswith(".py") else folder / f"{name}.yaml"
+    path = CONFIGS / "lazy" / name if name.endswith(".py") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem[:4] != "Base")
+        known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem[:4] != "Base")
         raise UserError(f"There is no config named {name!r}; there are {', '.join(known)}.")
     return str(path)
 
@@ -80,9 +88,3 @@ def differing_options(name: str, options: Mapping[str, object]) -> List:
     """Return KEY, VALUE, ... of the options whose values differ from those of a config."""
     cfg = get_config(name)
     return [x for key, value in options.items() if get_key(cfg, key) != value for x in (key, value)]
-
-
-def _config_folder() -> Path:
-    here = Path(__file__).resolve().parents[1]
-    installed, checkout = here / "configs", here.parents[2] / "configs"
-    return installed if installed.is_dir() else checkout

@@ -52,6 +52,29 @@ def draw_scene(
     return image.resize((size, size), Image.Resampling.BOX), objects
 
 
+def write_shapes(
+    folder: str,
+    num_train: int,
+    num_val: int,
+    *,
+    size: int = 128,
+    seed: int = 0,
+    crowded: bool = False,
+) -> List[str]:
+    """Write two data sets, ``folder/train`` and ``folder/val``, by :func:`write_shapes_dataset`.
+
+    Returns:
+        paths of the annotation files.
+    """
+    # Two streams of one seed: the val images do not depend on how many there are to train on.
+    return [
+        write_shapes_dataset(
+            os.path.join(folder, part), num_images, 2 * seed + i, size, crowded=crowded
+        )
+        for i, (part, num_images) in enumerate((("train", num_train), ("val", num_val)))
+    ]
+
+
 def write_shapes_dataset(
     folder: str, num_images: int, seed: int, size: int = 128, *, crowded: bool = False
 ) -> str:

@@ -1,14 +1,15 @@
-"""Part of the set-up (``bootstrap.py``): a pure-Python wheel of Detectron2 v0.6, from the source
-distribution on the package index, with the edits that today's libraries need. Standard library
-only; docs/setup.md has the reasons.
+"""A pure-Python wheel of Detectron2 v0.6, from the source distribution on the package index, with
+the edits that today's libraries need. Standard library only; docs/setup.md has the reasons.
 """
 
 import os
 import re
 import tarfile
 import tempfile
+from typing import Sequence, Tuple
 
-from bootstrap_pip import BootstrapError, pip_install, run, run_pip, say
+from tood.app.setup.run_pip import pip_install, run, run_pip, say
+from tood.utils.errors import UserError
 
 # Detectron2's own Python files of tag v0.6, packaged by somebody without its C++ sources.
 SDIST = "pb1-detectron2==0.6"
@@ -105,29 +106,30 @@ EDITS = [
 ]
 
 
-def install_detectron2(python):
+def install_detectron2(python: str) -> None:
+    """Make the wheel, and install it for a Python."""
     say("Making a pure-Python wheel of Detectron2 v0.6 ...")
     pip_install(python, ["setuptools>=70.1", "wheel"])
     with tempfile.TemporaryDirectory() as tmp:
         source = unpack(download_sdist(python, tmp), os.path.join(tmp, "source"))
         apply_edits(os.path.join(source, "detectron2"), EDITS)
         wheel = build_wheel(python, source, os.path.join(tmp, "wheel"))
-        say("Installing {0} and what it needs ...".format(os.path.basename(wheel)))
+        say(f"Installing {os.path.basename(wheel)} and what it needs ...")
         pip_install(python, [wheel])
 
 
-def download_sdist(python, folder):
+def download_sdist(python: str, folder: str) -> str:
     """Return the path of the archive; pip checks its hash before it runs its code."""
     requirements = os.path.join(folder, "requirements.txt")
     with open(requirements, "w") as f:
-        f.write("{0} --hash=sha256:{1}\n".format(SDIST, SDIST_SHA256))
+        f.write(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
     command = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-    run_pip(pip_for_sdist(python, folder) + command + ["-r", requirements, "-d", folder])
+    run_pip([*pip_for_sdist(python, folder), *command, "-r", requirements, "-d", folder])
     (archive,) = [name for name in os.listdir(folder) if name.endswith(".tar.gz")]
     return os.path.join(folder, archive)
 
 
-def pip_for_sdist(python, folder):
+def pip_for_sdist(python: str, folder: str):
     """Return the command of a pip that still downloads the source distribution."""
     version = run([python, "-m", "pip", "--version"]).stdout.split()[1]
     if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < (26, 1):
@@ -137,7 +139,7 @@ def pip_for_sdist(python, folder):
     return [python, os.path.join(target, "pip")]
 
 
-def unpack(archive, folder):
+def unpack(archive: str, folder: str) -> str:
     """Return the path of the one folder at the top of the archive."""
     with tarfile.open(archive) as tar:
         # Pythons without the filter trust the archive, whose hash is known.
@@ -147,8 +149,8 @@ def unpack(archive, folder):
     return os.path.join(folder, top)
 
 
-def apply_edits(package, edits):
-    """Apply edits like ``EDITS`` to a package's folder; raise BootstrapError if one fails."""
+def apply_edits(package: str, edits: Sequence[Tuple]) -> None:
+    """Apply edits like ``EDITS`` to a package's folder; raise UserError if one fails."""
     for name, old, new, expected in edits:
         path = os.path.join(package, *name.split("/"))
         with open(path, encoding="utf-8") as f:
@@ -158,15 +160,15 @@ def apply_edits(package, edits):
         else:
             text, count = old.subn(new, text)
         if count != expected:
-            raise BootstrapError(
-                "Detectron2's {0} has {1!r} {2} times instead of {3}: this is not the v0.6 that "
-                "the compatibility edits are made for.".format(name, old, count, expected)
+            raise UserError(
+                f"Detectron2's {name} has {old!r} {count} times instead of {expected}: this is not "
+                "the v0.6 that the compatibility edits are made for."
             )
         with open(path, "w", encoding="utf-8") as f:
             f.write(text)
 
 
-def build_wheel(python, source, folder):
+def build_wheel(python: str, source: str, folder: str) -> str:
     """Return the path of a wheel of Detectron2 without its extension, whose version says so."""
     for name in ("setup.cfg", "pyproject.toml"):
         if os.path.exists(os.path.join(source, name)):

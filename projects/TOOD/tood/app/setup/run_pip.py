@@ -1,12 +1,13 @@
-"""Part of the set-up (``bootstrap.py``): running pip, and explaining its failures in one sentence.
-Standard library only.
-"""
+"""Run pip, and explain its failures in one sentence. Standard library only."""
 
 import os
 import re
 import subprocess
 import sys
 import time
+from typing import Sequence
+
+from tood.utils.errors import UserError
 
 # Patterns in pip's output and their meanings, of which the first that matches is reported.
 FAILURES = [
@@ -35,18 +36,14 @@ FAILURES = [
 ]
 
 
-class BootstrapError(Exception):
-    """An error and its remedy, in one sentence for the user."""
+def pip_install(python: str, packages: Sequence[str]) -> None:
+    run_pip([python, "-m", "pip", "install", *packages])
 
 
-def pip_install(python, packages):
-    run_pip([python, "-m", "pip", "install"] + packages)
-
-
-def run_pip(command):
-    """Run pip and print its large downloads; raise BootstrapError if it fails."""
+def run_pip(command: Sequence[str]) -> None:
+    """Run pip and print its large downloads; raise UserError if it fails."""
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen(command, env=environment, **pipes)
     output = []
     for line in process.stdout:
@@ -55,10 +52,10 @@ def run_pip(command):
         if re.search(r"Downloading .*\(\d{2,}[.\d]* MB\)|Successfully installed", line):
             print("    " + line.strip()[:100], flush=True)
     if process.wait() != 0:
-        raise BootstrapError(explain("".join(output)))
+        raise UserError(explain("".join(output)))
 
 
-def explain(output):
+def explain(output: str) -> str:
     """Return what a failure of pip means, by its output, in one sentence."""
     for pattern, sentence in FAILURES:
         match = re.search(pattern, output)
@@ -67,19 +64,17 @@ def explain(output):
                 match=match.group(match.lastindex or 0), python=sys.version.split()[0]
             )
     errors = [line for line in output.splitlines() if "error" in line.lower()]
-    return "pip failed: {0}".format(last_line("\n".join(errors) or output))
+    return f"pip failed: {last_line(chr(10).join(errors) or output)}"
 
 
-def run(command, **kwargs):
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **kwargs
-    )
+def run(command: Sequence[str], **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
 
 
-def last_line(text):
+def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
 
 
-def say(message):
-    print("[{0}] {1}".format(time.strftime("%H:%M:%S"), message), flush=True)
+def say(message: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)

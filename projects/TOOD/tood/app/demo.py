@@ -1,0 +1,59 @@
+"""The demo: draw a data set of shapes, train a small detector on it from scratch, evaluate, draw,
+report.
+"""
+
+import dataclasses
+import os
+import shlex
+import time
+
+from tood.app.train import train
+from tood.app.trained import Trained
+from tood.data.shapes import write_shapes
+from tood.utils.arguments import accept_paths
+
+CONFIG = "demo_shapes"
+NUM_TRAIN, NUM_VAL = 500, 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """The trained detector, and how long it took."""
+
+    trained: Trained
+    seconds: float
+
+    def __str__(self) -> str:
+        folder = shlex.quote(self.trained.folder)
+        return f"""\
+The demo took {self.seconds:.0f} s. AP {self.trained.metrics.get("AP", 0):.1f}; look at
+  {self.trained.folder}/predictions.png
+  {self.trained.report}
+  tensorboard --logdir {folder}
+Your own photographs, in a folder with boxes in any format:
+  tood check PHOTOS/    what they contain, and what is wrong with them
+  tood train PHOTOS/    a detector of them
+  tood predict output/PHOTOS NEW_PHOTOS/"""
+
+
+@accept_paths("output")
+def demo(*, output: str = "output/demo") -> Demo:
+    """Train a small detector on drawn shapes, in a few minutes on two CPU cores.
+
+    Args:
+        output: folder of the data set (in shapes/) and of the training.
+
+    Raises:
+        UserError: for a folder that cannot be used.
+
+    Example::
+
+        print(tood.demo(output="output/demo"))
+    """
+    start = time.time()
+    shapes = os.path.join(output, "shapes")
+    print(f"Drawing {NUM_TRAIN} + {NUM_VAL} images of shapes ...", flush=True)
+    write_shapes(shapes, NUM_TRAIN, NUM_VAL)
+    print(f"$ tood train {shlex.quote(shapes)} --config-file {CONFIG} --output {output}")
+    trained = train(shapes, config=CONFIG, output=output)
+    return Demo(trained, time.time() - start)
