@@ -2,7 +2,13 @@
 builds are right depends on the machine. On a machine without them: ``make demo``.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+PACKAGE = Path(__file__).parent / "projects" / "TOOD" / "tood" / "__init__.py"
+VERSION = re.search(r'__version__ = "(.+?)"', PACKAGE.read_text(encoding="utf-8"))[1]
 
 # For ONNX; the other formats are PyTorch's own.
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
@@ -12,7 +18,7 @@ TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *TIMM]
 
 setup(
     name="tood-detectron2",
-    version="0.1.0",
+    version=VERSION,
     description="TOOD: Task-aligned One-stage Object Detection, for Detectron2",
     license="Apache-2.0",
     packages=[*find_packages("projects/TOOD"), "tood.configs"],

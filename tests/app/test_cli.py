@@ -1,5 +1,6 @@
 """The program ``tood`` and the functions of the package: one is argparse around the others."""
 
+import importlib.metadata
 import inspect
 import json
 import os
@@ -24,7 +25,12 @@ def test_help_and_unknown_commands(capsys):
     assert all(f"tood {name} " in usage for name in cli.COMMANDS)
     assert cli.main([]) == 2
     assert cli.main(["trian"]) == 2
-    assert "trian is not a command; the commands are check, train" in capsys.readouterr().err
+    assert "trian is not a command of tood; did you mean train?" in capsys.readouterr().err
+    assert cli.main(["quux"]) == 2
+    assert "; the commands are check, train," in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+    version = importlib.metadata.version("tood-detectron2")
+    assert capsys.readouterr().out == f"tood {tood.__version__}\n" == f"tood {version}\n"
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["check", "photos"]])
@@ -97,8 +103,10 @@ def test_mistakes_of_a_command_line(photo_folder, capsys):
     )
     assert "write x,y,width,height" in app_error("explain", "m", "a.jpg", "1,2,a,b")
     with pytest.raises(SystemExit):
-        cli.main(["train", "photos", "--epo", "2"])  # no abbreviations
-    assert "--epo" in capsys.readouterr().err
+        cli.main(["train", "photos", "--epochs"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: tood train: argument --epochs: expected one argument;")
+    assert error.endswith("tood train --help lists what it takes.\n")
 
 
 def test_functions_take_paths(photo_folder, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tood.config.build import check_builds
-from tood.config.check import RANGES, check_config, get_key, known_keys, nearest_key
+from tood.config.check import RANGES, check_config, get_key, known_keys
 from tood.config.options import get_training_ranges
 from tood.config.read import load_config, run_options
 from tood.config.unread import UNREAD
@@ -15,6 +15,7 @@ from tood.data.datasets import prepare_datasets
 from tood.engine import train as engine_train
 from tood.utils.arguments import split_overrides
 from tood.utils.errors import UserError
+from tood.utils.suggest import suggest
 
 
 def with_value(cfg, key, value):
@@ -62,9 +63,10 @@ def test_groups_of_deformable_convolutions(tiny_cfg):
 
 def test_nearest_key(tiny_cfg):
     assert {"MODEL", "MODEL.TOOD", "MODEL.TOOD.TAL_TOPK"} <= set(known_keys(tiny_cfg))
-    assert nearest_key(tiny_cfg, "MODEL.TOOD.TAL_TOP_K") == "MODEL.TOOD.TAL_TOPK"
-    assert nearest_key(tiny_cfg, "MODEL.TODD.NUM_CLASSES") == "MODEL.TOOD.NUM_CLASSES"
-    assert nearest_key(tiny_cfg, "banana") is None
+    keys = known_keys(tiny_cfg)
+    assert suggest("MODEL.TOOD.TAL_TOP_K", keys) == "; did you mean MODEL.TOOD.TAL_TOPK?"
+    assert suggest("MODEL.TODD.NUM_CLASSES", keys) == "; did you mean MODEL.TOOD.NUM_CLASSES?"
+    assert suggest("banana", keys) == ""
 
 
 @pytest.mark.parametrize("where", ["file", "option"])

@@ -8,6 +8,8 @@ import importlib
 
 from tood.utils.quiet import silence_libraries
 
+__version__ = "0.1.0"  # setup.py reads it
+
 silence_libraries()
 
 # The app: typed functions, which are also the commands of the program ``tood``.

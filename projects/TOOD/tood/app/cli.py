@@ -5,12 +5,14 @@ The functions are imported when they are called: ``tood --help`` needs no PyTorc
 
 import argparse
 import sys
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, NoReturn, Optional, Sequence
 
 import tood
+from tood.app.habits import Words, refuse_unknown
 from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import expand_home, protect_numbers, split_overrides
 from tood.utils.errors import UserError, run_main
+from tood.utils.suggest import suggest
 
 USAGE = """usage: tood COMMAND ...
 
@@ -227,11 +229,22 @@ def make_parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of a command. What is not typed is not in its result: the function has the
     defaults.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"tood {name}", argument_default=argparse.SUPPRESS, allow_abbrev=False
-    )
+    parser = _Parser(prog=f"tood {name}", argument_default=argparse.SUPPRESS, allow_abbrev=False)
     COMMANDS[name](parser)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one sentence, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message}; {self.prog} --help lists what it takes.\n")
+
+
+def _list_words(parser: argparse.ArgumentParser) -> Words:
+    flags = {flag: a.nargs != 0 for a in parser._actions for flag in a.option_strings}
+    positional = {str(a.metavar) for a in parser._actions if not a.option_strings}
+    return Words(parser.prog, flags, positional, takes_keys=bool(parser.epilog))
 
 
 def run(name: str, argv: Sequence[str]) -> None:
@@ -242,8 +255,9 @@ def run(name: str, argv: Sequence[str]) -> None:
     """
     parser = make_parser(name)
     argv, overrides = split_overrides(argv)
-    # Flags may stand between the names of images.
     argv = [protect_numbers(expand_home(x)) for x in argv]
+    refuse_unknown(_list_words(parser), argv)
+    # Flags may stand between the names of images.
     args = vars(parser.parse_intermixed_args(argv))
     if overrides:
         if not parser.epilog:
@@ -268,10 +282,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"tood {tood.__version__}")
+        return 0
     name, *rest = argv
     if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        print(f"error: {name} is not a command; the commands are {known}.", file=sys.stderr)
+        hint = suggest(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}."
+        print(f"error: {name} is not a command of tood{hint}", file=sys.stderr)
         return 2
     hint = "; the same command with --resume continues" if name == "train" else ""
     run_main(lambda: run(name, rest), stopped=f"stopped{hint}.")

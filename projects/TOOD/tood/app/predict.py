@@ -31,6 +31,7 @@ from tood.utils.files import check_folder, check_image_output, write_image
 from tood.utils.files import write_json as write_json_file
 from tood.utils.folders import is_drawing, walk_folders
 from tood.utils.reading import open_at_once
+from tood.utils.suggest import suggest_path
 
 try:
     import cv2
@@ -203,7 +204,8 @@ def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tup
             paths = _glob(pattern, skipped) if not is_path else {_real(pattern): pattern}
         if not paths:
             note = _note(below, found, skipped)
-            raise UserError(f"There is no image or video at {pattern}.{note}")
+            hint = suggest_path(pattern) if not note and not os.path.exists(pattern) else ""
+            raise UserError(f"There is no image or video at {pattern}{hint or '.'}{note}")
         found.update({key: path for key, path in paths.items() if key not in found})
     return list(found.values()), _note(below, found, skipped)
 

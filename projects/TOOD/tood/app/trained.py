@@ -10,6 +10,7 @@ from tood.inference.thresholds import find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in, read_tensors
+from tood.utils.suggest import suggest, suggest_path
 
 # In order of preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
@@ -187,7 +188,14 @@ def _find_released(model: str, config: str) -> Trained:
         if model in RELEASED_MODELS:
             folder = os.path.join("output", model)
             return Trained(config or get_config_file(model), f"{RELEASED}{model}", folder)
-    raise UserError(f"No checkpoint or output folder at {model}; name another one.")
+    hint = suggest_path(model) or _suggest_released(model) or "; name another one."
+    raise UserError(f"No checkpoint or output folder at {model}{hint}")
+
+
+def _suggest_released(model: str) -> str:
+    from tood.config.zoo import RELEASED_MODELS  # needs PyTorch
+
+    return suggest(model, RELEASED_MODELS)
 
 
 def read_predictor(trained: Trained, val_data: str = "", options: Sequence[str] = ()):

@@ -1,7 +1,6 @@
 """Checks of a config before anything is built from it; each mistake is one sentence."""
 
-import difflib
-from typing import Dict, List, Optional
+from typing import Dict, List
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +12,7 @@ from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
 from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
 from tood.utils.errors import UserError
+from tood.utils.suggest import suggest
 
 LARGEST = 2**63
 POSITIVE = Range(0, above_low=True)
@@ -232,10 +232,8 @@ def _check_levels(cfg: CfgNode) -> None:
     backbones = [name for name, _ in BACKBONE_REGISTRY]
     backbone = cfg.MODEL.BACKBONE.NAME
     if backbone not in backbones:
-        close = difflib.get_close_matches(backbone, backbones, n=1, cutoff=0)
-        raise UserError(
-            f"There is no backbone {backbone!r} (MODEL.BACKBONE.NAME); did you mean {close[0]}?"
-        )
+        hint = suggest(backbone, backbones, cutoff=0)
+        raise UserError(f"There is no backbone {backbone!r} (MODEL.BACKBONE.NAME){hint}")
     timm = cfg.MODEL.TIMM.NAME
     if bool(timm) != (backbone == "build_timm_fpn_backbone"):
         raise UserError(
@@ -264,12 +262,6 @@ def known_keys(cfg: Dict, prefix: str = "") -> List[str]:
         if isinstance(value, dict):
             keys += known_keys(value, f"{prefix}{name}.")
     return keys
-
-
-def nearest_key(cfg: CfgNode, key: str) -> Optional[str]:
-    """Return the known key that an unknown one was probably meant to be, or None."""
-    close = difflib.get_close_matches(key, known_keys(cfg), n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 def get_key(cfg: CfgNode, key: str):

@@ -14,7 +14,6 @@ from tood.config.check import (
     check_nothing_removed,
     get_key,
     known_keys,
-    nearest_key,
     refuse_huge,
 )
 from tood.config.defaults import add_tood_config
@@ -31,6 +30,7 @@ from tood.config.unread import check_unread
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError, format_reason
+from tood.utils.suggest import suggest
 from tood.utils.tiles import TileOptions
 
 logger = logging.getLogger(__name__)
@@ -199,13 +199,11 @@ def merge_options(
     except Exception as error:  # of many kinds
         reason = format_reason(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
-        nearest = nearest_key(cfg, unknown[1]) if unknown else None
+        hint = suggest(unknown[1], known_keys(cfg)) if unknown else ""
         where = "An option"
         if config_file is not None and config_file.path:
             where = f"The config file {config_file.path} or an option after it"
-        raise UserError(
-            f"{where} is wrong: {reason}" + (f"; did you mean {nearest}?" if nearest else ".")
-        ) from error
+        raise UserError(f"{where} is wrong: {reason}{hint or '.'}") from error
     refuse_huge(cfg)
 
 

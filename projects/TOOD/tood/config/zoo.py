@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from tood.config.check import get_key
 from tood.config.defaults import add_tood_config
 from tood.utils.errors import UserError
+from tood.utils.suggest import suggest, suggest_path
 
 
 class ReleasedModel(NamedTuple):
@@ -62,7 +63,8 @@ def get_config_file(name: str) -> str:
     path = CONFIGS / "lazy" / name if name.endswith(".py") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem[:4] != "Base")
-        raise UserError(f"There is no config named {name!r}; there are {', '.join(known)}.")
+        hint = suggest_path(name) or suggest(name, known) or f"; there are {', '.join(known)}."
+        raise UserError(f"There is no config named {name!r}{hint}")
     return str(path)
 
 

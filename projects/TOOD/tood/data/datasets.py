@@ -2,7 +2,6 @@
 contain beside Detectron2's registered names (:mod:`tood.data.entries`).
 """
 
-import difflib
 import logging
 import os
 from typing import Dict, List, NamedTuple, Optional, Sequence
@@ -32,6 +31,7 @@ from tood.data.check import (
 )
 from tood.data.entries import OwnData, parse_own_data
 from tood.utils.errors import UserError
+from tood.utils.suggest import suggest
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +125,9 @@ def _find_registered(name: str) -> Optional[OwnData]:
                 f"{name} is not a file in COCO's format; write such files by tood convert {name} "
                 "--output FOLDER, and name them as FILE.json:IMAGES."
             )
-        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = suggest(name, DatasetCatalog.list()) or "."
         raise UserError(
-            f"There is no data set named {name!r}; {hint}Other data are named by their file, as "
+            f"There is no data set named {name!r}{hint} Other data are named by their file, as "
             "ANNOTATIONS.json:IMAGES."
         )
     metadata = MetadataCatalog.get(name)

@@ -19,6 +19,7 @@ from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, format_reason
 from tood.utils.reading import parse_number
+from tood.utils.suggest import suggest_path
 from tood.utils.tiles import TileOptions
 
 # Required metadata, and their types.
@@ -66,7 +67,7 @@ class ExportedFile:
                 + "."
             )
         if not os.path.isfile(path):
-            raise UserError(f"The file {path} does not exist.")
+            raise UserError(f"The file {path} does not exist{suggest_path(path) or '.'}")
         self.path, self.runtime = path, runtime or known[0]
         try:
             self._run, self.metadata = RUNTIMES[self.runtime][1](path)

@@ -39,6 +39,7 @@ def parse_arguments(
         UserError: for a flag among the overrides of the config, which would swallow it.
     """
     argv = sys.argv[1:] if argv is None else argv
+    parser.allow_abbrev = False  # a flag that is not known may begin like another
     args = parser.parse_args([expand_home(str(x)) for x in argv])
     _refuse_flags(getattr(args, "opts", None) or ())
     return args

@@ -20,6 +20,7 @@ from tood.app.convert.yolo import YOLO, label_files
 from tood.utils.errors import UserError
 from tood.utils.folders import MARK, is_output
 from tood.utils.reading import guard_nesting
+from tood.utils.suggest import suggest, suggest_path
 
 FORMATS: List[Format] = [COCO, YOLO, VOC, LABELME, CSV, CVAT]
 ORDER = ("train", "val", "test", "all")
@@ -112,18 +113,23 @@ def _parse(data: str) -> Tuple[str, str, Any]:
         path, images = (x and os.path.expanduser(x) for x in match.groups())
         if not os.path.isfile(path):
             raise UserError(
-                f"The annotation file {path} cannot be read (No such file or directory); check "
-                "its name."
+                f"The annotation file {path} cannot be read (No such file or directory)"
+                f"{suggest_path(path) or '; check its name.'}"
             )
         return path, "", images or os.path.dirname(path) or "."
     path, colon, part = data.rpartition(":")
     path, split = os.path.expanduser(path), {**SPLITS, "all": "all"}.get(part.lower(), "")
+    if colon and not split and os.path.isdir(path) and not os.path.exists(f"{path}:{part}"):
+        known = ", ".join(dict.fromkeys(SPLITS.values()))
+        hint = suggest(part, SPLITS) or f"; parts are called {known}."
+        raise UserError(f"{part!r} is not the name of a part of {path}{hint}")
     if not (colon and split and os.path.exists(path)):
         path, split = os.path.expanduser(data), ""
     if not os.path.isdir(path) and not (_only(path) and os.path.isfile(path)):
         if os.path.isfile(path):
             raise UserError(f"{path} is not a data set; name its folder.")
-        raise UserError(f"There is no folder {path}; name the folder of a data set.")
+        hint = suggest_path(path) or "; name the folder of a data set."
+        raise UserError(f"There is no folder {path}{hint}")
     return path, split, None
 
 

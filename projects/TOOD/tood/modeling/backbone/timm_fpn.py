@@ -1,7 +1,6 @@
 """Any timm model that gives maps of several strides, below the FPN of the released models."""
 
 import contextlib
-import difflib
 import sys
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
 from tood.utils.errors import UserError, format_reason
+from tood.utils.suggest import suggest
 
 STRIDES = (4, 8, 16, 32)  # of the maps that can be used
 # Options that make a transformer accept images of any size.
@@ -232,10 +232,9 @@ def check_name(name: str) -> None:
     """Raise a UserError for a name that timm does not have."""
     timm = import_timm()
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
         raise UserError(
-            f"MODEL.TIMM.NAME is {name!r}, which timm {timm.__version__} does not have; did you "
-            f"mean {close[0]}?"
+            f"MODEL.TIMM.NAME is {name!r}, which timm {timm.__version__} does not have"
+            f"{suggest(name, timm.list_models(), cutoff=0)}"
         )
 
 

@@ -1,0 +1,74 @@
+"""Refuse what other programs call otherwise, and what is misspelt, with the right words."""
+
+import os
+import re
+from typing import Dict, NamedTuple, Sequence, Set
+
+from tood.utils.errors import UserError
+from tood.utils.suggest import suggest
+
+# Flags of other detection frameworks, and what they are called here, if the command has it: a flag,
+# a positional argument, or a key of the config.
+FOREIGN = {
+    **dict.fromkeys(("conf", "conf-thres", "conf-thresh", "confidence"), "--score-threshold"),
+    **dict.fromkeys(("score-thr", "threshold"), "--score-threshold"),
+    **dict.fromkeys(("batch", "batch-size"), "--images-per-step"),
+    **dict.fromkeys(("project", "name", "save-dir", "work-dir", "out", "outdir"), "--output"),
+    **dict.fromkeys(("output-dir", "out-dir"), "--output"),
+    **dict.fromkeys(("exist-ok", "force"), "--overwrite"),
+    **dict.fromkeys(("cfg", "config", "cfg-file"), "--config-file"),
+    **dict.fromkeys(("gpus", "ngpu"), "--num-gpus"),
+    **dict.fromkeys(("val", "val-set"), "--val-data"),
+    **dict.fromkeys(("save-txt", "save-json"), "--save-as"),
+    **dict.fromkeys(("cls", "category"), "--class"),
+    **dict.fromkeys(("data", "dataset", "data-path", "dataset-dir"), "DATA"),
+    **dict.fromkeys(("source", "input", "image", "images"), "IMAGES"),
+    **dict.fromkeys(("model", "weights", "checkpoint", "ckpt"), "MODEL"),
+}
+KEYS = {  # where there is no flag
+    **dict.fromkeys(("workers", "num-workers"), "DATALOADER.NUM_WORKERS"),
+    **dict.fromkeys(("iou", "iou-thres", "nms"), "MODEL.TOOD.NMS_THRESH_TEST"),
+    **dict.fromkeys(("max-det", "max-detections"), "TEST.DETECTIONS_PER_IMAGE"),
+    **dict.fromkeys(("weights", "checkpoint", "pretrained", "load-from"), "MODEL.WEIGHTS"),
+}
+
+
+class Words(NamedTuple):
+    """The words of a command."""
+
+    command: str  # "tood train"
+    flags: Dict[str, bool]  # whether they take a value
+    positional: Set[str]  # as the usage shows them
+    takes_keys: bool  # KEY VALUE options
+
+
+def refuse_unknown(words: Words, argv: Sequence[str]) -> None:
+    """
+    Args:
+        words: of the command.
+        argv: its command line, without KEY VALUE options.
+
+    Raises:
+        UserError: for a flag that the command does not have, or NAME=VALUE in the place of one.
+    """
+    for word in argv[: argv.index("--") if "--" in argv else None]:
+        name, equals, _ = word.partition("=")
+        if re.match(r"--?[A-Za-z]", word) and name not in words.flags:
+            known = translate(words, name)
+            hint = f"; write {known}." if known else suggest(name, words.flags)
+            hint = hint or f"; {words.command} --help lists its flags."
+            raise UserError(f"{words.command} has no flag {name}{hint}")
+        if equals and re.fullmatch(r"[A-Za-z]\w*", name) and not os.path.exists(word):
+            known = translate(words, name) or "flags as --epochs 20"
+            raise UserError(f"{words.command} does not take {word}; write {known}.")
+
+
+def translate(words: Words, name: str) -> str:
+    """Return what to write for a name of other programs, or "" if it is not known."""
+    name = name.lstrip("-").replace("_", "-").lower()
+    flag = f"--{name}" if f"--{name}" in words.flags else FOREIGN.get(name, "")
+    if flag in words.flags:
+        return f"{flag} VALUE" if words.flags[flag] else flag
+    if flag in words.positional:
+        return f"the {flag} without a flag"
+    return f"{KEYS[name]} VALUE at the end" if name in KEYS and words.takes_keys else ""
