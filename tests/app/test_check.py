@@ -60,3 +60,31 @@ def test_data_are_read_again_after_an_evaluation_has_registered_them(photo_folde
         finally:
             DatasetCatalog.remove(name)
         assert (len(read), registered) == ((1, []) if "photos" in name else (0, [name]))
+
+
+def test_the_next_command_follows(photo_folder, tmp_path):
+    assert str(tood.check(photo_folder)).endswith(f"\nNext: tood train {photo_folder}")
+    both = tood.check([str(photo_folder), str(photo_folder)])
+    assert both.next == f"tood train {photo_folder} --val-data {photo_folder}"
+    (tmp_path / "a.json").write_text('{"images": [], "categories": [], "annotations": []}')
+    images = [{"id": 1, "file_name": "gone.jpg", "width": 9, "height": 9}]
+    content = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": []}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    checked = tood.check(tmp_path / "a.json")
+    assert checked.error and "Next" not in str(checked)
+
+
+def test_images_without_objects_are_background(photo_folder, tmp_path):
+    """As tood train uses them."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2)]
+    for image in images:
+        Image.new("RGB", (64, 48), (9 * image["id"], 3, 3)).save(tmp_path / image["file_name"])
+    objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 20, 20]}]
+    content = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": objects}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert "| trained on as background |" in str(tood.check(tmp_path / "a.json"))
+
+
+def test_the_account_of_a_conversion_is_known(photo_folder, tmp_path):
+    tood.convert(photo_folder, output=tmp_path / "voc", to="voc")
+    assert "ledger.json" not in str(tood.check(tmp_path / "voc"))

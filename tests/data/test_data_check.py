@@ -97,7 +97,7 @@ def test_empty_images_unused_classes_and_crowds():
         "boxes of crowds (iscrowd)": (1, "annotation 4"),
     }
     negatives = report(GOOD[0], filter_empty=False).findings[0]
-    assert negatives.consequence.startswith("negatives")
+    assert negatives.consequence.startswith("trained on as background")
 
 
 def test_objects_to_ignore_are_reported_beside_crowds():

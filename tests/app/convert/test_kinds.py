@@ -4,8 +4,10 @@ import base64
 import io
 import json
 import os
+import shutil
 
 import pytest
+import yaml as yaml_library
 from layouts import (
     NAMES,
     SIZE,
@@ -821,6 +823,39 @@ def test_yolo_of_cvat(tmp_path):
     put(tmp_path, "obj.data", text)
     put(tmp_path, "train.txt", "".join(f"data/{image}\n" for image in images))
     assert found_in(tmp_path) == ordered({"train": truth})
+
+
+def roboflow_set(root, splits=("train", "valid")):
+    """Write a data set whose data.yaml names a test split, as Roboflow's does; return the truth."""
+    truth = {}
+    for name in splits:
+        images = [f"{name}/images/{name}_{i}.jpg" for i in range(3)]
+        truth["val" if name == "valid" else name] = yolo_set(root, images)
+    splits = {"train": "../train/images", "val": "../valid/images", "test": "../test/images"}
+    put(root, "data.yaml", yaml_library.safe_dump({**splits, "nc": 3, "names": NAMES}))
+    return truth
+
+
+def test_a_test_split_that_was_not_exported(tmp_path):
+    truth = roboflow_set(tmp_path)
+    assert found_in(tmp_path) == ordered(truth)
+    assert "note: its test images are not there, e.g. ../test/images" in list_rows(tmp_path)
+    for name, folder in (("train", "train"), ("val", "valid")):  # others are needed
+        shutil.move(tmp_path / folder, tmp_path / "away")
+        assert f"../{folder}/images is not there" in refused(tmp_path), name
+        shutil.move(tmp_path / "away", tmp_path / folder)
+
+
+def test_a_part_is_named_by_its_folder(tmp_path, monkeypatch):
+    truth = roboflow_set(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for data in (tmp_path / "train", "train", "./train/"):
+        assert found_in(data) == ordered({"train": truth["train"]})
+        rows = [x for x in list_rows(data) if "is read as a part" in x]
+        assert len(rows) == 1 and "data.yaml:train" in rows[0]
+    assert found_in("valid") == ordered({"val": truth["val"]})
+    yolo_set(tmp_path, ["other/images/a.jpg"])  # which the configuration does not name
+    assert "nothing names the classes" in refused("other")
 
 
 def test_files_that_are_not_there_or_not_data(tmp_path):

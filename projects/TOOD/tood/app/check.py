@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from tood.app.convert.door import Converted, Part, read_data
@@ -60,6 +61,7 @@ class Checked:
 
     parts: Sequence[CheckedPart]
     drawing: str = ""  # path of the drawn training images
+    next: str = ""  # command that trains on them, if there is one
 
     @property
     def error(self) -> str:
@@ -71,6 +73,8 @@ class Checked:
         texts = [str(part) for part in self.parts]
         if self.drawing:
             texts.append(f"Images as a training may begin with them: {self.drawing}")
+        if self.next and not self.error:
+            texts.append(f"Next: {self.next}")
         return "\n".join(texts)
 
 
@@ -110,7 +114,7 @@ def check(
     for part in parts:
         if part.name != "train" and trained:
             part.report.findings.extend(check_overlap(trained, list_paths(part.dataset)))
-    checked = Checked(parts)
+    checked = Checked(parts, next=_make_command(names))
     if output and not checked.error:
         # Here, because the rest needs no PyTorch, which takes seconds to import.
         from tood.app.view import draw_training_images
@@ -119,6 +123,12 @@ def check(
         draw_training_images(datasets, output, config=config, options=options, overwrite=overwrite)
         checked = dataclasses.replace(checked, drawing=output)
     return checked
+
+
+def _make_command(names: Sequence[str]) -> str:
+    """Return the command that trains on data, the second of which are to validate on."""
+    command = " --val-data ".join(shlex.quote(name) for name in names)
+    return f"tood train {command}" if len(names) <= 2 else ""
 
 
 def _check_parts(converted: Converted) -> List[CheckedPart]:
@@ -148,7 +158,7 @@ def check_part(part: Part) -> CheckedPart:
     with guard_nesting(part.source):
         content = clean_content(part.content, part.source, part.image_root, to_train=True)
     input_size = choose_input(content)
-    report = check_data(part.source, content, input_size, STRIDE)
+    report = check_data(part.source, content, input_size, STRIDE, filter_empty=False)
     report.findings.extend(check_images(content["images"], part.image_root))
     # Whether images are in several parts is checked by whoever knows the parts.
     dataset = DataSet(part.source, content, part.image_root, images_checked=True)

@@ -356,12 +356,11 @@ def _count_findings(
 ) -> List[Finding]:
     with_objects = {a["image_id"] for a in objects if has_size(a["bbox"])}
     used = {a["category_id"] for a in objects}
-    key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
-    empty = f"not trained on; as negatives with {key} False"
+    empty = "trained on as background"
     if not to_train:
         empty = "every detection in them is wrong"
-    elif not filter_empty:
-        empty = f"negatives ({key} is False)"
+    elif filter_empty:
+        empty = "not trained on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False: as background"
     ignored = "background in training" if to_train else "detections in them do not count"
     return [
         _finding(

@@ -13,10 +13,10 @@ from tood.app.convert.coco import COCO, read_coco_file
 from tood.app.convert.cvat import CVAT
 from tood.app.convert.folder import SPLITS, Folder, relative_path
 from tood.app.convert.labelme import LABELME
-from tood.app.convert.ledger import Ledger
+from tood.app.convert.ledger import CONFIGURATION, LEDGER, Ledger
 from tood.app.convert.tables import CSV
 from tood.app.convert.voc import VOC
-from tood.app.convert.yolo import YOLO, label_files
+from tood.app.convert.yolo import YOLO, find_config_above, label_files
 from tood.utils.errors import UserError
 from tood.utils.folders import MARK, is_output
 from tood.utils.reading import guard_nesting
@@ -30,6 +30,10 @@ LOOKED_FOR = (
 )
 SINGLE_FILES = (".csv", ".tsv", ".yaml", ".yml", ".xml", ".data")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+
+
+class UnknownFormatError(UserError):
+    """A folder contains no data set of any format."""
 
 
 class Part(NamedTuple):
@@ -80,17 +84,19 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
                 "folder of your data, or a file as FILE.json:IMAGES."
             )
         folder = Folder(path if is_folder else os.path.dirname(path) or ".", _only(path))
-        kind, found = _recognize(path, folder)
+        try:
+            kind, found = _recognize(path, folder)
+        except UnknownFormatError:
+            above = find_config_above(path) if is_folder else ""
+            if not above:
+                raise
+            converted = read_data(above)
+            converted.ledger.note(f"{data} is read as a part of the data that it names", above)
+            return converted
         with guard_nesting(path):
             contents = kind.read(folder, found, ledger)
     _close(folder, ledger, contents)
-    contents = {name: contents[name] for name in ORDER if name in contents}
-    if split:
-        if split not in contents:
-            raise UserError(
-                f"{path} has no part {split!r}, but {', '.join(contents)}; name one of these."
-            )
-        contents = {split: contents[split]}
+    contents = _choose_parts(path, contents, split)
     if keep_difficult and kind is VOC:
         for content in contents.values():
             for annotation in content["annotations"]:
@@ -102,6 +108,14 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
         source = shown if split or name == "all" else f"{shown}:{name}"
         parts[name] = Part(name, content, folder.root, source)
     return Converted(data, kind.name, parts, ledger)
+
+
+def _choose_parts(path: str, contents: Contents, split: str) -> Contents:
+    """Return the named part, or all in their order."""
+    if split and split not in contents:
+        known = ", ".join(name for name in ORDER if name in contents)
+        raise UserError(f"{path} has no part {split!r}, but {known}; name one of these.")
+    return {name: contents[name] for name in ORDER if name in contents and split in ("", name)}
 
 
 def _parse(data: str) -> Tuple[str, str, Any]:
@@ -145,11 +159,13 @@ def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
     if not found:
         labels = label_files(folder)
         if labels:
-            raise UserError(
+            raise UnknownFormatError(
                 f"{folder.path(labels[0])} is in YOLO's format, but nothing names the classes; add "
                 "a classes.txt with a name in each line, or a data.yaml."
             )
-        raise UserError(f"{path} contains {folder.summary()}; looked for were {LOOKED_FOR}.")
+        raise UnknownFormatError(
+            f"{path} contains {folder.summary()}; looked for were {LOOKED_FOR}."
+        )
     if len(found) > 1:
         texts = [f"{kind.name} ({_example(what)})" for kind, what in found]
         raise UserError(
@@ -171,6 +187,9 @@ def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     for file, reason in folder.ignored.items():
         ledger.ignore([file], reason)
     ledger.ignore(folder.images, "in no split")
+    for file in folder.files:
+        if os.path.basename(file) == LEDGER and file not in ledger.files:
+            ledger.enter(file, CONFIGURATION, "the account that tood convert wrote")
     ledger.ignore(folder.files, "not labels of this format")
     used = {}
     for name, content in contents.items():

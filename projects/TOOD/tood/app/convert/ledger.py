@@ -7,6 +7,7 @@ from tood.utils.errors import UserError, shorten
 
 IMAGE, LABELS, CLASSES = "image", "labels", "list of classes"
 LIST, CONFIGURATION, IGNORED = "list of images", "configuration", "ignored"
+LEDGER = "ledger.json"  # file of it
 NO_IMAGE = "its image is not there"
 MAX_SHARE = 0.5  # more missing partners than this are a mistake, not negatives
 

@@ -13,11 +13,11 @@ import yaml
 
 from tood.app.convert.door import Converted, Part
 from tood.app.convert.folder import relative_path
+from tood.app.convert.ledger import LEDGER
 from tood.data.annotations import class_names, clean_annotations
 from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
 
-LEDGER = "ledger.json"
 CROWDS = "crowds and objects to ignore, which the format cannot mark"
 OUTSIDE = "objects outside of their image"
 # Names of images that would be taken for lists of classes or of images.

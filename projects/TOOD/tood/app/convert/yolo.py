@@ -43,6 +43,7 @@ class Config(NamedTuple):
     entries: Dict[str, List[str]]  # split -> folders and lists of images
     base: str  # its "path"
     num_pose_values: int = 0
+    absent: Sequence[str] = ()  # entries of the test split, which is not part of every export
 
 
 class Found(NamedTuple):
@@ -66,6 +67,7 @@ def find_yolo(folder: Folder) -> Optional[Found]:
         first, second = (folder.path(c.file) for c in configs[:2])
         raise UserError(f"{first} and {second} each describe a data set; name one of them.")
     if configs:
+        configs[0] = _omit_absent_test(folder, configs[0])
         for entries in configs[0].entries.values():
             for entry in entries:
                 _resolve(folder, configs[0], entry)  # includes folders outside of the root
@@ -77,6 +79,22 @@ def find_yolo(folder: Folder) -> Optional[Found]:
     return (
         Found(configs[0] if configs else None, class_files, labels) if configs or labels else None
     )
+
+
+def find_config_above(path: str) -> str:
+    """Return FILE.yaml:SPLIT if a configuration beside a folder names that as one of its splits, or
+    "": exports are named by their folder "train" as well.
+    """
+    above = Folder(os.path.normpath(os.path.join(path, os.pardir)), walk=False)
+    path = os.path.realpath(path)
+    names = [x for x in os.listdir(above.root) if x.lower().endswith((".yaml", ".yml"))]
+    for name in sorted(names):
+        config = _read_yaml(above, name)
+        for split, entries in config.entries.items() if config else ():
+            places = [above.path(p) for x in entries for p in _find(above, config, x)[:1]]
+            if any(f"{os.path.realpath(p)}{os.sep}".startswith(path + os.sep) for p in places):
+                return f"{above.path(name)}:{split}"
+    return ""
 
 
 def label_files(folder: Folder) -> List[str]:
@@ -97,6 +115,8 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     config = found.config
     if config is not None:
         ledger.enter(config.file, CONFIGURATION)
+        for entry in config.absent:
+            ledger.note("its test images are not there", entry)
         names, splits = config.names, _images_by_split(folder, ledger, config)
     else:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
@@ -206,8 +226,19 @@ def _names_in_text(folder: Folder, file: str, text: str, number: Optional[int]) 
     return fitting[0] if fitting else ways[0]
 
 
-def _resolve(folder: Folder, config: Config, entry: str) -> str:
-    """Return the path, relative to the folder, of an entry of a configuration."""
+def _omit_absent_test(folder: Folder, config: Config) -> Config:
+    """Return a configuration without its test split if nothing of that is there: Roboflow names
+    one, whether or not it is part of the export.
+    """
+    tests = config.entries.get("test", [])
+    if not tests or len(config.entries) == 1 or any(_find(folder, config, x) for x in tests):
+        return config
+    entries = {split: x for split, x in config.entries.items() if split != "test"}
+    return config._replace(entries=entries, absent=tests)
+
+
+def _find(folder: Folder, config: Config, entry: str) -> List[str]:
+    """Return the places of an entry of a configuration that exist, relative to the folder."""
     entry, home = entry.replace("\\", "/"), os.path.dirname(config.file)
     inner = re.sub(r"^(\.{1,2}/)+", "", entry)
     bases = [os.path.join(home, config.base), home] if config.base else [home]
@@ -215,7 +246,14 @@ def _resolve(folder: Folder, config: Config, entry: str) -> str:
     # Roboflow's paths begin one folder too high; others are of another machine.
     steps = inner.strip("/").split("/")
     tried += [os.path.join(home, *steps[i:]) for i in range(len(steps))]
-    there = [p for p in tried if os.path.exists(folder.path(p))]
+    return [p for p in tried if os.path.exists(folder.path(p))]
+
+
+def _resolve(folder: Folder, config: Config, entry: str) -> str:
+    """Return the path, relative to the folder, of an entry of a configuration."""
+    there = _find(folder, config, entry)
+    entry, home = entry.replace("\\", "/"), os.path.dirname(config.file)
+    inner = re.sub(r"^(\.{1,2}/)+", "", entry)
     if not there:
         raise UserError(
             f"{folder.path(config.file)}: its entry {entry} is not there; correct the path, or "
