@@ -385,8 +385,10 @@ class _Run:
                     break
                 progress.update()
                 number, frame = number + 1, next(frames, None)
-        except KeyboardInterrupt:
-            if path != WEBCAM:  # which ends by it
+        except BaseException as error:
+            if path != WEBCAM or not isinstance(error, KeyboardInterrupt):  # which ends by it
+                writer.release()
+                os.remove(part)
                 raise
         finally:
             reader.release()
