@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import CONFIG, TINY
 from detectron2.data import transforms as T
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -400,6 +401,39 @@ def test_epochs_are_passes_over_the_tiles(shapes, entry):
 def test_tiles_that_cannot_be(opts, says):
     with pytest.raises(UserError, match=says):
         load_config(CONFIG, opts)
+
+
+@pytest.mark.parametrize("size, overlap", [(1, 0), (64, 63), (2, 1)])
+def test_too_many_tiles_are_refused(size, overlap):
+    """Instead of days of work: before a training, and at any image."""
+    with pytest.raises(UserError, match=r"400 x 300 into [\d,]+; at most 10,000"):
+        make_tiles(400, 300, size, overlap)
+    with pytest.raises(UserError, match="at most 10,000"):
+        largest_shares(np.ones((1, 4)), np.array([[400, 300]]), TileOptions(size, overlap))
+    assert len(make_tiles(100, 100, 1, 0)) == 10_000
+
+
+def test_tiles_of_which_none_shows_an_object():
+    record = {"width": 90, "height": 90, "annotations": [{"bbox": [0, 0, 90, 90], "bbox_mode": 1}]}
+    with pytest.raises(UserError, match="No tile of 20 pixels .* shows 50% of an object"):
+        tile_records([record], TileOptions(20))
+    assert tile_records([{**record, "annotations": []}], TileOptions(20)) == []
+
+
+@pytest.mark.parametrize("tile", [TileOptions(10**9), TileOptions(96), TileOptions(200, 199)])
+@pytest.mark.parametrize("height, width", [(96, 64), (1, 1)])
+def test_one_tile_is_the_whole_image(tiny_cfg, tile, height, width):
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    inputs = [{"image": image, "height": height, "width": width}]
+    with torch.no_grad():
+        (expected,) = model(inputs)
+    (found,) = TiledTOOD(model, tile, model)(inputs)
+    expected, found = expected["instances"], found["instances"]
+    assert len(found) == len(expected)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
 
 
 def test_data_checks_know_tiles():

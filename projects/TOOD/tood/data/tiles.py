@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tood.data.images import EXIF_ORIENTATION, decode_image, opened
-from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
+from tood.utils.errors import UserError
+from tood.utils.tiles import Tile, TileOptions, check_number, make_tiles, tile_starts
 
 
 def visible_in(boxes: np.ndarray, tile: Tile) -> np.ndarray:
@@ -30,9 +31,14 @@ def largest_shares(boxes: np.ndarray, image_sizes: np.ndarray, options: TileOpti
 
     Returns:
         (M,), shares of the area inside of the image; 1 where a tile shows all of it.
+
+    Raises:
+        UserError: for an image with too many tiles.
     """
     if not options.size:
         return np.ones(len(boxes))
+    for width, height in np.unique(image_sizes, axis=0).astype(int).tolist():
+        check_number(width, height, options.size, options.overlap)
     # Tiles are a grid: each axis by itself.
     per_axis = [
         _largest_overlaps(boxes[:, i], boxes[:, i + 2], image_sizes[:, i], options) for i in (0, 1)
@@ -74,6 +80,9 @@ def tile_records(
         records of tiles, with "tile". An object belongs to every tile in which ``min_visible`` of
         its area is seen, and its box there is the part that is seen. Of the tiles without an
         object, a share is chosen from all of the data, the same every time.
+
+    Raises:
+        UserError: if no tile has an object, or an image has too many tiles.
     """
     with_objects, without = [], []
     for record in records:
@@ -93,6 +102,11 @@ def tile_records(
                 with_objects.append(row)
             elif not (shares > 0).any() and (empty or len(boxes)):
                 without.append(row)
+    if not with_objects and any(record["annotations"] for record in records):
+        raise UserError(
+            f"No tile of {options.size} pixels (INPUT.TILES.SIZE) shows {options.min_visible:.0%} "
+            "of an object (INPUT.TILES.MIN_VISIBLE): raise the size, or lower that share."
+        )
     number = min(len(without), round(options.empty_share * len(with_objects)))
     chosen = np.random.default_rng(0).choice(len(without), number, replace=False)
     return [*with_objects, *(without[i] for i in sorted(chosen.tolist()))]

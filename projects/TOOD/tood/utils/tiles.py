@@ -3,6 +3,10 @@
 import math
 from typing import List, NamedTuple
 
+from tood.utils.errors import UserError
+
+MAX_TILES = 10_000  # of an image: 100,000 pixels square in tiles of 1000
+
 
 class TileOptions(NamedTuple):
     """``INPUT.TILES``."""
@@ -31,7 +35,11 @@ def make_tiles(width: int, height: int, size: int, overlap: int) -> List[Tile]:
     Returns:
         tiles that overlap by ``overlap`` or more. If a side of the image is not longer than
         ``size``, they have its length.
+
+    Raises:
+        UserError: for more tiles than ``MAX_TILES``, which would take days and all memory.
     """
+    check_number(width, height, size, overlap)
     columns, rows = (tile_starts(side, size, overlap) for side in (width, height))
     return [Tile(x, y, min(size, width), min(size, height)) for y in rows for x in columns]
 
@@ -40,5 +48,21 @@ def tile_starts(side: int, size: int, overlap: int) -> List[int]:
     """Return where the tiles of :func:`make_tiles` begin along a side of an image."""
     if side <= size:
         return [0]
-    number = 1 + math.ceil((side - size) / (size - overlap))
+    number = count_starts(side, size, overlap)
     return [(side - size) * i // (number - 1) for i in range(number)]
+
+
+def count_starts(side: int, size: int, overlap: int) -> int:
+    """Return the number of tiles along a side of an image."""
+    return 1 + max(math.ceil((side - size) / (size - overlap)), 0)
+
+
+def check_number(width: int, height: int, size: int, overlap: int) -> None:
+    """Raise UserError for an image with too many tiles."""
+    number = count_starts(width, size, overlap) * count_starts(height, size, overlap)
+    if number > MAX_TILES:
+        raise UserError(
+            f"Tiles of {size} pixels (INPUT.TILES.SIZE) that overlap by {overlap} cut an image of "
+            f"{width} x {height} into {number:,}; at most {MAX_TILES:,} are possible: raise the "
+            "size, or lower INPUT.TILES.OVERLAP."
+        )
