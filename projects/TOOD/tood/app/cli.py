@@ -9,7 +9,12 @@ from typing import Callable, Dict, Optional, Sequence
 
 import tood
 from tood.inference.thresholds import parse_threshold
-from tood.utils.arguments import expand_home, protect_numbers, split_overrides
+from tood.utils.arguments import (
+    expand_home,
+    make_resume_command,
+    protect_numbers,
+    split_overrides,
+)
 from tood.utils.errors import UserError, run_main
 
 USAGE = """usage: tood COMMAND ...
@@ -273,6 +278,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"error: {name} is not a command; the commands are {known}.", file=sys.stderr)
         return 2
-    hint = "; the same command with --resume continues" if name == "train" else ""
-    run_main(lambda: run(name, rest), stopped=f"stopped{hint}.")
+    run_main(
+        lambda: run(name, rest),
+        continue_by=(lambda: make_resume_command(argv)) if name == "train" else None,
+    )
     return 0

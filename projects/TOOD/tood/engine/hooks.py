@@ -1,12 +1,12 @@
 """Hooks of a training: the best weights, early stop, averaged weights, and signals."""
 
+import contextlib
 import copy
 import logging
 import math
 import os
 import re
 import signal
-import threading
 from typing import Dict, Optional
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
+from tood.utils.signals import Stopped, handled, stop
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,13 @@ class Evaluation(hooks.EvalHook):
             trainer.iter = start - 1
             self._do_eval()
             trainer.iter = start
+
+    def after_train(self):
+        # Detectron2's hook evaluates at the last iteration even if its step has failed.
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+        else:
+            del self._func  # it refers to the trainer
 
 
 class Checkpoints(hooks.PeriodicCheckpointer):
@@ -193,43 +201,51 @@ class AverageWeights(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Finishes the current step after a signal, saves a checkpoint, logs how to continue, and exits
-    with 128 + the signal's number, as shells expect. A second signal ends the training at once.
+    """Finishes the current step after a signal, saves a checkpoint and raises Stopped. The hooks
+    after this one, such as an evaluation, change no state of the training: in one process, they
+    are not finished. A second signal ends the training at once.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
         self.received = 0
-        self._handlers = {}
+        self._finished: Optional[int] = None  # the iteration after which the state is
+        self._may_stop = False  # whether a signal raises at once
+        self._handling = contextlib.ExitStack()
 
     def before_train(self):
-        if threading.current_thread() is threading.main_thread():  # the only one that may
-            self._handlers = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+        self._may_stop = comm.get_world_size() == 1
+        self._handling.enter_context(handled(self._receive))
 
-    def _receive(self, number, frame):
+    def _receive(self, number):
+        name = signal.Signals(number).name
+        if self.received:
+            logger.warning(f"{name} again: stopping at once; the last checkpoint is whole.")
+            stop(number)
         self.received = number
-        self._restore()
-        logger.warning(f"{signal.Signals(number).name}: stopping after this step ...")
+        if self._may_stop:
+            raise Stopped(number)
+        logger.warning(f"{name}: stopping after this step ...")
+
+    def before_step(self):
+        self._finished, self._may_stop = None, False
 
     def after_step(self):
+        self._finished, self._may_stop = self.trainer.iter, comm.get_world_size() == 1
         # All processes stop after the same step, even if the signal reached only one.
-        received = max(comm.all_gather(self.received))
-        if not received:
-            return
-        iteration = self.trainer.iter
-        self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        logger.warning(
-            f"Stopped after iteration {iteration}; its checkpoint is model_{iteration:07d}.pth in "
-            f"{self.checkpointer.save_dir}. Continue with the same command and --resume."
-        )
-        raise SystemExit(128 + received)
+        self.received = max(comm.all_gather(self.received))
+        if self.received:
+            raise Stopped(self.received)
 
     def after_train(self):
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        iteration = self._finished
+        with self._handling:
+            if self.received and iteration is not None:
+                self.trainer.iter = iteration  # the loop may have counted on
+                self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+                logger.warning(
+                    f"Stopped after iteration {iteration}; its checkpoint is "
+                    f"model_{iteration:07d}.pth in {self.checkpointer.save_dir}, from which "
+                    "--resume continues."
+                )
+                comm.synchronize()  # Detectron2 terminates the others when one has ended

@@ -5,6 +5,8 @@ import functools
 import inspect
 import os
 import re
+import shlex
+import shutil
 import sys
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
@@ -55,6 +57,27 @@ def split_overrides(argv: Optional[Sequence[str]] = None) -> Tuple[List[str], Li
     first = next((i for i, x in enumerate(argv) if KEYS.fullmatch(x)), len(argv))
     _refuse_flags(argv[first:])
     return argv[:first], [expand_home(x) for x in argv[first:]]
+
+
+def make_resume_command(argv: Sequence[str]) -> str:
+    """Return the command of this process with --resume, quoted for a shell.
+
+    Args:
+        argv: the name of its command, if it has several, and its arguments.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return "the same command and --resume"  # torchrun's is not known here
+    script, typed = sys.argv[0], getattr(sys, "orig_argv", [])  # since Python 3.10
+    if shutil.which(os.path.basename(script)) == os.path.abspath(script):
+        program = [os.path.basename(script)]
+    elif len(typed) > len(sys.argv):
+        program = typed[: len(typed) - len(sys.argv) + 1]  # "python -m tood"
+    else:
+        is_package = os.path.basename(script) == "__main__.py"
+        program = [sys.executable, *(("-m", "tood") if is_package else (script,))]
+    flags = [] if "--resume" in argv else ["--resume"]
+    at = 0 if argv[:1] and argv[0].startswith("-") else 1
+    return shlex.join([*program, *argv[:at], *flags, *argv[at:]])
 
 
 def _refuse_flags(overrides: Sequence[str]) -> None:
