@@ -10,7 +10,7 @@
 
 import sys
 
-from tood.utils.arguments import make_resume_command, parse_arguments
+from tood.utils.arguments import make_continue_command, parse_arguments
 from tood.utils.errors import run_main
 
 
@@ -56,10 +56,8 @@ def main(argv):
 def cli(argv=None):
     """Users' mistakes end in one sentence and exit status 1."""
     argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
-    is_training = "--eval-only" not in argv
-    run_main(
-        lambda: main(argv), continue_by=(lambda: make_resume_command(argv)) if is_training else None
-    )
+    continue_by = None if "--eval-only" in argv else lambda: make_continue_command(argv)
+    run_main(lambda: main(argv), continue_by=continue_by)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import functools
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +32,8 @@ class Starter:
 
         Args:
             stages: (function, number of its call, signal, seconds to wait before) of each signal to
-                the whole group, which comes at the call, or at its end for "FUNCTION.".
+                the whole group, which comes at the call, or at its end for "FUNCTION."; SIGKILL is
+                for its newest worker alone.
         """
         job = {"argv": argv, "log": str(log), "stages": list(stages)}
         print(json.dumps(job), file=self.server.stdin, flush=True)
@@ -98,6 +101,10 @@ def signal_at(at, call, number, seconds):
 
     def send():
         time.sleep(seconds)
+        if number == signal.SIGKILL:
+            newest = max(multiprocessing.active_children(), key=lambda worker: worker.pid)
+            newest.kill()
+            return newest.join()
         kill = ["kill", f"-{number}", "--", f"-{os.getpgrp()}"]
         # Not by this process: its workers know its signals.
         subprocess.run(kill, start_new_session=True, check=True)

@@ -165,7 +165,7 @@ def test_a_worker_that_was_killed(command, out, monkeypatch):
     train_net.cli(command(opts=[*workers, *EVERY]))
     monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", killed)
     message = error_of(command("--resume", opts=[*workers, *EVERY, "SOLVER.MAX_ITER", "5"]))
-    assert "Training stopped at iteration 4. A process that loads images was killed" in message
+    assert "Training stopped at iteration 4. A process that loads images for" in message
     assert "NUM_WORKERS" in message and message.endswith("continues from model_final.pth.")
 
 

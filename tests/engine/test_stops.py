@@ -13,7 +13,7 @@ from stages import Starter
 
 from tood.utils.signals import TOGETHER
 
-TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+TERM, INT, HUP, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL
 LAST = 5  # iteration
 OPTIONS = [
     *(*SMALL, "DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "2", "SEED", "1"),
@@ -24,7 +24,9 @@ READING = "tood.app.train:read_training_data"
 BUILDING = "tood.engine.trainer:Trainer.build_experiment"
 FORWARD = "tood.modeling.detector:TOOD.forward"
 BETWEEN = "tood.engine.hooks:StopOnSignal.before_step"
+BACKWARD = "torch:Tensor.backward"
 EVALUATION = "tood.evaluation.coco:CleanCOCOEvaluator.evaluate"
+INFERENCE = "tood.evaluation.coco:CleanCOCOEvaluator.process"
 SAVING = "torch:save."  # before the file gets its name
 REPORT = "tood.app.train:report_on"
 DRAWING = "tood.app.draw:draw_predictions"
@@ -63,7 +65,11 @@ def list_files(folder):
 
 
 def resume_command(tmp_path, shapes):
-    words = ["train", "--resume", str(shapes), "--output", str(tmp_path / "out"), *OPTIONS]
+    return plain_command(tmp_path, shapes).replace(" train ", " train --resume ", 1)
+
+
+def plain_command(tmp_path, shapes):
+    words = ["train", str(shapes), "--output", str(tmp_path / "out"), *OPTIONS]
     return shlex.join([sys.executable, "-m", "tood", *words])
 
 
@@ -84,8 +90,10 @@ def whole(starter, shapes, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, number", [(READING, TERM), (READING, INT), (BUILDING, HUP)])
 def test_before_the_first_step(train, shapes, tmp_path, stage, number):
+    """The plain command is the one that continues until the folder is used."""
     status, log = train((stage, 1, number, 0))
-    check_stop(status, log, number, resume_command(tmp_path, shapes))
+    command = plain_command if stage == READING else resume_command
+    check_stop(status, log, number, command(tmp_path, shapes))
     assert not [x for x in list_files(tmp_path / "out") if x.endswith((".part", ".pth"))]
     if stage == READING:
         assert not (tmp_path / "out").exists()
@@ -97,10 +105,12 @@ def test_before_the_first_step(train, shapes, tmp_path, stage, number):
     [
         ([(FORWARD, 3, TERM, 0)], 1),  # the first call measures the memory
         ([(FORWARD, 3, INT, 0)] * 2, 1),  # two at a time, as timeout(1) sends them, are one
-        ([(BETWEEN, 3, TERM, 0)], 1),
+        ([(BACKWARD, 3, INT, 0)], 1),
+        ([(BETWEEN, 3, INT, 0)], 1),
         ([(EVALUATION, 1, TERM, 0)], 2),
-        ([(EVALUATION, 1, INT, 0)], 2),
         ([(SAVING, 2, HUP, 0)], 2),  # the best weights, after the evaluation
+        # The second one while the checkpoint of the first is written.
+        ([(BETWEEN, 3, INT, 0), (SAVING, 2, INT, TOGETHER)], 1),
     ],
 )
 def test_a_training_stops_with_a_checkpoint(train, whole, shapes, tmp_path, stages, iteration):
@@ -130,8 +140,52 @@ def test_while_a_report_is_made(train, shapes, tmp_path, stage, number):
 
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(train, shapes, tmp_path):
-    """While the checkpoint of the first is written: nothing is left of it."""
-    status, log = train((BETWEEN, 2, TERM, 0), (SAVING, 1, TERM, TOGETHER))
+    """In a step, which takes long; nothing is left of it."""
+    status, log = train((FORWARD, 2, TERM, 0), (BACKWARD, 2, TERM, TOGETHER))
     check_stop(status, log, TERM, resume_command(tmp_path, shapes))
-    assert "SIGTERM again: stopping at once" in log
+    assert "SIGTERM again: stopping at once, without another checkpoint." in log
     assert not [x for x in list_files(tmp_path / "out") if x.endswith((".part", ".pth"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage, call, purpose",
+    [(FORWARD, 2, "training"), (BACKWARD, 2, "training"), (INFERENCE, 1, "evaluation")],
+)
+def test_a_killed_worker_is_one_sentence(train, shapes, tmp_path, stage, call, purpose):
+    """With a checkpoint of the last step, from which the training continues."""
+    flags = ["--no-report", "--val-data", str(shapes)]
+    status, log = train((stage, call, KILL, 0), flags=flags)
+    last = (tmp_path / "out" / "last_checkpoint").read_text()
+    assert (status, "Traceback" in log, "DataLoader worker" in log) == (1, False, False), log
+    (line,) = [x for x in log.splitlines() if x.startswith("error: ")]
+    assert f"images for the {purpose} was killed" in line and "NUM_WORKERS" in line
+    assert line.endswith(f"--resume continues from {last}.")
+    assert f"Stopped after iteration {int(last[6:13])};" in log
+    assert purpose != "evaluation" or last == "model_0000002.pth"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage, call, number, command",
+    [
+        (
+            "tood.app.predict:write_image",
+            2,
+            TERM,
+            "predict {trained} {shapes}/images --output {out}",
+        ),
+        ("tood.app.report.make:write_whole", 1, INT, "report {trained} --output {out}"),
+        ("torch.jit:save.", 1, TERM, "export {trained} --output {out}/x.ts --format torchscript"),
+        ("tood.app.convert.write:_copy", 2, INT, "convert {shapes} --output {out} --to yolo"),
+    ],
+)
+def test_other_commands(starter, trained, shapes, tmp_path, stage, call, number, command):
+    """Files that were written are whole."""
+    words = command.format(trained=trained, shapes=shapes, out=tmp_path / "out").split()
+    status, log = starter.run(words, tmp_path / "log", [(stage, call, number, 0)])
+    assert status == 128 + number, log
+    assert log.splitlines()[-1] == f"error: stopped by {signal.Signals(number).name}."
+    assert "Traceback" not in log and log.count("error: ") == 1
+    names = {"predict": ["00000.jpg"]}.get(words[0], [])
+    assert [x for x in list_files(tmp_path / "out") if x != ".tood-output"] == names

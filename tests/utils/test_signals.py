@@ -1,6 +1,7 @@
 """Signals to one process: what its handlers do, and how a program ends."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from tood.utils import signals
-from tood.utils.arguments import make_resume_command
+from tood.utils.arguments import make_continue_command
 from tood.utils.errors import run_main
 from tood.utils.files import written_whole
 from tood.utils.signals import SIGNALS, Stopped, handled
@@ -91,7 +92,9 @@ def test_a_stopped_writer_leaves_nothing(tmp_path, cause):
 def test_the_command_that_continues(monkeypatch, argv, expected):
     monkeypatch.setattr(sys, "argv", ["tools/train_net.py", *argv])
     monkeypatch.setattr(sys, "orig_argv", ["python3", "tools/train_net.py", *argv], raising=False)
-    command = make_resume_command(argv)
-    assert command == f"python3 tools/train_net.py {expected}"
+    monkeypatch.setattr(signals, "_resumable", [False])
+    assert make_continue_command(argv) == shlex.join(["python3", "tools/train_net.py", *argv])
+    signals.mark_resumable()
+    assert make_continue_command(argv) == f"python3 tools/train_net.py {expected}"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert make_resume_command(argv) == "the same command and --resume"
+    assert make_continue_command(["a"]) == "the same command and --resume"

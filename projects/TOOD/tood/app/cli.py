@@ -11,7 +11,7 @@ import tood
 from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import (
     expand_home,
-    make_resume_command,
+    make_continue_command,
     protect_numbers,
     split_overrides,
 )
@@ -280,6 +280,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
     run_main(
         lambda: run(name, rest),
-        continue_by=(lambda: make_resume_command(argv)) if name == "train" else None,
+        continue_by=(lambda: make_continue_command(argv)) if name == "train" else None,
     )
     return 0

@@ -131,8 +131,12 @@ class GuardedLoader:
     them is killed, the next batch raises the error, and nothing else does.
     """
 
-    def __init__(self, loader: DataLoader):
-        self.loader, self.dataset = loader, loader.dataset
+    def __init__(self, loader: DataLoader, purpose: str = "training"):
+        """
+        Args:
+            purpose: of the images, for the error.
+        """
+        self.loader, self.dataset, self.purpose = loader, loader.dataset, purpose
         loader.worker_init_fn = functools.partial(_init_worker, loader.worker_init_fn)
 
     def __len__(self) -> int:
@@ -148,8 +152,8 @@ class GuardedLoader:
             if not (self.loader.num_workers and _is_lost_worker(error)):
                 raise
             raise WorkersEnded(
-                "A process that loads images was killed, perhaps for lack of memory, or of shared "
-                "memory (/dev/shm); lower DATALOADER.NUM_WORKERS."
+                f"A process that loads images for the {self.purpose} was killed, perhaps for lack "
+                "of memory, or of shared memory (/dev/shm); lower DATALOADER.NUM_WORKERS."
             ) from error
         finally:
             del batches

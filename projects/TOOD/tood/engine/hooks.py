@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import sys
 from typing import Dict, Optional
 
 import torch
@@ -14,6 +15,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from tood.data.loader import WorkersEnded
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 from tood.utils.signals import Stopped, handled, stop
@@ -203,13 +205,15 @@ class AverageWeights(HookBase):
 class StopOnSignal(HookBase):
     """Finishes the current step after a signal, saves a checkpoint and raises Stopped. The hooks
     after this one, such as an evaluation, change no state of the training: in one process, they
-    are not finished. A second signal ends the training at once.
+    are not finished. A second signal ends the training at once, but not the checkpoint that the
+    first one, or a lost worker, asks for; a third one does.
     """
 
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
         self.received = 0
-        self._finished: Optional[int] = None  # the iteration after which the state is
+        self._finished: Optional[int] = None  # the last iteration
+        self._in_step = self._is_saving = False
         self._may_stop = False  # whether a signal raises at once
         self._handling = contextlib.ExitStack()
 
@@ -219,8 +223,13 @@ class StopOnSignal(HookBase):
 
     def _receive(self, number):
         name = signal.Signals(number).name
+        if self._is_saving:
+            self._is_saving = False
+            logger.warning(f"{name}: stopping after the checkpoint; another one stops at once.")
+            self.received = self.received or number
+            return
         if self.received:
-            logger.warning(f"{name} again: stopping at once; the last checkpoint is whole.")
+            logger.warning(f"{name} again: stopping at once, without another checkpoint.")
             stop(number)
         self.received = number
         if self._may_stop:
@@ -228,24 +237,33 @@ class StopOnSignal(HookBase):
         logger.warning(f"{name}: stopping after this step ...")
 
     def before_step(self):
-        self._finished, self._may_stop = None, False
+        self._in_step, self._may_stop = True, False
 
     def after_step(self):
-        self._finished, self._may_stop = self.trainer.iter, comm.get_world_size() == 1
+        self._finished, self._in_step = self.trainer.iter, False
+        self._may_stop = comm.get_world_size() == 1
         # All processes stop after the same step, even if the signal reached only one.
         self.received = max(comm.all_gather(self.received))
         if self.received:
             raise Stopped(self.received)
 
     def after_train(self):
-        iteration = self._finished
         with self._handling:
-            if self.received and iteration is not None:
-                self.trainer.iter = iteration  # the loop may have counted on
-                self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-                logger.warning(
-                    f"Stopped after iteration {iteration}; its checkpoint is "
-                    f"model_{iteration:07d}.pth in {self.checkpointer.save_dir}, from which "
-                    "--resume continues."
-                )
+            if isinstance(sys.exc_info()[1], WorkersEnded):  # before the step changed anything
+                self._save()
+            elif self.received and not self._in_step:
+                self._save()
                 comm.synchronize()  # Detectron2 terminates the others when one has ended
+
+    def _save(self) -> None:
+        """Save the state after the last finished step."""
+        iteration = self._finished
+        if iteration is None:
+            return
+        self.trainer.iter = iteration  # the loop may have counted on
+        self._is_saving = True
+        self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        logger.warning(
+            f"Stopped after iteration {iteration}; its checkpoint is model_{iteration:07d}.pth in "
+            f"{self.checkpointer.save_dir}, from which --resume continues."
+        )

@@ -43,7 +43,7 @@ from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.lock import locked
 from tood.utils.logs import keep_pages_to_files, restored
-from tood.utils.signals import SIGNALS, Stopped
+from tood.utils.signals import SIGNALS, Stopped, mark_resumable
 
 logger = logging.getLogger("tood")
 LOGGERS = ("detectron2", "fvcore", "tood")  # that write to the log of a run
@@ -89,6 +89,8 @@ def start(run: Run):
             f"--num-gpus asks for {run.num_gpus} GPUs, but this machine has "
             f"{torch.cuda.device_count()}."
         )
+    if run.num_gpus * run.num_machines > 1:  # their checkpoints are not known here
+        mark_resumable()
     try:
         return launch(main, run)
     except ProcessExitedException as error:  # of several processes

@@ -125,7 +125,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         mapper = CheckedMapper(cfg, is_train=False)
-        return GuardedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return GuardedLoader(loader, "evaluation")
 
     @classmethod
     def build_validation_loader(cls, cfg, dataset_name):
@@ -138,11 +139,12 @@ class Trainer(TrainingLoop, DefaultTrainer):
         )
         tiles = tile_options(cfg)
         if not tiles.size:
-            return GuardedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return GuardedLoader(loader, "evaluation")
         records = tile_records(get_detection_dataset_dicts(dataset_name, False), tiles)
         workers = cfg.DATALOADER.NUM_WORKERS
         loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
-        return GuardedLoader(loader)
+        return GuardedLoader(loader, "evaluation")
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

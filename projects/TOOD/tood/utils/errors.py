@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Callable, Iterator, Optional
 
-from tood.utils.signals import Stopped, exit_at_signals, handled
+from tood.utils.signals import Stopped, exit_at_signals, handled, mark_resumable
 
 
 class UserError(Exception):
@@ -75,6 +75,7 @@ def run_main(main: Callable[[], object], continue_by: Optional[Callable[[], str]
     Args:
         continue_by: returns the command that continues after a signal, for the last line.
     """
+    mark_resumable(False)
     try:
         with handled():
             _run(main)

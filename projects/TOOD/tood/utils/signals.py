@@ -12,6 +12,7 @@ SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasatt
 # group, torchrun passes on what its processes have received as well.
 TOGETHER = 1.0
 _last = [-TOGETHER]  # when the last signal was received
+_resumable = [False]
 
 
 class Stopped(SystemExit):
@@ -25,6 +26,16 @@ class Stopped(SystemExit):
 def stop(number: int) -> None:
     """Raise KeyboardInterrupt for Ctrl-C, which libraries know, and Stopped for other signals."""
     raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+
+def mark_resumable(value: bool = True) -> None:
+    """Note whether --resume continues what this program has begun."""
+    _resumable[0] = value
+
+
+def is_resumable() -> bool:
+    """Return what was noted last."""
+    return _resumable[0]
 
 
 def is_main_thread() -> bool:
