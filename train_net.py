@@ -8,15 +8,20 @@
     torchrun --nproc-per-node 8 train_net.py --config-file ...
 """
 
-from tood.engine.train import Run, start  # first: it silences warnings of the libraries
+import sys
 
-from detectron2.engine import default_argument_parser  # isort: skip
-
-from tood.utils.arguments import parse_arguments
+from tood.utils.arguments import make_continue_command, parse_arguments
 from tood.utils.errors import run_main
 
 
-def parse_args(argv=None) -> Run:
+def parse_args(argv=None):
+    """Return the :class:`~tood.engine.train.Run` that is typed."""
+    # Here, because importing takes seconds, in which a signal may come; the first silences warnings
+    # of the libraries.
+    from tood.engine.train import Run
+
+    from detectron2.engine import default_argument_parser  # isort: skip
+
     parser = default_argument_parser(epilog=__doc__.split("::", 1)[1])
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):
         parser.add_argument(
@@ -42,12 +47,17 @@ def parse_args(argv=None) -> Run:
     return Run(**vars(parse_arguments(parser, argv)))
 
 
+def main(argv):
+    from tood.engine.train import start
+
+    start(parse_args(argv))
+
+
 def cli(argv=None):
     """Users' mistakes end in one sentence and exit status 1."""
-    run_main(
-        lambda: start(parse_args(argv)),
-        stopped="stopped; continue from the last checkpoint with --resume.",
-    )
+    argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
+    continue_by = None if "--eval-only" in argv else lambda: make_continue_command(argv)
+    run_main(lambda: main(argv), continue_by=continue_by)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,21 @@
 
 import itertools
 import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
+from torch.utils.data import DataLoader
 
 import train_net
-from tood.data.loader import AugmentedDataset, TrainingBatches, TrainingLoader
+from tood.data.loader import AugmentedDataset, GuardedLoader, TrainingBatches, TrainingLoader
 
 GROUPS = [0, 1, 1, 0, 1, 0, 0]
 
@@ -64,6 +71,109 @@ def test_workers_change_nothing():
     dataset = AugmentedDataset([{"i": i} for i in range(7)], draw, seed=5)
     loaders = [TrainingLoader(dataset, TrainingBatches(GROUPS, 2, seed=1), n) for n in (0, 2)]
     assert take(loaders[0], 9) == take(loaders[1], 9)
+
+
+GUARDED = """
+import os, signal, subprocess, sys, time
+from torch.utils.data import DataLoader
+from tood.data.loader import GuardedLoader
+
+def main(images):
+    loader = GuardedLoader(DataLoader(images, num_workers=2, prefetch_factor=2))
+    pids = set()
+    for pid in loader:
+        pids.add(pid.item())
+        yield pids
+
+class Pids:
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return os.getpid()
+
+os.setsid()
+"""
+
+
+def run_guarded(code):
+    argv = [sys.executable, "-c", GUARDED + textwrap.dedent(code)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+def test_workers_live_on_after_signals_to_the_group():
+    done = run_guarded(
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for count, pids in enumerate(main(Pids())):
+            if count == 20:
+                for name in ("INT", "TERM", "HUP"):  # from another process
+                    kill = ["kill", "-" + name, "--", f"-{os.getpgrp()}"]
+                    subprocess.run(kill, start_new_session=True, check=True)
+        print(count, len(pids))
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "399 2\n", "")
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_end_with_their_parent():
+    done = run_guarded(
+        """
+        for count, pids in enumerate(main(Pids())):
+            if count == 20:
+                print(*pids, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = done.stdout.split()
+    end = time.monotonic() + 20
+    while any(map(is_alive, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(pids) == 2 and not any(map(is_alive, pids))
+
+
+def test_a_killed_worker_is_noticed_at_a_batch_alone():
+    """Not in the work between: PyTorch's own handler raises wherever the process happens to be."""
+    done = run_guarded(
+        """
+        from tood.utils.errors import UserError
+
+        try:
+            for count, pids in enumerate(main(Pids())):
+                if count == 20:
+                    os.kill(min(pids), signal.SIGKILL)
+                    time.sleep(0.5)
+                    print("worked on", flush=True)
+        except UserError as error:
+            print(error)
+        """
+    )
+    first, second = done.stdout.splitlines()
+    assert first == "worked on" and "was killed" in second and "NUM_WORKERS" in second
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class Failing:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise RuntimeError("a bug")
+
+
+def test_the_error_of_a_worker_is_its_own():
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(GuardedLoader(DataLoader(Failing(), num_workers=1)))
 
 
 def weights(out):

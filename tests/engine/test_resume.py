@@ -152,17 +152,49 @@ def test_ctrl_c_while_setting_up(command, out, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         train_net.cli(command())
     assert stop.value.code == 130 and not out.exists()
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: stopped")
+    assert capsys.readouterr().err.splitlines()[-2] == "error: stopped by SIGINT; continue with"
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed(command, out, monkeypatch):
     def killed(self):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
         yield
 
-    monkeypatch.setattr("tood.data.loader.TrainingLoader.__iter__", killed)
-    message = error_of(command())
-    assert "a process that loads images has ended" in message and "NUM_WORKERS" in message
+    workers = ["DATALOADER.NUM_WORKERS", "1"]
+    train_net.cli(command(opts=[*workers, *EVERY]))
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", killed)
+    message = error_of(command("--resume", opts=[*workers, *EVERY, "SOLVER.MAX_ITER", "5"]))
+    assert "Training stopped at iteration 4. A process that loads images for" in message
+    assert "NUM_WORKERS" in message and message.endswith("continues from model_final.pth.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."),
+    ],
+)
+def test_memory_that_does_not_suffice(command, out, monkeypatch, capsys, error):
+    run_step = TrainingLoop.run_step
+
+    def fail(self):
+        if self.iter == 2:
+            raise error
+        run_step(self)
+
+    monkeypatch.setattr(TrainingLoop, "run_step", fail)
+    message = error_of(command(opts=EVERY))
+    assert "Training stopped at iteration 2. There is not enough memory" in message
+    assert "SOLVER.IMS_PER_BATCH" in message
+    assert message.endswith("--resume continues from model_0000001.pth.")
+    assert "Traceback" not in log_of(out) + capsys.readouterr().out
+    monkeypatch.setattr(TrainingLoop, "run_step", run_step)
+    train_net.cli(command("--resume", opts=EVERY))
+    assert (out / "model_final.pth").exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,12 @@ from typing import Callable, Dict, NoReturn, Optional, Sequence
 import tood
 from tood.app.habits import Words, refuse_unknown
 from tood.inference.thresholds import parse_threshold
-from tood.utils.arguments import expand_home, protect_numbers, split_overrides
+from tood.utils.arguments import (
+    expand_home,
+    make_continue_command,
+    protect_numbers,
+    split_overrides,
+)
 from tood.utils.errors import UserError, run_main
 from tood.utils.suggest import suggest
 
@@ -290,6 +295,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         hint = suggest(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}."
         print(f"error: {name} is not a command of tood{hint}", file=sys.stderr)
         return 2
-    hint = "; the same command with --resume continues" if name == "train" else ""
-    run_main(lambda: run(name, rest), stopped=f"stopped{hint}.")
+    run_main(
+        lambda: run(name, rest),
+        continue_by=(lambda: make_continue_command(argv)) if name == "train" else None,
+    )
     return 0

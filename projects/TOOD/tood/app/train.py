@@ -38,6 +38,7 @@ from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder, write_whole
 from tood.utils.folders import remove_output
+from tood.utils.signals import mark_resumable
 from tood.utils.tiles import WHOLE
 
 logger = logging.getLogger("tood")
@@ -146,6 +147,7 @@ def _write(
     chosen = list_options(base, training, names, plan, output)
     chosen.update(read_options(base, run.opts))  # or --resume would train without them
     run.config, text = override_config_file(base, run.config_file, chosen)
+    mark_resumable()  # the plain command would refuse the folder
     write_whole(run.config_file, (HEAD + text).encode())
     run.datasets = [training, *validation]
     run.is_built = plan is not None and plan.memory is not None

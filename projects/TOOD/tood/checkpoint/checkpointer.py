@@ -15,6 +15,7 @@ from tood.utils.files import (
     write_atomically,
     write_whole,
 )
+from tood.utils.signals import mark_resumable
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Checkpointer(DetectionCheckpointer):
             return super().tag_last_checkpoint(last_filename_basename)
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_whole(path, last_filename_basename.encode())
+        mark_resumable()
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """Load the newest checkpoint in ``save_dir`` that can be read whole, if ``resume`` is set

@@ -3,9 +3,14 @@ training that ran through and in one that was stopped and resumed before it. The
 Detectron2's loader depend on its start and its workers.
 """
 
+import contextlib
 import copy
+import functools
 import itertools
 import random
+import re
+import signal
+import traceback
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -17,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tood.data.tiles import tile_records
 from tood.utils.errors import UserError
+from tood.utils.signals import end_with_parent, is_main_thread
 from tood.utils.tiles import WHOLE, TileOptions
 
 
@@ -106,13 +112,83 @@ class TrainingLoader:
         return TrainingLoader(dataset, batches, self.num_workers)
 
     def __iter__(self) -> Iterator[List[Dict]]:
-        yield from DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=worker_init_reset_seed,
         )
+        return iter(GuardedLoader(loader))
+
+
+class WorkersEnded(UserError):
+    """A process that loads images was killed."""
+
+
+class GuardedLoader:
+    """A loader whose workers end with this process, and by no signal to the whole group; if one of
+    them is killed, the next batch raises the error, and nothing else does.
+    """
+
+    def __init__(self, loader: DataLoader, purpose: str = "training"):
+        """
+        Args:
+            purpose: of the images, for the error.
+        """
+        self.loader, self.dataset, self.purpose = loader, loader.dataset, purpose
+        loader.worker_init_fn = functools.partial(_init_worker, loader.worker_init_fn)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator:
+        with _sigchld_kept():
+            batches = iter(self.loader)
+        try:
+            yield from batches
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # of the iterator, to end its workers
+            if not (self.loader.num_workers and _is_lost_worker(error)):
+                raise
+            raise WorkersEnded(
+                f"A process that loads images for the {self.purpose} was killed, perhaps for lack "
+                "of memory, or of shared memory (/dev/shm); lower DATALOADER.NUM_WORKERS."
+            ) from error
+        finally:
+            del batches
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Return whether a loader lacks a worker, not whether that has raised an error."""
+    # These: a batch cannot be fetched from it.
+    if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return "Caught " not in str(error)
+    ended = r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)"
+    return isinstance(error, RuntimeError) and bool(re.search(ended, str(error)))
+
+
+def _init_worker(init: Optional[Callable[[int], None]], worker_id: int) -> None:
+    end_with_parent()
+    if init is not None:
+        init(worker_id)
+
+
+@contextlib.contextmanager
+def _sigchld_kept() -> Iterator[None]:
+    """Take away PyTorch's handler of SIGCHLD, which raises the death of a worker anywhere: during
+    the backward pass, in the middle of a file, where others take it for an error of theirs. The
+    loader finds it as well when it waits for a batch.
+    """
+    if not hasattr(signal, "SIGCHLD") or not is_main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:  # not of Python
+            signal.signal(signal.SIGCHLD, before)
 
 
 def build_training_loader(

@@ -1,12 +1,13 @@
 """Hooks of a training: the best weights, early stop, averaged weights, and signals."""
 
+import contextlib
 import copy
 import logging
 import math
 import os
 import re
 import signal
-import threading
+import sys
 from typing import Dict, Optional
 
 import torch
@@ -14,8 +15,10 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from tood.data.loader import WorkersEnded
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
+from tood.utils.signals import Stopped, handled, stop
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +83,13 @@ class Evaluation(hooks.EvalHook):
             trainer.iter = start - 1
             self._do_eval()
             trainer.iter = start
+
+    def after_train(self):
+        # Detectron2's hook evaluates at the last iteration even if its step has failed.
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+        else:
+            del self._func  # it refers to the trainer
 
 
 class Checkpoints(hooks.PeriodicCheckpointer):
@@ -193,43 +203,67 @@ class AverageWeights(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Finishes the current step after a signal, saves a checkpoint, logs how to continue, and exits
-    with 128 + the signal's number, as shells expect. A second signal ends the training at once.
+    """Finishes the current step after a signal, saves a checkpoint and raises Stopped. The hooks
+    after this one, such as an evaluation, change no state of the training: in one process, they
+    are not finished. A second signal ends the training at once, but not the checkpoint that the
+    first one, or a lost worker, asks for; a third one does.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
         self.received = 0
-        self._handlers = {}
+        self._finished: Optional[int] = None  # the last iteration
+        self._in_step = self._is_saving = False
+        self._may_stop = False  # whether a signal raises at once
+        self._handling = contextlib.ExitStack()
 
     def before_train(self):
-        if threading.current_thread() is threading.main_thread():  # the only one that may
-            self._handlers = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+        self._may_stop = comm.get_world_size() == 1
+        self._handling.enter_context(handled(self._receive))
 
-    def _receive(self, number, frame):
+    def _receive(self, number):
+        name = signal.Signals(number).name
+        if self._is_saving:
+            self._is_saving = False
+            logger.warning(f"{name}: stopping after the checkpoint; another one stops at once.")
+            self.received = self.received or number
+            return
+        if self.received:
+            logger.warning(f"{name} again: stopping at once, without another checkpoint.")
+            stop(number)
         self.received = number
-        self._restore()
-        logger.warning(f"{signal.Signals(number).name}: stopping after this step ...")
+        if self._may_stop:
+            raise Stopped(number)
+        logger.warning(f"{name}: stopping after this step ...")
+
+    def before_step(self):
+        self._in_step, self._may_stop = True, False
 
     def after_step(self):
+        self._finished, self._in_step = self.trainer.iter, False
+        self._may_stop = comm.get_world_size() == 1
         # All processes stop after the same step, even if the signal reached only one.
-        received = max(comm.all_gather(self.received))
-        if not received:
+        self.received = max(comm.all_gather(self.received))
+        if self.received:
+            raise Stopped(self.received)
+
+    def after_train(self):
+        with self._handling:
+            if isinstance(sys.exc_info()[1], WorkersEnded):  # before the step changed anything
+                self._save()
+            elif self.received and not self._in_step:
+                self._save()
+                comm.synchronize()  # Detectron2 terminates the others when one has ended
+
+    def _save(self) -> None:
+        """Save the state after the last finished step."""
+        iteration = self._finished
+        if iteration is None:
             return
-        iteration = self.trainer.iter
+        self.trainer.iter = iteration  # the loop may have counted on
+        self._is_saving = True
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         logger.warning(
             f"Stopped after iteration {iteration}; its checkpoint is model_{iteration:07d}.pth in "
-            f"{self.checkpointer.save_dir}. Continue with the same command and --resume."
+            f"{self.checkpointer.save_dir}, from which --resume continues."
         )
-        raise SystemExit(128 + received)
-
-    def after_train(self):
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}

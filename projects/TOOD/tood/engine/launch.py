@@ -2,11 +2,14 @@
 has started already and describes in the environment.
 """
 
+import contextlib
 import functools
+import multiprocessing
 import os
 import re
+import signal
 import socket
-from typing import Callable, List, Mapping, NamedTuple, Optional
+from typing import Callable, Iterator, List, Mapping, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -14,6 +17,7 @@ from detectron2 import engine
 from detectron2.utils import comm
 
 from tood.utils.errors import UserError
+from tood.utils.signals import Stopped
 
 # What gloo and NCCL say when the process at the other end of a connection has ended.
 _LOST_PEER = re.compile("(closed|reset) by peer|Broken pipe|remote process exited")
@@ -47,18 +51,31 @@ def launch(main: Callable, args):
     if place is None and args.num_gpus * args.num_machines <= 1:
         return main(args)
     if place is None:
-        return engine.launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with _passing_signals_on():
+            return engine.launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     _join(place)
     result = main(args)
     dist.destroy_process_group()
     return result
+
+
+@contextlib.contextmanager
+def _passing_signals_on() -> Iterator[None]:
+    """Stop the processes that this one has started, and wait for their checkpoint."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as error:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, getattr(error, "number", signal.SIGINT))
+            process.join()
+        raise
 
 
 def _call(main: Callable, args):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.options import TrainingOptions
-from tood.data.loader import TrainingLoader
+from tood.data.loader import TrainingLoader, WorkersEnded
 from tood.engine.closing import closing_lines
 from tood.engine.health import LearningCheck
 from tood.engine.hooks import (
@@ -36,11 +36,16 @@ from tood.engine.optimizer import get_hyperparameters, set_hyperparameters
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.watch import StatusPrinter, StrictLines, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
-from tood.utils.errors import UserError
-from tood.utils.files import write_json
+from tood.utils.errors import OutOfMemory, UserError, guard_memory, is_out_of_memory
+from tood.utils.files import last_checkpoint_in, write_json
 from tood.utils.logs import silenced
 
 logger = logging.getLogger(__name__)
+
+MEMORY_REMEDY = (
+    "lower --images-per-step (SOLVER.IMS_PER_BATCH), INPUT.MIN_SIZE_TRAIN, INPUT.MAX_SIZE_TRAIN or "
+    "DATALOADER.NUM_WORKERS, or set MODEL.TOOD.CHECKPOINT_BACKBONE True"
+)
 
 
 @dataclasses.dataclass
@@ -165,10 +170,18 @@ class TrainingLoop(TrainerBase):
         # Detectron2 logs a traceback of any exception that ends a training.
         quiet = silenced("detectron2.engine.train_loop", _is_reported_later)
         try:
-            with quiet, contextlib.suppress(EarlyStop):
+            with quiet, contextlib.suppress(EarlyStop), guard_memory(MEMORY_REMEDY):
                 TrainerBase.train(self, self.start_iter, self.max_iter)
         except Diverged as error:
             raise UserError(f"{error}; {self._advice_to_resume()}") from error
+        except (WorkersEnded, OutOfMemory) as error:
+            last = last_checkpoint_in(self.options.output_dir)
+            advice = f"--resume continues from {last}." if last else "There is no checkpoint yet."
+            raise UserError(
+                f"Training stopped at iteration {self.iter}. {error.sentence()} {advice}"
+            ) from error
+        finally:
+            self._trainer.close()
         if comm.is_main_process():
             for line in closing_lines(
                 self.options.output_dir, self.best, self.options.num_test_sets
@@ -306,4 +319,4 @@ def _warn_if_warmup_alone(model: nn.Module, max_iter: int) -> None:
 
 def _is_reported_later(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return isinstance(error, UserError) or is_lost_peer(error)
+    return isinstance(error, UserError) or is_lost_peer(error) or is_out_of_memory(error)

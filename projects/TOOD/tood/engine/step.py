@@ -39,9 +39,14 @@ class TrainingStep(SimpleTrainer):
         self.data_loader = data_loader
         self._batches = iter(data_loader)
 
+    def close(self) -> None:
+        """End the processes that load images."""
+        if hasattr(self._batches, "close"):  # a generator
+            self._batches.close()
+
     def run_step(self):
         start = time.perf_counter()
-        data = self._next_batch()
+        data = next(self._batches)
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()  # before the forward pass: gradients take memory
@@ -59,18 +64,6 @@ class TrainingStep(SimpleTrainer):
             self._write_metrics(losses, data_time)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-
-    def _next_batch(self) -> List[Dict]:
-        try:
-            return next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                f"Training stopped at iteration {self.iter}: a process that loads images has "
-                "ended, perhaps for lack of memory; lower DATALOADER.NUM_WORKERS, and continue "
-                "from the last checkpoint with --resume."
-            ) from error
 
     def _check_numbers(
         self, losses: Dict[str, Tensor], data: List[Dict], *, with_gradients: bool = True

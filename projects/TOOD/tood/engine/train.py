@@ -43,6 +43,7 @@ from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.lock import locked
 from tood.utils.logs import keep_pages_to_files, restored
+from tood.utils.signals import SIGNALS, Stopped, mark_resumable
 
 logger = logging.getLogger("tood")
 LOGGERS = ("detectron2", "fvcore", "tood")  # that write to the log of a run
@@ -88,9 +89,18 @@ def start(run: Run):
             f"--num-gpus asks for {run.num_gpus} GPUs, but this machine has "
             f"{torch.cuda.device_count()}."
         )
+    if run.num_gpus * run.num_machines > 1:  # their checkpoints are not known here
+        mark_resumable()
     try:
         return launch(main, run)
-    except ProcessExitedException as error:  # of several processes, stopped by a signal
+    except ProcessExitedException as error:  # of several processes
+        if error.exit_code < 0:
+            raise UserError(
+                "A process of this training was killed, perhaps for lack of memory; continue from "
+                "the last checkpoint with --resume."
+            ) from error
+        if error.exit_code - 128 in SIGNALS:
+            raise Stopped(error.exit_code - 128) from error
         sys.exit(error.exit_code)
     except ProcessRaisedException as error:  # of one of several processes
         if f"\n{UserError.__module__}.{UserError.__name__}: " not in str(error):

@@ -14,11 +14,12 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
+from torch.utils.data import DataLoader
 
 from tood.checkpoint.identity import hash_data, hash_weights, write_identity
 from tood.config.options import read_training_options
 from tood.config.read import run_options, tile_options
-from tood.data.loader import build_training_loader
+from tood.data.loader import GuardedLoader, build_training_loader
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import tile_records
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
@@ -104,7 +105,11 @@ class Trainer(TrainingLoop, DefaultTrainer):
     def build_train_loader(cls, cfg):
         mapper = CheckedMapper(cfg, is_train=True)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-            return build_detection_train_loader(cfg, mapper=mapper)
+            loader = build_detection_train_loader(cfg, mapper=mapper)
+            if isinstance(loader, DataLoader):
+                return GuardedLoader(loader)
+            loader.dataset = GuardedLoader(loader.dataset)  # whose images it groups
+            return loader
         return build_training_loader(
             dataset=get_detection_dataset_dicts(
                 cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -120,7 +125,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         mapper = CheckedMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return GuardedLoader(loader, "evaluation")
 
     @classmethod
     def build_validation_loader(cls, cfg, dataset_name):
@@ -133,10 +139,12 @@ class Trainer(TrainingLoop, DefaultTrainer):
         )
         tiles = tile_options(cfg)
         if not tiles.size:
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return GuardedLoader(loader, "evaluation")
         records = tile_records(get_detection_dataset_dicts(dataset_name, False), tiles)
         workers = cfg.DATALOADER.NUM_WORKERS
-        return build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+        loader = build_detection_test_loader(records, mapper=mapper, num_workers=workers)
+        return GuardedLoader(loader, "evaluation")
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

@@ -5,11 +5,14 @@ import functools
 import inspect
 import os
 import re
+import shlex
+import shutil
 import sys
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from tood.utils.errors import UserError
 from tood.utils.files import without_empty_folders
+from tood.utils.signals import is_resumable
 
 # Of a config: not every name in capitals with a dot, as IMG_1234.JPG.
 KEYS = re.compile(
@@ -56,6 +59,27 @@ def split_overrides(argv: Optional[Sequence[str]] = None) -> Tuple[List[str], Li
     first = next((i for i, x in enumerate(argv) if KEYS.fullmatch(x)), len(argv))
     _refuse_flags(argv[first:])
     return argv[:first], [expand_home(x) for x in argv[first:]]
+
+
+def make_continue_command(argv: Sequence[str]) -> str:
+    """Return the command of this process, quoted for a shell, with --resume if that continues it.
+
+    Args:
+        argv: the name of its command, if it has several, and its arguments.
+    """
+    flags = ["--resume"] if is_resumable() and "--resume" not in argv else []
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return " and ".join(["the same command", *flags])  # torchrun's is not known here
+    script, typed = sys.argv[0], getattr(sys, "orig_argv", [])  # since Python 3.10
+    if shutil.which(os.path.basename(script)) == os.path.abspath(script):
+        program = [os.path.basename(script)]
+    elif len(typed) > len(sys.argv):
+        program = typed[: len(typed) - len(sys.argv) + 1]  # "python -m tood"
+    else:
+        is_package = os.path.basename(script) == "__main__.py"
+        program = [sys.executable, *(("-m", "tood") if is_package else (script,))]
+    at = 0 if argv[:1] and argv[0].startswith("-") else 1
+    return shlex.join([*program, *argv[:at], *flags, *argv[at:]])
 
 
 def _refuse_flags(overrides: Sequence[str]) -> None:

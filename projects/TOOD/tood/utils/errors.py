@@ -1,8 +1,14 @@
 """Errors that users can repair, in one sentence each."""
 
+import atexit
+import contextlib
+import errno
 import re
+import signal
 import sys
-from typing import Callable
+from typing import Callable, Iterator, Optional
+
+from tood.utils.signals import Stopped, exit_at_signals, handled, mark_resumable
 
 
 class UserError(Exception):
@@ -34,19 +40,76 @@ def format_reason(error: BaseException, limit: int = 200) -> str:
     return " ".join(text.split())[:limit].rstrip(" .!:") or type(error).__name__
 
 
-def run_main(main: Callable[[], object], stopped: str = "stopped.") -> None:
-    """Call a program. A ``UserError`` or a file that cannot be used ends it with one sentence and
-    exit status 1, Ctrl-C with 130.
+class OutOfMemory(UserError):
+    """There is not enough memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python, PyTorch, CUDA or OpenCV says that memory is short."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, Exception) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+@contextlib.contextmanager
+def guard_memory(remedy: str) -> Iterator[None]:
+    """Report that memory is short as "There is not enough memory (REASON); REMEDY.".
+
+    Raises:
+        OutOfMemory: in the place of errors that say so, of any library.
     """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_out_of_memory(error):
+            raise
+        lines = [x for x in str(error).splitlines() if _OUT_OF_MEMORY.search(x)]
+        reason = f" ({format_reason(RuntimeError(lines[-1]))})" if lines else ""
+        raise OutOfMemory(f"There is not enough memory{reason}; {remedy}.") from error
+
+
+def run_main(main: Callable[[], object], continue_by: Optional[Callable[[], str]] = None) -> None:
+    """Call a program. A ``UserError`` or a file that cannot be used ends it with one sentence and
+    exit status 1, a signal with one line and 128 + its number.
+
+    Args:
+        continue_by: returns the command that continues after a signal, for the last line.
+    """
+    mark_resumable(False)
+    try:
+        with handled():
+            _run(main)
+    except Stopped as stopped:
+        _end(stopped.number, continue_by() if continue_by else "")
+
+
+def _run(main: Callable[[], object]) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # names of files may be in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main()
+        with guard_memory("close other programs, or use smaller images"):
+            main()
     except UserError as error:
         sys.exit(f"error: {error.sentence()}")
     except KeyboardInterrupt:
-        print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(130)
+        raise Stopped(signal.SIGINT) from None
     except OSError as error:
         reason = error.strerror or format_reason(error)
         sys.exit(f"error: {error.filename or 'A file'} cannot be used ({reason}).")
+
+
+def _end(number: int, command: str) -> None:
+    atexit.register(exit_at_signals)  # without a traceback of what libraries do at the end
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError, ValueError):  # a terminal that is closed
+        sys.stdout.flush()  # before the last line
+        end = f"; continue with\n{command}" if command else "."
+        print(f"error: stopped by {name}{end}", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|bad_alloc"
+    r"|insufficient memory|can't start new thread|unable to mmap|shared memory\(shm\)",
+    re.IGNORECASE,
+)

@@ -205,8 +205,9 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
     except (OSError, RuntimeError) as error:
         # PyTorch's writer raises another error when it is interrupted or the disk is full.
         causes = _causes(error)
-        if any(isinstance(x, KeyboardInterrupt) for x in causes):
-            raise KeyboardInterrupt from error
+        for cause in causes:
+            if isinstance(cause, (KeyboardInterrupt, SystemExit)):
+                raise cause from error
         folder = os.path.dirname(path) or "."
         no_space = [x for x in causes if getattr(x, "errno", None) in (errno.ENOSPC, errno.EDQUOT)]
         is_full = os.path.isdir(folder) and shutil.disk_usage(folder).free < 2**20

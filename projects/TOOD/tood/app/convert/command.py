@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from typing import Dict
+import shutil
+from typing import Dict, Iterator
 
 from tabulate import tabulate
 
@@ -72,9 +73,10 @@ def convert(
         if is_inside(part.image_root, output):
             raise UserError(f"{output} contains the data; name another --output.")
     empty_folder(output, overwrite)
-    with guard_nesting(data):
-        written = write_dataset(converted.parts.values(), to, output)
-    write_ledger(converted, written, output)
+    with _remove_on_error(output):
+        with guard_nesting(data):
+            written = write_dataset(converted.parts.values(), to, output)
+        write_ledger(converted, written, output)
     return Conversion(output, written.entries, converted.ledger, written.omitted)
 
 
@@ -90,6 +92,19 @@ def _check_records(part: Part, is_coco: bool) -> None:
         for what, count, example, remedy, *_ in found:
             if count:
                 raise UserError(f"{part.source} has {count} {what}, as {example}; {remedy}.")
+
+
+@contextlib.contextmanager
+def _remove_on_error(output: str) -> Iterator[None]:
+    """Remove what was written, which looks like a whole data set, and would not be overwritten."""
+    before = os.listdir(output)
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        for name in set(os.listdir(output)).difference(before):
+            path = os.path.join(output, name)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        raise
 
 
 def empty_folder(output: str, overwrite: bool) -> None:
