@@ -162,6 +162,8 @@ def to_detectron2(
             problems.append(f"{name} twice, under two names")
         elif target in expected and expected[target].shape == value.shape:
             converted[target] = value
+            if expected[target].is_floating_point() and not value.is_floating_point():
+                problems.append(f"{name} is {value.dtype}, not of floating-point numbers")
         elif target in expected:
             problems.append(f"{name} is {_shape(value)} instead of {_shape(expected[target])}")
         elif not name.endswith(".num_batches_tracked"):
@@ -322,6 +324,9 @@ def _class_names(meta: Dict, num_classes: int, notes: List[str]) -> Optional[Lis
         notes.append("The file does not name its classes.")
         return None
     names = [names] if isinstance(names, str) else names  # MMDetection's way to name a single one
+    if not isinstance(names, (list, tuple)) or not all(isinstance(x, str) for x in names):
+        notes.append("The names of the classes in the file are not a list of text; ignored.")
+        return None
     if len(names) != num_classes:
         notes.append(
             f"The file names {len(names)} classes for a head of {num_classes}; they are ignored."

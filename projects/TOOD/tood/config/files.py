@@ -66,9 +66,7 @@ def _read_with_base(
         raise UserError(f"The config file {path} has itself as _BASE_; name another file there.")
     opened.append(path)
     if len(opened) > MAX_FILES:
-        raise UserError(
-            f"The config file {opened[0]} consists of more than {MAX_FILES} files (_BASE_)."
-        )
+        raise UserError(f"The config file {opened[0]} has more than {MAX_FILES} bases (_BASE_).")
     content = _read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
