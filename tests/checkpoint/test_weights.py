@@ -9,10 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, app_error, complaint, error_of
+from conftest import app_error, complaint, error_of
 from torch import nn
 
-import tood
 import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.utils.files import read_pickle, read_tensors
