@@ -1,5 +1,6 @@
 """Checkpoints that are written whole or not at all, and errors for unusable ones."""
 
+import contextlib
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from tood.utils.files import (
     write_atomically,
     write_whole,
 )
+from tood.utils.tensors import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +105,10 @@ class Checkpointer(DetectionCheckpointer):
         finite, the last one; return its name, or None without one.
         """
         for path in self._newest_first():
-            try:
-                content = read_tensors(path)
-                sound = content["iteration"] < before and all(
-                    x.isfinite().all() for x in content["model"].values() if x.is_floating_point()
-                )
-            except (UserError, KeyError, AttributeError, TypeError):
-                continue
-            if sound:
-                self.tag_last_checkpoint(os.path.basename(path))
-                return os.path.basename(path)
+            with contextlib.suppress(UserError, KeyError, TypeError):
+                if read_tensors(path)["iteration"] < before:  # refused unless all are finite
+                    self.tag_last_checkpoint(os.path.basename(path))
+                    return os.path.basename(path)
         return None
 
     def _newest_first(self) -> List[str]:
@@ -147,8 +143,8 @@ class Checkpointer(DetectionCheckpointer):
             content = _read_model_zoo(read_pickle(filename))
         else:
             content = read_tensors(filename)
-        if self.resuming and "trainer" not in content:
-            raise ValueError("it contains weights, but no state of a training to resume")
+        if self.resuming:
+            _check_state(content.get("trainer"))
         if filename.endswith(".pyth") and "model_state" in content:  # of pycls
             model = content["model_state"]
             content = {"model": model, "__author__": "pycls", "matching_heuristics": True}
@@ -161,7 +157,15 @@ class Checkpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint):
-        number, entries = len(checkpoint["model"]), set(self.model.state_dict())
+        expected = self.model.state_dict()
+        number, entries = len(checkpoint["model"]), set(expected)
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        tensors = {re.sub(r"^module\.", "", n): x for n, x in checkpoint["model"].items()}
+        if checkpoint.get("matching_heuristics"):  # finds the names of the model later
+            of_floats = next(x for x in expected.values() if x.is_floating_point())
+            names = [n for n in tensors if not n.endswith("num_batches_tracked")]
+            expected = dict.fromkeys(names, of_floats)
+        check_types(tensors, expected)
         incompatible = super()._load_model(checkpoint)
         lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
         if lacking and (self.complete or self.resuming):
@@ -196,6 +200,17 @@ class Checkpointer(DetectionCheckpointer):
                 missing_keys=[x for x in incompatible.missing_keys if x not in predictor],
             )
         )
+
+
+def _check_state(trainer: Any) -> None:
+    """Raise ValueError for what is not the state of a training."""
+    if trainer is None:
+        raise ValueError("it contains weights, but no state of a training to resume")
+    iteration = trainer.get("iteration") if isinstance(trainer, dict) else None
+    if type(iteration) is not int or iteration < 0:
+        raise ValueError(f"the iteration in it is {iteration!r:.40}, not an integer from 0 on")
+    if not isinstance(trainer.get("run_id", ""), str):
+        raise ValueError("the run_id in it is not text")
 
 
 def _read_model_zoo(content: Dict) -> Dict:

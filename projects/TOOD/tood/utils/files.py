@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 import uuid
-import zipfile
 from typing import BinaryIO, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
@@ -22,6 +21,8 @@ from PIL import Image
 
 from tood.utils.errors import UserError, format_reason
 from tood.utils.folders import make_drawing_options, make_output, remove_output
+from tood.utils.reading import open_regular
+from tood.utils.tensors import check_classes, check_tensors, open_archive
 
 
 def compute_sha256(path: str) -> str:
@@ -114,19 +115,24 @@ def read_tensors(path: str) -> Dict:
     right, if its format has them.
 
     Raises:
-        UserError: if the file does not exist, is damaged, or contains anything else.
+        UserError: if the file does not exist, is damaged or much smaller than what it would become,
+            or contains NaN, infinity, wrong names of classes, or anything but plain values.
     """
     return _read_by(_load_tensors, path)
 
 
-def _load_tensors(path: str) -> object:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # PyTorch does not check them
-                raise ValueError("a checksum is wrong")
+def _load_tensors(f: BinaryIO) -> object:
+    start = f.read(4)
+    if start == b"PK\3\4":
+        # PyTorch does not check the checksums.
+        if open_archive(f).testzip() is not None:
+            raise ValueError("a checksum is wrong")
+    elif start[:1] != b"\x80":  # a pickle of an old PyTorch
+        raise ValueError("it is not written by PyTorch")
     import torch  # here, because other files need no PyTorch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    f.seek(0)
+    return torch.load(f, map_location="cpu", weights_only=True)
 
 
 def read_pickle(path: str) -> Dict:
@@ -134,21 +140,32 @@ def read_pickle(path: str) -> Dict:
     code in it.
 
     Raises:
-        UserError: if the file is damaged, or contains anything else.
+        UserError: as :func:`read_tensors`.
     """
-    return _read_by(_load_arrays, path)
+    return _read_by(lambda f: _ArrayUnpickler(f, encoding="latin1").load(), path)
 
 
-def _load_arrays(path: str) -> object:
-    with open(path, "rb") as f:
-        return _ArrayUnpickler(f, encoding="latin1").load()
-
-
-def _read_by(load: Callable[[str], object], path: str) -> Dict:
-    if not os.path.isfile(path):
+def _read_by(load: Callable[[BinaryIO], object], path: str) -> Dict:
+    if not os.path.exists(path):
         raise UserError(f"The checkpoint {path} does not exist; check its name.")
+    with open_regular(path) as f:
+        content = _load(load, f, path)
+        num_bytes = os.fstat(f.fileno()).st_size
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"The checkpoint {path} contains no state dict; name another file.")
     try:
-        content = load(path)
+        check_tensors(content, num_bytes)
+        check_classes(content)
+    except ValueError as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be used: {error}; name another one."
+        ) from error
+    return content
+
+
+def _load(load: Callable[[BinaryIO], object], f: BinaryIO, path: str) -> object:
+    try:
+        return load(f)
     except Exception as error:  # damaged files raise errors of any kind
         refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
@@ -156,12 +173,10 @@ def _read_by(load: Callable[[str], object], path: str) -> Dict:
                 f"The checkpoint {path} is refused: reading it would run code, because it needs "
                 f"{refused[1]}; save its weights alone, with the program that wrote it."
             ) from error
+        reason = f" ({error})" if type(error) is ValueError else ""
         raise UserError(
-            f"The checkpoint {path} is damaged, or is not a checkpoint; get it again."
+            f"The checkpoint {path} is damaged, or is not a checkpoint{reason}; get it again."
         ) from error
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"The checkpoint {path} contains no state dict; name another file.")
-    return content
 
 
 class _ArrayUnpickler(pickle.Unpickler):
