@@ -230,8 +230,10 @@ def save_torchscript(module: ExportableTOOD, path: str, metadata: Dict[str, Any]
 def save_program(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
     """Export, and write a file for ``torch.export.load``, with ``METADATA_FILE`` in it."""
     program, buffer = export_program(module), io.BytesIO()
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # with the paths of this machine
+    program.example_inputs = None  # they would be pickled
     with quiet():
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
     write_whole(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Exported programs of PyTorch (``.pt2``), looked at record by record before PyTorch reads them.
+"""Exported files, looked at record by record before a runtime reads them.
 
 ``torch.export.load`` unpickles without limits, evaluates expressions as Python, imports modules and
 resolves operators by any path below ``torch``. What is read here are records of tensors and a graph
@@ -9,18 +9,20 @@ import io
 import json
 import re
 import zipfile
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterator, Tuple
 
-from tood.deploy.module import METADATA_FILE
+from tood.deploy.module import METADATA_FILE, quiet
+from tood.utils.files import load_tensors
 from tood.utils.reading import MiB, open_regular
 from tood.utils.tensors import open_archive
 
 MAX_JSON = 64 * MiB
 MODEL, SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
+METADATA = f"extra/{METADATA_FILE}"
 RECORDS = re.compile(
-    r"data/weights/(weight_\d+|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
-    rf"|{re.escape(MODEL)}|{re.escape(SAMPLE)}|extra/{re.escape(METADATA_FILE)}"
+    r"data/weights/(weight_\d+|model_weights_config\.json|model\.pt)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json|model\.pt)"
+    rf"|{re.escape(MODEL)}|{re.escape(SAMPLE)}|{re.escape(METADATA)}"
     r"|archive_format|archive_version|byteorder|version"
     r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
 )
@@ -47,17 +49,17 @@ sym_size t tanh tanh_ tile to topk transpose tril triu type_as unbind unflatten 
 upsample_bilinear2d upsample_nearest2d var view view_as where zeros zeros_like
 """
 OPERATORS = re.compile(
-    rf"torch\.ops\.aten\.({'|'.join(ATEN.split())})\.\w+"
-    r"|torch\.ops\.torchvision\.(nms|deform_conv2d|roi_align)\.\w+"
+    rf"torch\.ops\.aten\.({'|'.join(ATEN.split())})\.[A-Za-z]\w*"
+    r"|torch\.ops\.torchvision\.(nms|deform_conv2d|roi_align)\.[A-Za-z]\w*"
     r"|torch\.ops\.higher_order\.wrap_(with_autocast|with_set_grad_enabled)"
-    r"|_operator\.(add|sub|mul|neg|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
+    r"|_operator\.(add|sub|mul|neg|floordiv|truediv|mod|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
     r"|torch\.sym_(not|int|float|max|min|ite|sum)|math\.(ceil|floor|trunc)"
 )
 # Functions of symbolic sizes, which PyTorch evaluates as Python.
 SYMBOLIC = """
 Symbol positive nonnegative negative integer True False true false Integer Rational Float Add Mul
-Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv IntTrueDiv FloatTrueDiv Pow PowByNatural ToFloat
-CeilToInt FloorToInt TruncToInt RoundToInt Where And Or Not Equality Unequality GreaterThan
+Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv IntTrueDiv FloatTrueDiv ToFloat CeilToInt
+FloorToInt TruncToInt RoundToInt Where And Or Not Equality Unequality GreaterThan
 StrictGreaterThan LessThan StrictLessThan Eq Ne Ge Gt Le Lt BooleanTrue BooleanFalse
 """
 CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
@@ -74,98 +76,198 @@ def read_program(path: str) -> Tuple[Any, Dict]:
 
     with open_regular(path) as f:
         records = _read_records(f)
-    for name, content in records.items():
-        if name.endswith(".json") and name != MODEL and not name.startswith("extra/"):
-            _check_payloads(name, _parse(name, content))
-    _check_model(_parse(MODEL, records.get(MODEL, b"")))
-    metadata = _parse(METADATA_FILE, records.get(f"extra/{METADATA_FILE}", b""))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in records.items():
             archive.writestr(f"archive/{name}", content)
     buffer.seek(0)
-    return torch.export.load(buffer), metadata
+    with quiet():
+        return torch.export.load(buffer), _parse(METADATA, records[METADATA])
 
 
-def _read_records(f) -> Dict[str, bytes]:
+def read_onnx(path: str) -> Tuple[bytes, Any]:
+    """Return the content of an ONNX file, and what it is parsed to.
+
+    Raises:
+        UserError, ValueError: for a file that cannot be parsed, or that needs other files.
+    """
+    import onnx
+
+    with open_regular(path) as f:
+        content = f.read()
+    model = onnx.load_model_from_string(content)
+    for tensor in _iterate_tensors(model):
+        if tensor.external_data or tensor.data_location:
+            files = [x.value for x in tensor.external_data if x.key == "location"]
+            raise ValueError(
+                f"its tensor {tensor.name[:80]} is in another file, {(files or [''])[0][:80]!r}; "
+                "a file of tood export contains all of its tensors"
+            )
+    return content, model
+
+
+def _iterate_tensors(message: Any) -> Iterator[Any]:
+    """Yield the tensors in a message of protobuf, at any depth."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                yield from _iterate_tensors(part)
+
+
+def read_torchscript(path: str) -> Tuple[Any, str]:
+    """Return a TorchScript module and the text of the metadata beside it.
+
+    Raises:
+        UserError, ValueError: for a file that is larger than it looks; and PyTorch's own errors.
+    """
+    import torch
+
+    with open_regular(path) as f:
+        if open_archive(f, ["code/"]).testzip() is not None:
+            raise ValueError("a checksum is wrong")
+        f.seek(0)
+        extra = {METADATA_FILE: ""}
+        with quiet():  # that all of TorchScript is deprecated
+            module = torch.jit.load(f, map_location="cpu", _extra_files=extra)
+    return module, extra[METADATA_FILE]
+
+
+def _read_records(f: BinaryIO) -> Dict[str, bytes]:
     archive = open_archive(f)
     records = {}
     for record in archive.infolist():
         name = record.filename.partition("/")[2]
-        if not RECORDS.fullmatch(name):
+        if not RECORDS.fullmatch(name) or name in records:
             raise ValueError(f"its record {record.filename} is not one of a model")
-        if name == SAMPLE and record.file_size:
-            raise ValueError(f"its record {name} is a pickle, which could run code")
-        if name in records:
-            raise ValueError(f"it has two records {name}")
-        records[name] = archive.read(record)  # checks its checksum
-    return records
+        records[name] = _clean_record(name, archive.read(record))  # checks its checksum
+    for name in (MODEL, METADATA):
+        if name not in records:
+            raise ValueError(f"it has no record {name}")
+    return {**records, SAMPLE: b""}
+
+
+def _clean_record(name: str, content: bytes) -> bytes:
+    """Return what is read of a record; raise ValueError if it could run code."""
+    if name.endswith(".pt"):
+        return _write_again(name, content) if content else content
+    if name == MODEL:
+        program = _parse(name, content)
+        _drop_notes(program)
+        _check_texts(program)
+        return json.dumps(program).encode()
+    if name.endswith(".json") and name != METADATA:
+        config = _parse(name, content)
+        for entry in config["config"].values():
+            if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
+                raise ValueError(f"{name} needs a pickle, which could run code")
+    return content
+
+
+def _write_again(name: str, content: bytes) -> bytes:
+    """Return a pickle of the same tensors, which PyTorch reads without its limits."""
+    import torch
+
+    try:
+        tensors = load_tensors(io.BytesIO(content))
+    except Exception as error:  # damaged records raise errors of any kind
+        raise ValueError(f"its record {name} is a pickle that could run code") from error
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
 
 
 def _parse(name: str, content: bytes) -> Any:
     if len(content) > MAX_JSON:
         raise ValueError(f"its record {name} is too large")
-    return json.loads(content)
+    parsed = json.loads(content)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"its record {name} is not an object")
+    return parsed
 
 
-def _check_payloads(name: str, content: Any) -> None:
-    """Raise ValueError unless all tensors are stored as their bytes."""
-    for entry in content["config"].values():
-        if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-            raise ValueError(f"{name} needs a pickle, which could run code")
-
-
-def _check_model(content: Any) -> None:
-    """Raise ValueError for a graph that calls, evaluates or imports anything unknown."""
-    for key, value in _iterate_items(content):
-        check = _CHECKS.get(key)
-        if check is not None and not check(value):
-            raise ValueError(f"its graph has the {key} {str(value)[:80]!r}, which is not known")
-        if key in ("as_custom_obj", "as_operator", "as_opaque"):
-            raise ValueError(f"its graph has an argument of the kind {key}")
-
-
-def _iterate_items(content: Any) -> Iterator[Tuple[str, Any]]:
-    stack = [content]
+def _drop_notes(program: Dict) -> None:
+    """Remove what is not needed to run a graph, such as where its nodes come from."""
+    program["guards_code"] = []
+    stack: list = [program]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
-            yield from value.items()
+            if "metadata" in value:
+                value["metadata"] = {}
             stack += value.values()
         elif isinstance(value, list):
             stack += value
 
 
-def _is_operator(value: Any) -> bool:
-    return isinstance(value, str) and OPERATORS.fullmatch(value) is not None
+def _check_texts(program: Dict) -> None:
+    """Raise ValueError for a graph that calls, evaluates, imports or names anything unknown: the
+    names in it become Python code.
+    """
+    for key, text in _iterate_texts(program):
+        if not _CHECKS.get(key, _is_name)(text):
+            raise ValueError(f"its graph has the {key or 'key'} {text[:80]!r}, which is not known")
 
 
-def _is_expression(value: Any) -> bool:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w\s(),'=.<>+*/-]*", value, re.ASCII):
+def _iterate_texts(content: Any) -> Iterator[Tuple[str, str]]:
+    """Yield all texts in dicts and lists with the key that they belong to, and "" and all keys."""
+    stack = [("", content)]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, dict):
+            yield from (("", x) for x in value)
+            stack += value.items()
+        elif isinstance(value, list):
+            stack += [(key, x) for x in value]
+        elif isinstance(value, str):
+            yield key, value
+
+
+def _is_name(text: str) -> bool:
+    unknown = text in ("as_custom_obj", "as_operator", "as_opaque")
+    return not unknown and re.fullmatch(r"[\w.]*", text, re.ASCII) is not None
+
+
+def _is_variable(text: str) -> bool:
+    return re.fullmatch(r"\w*", text, re.ASCII) is not None
+
+
+def _is_operator(text: str) -> bool:
+    return OPERATORS.fullmatch(text) is not None
+
+
+def _is_expression(value: str) -> bool:
+    # A point belongs to a number, and a power may be too large to compute.
+    if not re.fullmatch(r"[\w\s(),'=.<>+*/-]*", value, re.ASCII):
         return False
-    # A point belongs to a number, and a power is a small one.
-    if re.search(r"\.(?!\d)|\*\*\s*(?!\d\b)", value) or re.search(r"\d{20}", value):
+    if re.search(r"\.(?!\d)|\*\*|\d{20}", value):
         return False
     names = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", value))
     return all(name in SYMBOLIC.split() or re.fullmatch(r"[suz]\w?\d+", name) for name in names)
 
 
-def _is_tree(value: Any) -> bool:
+def _is_tree(value: str) -> bool:
     """Return whether the text is a tree of plain containers, without anything to import."""
     try:
-        items = list(_iterate_items(json.loads(value)))
-        contexts = [json.loads(x) if isinstance(x, str) else x for k, x in items if k == "context"]
-    except (TypeError, ValueError):
+        tree = json.loads(value)
+        contexts = [json.loads(x) for key, x in _iterate_texts(tree) if key == "context"]
+    except ValueError:
         return False
-    types = [x for k, x in items if k == "type"]
-    return all(x is None or x in CONTAINERS for x in types) and all(
-        x is None or (isinstance(x, list) and all(isinstance(y, str) for y in x)) for x in contexts
-    )
+    types = [x for key, x in _iterate_texts(tree) if key == "type"]
+    names = [x for context in contexts for key, x in _iterate_texts(context)]
+    return all(x in CONTAINERS for x in types) and all(map(_is_variable, names))
 
 
-_CHECKS: Dict[str, Callable[[Any], bool]] = {
+# Key -> whether its text is known; others are names with points.
+_CHECKS: Dict[str, Callable[[str], bool]] = {
     "target": _is_operator,
+    "name": _is_variable,
+    "as_name": _is_variable,
     "expr_str": _is_expression,
     "in_spec": _is_tree,
     "out_spec": _is_tree,
+    "as_string": lambda text: True,  # an argument, quoted
+    "torch_version": lambda text: True,
 }

@@ -118,10 +118,11 @@ def read_tensors(path: str) -> Dict:
         UserError: if the file does not exist, is damaged or much smaller than what it would become,
             or contains NaN, infinity, wrong names of classes, or anything but plain values.
     """
-    return _read_by(_load_tensors, path)
+    return _read_by(load_tensors, path)
 
 
-def _load_tensors(f: BinaryIO) -> object:
+def load_tensors(f: BinaryIO) -> object:
+    """Return what ``torch.save`` has written, without running code; errors are of any kind."""
     start = f.read(4)
     if start == b"PK\3\4":
         # PyTorch does not check the checksums.
