@@ -148,10 +148,11 @@ def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) 
         (N, T) bool, which candidates stay.
     """
     N, T = candidates.scores.shape
-    scores = candidates.scores.flatten()
+    # With two empty boxes, which no box overlaps: in exported programs, NMS must keep two or more.
+    scores = F.pad(candidates.scores.flatten(), (0, 2))
     index = (scores >= 0).nonzero().squeeze(1)
-    boxes = candidates.boxes.flatten(0, 1)[index]
-    classes = candidates.classes.flatten()[index]
+    boxes = F.pad(candidates.boxes.flatten(0, 1), (0, 0, 0, 2))[index]
+    classes = F.pad(candidates.classes.flatten(), (0, 2))[index]
     images = torch.div(index, T, rounding_mode="floor")
     # Groups are moved apart, in float64: so far away, float32 would round the boxes.
     boxes = boxes.double()
@@ -160,7 +161,8 @@ def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) 
     stay = torchvision.ops.nms(
         boxes + (groups * extent).unsqueeze(1), scores[index].double(), iou_threshold
     )
-    return (torch.zeros_like(scores).index_fill(0, index[stay], 1.0) > 0).view(N, T)
+    kept = torch.zeros_like(scores).index_fill(0, index[stay], 1.0) > 0
+    return kept[: N * T].view(N, T)
 
 
 def _best(candidates: Candidates, kept: Tensor, max_detections: int) -> Tuple[Tensor, ...]:
