@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import random
+import re
 import shutil
 import zipfile
 
@@ -14,6 +16,7 @@ from torch import nn
 
 import train_net
 from tood.checkpoint.checkpointer import Checkpointer
+from tood.utils.errors import UserError
 from tood.utils.files import read_pickle, read_tensors
 from tood.utils.tensors import hash_tensors
 
@@ -202,6 +205,93 @@ def test_tensors_are_not_larger_than_their_file(tmp_path, legacy):
         nested = [nested, nested]
     torch.save({"model": {"a": x}, "more": nested}, path)
     assert list(read_tensors(str(path))) == ["model", "more"]
+
+
+def test_directories_in_two_places_are_refused(tmp_path):
+    """Python adds what precedes an archive to the places in it, PyTorch does not."""
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"a": torch.zeros(1000)}}, path)
+    path.write_bytes(b"PK\3\4" + bytes(60) + path.read_bytes())
+    assert "its directory is not where it says" in complaint(read_tensors, str(path))
+
+
+def make_calls(name, argument, number):
+    """Return a pickle of {"model": {"a": name(argument)}}, name being called again by ``number``
+    times on its result.
+    """
+    calls = f"c{name}\n".encode() * number + argument + b"\x86R"
+    calls += (b"X\3\0\0\0hex\x86R" if name == "_codecs\nencode" else b"") * (number - 1)
+    return b"\x80\2}X\5\0\0\0model}X\1\0\0\0a" + calls + b"ss."
+
+
+@pytest.mark.parametrize(
+    "name, argument, number",
+    [
+        ("_codecs\nencode", b"X\4\0\0\0aaaaX\6\0\0\0latin1", 40),
+        ("builtins\nbytearray", b"(\x8a\5\0\0\0\0\x10N", 1),
+        ("numpy\nndarray", b"\x8a\5\0\0\0\0\x10\x85X\1\0\0\0O", 1),
+    ],
+)
+def test_few_bytes_do_not_become_many(tmp_path, name, argument, number):
+    payload, path = make_calls(name, argument, number), tmp_path / "a.pth"
+    write_archive(path, lambda archive, record, content: archive.writestr(record, content))
+    with zipfile.ZipFile(path) as archive:
+        records = {x: archive.read(x) for x in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, content in {**records, "a/data.pkl": payload}.items():
+            archive.writestr(record, content)
+    assert "is refused" in complaint(read_tensors, str(path))
+    magic, version = torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION
+    first = b"".join(pickle.dumps(x, 2) for x in (magic, version, {}))
+    path.write_bytes(first + payload + pickle.dumps([], 2))
+    assert "is refused" in complaint(read_tensors, str(path))
+    (tmp_path / "a.pkl").write_bytes(payload)
+    assert re.search("is refused|is damaged", complaint(read_pickle, str(tmp_path / "a.pkl")))
+
+
+def test_arrays_of_all_protocols_are_read(tmp_path):
+    path = tmp_path / "a.pkl"
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(3), "c": np.array(["x"])}
+    arrays["d"] = np.asfortranarray(np.arange(6, dtype=">i2").reshape(3, 2))
+    for protocol in range(6):
+        content = pickle.dumps({"model": arrays}, protocol)
+        path.write_bytes(content)
+        for name, x in read_pickle(str(path))["model"].items():
+            expected = pickle.loads(content)["model"][name]
+            assert x.dtype == expected.dtype and np.array_equal(x, arrays[name])
+
+
+def test_values_in_themselves_are_named_in_short(tmp_path):
+    nested = [0]
+    for _ in range(60):
+        nested = [nested, nested]
+    torch.save({"model": {"a": torch.zeros(1)}, "class_names": nested}, tmp_path / "a.pth")
+    sentence = complaint(read_tensors, str(tmp_path / "a.pth"))
+    assert "class_names is [[[[[[" in sentence and len(sentence) < 1000
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pkl"])
+def test_other_bytes_of_checkpoints(tmp_path, form):
+    """Bytes of valid files are changed at random: a dict, or one sentence."""
+    path, number = tmp_path / ("a.pkl" if form == "pkl" else "a.pth"), random.Random(0)
+    content = {"model": {"a": torch.zeros(9), "b": torch.ones(2, 3).half()}, "iteration": 7}
+    if form == "pkl":
+        content["model"] = {name: x.numpy() for name, x in content["model"].items()}
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    valid, refused = path.read_bytes(), 0
+    for _ in range(400):
+        changed = bytearray(valid)
+        for _ in range(number.choice((1, 1, 3, 30))):
+            changed[number.randrange(len(changed))] = number.randrange(256)
+        path.write_bytes(changed[: number.choice((len(changed), number.randrange(len(changed))))])
+        try:
+            assert isinstance((read_pickle if form == "pkl" else read_tensors)(str(path)), dict)
+        except UserError as error:
+            refused += 1
+            assert str(path) in error.sentence() and "\n" not in error.sentence()
+    assert refused > 200
 
 
 def test_pipes_are_refused(tmp_path, shapes, command):

@@ -236,6 +236,13 @@ def test_nothing_that_a_config_names_is_called(shapes, tmp_path, monkeypatch, ma
     assert sorted(x.name for x in folder.iterdir()) == ["config.yaml", "model_final.pth"]
 
 
+def test_a_pickled_config_is_not_read(tmp_path, mark):
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "model_final.pth")
+    (tmp_path / "config.yaml.pkl").write_bytes(pickle.dumps(Payload(mark)))
+    message = app_error("eval", tmp_path)
+    assert f"{tmp_path}/config.yaml.pkl is of a training by Detectron2's lazyconfig" in message
+
+
 class Called:
     """The result of a call, and the modules that it imports and classes that it unpickles."""
 

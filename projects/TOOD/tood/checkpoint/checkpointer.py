@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import reprlib
 from typing import Any, Dict, List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -208,7 +209,8 @@ def _check_state(trainer: Any) -> None:
         raise ValueError("it contains weights, but no state of a training to resume")
     iteration = trainer.get("iteration") if isinstance(trainer, dict) else None
     if type(iteration) is not int or iteration < 0:
-        raise ValueError(f"the iteration in it is {iteration!r:.40}, not an integer from 0 on")
+        shown = reprlib.repr(iteration)
+        raise ValueError(f"the iteration in it is {shown}, not an integer from 0 on")
     if not isinstance(trainer.get("run_id", ""), str):
         raise ValueError("the run_id in it is not text")
 

@@ -149,10 +149,7 @@ def _read_yaml(path: str) -> Any:
     with guard_reading(path):
         text = read_regular(path, MAX_CONFIG).decode("utf-8-sig")
     if re.search(r"(^|[{,\s])['\"]?_target_['\"]?\s*:", text):
-        raise UserError(
-            f"The config file {path} is of a training by Detectron2's lazyconfig_train_net.py, and "
-            "names functions to call; name a YAML config of the same model with --config-file."
-        )
+        raise make_lazy_error(path)
     try:
         with guard_reading(path):
             return load_yaml(text, loader=_Loader)
@@ -164,6 +161,13 @@ def _read_yaml(path: str) -> Any:
             f"The config file {path} is refused: reading it would run code, because it needs "
             f"python/{code[1]}; write plain values."
         ) from error
+
+
+def make_lazy_error(path: str) -> UserError:
+    return UserError(
+        f"The config file {path} is of a training by Detectron2's lazyconfig_train_net.py, and "
+        "names functions to call; name a YAML config of the same model with --config-file."
+    )
 
 
 def _merge(source: Dict, target: Dict) -> None:

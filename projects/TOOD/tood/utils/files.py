@@ -22,7 +22,7 @@ from PIL import Image
 from tood.utils.errors import UserError, format_reason
 from tood.utils.folders import make_drawing_options, make_output, remove_output
 from tood.utils.reading import open_regular
-from tood.utils.tensors import check_classes, check_tensors, open_archive
+from tood.utils.tensors import check_classes, check_pickle, check_tensors, open_archive
 
 
 def compute_sha256(path: str) -> str:
@@ -125,10 +125,17 @@ def load_tensors(f: BinaryIO) -> object:
     """Return what ``torch.save`` has written, without running code; errors are of any kind."""
     start = f.read(4)
     if start == b"PK\3\4":
-        # PyTorch does not check the checksums.
-        if open_archive(f).testzip() is not None:
+        archive = open_archive(f)
+        if archive.testzip() is not None:  # PyTorch does not check the checksums
             raise ValueError("a checksum is wrong")
-    elif start[:1] != b"\x80":  # a pickle of an old PyTorch
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                check_pickle(io.BytesIO(archive.read(name)))
+    elif start[:1] == b"\x80":  # of an old PyTorch: five pickles, then values
+        f.seek(0)
+        for _ in range(5):
+            check_pickle(f)
+    else:
         raise ValueError("it is not written by PyTorch")
     import torch  # here, because other files need no PyTorch
 
@@ -182,19 +189,36 @@ def _load(load: Callable[[BinaryIO], object], f: BinaryIO, path: str) -> object:
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module.replace("numpy._core", "numpy.core"), name) not in _ARRAY_GLOBALS:
+        key = module.replace("numpy._core", "numpy.core"), name
+        if key in _REPLACED:
+            return _REPLACED[key]
+        if key not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return super().find_class(module, name)
 
 
+def _make_empty(kind: object, shape: object, dtype: object) -> np.ndarray:
+    """Return an array that gets its values, and the shape of these, afterwards."""
+    return np.empty(0, np.int8)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError(f"GLOBAL _codecs.encode of {encoding}")
+    return text.encode(encoding)
+
+
 _ARRAY_GLOBALS = {
     ("collections", "OrderedDict"),
-    ("_codecs", "encode"),  # of the bytes of arrays, in old pickles
-    ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
     ("numpy.core.numeric", "_frombuffer"),
+}
+# What makes arrays and bytes of a size that a few bytes name.
+_REPLACED = {
+    ("_codecs", "encode"): _encode,  # of the bytes of arrays, in old pickles
+    ("numpy", "ndarray"): None,
+    ("numpy.core.multiarray", "_reconstruct"): _make_empty,
 }
 
 

@@ -1,6 +1,9 @@
 """Looks at files of tensors before they are read, and at what was read before it is used."""
 
 import hashlib
+import pickle
+import pickletools
+import reprlib
 import zipfile
 from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Set, Tuple
 
@@ -23,6 +26,8 @@ def open_archive(f: BinaryIO, compressed: Sequence[str] = ()) -> zipfile.ZipFile
         ValueError: if a record is compressed, two have one name, or they are larger than the file.
     """
     archive = zipfile.ZipFile(f)
+    if _read_directory_offset(f, archive) != archive.start_dir:
+        raise ValueError("its directory is not where it says")  # PyTorch would read another one
     records = archive.infolist()
     if len(records) > MAX_RECORDS:
         raise ValueError(f"it has more than {MAX_RECORDS:,} records")
@@ -39,6 +44,39 @@ def open_archive(f: BinaryIO, compressed: Sequence[str] = ()) -> zipfile.ZipFile
     if sum(x.file_size for x in records) - packed_size > size:
         raise ValueError("its records are larger than the file")
     return archive
+
+
+def _read_directory_offset(f: BinaryIO, archive: zipfile.ZipFile) -> int:
+    end = f.seek(-22 - len(archive.comment), 2)
+    f.seek(end + 16)
+    offset = int.from_bytes(f.read(4), "little")
+    if offset == 2**32 - 1:  # of a large archive
+        f.seek(end - 12)
+        f.seek(int.from_bytes(f.read(8), "little") + 48)
+        offset = int.from_bytes(f.read(8), "little")
+    return offset
+
+
+def check_pickle(f: BinaryIO) -> None:
+    """Look at the operations of a pickle, up to its end, without doing them.
+
+    Raises:
+        pickle.UnpicklingError: if it calls what can make any number of bytes of a few, although
+            PyTorch would do so.
+    """
+    texts: Set[str] = set()
+    for operation, value, _ in pickletools.genops(f):
+        if operation.name == "PROTO" and value > pickle.HIGHEST_PROTOCOL:
+            raise ValueError(f"its pickle has the protocol {value}")
+        if operation.name == "GLOBAL" and value.split()[-1] in _BYTES:
+            raise pickle.UnpicklingError(f"GLOBAL {value.replace(' ', '.')}")
+        if operation.name == "STACK_GLOBAL" and texts & _BYTES:
+            raise pickle.UnpicklingError(f"GLOBAL {min(texts & _BYTES)}")
+        if isinstance(value, str):
+            texts.add(value)
+
+
+_BYTES = {"bytearray", "encode"}  # of builtins and _codecs
 
 
 def check_tensors(content: Any, num_bytes: int) -> None:
@@ -146,7 +184,7 @@ def check_classes(content: Dict) -> None:
         if not names or len(names) == number:
             return
         raise ValueError(f"class_names names {len(names)} classes, {CLASSIFIER} has {number}")
-    raise ValueError(f"class_names is {content['class_names']!r:.60}, not a list of text")
+    raise ValueError(f"class_names is {reprlib.repr(content['class_names'])}, not a list of text")
 
 
 def hash_tensors(tensors: Dict[str, Any]) -> str:
