@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import zipfile
+from typing import Tuple
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tood.deploy.module import (
     save_torchscript,
 )
 from tood.inference.exported import ExportedFile
+from tood.inference.scripts import check_code
 from tood.modeling.postprocess import Candidates
 
 onnx = pytest.importorskip("onnx")
@@ -243,6 +245,74 @@ def test_notes_in_a_graph_are_not_read(program, tmp_path, mark):
     assert ExportedFile(path)(draw(3))["num_detections"].tolist() == [3]
 
 
+class Writing(nn.Module):
+    def __init__(self, mark):
+        super().__init__()
+        self.mark: str = str(mark)
+
+    def forward(self, images: torch.Tensor):
+        return torch.from_file(self.mark, True, 4, dtype=torch.uint8).fill_(65)
+
+
+class WritingWhenRead(nn.Module):
+    def __init__(self, mark):
+        super().__init__()
+        self.mark: str = str(mark)
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.mark, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: Tuple[str, bool]):
+        self.mark, self.training = state
+        torch.from_file(self.mark, True, 4, dtype=torch.uint8).fill_(65)
+
+    def forward(self, images: torch.Tensor):
+        return images
+
+
+@pytest.mark.parametrize("kind", [Writing, WritingWhenRead])
+def test_scripts_call_known_operators_only(tmp_path, mark, kind):
+    path, extra = str(tmp_path / "a.ts"), {METADATA_FILE: json.dumps(METADATA)}
+    torch.jit.save(torch.jit.script(kind(mark)), path, _extra_files=extra)
+    assert "a.ts cannot be read by torchscript (its code " in complaint(ExportedFile, path)
+
+
+FUNCTION = "class A(Module):\n  def forward(self, x: Tensor) -> Tensor:\n    "
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "return torch.save(x, 'a')",
+        "return torch.from_file('a')",
+        "return (torch).save(x, 'a')",
+        "return x.save('a')",
+        "return (x).add(1)",
+        "relu = torch.save\n    return relu(x)",
+        "int = x.save\n    return int('a')",
+        "torch = ops.aten\n    return torch.relu(x)",
+        "return ops.aten.save(x, 'a')",
+        "return ops.prim.Print(x)",
+        "return (x)(x)",
+        "return getattr(x, 'save')('a')",
+        "return print(x)",
+        "return torch.relu(x) if True else x",
+        "return torch.relu(x) # x",
+        "return torch.relu(r'a')",
+        "return torch.relu('\\'')",
+        "import os\n    return x",
+        "return ｔorch.relu(x)",
+        "return torch.relu(x)\n  def __setstate__(self, x: Tensor) -> Tensor:\n    return x",
+    ],
+)
+def test_code_of_scripts(code):
+    check_code(f"{FUNCTION}y = int(x)\n    return torch.relu(getattr(self, '0').forward(x, ))\n")
+    with pytest.raises(ValueError, match="its code"):
+        check_code(f"{FUNCTION}{code}\n")
+
+
 def test_archives_that_are_larger_than_they_look(program, script, tmp_path):
     records = read_records(program)
     path = write_records(tmp_path / "b.pt2", records, zipfile.ZIP_DEFLATED)
@@ -346,7 +416,7 @@ def test_metadata_that_are_not_of_a_detector(script, tmp_path, key):
 
 
 def test_a_script_with_other_outputs(tmp_path):
-    for i, wrong in enumerate((lambda x: x, lambda x: (x, x), lambda x: {"a": x})):
+    for i, wrong in enumerate((lambda x: x, lambda x: (x, x), lambda x: [x])):
         module = torch.jit.trace(wrong, torch.zeros(1, 3, 8, 8), strict=False)
         path = str(tmp_path / f"{i}.ts")
         torch.jit.save(module, path, _extra_files={METADATA_FILE: json.dumps(METADATA)})

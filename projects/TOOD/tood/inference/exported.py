@@ -17,7 +17,8 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from tood.deploy.module import DETECTIONS, RAW_OUTPUTS
-from tood.inference.programs import read_onnx, read_program, read_torchscript
+from tood.inference.programs import read_onnx, read_program
+from tood.inference.scripts import read_torchscript
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, format_reason

@@ -29,27 +29,28 @@ RECORDS = re.compile(
 # What a graph may call. None of them reads or writes a file, or calls other functions than these;
 # "higher_order" ones call graphs of the same file.
 ATEN = """
-__and__ __or__ _assert_scalar _assert_tensor_metadata _native_batch_norm_legit_no_training _softmax
-_to_copy abs abs_ adaptive_avg_pool2d adaptive_max_pool2d add add_ addmm alias all amax amin any
-arange argmax argmin argsort atan2 avg_pool2d baddbmm batch_norm bitwise_and bitwise_not bitwise_or
-bmm broadcast_to cat ceil chunk clamp clamp_ clamp_max clamp_min clone constant_pad_nd contiguous
-conv2d convolution copy copy_ cos cumsum detach detach_ div div_ dropout dropout_ einsum elu empty
-empty_like eq erf exp exp_ expand expand_as expm1 fill fill_ flatten flip floor floor_ floor_divide
-full full_like gather ge gelu gelu_ grid_sampler group_norm gt hardsigmoid hardsigmoid_ hardswish
-hardswish_ hardtanh hardtanh_ im2col index index_fill index_put index_put_ index_select
-instance_norm isfinite isinf isnan item layer_norm le leaky_relu leaky_relu_ lift_fresh_copy
-linalg_vector_norm linear linspace log log1p log2 log_sigmoid log_softmax logical_and logical_not
-logical_or logical_xor lt masked_fill masked_fill_ masked_select matmul max max_pool2d
-max_pool2d_with_indices maximum mean meshgrid min minimum mish mish_ mm movedim mul mul_ nan_to_num
-narrow native_group_norm native_layer_norm ne neg new_empty new_full new_ones new_zeros nonzero
-nonzero_numpy norm numpy_T one_hot ones ones_like pad permute pixel_shuffle pow prelu prod
-promote_types reciprocal relu relu6 relu6_ relu_ remainder repeat repeat_interleave reshape
-result_type rms_norm roll round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter
-scatter_add scatter_reduce select sigmoid sigmoid_ sign silu silu_ sin slice softmax softplus sort
-split split_with_sizes sqrt square squeeze stack std sub sub_ sum swapaxes sym_constrain_range
-sym_constrain_range_for_size sym_numel sym_size t take_along_dim tan tanh tanh_ tile to topk
-transpose tril triu type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d
-upsample_nearest2d var view view_as where zeros zeros_like
+__and__ __or__ _assert_scalar _assert_tensor_metadata _convolution
+_native_batch_norm_legit_no_training _softmax _to_copy abs abs_ adaptive_avg_pool2d
+adaptive_max_pool2d add add_ addmm alias all amax amin any arange argmax argmin argsort atan2
+avg_pool2d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm broadcast_to cat ceil chunk
+clamp clamp_ clamp_max clamp_min clone constant_pad_nd contiguous conv2d convolution copy copy_ cos
+cumsum detach detach_ dim div div_ dropout dropout_ einsum elu empty empty_like eq erf exp exp_
+expand expand_as expm1 fill fill_ flatten flip floor floor_ floor_divide full full_like gather ge
+gelu gelu_ grid_sampler group_norm gt hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh
+hardtanh_ im2col index index_fill index_put index_put_ index_select instance_norm isfinite isinf
+isnan item layer_norm le leaky_relu leaky_relu_ lift_fresh_copy linalg_vector_norm linear linspace
+log log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor lt masked_fill
+masked_fill_ masked_select matmul max max_pool2d max_pool2d_with_indices maximum mean meshgrid min
+minimum mish mish_ mm movedim mul mul_ nan_to_num narrow native_group_norm native_layer_norm ne neg
+new_empty new_full new_ones new_zeros nonzero nonzero_numpy norm numel numpy_T one_hot ones
+ones_like pad permute pixel_shuffle pow prelu prod promote_types reciprocal relu relu6 relu6_ relu_
+remainder repeat repeat_interleave reshape result_type rms_norm roll round rsqrt rsub scalar_tensor
+scaled_dot_product_attention scatter scatter_add scatter_reduce select sigmoid sigmoid_ sign silu
+silu_ sin size slice softmax softplus sort split split_with_sizes sqrt square squeeze stack std sub
+sub_ sum swapaxes sym_constrain_range sym_constrain_range_for_size sym_numel sym_size t
+take_along_dim tan tanh tanh_ tile to topk transpose tril triu type_as unbind unflatten unfold
+unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var view view_as where zeros
+zeros_like
 """
 OPERATORS = re.compile(
     rf"torch\.ops\.aten\.({'|'.join(ATEN.split())})\.[A-Za-z]\w*"
@@ -118,24 +119,6 @@ def _iterate_tensors(message: Any) -> Iterator[Any]:
         if field.message_type is not None:
             for part in value if hasattr(value, "__len__") else [value]:
                 yield from _iterate_tensors(part)
-
-
-def read_torchscript(path: str) -> Tuple[Any, str]:
-    """Return a TorchScript module and the text of the metadata beside it.
-
-    Raises:
-        UserError, ValueError: for a file that is larger than it looks; and PyTorch's own errors.
-    """
-    import torch
-
-    with open_regular(path) as f:
-        if open_archive(f, ["code/"]).testzip() is not None:
-            raise ValueError("a checksum is wrong")
-        f.seek(0)
-        extra = {METADATA_FILE: ""}
-        with quiet():  # that all of TorchScript is deprecated
-            module = torch.jit.load(f, map_location="cpu", _extra_files=extra)
-    return module, extra[METADATA_FILE]
 
 
 def _read_records(f: BinaryIO) -> Dict[str, bytes]:
