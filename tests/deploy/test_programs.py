@@ -1,5 +1,6 @@
 """Exported files that lie, or that would run code: each ends in one sentence, and nothing runs."""
 
+import contextlib
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from tood.modeling.postprocess import Candidates
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+detect_onnx = pytest.importorskip("detect_onnx")
 MODEL, SAMPLE = "archive/models/model.json", "archive/data/sample_inputs/model.pt"
 METADATA = {
     "model": "TOOD",
@@ -357,6 +359,8 @@ def test_onnx_files_need_no_other_files(tmp_path, location):
     path = write_onnx(tmp_path / "a.onnx", location=location)
     sentence = complaint(ExportedFile, path)
     assert f"its tensor t_boxes is in another file, {location!r}" in sentence
+    with pytest.raises(detect_onnx.Error, match="cannot be read by ONNX Runtime"):
+        detect_onnx.Detector(path)
     (tmp_path / "b").mkdir()
     path = write_onnx(tmp_path / "b" / "a.onnx")
     assert ExportedFile(path)(draw(3))["num_detections"].tolist() == [1]
@@ -384,6 +388,10 @@ def test_outputs_that_are_not_of_a_detector(tmp_path, kind):
     file = ExportedFile(write_onnx(tmp_path / "a.onnx", outputs))
     sentence = complaint(file.detect, draw(3)[0])
     assert f"a.onnx does not compute what its metadata say: {says}" in sentence
+    detector = detect_onnx.Detector(file.path)
+    with contextlib.suppress(detect_onnx.Error):
+        boxes, scores, classes = detector(np.zeros((160, 192, 3), np.uint8))
+        assert len(boxes) == len(scores) == len(classes) and np.isfinite(scores).all()
 
 
 INVALID = {
