@@ -49,6 +49,7 @@ WRONG = {
     "int64": (replace(lambda x: x.long()), f"{NAME} is torch.int64, and must be of floating"),
     "bool": (replace(lambda x: x.bool()), f"{NAME} is torch.bool, and must be of floating"),
     "complex": (replace(lambda x: x + 0j), f"{NAME} is torch.complex64, and must be of floating"),
+    "key": (lambda content: content["model"].update({5: torch.ones(1)}), "the name 5 of a tensor"),
     "text": (set_classes("abcd"), "class_names is 'abcd', not a list of text"),
     "numbers": (set_classes([1, 2, 3, 4]), "class_names is [1, 2, 3, 4], not a list of text"),
     "surrogate": (set_classes(["a", "b", "c", "\ud800"]), "not a list of text"),

@@ -154,6 +154,9 @@ class Checkpointer(DetectionCheckpointer):
         query = getattr(self, "_parsed_url_during_load", None)
         if query is not None and "matching_heuristics=True" in query.query:
             content["matching_heuristics"] = True
+        for name in content["model"]:
+            if not isinstance(name, str):
+                raise ValueError(f"the name {reprlib.repr(name)} of a tensor is not text")
         _refuse_other_projects(content["model"], filename)
         return content
 
