@@ -168,7 +168,9 @@ def test_pickles_in_a_program_are_not_read(program, tmp_path, mark, kind, legacy
         )
     sentence = complaint(ExportedFile, write_records(tmp_path / "b.pt2", records))
     assert re.search("a.pt2|b.pt2 cannot be read by exported", sentence)
-    assert re.search("pickle that could run code|needs a pickle|is not one of a model", sentence)
+    assert re.search(
+        "pickle that could run code|not a tensor, which could|is not one of a model", sentence
+    )
 
 
 def test_programs_of_other_versions_of_pytorch_are_read(program, tmp_path):
@@ -245,6 +247,32 @@ def test_notes_in_a_graph_are_not_read(program, tmp_path, mark):
 
     path = write_records(tmp_path / "b.pt2", change_json(read_records(program), MODEL, change))
     assert ExportedFile(path)(draw(3))["num_detections"].tolist() == [3]
+
+
+WEIGHTS = "archive/data/weights/model_weights_config.json"
+
+
+def set_tensor(key, value):
+    return lambda content: next(iter(content["config"].values()))["tensor_meta"].update(
+        {key: value}
+    )
+
+
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        (MODEL, set_graph("inputs", []), "are not a program"),
+        (WEIGHTS, set_tensor("storage_offset", {"as_int": 10**9}), "are not a program"),
+        (WEIGHTS, set_tensor("sizes", [{"as_int": 10**9}]), "are not a program"),
+        (WEIGHTS, set_tensor("device", {"type": "vulkan", "index": 0}), "are not a program"),
+        ("archive/data/weights/weight_0", None, "its record data/weights/weight_0 is empty"),
+    ],
+)
+def test_a_program_that_does_not_fit_its_tensors(program, tmp_path, capfd, name, change, says):
+    records = read_records(program)
+    records = change_json(records, name, change) if change else {**records, name: b""}
+    assert says in complaint(ExportedFile, write_records(tmp_path / "b.pt2", records))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 class Writing(nn.Module):

@@ -7,12 +7,14 @@ of known operators; they are copied into a new archive, so that PyTorch sees not
 
 import io
 import json
+import logging
 import re
 import zipfile
 from typing import Any, BinaryIO, Callable, Dict, Iterator, Tuple
 
 from tood.deploy.module import METADATA_FILE, quiet
 from tood.utils.files import load_tensors
+from tood.utils.logs import at_level
 from tood.utils.reading import MiB, open_regular
 from tood.utils.tensors import open_archive
 
@@ -85,8 +87,13 @@ def read_program(path: str) -> Tuple[Any, Dict]:
         for name, content in records.items():
             archive.writestr(f"archive/{name}", content)
     buffer.seek(0)
-    with quiet():
-        return torch.export.load(buffer), _parse(METADATA, records[METADATA])
+    metadata = _parse(METADATA, records[METADATA])
+    try:
+        # It logs the traceback of what it then raises without a reason.
+        with quiet(), at_level("torch.export", logging.CRITICAL):
+            return torch.export.load(buffer), metadata
+    except RuntimeError as error:
+        raise ValueError("its graph and its tensors are not a program") from error
 
 
 def read_onnx(path: str) -> Tuple[bytes, Any]:
@@ -132,7 +139,19 @@ def _read_records(f: BinaryIO) -> Dict[str, bytes]:
     for name in (MODEL, METADATA):
         if name not in records:
             raise ValueError(f"it has no record {name}")
+    _check_sizes(records)
     return {**records, SAMPLE: b""}
+
+
+def _check_sizes(records: Dict[str, bytes]) -> None:
+    """Raise ValueError for a tensor without values, which PyTorch would not initialize."""
+    for kind in ("weights", "constants"):
+        config = records.get(f"data/{kind}/model_{kind}_config.json", b'{"config": {}}')
+        for entry in json.loads(config)["config"].values():
+            name = f"data/{kind}/{entry['path_name']}"
+            sizes = [size["as_int"] for size in entry["tensor_meta"]["sizes"]]
+            if 0 not in sizes and not records.get(name):
+                raise ValueError(f"its record {name} is empty")
 
 
 def _clean_record(name: str, content: bytes) -> bytes:
@@ -148,7 +167,7 @@ def _clean_record(name: str, content: bytes) -> bytes:
         config = _parse(name, content)
         for entry in config["config"].values():
             if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-                raise ValueError(f"{name} needs a pickle, which could run code")
+                raise ValueError(f"{name} names what is not a tensor, which could run code")
     return content
 
 
