@@ -102,12 +102,15 @@ class Detector:
     def __init__(self, path):
         if not os.path.isfile(path):
             raise Error(f"The file {path} does not exist.")
-        available = onnxruntime.get_available_providers()
+        self.path, available = path, onnxruntime.get_available_providers()
         # Others would compute in another precision.
         providers = [f"{x}ExecutionProvider" for x in ("CUDA", "CPU")]
         providers = [name for name in providers if name in available]
         try:
-            self.session = onnxruntime.InferenceSession(path, providers=providers)
+            # By its content, so that it cannot name other files beside it.
+            content = pathlib.Path(path).read_bytes()
+            self.session = onnxruntime.InferenceSession(content, providers=providers)
+            (self.input_name,) = (x.name for x in self.session.get_inputs())
         except Exception as error:  # ONNX Runtime has many
             reason = " ".join(str(error).split())[:200]
             raise Error(f"{path} cannot be read by ONNX Runtime ({reason}).") from error
@@ -174,11 +177,28 @@ class Detector:
             image = np.asarray(Image.fromarray(image).resize(new[::-1], Image.BILINEAR))
         image = ((image[:, :, ::-1] if self.bgr else image) - self.mean) / self.std
         images = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
-        outputs = self.session.run(None, {self.session.get_inputs()[0].name: images})
-        outputs = dict(zip(self.output_names, outputs))
-        count = outputs["num_detections"][0]
-        boxes, scores, classes = (outputs[key][0, :count] for key in ("boxes", "scores", "classes"))
+        boxes, scores, classes = self.run(images)
         return boxes * np.array([old[1] / new[1], old[0] / new[0]] * 2, np.float32), scores, classes
+
+    def run(self, images):
+        """Return boxes, scores and classes of a batch of one image."""
+        try:
+            outputs = dict(
+                zip(self.output_names, self.session.run(None, {self.input_name: images}))
+            )
+            number = int(outputs["num_detections"][0])
+            names = ("boxes", "scores", "classes")
+            boxes, scores, classes = (outputs[name][0, :number] for name in names)
+            if boxes.shape != (number, 4) or {scores.shape, classes.shape} != {(number,)}:
+                raise ValueError(f"boxes have the shape {boxes.shape}")
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+                raise ValueError("boxes or scores contain NaN or infinity")
+            if number and not 0 <= classes.min() <= classes.max() < len(self.classes):
+                raise ValueError("there are other classes than it names")
+            return boxes, scores, classes.astype(int)
+        except Exception as error:  # ONNX Runtime has many
+            reason = " ".join(str(error).split())[:200]
+            raise Error(f"{self.path} makes no detections ({reason}); export it again.") from error
 
 
 def size_of_shorter_edge(height, width, min_size, max_size):

@@ -15,11 +15,11 @@ from tood.checkpoint.convert import (
     convert_checkpoint,
     is_backbone,
     read_checkpoint,
+    write_converted,
 )
 from tood.modeling.dense_head import ANCHOR_TYPES
 from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.errors import UserError, run_main
-from tood.utils.files import write_atomically
 
 
 def parse_args(argv=None):
@@ -39,7 +39,7 @@ def main(args):
         raise UserError(f"{args.target} is the source itself; name another file to write.")
     source = read_checkpoint(args.source)
     if is_backbone(source.state_dict):
-        write_atomically({"model": convert_backbone(source.state_dict)}, args.target)
+        write_converted(convert_backbone(source.state_dict), args.target)
         print(f"{args.target}: an ImageNet backbone. To train from it: MODEL.WEIGHTS {args.target}")
         return
     description = convert_checkpoint(args.source, args.target, args.anchor_type)

@@ -27,6 +27,8 @@ from tood.config.read import load_config
 from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 from tood.utils.files import check_folder, write_json
+from tood.utils.plain_yaml import load_yaml
+from tood.utils.reading import MAX_CONFIG, read_regular
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXPERIMENTS = os.path.join(ROOT, "tools", "paper_experiments.yaml")
@@ -62,13 +64,10 @@ def load_experiments(path, groups=None):
         UserError: for a file of another form, and two experiments of one name.
     """
     try:
-        with open(path, encoding="utf-8") as f:
-            known = yaml.safe_load(f)["groups"]
+        known = load_yaml(read_regular(path, MAX_CONFIG).decode())["groups"]
         chosen = [known[group] for group in groups or known]
         found = [Experiment(**entry) for entry in itertools.chain.from_iterable(chosen)]
-    except OSError as error:
-        raise UserError(f"The file {path} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} needs 'groups', each a list of entries with name, options and paper, "

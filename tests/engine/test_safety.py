@@ -2,16 +2,18 @@
 
 import os
 import pickle
+import sys
 
+import detectron2
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, ROOT, complaint, error_of
+from conftest import CONFIG, ROOT, app_error, complaint, error_of
 from detectron2.modeling import build_model
 
 import train_net
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.files import DETECTRON2_CONFIGS, read_config_file
+from tood.config.files import read_config_file
 from tood.config.read import load_config
 from tood.utils.files import read_pickle
 
@@ -86,6 +88,7 @@ def test_last_checkpoint_stays_in_its_folder(command, tmp_path, mark):
         "OUTPUT_DIR: !!python/object/new:os.mkdir [{}]",
         "OUTPUT_DIR: !!python/name:os.mkdir",
         "MODEL: {{WEIGHTS: !!python/object/apply:builtins.eval ['open(1) or \"{}\"']}}",
+        "MODEL: {{WEIGHTS: !!python/object/apply:os.mkdir ['{}']}}",
     ],
 )
 def test_yaml_with_a_payload(tmp_path, mark, line):
@@ -94,6 +97,9 @@ def test_yaml_with_a_payload(tmp_path, mark, line):
     for name in ("a.yaml", "b.yaml"):
         sentence = complaint(load_config, str(tmp_path / name))
         assert "a.yaml is refused: reading it would run code" in sentence and "python/" in sentence
+
+
+DETECTRON2_CONFIGS = os.path.join(os.path.dirname(detectron2.__file__), "model_zoo", "configs")
 
 
 @pytest.mark.skipif(
@@ -110,7 +116,36 @@ def test_configs_of_detectron2_are_read():
     assert len(paths) > 50
     assert all(read_config_file(path).content for path in paths)
     retinanet = read_config_file(os.path.join(DETECTRON2_CONFIGS, "Base-RetinaNet.yaml"))
-    assert len(retinanet.content["MODEL"]["ANCHOR_GENERATOR"]["SIZES"]) == 5
+    sizes = retinanet.content["MODEL"]["ANCHOR_GENERATOR"]["SIZES"]
+    assert sizes == [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
+
+
+def test_computed_lists_are_not_computed(tmp_path, mark):
+    expression = f"__import__('os').mkdir('{mark}')"
+    (tmp_path / "a.yaml").write_text(f'SEED: !!python/object/apply:eval ["{expression}"]')
+    assert "it computes __import__" in complaint(read_config_file, str(tmp_path / "a.yaml"))
+
+
+def test_config_files_are_bounded(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 20))
+    )
+    assert path.stat().st_size < 700
+    assert "cannot be read: it has more than 200,000" in complaint(read_config_file, str(path))
+    path.write_text(f"SEED: {'1' * 2**20}")
+    assert "at most 1.0 MiB are read" in complaint(read_config_file, str(path))
+    for i in range(20):
+        (tmp_path / f"b{i}.yaml").write_text(f"_BASE_: [b{i + 1}.yaml, b{i + 1}.yaml]\n")
+    (tmp_path / "b20.yaml").write_text("SEED: 1\n")
+    assert "has more than 50 bases" in complaint(read_config_file, str(tmp_path / "b0.yaml"))
+    path.write_text("_BASE_: 5\n")
+    assert "_BASE_ in" in complaint(read_config_file, str(path))
+    for name in ("fifo", "f.yaml"):
+        os.mkfifo(tmp_path / name)
+        sentence = complaint(read_config_file, str(tmp_path / name))
+        assert sentence == f"{tmp_path / name} is not a regular file; name a file."
+    assert "is not a regular file" in complaint(read_config_file, str(tmp_path))
 
 
 def test_bases(tmp_path):
@@ -165,3 +200,70 @@ def test_predict_reads_the_config_beside_a_checkpoint_safely(tmp_path, mark):
     payload = f"OUTPUT_DIR: !!python/object/apply:os.mkdir [{mark}]\n"
     (tmp_path / "config.yaml").write_text(f"_BASE_: {CONFIG}\n{payload}")
     assert "would run code" in complaint(predict, str(tmp_path / "model_best.pth"), str(ROOT))
+
+
+LAZY = [
+    "model: {_target_: hostile.build, mark: x}",
+    "model:\n  _target_: torch.utils.data.datapipes.utils.decoder.basichandlers\n  a: !!binary A",
+    "model: {'_target_': timm.models._helpers.load_state_dict, weights_only: false}",
+    "a: !!python/object/apply:hostile.build [x]\nmodel:\n- {a: 1, _target_: hostile.build}",
+]
+COMMANDS = [
+    ["predict", "{weights}", "{data}"],
+    ["eval", "{folder}"],
+    ["report", "{folder}"],
+    ["export", "{weights}", "--output", "{folder}/a.onnx"],
+]
+
+
+@pytest.mark.parametrize("text", LAZY)
+@pytest.mark.parametrize("argv", COMMANDS)
+def test_nothing_that_a_config_names_is_called(shapes, tmp_path, monkeypatch, mark, argv, text):
+    (tmp_path / "hostile.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    torch.save({"model": {"a": torch.zeros(1)}}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(text)
+    names = {"weights": folder / "model_final.pth", "folder": folder, "data": shapes / "images"}
+    called = _record_events(lambda: app_error(*(x.format(**names) for x in argv)))
+    assert called.message == (
+        f"error: The config file {folder}/config.yaml is of a training by Detectron2's "
+        "lazyconfig_train_net.py, and names functions to call; name a YAML config of the same "
+        "model with --config-file."
+    )
+    assert not [event for event in called.events if event in ("hostile", "pickle.find_class")]
+    assert sorted(x.name for x in folder.iterdir()) == ["config.yaml", "model_final.pth"]
+
+
+def test_a_pickled_config_is_not_read(tmp_path, mark):
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "model_final.pth")
+    (tmp_path / "config.yaml.pkl").write_bytes(pickle.dumps(Payload(mark)))
+    message = app_error("eval", tmp_path)
+    assert f"{tmp_path}/config.yaml.pkl is of a training by Detectron2's lazyconfig" in message
+
+
+class Called:
+    """The result of a call, and the modules that it imports and classes that it unpickles."""
+
+    active = None
+
+    def __init__(self):
+        self.events, self.message = [], ""
+
+
+def _note(event, args):  # cannot be removed
+    if Called.active is not None and event in ("import", "pickle.find_class"):
+        Called.active.events.append(str(args[0]) if event == "import" else event)
+
+
+def _record_events(call):
+    if not hasattr(Called, "installed"):
+        Called.installed = True
+        sys.addaudithook(_note)
+    Called.active = called = Called()
+    try:
+        called.message = call()
+    finally:
+        Called.active = None
+    return called

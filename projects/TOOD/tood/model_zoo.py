@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.zoo import RELEASED_MODELS, ReleasedModel, get_config, get_config_file
+from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
 
 __all__ = ["RELEASED_MODELS", "ReleasedModel", "get_config", "get_config_file", "get_model"]
@@ -37,6 +38,8 @@ def get_model(
     if pretrained:
         checkpoint = PathManager.get_local_path(f"tood://{name}")
     options = [] if checkpoint is None else read_tensors(checkpoint).get("options", [])
+    if not isinstance(options, list) or not all(isinstance(key, str) for key in options[::2]):
+        raise UserError(f"The options in {checkpoint} are not keys and values; convert it again.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(get_config(name, [*options, "MODEL.DEVICE", device]))
     if checkpoint is not None:

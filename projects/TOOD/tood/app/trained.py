@@ -166,7 +166,11 @@ def find_trained(model: str, config: str = "") -> Trained:
         return _find_released(model, config)
     folder = os.path.dirname(weights) or "."
     config_file = config or os.path.join(folder, "config.yaml")
-    if not config and not os.path.isfile(config_file):
+    if not config and not os.path.exists(config_file):
+        if os.path.exists(f"{config_file}.pkl"):  # by Detectron2's LazyConfig.save
+            from tood.config.files import make_lazy_error  # needs PyTorch
+
+            raise make_lazy_error(f"{config_file}.pkl")
         raise UserError(
             f"There is no config.yaml beside {weights}; name its config with --config-file."
         )

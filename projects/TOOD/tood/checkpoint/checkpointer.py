@@ -1,8 +1,10 @@
 """Checkpoints that are written whole or not at all, and errors for unusable ones."""
 
+import contextlib
 import logging
 import os
 import re
+import reprlib
 from typing import Any, Dict, List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -16,6 +18,7 @@ from tood.utils.files import (
     write_whole,
 )
 from tood.utils.signals import mark_resumable
+from tood.utils.tensors import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -105,16 +108,10 @@ class Checkpointer(DetectionCheckpointer):
         finite, the last one; return its name, or None without one.
         """
         for path in self._newest_first():
-            try:
-                content = read_tensors(path)
-                sound = content["iteration"] < before and all(
-                    x.isfinite().all() for x in content["model"].values() if x.is_floating_point()
-                )
-            except (UserError, KeyError, AttributeError, TypeError):
-                continue
-            if sound:
-                self.tag_last_checkpoint(os.path.basename(path))
-                return os.path.basename(path)
+            with contextlib.suppress(UserError, KeyError, TypeError):
+                if read_tensors(path)["iteration"] < before:  # refused unless all are finite
+                    self.tag_last_checkpoint(os.path.basename(path))
+                    return os.path.basename(path)
         return None
 
     def _newest_first(self) -> List[str]:
@@ -149,8 +146,8 @@ class Checkpointer(DetectionCheckpointer):
             content = _read_model_zoo(read_pickle(filename))
         else:
             content = read_tensors(filename)
-        if self.resuming and "trainer" not in content:
-            raise ValueError("it contains weights, but no state of a training to resume")
+        if self.resuming:
+            _check_state(content.get("trainer"))
         if filename.endswith(".pyth") and "model_state" in content:  # of pycls
             model = content["model_state"]
             content = {"model": model, "__author__": "pycls", "matching_heuristics": True}
@@ -159,11 +156,22 @@ class Checkpointer(DetectionCheckpointer):
         query = getattr(self, "_parsed_url_during_load", None)
         if query is not None and "matching_heuristics=True" in query.query:
             content["matching_heuristics"] = True
+        for name in content["model"]:
+            if not isinstance(name, str):
+                raise ValueError(f"the name {reprlib.repr(name)} of a tensor is not text")
         _refuse_other_projects(content["model"], filename)
         return content
 
     def _load_model(self, checkpoint):
-        number, entries = len(checkpoint["model"]), set(self.model.state_dict())
+        expected = self.model.state_dict()
+        number, entries = len(checkpoint["model"]), set(expected)
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        tensors = {re.sub(r"^module\.", "", n): x for n, x in checkpoint["model"].items()}
+        if checkpoint.get("matching_heuristics"):  # finds the names of the model later
+            of_floats = next(x for x in expected.values() if x.is_floating_point())
+            names = [n for n in tensors if not n.endswith("num_batches_tracked")]
+            expected = dict.fromkeys(names, of_floats)
+        check_types(tensors, expected)
         incompatible = super()._load_model(checkpoint)
         lacking = [*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)]
         if lacking and (self.complete or self.resuming):
@@ -198,6 +206,18 @@ class Checkpointer(DetectionCheckpointer):
                 missing_keys=[x for x in incompatible.missing_keys if x not in predictor],
             )
         )
+
+
+def _check_state(trainer: Any) -> None:
+    """Raise ValueError for what is not the state of a training."""
+    if trainer is None:
+        raise ValueError("it contains weights, but no state of a training to resume")
+    iteration = trainer.get("iteration") if isinstance(trainer, dict) else None
+    if type(iteration) is not int or iteration < 0:
+        shown = reprlib.repr(iteration)
+        raise ValueError(f"the iteration in it is {shown}, not an integer from 0 on")
+    if not isinstance(trainer.get("run_id", ""), str):
+        raise ValueError("the run_id in it is not text")
 
 
 def _read_model_zoo(content: Dict) -> Dict:

@@ -8,6 +8,7 @@ ones (:func:`identify`), and its entries are renamed (:func:`to_detectron2`, or
 
 import contextlib
 import functools
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -23,9 +24,13 @@ from tood.checkpoint.names import detectron2_name, mmdet_name
 from tood.config.zoo import RELEASED_MODELS, differing_options, get_config
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
+from tood.utils.tensors import hash_tensors
+
+logger = logging.getLogger(__name__)
 
 Shapes = Dict[str, Tuple[int, ...]]
 
+HASH = "sha256"  # of the tensors, in converted files
 BLOCKS = {18: 8, 34: 16, 50: 16, 101: 33, 152: 50}  # of a ResNet, by its depth
 # ImageNet backbones: depth, groups and width of each group.
 BACKBONES = [(d, 1, 64) for d in BLOCKS]
@@ -162,6 +167,8 @@ def to_detectron2(
             problems.append(f"{name} twice, under two names")
         elif target in expected and expected[target].shape == value.shape:
             converted[target] = value
+            if expected[target].is_floating_point() and not value.is_floating_point():
+                problems.append(f"{name} is {value.dtype}, not of floating-point numbers")
         elif target in expected:
             problems.append(f"{name} is {_shape(value)} instead of {_shape(expected[target])}")
         elif not name.endswith(".num_batches_tracked"):
@@ -201,8 +208,8 @@ def convert_checkpoint(
 ) -> ModelDescription:
     """Convert a released TOOD checkpoint, from file to file.
 
-    The target contains ``model`` (the entries), ``class_names``, ``config`` and ``options`` (of
-    the model).
+    The target contains ``model`` (the entries) and their hash, ``class_names``, ``config`` and
+    ``options`` (of the model).
 
     Args:
         source_path, target_path: files; the target appears whole or not at all.
@@ -216,8 +223,33 @@ def convert_checkpoint(
     expected = _model(description.config, tuple(description.options))
     name = f"{description.config}, the nearest of the released models"
     model = to_detectron2(source.state_dict, expected, name)
-    write_atomically({"model": model, **description._asdict()}, target_path)
+    write_converted(model, target_path, **description._asdict())
     return description
+
+
+def write_converted(model: Dict[str, Tensor], path: str, **about) -> None:
+    """Write a state dict, its hash and what else is known of it; raise UserError if that fails."""
+    write_atomically({"model": model, **about, HASH: hash_tensors(model)}, path)
+
+
+def is_as_converted(path: str) -> bool:
+    """Return whether a file has the tensors that :func:`write_converted` has written to it. It is
+    read once, unless it changes.
+    """
+    if not os.path.isfile(path):
+        return False
+    status = os.stat(path)
+    return _has_its_hash(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _has_its_hash(path: str, time: int, size: int) -> bool:
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        content = read_tensors(path)
+        if content[HASH] == hash_tensors(content["model"]):
+            return True
+    logger.warning(f"{path} is not as it was converted, and is converted again.")
+    return False
 
 
 def _shape(x: Tensor) -> str:
@@ -322,6 +354,9 @@ def _class_names(meta: Dict, num_classes: int, notes: List[str]) -> Optional[Lis
         notes.append("The file does not name its classes.")
         return None
     names = [names] if isinstance(names, str) else names  # MMDetection's way to name a single one
+    if not isinstance(names, (list, tuple)) or not all(isinstance(x, str) for x in names):
+        notes.append("The names of the classes in the file are not a list of text; ignored.")
+        return None
     if len(names) != num_classes:
         notes.append(
             f"The file names {len(names)} classes for a head of {num_classes}; they are ignored."

@@ -1,5 +1,6 @@
 """Weights by name, for ``MODEL.WEIGHTS``: importing this module registers these prefixes with
-Detectron2's ``PathManager``. Files are fetched once into Detectron2's cache, and converted:
+Detectron2's ``PathManager``. Files are fetched once into Detectron2's cache, and converted; a
+converted file that was changed since then is converted again:
 
 - ``tood://tood_R50_FPN_1x``: the released models;
 - ``torchvision://resnet101`` and ``open-mmlab://resnext101_64x4d``: ImageNet backbones;
@@ -18,10 +19,16 @@ import torchvision
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import get_cache_dir
 
-from tood.checkpoint.convert import convert_backbone, convert_checkpoint, read_checkpoint
+from tood.checkpoint.convert import (
+    convert_backbone,
+    convert_checkpoint,
+    is_as_converted,
+    read_checkpoint,
+    write_converted,
+)
 from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError, format_reason
-from tood.utils.files import compute_sha256, read_tensors, write_atomically
+from tood.utils.files import compute_sha256, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +138,7 @@ class DownloadHandler(WeightsHandler):
         # Where Detectron2's PathManager keeps a download.
         place = os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
         kept = os.path.splitext(place)[0] + ".detectron2.pth"
-        if os.path.isfile(kept) and not force:
+        if is_as_converted(kept) and not force:
             return kept
         try:
             download = PathManager.get_local_path(url, force=force, **kwargs)
@@ -158,13 +165,13 @@ class PackageHandler(WeightsHandler):
             raise UserError(f"There are no weights {path}; there are {', '.join(PACKAGES)}.")
         packaged = PACKAGES[name]
         kept = os.path.join(get_cache_dir(), "tood", f"{name}-{packaged.sha256[:8]}.pth")
-        if os.path.isfile(kept) and not force:
+        if is_as_converted(kept) and not force:
             return kept
         state = read_tensors(find_file(packaged))
         names = timm_names(list(state), packaged.depths)
         model = {f"backbone.bottom_up.model.{new}": state[old] for old, new in names.items()}
         os.makedirs(os.path.dirname(kept), exist_ok=True)
-        write_atomically({"model": model}, kept)
+        write_converted(model, kept)
         return kept
 
 
@@ -194,7 +201,7 @@ def _torchvision_url(name: str) -> str:
 
 
 def _convert_backbone(source: str, target: str) -> None:
-    write_atomically({"model": convert_backbone(read_checkpoint(source).state_dict)}, target)
+    write_converted(convert_backbone(read_checkpoint(source).state_dict), target)
 
 
 def _check_hash(path: str) -> None:

@@ -3,18 +3,25 @@
 import copy
 import os
 import re
-from typing import Any, Dict, FrozenSet, NamedTuple, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Set, Tuple
 
-import detectron2
 import yaml
 
 from tood.config.check import known_keys
 from tood.config.zoo import CONFIGS
-from tood.utils.errors import UserError, format_reason
+from tood.utils.errors import UserError
+from tood.utils.plain_yaml import PlainLoader, load_yaml
+from tood.utils.reading import MAX_CONFIG, guard_reading, read_regular
 
-# Its own configs may contain a computed list (Base-RetinaNet.yaml), and are as good as its code.
-DETECTRON2_CONFIGS = os.path.join(os.path.dirname(detectron2.__file__), "model_zoo", "configs")
+# The only expression in Detectron2's configs (Base-RetinaNet.yaml), and its value.
+COMPUTED = {
+    "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]": [
+        [x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in [32, 64, 128, 256, 512]
+    ]
+}
+_PYTHON = "tag:yaml.org,2002:python/"
 BASE = "Base-TOOD.yaml"
+MAX_FILES = 50  # of one config
 
 
 class ConfigFile(NamedTuple):
@@ -41,31 +48,37 @@ def read_config_file(path: str) -> ConfigFile:
             f"{path} is a config in Python, which Detectron2's lazyconfig_train_net.py takes "
             "(docs/training.md); name a .yaml config."
         )
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UserError(f"The config file {path} does not exist; name another one.")
     typed: Set[str] = set()
-    content = _read_with_base(path, typed)
+    content = _read_with_base(path, typed, [])
     return ConfigFile(path, content, frozenset(typed))
 
 
-def _read_with_base(path: str, typed: Set[str], before: Tuple[str, ...] = ()) -> Dict:
+def _read_with_base(
+    path: str, typed: Set[str], opened: List[str], before: Tuple[str, ...] = ()
+) -> Dict:
     """Return the content of a config, merged into those that its ``_BASE_`` names; ``before`` are
     the real paths of the files that led to it. Keys of all files but ``BASE`` are added to
-    ``typed``.
+    ``typed``, and the paths of all to ``opened``.
     """
     real = os.path.realpath(path)
     if real in before:
         raise UserError(f"The config file {path} has itself as _BASE_; name another file there.")
+    opened.append(path)
+    if len(opened) > MAX_FILES:
+        raise UserError(f"The config file {opened[0]} has more than {MAX_FILES} bases (_BASE_).")
     content = _read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"The config file {path} does not contain keys and values; correct it.")
     bases = content.pop("_BASE_", None) or []
     merged: Dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise UserError(f"_BASE_ in {path} is {base!r}; it must be the name of a file.")
-        _merge(_read_with_base(_find_base(path, base), typed, (*before, real)), merged)
+        base = _find_base(path, base)
+        _merge(_read_with_base(base, typed, opened, (*before, real)), merged)
     _merge(content, merged)
     if os.path.basename(path) != BASE:
         typed.update(known_keys(content))
@@ -113,8 +126,8 @@ def _as_lists(value: object) -> object:
     return [_as_lists(x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
-class _Loader(yaml.SafeLoader):
-    pass
+class _Loader(PlainLoader):
+    """Knows tuples, and the computed lists of ``COMPUTED``, which are not computed here."""
 
 
 _Loader.add_constructor(
@@ -122,22 +135,39 @@ _Loader.add_constructor(
 )
 
 
+def _look_up_computed(loader: _Loader, node: yaml.Node) -> object:
+    expression = "".join(map(str, loader.construct_sequence(node)))
+    if expression not in COMPUTED:
+        raise yaml.YAMLError(f"it computes {expression[:80]}; write its value")
+    return copy.deepcopy(COMPUTED[expression])
+
+
+_Loader.add_constructor(f"{_PYTHON}object/apply:eval", _look_up_computed)
+
+
 def _read_yaml(path: str) -> Any:
-    is_trusted = os.path.realpath(path).startswith(os.path.realpath(DETECTRON2_CONFIGS) + os.sep)
+    with guard_reading(path):
+        text = read_regular(path, MAX_CONFIG).decode("utf-8-sig")
+    if re.search(r"(^|[{,\s])['\"]?_target_['\"]?\s*:", text):
+        raise make_lazy_error(path)
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            return yaml.load(f, Loader=yaml.UnsafeLoader if is_trusted else _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        code = re.search(r"'tag:yaml.org,2002:(python/.*)'", getattr(error, "problem", None) or "")
-        if code:
-            raise UserError(
-                f"The config file {path} is refused: reading it would run code, because it needs "
-                f"{code[1]}; write plain values."
-            ) from error
-        reason = getattr(error, "strerror", None) or format_reason(error)
+        with guard_reading(path):
+            return load_yaml(text, loader=_Loader)
+    except UserError as error:
+        code = re.search(rf"'{_PYTHON}(.*)'", getattr(error.__cause__, "problem", None) or "")
+        if code is None:
+            raise
         raise UserError(
-            f"The config file {path} cannot be read ({reason}); correct it, or name another one."
+            f"The config file {path} is refused: reading it would run code, because it needs "
+            f"python/{code[1]}; write plain values."
         ) from error
+
+
+def make_lazy_error(path: str) -> UserError:
+    return UserError(
+        f"The config file {path} is of a training by Detectron2's lazyconfig_train_net.py, and "
+        "names functions to call; name a YAML config of the same model with --config-file."
+    )
 
 
 def _merge(source: Dict, target: Dict) -> None:

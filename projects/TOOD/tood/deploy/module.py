@@ -148,10 +148,11 @@ def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) 
         (N, T) bool, which candidates stay.
     """
     N, T = candidates.scores.shape
-    scores = candidates.scores.flatten()
+    # With two empty boxes, which no box overlaps: in exported programs, NMS must keep two or more.
+    scores = F.pad(candidates.scores.flatten(), (0, 2))
     index = (scores >= 0).nonzero().squeeze(1)
-    boxes = candidates.boxes.flatten(0, 1)[index]
-    classes = candidates.classes.flatten()[index]
+    boxes = F.pad(candidates.boxes.flatten(0, 1), (0, 0, 0, 2))[index]
+    classes = F.pad(candidates.classes.flatten(), (0, 2))[index]
     images = torch.div(index, T, rounding_mode="floor")
     # Groups are moved apart, in float64: so far away, float32 would round the boxes.
     boxes = boxes.double()
@@ -160,7 +161,8 @@ def keep_by_nms(candidates: Candidates, num_classes: int, iou_threshold: float) 
     stay = torchvision.ops.nms(
         boxes + (groups * extent).unsqueeze(1), scores[index].double(), iou_threshold
     )
-    return (torch.zeros_like(scores).index_fill(0, index[stay], 1.0) > 0).view(N, T)
+    kept = torch.zeros_like(scores).index_fill(0, index[stay], 1.0) > 0
+    return kept[: N * T].view(N, T)
 
 
 def _best(candidates: Candidates, kept: Tensor, max_detections: int) -> Tuple[Tensor, ...]:
@@ -230,8 +232,10 @@ def save_torchscript(module: ExportableTOOD, path: str, metadata: Dict[str, Any]
 def save_program(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
     """Export, and write a file for ``torch.export.load``, with ``METADATA_FILE`` in it."""
     program, buffer = export_program(module), io.BytesIO()
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # with the paths of this machine
+    program.example_inputs = None  # they would be pickled
     with quiet():
         torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
     write_whole(path, buffer.getvalue())

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import math
+import operator
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from tood.data.loader import WorkersEnded
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 from tood.utils.signals import Stopped, handled, stop
+from tood.utils.tensors import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +53,13 @@ class BestWeights:
         except UserError as error:
             logger.warning(f"{error.sentence()} The next evaluation writes it again.")
             return
-        if content.get("run_id") == run_id:
-            self.AP, self.iteration = content["AP"], content["iteration"]
+        AP, iteration = content.get("AP"), content.get("iteration")
+        if content.get("run_id") != run_id:
+            return
+        if not isinstance(AP, (int, float)) or not math.isfinite(AP) or type(iteration) is not int:
+            logger.warning(f"{self.path} lacks its AP. The next evaluation writes it again.")
+            return
+        self.AP, self.iteration = AP, iteration
 
     def offer(self, model, AP: float, iteration: int, *, run_id: str, name: str) -> None:
         """Keep the weights of a model if its AP is the best so far; NaN, the
@@ -184,7 +191,8 @@ class WeightAverage:
         return {"num_steps": self.num_steps, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: Dict) -> None:
-        self.num_steps = state["num_steps"]
+        self.num_steps = operator.index(state["num_steps"])
+        check_types(state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
 
 

@@ -4,7 +4,9 @@ it for Detectron2's evaluation. (``demo/detect_onnx.py`` does not need this pack
 Shapes: N images; outputs as in :class:`tood.deploy.module.ExportableTOOD`.
 """
 
+import contextlib
 import json
+import math
 import os
 from typing import Any, Callable, Dict, List, NamedTuple
 
@@ -14,7 +16,9 @@ from detectron2.data import transforms as T
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from tood.deploy.module import METADATA_FILE, quiet
+from tood.deploy.module import DETECTIONS, RAW_OUTPUTS
+from tood.inference.programs import read_onnx, read_program
+from tood.inference.scripts import read_torchscript
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.modeling.postprocess import select_candidates, suppress_non_maxima
 from tood.utils.errors import UserError, format_reason
@@ -22,28 +26,58 @@ from tood.utils.reading import parse_number
 from tood.utils.suggest import suggest_path
 from tood.utils.tiles import TileOptions
 
-# Required metadata, and their types.
-METADATA = {
-    "classes": list,
-    "outputs": list,
-    "input_format": str,
-    "preprocessing": str,
-    "pixel_mean": list,
-    "pixel_std": list,
-    "strides": list,
-    "size_divisibility": int,
-    "min_size": int,
-    "max_size": int,
-    "score_threshold": (int, float),
-    "candidates_per_level": int,
-    "nms_threshold": (int, float),
-    "max_detections": int,
-}
 # Output -> field of the Instances, where their names differ.
 FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
 
 
-THRESHOLDS = ("score_threshold", "nms_threshold")
+def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(value, (int, float)) and parse_number(value, low, high) is not None
+    return False
+
+
+def _is_integer(value: Any, low: int = 0) -> bool:
+    return type(value) is int and low <= value < 2**63
+
+
+def _is_list(value: Any, is_valid: Callable[[Any], bool], number: int = 0) -> bool:
+    sizes = (number,) if number else range(1, 2**20)
+    return isinstance(value, list) and len(value) in sizes and all(map(is_valid, value))
+
+
+def _are_texts(value: Any) -> bool:
+    return _is_list(value, lambda x: isinstance(x, str))
+
+
+def _are_outputs(value: Any) -> bool:
+    names = set(value) if _are_texts(value) else set()
+    needed = DETECTIONS if "num_detections" in names else RAW_OUTPUTS
+    return len(names) == len(value or ()) and names.issuperset(needed)
+
+
+def _are_tiles(value: Any) -> bool:
+    return value is None or (_is_list(value, _is_integer, 2) and value[1] <= value[0])
+
+
+# Metadata, and whether a value of them is valid; it is None if they lack it.
+METADATA: Dict[str, Callable[[Any], bool]] = {
+    "classes": _are_texts,
+    "outputs": _are_outputs,
+    "input_format": lambda x: x in ("RGB", "BGR"),
+    "preprocessing": lambda x: x in ("inside", "outside"),
+    "pixel_mean": lambda x: _is_list(x, _is_number, 3),
+    "pixel_std": lambda x: _is_list(x, lambda y: _is_number(y) and y != 0, 3),
+    "strides": lambda x: _is_list(x, lambda y: _is_integer(y, 1)),
+    "size_divisibility": lambda x: _is_integer(x, 1),
+    "min_size": _is_integer,
+    "max_size": _is_integer,
+    "score_threshold": lambda x: _is_number(x, 0, 1),
+    "candidates_per_level": lambda x: _is_integer(x, 1),
+    "nms_threshold": lambda x: _is_number(x, 0, 1),
+    "max_detections": _is_integer,
+    "tiles": _are_tiles,
+    "class_agnostic_nms": lambda x: x in (None, True, False) and type(x) is not int,
+}
 
 
 class ExportedFile:
@@ -66,11 +100,13 @@ class ExportedFile:
                 + ", ".join(f"{name} reads {'/'.join(s)}" for name, (s, _) in RUNTIMES.items())
                 + "."
             )
-        if not os.path.isfile(path):
+        if not os.path.exists(path):
             raise UserError(f"The file {path} does not exist{suggest_path(path) or '.'}")
         self.path, self.runtime = path, runtime or known[0]
         try:
             self._run, self.metadata = RUNTIMES[self.runtime][1](path)
+        except UserError:
+            raise
         except ImportError as error:
             raise UserError(
                 f"For {path}, the package {error.name} is missing: pip install {error.name}"
@@ -83,14 +119,11 @@ class ExportedFile:
             raise UserError(
                 f"{path} was not written by tood export: it does not name TOOD; export it again."
             )
-        for key, kind in METADATA.items():
-            if not isinstance(self.metadata.get(key), kind):
-                raise _name_invalid(path, key)
-        for key in THRESHOLDS:
-            try:
-                parse_number(self.metadata[key], 0, 1)
-            except ValueError as error:
-                raise _name_invalid(path, key) from error
+        for key, is_valid in METADATA.items():
+            if not is_valid(self.metadata.get(key)):
+                raise UserError(
+                    f"The metadata of {path} have no valid {key!r}; export the model again."
+                )
 
     def __call__(self, images: np.ndarray) -> Dict[str, np.ndarray]:
         """
@@ -101,11 +134,44 @@ class ExportedFile:
             UserError: for a size that the file does not support.
         """
         try:
-            return dict(zip(self.metadata["outputs"], self._run(images)))
+            results = list(self._run(images))
         except Exception as error:  # each runtime raises others
             raise UserError(
                 f"{self.path} refuses images of the shape {images.shape}: {format_reason(error)}."
             ) from error
+        try:
+            return self._check_outputs(results, len(images))
+        except ValueError as error:
+            raise UserError(
+                f"{self.path} does not compute what its metadata say: {error}; export the model "
+                "again."
+            ) from error
+
+    def _check_outputs(self, results: List[np.ndarray], N: int) -> Dict[str, np.ndarray]:
+        """Return outputs by their names; raise ValueError if their shapes, types or values cannot
+        be those of a detector.
+        """
+        names, K = self.metadata["outputs"], len(self.metadata["classes"])
+        if len(results) != len(names):
+            raise ValueError(f"it has {len(results)} outputs for the names {', '.join(names)}")
+        outputs = dict(zip(names, results))
+        rows = outputs["boxes"].shape[1:2]
+        is_raw = "num_detections" not in outputs
+        shapes = {"boxes": (N, *rows, 4), "classes": (N, *rows), "num_detections": (N,)}
+        shapes["scores"] = (N, *rows, K) if is_raw else (N, *rows)
+        for name, x in outputs.items():
+            expected = shapes.get(name, (N, *rows, *x.shape[2:]))
+            if x.shape != expected:
+                raise ValueError(f"{name} has the shape {x.shape}, not {expected}")
+            if x.dtype.kind != ("i" if name in ("classes", "num_detections") else "f"):
+                raise ValueError(f"{name} is {x.dtype}")
+            if not np.isfinite(x).all():
+                raise ValueError(f"{name} contains NaN or infinity")
+        for name, low, high in (("num_detections", 0, sum(rows)), ("classes", -1, K - 1)):
+            x = outputs.get(name, np.zeros(0))
+            if ((x < low) | (x > high)).any():
+                raise ValueError(f"{name} has values outside of {low} to {high}")
+        return outputs
 
     def detect(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
         """Return the detections of one image, for any inputs and outputs of the file.
@@ -154,10 +220,6 @@ class ExportedFile:
         return suppress_non_maxima(
             candidates, *limits, self.metadata.get("class_agnostic_nms", False)
         )
-
-
-def _name_invalid(path: str, key: str) -> UserError:
-    return UserError(f"The metadata of {path} have no valid {key!r}; export the model again.")
 
 
 class ExportedDetector:
@@ -238,17 +300,17 @@ def compare_detections(
 def _onnxruntime(path: str):
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    content, _ = read_onnx(path)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     (name,) = (x.name for x in session.get_inputs())
     return lambda images: session.run(None, {name: images}), _parse(metadata)
 
 
 def _openvino(path: str):
-    import onnx
     import openvino
 
-    proto = onnx.load(path)
+    _, proto = read_onnx(path)
     # On a CPU with bfloat16, OpenVINO would compute float32 in it, and detections would differ.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", options)
@@ -262,21 +324,18 @@ def _openvino(path: str):
 
 
 def _torchscript(path: str):
-    extra = {METADATA_FILE: ""}
-    with quiet():  # that all of TorchScript is deprecated
-        module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
-    return _run_torch(module), json.loads(extra[METADATA_FILE])
+    module, metadata = read_torchscript(path)
+    return _run_torch(module), json.loads(metadata)
 
 
 def _program(path: str):
-    extra = {METADATA_FILE: ""}
-    program = torch.export.load(path, extra_files=extra)
+    program, metadata = read_program(path)
     try:
         # They require two images, although the graph does not.
         module = program.module(check_guards=False)
     except TypeError:  # this PyTorch has no guards
         module = program.module()
-    return _run_torch(module), json.loads(extra[METADATA_FILE])
+    return _run_torch(module), metadata
 
 
 def _run_torch(module: Callable) -> Callable[[np.ndarray], List[np.ndarray]]:

@@ -1,6 +1,6 @@
 """YAML of plain values: no tag runs code, and aliases do not multiply what is read."""
 
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import yaml
 
@@ -10,11 +10,12 @@ MAX_DEPTH = 40
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
-def load_yaml(text: str, as_text: bool = False) -> Any:
+def load_yaml(text: str, as_text: bool = False, loader: Optional[type] = None) -> Any:
     """Return the content of a YAML document.
 
     Args:
         as_text: return all scalars as they are written, such as names that are "yes" or "007".
+        loader: a subclass of :class:`PlainLoader` that knows more tags.
 
     Raises:
         yaml.YAMLError, ValueError: if it is not YAML, contains other tags than those of plain
@@ -22,7 +23,7 @@ def load_yaml(text: str, as_text: bool = False) -> Any:
             values, or text that is not Unicode. Call it within ``guard_reading``.
     """
     try:
-        return yaml.load(text, Loader=_TextLoader if as_text else PlainLoader)
+        return yaml.load(text, Loader=_TextLoader if as_text else loader or PlainLoader)
     except (LookupError, OverflowError) as error:  # PyYAML's, for "!!bool maybe" or "!!float"
         raise ValueError("a value is not of the type that is typed before it") from error
 

@@ -1,0 +1,200 @@
+"""Looks at files of tensors before they are read, and at what was read before it is used."""
+
+import hashlib
+import pickle
+import pickletools
+import reprlib
+import zipfile
+from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Set, Tuple
+
+import numpy as np
+
+MAX_RECORDS = 100_000
+MAX_CODE = 64 * 2**20  # bytes of compressed records together
+CLASSIFIER = "head.cls_pred.weight"  # (K, ...) in a state dict
+# Names around a state dict, which are not part of its entries' names.
+_WRAPPERS = ("model", "state_dict", "model_state", "blobs")
+
+
+def open_archive(f: BinaryIO, compressed: Sequence[str] = ()) -> zipfile.ZipFile:
+    """Open a zip file of PyTorch, whose records are stored as they are.
+
+    Args:
+        compressed: folders below the archive's own one whose records may be compressed.
+
+    Raises:
+        ValueError: if a record is compressed, two have one name, or they are larger than the file.
+    """
+    archive = zipfile.ZipFile(f)
+    if _read_directory_offset(f, archive) != archive.start_dir:
+        raise ValueError("its directory is not where it says")  # PyTorch would read another one
+    records = archive.infolist()
+    if len(records) > MAX_RECORDS:
+        raise ValueError(f"it has more than {MAX_RECORDS:,} records")
+    if len({x.filename.lower() for x in records}) < len(records):
+        raise ValueError("two of its records have one name")
+    packed = [x for x in records if x.compress_type != zipfile.ZIP_STORED]
+    for record in packed:
+        if not record.filename.partition("/")[2].startswith(tuple(compressed) or ("/",)):
+            raise ValueError(f"its record {record.filename} is compressed")
+    size = f.seek(0, 2)
+    packed_size = sum(x.file_size for x in packed)
+    if packed_size > MAX_CODE:
+        raise ValueError("its compressed records are too large")
+    if sum(x.file_size for x in records) - packed_size > size:
+        raise ValueError("its records are larger than the file")
+    return archive
+
+
+def _read_directory_offset(f: BinaryIO, archive: zipfile.ZipFile) -> int:
+    end = f.seek(-22 - len(archive.comment), 2)
+    f.seek(end + 16)
+    offset = int.from_bytes(f.read(4), "little")
+    if offset == 2**32 - 1:  # of a large archive
+        f.seek(end - 12)
+        f.seek(int.from_bytes(f.read(8), "little") + 48)
+        offset = int.from_bytes(f.read(8), "little")
+    return offset
+
+
+def check_pickle(f: BinaryIO) -> None:
+    """Look at the operations of a pickle, up to its end, without doing them.
+
+    Raises:
+        pickle.UnpicklingError: if it calls what can make any number of bytes of a few, although
+            PyTorch would do so.
+    """
+    texts: Set[str] = set()
+    for operation, value, _ in pickletools.genops(f):
+        if operation.name == "PROTO" and value > pickle.HIGHEST_PROTOCOL:
+            raise ValueError(f"its pickle has the protocol {value}")
+        if operation.name == "GLOBAL" and value.split()[-1] in _BYTES:
+            raise pickle.UnpicklingError(f"GLOBAL {value.replace(' ', '.')}")
+        if operation.name == "STACK_GLOBAL" and texts & _BYTES:
+            raise pickle.UnpicklingError(f"GLOBAL {min(texts & _BYTES)}")
+        if isinstance(value, str):
+            texts.add(value)
+
+
+_BYTES = {"bytearray", "encode"}  # of builtins and _codecs
+
+
+def check_tensors(content: Any, num_bytes: int) -> None:
+    """Check all tensors and arrays in containers.
+
+    Args:
+        num_bytes: size of their file.
+
+    Raises:
+        ValueError: that names a tensor with NaN or infinity, also after a conversion to float32, or
+            one that is not a plain tensor; or if they are much larger than their file.
+    """
+    total = 0
+    for name, x in _iterate_leaves(content):
+        values = _get_values(name, x)
+        if values is None:
+            continue
+        is_array = isinstance(values, np.ndarray)
+        total += values.nbytes if is_array else values.numel() * values.element_size()
+        if total > 8 * num_bytes:  # the same values may have several names
+            raise ValueError(f"its tensors, such as {name}, are larger than the file")
+        if not _is_finite(values):
+            raise ValueError(f"{name} contains NaN or infinity")
+
+
+def _iterate_leaves(content: Any) -> Iterator[Tuple[str, Any]]:
+    """Yield (name, value) of all that is in containers, each of which is entered once."""
+    seen: Set[int] = set()
+    stack: List[Tuple[str, Any]] = [("", content)]
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, dict):
+            items = list(value.items())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            items = list(enumerate(value))
+        else:
+            yield name or "an entry", value
+            continue
+        if id(value) not in seen:
+            seen.add(id(value))
+            prefix = "" if name in ("", *_WRAPPERS) else f"{name}."
+            stack += [(f"{prefix}{key}", x) for key, x in reversed(items)]
+
+
+def _get_values(name: str, x: Any) -> Any:
+    """Return the values of a tensor or an array, each of those that are expanded once, and None for
+    other objects.
+    """
+    if isinstance(x, np.ndarray):
+        return np.asarray(x[tuple(slice(1 if stride == 0 else None) for stride in x.strides)])
+    if not type(x).__module__.startswith("torch"):
+        return None
+    import torch
+
+    if not isinstance(x, torch.Tensor):
+        return None
+    if x.layout != torch.strided or x.is_quantized or x.device.type != "cpu":
+        raise ValueError(f"{name} is not a plain tensor")
+    return x[tuple(slice(1 if stride == 0 else None) for stride in x.stride())]
+
+
+def _is_finite(x: Any) -> bool:
+    if isinstance(x, np.ndarray):
+        with np.errstate(over="ignore"):
+            return x.dtype.kind not in "fc" or bool(np.isfinite(x.astype(np.complex64)).all())
+    if not x.is_floating_point() and not x.is_complex():
+        return True
+    return bool((x if x.is_complex() else x.float()).isfinite().all())
+
+
+def check_types(tensors: Dict[str, Any], expected: Dict[str, Any]) -> None:
+    """Check that the tensors which a model is to load as floating-point numbers are such.
+
+    Args:
+        tensors, expected: state dicts of a file and of the model; names in one of them only are
+            ignored.
+
+    Raises:
+        ValueError: that names the first one that is integer, boolean or complex.
+    """
+    for name, x in tensors.items():
+        known = expected.get(name)
+        if known is not None and known.is_floating_point() and not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}, and must be of floating-point numbers")
+
+
+def check_classes(content: Dict) -> None:
+    """Check the names of classes in a checkpoint, which may have none.
+
+    Raises:
+        ValueError: if ``class_names`` is not a list of text, or its length is not that of the
+            classifier.
+    """
+    names = content.get("class_names")
+    if names is None:
+        return
+    try:
+        "".join(names).encode()
+    except (TypeError, ValueError):
+        names = ""
+    if isinstance(names, (list, tuple)):
+        model = content.get("model")
+        classifier = model.get(CLASSIFIER) if isinstance(model, dict) else None
+        number = next(iter(getattr(classifier, "shape", ())), len(names))
+        if not names or len(names) == number:
+            return
+        raise ValueError(f"class_names names {len(names)} classes, {CLASSIFIER} has {number}")
+    raise ValueError(f"class_names is {reprlib.repr(content['class_names'])}, not a list of text")
+
+
+def hash_tensors(tensors: Dict[str, Any]) -> str:
+    """Return the SHA-256 of names, types, shapes and values of a state dict, in hexadecimal
+    digits.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
