@@ -20,6 +20,7 @@ import tood
 from tood.app import cli
 from tood.app import train as command
 from tood.app.train import choose_output
+from tood.app.trained import name_data
 from tood.data.annotations import read_annotations
 from tood.data.shapes import write_shapes_dataset
 from tood.engine.train import Run
@@ -402,3 +403,6 @@ def test_default_output_folders():
     assert name("a", output="b") == "b"
     assert name("a", "OUTPUT_DIR", "c") == "c"
     assert shlex.quote(name("a b")) == "'output/a b'"
+    # Evaluations as well.
+    entry = "demo/shapes/val/annotations.json:demo/shapes/val/images"
+    assert name_data(entry) == "val" and name_data("cells:val") == "cells"

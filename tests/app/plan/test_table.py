@@ -116,6 +116,9 @@ def test_gpus_that_are_not_there(photo_folder, monkeypatch, number, says):
     for dry_run in (False, True):
         message = complaint(tood.train, "photos", num_gpus=number, dry_run=dry_run)
         assert message.startswith("--num-gpus") and says in message
+    for device, gpus in (("cuda", 0), ("cpu", 2)):
+        message = complaint(engine_train._check_device, device, gpus)
+        assert message.startswith(f"--num-gpus is {gpus}, but MODEL.DEVICE is {device};")
 
 
 @pytest.mark.slow

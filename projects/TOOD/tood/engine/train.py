@@ -115,6 +115,15 @@ def check_num_gpus(num_gpus: int) -> None:
         )
 
 
+def _check_device(device: str, num_gpus: int) -> None:
+    """Raise UserError for a number of GPUs that contradicts the device of the config."""
+    if (num_gpus == 0 and device.startswith("cuda")) or (num_gpus > 1 and device == "cpu"):
+        raise UserError(
+            f"--num-gpus is {num_gpus}, but MODEL.DEVICE is {device}; omit the flag, or change the "
+            "option."
+        )
+
+
 def main(run: Run):
     """Do what :func:`start` describes, in one of its processes."""
     cfg, news = check(run)
@@ -136,6 +145,7 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
         resume=run.resume,
     )
     options = run_options(cfg)
+    _check_device(options.device, run.num_gpus)
     if not run.eval_only:
         check_training(cfg)
     check_builds(cfg, built=run.is_built)
