@@ -68,7 +68,7 @@ def load_config(
             f"{' or '.join(architectures)}; name one of the files in configs/ with "
             "--config-file."
         )
-    typed = {key: get_key(cfg, key) for key in opts[::2]}
+    typed = _get_values(cfg, opts[::2])
     for flag, key, names in (
         ("--train-data", "DATASETS.TRAIN", train_data),
         ("--val-data", "DATASETS.TEST", val_data),
@@ -183,7 +183,12 @@ def read_options(
         UserError: for the first mistake in the options.
     """
     cfg = _merged(config_file, opts)
-    return {key: get_key(cfg, key) for key in (opts[::2] if keys is None else keys)}
+    return _get_values(cfg, opts[::2] if keys is None else keys)
+
+
+def _get_values(cfg: CfgNode, keys: Sequence[str]) -> Dict[str, object]:
+    """Return values by their keys, without keys of earlier versions, which are ignored."""
+    return {key: get_key(cfg, key) for key in keys if not cfg.key_is_deprecated(key)}
 
 
 def merge_options(
