@@ -69,15 +69,17 @@ def test_no_command_changes_a_training(run, shapes, other, name):
     assert new == {folders.get(name, name)}
 
 
-def test_eval_only_keeps_the_config(run, other):
-    """It writes to the folder of a training, as Detectron2 does."""
+def test_eval_only_does_not_touch_the_config(run, other):
+    """It writes to the folder of a training, as Detectron2 does, and may be killed at any time."""
     config = run / "config.yaml"
-    before = config.read_bytes()
+    config.chmod(0o444)
+    before = config.read_bytes(), config.stat().st_mtime_ns, config.stat().st_ino
     data = ["--val-data", f"{other}/annotations.json:{other}/images"]
     options = ["MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(run), *TINY]
     argv = ["--config-file", str(config), "--eval-only", *data, *options]
     engine_train.main(train_net.parse_args(argv))
-    assert config.read_bytes() == before
+    assert (config.read_bytes(), config.stat().st_mtime_ns, config.stat().st_ino) == before
+    assert "Full config saved" not in (run / "log.txt").read_text().split("eval_only=True")[1]
     assert read_strictly(run / "inference" / "results.json")[0]["identity"]["data"]
 
 

@@ -20,6 +20,7 @@ import tood
 from tood.app import cli
 from tood.app import train as command
 from tood.app.train import choose_output
+from tood.app.trained import name_data
 from tood.data.annotations import read_annotations
 from tood.data.shapes import write_shapes_dataset
 from tood.engine.train import Run
@@ -35,7 +36,7 @@ def test_a_dry_run_writes_nothing(photo_folder, tmp_path, capsys):
     assert re.search(r"images +8: all 8\n", out) and re.search(
         r"objects +\d+ of \d+ in 1 files", out
     )
-    assert "240, longer side at most 320" in out
+    assert re.search(r"image size +64, longer side at most 64:", out)  # as typed
     assert "iterations, 100 times all images; learning rate 0.01" in out
     assert "output/photos, config plan.yaml" in out
     assert sorted(tmp_path.rglob("*")) == before
@@ -224,10 +225,7 @@ def test_models_that_cannot_be_found(finished, tmp_path):
 @pytest.mark.slow
 def test_a_folder_is_not_written_over(finished, shapes):
     message = app_error("train", shapes, "--output", finished)
-    assert "has been used already (it contains plan.yaml); continue its training" in message
-    assert "has been used already" in app_error(
-        "train", shapes, "--output", finished, "--resume", "--dry-run"
-    )
+    assert "has been used already (it contains last_checkpoint); continue its training" in message
 
 
 def test_torchrun_is_for_train_net(photo_folder, monkeypatch):
@@ -277,12 +275,13 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     cli.main(["train", "photos", "--resume", *flags])
     first, second = seen
     assert second.resume and second.config_file == first.config_file == "out/plan.yaml"
-    assert first.opts == second.opts and first.epochs is None
-    # A config that is named is taken as it is; the flags are those of train_net.py.
-    own = ["--config-file", CONFIG, "--output", "own"]
-    cli.main(["train", "photos", *own, *flags[2:4], *flags[4:]])
-    assert seen[2].epochs == 1
-    assert "SOLVER" not in yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+    assert first.opts == second.opts == ["OUTPUT_DIR", "out"] and first.epochs is None
+    # Of a config that is named, the flags change the schedule alone.
+    cli.main(["train", "photos", "--config-file", CONFIG, "--output", "own", "--epochs", "1"])
+    plan = yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+    assert plan["SOLVER"]["MAX_ITER"] == 2 and "INPUT" not in plan  # 6 images, 4 of a step
+    cli.main(["train", "photos", "--config-file", CONFIG, "--output", "whole"])
+    assert "SOLVER" not in yaml.safe_load((tmp_path / "whole" / "plan.yaml").read_text())
 
 
 def test_a_training_that_is_stopped_before_it_begins_leaves_nothing(photo_folder, monkeypatch):
@@ -314,7 +313,7 @@ def test_a_training_of_several_processes_is_reported_on(trained, entry, tmp_path
     shutil.copytree(trained, out, ignore=shutil.ignore_patterns("report"))
     DatasetCatalog.remove(entry)
     monkeypatch.setattr(command, "start", lambda run: None)
-    found = command._run(Run(str(out / "config.yaml")), str(out), True)
+    found = command._run(Run(str(out / "config.yaml"), is_reported=True), str(out))
     assert found.report == str(out / "report" / "report.html")
     assert found.metrics == tood.load(str(trained)).metrics
     assert (out / "predictions.png").is_file()
@@ -337,7 +336,8 @@ def test_options_are_part_of_the_plan(photo_folder, monkeypatch, tmp_path, capsy
     monkeypatch.setattr(command, "_run", lambda run, *_: seen.append(run) or tood_result())
     options = ["INPUT.MAX_SIZE_TRAIN", "96", "SOLVER.BASE_LR", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
     cli.main(["train", "photos", "--output", "out", "--epochs", "1", *options])
-    assert "instead of the above: INPUT.MAX_SIZE_TRAIN 96\n" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "image size       64, longer side at most 96:" in table and "learning rate 1\n" in table
     plan = yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())
     assert plan["INPUT"]["MIN_SIZE_TRAIN"] == [64] and plan["INPUT"]["MAX_SIZE_TRAIN"] == 96
     assert plan["SOLVER"]["BASE_LR"] == 1 and plan["OUTPUT_DIR"] == "out"
@@ -403,3 +403,6 @@ def test_default_output_folders():
     assert name("a", output="b") == "b"
     assert name("a", "OUTPUT_DIR", "c") == "c"
     assert shlex.quote(name("a b")) == "'output/a b'"
+    # Evaluations as well.
+    entry = "demo/shapes/val/annotations.json:demo/shapes/val/images"
+    assert name_data(entry) == "val" and name_data("cells:val") == "cells"

@@ -9,14 +9,14 @@ from conftest import CONFIG, ROOT
 
 from tood.config.files import override_config_file, read_config_file
 from tood.config.inferred import is_typed
-from tood.config.read import load_config
+from tood.config.read import load_config, read_options
 from tood.config.zoo import get_config_file
 from tood.utils.errors import UserError
 
 COUNT_OPENS = """
 import sys
 from tood.config.files import read_config_file
-from tood.config.read import load_config, read_schedule
+from tood.config.read import load_config, read_options, read_schedule
 opened = []
 def note(event, args):
     if event == "open" and str(args[0]).endswith((".yaml", ".json")):
@@ -86,6 +86,7 @@ def test_keys_of_earlier_versions_are_ignored(tmp_path, caplog):
         cfg = load_config(str(old), ["MODEL.TOOD.REPORT", "False"])
     assert "REPORT" not in cfg.MODEL.TOOD and cfg.MODEL.RESNETS.DEPTH == 18
     assert "MODEL.TOOD.REPORT" in caplog.text
+    assert read_options(read_config_file(str(old)), ["MODEL.TOOD.REPORT", "False"]) == {}
 
 
 def test_a_written_config_can_be_moved(tmp_path):

@@ -7,6 +7,7 @@ from detectron2.solver import build_lr_scheduler
 
 import train_net
 from tood.config.schedule import Schedule, scale_schedule
+from tood.engine.train import check as check_run
 from tood.utils.errors import UserError
 
 RELEASED = Schedule(
@@ -104,12 +105,19 @@ def test_flags_scale_the_file_and_leave_what_was_typed(command):
 
 
 def test_typed_images_a_step_count_as_the_flag(command):
-    cfg = setup_run(train_net.parse_args(command("--epochs", "5")))
+    cfg = setup_run(train_net.parse_args(command("--epochs", "1")))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.005)
-    assert cfg.SOLVER.MAX_ITER == 4  # typed
+    assert cfg.SOLVER.MAX_ITER == 4  # typed, and one pass over eight images
 
 
-def test_images_a_step_of_two_minds(command):
-    assert "--images-per-step is 4, but the overrides set 2 images" in error_of(
-        command("--images-per-step", "4")
-    )
+def test_a_flag_and_an_option_that_differ(command, entry):
+    """Of one thing: an error that names both, and nothing is written."""
+    for flags, says in (
+        (["--images-per-step", "4"], "--images-per-step 4 sets SOLVER.IMS_PER_BATCH to 4, but SO"),
+        (["--epochs", "2"], "--epochs 2 sets SOLVER.MAX_ITER to 8, but SOLVER.MAX_ITER 4 is typed"),
+    ):
+        assert says in error_of(command(*flags))
+    for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):
+        message = error_of(command(opts=[key, "('other',)"]))
+        assert f"{flag} {entry} sets {key} to ('{entry}',), but {key} ('other',) is" in message
+        check_run(train_net.parse_args(command(opts=[key, f"('{entry}',)"])))

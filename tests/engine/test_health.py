@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 
 import train_net
 from tood.engine import health
-from tood.engine.closing import closing_lines
+from tood.engine.closing import closing_lines, make_report_hint
 from tood.engine.health import LearningCheck, diagnose
 from tood.engine.watch import median_box
 from tood.utils.errors import UserError
@@ -153,10 +153,10 @@ def best_weights(AP, iteration=7):
 
 
 def test_closing_lines():
-    result, look, report, following = closing_lines("my runs", best_weights(48.234), 1)
+    result, look, following = closing_lines("my runs", best_weights(48.234), 1)
     assert result == "Best weights: my runs/model_best.pth, AP 48.23 after iteration 7."
     assert "tensorboard --logdir 'my runs'" in look
-    assert report.endswith("tood report 'my runs'")
+    assert make_report_hint("my runs").endswith("tood report 'my runs'")
     assert following.endswith("tood predict 'my runs/model_best.pth' IMAGES")
 
 

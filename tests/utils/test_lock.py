@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tood.utils.errors import UserError
-from tood.utils.lock import LOCK_FILE, locked
+from tood.utils.lock import LOCK_FILE, locked, refuse_locked
 
 # Takes the lock, starts a child that lives on, and says who both are.
 HOLDER = """
@@ -66,3 +66,40 @@ def test_once_in_a_process(tmp_path):
                 pass
     with locked(str(tmp_path)), locked("s3://bucket"), locked("s3://bucket"):
         pass
+
+
+def test_the_lock_file_is_removed_and_what_is_none_is_named(tmp_path):
+    with locked(str(tmp_path / "new")):
+        assert (tmp_path / "new" / LOCK_FILE).exists()
+        with pytest.raises(UserError, match=rf"process {os.getpid()}"):
+            refuse_locked(str(tmp_path / "new"))
+    assert not (tmp_path / "new" / LOCK_FILE).exists()
+    refuse_locked(str(tmp_path / "new"))
+    refuse_locked(str(tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+    os.mkfifo(tmp_path / LOCK_FILE)
+    with pytest.raises(UserError, match="cannot be written .*; remove it"), locked(str(tmp_path)):
+        pass
+
+
+def test_who_waited_for_a_lock_file_that_is_removed(tmp_path, monkeypatch):
+    """The last owner removes its file after another process has opened it: a new file counts."""
+    opened, fdopen = [], os.fdopen
+
+    def open_and_lose(descriptor, mode):
+        opened.append(descriptor)
+        if len(opened) == 1:
+            os.remove(tmp_path / LOCK_FILE)
+        return fdopen(descriptor, mode)
+
+    monkeypatch.setattr(os, "fdopen", open_and_lose)
+    with locked(str(tmp_path)):
+        assert len(opened) >= 2 and (tmp_path / LOCK_FILE).read_text() == str(os.getpid())
+
+
+def test_another_process_is_refused_without_a_trace(holder, tmp_path):
+    process, _ = holder
+    before = (tmp_path / LOCK_FILE).read_text()
+    with pytest.raises(UserError, match=rf"process {process.pid}"):
+        refuse_locked(str(tmp_path))
+    assert (tmp_path / LOCK_FILE).read_text() == before

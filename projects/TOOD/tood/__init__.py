@@ -6,7 +6,7 @@ registers the architecture, its backbones and the names of weights with Detectro
 
 import importlib
 
-from tood.utils.quiet import silence_libraries
+from tood.utils.logs import silence_libraries
 
 __version__ = "0.1.0"  # setup.py reads it
 

@@ -5,12 +5,13 @@ from conftest import CONFIG, TINY
 from detectron2.modeling import build_model
 
 from tood.app import cli
-from tood.app import train as command
 from tood.app.plan import choose
-from tood.app.plan.choose import Wishes, choose_config, fit_step
+from tood.app.plan.choose import choose_config, fit_step
 from tood.app.plan.data import read_training_data
 from tood.app.plan.memory import MiB, StepMemory, measure_step
 from tood.app.plan.rules import DataStatistics
+from tood.app.plan.state import Wishes
+from tood.config.files import read_config_file
 from tood.utils.errors import UserError
 from tood.utils.tiles import WHOLE
 
@@ -20,11 +21,11 @@ def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, cap
     pytest.importorskip("timm", reason="an extra")
     cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out
-    small = choose.compute_statistics(read_training_data("photos").train.content)
+    small = choose.compute_statistics(read_training_data(Wishes("photos")).train.content)
     monkeypatch.setattr(choose, "compute_statistics", lambda *_: small._replace(small_object=0.02))
     assert choose_config({}, WHOLE) == "tood_lite0_N_small_data"
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(command, "find_config_file", lambda name: asked.append(name) or CONFIG)
+    monkeypatch.setattr(choose, "find_config_file", lambda name: asked.append(name) or CONFIG)
     asked = []
     cli.main(["train", "photos", "--dry-run", *TINY])
     assert asked == ["tood_R18_GN_small_data"]
@@ -36,9 +37,9 @@ def test_errors_of_a_model_are_not_taken_for_want_of_memory(photo_folder, monkey
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(choose, "measure_step", measure)
-    content = read_training_data("photos").train.content
+    content = read_training_data(Wishes("photos")).train.content
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        fit_step(Wishes(options=TINY), content, CONFIG)
+        fit_step(Wishes(options=TINY), content, read_config_file(CONFIG))
 
 
 def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
@@ -50,16 +51,18 @@ def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
 
     monkeypatch.setattr(choose, "measure_step", measure)
     monkeypatch.setattr(choose, "compute_statistics", lambda *_: DataStatistics(8, 20, 0.03, 1.0))
-    content, wishes = read_training_data("photos").train.content, Wishes(options=TINY)
+    content, wishes = read_training_data(Wishes("photos")).train.content, Wishes(options=TINY)
     for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):
         free = megabytes * MiB
-        size, number, _ = fit_step(wishes, content, CONFIG)
+        size, number, _ = fit_step(wishes, content, read_config_file(CONFIG))
         assert (size.shorter, number) == expected
     assert asked == [544, 544, 544, 400]
     free = 200 * MiB
     with pytest.raises(UserError, match="does not suffice for a step with one image"):
-        fit_step(wishes, content, CONFIG)
-    size, number, memory = fit_step(wishes._replace(images_per_step=3), content, CONFIG)
+        fit_step(wishes, content, read_config_file(CONFIG))
+    size, number, memory = fit_step(
+        wishes._replace(images_per_step=3), content, read_config_file(CONFIG)
+    )
     assert (number, memory) == (3, None)
 
 

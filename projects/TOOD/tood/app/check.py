@@ -188,14 +188,21 @@ def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> D
 def read_validation_data(
     val_data: Union[None, str, Sequence[str]],
 ) -> Tuple[List[DataSet], List[str]]:
-    """Return the data sets of files and folders, and the names of registered ones.
+    """Return the data sets of files and folders, and the names of all, in the order given:
+    registered ones are among them.
 
     Raises:
         UserError: for data that cannot be evaluated on.
     """
+    named = list_names(val_data)
+    datasets = {x: read_dataset(x) for x in named if not _is_registered(x)}
+    return list(datasets.values()), [datasets[x].entry if x in datasets else x for x in named]
+
+
+def list_names(val_data: Union[None, str, Sequence[str]]) -> List[str]:
+    """Return the names of data sets, each once, of one, several or none."""
     named = [val_data] if isinstance(val_data, str) and val_data else list(val_data or ())
-    registered = [x for x in named if _is_registered(x)]
-    return [read_dataset(x) for x in named if x not in registered], registered
+    return list(dict.fromkeys(named))
 
 
 def _is_registered(name: str) -> bool:

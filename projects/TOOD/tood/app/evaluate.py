@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Dict, Optional, Sequence, Union
 from detectron2.data import MetadataCatalog
 
 from tood.app.check import read_validation_data
-from tood.app.trained import Trained, find_trained
+from tood.app.trained import Trained, find_trained, list_data_options, name_data
 from tood.checkpoint.identity import IDENTITY, hash_data
 from tood.config.files import read_config_file
 from tood.config.read import load_config, run_options
@@ -21,6 +22,7 @@ from tood.engine.train import Run, start
 from tood.evaluation.coco import load_content
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
+from tood.utils.logs import at_level
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 
 RESULTS = os.path.join("inference", "results.json")
@@ -80,12 +82,10 @@ def evaluate(
     """
     trained = find_trained(model, config)
     datasets, names = read_validation_data(val_data)
-    entries = [*(dataset.entry for dataset in datasets), *names]
     run = Run(
         trained.config_file,
         config=read_config_file(trained.config_file),
-        opts=[*trained.options(), *map(str, options)],
-        val_data=entries or None,
+        opts=[*trained.options(), *list_data_options(names, options), *options],
         eval_only=True,
         num_gpus=num_gpus,
         datasets=datasets,
@@ -109,13 +109,14 @@ def _choose_folder(model: str, trained: Trained, run: Run) -> str:
     """Return the folder of an evaluation, and pass on the data that were read for it: named after
     the data, and after the checkpoint if one is named, with a number if other data have that name.
     """
-    options = run_options(load_config(run.config, run.opts, val_data=run.val_data))
+    with at_level("tood", logging.ERROR):  # the evaluation says what there is to say of it
+        options = run_options(load_config(run.config, run.opts))
     given = {dataset.entry: dataset for dataset in run.datasets}
     found = {entry: given.get(entry) or read_entry(entry) for entry in options.data.test}
     run.datasets = [dataset for dataset in found.values() if dataset is not None]
     hashed = hash_data(*(_get_content(entry, dataset) for entry, dataset in found.items()))
-    stems = [os.path.basename(entry.split(".json")[0].rstrip(os.sep)) for entry in found]
-    name = re.sub(r"[^\w.-]+", "_", "+".join(stems))[:80].strip("._") or "data"
+    name = "+".join(map(name_data, found))
+    name = re.sub(r"[^\w.-]+", "_", name)[:80].strip("._") or "data"
     if os.path.isfile(model) or options.weights != trained.weights:
         name += f"_{os.path.splitext(os.path.basename(options.weights))[0]}"
     for number in itertools.count(1):

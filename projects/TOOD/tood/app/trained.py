@@ -6,6 +6,7 @@ import json
 import os
 from typing import Dict, Iterator, List, Sequence
 
+from tood.app.plan.state import find_path
 from tood.inference.thresholds import find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
@@ -202,6 +203,37 @@ def _suggest_released(model: str) -> str:
     return suggest(model, RELEASED_MODELS)
 
 
+def list_data_options(names: Sequence[str], options: Sequence[str]) -> List[str]:
+    """Return the option by which some data sets, if any, are evaluated on.
+
+    Raises:
+        UserError: if the user has typed it as well.
+    """
+    if not names:
+        return []
+    if "DATASETS.TEST" in options[::2]:
+        typed = ", ".join(names)
+        raise UserError(f"--val-data is {typed}, and DATASETS.TEST is typed as well; omit one.")
+    return ["DATASETS.TEST", str(tuple(names))]
+
+
+# Names of files and folders that say nothing about what is in them.
+WITHOUT_MEANING = (
+    *("annotations", "_annotations.coco", "result", "images", "data", "train", "labels"),
+)
+
+
+def name_data(data: str) -> str:
+    """Return a name for a folder of what is made of some data: of the innermost folder or file that
+    says what they are; "" if none does.
+    """
+    steps = [os.path.splitext(x)[0] for x in os.path.abspath(find_path(data)).split(os.sep)]
+    return next(
+        (x for x in reversed(steps) if x and x not in WITHOUT_MEANING and x[:10] != "instances_"),
+        "",
+    )
+
+
 def read_predictor(trained: Trained, val_data: str = "", options: Sequence[str] = ()):
     """Return the predictor of a trained model, and the reports on its validation data, which are
     registered.
@@ -218,8 +250,7 @@ def read_predictor(trained: Trained, val_data: str = "", options: Sequence[str] 
     from tood.inference.predictor import Predictor
 
     datasets, names = read_validation_data(val_data)
-    names = (*(dataset.entry for dataset in datasets), *names)
-    opts = [*trained.options(), *options, *(["DATASETS.TEST", str(names)] if names else [])]
+    opts = [*trained.options(), *list_data_options(names, options), *options]
     predictor = Predictor(trained.config_file, opts=opts)
     reports = prepare_datasets(
         predictor.options.data,

@@ -1,6 +1,7 @@
 """YAML files, each read once and without running anything that is in them."""
 
 import copy
+import itertools
 import os
 import re
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Set, Tuple
@@ -107,6 +108,27 @@ def override_config_file(
         path: of the new file, which is not written here.
         options: values by their keys with dots.
     """
+    nested = _nest(options)
+    content = copy.deepcopy(base.content)
+    _merge(nested, content)
+    is_ours = os.path.realpath(os.path.dirname(base.path)) == os.path.realpath(CONFIGS)
+    written = {"_BASE_": os.path.basename(base.path), **nested} if is_ours else content
+    return ConfigFile(path, content, base.typed | set(options)), _to_text(written)
+
+
+def change_config_file(path: str, options: Dict[str, object]) -> str:
+    """Return the text of a config file with other values, by their keys with dots. Comments at its
+    start remain.
+    """
+    with open(path, encoding="utf-8") as f:
+        head = "".join(itertools.takewhile(lambda line: line.startswith("#"), f))
+    content = _read_yaml(path)
+    _merge(_nest(options), content)
+    return head + _to_text(content)
+
+
+def _nest(options: Dict[str, object]) -> Dict:
+    """Return values by their keys with dots as the content of a config."""
     nested: Dict = {}
     for key, value in options.items():
         *steps, last = key.split(".")
@@ -114,12 +136,11 @@ def override_config_file(
         for step in steps:
             place = place.setdefault(step, {})
         place[last] = _as_lists(value)
-    content = copy.deepcopy(base.content)
-    _merge(nested, content)
-    is_ours = os.path.realpath(os.path.dirname(base.path)) == os.path.realpath(CONFIGS)
-    written = {"_BASE_": os.path.basename(base.path), **nested} if is_ours else content
-    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
-    return ConfigFile(path, content, base.typed | set(options)), text
+    return nested
+
+
+def _to_text(content: Dict) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _as_lists(value: object) -> object:

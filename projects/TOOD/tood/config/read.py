@@ -25,7 +25,7 @@ from tood.config.inferred import (
     is_typed,
 )
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
-from tood.config.schedule import Schedule
+from tood.config.schedule import Schedule, refuse_two_values
 from tood.config.unread import check_unread
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
@@ -68,10 +68,14 @@ def load_config(
             f"{' or '.join(architectures)}; name one of the files in configs/ with "
             "--config-file."
         )
-    if train_data:
-        cfg.DATASETS.TRAIN = tuple(train_data)
-    if val_data:
-        cfg.DATASETS.TEST = tuple(val_data)
+    typed = _get_values(cfg, opts[::2])
+    for flag, key, names in (
+        ("--train-data", "DATASETS.TRAIN", train_data),
+        ("--val-data", "DATASETS.TEST", val_data),
+    ):
+        if names:
+            refuse_two_values(flag, ", ".join(names), key, tuple(names), typed)
+            cfg.merge_from_list([key, tuple(names)])
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         infer_anchor_sizes(cfg, config_file, opts)
     finish_config(cfg)
@@ -170,14 +174,21 @@ def _merged(config_file: ConfigFile, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def read_options(config_file: ConfigFile, opts: Sequence[str]) -> Dict[str, object]:
-    """Return the values of KEY VALUE options by their keys.
+def read_options(
+    config_file: ConfigFile, opts: Sequence[str], keys: Optional[Sequence[str]] = None
+) -> Dict[str, object]:
+    """Return values by their keys; default: those of KEY VALUE options.
 
     Raises:
-        UserError: for the first mistake in them.
+        UserError: for the first mistake in the options.
     """
     cfg = _merged(config_file, opts)
-    return {key: get_key(cfg, key) for key in opts[::2]}
+    return _get_values(cfg, opts[::2] if keys is None else keys)
+
+
+def _get_values(cfg: CfgNode, keys: Sequence[str]) -> Dict[str, object]:
+    """Return values by their keys, without keys of earlier versions, which are ignored."""
+    return {key: get_key(cfg, key) for key in keys if not cfg.key_is_deprecated(key)}
 
 
 def merge_options(

@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
 from tood.config.check import get_key
 from tood.utils.errors import UserError
@@ -93,3 +93,36 @@ def scale_schedule(
         checkpoint_period=share(schedule.checkpoint_period),
         eval_period=share(schedule.eval_period),
     )
+
+
+def refuse_two_values(
+    flag: str, value: object, key: str, wanted: object, typed: Mapping[str, object]
+) -> None:
+    """Raise UserError if a flag and an option ask for two values of one thing.
+
+    Args:
+        flag, value: as they were typed.
+        key, wanted: what the flag sets in the config.
+        typed: values of the options by their keys.
+    """
+    if typed.get(key, wanted) != wanted:
+        value = f"{value:g}" if isinstance(value, float) else value
+        raise UserError(
+            f"{flag} {value} sets {key} to {wanted}, but {key} {typed[key]} is typed as well; omit "
+            "one of them."
+        )
+
+
+def refuse_other_schedule(
+    schedule: Schedule,
+    typed: Mapping[str, object],
+    *,
+    epochs: Optional[float],
+    images_per_step: Optional[int],
+) -> None:
+    """Raise UserError if options contradict the flags by which a schedule was scaled."""
+    if images_per_step is not None:
+        key = KEYS["ims_per_batch"]
+        refuse_two_values("--images-per-step", images_per_step, key, schedule.ims_per_batch, typed)
+    if epochs is not None:
+        refuse_two_values("--epochs", float(epochs), KEYS["max_iter"], schedule.max_iter, typed)

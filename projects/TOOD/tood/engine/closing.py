@@ -1,4 +1,4 @@
-"""The last lines of a training's log: its result, its curves, and the next command."""
+"""The last lines of a training's log: its result, its curves, and the next commands."""
 
 import os
 import shlex
@@ -21,13 +21,16 @@ def closing_lines(folder: str, best: BestWeights, num_test_sets: int) -> List[st
         num_test_sets: number of validation data sets.
     """
     weights = best.path if best.AP is not None else os.path.join(folder, "model_final.pth")
-    report = f"See what it gets wrong, and why: tood report {shlex.quote(folder)}"
     return [
         _result(weights, best.AP, best.iteration, num_test_sets),
         f"Look at the curves of losses and metrics: tensorboard --logdir {shlex.quote(folder)}",
-        *([report] if num_test_sets else []),
         f"Next, find objects in images: tood predict {shlex.quote(weights)} IMAGES",
     ]
+
+
+def make_report_hint(folder: str) -> str:
+    """Return the line that names the command of the report, if nothing else writes it."""
+    return f"See what it gets wrong, and why: tood report {shlex.quote(folder)}"
 
 
 def _result(weights: str, AP: Optional[float], iteration: int, num_test_sets: int) -> str:

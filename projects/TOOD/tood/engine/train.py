@@ -15,6 +15,8 @@ from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -30,13 +32,15 @@ from tood.config.read import (
     check_training,
     check_weights,
     load_config,
+    read_options,
     read_schedule,
     run_options,
 )
-from tood.config.schedule import scale_schedule
+from tood.config.schedule import refuse_other_schedule, scale_schedule
 from tood.data.datasets import DataSet, prepare_datasets
 from tood.data.tiles import tile_records
-from tood.engine.launch import launch
+from tood.engine.closing import make_report_hint
+from tood.engine.launch import launch, place_from_environment
 from tood.engine.trainer import Trainer
 from tood.evaluation.coco import load_content
 from tood.utils.errors import UserError
@@ -70,6 +74,8 @@ class Run:
     # Not in the log, which is to stay readable.
     datasets: Sequence[DataSet] = dataclasses.field(default=(), repr=False)
     is_built: bool = False  # a model of this config was built before, to measure it
+    is_locked: bool = False  # the caller has the lock of the output folder
+    is_reported: bool = False  # the caller writes a report
 
 
 def start(run: Run):
@@ -82,13 +88,10 @@ def start(run: Run):
     Raises:
         UserError: for anything that a user can correct, in any of the processes.
     """
+    if place_from_environment(os.environ) is None:  # or --num-gpus is not used
+        check_num_gpus(run.num_gpus)
     if not torch.cuda.is_available():
         run.num_gpus = 0
-    elif run.num_gpus > torch.cuda.device_count():
-        raise UserError(
-            f"--num-gpus asks for {run.num_gpus} GPUs, but this machine has "
-            f"{torch.cuda.device_count()}."
-        )
     if run.num_gpus * run.num_machines > 1:  # their checkpoints are not known here
         mark_resumable()
     try:
@@ -106,6 +109,29 @@ def start(run: Run):
         if f"\n{UserError.__module__}.{UserError.__name__}: " not in str(error):
             raise
         raise UserError(str(error)) from error
+
+
+def check_num_gpus(num_gpus: int) -> None:
+    """Raise UserError for more GPUs than this machine has. 1, the default, may be none: then the
+    CPU is used.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus < 0:
+        raise UserError(f"--num-gpus is {num_gpus}; it must be at least 0.")
+    if num_gpus > max(available, 1):
+        raise UserError(
+            f"--num-gpus asks for {num_gpus} GPUs, but this machine has {available} that PyTorch "
+            "can use; ask for these, or omit the flag."
+        )
+
+
+def _check_device(device: str, num_gpus: int) -> None:
+    """Raise UserError for a number of GPUs that contradicts the device of the config."""
+    if (num_gpus == 0 and device.startswith("cuda")) or (num_gpus > 1 and device == "cpu"):
+        raise UserError(
+            f"--num-gpus is {num_gpus}, but MODEL.DEVICE is {device}; omit the flag, or change the "
+            "option."
+        )
 
 
 def main(run: Run):
@@ -129,6 +155,7 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
         resume=run.resume,
     )
     options = run_options(cfg)
+    _check_device(options.device, run.num_gpus)
     if not run.eval_only:
         check_training(cfg)
     check_builds(cfg, built=run.is_built)
@@ -161,31 +188,32 @@ def _check_weights(options: RunOptions, run: Run) -> None:
     check_weights(options.weights)
 
 
-@contextlib.contextmanager
-def _keep_config(folder: str) -> Iterator[None]:
-    """Restore the config of a training, over which Detectron2 writes that of an evaluation."""
-    path = os.path.join(folder, "config.yaml")
-    if not (comm.is_main_process() and os.path.isfile(path)):
-        yield
-        return
-    with open(path, "rb") as f:
-        content = f.read()
-    try:
-        yield
-    finally:
-        write_whole(path, content)
-
-
 def begin(cfg: CfgNode, run: Run, news: Sequence[str]) -> None:
     """Begin to write: the config and the log."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())  # as default_setup does
     keep_pages_to_files(["detectron2"])
-    with _keep_config(cfg.OUTPUT_DIR) if run.eval_only else contextlib.nullcontext():
+    if run.eval_only:
+        _set_up_evaluation(cfg, run)
+    else:
         default_setup(cfg, run)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
     keep_pages_to_files(["tood"])
     for text in news:
         logger.info(text)
+
+
+def _set_up_evaluation(cfg: CfgNode, run: Run) -> None:
+    """Do what Detectron2's ``default_setup`` does, without touching the config of a training."""
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
+    log = logging.getLogger("detectron2")
+    log.info(f"Rank of current process: {comm.get_rank()}. World size: {comm.get_world_size()}")
+    log.info(f"Environment info:\n{collect_env_info()}")
+    log.info(f"Command line arguments: {run}")
+    log.info(f"Running with full config:\n{cfg.dump()}")
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if comm.is_main_process() and not os.path.exists(path):
+        write_whole(path, cfg.dump().encode())
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
 
 
 def _read_class_names(options: RunOptions) -> Sequence[str]:
@@ -198,10 +226,12 @@ def _read_class_names(options: RunOptions) -> Sequence[str]:
 
 @contextlib.contextmanager
 def _lock_output(cfg: CfgNode, run: Run) -> Iterator[None]:
-    """Make sure that one training at a time writes to a folder; the main process has its lock."""
+    """Make sure that one training at a time writes to a folder; the main process has its lock,
+    unless its caller has it.
+    """
     error = None
     with contextlib.ExitStack() as stack:
-        if comm.is_main_process() and not run.eval_only:
+        if comm.is_main_process() and not (run.eval_only or run.is_locked):
             try:
                 stack.enter_context(locked(cfg.OUTPUT_DIR))
             except UserError as refused:
@@ -233,11 +263,12 @@ def _set_schedule(cfg: CfgNode, run: Run) -> List[str]:
         epochs=run.epochs,
         num_images=num_images,
     )
-    if "SOLVER.IMS_PER_BATCH" in run.opts[::2] and typed != schedule.ims_per_batch:
-        raise UserError(
-            f"--images-per-step is {schedule.ims_per_batch}, but the overrides set {typed} images "
-            "per step as well; omit one of them."
-        )
+    refuse_other_schedule(
+        schedule,
+        read_options(run.config, run.opts),
+        epochs=run.epochs,
+        images_per_step=run.images_per_step,
+    )
     scaled = apply_schedule(cfg, schedule, run.opts)
     texts = [f"{key} {value}" for key, value in scaled.items()]
     return [f"Scaled by --epochs and --images-per-step: {', '.join(texts)}"] if scaled else []
@@ -267,4 +298,6 @@ def train(cfg: CfgNode, run: Run) -> Trainer:
         logger.warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR} yet, training from the start.")
     trainer.resume_or_load(resume=run.resume)
     trainer.results = trainer.train()
+    if cfg.DATASETS.TEST and not run.is_reported and comm.is_main_process():
+        logger.info(make_report_hint(cfg.OUTPUT_DIR))
     return trainer

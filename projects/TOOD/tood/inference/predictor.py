@@ -34,6 +34,7 @@ from tood.inference.thresholds import FROM_REPORT, parse_threshold, read_thresho
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, get_pixels, get_size, resized
 from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
+from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import read_tensors
 from tood.utils.tiles import Tile, make_tiles
@@ -57,6 +58,7 @@ class Predictor:
 
     _thresholds: Optional[torch.Tensor] = None  # (K,), one for each class
 
+    @accept_paths("config", "weights")
     def __init__(
         self,
         config: Union[str, CfgNode],
@@ -85,7 +87,7 @@ class Predictor:
         """
         by_class = isinstance(score_threshold, str) or np.ndim(score_threshold) > 0
         changes = {
-            "MODEL.WEIGHTS": str(weights) or None,
+            "MODEL.WEIGHTS": weights or None,
             "MODEL.DEVICE": device,
             "MODEL.TOOD.PRECISION_TEST": precision,
             "MODEL.TOOD.SCORE_THRESH_TEST": None
@@ -93,7 +95,7 @@ class Predictor:
             else parse_threshold(score_threshold),
         }
         changed = [x for item in changes.items() if item[1] is not None for x in item]
-        cfg = _read_config(config, [*map(str, opts), *changed])
+        cfg = _read_config(config, [*opts, *changed])
         options = run_options(cfg)
         if not options.weights:
             raise UserError("No checkpoint given: name its file.")

@@ -3,12 +3,26 @@
 import argparse
 import functools
 import inspect
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from numbers import Integral, Real
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from tood.utils.errors import UserError
 from tood.utils.files import without_empty_folders
@@ -104,11 +118,12 @@ def expand_home(text: str) -> str:
 
 
 def accept_paths(*names: str) -> Callable:
-    """Accept ``Path`` objects, lists of paths, and "~" at their start, as parameters of a function,
-    which leaves no empty folder after an error.
+    """Check the arguments of a function by the annotations of its parameters, and accept what they
+    do not name: ``Path`` objects, lists of paths, and "~" at their start; a dict as "options". The
+    function leaves no empty folder after an error.
 
     Args:
-        names: of these parameters, which the function gets as text.
+        names: parameters that are paths, which the function gets as text.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -116,11 +131,17 @@ def accept_paths(*names: str) -> Callable:
 
         @functools.wraps(function)
         def call(*args, **kwargs):
-            bound = signature.bind(*args, **kwargs)
-            for name in {*names} & {*bound.arguments}:
+            bound, kinds = signature.bind(*args, **kwargs), get_type_hints(function)
+            for name in {*bound.arguments} & {*kinds} - {*PARSED}:
                 value = bound.arguments[name]
-                if value is not None or signature.parameters[name].default is not None:
-                    bound.arguments[name] = _read_path(name, value)
+                if name in names:
+                    value = _read_path(value)
+                elif name in OPTIONS:
+                    value = _read_options(name, value)
+                _check_kind(name, value, kinds[name], {str: "a path"} if name in names else {})
+                if name in names and not value and _is_required(signature.parameters[name]):
+                    raise UserError(f"{name} is {value!r}; name a path.")
+                bound.arguments[name] = value
             with without_empty_folders():
                 return function(*bound.args, **bound.kwargs)
 
@@ -129,9 +150,64 @@ def accept_paths(*names: str) -> Callable:
     return decorate
 
 
-def _read_path(name: str, value: Any) -> Any:
+OPTIONS = ("options", "opts")  # KEY, VALUE, ...
+PARSED = ("score_threshold", "box")  # by their functions, which accept text as well
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    type(None): "None",
+}
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty
+
+
+def _read_path(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_read_path(name, x) for x in value]
-    if isinstance(value, (str, os.PathLike)):
-        return expand_home(os.fspath(value))
-    raise UserError(f"{name} is {value!r}; it must be a path.")
+        return [_read_path(x) for x in value]
+    return expand_home(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else value
+
+
+def _read_options(name: str, options: Any) -> List[str]:
+    """Return keys and values in turn, as text."""
+    if isinstance(options, dict):
+        options = [x for item in options.items() for x in item]
+    is_list = isinstance(options, (list, tuple)) and len(options) % 2 == 0
+    if not is_list or not all(isinstance(key, str) for key in options[::2]):
+        raise UserError(
+            f"{name} is {options!r:.80}; it must be keys and values in turn, as "
+            '["SOLVER.MAX_ITER", 800], or a dict.'
+        )
+    return [str(x) for x in options]
+
+
+def _check_kind(name: str, value: Any, kind: Any, texts: Dict[type, str]) -> None:
+    """Raise UserError for a value that is not of an annotated kind.
+
+    Args:
+        texts: words for kinds, other than the usual ones.
+    """
+    kinds = get_args(kind) if get_origin(kind) is Union else (kind,)
+    if any(_fits(value, x) for x in kinds):
+        return
+    texts = {**_KINDS, **texts}
+    words = [
+        f"a list, each {texts[get_args(x)[0]]}" if get_args(x) else texts.get(x) or x.__name__
+        for x in kinds
+    ]
+    raise UserError(f"{name} is {value!r:.80}; it must be {' or '.join(words)}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_args(kind):  # of Sequence
+        is_list = isinstance(value, (list, tuple)) or hasattr(value, "tolist")
+        return is_list and all(_fits(x, get_args(kind)[0]) for x in value)
+    if kind in (int, float):
+        is_number = isinstance(value, Integral if kind is int else Real)
+        return is_number and not isinstance(value, bool) and math.isfinite(value)
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value
+    return isinstance(value, kind)

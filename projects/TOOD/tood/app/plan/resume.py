@@ -1,0 +1,90 @@
+"""A training of ``tood train`` that is resumed: options that differ from its plan's."""
+
+import contextlib
+import os
+import re
+from typing import Dict, Iterator, NamedTuple, Sequence
+
+from tood.app.plan.state import PLAN
+from tood.config.files import change_config_file, read_config_file
+from tood.config.read import load_config, read_options
+from tood.config.schedule import KEYS
+from tood.engine.train import Run
+from tood.utils.errors import UserError
+from tood.utils.files import last_checkpoint_in, read_tensors, write_whole
+
+# Options that take effect in a resumed training, and leave what it has learned valid.
+CHANGEABLE = re.compile(
+    r"SOLVER\..*|TEST\.EVAL_PERIOD|DATALOADER\.NUM_WORKERS|MODEL\.DEVICE|VIS_PERIOD"
+    r"|MODEL\.TOOD\.(EARLY_STOP_PATIENCE|MAX_DEAD_ITERS|VAL_LOSS|EVAL_ALIGNMENT)"
+)
+
+
+class Changes(NamedTuple):
+    """Values of the options that differ from the plan's, by their keys."""
+
+    before: Dict[str, object]
+    after: Dict[str, object]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k} {self.before[k]} -> {v}" for k, v in self.after.items())
+
+
+def read_changes(plan: str, options: Sequence[str], output: str) -> Changes:
+    """Return what options change.
+
+    Raises:
+        UserError: for options that cannot be used, or cannot change any more.
+    """
+    config_file = read_config_file(plan)
+    after = read_options(config_file, options)
+    before = read_options(config_file, (), keys=list(after))
+    after = {key: value for key, value in after.items() if value != before[key]}
+    for key, value in after.items():
+        if not CHANGEABLE.fullmatch(key):
+            raise UserError(
+                f"The training in {output} was begun with {key} {before[key]}, not with {value}, "
+                "and cannot be continued with it; omit the option, or name another --output."
+            )
+    return Changes(before, after)
+
+
+@contextlib.contextmanager
+def applied(changes: Changes, run: Run) -> Iterator[None]:
+    """Change the plan, by which the training goes on. If it is refused, the plan is again as it
+    was.
+    """
+    if not changes.after:
+        yield
+        return
+    with open(run.config_file, "rb") as f:
+        plan = f.read()
+    write_whole(run.config_file, change_config_file(run.config_file, changes.after).encode())
+    try:
+        yield
+    except UserError:
+        write_whole(run.config_file, plan)
+        raise
+
+
+def describe(run: Run, changes: Changes, output: str) -> str:
+    """Return what resuming a training would do.
+
+    Raises:
+        UserError: for options that cannot be used.
+    """
+    config_file, opts = read_config_file(run.config_file), [*run.opts]
+    for item in changes.after.items():
+        opts += map(str, item)
+    load_config(config_file, opts, resume=True)
+    length = read_options(config_file, opts, keys=[KEYS["max_iter"]])[KEYS["max_iter"]]
+    last, done = last_checkpoint_in(output), 0
+    if last:
+        done = read_tensors(os.path.join(output, last)).get("iteration", -1) + 1
+    begins = f"continues the training in {output} from {last}, after iteration {done} of {length}"
+    if not last:
+        begins = (
+            f"begins the training in {output}, which has no checkpoint yet: {length} iterations"
+        )
+    lines = [f"--resume {begins}, by {PLAN}."]
+    return "\n".join(lines + ([f"Other options than before: {changes}."] if changes.after else []))

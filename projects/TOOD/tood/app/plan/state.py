@@ -1,0 +1,164 @@
+"""The output folder of ``tood train``: what was typed for its training, and how far that got.
+
+A preparation writes :data:`LEDGER` first, with what was typed, then the data, and :data:`PLAN`
+last. With the plan, the training can begin or continue; without it, the preparation was stopped.
+"""
+
+import contextlib
+import glob
+import json
+import os
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence
+
+from tood.utils.errors import UserError
+from tood.utils.folders import remove_output
+from tood.utils.reading import MAX_TEXT, read_regular
+
+PLAN = "plan.yaml"
+LEDGER = os.path.join("data", "ledger.json")
+DATA = (os.path.join("data", "train.json"), os.path.join("data", "val.json"))
+TYPED = "typed"  # key in the ledger
+# Of a training that had no checkpoint.
+LOGS = ("config.yaml", "metrics.json", "events.out.tfevents.*")
+INSTEAD = {
+    "epochs": ", type SOLVER.MAX_ITER for another length",
+    "images_per_step": ", type SOLVER.IMS_PER_BATCH for another number",
+}
+
+
+class Wishes(NamedTuple):
+    """Values that a user has typed, to which the plan gives way."""
+
+    data: str = ""
+    val_data: Sequence[str] = ()
+    val_share: Optional[float] = None
+    group: str = ""
+    config: str = ""
+    epochs: Optional[float] = None
+    images_per_step: Optional[int] = None
+    options: Sequence[str] = ()  # KEY, VALUE, ...
+
+    def as_dict(self) -> Dict:
+        """Return all of it for a JSON file, with the absolute form of paths."""
+        names = [_make_absolute(x) for x in self.val_data]
+        paths = {"data": _make_absolute(self.data), "config": _make_absolute(self.config)}
+        return {**self._asdict(), **paths, "val_data": names, "options": list(self.options)}
+
+
+def find_path(data: str) -> str:
+    """Return the path in FOLDER, FOLDER:PART, FILE or FILE.json:IMAGES."""
+    file, is_entry, _ = data.partition(".json:")
+    path = os.path.expanduser(f"{file}.json" if is_entry else data)
+    return path if os.path.exists(path) else path.rpartition(":")[0] or path
+
+
+def _make_absolute(name: str) -> str:
+    """Return the absolute form of a path; names of data sets and configs stay as they are."""
+    return os.path.abspath(os.path.expanduser(name)) if os.path.exists(find_path(name)) else name
+
+
+def _identify(value: object) -> object:
+    """Return what is equal for two forms of one value: links lead to one file."""
+    if isinstance(value, (list, tuple)):
+        return [_identify(x) for x in value]
+    if not isinstance(value, str) or not os.path.exists(find_path(value)):
+        return value
+    path = find_path(value)
+    return os.path.realpath(path) + os.path.expanduser(value)[len(path) :]
+
+
+def is_ready(output: str) -> bool:
+    """Return whether a preparation of a training was finished."""
+    return os.path.isfile(os.path.join(output, PLAN))
+
+
+def read_begun(output: str) -> Optional[Wishes]:
+    """Return what was typed for the training in a folder; None if ``tood train`` has begun none."""
+    try:
+        return Wishes(**json.loads(read_regular(os.path.join(output, LEDGER), MAX_TEXT))[TYPED])
+    except (UserError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def complete_wishes(wishes: Wishes, begun: Wishes, output: str) -> Wishes:
+    """Return what was typed with ``--resume``, completed by what was typed at the beginning.
+
+    Raises:
+        UserError: for other data or flags than at the beginning.
+    """
+    for name in Wishes._fields[:-1]:
+        typed, before = getattr(wishes, name), getattr(begun, name)
+        if typed in (None, "", (), []):
+            wishes = wishes._replace(**{name: before})
+        elif _identify(typed) != _identify(before):
+            raise UserError(_describe_difference(name, typed, before, output))
+    options = {}
+    for typed in (begun.options, wishes.options):
+        options.update(zip(typed[::2], typed[1::2]))
+    return wishes._replace(options=[x for item in options.items() for x in item])
+
+
+def _describe_difference(name: str, typed: object, before: object, output: str) -> str:
+    flag = {"data": "", "config": "--config-file "}.get(name, f"--{name.replace('_', '-')} ")
+    begun = f"with {flag}{_format(before)}" if before not in (None, "", []) else f"without {flag}"
+    remedy = "name the same data" if name == "data" else f"omit the flag{INSTEAD.get(name, '')}"
+    return (
+        f"The training in {output} was begun {begun.rstrip()}, not with {flag}{_format(typed)}; "
+        f"{remedy}, or name another --output."
+    )
+
+
+def _format(value: object) -> str:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return ", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in values)
+
+
+def refuse_used(output: str, begun: Optional[Wishes], *, resume: bool) -> None:
+    """
+    Raises:
+        UserError: for a folder with a checkpoint, or with files that are not of ``tood train``.
+    """
+    names = ["last_checkpoint"]
+    if begun is None:
+        names = [PLAN, *DATA, LEDGER, *names, "config.yaml"]
+    else:
+        weights = glob.glob(os.path.join(glob.escape(output), "*.pth"))
+        names += sorted(map(os.path.basename, weights))
+    used = [name for name in names if os.path.exists(os.path.join(output, name))]
+    if used and resume:
+        lacks = PLAN if begun else f"what was typed in {LEDGER}"
+        raise UserError(
+            f"tood train cannot continue the training in {output}, which contains {used[0]}, but "
+            f"not {lacks}; continue with train_net.py --resume, or name another --output."
+        )
+    if used:
+        raise UserError(
+            f"{output} has been used already (it contains {used[0]}); continue its training with "
+            "--resume, or name another folder with --output."
+        )
+
+
+def remove_preparation(output: str) -> None:
+    """Remove the files of a preparation that was stopped, :data:`PLAN` first and :data:`LEDGER`
+    last, so that any part of them is still known as such.
+    """
+    patterns = ("data/val[0-9]*.json", "data/*.part", *LOGS)
+    for pattern in (PLAN, *DATA, *patterns, LEDGER):
+        for path in glob.glob(os.path.join(glob.escape(output), pattern)):
+            with contextlib.suppress(OSError):
+                os.remove(path)
+    with contextlib.suppress(OSError):
+        remove_output(os.path.join(output, "data"))
+
+
+@contextlib.contextmanager
+def removed_on_error(output: str) -> Iterator[None]:
+    """Remove what was written for a training that was refused or stopped before it began. The
+    caller has the lock of the folder, so that nobody else has written to it.
+    """
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        if not os.path.exists(os.path.join(output, "config.yaml")):  # which a training writes first
+            remove_preparation(output)
+        raise

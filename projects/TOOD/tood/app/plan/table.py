@@ -1,0 +1,99 @@
+"""The plan of ``tood train`` as a table: the data, and the values that the training will have."""
+
+from typing import List, Sequence, Tuple
+
+import torch
+from tabulate import tabulate
+
+from tood.app.plan.choose import ORIGINS, Plan
+from tood.app.plan.data import TrainingData, count_negatives
+from tood.app.plan.memory import MiB
+from tood.app.plan.rules import compute_statistics
+from tood.app.plan.state import PLAN
+from tood.config.check import get_key
+from tood.data.annotations import class_names
+
+Row = Tuple[str, str]
+# Keys whose values are in the rows.
+SHOWN = (
+    *("INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN"),
+    *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"),
+    *("SOLVER.BASE_LR", "TEST.DETECTIONS_PER_IMAGE", "MODEL.DEVICE", "MODEL.WEIGHTS"),
+    "OUTPUT_DIR",
+)
+
+
+def make_table(data: TrainingData, plan: Plan, output: str) -> str:
+    """Return what was found, and what will be done."""
+    rows = [*_list_data(data), *_list_settings(plan)]
+    others = [f"{key} {get_key(plan.cfg, key)}" for key in plan.typed if key not in SHOWN]
+    rows += [("options" if i == 0 else "", text) for i, text in enumerate(others)]
+    rows.append(("output", f"{output}, config {PLAN}"))
+    return tabulate(rows, tablefmt="simple")
+
+
+def _list_data(data: TrainingData) -> List[Row]:
+    content = data.train.content
+    names = class_names(content)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    statistics = compute_statistics(content)
+    negatives = count_negatives(content)
+    to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
+    to_train += f"; {negatives} images without objects, as background" if negatives else ""
+    return [
+        ("data", f"{data.checked.dataset.entry}, {data.format}"),
+        *data.ledger.rows(),
+        ("classes", f"{len(names)}: {shown}"),
+        ("to train on", to_train),
+        ("to validate on", data.how),
+    ]
+
+
+def _list_settings(plan: Plan) -> List[Row]:
+    cfg = plan.cfg
+    weights = f", from {cfg.MODEL.WEIGHTS or 'scratch'}"
+    origin = weights if "MODEL.WEIGHTS" in plan.typed else ORIGINS.get(plan.name, "")
+    device = f"CPU, threads: {torch.get_num_threads()}" if cfg.MODEL.DEVICE == "cpu" else "GPU"
+    tiles, unit, rows = cfg.INPUT.TILES, "images", []
+    if tiles.SIZE:
+        unit = "tiles"
+        text = f"of {tiles.SIZE} pixels that overlap by {tiles.OVERLAP}: {plan.num_images} to train"
+        rows = [("tiles", f"{text} on")]
+    per_step, solver = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER
+    memory = ""
+    if plan.memory is not None:
+        needed = plan.memory.needed(per_step) / MiB
+        memory = f", about {needed:.0f} of {plan.memory.free / MiB:.0f} MB that are free"
+    passes = solver.MAX_ITER * per_step / plan.num_images
+    return [
+        ("model", f"{plan.name}{origin}"),
+        ("device", device),
+        *rows,
+        (f"{unit[:-1]} size", _describe_size(plan)),
+        ("images per step", f"{per_step}{memory}"),
+        ("detections", f"at most {cfg.TEST.DETECTIONS_PER_IMAGE} of an image"),
+        (
+            "schedule",
+            f"{solver.MAX_ITER} iterations, {passes:.3g} times all {unit}; learning rate "
+            f"{solver.BASE_LR:g}",
+        ),
+    ]
+
+
+def _describe_size(plan: Plan) -> str:
+    size, statistics = plan.cfg.INPUT, plan.statistics
+    shorter = _join(size.MIN_SIZE_TRAIN, size.MIN_SIZE_TRAIN_SAMPLING)
+    # The longer side may limit the shorter one.
+    actual = min(max(size.MIN_SIZE_TRAIN), size.MAX_SIZE_TRAIN / statistics.aspect)
+    text = (
+        f"{shorter}, longer side at most {size.MAX_SIZE_TRAIN}: the smallest tenth of the objects "
+        f"is {statistics.small_object * actual:.0f} pixels there"
+    )
+    tested = (size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
+    if tested != (max(size.MIN_SIZE_TRAIN), size.MAX_SIZE_TRAIN):
+        text += f"; evaluated at {tested[0]}, at most {tested[1]}"
+    return text
+
+
+def _join(sizes: Sequence[int], sampling: str) -> str:
+    return (" to " if sampling == "range" else ", ").join(map(str, dict.fromkeys(sizes)))
