@@ -24,7 +24,7 @@ from tood.app.plan.choose import (
 )
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
 from tood.app.report.make import report_on
-from tood.app.trained import Trained, find_trained, load
+from tood.app.trained import Trained, find_trained, load, name_data
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.read import read_options
@@ -47,10 +47,6 @@ NUM_DRAWN = 8
 HEAD = (  # of the plan
     "# What tood train has chosen. To change it: edit a copy, then\n"
     "#   python train_net.py --config-file COPY OUTPUT_DIR output/another\n"
-)
-# Names of files and folders that say nothing about what is in them.
-WITHOUT_MEANING = (
-    *("annotations", "_annotations.coco", "result", "images", "data", "train", "labels"),
 )
 
 
@@ -182,12 +178,7 @@ def choose_output(data: str, output: str = "", options: Sequence[str] = ()) -> s
     typed = dict(zip(options[::2], options[1::2]))
     if output or "OUTPUT_DIR" in typed:
         return os.path.expanduser(output or typed["OUTPUT_DIR"])
-    path = data.split(".json:")[0]
-    if not os.path.exists(path):
-        path = path.rpartition(":")[0] or path
-    steps = [os.path.splitext(step)[0] for step in os.path.abspath(path).split(os.sep)]
-    telling = [x for x in steps if x and x not in WITHOUT_MEANING and x[:10] != "instances_"]
-    return os.path.join("output", telling[-1] if telling else "mine")
+    return os.path.join("output", name_data(data) or "mine")
 
 
 def refuse_other_data(data: str, output: str) -> None:

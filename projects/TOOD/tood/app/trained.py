@@ -15,6 +15,10 @@ from tood.utils.files import last_checkpoint_in, read_tensors
 WEIGHTS = ("model_best.pth", "model_final.pth")
 RELEASED = "tood://"
 SUMMARY, PAGE = "report.json", "report.html"
+# Names of files and folders that say nothing about the data in them.
+WITHOUT_MEANING = (
+    *("annotations", "_annotations.coco", "result", "images", "data", "train", "val", "labels"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,16 @@ class Trained:
         AP = f", AP {self.metrics['AP']:.2f}" if "AP" in self.metrics else ""
         report = f"; report: {self.report}" if self.report else ""
         return f"Weights: {self.weights}{AP}{report}"
+
+
+def name_data(data: str) -> str:
+    """Return a short name of data: the last step of their path that says something; "" if none."""
+    path = data.split(".json:")[0]
+    if not os.path.exists(path):
+        path = path.rpartition(":")[0] or path
+    steps = [os.path.splitext(step)[0] for step in os.path.abspath(path).split(os.sep)]
+    telling = [x for x in steps if x and x not in WITHOUT_MEANING and x[:10] != "instances_"]
+    return telling[-1] if telling else ""
 
 
 def _find_moved(name: str, data: str) -> str:
