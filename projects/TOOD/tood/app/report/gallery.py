@@ -5,7 +5,7 @@ labels.
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from tood.app.report.analysis import Analysis
@@ -21,7 +21,7 @@ LARGEST_SCALE = 3.0
 NUM_IMAGES, NUM_CROPS = 6, 12
 MAX_BOXES = 100  # in a drawing
 MAX_NAME = 36  # characters of the name of a file
-DIMMED = 0.35  # visibility of what a crop is not about
+DIMMED = 0.4  # visibility of what a crop is not about
 # Of a crop: how much of its surroundings is seen, in sizes of the box, and at least in pixels.
 CONTEXT, LEAST_CONTEXT = 1.0, 24
 
@@ -205,17 +205,30 @@ def _omit(others: Boxes, subject: Boxes) -> Boxes:
 def _draw_subject(
     part: np.ndarray, subject: Boxes, others: Boxes, corner: Tuple[int, int]
 ) -> np.ndarray:
-    """Draw the box that a crop is about over the others, which are dimmed.
+    """Draw the box that a crop is about over the others, which are dimmed and not labelled.
 
     Args:
         corner: x and y of the crop in the image.
     """
     scale = CROP_SIDE / max(part.shape[:2])
-    drawing = _draw(part, others, corner, scale)
-    plain = np.asarray(Image.fromarray(part).resize(drawing.shape[1::-1]))
-    mixed = plain + DIMMED * (drawing.astype(np.float32) - plain)
-    boxes = (subject.boxes - [*corner, 0, 0]) * scale
-    return _draw(mixed.round().astype(np.uint8), subject._replace(boxes=boxes), (0, 0), 1.0)
+    plain = Image.fromarray(part)
+    plain = plain.resize([max(1, round(scale * side)) for side in plain.size])
+    subject, others = (
+        x._replace(boxes=(x.boxes - [*corner, 0, 0]) * scale) for x in (subject, others)
+    )
+    drawing = Image.blend(plain, _outline(plain, others, 1), DIMMED)
+    return _draw(np.asarray(_outline(drawing, subject, 3)), subject, (0, 0), 1.0)
+
+
+def _outline(image: Image.Image, boxes: Boxes, width: int) -> Image.Image:
+    """Return a copy of an image with the outlines of boxes."""
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    for (x, y, w, h), color in zip(boxes.boxes, boxes.colors):
+        draw.rectangle(
+            (x, y, x + w, y + h), outline=tuple(int(255 * c) for c in color), width=width
+        )
+    return image
 
 
 def _draw(part: np.ndarray, boxes: Boxes, corner: Tuple[int, int], scale: float) -> np.ndarray:
