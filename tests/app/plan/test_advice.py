@@ -1,12 +1,16 @@
 """What to do next with a model, by rules."""
 
+import json
 import shlex
 
 import pytest
 
 from tood.app import cli
 from tood.app.plan.advice import Advice, History, format_advice, list_advice, list_aps
+from tood.app.plan.history import read_data_name, read_history
 from tood.app.plan.rules import DataStatistics
+from tood.app.trained import find_trained, name_data, read_predictor, read_records
+from tood.inference.predictor import Predictor
 from tood.utils.arguments import split_overrides
 
 GOOD = DataStatistics(60, 600, small_object=0.2, aspect=1.0)
@@ -14,14 +18,10 @@ GOOD = DataStatistics(60, 600, small_object=0.2, aspect=1.0)
 
 def make_history(*aps, steps=800, **changes):
     """A training of 60 images, for which the rule takes 800 steps of four."""
-    records = [{"iteration": i, "total_loss": 1.0} for i in range(0, steps, 20)]
-    records += [
-        {"iteration": steps * (i + 1) // len(aps) - 1, "bbox/AP": AP} for i, AP in enumerate(aps)
-    ]
     data = dict(num_images=60, images_per_step=4, input_size=320, statistics=GOOD)
     data.update(class_counts={"disc": 400, "star": 200}, entry="out/data/train.json")
     command = "tood train 'my cells'"
-    return History("out/cells", command, records)._replace(**{**data, **changes})
+    return History("out/cells", command, aps, steps)._replace(**{**data, **changes})
 
 
 def make_summary(AP=40.0, missed=10, false=5, doubts=()):
@@ -94,6 +94,9 @@ def test_classes_with_few_objects():
     named = "rare 3 (3), rare 4 (4), rare 5 (5), rare 6 (6), rare 7 (7) and 3 more"
     assert f"Few objects to learn from: {named}." in advice.sentence
     assert advice.command.startswith("tood predict out/cells photos/ --save-as labelme")
+    # One that has learned nothing draws no boxes.
+    few = advise(make_history(2, 3, class_counts=counts))[1]
+    assert few.sentence.endswith("of each class.") and few.command == ""
 
 
 def test_objects_that_are_too_small_for_the_input():
@@ -144,7 +147,9 @@ def test_ap_of_the_weights_or_their_average():
         {"iteration": 4, "bbox/AP": float("nan")},
         {"total_loss": 1.0},
     ]
-    assert list_aps(records) == {9: 12.0, 19: 14.0}
+    assert list_aps(records) == [12.0, 14.0]
+    again = [{"iteration": 9, "bbox/AP": 11.0}]  # after --resume
+    assert list_aps([*records, *again]) == [11.0, 14.0]
 
 
 def test_lines_for_a_terminal():
@@ -154,3 +159,31 @@ def test_lines_for_a_terminal():
     assert [len(line) <= 80 for line in lines] == [True, True, True, False, True]
     assert lines[1].startswith("- word") and lines[2].startswith("  word")
     assert lines[3] == "    tood " + "x" * 90 and format_advice([]) == ""
+
+
+@pytest.mark.slow
+def test_the_history_of_a_training(trained, entry):
+    predictor, _ = read_predictor(find_trained(str(trained)))
+    history = read_history(predictor, list(read_records(str(trained))))
+    assert history.steps == 4 and history.images_per_step == 2 and history.num_images == 8
+    assert history.input_size == 64 and history.entry == entry
+    assert list(history.class_counts) == ["disc", "square", "triangle", "star"]
+    assert sum(history.class_counts.values()) == history.statistics.num_objects > 8
+    assert history.command == ""  # train_net.py has no ledger
+    gone = predictor.cfg.clone()
+    gone.DATASETS.TRAIN = ("gone.json:images",)
+    gone = read_history(Predictor.from_model(predictor.model, gone, predictor.class_names), [{}])
+    assert gone.statistics is None and gone.entry == "" and gone.aps == []
+    assert list_advice("m", gone)[0].command.startswith("tood export")
+
+
+def test_the_name_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    ledger = tmp_path / "out" / "data" / "ledger.json"
+    for data, expected in ((str(tmp_path / "my cells"), "my cells"), ("/cells", "/cells")):
+        ledger.write_text(json.dumps({"data": data}))
+        assert read_data_name("out") == expected
+    ledger.write_text("[]")
+    assert read_data_name("out") == read_data_name("nowhere") == ""
+    assert name_data("out/data/val.json") == "out"

@@ -2,7 +2,7 @@
 
 import shlex
 import textwrap
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from tood.app.plan.rules import (
     LARGEST_SIZE,
@@ -35,7 +35,8 @@ class History(NamedTuple):
 
     folder: str
     command: str = ""  # trains on the same data, without --output; "" if it is not known
-    records: Sequence[Dict] = ()  # lines of metrics.json
+    aps: Sequence[float] = ()  # of its evaluations
+    steps: int = 0
     images_per_step: int = 1
     input_size: int = 0  # shorter side in pixels; 0 if images stay as they are
     tiles: TileOptions = WHOLE
@@ -81,8 +82,8 @@ def format_advice(advice: Sequence[Advice], width: int = 80) -> str:
     return "\n".join(lines)
 
 
-def list_aps(records: Sequence[Mapping]) -> Dict[int, float]:
-    """Return AP over the steps of a training, of the weights or their average, if that is higher.
+def list_aps(records: Iterable[Mapping]) -> List[float]:
+    """Return the AP of each evaluation, of the weights or their average, if that is higher.
 
     Args:
         records: lines of Detectron2's metrics.json.
@@ -93,7 +94,7 @@ def list_aps(records: Sequence[Mapping]) -> Dict[int, float]:
         values = [x for x in values if isinstance(x, (int, float)) and x == x]
         if values and isinstance(record.get("iteration"), int):
             found[record["iteration"]] = max(values)
-    return dict(sorted(found.items()))
+    return [AP for _, AP in sorted(found.items())]
 
 
 def count_shown(summary: Mapping) -> int:
@@ -116,19 +117,18 @@ def _train_again(history: History, rest: str) -> str:
 
 
 def _advise_length(history: History) -> List[Advice]:
-    aps = [*list_aps(history.records).values()]
-    num_images = history.num_images
-    if not aps or not num_images:
+    aps, steps = history.aps, history.steps
+    if not aps or not history.num_images:
         return []
-    steps = 1 + max(x["iteration"] for x in history.records if isinstance(x.get("iteration"), int))
-    done, rule = steps * history.images_per_step / num_images, choose_epochs(num_images)
+    rule = choose_epochs(history.num_images)
+    done = steps * history.images_per_step / history.num_images
     is_rising = len(aps) > 1 and aps[-1] - aps[-2] > RISING * aps[-1]
     epochs = f"--epochs {max(rule, 2 * done):.0f}"
-    if aps[-1] < LOW_AP and (done < 0.9 * rule or is_rising):
-        text = f"The model has learned little in {steps} steps (AP {aps[-1]:.1f}): train longer."
+    if max(aps) < LOW_AP and (done < 0.9 * rule or is_rising):
+        text = f"The model has learned little in {steps} steps (AP {max(aps):.1f}): train longer."
         return [Advice(text, _train_again(history, epochs))]
-    if aps[-1] < LOW_AP:
-        text = f"The model has learned little (AP {aps[-1]:.1f}): are the boxes and classes right?"
+    if max(aps) < LOW_AP:
+        text = f"The model has learned little (AP {max(aps):.1f}): are the boxes and classes right?"
         data = history.command.partition("tood train ")[2]
         return [Advice(text, f"tood check {data} --output boxes.png" if data else "")]
     if is_rising:
@@ -164,10 +164,10 @@ def _advise_classes(model: str, history: History) -> List[Advice]:
         return []
     named = ", ".join(f"{name} ({number})" for number, name in few[:NAMED])
     named += f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
-    text = (
-        f"Few objects to learn from: {named}. Annotate more, if possible {FEW_OBJECTS} of each "
-        "class; the model can draw the first boxes for you to correct."
-    )
+    text = f"Few objects to learn from: {named}. Annotate more, if possible {FEW_OBJECTS} of each"
+    if max(history.aps, default=0.0) < LOW_AP:
+        return [Advice(f"{text} class.")]
+    text += " class; the model can draw the first boxes for you to correct."
     return [Advice(text, _command("predict", model, "photos/ --save-as labelme --output drafts"))]
 
 

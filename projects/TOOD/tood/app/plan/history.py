@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import shlex
-from typing import Dict, Optional
+from typing import Dict, Optional, Sequence
 
 from tood.app.convert.write import LEDGER
-from tood.app.plan.advice import History
+from tood.app.plan.advice import History, list_aps
 from tood.app.plan.rules import compute_statistics, num_samples
-from tood.app.trained import read_records
 from tood.data.annotations import count_objects, read_annotations
 from tood.data.check import split_broken
 from tood.data.entries import parse_own_data
@@ -17,19 +16,21 @@ from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
 
 
-def read_history(predictor: Predictor) -> Optional[History]:
-    """Return the history of a trained model; None if its folder has no metrics.json. It lacks the
-    data if they are registered by name, several sets, or no longer there.
+def read_history(predictor: Predictor, records: Sequence[Dict]) -> History:
+    """Return the history of a trained model. It lacks the data if they are registered by name,
+    several sets, or no longer there.
+
+    Args:
+        records: lines of metrics.json in its folder.
     """
     cfg, options = predictor.cfg, predictor.options
-    records = list(read_records(options.output_dir))
-    if not records:
-        return None
     data = read_data_name(options.output_dir)
     history = History(
         options.output_dir,
         f"tood train {shlex.quote(data)}" if data else "",
-        records,
+        list_aps(records),
+        # The last evaluation counts one more.
+        min(max(x.get("iteration", 0) for x in records) + 1, cfg.SOLVER.MAX_ITER),
         cfg.SOLVER.IMS_PER_BATCH,
         options.min_size_test,
         options.tiles,

@@ -30,7 +30,7 @@ from tood.app.report.analysis import Analysis, analyze, explain_miss, summarize_
 from tood.app.report.compare import compare_analyses
 from tood.app.report.reasons import FOUND, find_reason, make_objects
 from tood.app.report.suspects import list_suspects
-from tood.app.trained import WEIGHTS, find_trained, name_data, read_predictor
+from tood.app.trained import WEIGHTS, find_trained, name_data, read_predictor, read_records
 from tood.checkpoint.identity import (
     IDENTITY,
     check_same_data,
@@ -288,9 +288,10 @@ def examine(
     if not comm.is_main_process():
         return None
     folder, drawn = predictor.options.output_dir, {}
-    history = read_history(predictor)
-    if history is not None:
-        drawn["training.png"] = plots.draw_training(history.records)
+    history, records = None, list(read_records(folder))
+    if records:
+        history = read_history(predictor, records)
+        drawn["training.png"] = plots.draw_training(records)
     pairs = found.pop("pairs", ())
     if len(pairs):
         drawn["alignment.png"] = encode_image(draw_scatter({"this model": pairs}), "PNG")
