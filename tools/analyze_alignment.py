@@ -13,7 +13,7 @@ docs/alignment.md defines the metrics.
 import argparse
 import os
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from detectron2.data import MetadataCatalog

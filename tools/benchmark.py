@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from benchmark_subjects import Subject, make_loss_functions

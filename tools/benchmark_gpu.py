@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from benchmark import table

@@ -2,7 +2,7 @@
 
 from typing import Callable, Dict
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from detectron2 import model_zoo as detectron2_zoo

@@ -17,7 +17,7 @@ import os
 import statistics
 import time
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from detectron2.evaluation import inference_on_dataset

@@ -16,7 +16,7 @@ import statistics
 import time
 import warnings
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from detectron2.modeling import build_model

@@ -12,7 +12,7 @@ object, positives, metric t, t_hat and IoU. KEY VALUE options of the config go l
 
 import os
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from detectron2.data import MetadataCatalog

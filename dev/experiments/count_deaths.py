@@ -18,7 +18,7 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 from detectron2.data import DatasetCatalog

@@ -14,7 +14,7 @@ import weakref
 from typing import NamedTuple
 from unittest import mock
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import torch
 import torch.nn.functional as F

@@ -5,7 +5,7 @@ for a value, for which a CPU would have to wait for a GPU. What is allocated can
 device (``estimate_memory.py``).
 """
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import contextlib
 from unittest import mock

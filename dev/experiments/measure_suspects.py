@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 
-from tood.utils import quiet  # isort: skip  # noqa: F401  (first: libraries warn)
+from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
 
 import numpy as np
 from pycocotools import mask as coco_mask

@@ -16,7 +16,7 @@ import train_net
 from tood.checkpoint.identity import hash_weights
 from tood.data.shapes import write_shapes_dataset
 from tood.engine import train as engine_train
-from tood.inference.exported import METADATA, RUNTIMES, ExportedFile
+from tood.inference.exported import RUNTIMES, ExportedFile
 from tood.utils.files import encode_json, write_json
 
 
@@ -187,7 +187,11 @@ def test_thresholds_that_are_none(trained, shapes, wrong):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), True, -1, 2])
 def test_thresholds_of_an_exported_file_that_are_none(tmp_path, monkeypatch, key, wrong):
     metadata = {
-        name: (kind if isinstance(kind, type) else float)() for name, kind in METADATA.items()
+        **{"classes": ["disc"], "outputs": ["boxes", "scores"], "strides": [8, 16]},
+        **{"input_format": "BGR", "preprocessing": "inside", "size_divisibility": 32},
+        **{"pixel_mean": [0, 0, 0], "pixel_std": [1, 1, 1], "min_size": 64, "max_size": 64},
+        **{"score_threshold": 0.1, "nms_threshold": 0.6},
+        **{"candidates_per_level": 10, "max_detections": 10},
     }
     metadata["model"] = "TOOD"
     monkeypatch.setitem(RUNTIMES, "torchscript", ((".ts",), lambda path: (None, metadata)))

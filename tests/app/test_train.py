@@ -405,4 +405,4 @@ def test_default_output_folders():
     assert shlex.quote(name("a b")) == "'output/a b'"
     # Evaluations as well.
     entry = "demo/shapes/val/annotations.json:demo/shapes/val/images"
-    assert name_data(entry) == "val" and name_data("cells:val") == "cells"
+    assert name_data(entry) == "shapes" and name_data("cells:val") == "cells"

@@ -103,9 +103,9 @@ def test_before_the_first_step(train, shapes, tmp_path, stage, number):
 @pytest.mark.parametrize(
     "stages, iteration",
     [
-        ([(FORWARD, 3, TERM, 0)], 1),  # the first call measures the memory
-        ([(FORWARD, 3, INT, 0)] * 2, 1),  # two at a time, as timeout(1) sends them, are one
-        ([(BACKWARD, 3, INT, 0)], 1),
+        ([(FORWARD, 2, TERM, 0)], 1),
+        ([(FORWARD, 2, INT, 0)] * 2, 1),  # two at a time, as timeout(1) sends them, are one
+        ([(BACKWARD, 2, INT, 0)], 1),
         ([(BETWEEN, 3, INT, 0)], 1),
         ([(EVALUATION, 1, TERM, 0)], 2),
         ([(SAVING, 2, HUP, 0)], 2),  # the best weights, after the evaluation

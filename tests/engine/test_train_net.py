@@ -170,7 +170,7 @@ def test_missing_config_file(tmp_path):
     assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in error_of([])
     broken = tmp_path / "broken.yaml"
     for text, says in (
-        ("MODEL: [", "cannot be read (while parsing"),
+        ("MODEL: [", "cannot be read: while parsing"),
         ("_BASE_: gone.yaml", "gone.yaml (_BASE_), which does not exist"),
         ("MODEL: 3", "broken.yaml or an option after it is wrong"),
     ):

@@ -1,20 +1,30 @@
 """The report: its page, summary, drawings and commands, and what a browser makes of it."""
 
+import datetime
 import json
+import re
 import time
 
+import markupsafe
 import numpy as np
 import pytest
 from browser import Browser, find_chromium
 from PIL import Image
 from test_matching import detections_of, load_content, metrics_of_pycocotools, random_set
 
+from tood.app.report import gallery
 from tood.app.report.analysis import analyze, explain_miss, summarize_analysis
 from tood.app.report.compare import NOT_DISTINGUISHABLE, compare_analyses
 from tood.app.report.make import report
-from tood.app.report.page import TABLE_ROWS, Facts, number, render
+from tood.app.report.page import CAPTIONS, TABLE_ROWS, Facts, Gallery, number, render
 from tood.app.report.plots import draw_confusion
-from tood.app.report.suspects import MISSING, NOTHING_THERE, OTHER_CLASS, find_suspects
+from tood.app.report.suspects import (
+    MISSING,
+    NOTHING_THERE,
+    OTHER_CLASS,
+    find_suspects,
+    list_suspects,
+)
 from tood.utils.errors import UserError
 
 EVIL = '</script><script>alert("x")</script>'
@@ -76,7 +86,8 @@ def test_figures_are_pycocotools(data, written):
     assert [x["name"] for x in summary["classes"]] == ["disc", EVIL, "$_x"]
     assert sum(map(sum, summary["confusion"]["rows"])) > 0
     assert len(json.loads((written / "detections.json").read_text())) == len(found)
-    plots = {"precision_recall", "f1", "confusion", "errors", "calibration"}
+    plots = {"objects", "box_sizes", "precision_recall", "f1", "confusion", "errors"}
+    plots |= {"calibration"}
     assert {x.stem for x in written.glob("*.png")} == plots
     for path in written.glob("*.png"):
         assert np.asarray(Image.open(path)).std() > 5
@@ -84,12 +95,111 @@ def test_figures_are_pycocotools(data, written):
 
 def test_page_contains_everything_and_no_code_of_others(written):
     html = (written / "report.html").read_text()
+    assert len(html) < 8_000_000  # of noise, which JPEG cannot compress
     assert EVIL not in html and "&lt;/script&gt;&lt;script&gt;alert" in html
     assert html.count("<script>") == 1
     assert "http://" not in html and "https://" not in html and 'src="/' not in html
-    assert html.count("data:image/png") == 5 and html.count("data:image/jpeg") > 3
+    assert html.count("data:image/png") == 6 and html.count("data:image/jpeg") > 3
     assert "worse.json" in html and "better here" in html
     assert f"tood report --results {written.parent}/results.json --val-data " in html
+
+
+def test_sections_stand_in_the_order_of_use(written):
+    """First what to do, then the data, the photographs, the numbers, and where it is from."""
+    html = (written / "report.html").read_text()
+    title = f"Report: {written.parent.name}, {datetime.date.today():%Y-%m-%d}"
+    assert f"<title>{title}</title>" in html and f"<h1>{title}</h1>" in html
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", html)
+    assert headings[:2] == ["What next", "Metrics"] and "worse.json" in headings[2]
+    photographs = ["The worst images", "Missed objects", "Wrong detections", "Suspect labels"]
+    tables = ["Kinds of error", "Confusion", "Curves", "Data check", "Origin"]
+    assert headings[3:] == ["Classes", *photographs, *tables]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert captions[0].startswith("The objects of each class")
+    for term in ("AP", "AP50, AP75", "interval", "at the thresholds", "points"):
+        assert f"<dt>{term}</dt>" in html
+
+
+def test_confusion_stands_once_and_names_errors(written):
+    html = (written / "report.html").read_text()
+    table = html.split('id="confusion"')[1].split("</table>")[0]
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
+    assert heads[1:5] == [
+        "disc",
+        markupsafe.escape(EVIL[:10] + " ... " + EVIL[-10:]),
+        "$_x",
+        "missed",
+    ]
+    assert heads[-1] == "false alarm" and CAPTIONS["confusion.png"] not in html
+    # Of more classes than the table has: the plot.
+    content = load_content(1, [(0, k, (0, 0, 30, 30), False, 900) for k in range(30)], 30)
+    facts = Facts("many", "command", {}, plots={"confusion.png": b"png"})
+    many = render(summarize_analysis(analyze(content, [])), facts)
+    assert 'id="confusion"' not in many and CAPTIONS["confusion.png"] in many
+
+
+def test_counts_stand_beside_costs(data, written):
+    summary = json.loads((written / "report.json").read_text())
+    html = (written / "report.html").read_text()
+    table = html.split('id="errors"')[1].split("</table>")[0]
+    cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    counts = {x["kind"]: x["count_above"] for x in summary["errors"]}
+    analysis = analyze(data[1], detections_of(data[2]))
+    totals = {kind: int(analysis.above.sum()) for kind in counts}
+    totals["missed"] = summary["data"]["objects"]
+    assert {x[0]: x[1] for x in cells} == {k: f"{counts[k]} of {totals[k]}" for k in counts}
+    assert "Counts and points need not agree" in html
+
+
+def test_advice_stands_at_the_top_and_in_the_summary(written):
+    summary = json.loads((written / "report.json").read_text())
+    html = (written / "report.html").read_text()
+    assert summary["advice"] and all(x.keys() == {"sentence", "command"} for x in summary["advice"])
+    top = html.split('id="metrics"')[0]
+    assert all(markupsafe.escape(x["sentence"]) in top for x in summary["advice"])
+
+
+def test_long_names_are_cut_in_the_middle():
+    name = "photographs/of the third camera/2026-11-29_" + "0123456789" * 6 + "_end.jpg"
+    objects = [(0, 0, (0, 0, 50, 50), False, 2500), (0, 0, (90, 90, 50, 50), False, 2500)]
+    content = load_content(1, objects)
+    content["images"][0]["file_name"] = name
+    analysis = analyze(content, detections_of([(0, 0, (0, 0, 50, 50), 0.9)]))
+    rows = list_suspects(analysis.table, analysis.pairs, analysis.thresholds)
+    images = gallery.draw_suspects(analysis, rows, lambda i: np.zeros((480, 640, 3), np.uint8))
+    cut = "photographs/of the ... 0123456789_end.jpg"
+    assert images[0].caption == f"{cut}: no detection overlaps this class 0 by 0.5"
+    facts = Facts("a", "b", {}, galleries=[Gallery("Suspects", "", [], "suspects")])
+    html = render(summarize_analysis(analysis), facts._replace(sections={"suspects": rows}))
+    assert f'title="{name}">{cut}</td>' in html and '<details class="all" open>' in html
+
+
+def test_a_crop_is_about_its_subject():
+    """It is drawn last, and the others are dimmed."""
+    objects = [(0, 0, (100, 100, 60, 60), False, 3600), (0, 0, (130, 100, 60, 60), False, 3600)]
+    analysis = analyze(load_content(1, objects), [])
+    grey = np.full((300, 300, 3), 128, dtype=np.uint8)
+    boxes = gallery._list_boxes(analysis, 0)
+    assert len(boxes.names) == 2
+    subject, others = boxes.select([0]), boxes.select([1])
+    drawing = gallery._draw_subject(grey, subject, others, (0, 0)).astype(int)
+    scale = gallery.CROP_SIDE / 300
+    # The lower edges, where one is alone: how far the colours are from the grey.
+    y = slice(int(155 * scale), int(165 * scale))
+    mine, other = (np.abs(drawing[y, int(x * scale)] - 128).max() for x in (115, 180))
+    assert mine > 2 * other > 20
+    # Where both are, it looks as where the subject is alone.
+    both = np.abs(drawing[y, int(145 * scale)] - 128).max()
+    assert both >= 0.9 * mine
+    assert len(gallery._omit(boxes, subject).names) == 1
+
+
+def test_sizes_of_boxes():
+    objects = [(0, 0, (0, 0, w, w), False, w * w) for w in (8, 16, 16, 128)]
+    objects.append((0, 0, (0, 0, 300, 300), True, 90_000))  # a crowd does not count
+    sizes = summarize_analysis(analyze(load_content(1, objects), []))["box_sizes"]
+    assert sizes["edges"][0] < 8 and 128 < sizes["edges"][-1] < 140
+    assert sum(sizes["numbers"]) == 4 and max(sizes["numbers"]) == 2
 
 
 def test_the_same_every_time(data):
@@ -288,3 +398,35 @@ def test_nothing_is_loaded_from_elsewhere(browser, written):
     assert [x for x in browser.requests if x.startswith("file:")] == [
         (written / "report.html").as_uri()
     ]
+
+
+@pytest.mark.slow
+def test_a_click_enlarges_a_drawing(browser, written):
+    browser.open(written / "report.html", width=1400)
+    width = "document.querySelector('%s').getBoundingClientRect().width"
+    small = browser.run(width % ".crops img")
+    browser.run("document.querySelector('.crops img').click()")
+    assert browser.run("document.querySelector('dialog').open")
+    assert browser.run(width % "dialog img") > 3 * small
+    alt = browser.run("document.querySelector('.crops img').alt")
+    assert alt in browser.run("document.querySelector('dialog p').textContent")
+    browser.run("document.querySelector('dialog').click()")
+    assert not browser.run("document.querySelector('dialog').open")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 400])
+def test_heads_of_tables_do_not_break(browser, written, width):
+    browser.open(written / "report.html", width=width)
+    heights = browser.run(
+        """[...document.querySelectorAll("thead th")].map((x) => x.getBoundingClientRect())
+            .filter((x) => x.width).map((x) => x.height)"""
+    )
+    assert len(heights) > 12 and max(heights) < 36  # one line
+
+
+@pytest.mark.slow
+def test_printed_pages_show_what_is_folded(browser, written):
+    browser.open(written / "report.html", width=800)
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("[...document.querySelectorAll('details')].every((x) => x.open)")

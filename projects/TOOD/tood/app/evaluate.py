@@ -105,6 +105,13 @@ def _read_typed(output: str, options: Sequence[str]) -> str:
     return os.path.expanduser(str(output or typed))
 
 
+def _name(entry: str, folder: str) -> str:
+    """Return a name of data: "val" if ``tood train`` has written them to its folder."""
+    path = os.path.splitext(os.path.abspath(entry.split(".json:")[0]))[0]
+    is_own = os.path.dirname(path) == os.path.join(os.path.abspath(folder), "data")
+    return os.path.basename(path) if is_own else name_data(entry)
+
+
 def _choose_folder(model: str, trained: Trained, run: Run) -> str:
     """Return the folder of an evaluation, and pass on the data that were read for it: named after
     the data, and after the checkpoint if one is named, with a number if other data have that name.
@@ -115,7 +122,7 @@ def _choose_folder(model: str, trained: Trained, run: Run) -> str:
     found = {entry: given.get(entry) or read_entry(entry) for entry in options.data.test}
     run.datasets = [dataset for dataset in found.values() if dataset is not None]
     hashed = hash_data(*(_get_content(entry, dataset) for entry, dataset in found.items()))
-    name = "+".join(map(name_data, found))
+    name = "+".join(_name(entry, trained.folder) for entry in found)
     name = re.sub(r"[^\w.-]+", "_", name)[:80].strip("._") or "data"
     if os.path.isfile(model) or options.weights != trained.weights:
         name += f"_{os.path.splitext(os.path.basename(options.weights))[0]}"

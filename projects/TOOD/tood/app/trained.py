@@ -219,7 +219,7 @@ def list_data_options(names: Sequence[str], options: Sequence[str]) -> List[str]
 
 # Names of files and folders that say nothing about what is in them.
 WITHOUT_MEANING = (
-    *("annotations", "_annotations.coco", "result", "images", "data", "train", "labels"),
+    *("annotations", "_annotations.coco", "result", "images", "data", "train", "val", "labels"),
 )
 
 

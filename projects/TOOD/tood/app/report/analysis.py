@@ -22,6 +22,8 @@ from tood.evaluation.coco import COCO_LIMIT
 MOST_TRIED = 200
 # Points of curves in report.json.
 CURVE_POINTS = 101
+# Bins of the sizes of objects, and what is added on both sides: a part of an octave.
+SIZE_BINS, SIZE_STEP = 24, 0.1
 
 
 class Analysis(NamedTuple):
@@ -107,8 +109,17 @@ def summarize_analysis(analysis: Analysis) -> Dict:
             "f1": [_f1_over_score(x) for x in analysis.curves],
             "f1_of_all": _f1_over_score(analysis.pooled),
         },
+        "box_sizes": _measure_boxes(table.gt_areas[analysis.matches.counted[0]]),
         "worst_images": worst_images(analysis),
     }
+
+
+def _measure_boxes(areas: np.ndarray) -> Dict:
+    """Return a histogram of the sizes of objects, square roots of their areas."""
+    sizes = np.sqrt(areas[areas > 0])
+    low, high = np.log2([sizes.min(), sizes.max()]) if len(sizes) else (0, 1)
+    edges = np.logspace(low - SIZE_STEP, high + SIZE_STEP, SIZE_BINS + 1, base=2)
+    return {"edges": edges.tolist(), "numbers": np.histogram(sizes, edges)[0].tolist()}
 
 
 def _data(analysis: Analysis) -> Dict:

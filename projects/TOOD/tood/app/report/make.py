@@ -4,6 +4,7 @@ The content of the page is in report.json as well, and its plots are PNG files b
 docs/report.md explains them. :data:`SECTIONS` lists the functions that compute the sections.
 """
 
+import datetime
 import json
 import math
 import os
@@ -21,13 +22,15 @@ from detectron2.utils import comm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.check import read_validation_data
+from tood.app.plan.advice import History, list_advice
+from tood.app.plan.history import read_data_name, read_history
 from tood.app.plan.rules import STRIDE, choose_input
 from tood.app.report import gallery, page, plots
 from tood.app.report.analysis import Analysis, analyze, explain_miss, summarize_analysis
 from tood.app.report.compare import compare_analyses
 from tood.app.report.reasons import FOUND, find_reason, make_objects
 from tood.app.report.suspects import list_suspects
-from tood.app.trained import find_trained, read_predictor, read_records
+from tood.app.trained import WEIGHTS, find_trained, name_data, read_predictor, read_records
 from tood.checkpoint.identity import (
     IDENTITY,
     check_same_data,
@@ -54,7 +57,10 @@ from tood.visualization.alignment import draw_scatter
 
 PAGE, SUMMARY, DETECTIONS = "report.html", "report.json", "detections.json"
 MOST_ASSIGNED = 500  # images or tiles whose objects' positives are counted
-LEGEND = "At the thresholds above."
+SUSPECTS = (
+    "Where detector and annotations disagree most. Either may be wrong; docs/report.md says how "
+    "often it was the annotations."
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,9 @@ class Subject(NamedTuple):
     detections: List[Dict]
     image_root: str
     notes: Sequence[str]  # of the data check
+    data: str = ""  # name of the data set
     weights: str = ""  # hash of those that have found them, if it is known
+    history: Optional[History] = None  # of the training
     predictor: Optional[Predictor] = None
     alignment: Dict[str, Dict] = {}
     positives: Sequence[Dict] = ()  # of objects by size
@@ -163,7 +171,8 @@ def report(
         content, image_root, notes = read_data(val_data)
         name, found = os.path.basename(results), read_results(results)
         weights = read_identity(results).get("weights", "")
-        subject = Subject(name, content, found, image_root, notes, weights)
+        data = name_data(val_data) or val_data
+        subject = Subject(name, content, found, image_root, notes, data, weights)
         return _write_report(subject, output, command, compare, results)
     trained = find_trained(model, config)
     predictor, checked = read_predictor(trained, val_data, options)
@@ -278,8 +287,10 @@ def examine(
     found = {"detections": detections} if detections is not None else _run_detector(predictor, name)
     if not comm.is_main_process():
         return None
-    records, drawn = list(read_records(predictor.options.output_dir)), {}
+    folder, drawn = predictor.options.output_dir, {}
+    history, records = None, list(read_records(folder))
     if records:
+        history = read_history(predictor, records)
         drawn["training.png"] = plots.draw_training(records)
     pairs = found.pop("pairs", ())
     if len(pairs):
@@ -290,6 +301,8 @@ def examine(
         content=load_content(name, metadata),
         image_root=metadata.get("image_root", ""),
         notes=notes,
+        data=name_data(read_data_name(folder) or name) or name,
+        history=history,
         weights=hash_weights(predictor.model.state_dict()),
         predictor=predictor,
         plots=drawn,
@@ -330,10 +343,11 @@ def _write_report(
     other = analyze(subject.content, read_results(compare), compare) if compare else None
     material = Material(subject, analysis, other, compare)
     summary = summarize_analysis(analysis)
-    sections = {name: compute(material) for name, compute in SECTIONS.items()}
+    sections = _compute_sections(material, summary)
     read_image = read_image or RecentImages(max_images=64).read
     facts = page.Facts(
-        title=f"Report of {subject.name}",
+        title=f"{subject.data}, {datetime.date.today():%Y-%m-%d}",
+        name=subject.name,
         command=command,
         versions={
             "Python": platform.python_version(),
@@ -341,7 +355,7 @@ def _write_report(
             "Detectron2": detectron2.__version__,
         },
         plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
-        galleries=_draw_galleries(material, summary, read_image),
+        galleries=_draw_galleries(material, {**summary, **sections}, read_image),
         sections=sections,
     )
     hashes = {"weights": subject.weights, "data": hash_data(subject.content)}
@@ -356,6 +370,13 @@ def _write_report(
     # The page is the last one: if it exists, so do the other files.
     write_whole(os.path.join(folder, PAGE), html.encode())
     return Report(folder, summary, subject.detections)
+
+
+def _compute_sections(material: Material, summary: Dict) -> Dict:
+    sections = {name: compute(material) for name, compute in SECTIONS.items()}
+    subject = material.subject
+    advice = list_advice(_name_model(subject), subject.history, {**summary, **sections})
+    return {**sections, "advice": [x._asdict() for x in advice]}
 
 
 def _write_detections(detections: List[Dict], path: str, hashes: Dict[str, str]) -> None:
@@ -384,11 +405,21 @@ def _draw_galleries(
     worst = gallery.draw_worst_images(analysis, summary["worst_images"], read)
     missed = gallery.draw_missed_objects(analysis, read, explain)
     wrong = gallery.draw_false_positives(analysis, read)
+    suspects = gallery.draw_suspects(analysis, summary["suspects"], read)
     return (
-        page.Gallery("The worst images", f"Without them, AP would be higher. {LEGEND}", worst),
-        page.Gallery("Missed objects", f"The largest, and why. {LEGEND}", missed),
-        page.Gallery("Wrong detections", f"The surest. {LEGEND}", wrong),
+        page.Gallery("The worst images", "Without them, AP would be higher.", worst),
+        page.Gallery("Missed objects", "The largest, and why.", missed),
+        page.Gallery("Wrong detections", "The surest.", wrong),
+        page.Gallery("Suspect labels", SUSPECTS, suspects, "suspects"),
     )
+
+
+def _name_model(subject: Subject) -> str:
+    """Return the model as commands name it: the folder of a training, if these are its weights."""
+    if subject.predictor is None:
+        return ""
+    folder, name = os.path.split(subject.name.rpartition("://")[2])
+    return folder if folder and name in WEIGHTS[:1] else subject.name.rpartition("://")[2]
 
 
 def _find_sentence(predictor: Predictor, analysis: Analysis, g: int, image: np.ndarray) -> str:

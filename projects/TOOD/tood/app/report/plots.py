@@ -7,12 +7,18 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tood.utils.errors import shorten
 from tood.visualization.labels import fonts_for, printable
 
 # With more classes, only the mean has a separate colour.
 NAMED_CLASSES = 10
 LABELLED_CLASSES = 100  # in the confusion matrix
+COUNTED_CLASSES = 20  # in the plot of objects
+MAX_LABEL = 30  # characters
 SIZE = (5.2, 3.9)
+# The background's row and column of the confusion matrix.
+FALSE_ALARM, MISSED = "false alarm", "missed"
+BORDERS = (32, 96)  # between COCO's small, medium and large objects, pixels
 
 
 def draw_plots(summary: Dict, class_names: Sequence[str]) -> Dict[str, bytes]:
@@ -26,12 +32,43 @@ def draw_plots(summary: Dict, class_names: Sequence[str]) -> Dict[str, bytes]:
     curves = summary["curves"]
     with fonts_for(class_names):
         return {
+            "objects.png": draw_objects(summary["classes"]),
+            "box_sizes.png": draw_box_sizes(summary["box_sizes"]),
             "precision_recall.png": draw_precision_recall(curves, class_names),
             "f1.png": draw_f1(curves, class_names),
             "confusion.png": draw_confusion(summary["confusion"]),
             "errors.png": draw_errors(summary["errors"]),
             "calibration.png": draw_calibration(summary["calibration"]),
         }
+
+
+def draw_objects(classes: List[Dict]) -> bytes:
+    """Draw the number of objects of each class, the most frequent first."""
+    shown = sorted(classes, key=lambda x: -x["objects"])[:COUNTED_CLASSES]
+    omitted = len(classes) - len(shown)
+    title = f"Objects of the {len(shown)} most frequent classes" if omitted else "Objects"
+    figure, axes = _panel("objects", "", title, unit=False)
+    bars = axes.barh(range(len(shown)), [x["objects"] for x in shown], color="C0")
+    axes.bar_label(bars, padding=3, fontsize=8)
+    axes.set_yticks(
+        range(len(shown)), [_label(shorten(x["name"], MAX_LABEL)) for x in shown], fontsize=8
+    )
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    return _png(figure)
+
+
+def draw_box_sizes(sizes: Dict) -> bytes:
+    """Draw how large objects are, and which of them are small, medium and large."""
+    figure, axes = _panel(
+        "square root of the area, pixels of the image", "objects", "Sizes", unit=False
+    )
+    axes.stairs(sizes["numbers"], sizes["edges"], fill=True, color="C0")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    for side in BORDERS:
+        axes.axvline(side, color="0.4", ls="--", lw=1)
+    return _png(figure)
 
 
 def draw_precision_recall(curves: Dict, class_names: Sequence[str]) -> bytes:
@@ -67,7 +104,8 @@ def _draw_classes(
 
 def draw_confusion(confusion: Dict) -> bytes:
     """Draw the confusion matrix: shares of each row, with numbers if there is space."""
-    rows, labels = np.array(confusion["rows"]), [_label(x) for x in confusion["labels"]]
+    rows, labels = np.array(confusion["rows"]), [_label(x) for x in confusion["labels"][:-1]]
+    columns, labels = [*labels, MISSED], [*labels, FALSE_ALARM]
     side = float(np.clip(2.2 + 0.42 * len(labels), *(3.6, 12)))
     figure = Figure(figsize=(side + 1.4, side), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -76,7 +114,7 @@ def draw_confusion(confusion: Dict) -> bytes:
     figure.colorbar(shown, ax=axes, fraction=0.045, label="share of the row")
     font = {"fontsize": 8 if len(labels) <= 25 else 5}
     if len(labels) <= LABELLED_CLASSES:
-        axes.set_xticks(range(len(labels)), labels, rotation=90, **font)
+        axes.set_xticks(range(len(labels)), columns, rotation=90, **font)
         axes.set_yticks(range(len(labels)), labels, **font)
     axes.set_xlabel("detected")
     axes.set_ylabel("object")

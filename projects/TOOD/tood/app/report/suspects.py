@@ -114,7 +114,8 @@ def list_suspects(table: Table, pairs: Pairs, thresholds: np.ndarray) -> List[Di
     ]
     return [
         {
-            **{"kind": x.kind, "doubt": x.doubt, "file_name": table.file_names[x.image]},
+            **{"kind": x.kind, "doubt": x.doubt},
+            **{"file_name": table.file_names[x.image], "image": x.image},
             **{"class_name": table.class_names[x.class_index], "bbox": x.bbox, "reason": x.reason},
         }
         for x in worth[:NUM_SUSPECTS]
