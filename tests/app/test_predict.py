@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import complaint
 from PIL import Image
 
+import tood
 from tood.app.convert.door import read_data
 from tood.app.explain import explain
 from tood.app.predict import predict
@@ -18,6 +20,7 @@ from tood.app.trained import find_trained
 from tood.data.shapes import SHAPES
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
+from tood.visualization import draw as visualization
 
 
 def run_predict(trained, *images, **arguments):
@@ -77,7 +80,8 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
     thresholds = {x["name"]: x["threshold"] for x in summary["classes"]}
     files = dict(output=str(tmp_path), json=str(tmp_path / "a.json"))
     told = run_predict(trained, photos / "00001.jpg", score_threshold="from-report", **files)
-    assert "at least the report's thresholds" in str(told)
+    listed = ", ".join(f"{thresholds[name]:.2f} {name}" for name in SHAPES)
+    assert f" detections at the thresholds of {trained}/report ({listed}), " in str(told)
     found = json.loads((tmp_path / "a.json").read_text())
     names = {x["id"]: x["name"] for x in found["categories"]}
     for x in found["annotations"]:
@@ -89,6 +93,62 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
             str(tmp_path / "model_final.pth"),
             score_threshold="from-report",
         )
+
+
+@pytest.fixture
+def count_drawn(monkeypatch):
+    """Numbers of boxes in drawings."""
+    drawn, draw_boxes = [], visualization.draw_boxes
+
+    def draw(image, boxes, *args, **kwargs):
+        drawn.append(len(boxes))
+        return draw_boxes(image, boxes, *args, **kwargs)
+
+    monkeypatch.setattr(visualization, "draw_boxes", draw)
+    return drawn
+
+
+@pytest.mark.parametrize("threshold", [None, 0.012])
+def test_number_pictures_and_json_agree(trained, photos, tmp_path, count_drawn, threshold):
+    files = dict(output=str(tmp_path / "out"), json=str(tmp_path / "a.json"))
+    found = predict(str(trained), photos, score_threshold=threshold, **files)
+    content = json.loads((tmp_path / "a.json").read_text())
+    number = len(content["annotations"])
+    assert found.num_detections == sum(count_drawn) == number > 0
+    assert str(found).startswith(f"3 images, {number} detections ")
+    limits = content["info"]["score_thresholds"]
+    names = {x["id"]: x["name"] for x in content["categories"]}
+    assert all(x["score"] >= limits[names[x["category_id"]]] for x in content["annotations"])
+    # Whatever detects has the same thresholds.
+    model = tood.load(str(trained))
+    results = model.predict(photos, score_threshold=threshold)
+    assert [x.scores for x in results] == [x.scores for x in found.results]
+    predictor = Predictor(trained, score_threshold=threshold)
+    assert [len(x) for x in predictor(sorted(photos.iterdir()))] == count_drawn
+    more = dict(files, all_detections=True, overwrite=True)
+    everything = predict(str(trained), photos, score_threshold=threshold, **more)
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert everything.num_detections == number and "score_thresholds" not in content["info"]
+    total = sum(map(len, predictor.find_all(sorted(photos.iterdir()))))
+    assert len(content["annotations"]) == total > number
+    assert f" {files['json']} has all {total} detections (--all)." in str(everything)
+
+
+def test_all_is_for_a_file(trained, photos):
+    assert "--all is about the file of --json" in complaint(
+        predict, str(trained), photos, all_detections=True
+    )
+
+
+def test_drawings_of_a_data_set_have_the_thresholds_of_the_report(trained, tmp_path, count_drawn):
+    output = str(tmp_path / "a.png")
+    drawn = tood.draw(str(trained), num_images=2, output=output)
+    predictor = Predictor(trained)
+    assert drawn.thresholds == predictor.thresholds
+    assert str(drawn) == (
+        f"Predictions {predictor.thresholds.text} (left) and ground truth (right): {output}"
+    )
+    assert f"at the thresholds of {trained}/report (" in str(drawn)
 
 
 @pytest.mark.slow
@@ -113,7 +173,7 @@ def test_a_folder(trained, photos, tmp_path, capsys):
     content = json.loads((out / "d.json").read_text())
     assert [i["width"] for i in content["images"]] == [100, 64, 64]
     assert [c["name"] for c in content["categories"]] == list(SHAPES)
-    found = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    found = Predictor(trained / "model_final.pth", score_threshold=0.0)
     instances = found(photos / "00001.jpg")
     mine = [a for a in content["annotations"] if a["image_id"] == 2]
     assert [a["score"] for a in mine] == pytest.approx(instances.scores.tolist(), rel=1e-4)

@@ -97,7 +97,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(weights):
-    return Predictor(CONFIG, weights, opts=SMALL)
+    return Predictor(CONFIG, weights, opts=SMALL, score_threshold="from-config")
 
 
 @pytest.fixture(scope="module")
@@ -446,6 +446,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     flags = ["--input", str(shapes / "images"), "--output", str(tmp_path), "--json", str(found)]
+    flags.append("--all")
     command = [sys.executable, "-c", code, str(ROOT / "demo" / "detect_onnx.py"), onnx_file, *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
