@@ -1,14 +1,16 @@
 """The functions that use a trained model: predict, report and explain."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import complaint
+from conftest import ROOT, complaint
 from PIL import Image
 
 import tood
@@ -132,6 +134,50 @@ def test_number_pictures_and_json_agree(trained, photos, tmp_path, count_drawn, 
     total = sum(map(len, predictor.find_all(sorted(photos.iterdir()))))
     assert len(content["annotations"]) == total > number
     assert f" {files['json']} has all {total} detections (--all)." in str(everything)
+
+
+def test_code_of_the_readme(trained, photos, tmp_path, monkeypatch, capsys):
+    """All of its blocks, as they stand; the first has at most ten lines."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "my_photos").symlink_to(trained)
+    (photos / "00000.jpg").rename(photos / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2 and blocks[0].count("\n") <= 10
+    scope = {}
+    exec("".join(blocks), scope)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("output/my_photos/report/report.html") and float(first.split()[0]) >= 0
+    results = scope["model"].predict(photos)
+    assert len(lines) == sum(map(len, results)) > 0
+    assert all(re.match(r"photos/\w+.jpg \w+ 0\.\d+ \[[\d., ]+\]$", line) for line in lines)
+    assert sorted(x.name for x in (tmp_path / "found").glob("*.jpg")) == [
+        "00001.jpg",
+        "00002.jpg",
+        "a.jpg",
+    ]
+    assert len(scope["instances"]) == len(results[-1]) == len(scope["plain"]["names"])
+
+
+def find_scalars(x):
+    """Yield the scalars of NumPy and PyTorch in values and objects."""
+    if isinstance(x, dict):
+        x = list(x.values())
+    if isinstance(x, (list, tuple)):
+        yield from (found for value in x for found in find_scalars(value))
+    elif dataclasses.is_dataclass(x):
+        yield from find_scalars(vars(x))
+    elif isinstance(x, np.generic) or (hasattr(x, "dtype") and x.ndim == 0):
+        yield x
+
+
+def test_results_contain_plain_numbers(trained, tmp_path, fresh_loggers):
+    assert len(list(find_scalars({"a": [np.float32(1)]}))) == 1
+    made = report(str(trained), output=str(tmp_path / "report"))
+    assert len(made.summary) > 10 and not list(find_scalars(made))
+    evaluated = tood.evaluate(trained, output=tmp_path / "eval")
+    assert len(evaluated.metrics) > 6 and not list(find_scalars(evaluated))
+    assert not list(find_scalars([tood.load(trained), Predictor(trained).thresholds]))
 
 
 def test_all_is_for_a_file(trained, photos):
