@@ -64,7 +64,7 @@ def main(args):
     paths = find_images(args.input)
     drawings = [os.path.join(args.output, os.path.basename(p)) for p in paths if args.output]
     check_outputs([*drawings, *([args.json] if args.json else [])], [args.model, *paths], args)
-    found, seconds = {}, 0.0
+    found, total, seconds = {}, 0, 0.0
     for i, path in enumerate(paths):
         try:
             image = read_image(path)
@@ -77,6 +77,7 @@ def main(args):
         shown = scores >= detector.thresholds[classes]
         kept = slice(None) if args.all else shown
         found[path] = image.size, boxes[kept], scores[kept], classes[kept]
+        total += shown.sum()
         print(f"{path}: {shown.sum()}")
         if drawings:
             names = [detector.classes[c] for c in classes[shown]]
@@ -88,7 +89,7 @@ def main(args):
         text = json.dumps(to_coco(found, detector.classes), indent=1)
         write(args.json, lambda part: pathlib.Path(part).write_text(text))
     print(
-        f"{len(found)} images, detections {detector.describe_thresholds()}, "
+        f"{len(found)} images, {total} detections {detector.describe_thresholds()}, "
         f"{seconds / len(found):.3f} s each to detect"
     )
 

@@ -192,7 +192,8 @@ def test_drawings_of_a_data_set_have_the_thresholds_of_the_report(trained, tmp_p
     predictor = Predictor(trained)
     assert drawn.thresholds == predictor.thresholds
     assert str(drawn) == (
-        f"Predictions {predictor.thresholds.text} (left) and ground truth (right): {output}"
+        f"Predictions (left) and ground truth (right): {output}\n"
+        f"Detections {predictor.thresholds.text} are drawn."
     )
     assert f"at the thresholds of {trained}/report (" in str(drawn)
 

@@ -320,7 +320,7 @@ def test_a_training_of_several_processes_is_reported_on(
     assert found.report == str(out / "report" / "report.html")
     assert found.metrics == tood.load(str(trained)).metrics
     assert (out / "predictions.png").is_file()
-    assert f"Predictions at the thresholds of {out}/report (" in capsys.readouterr().out
+    assert f"Detections at the thresholds of {out}/report (" in capsys.readouterr().out
 
 
 def test_several_processes_return_their_metrics(trained, tmp_path, monkeypatch):

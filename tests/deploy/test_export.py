@@ -497,17 +497,18 @@ def test_program_uses_the_thresholds_of_the_file(onnx_file, shapes, tmp_path, ca
         return [(x["score"], x["category_id"] - 1) for x in found], int(first.split()[-1]), last
 
     everything, count, text = run("--all")
-    assert count == 0 and text.startswith("1 images, detections of at least 0.3, ")
+    assert count == 0 and text.startswith("1 images, 0 detections of at least 0.3, ")
     limits = [everything[i][0] for i in (10, 20, 30, 40)]
     save_checked(onnx.load(onnx_file), path, score_thresholds=limits)
     expected = [x for x in everything if x[0] >= np.float32(limits[x[1]])]
     found, count, text = run()
     assert found == expected and 0 < count == len(expected) < len(everything)
     listed = ", ".join(f"{x:.2f} {name}" for x, name in zip(limits, CLASSES))
-    assert text.startswith(f"1 images, detections at the thresholds of their classes ({listed}), ")
+    words = f"detections at the thresholds of their classes ({listed}), "
+    assert text.startswith(f"1 images, {count} {words}")
     found, count, text = run("--score-thresh", "0.07")
     assert found == [x for x in everything if x[0] >= 0.07] and 0 < count == len(found)
-    assert text.startswith("1 images, detections of at least 0.07, ")
+    assert text.startswith(f"1 images, {count} detections of at least 0.07, ")
     for wrong in ([0.5], [0.5, 0.5, 0.5, 2], "high"):
         save_checked(onnx.load(onnx_file), path, score_thresholds=wrong)
         with pytest.raises(detect_onnx.Error, match="export it again"):

@@ -32,8 +32,10 @@ class Drawn:
     thresholds: Thresholds = field(repr=False)  # of the predictions
 
     def __str__(self) -> str:
-        text = f"Predictions {self.thresholds.text} (left) and ground truth (right): {self.output}"
-        return self.thresholds.add_note(text)
+        return self.thresholds.add_note(
+            f"Predictions (left) and ground truth (right): {self.output}\n"
+            f"Detections {self.thresholds.text} are drawn."
+        )
 
 
 @accept_paths("model", "val_data", "output", "config")

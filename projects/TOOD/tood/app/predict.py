@@ -147,7 +147,8 @@ def predict(
         run.write_sheet(sheet, columns)
     if save_as:
         write_detections(run, save_as, output)
-    return Predictions(output, run.results, run.skipped, run.summarize(json) + note)
+    text = predictor.thresholds.add_note(run.summarize(json) + note)
+    return Predictions(output, run.results, run.skipped, text)
 
 
 def _check_flags(columns: int, json: str, all_detections: bool) -> None:
@@ -485,17 +486,17 @@ class _Run:
         tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
     def summarize(self, json: str) -> str:
-        """Return a sentence on all images, and others on the detections that are not in it."""
-        number, thresholds = len(self.results), self.predictor.thresholds
+        """Return a sentence on all images, and one on the file of all detections."""
+        number, words = len(self.results), self.predictor.thresholds.text
         text = (
-            f"{number} images, {sum(map(len, self.results))} detections {thresholds.text}, "
+            f"{number} images, {sum(map(len, self.results))} detections {words}, "
             f"{self.seconds / number:.3f} s each to detect, "
             f"{time.perf_counter() - self.start:.1f} s in all"
         )
         text += f"; {self.skipped} inputs skipped." if self.skipped else "."
         if self.keep_all:
             text += f" {json} has all {sum(map(len, self.unfiltered))} detections (--all)."
-        return thresholds.add_note(text)
+        return text
 
 
 def _read_frames(reader: "cv2.VideoCapture") -> Iterator[np.ndarray]:
