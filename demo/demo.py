@@ -16,7 +16,6 @@ from tood.utils.errors import UserError, run_main
 
 
 def parse_args(argv=None):
-    from tood.app.predict import SCORE_THRESHOLD
     from tood.inference.thresholds import parse_threshold
 
     parser = argparse.ArgumentParser(
@@ -29,10 +28,9 @@ def parse_args(argv=None):
         "--input", nargs="+", default=[], metavar="PATH", help="files, folders, patterns"
     )
     parser.add_argument("--output", default="", metavar="PATH", help="a folder, or one file")
-    parser.add_argument(
-        *("--score-threshold", "--score-thresh"), type=parse_threshold, default=SCORE_THRESHOLD
-    )
+    parser.add_argument("--score-threshold", "--score-thresh", type=parse_threshold)
     parser.add_argument("--json", default="", metavar="FILE", help="detections in COCO's format")
+    parser.add_argument("--all", dest="all_detections", action="store_true", help="in that file")
     parser.add_argument("--sheet", default="", metavar="PNG", help="all images in one grid")
     parser.add_argument("--columns", type=int, default=4, help="of the sheet")
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")

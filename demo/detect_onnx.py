@@ -38,8 +38,12 @@ def parse_args(argv=None):
     parser.add_argument("--input", nargs="+", required=True, help="files and folders")
     parser.add_argument("--output", metavar="FOLDER", help="for the images with boxes")
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
+    parser.add_argument("--all", action="store_true", help="write all detections to that file")
     parser.add_argument(
-        "--score-thresh", type=parse_score, default=0.3, help="of what is drawn, from 0 to 1"
+        "--score-thresh",
+        type=parse_score,
+        help="of what is counted, drawn and written, from 0 to 1; default: that of each class in "
+        "the file's metadata",
     )
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     return parser.parse_args(argv)
@@ -55,10 +59,12 @@ def parse_score(text):
 
 def main(args):
     detector = Detector(args.model)
+    if args.score_thresh is not None:
+        detector.thresholds = np.full(len(detector.classes), args.score_thresh, np.float32)
     paths = find_images(args.input)
     drawings = [os.path.join(args.output, os.path.basename(p)) for p in paths if args.output]
     check_outputs([*drawings, *([args.json] if args.json else [])], [args.model, *paths], args)
-    found, seconds = {}, 0.0
+    found, total, seconds = {}, 0, 0.0
     for i, path in enumerate(paths):
         try:
             image = read_image(path)
@@ -68,9 +74,11 @@ def main(args):
         start = time.perf_counter()
         boxes, scores, classes = detector(np.asarray(image))
         seconds += time.perf_counter() - start
-        found[path] = image.size, boxes, scores, classes
-        shown = scores >= args.score_thresh
-        print(f"{path}: {shown.sum()} of at least {args.score_thresh:g}")
+        shown = scores >= detector.thresholds[classes]
+        kept = slice(None) if args.all else shown
+        found[path] = image.size, boxes[kept], scores[kept], classes[kept]
+        total += shown.sum()
+        print(f"{path}: {shown.sum()}")
         if drawings:
             names = [detector.classes[c] for c in classes[shown]]
             draw(image, boxes[shown], scores[shown], names)
@@ -80,7 +88,10 @@ def main(args):
     if args.json:
         text = json.dumps(to_coco(found, detector.classes), indent=1)
         write(args.json, lambda part: pathlib.Path(part).write_text(text))
-    print(f"{len(found)} images, {seconds / len(found):.3f} s each to detect")
+    print(
+        f"{len(found)} images, {total} detections {detector.describe_thresholds()}, "
+        f"{seconds / len(found):.3f} s each to detect"
+    )
 
 
 def to_coco(found, class_names):
@@ -133,10 +144,24 @@ class Detector:
         self.nms_threshold = parse_score(about["nms_threshold"])
         self.max_detections = int(about["max_detections"])
         self.class_agnostic = json.loads(about.get("class_agnostic_nms", "false"))
+        # Files of older versions have none.
+        scores = json.loads(about.get("score_thresholds", "null")) or [0.3] * len(self.classes)
+        self.thresholds = np.array([parse_score(x) for x in scores], np.float32)
+        if len(self.thresholds) != len(self.classes):
+            raise ValueError("score_thresholds")
         self.mean, self.std = np.zeros(3, np.float32), np.ones(3, np.float32)
         if about["preprocessing"] == "outside":
             self.mean = np.array(json.loads(about["pixel_mean"]), np.float32).reshape(3)
             self.std = np.array(json.loads(about["pixel_std"]), np.float32).reshape(3)
+
+    def describe_thresholds(self):
+        low, high = self.thresholds.min(), self.thresholds.max()
+        if low == high:
+            return f"of at least {low:g}"
+        if len(self.classes) > 8:
+            return f"at the thresholds of their classes ({low:.2f} to {high:.2f})"
+        listed = [f"{x:.2f} {name}" for x, name in zip(self.thresholds, self.classes)]
+        return f"at the thresholds of their classes ({', '.join(listed)})"
 
     def __call__(self, image):
         """

@@ -135,7 +135,9 @@ def test_thresholds_of_other_weights_are_refused(run, shapes):
         tood.load(run).predictor().model.state_dict()
     )
     assert tood.load(run).report == found.page
-    assert len(tood.load(run).predictor(score_threshold="from-report")._thresholds) == 4
+    detect = tood.load(run).predictor(score_threshold="from-report")
+    assert detect.thresholds == tood.Predictor(run).thresholds  # by default
+    assert detect.thresholds.values == [x["threshold"] for x in summary["classes"]]
     change_weights(run / "model_best.pth")  # as by a longer training
     commands = [
         ("predict", run, image, "--score-threshold", "from-report"),
@@ -148,6 +150,9 @@ def test_thresholds_of_other_weights_are_refused(run, shapes):
         assert "report.json is the report on other weights than" in message
         assert message.endswith(remedy)
     assert sorted(x.name for x in run.iterdir() if x.is_dir()) == ["inference", "report"]
+    note = "The thresholds of the report are not used: "
+    text = str(tood.predict(run, image, output=run / "a.jpg"))
+    assert " detections of at least 0.3, " in text and f"{note}{run}/report/report.json" in text
     assert tood.load(run).report == ""
     # A report of an older version.
     del summary["identity"]
@@ -170,9 +175,7 @@ def test_thresholds_in_a_report_that_are_none(run, shapes, wrong):
     assert "must be a number from 0 to 1; tood report " in message
 
 
-@pytest.mark.parametrize(
-    "wrong", [float("nan"), float("inf"), True, -0.1, 1.1, None, "many", [0.5]]
-)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), True, -0.1, 1.1, "many", [0.5]])
 def test_thresholds_that_are_none(trained, shapes, wrong):
     image = str(shapes / "images" / "00001.jpg")
     for call in (

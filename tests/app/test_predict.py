@@ -1,15 +1,19 @@
 """The functions that use a trained model: predict, report and explain."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT, complaint
 from PIL import Image
 
+import tood
 from tood.app.convert.door import read_data
 from tood.app.explain import explain
 from tood.app.predict import predict
@@ -18,6 +22,7 @@ from tood.app.trained import find_trained
 from tood.data.shapes import SHAPES
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
+from tood.visualization import draw as visualization
 
 
 def run_predict(trained, *images, **arguments):
@@ -77,7 +82,8 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
     thresholds = {x["name"]: x["threshold"] for x in summary["classes"]}
     files = dict(output=str(tmp_path), json=str(tmp_path / "a.json"))
     told = run_predict(trained, photos / "00001.jpg", score_threshold="from-report", **files)
-    assert "at least the report's thresholds" in str(told)
+    listed = ", ".join(f"{thresholds[name]:.2f} {name}" for name in SHAPES)
+    assert f" detections at the thresholds of {trained}/report ({listed}), " in str(told)
     found = json.loads((tmp_path / "a.json").read_text())
     names = {x["id"]: x["name"] for x in found["categories"]}
     for x in found["annotations"]:
@@ -89,6 +95,107 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
             str(tmp_path / "model_final.pth"),
             score_threshold="from-report",
         )
+
+
+@pytest.fixture
+def count_drawn(monkeypatch):
+    """Numbers of boxes in drawings."""
+    drawn, draw_boxes = [], visualization.draw_boxes
+
+    def draw(image, boxes, *args, **kwargs):
+        drawn.append(len(boxes))
+        return draw_boxes(image, boxes, *args, **kwargs)
+
+    monkeypatch.setattr(visualization, "draw_boxes", draw)
+    return drawn
+
+
+@pytest.mark.parametrize("threshold", [None, 0.012])
+def test_number_pictures_and_json_agree(trained, photos, tmp_path, count_drawn, threshold):
+    files = dict(output=str(tmp_path / "out"), json=str(tmp_path / "a.json"))
+    found = predict(str(trained), photos, score_threshold=threshold, **files)
+    content = json.loads((tmp_path / "a.json").read_text())
+    number = len(content["annotations"])
+    assert found.num_detections == sum(count_drawn) == number > 0
+    assert str(found).startswith(f"3 images, {number} detections ")
+    limits = content["info"]["score_thresholds"]
+    names = {x["id"]: x["name"] for x in content["categories"]}
+    assert all(x["score"] >= limits[names[x["category_id"]]] for x in content["annotations"])
+    # Whatever detects has the same thresholds.
+    model = tood.load(str(trained))
+    results = model.predict(photos, score_threshold=threshold)
+    assert [x.scores for x in results] == [x.scores for x in found.results]
+    predictor = Predictor(trained, score_threshold=threshold)
+    assert [len(x) for x in predictor(sorted(photos.iterdir()))] == count_drawn
+    more = dict(files, all_detections=True, overwrite=True)
+    everything = predict(str(trained), photos, score_threshold=threshold, **more)
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert everything.num_detections == number and "score_thresholds" not in content["info"]
+    total = sum(map(len, predictor.find_all(sorted(photos.iterdir()))))
+    assert len(content["annotations"]) == total > number
+    assert f" {files['json']} has all {total} detections (--all)." in str(everything)
+
+
+def test_code_of_the_readme(trained, photos, tmp_path, monkeypatch, capsys):
+    """All of its blocks, as they stand; the first has at most ten lines."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "my_photos").symlink_to(trained)
+    (photos / "00000.jpg").rename(photos / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2 and blocks[0].count("\n") <= 10
+    scope = {}
+    exec("".join(blocks), scope)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("output/my_photos/report/report.html") and float(first.split()[0]) >= 0
+    results = scope["model"].predict(photos)
+    assert len(lines) == sum(map(len, results)) > 0
+    assert all(re.match(r"photos/\w+.jpg \w+ 0\.\d+ \[[\d., ]+\]$", line) for line in lines)
+    assert sorted(x.name for x in (tmp_path / "found").glob("*.jpg")) == [
+        "00001.jpg",
+        "00002.jpg",
+        "a.jpg",
+    ]
+    assert len(scope["instances"]) == len(results[-1]) == len(scope["plain"]["names"])
+
+
+def find_scalars(x):
+    """Yield the scalars of NumPy and PyTorch in values and objects."""
+    if isinstance(x, dict):
+        x = list(x.values())
+    if isinstance(x, (list, tuple)):
+        yield from (found for value in x for found in find_scalars(value))
+    elif dataclasses.is_dataclass(x):
+        yield from find_scalars(vars(x))
+    elif isinstance(x, np.generic) or (hasattr(x, "dtype") and x.ndim == 0):
+        yield x
+
+
+def test_results_contain_plain_numbers(trained, tmp_path, fresh_loggers):
+    assert len(list(find_scalars({"a": [np.float32(1)]}))) == 1
+    made = report(str(trained), output=str(tmp_path / "report"))
+    assert len(made.summary) > 10 and not list(find_scalars(made))
+    evaluated = tood.evaluate(trained, output=tmp_path / "eval")
+    assert len(evaluated.metrics) > 6 and not list(find_scalars(evaluated))
+    assert not list(find_scalars([tood.load(trained), Predictor(trained).thresholds]))
+
+
+def test_all_is_for_a_file(trained, photos):
+    assert "--all is about the file of --json" in complaint(
+        predict, str(trained), photos, all_detections=True
+    )
+
+
+def test_drawings_of_a_data_set_have_the_thresholds_of_the_report(trained, tmp_path, count_drawn):
+    output = str(tmp_path / "a.png")
+    drawn = tood.draw(str(trained), num_images=2, output=output)
+    predictor = Predictor(trained)
+    assert drawn.thresholds == predictor.thresholds
+    assert str(drawn) == (
+        f"Predictions (left) and ground truth (right): {output}\n"
+        f"Detections {predictor.thresholds.text} are drawn."
+    )
+    assert f"at the thresholds of {trained}/report (" in str(drawn)
 
 
 @pytest.mark.slow
@@ -113,7 +220,7 @@ def test_a_folder(trained, photos, tmp_path, capsys):
     content = json.loads((out / "d.json").read_text())
     assert [i["width"] for i in content["images"]] == [100, 64, 64]
     assert [c["name"] for c in content["categories"]] == list(SHAPES)
-    found = Predictor(str(trained / "config.yaml"), str(trained / "model_final.pth"))
+    found = Predictor(trained / "model_final.pth", score_threshold=0.0)
     instances = found(photos / "00001.jpg")
     mine = [a for a in content["annotations"] if a["image_id"] == 2]
     assert [a["score"] for a in mine] == pytest.approx(instances.scores.tolist(), rel=1e-4)

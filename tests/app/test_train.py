@@ -307,7 +307,9 @@ def test_no_error_of_a_report_loses_the_training(monkeypatch, tmp_path, caplog, 
 
 
 @pytest.mark.slow
-def test_a_training_of_several_processes_is_reported_on(trained, entry, tmp_path, monkeypatch):
+def test_a_training_of_several_processes_is_reported_on(
+    trained, entry, tmp_path, monkeypatch, capsys
+):
     """They have registered the data, not the calling process."""
     out = tmp_path / "out"
     shutil.copytree(trained, out, ignore=shutil.ignore_patterns("report"))
@@ -317,6 +319,7 @@ def test_a_training_of_several_processes_is_reported_on(trained, entry, tmp_path
     assert found.report == str(out / "report" / "report.html")
     assert found.metrics == tood.load(str(trained)).metrics
     assert (out / "predictions.png").is_file()
+    assert f"Detections at the thresholds of {out}/report (" in capsys.readouterr().out
 
 
 def test_several_processes_return_their_metrics(trained, tmp_path, monkeypatch):

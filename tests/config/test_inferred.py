@@ -105,5 +105,5 @@ def test_nothing_of_a_training_asks_for_it(command, tmp_path):
 def detector_of(weights):
     from tood import Predictor
 
-    detect = Predictor(CONFIG, weights[1], opts=TINY)
+    detect = Predictor(CONFIG, weights[1], opts=TINY, score_threshold="from-config")
     assert detect.class_names == ["disc", "square", "triangle", "star"]

@@ -55,7 +55,7 @@ def test_sahi(left, shapes):
         postprocess_match_threshold=1.0,
         verbose=0,
     ).object_prediction_list
-    expected = tood.Predictor(str(left / "config.yaml"), str(left / "model_final.pth"))(path)
+    expected = tood.Predictor(left, score_threshold=0.0)(path)
     assert {x.category.name for x in found} <= set(SHAPES) and len(found) > 20
     names = [SHAPES[c] for c in expected.pred_classes]
     theirs = {(x.category.name, round(x.score.value, 4)) for x in found}
@@ -65,10 +65,10 @@ def test_sahi(left, shapes):
 
 def test_supervision(left, shapes):
     supervision = pytest.importorskip("supervision", reason="an extra")
-    predictor = tood.Predictor(str(left / "config.yaml"), str(left / "model_final.pth"))
     path = sorted((shapes / "images").iterdir())[0]
-    instances = predictor(path)
-    found = supervision.Detections.from_detectron2({"instances": instances})
+    (result,) = tood.Predictor(left, score_threshold=0.0).predict(path)
+    instances, found = result.instances, result.to_supervision()
+    assert len(found) > 20 and found.data["class_name"].tolist() == result.labels
     assert np.array_equal(found.xyxy, instances.pred_boxes.tensor.numpy())
     assert np.array_equal(found.confidence, instances.scores.numpy())
     assert np.array_equal(found.class_id, instances.pred_classes.numpy())

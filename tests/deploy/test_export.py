@@ -97,7 +97,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(weights):
-    return Predictor(CONFIG, weights, opts=SMALL)
+    return Predictor(CONFIG, weights, opts=SMALL, score_threshold="from-config")
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +253,7 @@ def test_onnx(onnx_file, predictor):
     assert str(ROOT).encode() not in proto.SerializeToString()
     assert file.metadata["classes"] == CLASSES and file.metadata["opset"] == 18
     about = {"input_format": "RGB", "min_size": 64, "max_size": 320, "strides": [8, 64]}
+    about["score_thresholds"] = [0.3] * 4  # without a report
     about.update(score_threshold=0.05, nms_threshold=0.6, max_detections=100, precision="float32")
     assert {key: file.metadata[key] for key in about} == about
 
@@ -391,6 +392,7 @@ def test_torchscript(weights, predictor, tmp_path):
     options = [*SMALL, "MODEL.WEIGHTS", weights]
     written = export(weights, output=path, format="torchscript", config=CONFIG, options=options)
     assert "Checked against PyTorch on 2 images" in str(written) and "a.ts: " in str(written)
+    assert str(written).endswith("Its metadata say to use detections of at least 0.3.")
     file = ExportedFile(path)
     assert file.metadata["classes"] == CLASSES
     module = ExportableTOOD(predictor.model).eval()
@@ -446,6 +448,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     flags = ["--input", str(shapes / "images"), "--output", str(tmp_path), "--json", str(found)]
+    flags.append("--all")
     command = [sys.executable, "-c", code, str(ROOT / "demo" / "detect_onnx.py"), onnx_file, *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -473,12 +476,51 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     assert again.returncode == 1 and "already exists; name another --output" in again.stderr
 
 
+def test_an_exported_file_names_its_thresholds(trained):
+    predictor = Predictor(trained)
+    summary = json.loads((trained / "report" / "report.json").read_text())
+    metadata = describe_file(ExportableTOOD(predictor.model), predictor)
+    assert metadata["score_thresholds"] == [x["threshold"] for x in summary["classes"]]
+    assert metadata["classes"] == [x["name"] for x in summary["classes"]]
+
+
+@pytest.mark.slow
+def test_program_uses_the_thresholds_of_the_file(onnx_file, shapes, tmp_path, capsys):
+    path, image = str(tmp_path / "a.onnx"), str(shapes / "images" / "00000.jpg")
+    save_checked(onnx.load(onnx_file), path)
+
+    def run(*flags):
+        argv = [path, "--input", image, "--json", str(tmp_path / "a.json"), "--overwrite", *flags]
+        detect_onnx.main(detect_onnx.parse_args(argv))
+        found = json.loads((tmp_path / "a.json").read_text())["annotations"]
+        first, last = capsys.readouterr().out.splitlines()
+        return [(x["score"], x["category_id"] - 1) for x in found], int(first.split()[-1]), last
+
+    everything, count, text = run("--all")
+    assert count == 0 and text.startswith("1 images, 0 detections of at least 0.3, ")
+    limits = [everything[i][0] for i in (10, 20, 30, 40)]
+    save_checked(onnx.load(onnx_file), path, score_thresholds=limits)
+    expected = [x for x in everything if x[0] >= np.float32(limits[x[1]])]
+    found, count, text = run()
+    assert found == expected and 0 < count == len(expected) < len(everything)
+    listed = ", ".join(f"{x:.2f} {name}" for x, name in zip(limits, CLASSES))
+    words = f"detections at the thresholds of their classes ({listed}), "
+    assert text.startswith(f"1 images, {count} {words}")
+    found, count, text = run("--score-thresh", "0.07")
+    assert found == [x for x in everything if x[0] >= 0.07] and 0 < count == len(found)
+    assert text.startswith(f"1 images, {count} detections of at least 0.07, ")
+    for wrong in ([0.5], [0.5, 0.5, 0.5, 2], "high"):
+        save_checked(onnx.load(onnx_file), path, score_thresholds=wrong)
+        with pytest.raises(detect_onnx.Error, match="export it again"):
+            detect_onnx.Detector(path)
+
+
 @pytest.mark.slow
 def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path):
     path = str(tmp_path / "tiled.onnx")
     save_checked(onnx.load(onnx_file), path, tiles=[40, 16])
     opts = [*SMALL, "INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"]
-    predictor = Predictor(CONFIG, weights, opts=opts)
+    predictor = Predictor(CONFIG, weights, opts=opts, score_threshold="from-config")
     file = ExportedFile(path)
     assert file.metadata["tiles"] == [40, 16]
     assert describe_file(exportable_to_onnx(predictor.model), predictor)["tiles"] == [40, 16]

@@ -347,7 +347,7 @@ def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     assert other["data"] == report["data"]
     # The predictor finds what the evaluation found, by file and by array.
     results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
-    predictor = Predictor(str(folder / "config.yaml"), str(folder / "model_final.pth"))
+    predictor = Predictor(folder / "model_final.pth", score_threshold=0.0)
     path = sorted((shapes / "images").iterdir())[0]
     by_file, by_array = predictor(path), predictor(cv2.imread(str(path)))
     expected = [x["score"] for x in results if x["image_id"] == 1]
@@ -356,7 +356,8 @@ def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     # Boxes lie in the whole image, and not in its first tile alone.
     assert by_file.pred_boxes.tensor[:, 2:].max() > 50
     files = str(folder / "config.yaml"), str(folder / "model_final.pth")
-    augmented = Predictor(*files, augment=True, opts=["TEST.AUG.MIN_SIZES", "(64,)"])(path)
+    views = ["TEST.AUG.MIN_SIZES", "(64,)"]
+    augmented = Predictor(*files, augment=True, score_threshold=0.0, opts=views)(path)
     assert augmented.pred_boxes.tensor[:, 2:].max() > 50
     view = predictor.find_view(path, [50.0, 50, 10, 10])
     assert (view.x, view.y, view.scale) == (24, 24, 1.6) and view.image.shape == (3, 64, 64)

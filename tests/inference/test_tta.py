@@ -116,7 +116,7 @@ def test_command_and_predictor(command, tmp_path, shapes):
     assert written.exists()
     # The predictor says the same.
     config = str(tmp_path / "out" / "config.yaml")
-    detect = Predictor(config, weights, augment=True, opts=aug[2:4])
+    detect = Predictor(config, weights, augment=True, opts=aug[2:4], score_threshold="from-config")
     found = detect(sorted((shapes / "images").iterdir())[0])
     expected = [r["score"] for r in json.loads(written.read_text()) if r["image_id"] == 1]
     np.testing.assert_allclose(found.scores, expected, rtol=1e-4)

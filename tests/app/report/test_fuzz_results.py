@@ -3,6 +3,7 @@ sentence that names the file or the value.
 """
 
 import json
+from unittest.mock import ANY
 
 from conftest import CONFIG
 from hypothesis import given, settings
@@ -13,7 +14,12 @@ from tood.app.explain import parse_box
 from tood.app.report.analysis import analyze, summarize_analysis
 from tood.app.report.make import read_results
 from tood.config.read import load_config
-from tood.inference.thresholds import parse_threshold, read_thresholds
+from tood.inference.thresholds import (
+    Model,
+    choose_thresholds,
+    parse_threshold,
+    read_thresholds,
+)
 from tood.utils.errors import UserError
 from tood.utils.files import encode_json
 
@@ -126,14 +132,18 @@ def test_reports(tmp_path):
     )
     others = st.fixed_dictionaries({"identity": anything, "classes": rows})
 
+    model = Model(f"{tmp_path}/w.pth", str(tmp_path), ["a"], 0.05, lambda: "w")
+
     @fuzzed
     @given(st.one_of(reports, reports, reports, others, anything))
     def check(content):
         path.write_text(json.dumps(content))
         read = []
-        sentence = say(lambda: read.extend(read_thresholds(f"{tmp_path}/w.pth", ["a"], "w")))
+        sentence = say(lambda: read.extend(read_thresholds(model)))
         assert sentence is None or str(path) in sentence
         assert all(0 <= x <= 1 for x in read)
+        # By default, another one is used.
+        assert choose_thresholds(None, model)[::2] == ((read, "") if read else ([0.3], ANY))
         taken.append(sentence is None)
 
     check()
@@ -167,7 +177,8 @@ def test_boxes_by_hand():
 @given(st.one_of(texts, anything))
 def test_thresholds(value):
     sentence = say(parse_threshold, value)
-    assert sentence is not None or 0 <= parse_threshold(value) <= 1
+    is_default = value is None
+    assert sentence is not None or is_default or 0 <= parse_threshold(value) <= 1
 
 
 KEYS = ["SOLVER.MAX_ITER", "SEED", "MODEL.TOOD.SCORE_THRESH_TEST", "INPUT.MIN_SIZE_TRAIN"]

@@ -105,6 +105,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         help="write a data set of this format to the output folder, instead of drawings",
     )
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
+    help = "write all that the model finds to this file, for COCO's metrics"
+    parser.add_argument("--all", dest="all_detections", action="store_true", help=help)
     parser.add_argument("--sheet", metavar="IMAGE", help="all images in one grid")
     parser.add_argument("--columns", type=int, metavar="N", help="of the sheet")
     _add_overwrite(parser)
@@ -215,8 +217,8 @@ def _add_threshold(parser) -> None:
         *("--score-threshold", "--score-thresh"),
         type=parse_threshold,
         metavar="S",
-        help='a number; or "from-report": of each class that of the best F1, in the report beside '
-        "the checkpoint",
+        help='a number; "from-report": of each class that of the best F1; "from-config": all that '
+        "the model finds; default: the report's, if it is on these weights, or 0.3",
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
@@ -16,11 +16,11 @@ from tood.app.trained import find_trained, read_predictor
 from tood.data.images import IMAGE_ERRORS
 from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
-from tood.inference.thresholds import parse_threshold
+from tood.inference.thresholds import Thresholds, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
-from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
+from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,13 @@ class Drawn:
 
     output: str
     num_images: int
+    thresholds: Thresholds = field(repr=False)  # of the predictions
 
     def __str__(self) -> str:
-        return f"Predictions (left) and ground truth (right): {self.output}"
+        return self.thresholds.add_note(
+            f"Predictions (left) and ground truth (right): {self.output}\n"
+            f"Detections {self.thresholds.text} are drawn."
+        )
 
 
 @accept_paths("model", "val_data", "output", "config")
@@ -42,7 +46,7 @@ def draw(
     output: str = "",
     num_images: int = 6,
     columns: int = 2,
-    score_threshold: Union[float, str] = SCORE_THRESHOLD,
+    score_threshold: Union[None, float, str] = None,
     scale: float = 1.0,
     overwrite: bool = False,
     config: str = "",
@@ -59,8 +63,7 @@ def draw(
             model's output folder.
         num_images: number of images, the first of the data set.
         columns: pairs in a row.
-        score_threshold: of the predictions that are drawn; "from-report": for each class that of
-            the best F1, from the report beside the checkpoint.
+        score_threshold: of the predictions that are drawn, as of ``tood.predict``.
         scale: size of a drawn image over the size of the image.
         overwrite: replace a drawing that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
@@ -76,13 +79,13 @@ def draw(
     trained = find_trained(model, config)
     output = output or os.path.join(trained.folder, "drawings", "predictions.png")
     check_image_output(output, overwrite)
-    predictor, _ = read_predictor(trained, val_data, options)
+    predictor, _ = read_predictor(trained, val_data, options, score_threshold)
     return draw_predictions(
         predictor,
         output,
         num_images=num_images,
         columns=columns,
-        score_threshold=score_threshold,
+        thresholds=predictor.thresholds,
         scale=scale,
     )
 
@@ -93,7 +96,7 @@ def draw_predictions(
     *,
     num_images: int = 6,
     columns: int = 2,
-    score_threshold: Union[float, str] = SCORE_THRESHOLD,
+    thresholds: Optional[Thresholds] = None,
     scale: float = 1.0,
     detections: Optional[List[Dict]] = None,
     read_image: Optional[Callable[[str], np.ndarray]] = None,
@@ -102,6 +105,7 @@ def draw_predictions(
     registered. A file that already exists is replaced.
 
     Args:
+        thresholds: of the predictions that are drawn; default: those of :func:`draw`.
         detections: of the data set in COCO's format, as in a ``Report``; default: the predictor is
             called.
         read_image: returns the pixels (H, W, 3) uint8, RGB, of a path; default: of its file.
@@ -113,7 +117,7 @@ def draw_predictions(
     name = predictor.options.data.test[0]
     records, metadata = DatasetCatalog.get(name)[:num_images], MetadataCatalog.get(name)
     read = read_image or RecentImages(bit_depth=predictor.options.bit_depth).read
-    thresholds, pairs = predictor.find_thresholds(score_threshold), []
+    thresholds, pairs = thresholds or predictor.find_thresholds(), []
     for record in tqdm(records, desc="drawing"):
         try:
             image = read(record["file_name"])
@@ -121,16 +125,16 @@ def draw_predictions(
             path = record["file_name"]
             raise UserError(f"The image {path} cannot be read ({error}).") from error
         if detections is None:
-            found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
+            (found,) = predictor.find_all([np.ascontiguousarray(image[:, :, ::-1])])
         else:
             found = _to_instances(record, detections, metadata)
-        found = found[found.scores >= thresholds[found.pred_classes]]
+        found = thresholds.select(found)
         pairs.append(_draw_pair(image, record, found, metadata.thing_classes, scale))
     rows = [sum(pairs[i : i + columns], []) for i in range(0, len(pairs), columns)]
     headings = ("predictions", "ground truth")
     rows[0] = [add_heading(drawing, headings[i % 2]) for i, drawing in enumerate(rows[0])]
     write_image(image_grid(rows), output)
-    return Drawn(output, len(pairs))
+    return Drawn(output, len(pairs), thresholds)
 
 
 def _to_instances(record: Dict, detections: List[Dict], metadata) -> Instances:

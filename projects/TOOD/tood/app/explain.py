@@ -1,7 +1,7 @@
 """Explain why an object was found, or was not: one sentence and one drawing."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import List, Sequence, Tuple, Union
 
 import torch
@@ -14,13 +14,12 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
-from tood.inference.thresholds import parse_threshold
+from tood.inference.thresholds import FROM_CONFIG, Thresholds, parse_threshold
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, write_image
 from tood.utils.reading import parse_number
-from tood.visualization.draw import SCORE_THRESHOLD
 
 LARGEST = 1e9  # of the numbers of a box, pixels
 
@@ -34,9 +33,13 @@ class Explanation:
     sentence: str
     assignment: str  # a sentence on the locations that training would assign to it
     output: str  # path of the drawing
+    thresholds: Thresholds = field(repr=False)  # of detections that count
 
     def __str__(self) -> str:
-        return f"{self.class_name}: {self.sentence} {self.assignment}\nIts locations: {self.output}"
+        return self.thresholds.add_note(
+            f"{self.class_name}: {self.sentence} {self.assignment}\n"
+            f"Detections {self.thresholds.text} count.\nIts locations: {self.output}"
+        )
 
 
 @accept_paths("model", "image", "output", "config")
@@ -46,7 +49,7 @@ def explain(
     box: Union[str, Sequence[float]],
     *,
     class_name: str = "",
-    score_threshold: Union[float, str] = SCORE_THRESHOLD,
+    score_threshold: Union[None, float, str] = None,
     output: str = "",
     overwrite: bool = False,
     config: str = "",
@@ -64,8 +67,7 @@ def explain(
         image: path of an image file.
         box: x, y, width and height in pixels of the image; or a text, "120,40,60,80".
         class_name: of the object; default: that of the annotation, or the most likely one.
-        score_threshold: of detections that count; "from-report": that of the class in the report
-            beside the weights.
+        score_threshold: of detections that count, as of ``tood.predict``.
         output: path of the drawing; default: "explained/IMAGE_X_Y_WIDTH_HEIGHT.png" in the model's
             output folder.
         overwrite: replace a drawing that already exists.
@@ -79,7 +81,8 @@ def explain(
     trained = find_trained(model, config)
     output = output or os.path.join(trained.folder, "explained", _name_drawing(image, box))
     check_image_output(output, overwrite)
-    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options])
+    opts = [*trained.options(), *options]
+    predictor = Predictor(trained.config_file, opts=opts, score_threshold=FROM_CONFIG)
     view = predictor.find_view(image, box)
     width, height = probe_image(image)
     x, y, w, h = box
@@ -89,13 +92,15 @@ def explain(
         )
     objects = find_objects(predictor, view, image, box, class_name)
     names = predictor.class_names
-    score_threshold = float(predictor.find_thresholds(score_threshold)[objects.class_index])
-    reason = find_reason(predictor.model, view.image, objects, names, score_threshold)
+    thresholds = predictor.find_thresholds(score_threshold)
+    limit = thresholds.values[objects.class_index]
+    reason = find_reason(predictor.model, view.image, objects, names, limit)
     pixels = view.image.permute(1, 2, 0).numpy()
     pixels = pixels if predictor.options.input_format == "RGB" else pixels[:, :, ::-1]
     write_image(draw_reason(reason, pixels, objects, names), output)
     name = names[objects.class_index]
-    return Explanation(name, reason.cause, reason.sentence, reason.assignment, output)
+    sentences = reason.sentence, reason.assignment
+    return Explanation(name, reason.cause, *sentences, output, thresholds)
 
 
 def parse_box(box: Union[str, Sequence[float]]) -> List[float]:

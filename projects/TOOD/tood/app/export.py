@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, NamedTuple, Sequence
 
 import numpy as np
@@ -26,6 +26,7 @@ from tood.deploy.onnx import exportable_to_onnx, save_onnx
 from tood.deploy.precision import to_float16, to_int8
 from tood.inference.exported import ExportedFile, compare_detections
 from tood.inference.predictor import Predictor
+from tood.inference.thresholds import Thresholds
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder
@@ -44,9 +45,13 @@ class Exported:
     num_bytes: int
     num_images: int  # that it was compared on
     comparison: str  # a sentence
+    thresholds: Thresholds = field(repr=False)  # in its metadata
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n{self.comparison}"
+        return self.thresholds.add_note(
+            f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n{self.comparison}\n"
+            f"Its metadata say to use detections {self.thresholds.text}."
+        )
 
 
 class _Options(NamedTuple):
@@ -176,6 +181,7 @@ def describe_file(module: ExportableTOOD, predictor: Predictor) -> Dict:
         precision="float32",
         tiles=list(options.tiles[:2]),
         weights=hash_weights(predictor.model.state_dict()),
+        score_thresholds=predictor.thresholds.values,
     )
 
 
@@ -233,7 +239,8 @@ def compare(options: _Options, predictor: Predictor) -> Exported:
         expected = {name: x[0, :number].numpy() for name, x in outputs.items()}
         rows.append(compare_detections(expected, file.detect(pixels.numpy())))
     size = os.path.getsize(options.output)
-    return Exported(options.output, options.format, size, len(rows), _judge(options, rows))
+    sentence, thresholds = _judge(options, rows), predictor.thresholds
+    return Exported(options.output, options.format, size, len(rows), sentence, thresholds)
 
 
 def _judge(options: _Options, rows: List) -> str:

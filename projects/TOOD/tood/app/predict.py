@@ -1,13 +1,14 @@
 """Detect objects in images, videos or a webcam's, and draw them or write them as a data set."""
 
 import contextlib
+import functools
 import glob
 import os
 import re
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,8 @@ from tood.config.options import RunOptions
 from tood.data.datasets import list_images
 from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.inference.predictor import Predictor, read_bgr
-from tood.inference.thresholds import FROM_REPORT, parse_threshold
+from tood.inference.results import Result
+from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, check_image_output, write_image
@@ -36,7 +38,7 @@ from tood.utils.suggest import suggest_path
 try:
     import cv2
 
-    from tood.visualization.draw import SCORE_THRESHOLD, add_heading, draw_boxes, image_grid
+    from tood.visualization.draw import add_heading, image_grid
 except ImportError as error:
     raise UserError(
         "OpenCV is missing, which reads videos and draws: pip install -e .[draw]"
@@ -53,21 +55,24 @@ class Predictions:
     """Detections in images; ``str(predictions)`` says how many and where they are."""
 
     output: str  # folder or file of the drawings, or folder of the data set
-    # By the path of an image, or "VIDEO#FRAME", as of ``Predictor.as_dicts``; at least of the
-    # score threshold.
-    detections: Dict[str, Dict] = field(repr=False)
+    results: List[Result] = field(repr=False)  # at least of the score threshold
     skipped: int  # inputs that could not be read
     summary: str = field(repr=False)
 
     @property
+    def detections(self) -> Dict[str, Dict]:
+        """Arrays of each image, as of ``Predictor.as_dicts``, by its path or "VIDEO#FRAME"."""
+        return {result.path: result.as_dict() for result in self.results}
+
+    @property
     def num_images(self) -> int:
         """Number of images and frames."""
-        return len(self.detections)
+        return len(self.results)
 
     @property
     def num_detections(self) -> int:
         """Number of detections in all images."""
-        return sum(len(x["scores"]) for x in self.detections.values())
+        return sum(map(len, self.results))
 
     def __str__(self) -> str:
         return f"{self.summary}\nThey are in {self.output}"
@@ -79,9 +84,10 @@ def predict(
     images: Union[str, Sequence[str]] = (),
     *,
     output: str = "",
-    score_threshold: Union[float, str] = SCORE_THRESHOLD,
+    score_threshold: Union[None, float, str] = None,
     save_as: str = "",
     json: str = "",
+    all_detections: bool = False,
     sheet: str = "",
     columns: int = 4,
     overwrite: bool = False,
@@ -91,7 +97,8 @@ def predict(
     """Detect objects in images and videos, and draw them::
 
         found = tood.predict("output/mine", "photos/", output="found")
-        found.detections["photos/a.jpg"]["boxes"]  # (D, 4), XYXY in pixels of the image
+        for result in found.results:
+            print(result.path, result.labels, result.scores, result.boxes)
         tood.predict("output/mine", "photos/**", save_as="yolo", output="labelled")
 
     Args:
@@ -100,11 +107,14 @@ def predict(
             the first images of the validation data.
         output: a folder, or a file if there is one input; default: "detections" beside the
             checkpoint.
-        score_threshold: of the detections that are drawn, saved and returned; "from-report": for
-            each class that of the best F1, from the report beside the checkpoint.
+        score_threshold: of the detections that are counted, drawn, written and returned;
+            "from-report": for each class that of the best F1, from the report beside the
+            checkpoint; "from-config": all that the model finds. Default: those of the report, if
+            it is on these weights, or 0.3.
         save_as: "coco", "yolo", "voc" or "labelme": write a data set of this format to the output
             folder, as ``tood.convert`` does, instead of drawings.
-        json: file for all detections in COCO's format, with scores.
+        json: file for the detections in COCO's format, with scores.
+        all_detections: write all that the model finds to this file, for COCO's metrics.
         sheet: file for a grid of all images.
         columns: images in a row of the sheet.
         overwrite: replace files that already exist.
@@ -116,11 +126,10 @@ def predict(
             of which none can be read. Single inputs that cannot be read are skipped, with a
             warning on stderr.
     """
-    if columns < 1:
-        raise UserError(f"--columns is {columns}; it must be above 0.")
-    trained, score_threshold = find_trained(model, config), parse_threshold(score_threshold)
-    thresholds = {"score_threshold": FROM_REPORT} if score_threshold == FROM_REPORT else {}
-    predictor = Predictor(trained.config_file, opts=[*trained.options(), *options], **thresholds)
+    _check_flags(columns, json, all_detections)
+    trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
+    opts = [*trained.options(), *options]
+    predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold)
     inputs, note = find_inputs(images, predictor.options)
     output = output or os.path.join(trained.folder, "detections")
     if not (images or sheet or save_as):
@@ -130,18 +139,23 @@ def predict(
     check_outputs(inputs, files, sheet, overwrite)
     if save_as:
         prepare_dataset(save_as, inputs, output, overwrite)
-    run = _Run(predictor, score_threshold, with_sheet=bool(sheet))
-    for path, target in tqdm(targets.items(), desc="detecting"):
-        run.detect_video(path, target) if is_video(path) else run.detect_image(path, target)
+    run = _Run(predictor, with_sheet=bool(sheet), keep_all=all_detections)
+    run.detect(targets)
     if json:
         run.write_json(json)
     if run.thumbnails:
         run.write_sheet(sheet, columns)
-    if not run.detections:
-        raise UserError("None of the inputs could be read; see the warnings above.")
     if save_as:
         write_detections(run, save_as, output)
-    return Predictions(output, run.detections, run.skipped, run.summarize() + note)
+    text = predictor.thresholds.add_note(run.summarize(json) + note)
+    return Predictions(output, run.results, run.skipped, text)
+
+
+def _check_flags(columns: int, json: str, all_detections: bool) -> None:
+    if columns < 1:
+        raise UserError(f"--columns is {columns}; it must be above 0.")
+    if all_detections and not json:
+        raise UserError("--all is about the file of --json; name it, or omit --all.")
 
 
 def check_outputs(inputs: List[str], files: List[str], sheet: str, overwrite: bool) -> None:
@@ -317,8 +331,8 @@ def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: boo
 
 def write_detections(run: "_Run", save_as: str, output: str) -> None:
     """Write a data set of the detections, with the list of its files."""
-    content = to_coco(run.sizes, run.detections, run.predictor.class_names)
-    root = os.path.commonpath([os.path.dirname(_real(path)) for path in run.sizes])
+    content = to_coco(run.results)
+    root = os.path.commonpath([os.path.dirname(_real(result.path)) for result in run.results])
     for image in content["images"]:
         path = os.path.relpath(_real(image["file_name"]), root)
         image["file_name"] = path.replace(os.sep, "/")
@@ -330,19 +344,18 @@ def write_detections(run: "_Run", save_as: str, output: str) -> None:
     write_json_file(account, os.path.join(output, LEDGER))
 
 
-def to_coco(
-    sizes: Dict[str, Tuple[int, int]], detections: Dict[str, Dict], class_names: Sequence[str]
-) -> Dict:
+def to_coco(results: Sequence[Result]) -> Dict:
     """Return COCO's instances format, with a score for each annotation; ids begin at 1.
 
     Args:
-        sizes: name -> (height, width) of each image.
-        detections: name -> values as of ``Predictor.as_dicts``.
+        results: at least one.
     """
     images, annotations = [], []
-    for i, (name, (height, width)) in enumerate(sizes.items(), 1):
-        images.append({"id": i, "file_name": name, "height": height, "width": width})
-        rows = zip(*(detections[name][key].tolist() for key in ("boxes", "classes", "scores")))
+    for i, result in enumerate(results, 1):
+        height, width = result.instances.image_size
+        images.append({"id": i, "file_name": result.path, "height": height, "width": width})
+        found = result.as_dict()
+        rows = zip(*(found[key].tolist() for key in ("boxes", "classes", "scores")))
         for (x1, y1, x2, y2), label, score in rows:
             annotations.append(
                 {
@@ -355,26 +368,19 @@ def to_coco(
                     "score": score,
                 }
             )
-    categories = [{"id": i, "name": name} for i, name in enumerate(class_names, 1)]
+    names = results[0].class_names
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 class _Run:
     """Goes through images and frames, and collects the results."""
 
-    def __init__(
-        self, predictor: Predictor, score_threshold: Union[float, str], *, with_sheet: bool
-    ):
-        self.predictor = predictor
-        # The predictor applies the thresholds of the report itself.
-        is_number = score_threshold != FROM_REPORT
-        self.score_threshold = float(score_threshold) if is_number else 0.0
-        self.limit = f"{score_threshold:g}" if is_number else "the report's thresholds"
-        self.with_sheet = with_sheet
+    def __init__(self, predictor: Predictor, *, with_sheet: bool, keep_all: bool):
+        self.predictor, self.with_sheet, self.keep_all = predictor, with_sheet, keep_all
         self.thumbnails: List[np.ndarray] = []
-        self.sizes: Dict[str, Tuple[int, int]] = {}
-        self.detections: Dict[str, Dict] = {}
-        self.unfiltered: Dict[str, Dict] = {}  # all detections, for the JSON file
+        self.results: List[Result] = []  # of at least the thresholds
+        self.unfiltered: List[Result] = []  # for --all
         self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
 
@@ -383,16 +389,28 @@ class _Run:
         """Return which weights the detections are of."""
         return make_identity(weights=hash_weights(self.predictor.model.state_dict()))
 
+    def detect(self, targets: Dict[str, str]) -> None:
+        """Go through all inputs.
+
+        Raises:
+            UserError: if none of them can be read.
+        """
+        for path, target in tqdm(targets.items(), desc="detecting"):
+            self.detect_video(path, target) if is_video(path) else self.detect_image(path, target)
+        if not self.results:
+            raise UserError("None of the inputs could be read; see the warnings above.")
+
     def detect_image(self, path: str, target: str) -> None:
         try:
-            image = read_bgr(path, self.predictor.options.bit_depth)
-            self._detect(image, path)
+            read = functools.partial(read_bgr, path, self.predictor.options.bit_depth)
+            image = read()
+            result = self._detect(image, path, read)
         except UserError as error:
             self._warn(f"{error.sentence()} It is skipped.")
             return
         if not target and not self.with_sheet:
             return
-        drawn = self._draw(image, path)
+        drawn = result.draw(image)
         if target:
             write_image(drawn, target)
         if self.with_sheet:
@@ -421,8 +439,7 @@ class _Run:
             try:
                 while frame is not None:
                     name = f"{path}#{number}"
-                    self._detect(frame, name)
-                    drawn = self._draw(frame, name)[:, :, ::-1]
+                    drawn = self._detect(frame, name).draw(frame)[:, :, ::-1]
                     writer.write(drawn.copy())
                     if path == WEBCAM and _show_and_ask_to_stop(drawn):
                         break
@@ -436,31 +453,28 @@ class _Run:
                 f"The video {path} ends after {number} of {total} frames; the rest cannot be read."
             )
 
-    def _detect(self, image: np.ndarray, name: str) -> None:
+    def _detect(
+        self, image: np.ndarray, name: str, read: Optional[Callable[[], np.ndarray]] = None
+    ) -> Result:
         """Collect the detections in an image (H, W, 3), BGR."""
         start = time.perf_counter()
-        instances = self.predictor(image)
+        (instances,) = self.predictor.find_all([image])
         self.seconds += time.perf_counter() - start
-        self.unfiltered[name] = self.predictor.to_dict(instances)
-        shown = instances[instances.scores >= self.score_threshold]
-        self.detections[name] = self.predictor.to_dict(shown)
-        self.sizes[name] = image.shape[:2]
-
-    def _draw(self, image: np.ndarray, name: str) -> np.ndarray:
-        """Return the drawing of an image (H, W, 3), BGR, in RGB."""
-        found = self.detections[name]
-        return draw_boxes(
-            image[:, :, ::-1],
-            found["boxes"],
-            found["classes"].tolist(),
-            self.predictor.class_names,
-            found["scores"].tolist(),
-        )
+        class_names = self.predictor.class_names
+        if self.keep_all:
+            self.unfiltered.append(Result(instances, class_names, name, read))
+        shown = self.predictor.thresholds.select(instances)
+        self.results.append(Result(shown, class_names, name, read))
+        return self.results[-1]
 
     def write_json(self, path: str) -> None:
-        """Write all detections, marked as such."""
-        content = to_coco(self.sizes, self.unfiltered, self.predictor.class_names)
-        write_json_file({"info": {**DETECTIONS, **self.identity}, **content}, path)
+        """Write the detections, marked as such, with their thresholds."""
+        info = {**DETECTIONS, **self.identity}
+        if not self.keep_all:
+            limits = zip(self.predictor.class_names, self.predictor.thresholds.values)
+            info["score_thresholds"] = dict(limits)
+        content = to_coco(self.unfiltered if self.keep_all else self.results)
+        write_json_file({"info": info, **content}, path)
 
     def write_sheet(self, path: str, columns: int) -> None:
         small = self.thumbnails
@@ -471,16 +485,18 @@ class _Run:
         self.skipped += 1
         tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
-    def summarize(self) -> str:
-        """Return one sentence on all images."""
-        number = len(self.detections)
-        shown = sum(len(x["scores"]) for x in self.detections.values())
+    def summarize(self, json: str) -> str:
+        """Return a sentence on all images, and one on the file of all detections."""
+        number, words = len(self.results), self.predictor.thresholds.text
         text = (
-            f"{number} images, {shown} detections of at least {self.limit}, "
+            f"{number} images, {sum(map(len, self.results))} detections {words}, "
             f"{self.seconds / number:.3f} s each to detect, "
             f"{time.perf_counter() - self.start:.1f} s in all"
         )
-        return text + (f"; {self.skipped} inputs skipped." if self.skipped else ".")
+        text += f"; {self.skipped} inputs skipped." if self.skipped else "."
+        if self.keep_all:
+            text += f" {json} has all {sum(map(len, self.unfiltered))} detections (--all)."
+        return text
 
 
 def _read_frames(reader: "cv2.VideoCapture") -> Iterator[np.ndarray]:

@@ -33,6 +33,7 @@ from tood.data.tiles import RecentImages
 from tood.engine.launch import place_from_environment
 from tood.engine.train import Run, check_num_gpus, start
 from tood.inference.predictor import Predictor
+from tood.inference.thresholds import FROM_CONFIG
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import write_whole
@@ -187,7 +188,8 @@ def _run(run: Run, output: str) -> Trained:
     trainer = start(run)
     trained = find_trained(output)
     if trainer is None:  # several processes have trained, which alone have registered the data
-        predictor = Predictor(trained.config_file, opts=trained.options())
+        opts = trained.options()
+        predictor = Predictor(trained.config_file, opts=opts, score_threshold=FROM_CONFIG)
         data, names = predictor.options.data, predictor.class_names
         if data.test:
             prepare_datasets(data, training=False, known_classes=names, datasets=run.datasets)

@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-from typing import Dict, Iterator, List, Sequence
+from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Union
 
 from tood.app.plan.state import find_path
-from tood.inference.thresholds import find_weights_hash, read_summary
+from tood.inference.locate import find_model
+from tood.inference.thresholds import FROM_CONFIG, find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import last_checkpoint_in, read_tensors
-from tood.utils.suggest import suggest, suggest_path
+from tood.utils.files import read_tensors
 
-# In order of preference.
-WEIGHTS = ("model_best.pth", "model_final.pth")
-RELEASED = "tood://"
+if TYPE_CHECKING:
+    from tood.inference.results import Result
+
 SUMMARY, PAGE = "report.json", "report.html"
 
 
@@ -57,7 +58,41 @@ class Trained:
         """
         from tood.inference.predictor import Predictor  # takes seconds to import
 
-        return Predictor(self.config_file, self.weights, **options)
+        opts = [*self.options(), *options.pop("opts", ())]
+        return Predictor(self.config_file, self.weights, opts=opts, **options)
+
+    def predict(self, images, **options) -> List["Result"]:
+        """Return the detections of each image; nothing is printed or written::
+
+            for result in tood.load("output/mine").predict("photos/"):
+                print(result.path, result.labels, result.scores)
+
+        Args:
+            images: files, folders, patterns, as of ``tood.predict``, or arrays (H, W, 3) uint8 in
+                BGR; one or a list. A list with arrays has neither folders nor patterns.
+            options: of the predictor, as ``score_threshold=0.4``. It is kept for the next call
+                with the same options.
+
+        Raises:
+            UserError: for images that do not exist or cannot be read, and videos.
+        """
+        from tood.app.predict import find_inputs, is_video  # takes seconds to import
+
+        key = repr(sorted(options.items()))
+        if key not in self._predictors:
+            self._predictors.clear()
+            self._predictors[key] = self.predictor(**options)
+        detect = self._predictors[key]
+        given = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not any(hasattr(x, "dtype") for x in given):
+            given = find_inputs(given, detect.options)[0] if given else []
+            for path in filter(is_video, given):
+                raise UserError(f"{path} is a video; use tood.predict, which writes videos.")
+        return detect.predict(given)
+
+    @functools.cached_property
+    def _predictors(self) -> Dict:
+        return {}
 
     def __str__(self) -> str:
         if not self.weights:
@@ -86,8 +121,8 @@ def load(folder: str) -> Trained:
 
     Example::
 
-        trained = tood.load("output/mine")
-        detect = trained.predictor(score_threshold=0.4)
+        model = tood.load("output/mine")
+        print(model.metrics["AP"], model.predict("photos/"))
     """
     trained = find_trained(folder)
     if not os.path.isfile(trained.weights):  # released
@@ -145,62 +180,10 @@ def read_records(folder: str) -> Iterator[Dict]:
 
 
 def find_trained(model: str, config: str = "") -> Trained:
+    """Return a trained model; arguments and errors as of
+    :func:`tood.inference.locate.find_model`.
     """
-    Args:
-        model: an output folder, a checkpoint, or the name of a released model.
-        config: a config file, or a name of the project's; default: the config.yaml beside the
-            checkpoint.
-
-    Raises:
-        UserError: if there is no checkpoint, or no config beside it.
-    """
-    model = os.path.expanduser(model)
-    if config:
-        from tood.config.zoo import find_config_file  # needs PyTorch
-
-        config = find_config_file(os.path.expanduser(config))
-    if os.path.isdir(model):
-        weights = _find_weights(model)
-    elif os.path.isfile(model):
-        weights = model
-    else:
-        return _find_released(model, config)
-    folder = os.path.dirname(weights) or "."
-    config_file = config or os.path.join(folder, "config.yaml")
-    if not config and not os.path.exists(config_file):
-        if os.path.exists(f"{config_file}.pkl"):  # by Detectron2's LazyConfig.save
-            from tood.config.files import make_lazy_error  # needs PyTorch
-
-            raise make_lazy_error(f"{config_file}.pkl")
-        raise UserError(
-            f"There is no config.yaml beside {weights}; name its config with --config-file."
-        )
-    return Trained(config_file, weights, folder)
-
-
-def _find_weights(folder: str) -> str:
-    for name in (*WEIGHTS, last_checkpoint_in(folder)):
-        if os.path.isfile(os.path.join(folder, name)):
-            return os.path.join(folder, name)
-    raise UserError(f"{folder} contains no checkpoint; name the output folder of a training.")
-
-
-def _find_released(model: str, config: str) -> Trained:
-    """Return a released model by its name; its weights are fetched when they are used."""
-    if model and os.sep not in model and not model.endswith(".pth"):
-        from tood.config.zoo import RELEASED_MODELS, get_config_file  # needs PyTorch
-
-        if model in RELEASED_MODELS:
-            folder = os.path.join("output", model)
-            return Trained(config or get_config_file(model), f"{RELEASED}{model}", folder)
-    hint = suggest_path(model) or _suggest_released(model) or "; name another one."
-    raise UserError(f"No checkpoint or output folder at {model}{hint}")
-
-
-def _suggest_released(model: str) -> str:
-    from tood.config.zoo import RELEASED_MODELS  # needs PyTorch
-
-    return suggest(model, RELEASED_MODELS)
+    return Trained(*find_model(model, config))
 
 
 def list_data_options(names: Sequence[str], options: Sequence[str]) -> List[str]:
@@ -234,13 +217,19 @@ def name_data(data: str) -> str:
     )
 
 
-def read_predictor(trained: Trained, val_data: str = "", options: Sequence[str] = ()):
+def read_predictor(
+    trained: Trained,
+    val_data: str = "",
+    options: Sequence[str] = (),
+    score_threshold: Union[None, float, str] = FROM_CONFIG,
+):
     """Return the predictor of a trained model, and the reports on its validation data, which are
     registered.
 
     Args:
         val_data: instead of the config's data: a folder, a file or a registered name.
         options: overrides of the config, keys and values in turn.
+        score_threshold: of the predictor.
 
     Raises:
         UserError: for data, a config or a checkpoint that cannot be used.
@@ -251,7 +240,7 @@ def read_predictor(trained: Trained, val_data: str = "", options: Sequence[str] 
 
     datasets, names = read_validation_data(val_data)
     opts = [*trained.options(), *list_data_options(names, options), *options]
-    predictor = Predictor(trained.config_file, opts=opts)
+    predictor = Predictor(trained.config_file, opts=opts, score_threshold=score_threshold)
     reports = prepare_datasets(
         predictor.options.data,
         training=False,

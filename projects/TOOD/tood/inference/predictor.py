@@ -1,5 +1,6 @@
 """A trained detector for programs: images in, detections out."""
 
+import functools
 import os
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
@@ -30,7 +31,16 @@ from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.evaluation.alignment_evaluator import read_objects
-from tood.inference.thresholds import FROM_REPORT, parse_threshold, read_thresholds
+from tood.inference.locate import find_model
+from tood.inference.results import Result
+from tood.inference.thresholds import (
+    FROM_CONFIG,
+    Choice,
+    Model,
+    Thresholds,
+    choose_thresholds,
+    find_lowest,
+)
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, get_pixels, get_size, resized
 from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
@@ -56,46 +66,50 @@ class Predictor:
     several threads do not disturb each other.
     """
 
-    _thresholds: Optional[torch.Tensor] = None  # (K,), one for each class
-
     @accept_paths("config", "weights")
     def __init__(
         self,
-        config: Union[str, CfgNode],
-        weights: str = "",
+        config: Union[str, "os.PathLike[str]", CfgNode],
+        weights: Union[str, "os.PathLike[str]"] = "",
         *,
         device: Optional[str] = None,
         precision: Optional[str] = None,
-        score_threshold: Union[None, float, str, Sequence[float]] = None,
+        score_threshold: Choice = None,
         augment: Optional[bool] = None,
         opts: Sequence[str] = (),
     ):
         """
         Args:
-            config: a config, a yaml file, or a name of the project's, such as "tood_R50_FPN_1x".
+            config: the output folder of a training, a checkpoint in it, or the name of a released
+                model; or, with weights, a config, a yaml file, or a name of the project's, such as
+                "tood_R50_FPN_1x".
             weights: a checkpoint, instead of the config's; "tood://NAME" for released weights. A
                 checkpoint that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" without a GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
-            score_threshold: of detections, one or one for each class, or "from-report": those of
-                the best F1 in the report beside the weights. Default: the config's.
+            score_threshold: of detections, one or one for each class; "from-report": those of the
+                best F1 in the report beside the weights; "from-config": all detections that an
+                evaluation counts. Default: those of the report, if it is on these weights, or 0.3.
             augment: use test-time augmentation; default: the config's.
             opts: overrides, keys and values in turn.
 
         Raises:
             UserError: for a config or a checkpoint that cannot be used.
         """
-        by_class = isinstance(score_threshold, str) or np.ndim(score_threshold) > 0
+        weights, opts = os.path.expanduser(str(weights)), [*map(str, opts)]
+        if not isinstance(config, CfgNode):
+            config = os.path.expanduser(str(config))
+            if not (weights or config.endswith((".yaml", ".yml")) or "MODEL.WEIGHTS" in opts):
+                config, weights, folder = find_model(config)
+                opts = ["OUTPUT_DIR", folder, *opts]
         changes = {
             "MODEL.WEIGHTS": weights or None,
             "MODEL.DEVICE": device,
             "MODEL.TOOD.PRECISION_TEST": precision,
-            "MODEL.TOOD.SCORE_THRESH_TEST": None
-            if by_class or score_threshold is None
-            else parse_threshold(score_threshold),
         }
         changed = [x for item in changes.items() if item[1] is not None for x in item]
-        cfg = _read_config(config, [*opts, *changed])
+        lowest = find_lowest(score_threshold)
+        cfg = _read_config(config, [*opts, *changed], lowest)
         options = run_options(cfg)
         if not options.weights:
             raise UserError("No checkpoint given: name its file.")
@@ -108,14 +122,14 @@ class Predictor:
         Checkpointer(model, complete=True).load(options.weights)
         augment = options.tta.enabled if augment is None else augment
         self._set(model, cfg, class_names, augment)
-        if by_class:
-            self._thresholds = self.find_thresholds(score_threshold)
+        self.thresholds = self.find_thresholds(score_threshold)
 
     @classmethod
     def from_model(
         cls, model: TOOD, cfg: CfgNode, class_names: Sequence[str], weights: str = ""
     ) -> "Predictor":
-        """Use a model in memory, for example after its training. Nothing is built or read.
+        """Use a model in memory, for example after its training. Nothing is built or read; score
+        thresholds are "from-config".
 
         Args:
             model: not wrapped; it is put into evaluation mode.
@@ -129,6 +143,7 @@ class Predictor:
             cfg.MODEL.WEIGHTS = weights
         predictor = cls.__new__(cls)
         predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED)
+        predictor.thresholds = predictor.find_thresholds(FROM_CONFIG)
         return predictor
 
     def _set(self, model: TOOD, cfg: CfgNode, class_names: Sequence[str], augment: bool) -> None:
@@ -146,29 +161,20 @@ class Predictor:
             finder = augmented or ResizedTOOD(self.model, self.resize)
             self.detector = TiledTOOD(self.model, options.tiles, finder)
 
-    def find_thresholds(self, values: Union[float, str, Sequence[float]]) -> torch.Tensor:
-        """Return the score threshold of each class, (K,).
-
-        Args:
-            values: one for all of them, one for each, or "from-report": those in the report beside
-                the weights.
-
-        Raises:
-            UserError: for a value that is not a threshold, and a report on other weights.
+    def find_thresholds(self, choice: Choice = None) -> Thresholds:
+        """Return the score threshold of each class; arguments and errors as of
+        :func:`tood.inference.thresholds.choose_thresholds`.
         """
-        if isinstance(values, str) and values == FROM_REPORT:
-            path = PathManager.get_local_path(self.options.weights)
-            hashed = hash_weights(self.model.state_dict())
-            return torch.tensor(read_thresholds(path, self.class_names, hashed))
-        number = len(self.class_names)
-        if isinstance(values, str) or np.ndim(values) == 0:
-            values = [values] * number
-        if len(values) != number:
-            raise UserError(
-                f"The score threshold is {values!r:.80}; it must be a number, one for each of the "
-                f'{number} classes, or "{FROM_REPORT}".'
-            )
-        return torch.tensor([parse_threshold(x) for x in values])
+        weights = self.options.weights
+        facts = Model(
+            weights,
+            # Released weights have their report in the output folder.
+            os.path.dirname(weights) if os.path.isfile(weights) else self.options.output_dir,
+            self.class_names,
+            self.model.score_thresh_test,
+            lambda: hash_weights(self.model.state_dict()),
+        )
+        return choose_thresholds(choice, facts)
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
         """
@@ -185,8 +191,8 @@ class Predictor:
             UserError: for a file that cannot be read, or an array of another kind.
         """
         if isinstance(images, (str, os.PathLike, np.ndarray)):
-            return self._predict([images])[0]
-        return self._predict(list(images))
+            return self.thresholds.select(self.find_all([images])[0])
+        return [self.thresholds.select(x) for x in self.find_all(list(images))]
 
     def as_dicts(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
         """Return plain values for each image: "boxes" (D, 4), "scores" (D,), "classes" (D,) and
@@ -199,12 +205,24 @@ class Predictor:
 
     def to_dict(self, instances: Instances) -> Dict:
         """Return the plain values of :meth:`as_dicts` for detections of one image."""
-        renamed = {"pred_boxes": "boxes", "pred_classes": "classes"}
-        arrays = {
-            renamed.get(name, name): (x.tensor if isinstance(x, Boxes) else x).numpy()
-            for name, x in instances.get_fields().items()
-        }
-        return {**arrays, "names": [self.class_names[c] for c in arrays["classes"]]}
+        return Result(instances, self.class_names).as_dict()
+
+    def predict(self, images: Union[Image, Sequence[Image]]) -> List[Result]:
+        """Return the detections of each image, which are read one after the other.
+
+        Args:
+            images: one or more, as of :meth:`__call__`.
+
+        Raises:
+            UserError: as :meth:`__call__`.
+        """
+        is_one = isinstance(images, (str, os.PathLike, np.ndarray))
+        return [self._predict_one(image) for image in ([images] if is_one else images)]
+
+    def _predict_one(self, image: Image) -> Result:
+        path = "" if isinstance(image, np.ndarray) else os.fspath(image)
+        read = functools.partial(_read_pixels, image, self.options.bit_depth)
+        return Result(self(image), self.class_names, path, read)
 
     def build_test_loader(self, dataset: Union[str, List[Dict]]):
         """Return Detectron2's loader of a data set, its registered name or its records, for
@@ -251,15 +269,16 @@ class Predictor:
         return {"image": image, "instances": instances[boxes.nonempty(1e-5)]}
 
     @torch.no_grad()
-    def _predict(self, images: List[Image]) -> List[Instances]:
+    def find_all(self, images: List[Image]) -> List[Instances]:
+        """Return all detections of images that the model finds, as an evaluation counts them."""
         if self.is_tiled:  # one large image at a time is read
             found = (self.detector([self._make_large_input(image)]) for image in images)
-            return [self._above(x["instances"].to("cpu")) for (x,) in found]
+            return [x["instances"].to("cpu") for (x,) in found]
         inputs = [self.make_input(image) for image in images]
         results: List[Optional[Instances]] = [None] * len(inputs)
         for same in group_by_size(inputs):
             for i, output in zip(same, self.detector([inputs[i] for i in same])):
-                results[i] = self._above(output["instances"].to("cpu"))
+                results[i] = output["instances"].to("cpu")
         return results
 
     def _make_large_input(self, image: Image) -> Dict:
@@ -290,11 +309,6 @@ class Predictor:
         tile = min(tiles, key=order)
         pixels = resized(get_pixels(x, tile), self.resize)
         return View(pixels, tile.x, tile.y, pixels.shape[2] / tile.width)
-
-    def _above(self, instances: Instances) -> Instances:
-        if self._thresholds is None:
-            return instances
-        return instances[instances.scores >= self._thresholds[instances.pred_classes]]
 
     def make_input(self, image: Image) -> Dict:
         """
@@ -349,16 +363,25 @@ def _read_class_names(entry: str) -> Optional[List[str]]:
         return None
 
 
-def _read_config(config: Union[str, CfgNode], opts: Sequence) -> CfgNode:
+def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> CfgNode:
+    """Read a config by which a model finds detections of at least ``lowest``."""
     if isinstance(config, CfgNode):
-        config = config.clone()
-        config.defrost()
-        merge_options(config, opts)
-        finish_config(config)
-        return config
-    if not os.path.isfile(config) and not str(config).endswith((".yaml", ".yml")):
-        config = get_config_file(str(config))
-    return load_config(str(config), opts)
+        cfg = config.clone()
+        cfg.defrost()
+        merge_options(cfg, opts)
+        finish_config(cfg)
+    else:
+        cfg = load_config(_find_file(config), opts)
+    if lowest < cfg.MODEL.TOOD.SCORE_THRESH_TEST:
+        cfg.defrost()
+        cfg.MODEL.TOOD.SCORE_THRESH_TEST = lowest
+    return cfg
+
+
+def _find_file(config: str) -> str:
+    if not os.path.isfile(config) and not config.endswith((".yaml", ".yml")):
+        return get_config_file(config)
+    return config
 
 
 def read_bgr(path: Union[str, "os.PathLike[str]"], bit_depth: int = 16) -> np.ndarray:

@@ -1,30 +1,139 @@
-"""The score thresholds that a report has found."""
+"""The score thresholds of detections that are counted, drawn and written: one decision for all."""
 
 import json
 import os
 import shlex
-from typing import Dict, List, Sequence, Union
+from typing import Callable, Dict, List, NamedTuple, Sequence, Union
 
 from tood.utils.errors import UserError
 from tood.utils.reading import MAX_TEXT, guard_reading, parse_number, read_regular
 
-FROM_REPORT = "from-report"
+SCORE_THRESHOLD = 0.3  # if there is no report
+FROM_REPORT, FROM_CONFIG = "from-report", "from-config"
+MAX_LISTED = 8  # classes of which a sentence names the threshold
+
+Choice = Union[None, float, str, Sequence[float]]
 
 
-def parse_threshold(value: Union[float, str]) -> Union[float, str]:
-    """Return a score threshold, which may be text: a number, or ``FROM_REPORT``.
+class Thresholds(NamedTuple):
+    """The score threshold of each class, and the words for it."""
+
+    values: List[float]  # (K,)
+    text: str  # follows the word "detections", as "of at least 0.3"
+    note: str = ""  # a sentence, if those of the report cannot be used
+
+    def add_note(self, text: str) -> str:
+        """Return a text, with the note after it."""
+        return f"{text}\n{self.note}" if self.note else text
+
+    def select(self, instances):
+        """Return the ``Instances`` of at least the threshold of their class."""
+        limits = instances.scores.new_tensor(self.values)
+        return instances[instances.scores >= limits[instances.pred_classes]]
+
+
+class Model(NamedTuple):
+    """Facts of a model that its thresholds depend on."""
+
+    weights: str  # path of the checkpoint
+    folder: str  # that its report may be in
+    class_names: List[str]
+    score_threshold: float  # of the config
+    compute_hash: Callable[[], str]  # of :func:`tood.checkpoint.identity.hash_weights`
+
+
+def choose_thresholds(choice: Choice, model: Model) -> Thresholds:
+    """Return the thresholds that all commands, the predictor and exported files use.
+
+    Args:
+        choice: a number, one for each class, ``FROM_REPORT``, or ``FROM_CONFIG``: all that the
+            model finds. Default: those of the report, if it is on these weights, or
+            ``SCORE_THRESHOLD``.
+
+    Raises:
+        UserError: for a value that is not a threshold, and for ``FROM_REPORT`` without a report on
+            these weights.
+    """
+    number = len(model.class_names)
+    if choice is None:
+        return _choose_default(model)
+    if isinstance(choice, str) and choice == FROM_REPORT:
+        values = read_thresholds(model)
+        return Thresholds(values, _describe(values, model.class_names, f"of {_report(model)} "))
+    if isinstance(choice, str) and choice == FROM_CONFIG:
+        return Thresholds([0.0] * number, f"of at least {model.score_threshold:g}, as configured")
+    if is_single(choice):
+        value = _parse_number(choice)
+        return Thresholds([value] * number, f"of at least {value:g}")
+    if len(choice) != number:
+        raise UserError(
+            f"The score threshold is {choice!r:.80}; it must be a number, one for each of the "
+            f'{number} classes, "{FROM_REPORT}" or "{FROM_CONFIG}".'
+        )
+    values = [_parse_number(x) for x in choice]
+    return Thresholds(values, _describe(values, model.class_names))
+
+
+def _choose_default(model: Model) -> Thresholds:
+    note = ""
+    if os.path.exists(_summary(model)):
+        try:
+            return choose_thresholds(FROM_REPORT, model)
+        except UserError as error:
+            note = f"The thresholds of the report are not used: {error.sentence()}"
+    return choose_thresholds(SCORE_THRESHOLD, model)._replace(note=note)
+
+
+def is_single(choice: Choice) -> bool:
+    """Return whether a threshold is the same for all classes."""
+    return isinstance(choice, str) or not hasattr(choice, "__len__")
+
+
+def find_lowest(choice: Choice) -> float:
+    """Return the lowest threshold that is chosen by a number; 1 if none is.
+
+    Raises:
+        UserError: for a value that is not a threshold.
+    """
+    if choice is None or (isinstance(choice, str) and choice in (FROM_REPORT, FROM_CONFIG)):
+        return 1.0
+    return min(map(_parse_number, [choice] if is_single(choice) else choice), default=1.0)
+
+
+def _describe(values: Sequence[float], class_names: Sequence[str], source: str = "") -> str:
+    if len(values) > MAX_LISTED:
+        listed = f"{min(values):.2f} to {max(values):.2f}"
+    else:
+        listed = ", ".join(f"{x:.2f} {name}" for x, name in zip(values, class_names))
+    return f"at the thresholds {source}({listed})"
+
+
+def _report(model: Model) -> str:
+    return os.path.join(model.folder, "report")
+
+
+def _summary(model: Model) -> str:
+    return os.path.join(_report(model), "report.json")
+
+
+def parse_threshold(value: Union[None, float, str]) -> Union[None, float, str]:
+    """Return a score threshold, which may be text: a number, ``FROM_REPORT``, ``FROM_CONFIG``, or
+    None for the default.
 
     Raises:
         UserError: for anything else.
     """
-    if isinstance(value, str) and value == FROM_REPORT:
-        return FROM_REPORT
+    is_name = isinstance(value, str) and value in (FROM_REPORT, FROM_CONFIG)
+    return value if value is None or is_name else _parse_number(value)
+
+
+def _parse_number(value: Union[float, str]) -> float:
     try:
         return parse_number(value, 0, 1)
     except ValueError:
         raise UserError(
-            f"--score-threshold is {value!s:.40}; it must be a number from 0 to 1, or "
-            f'"{FROM_REPORT}".'
+            f"--score-threshold is {value!s:.40}; it must be a number from 0 to 1, "
+            f'"{FROM_REPORT}" or "{FROM_CONFIG}".'
         ) from None
 
 
@@ -48,17 +157,13 @@ def find_weights_hash(summary: Dict) -> str:
     return found if isinstance(found, str) else ""
 
 
-def read_thresholds(weights: str, class_names: Sequence[str], weights_hash: str) -> List[float]:
-    """Return the threshold of each class from the report beside a checkpoint.
-
-    Args:
-        weights: path of the checkpoint.
-        weights_hash: of :func:`tood.checkpoint.identity.hash_weights`.
+def read_thresholds(model: Model) -> List[float]:
+    """Return the threshold of each class from the report of a model.
 
     Raises:
         UserError: if the report does not exist, or is on other weights or classes.
     """
-    path = os.path.join(os.path.dirname(weights), "report", "report.json")
+    path, weights, class_names = _summary(model), model.weights, model.class_names
     command = f"tood report {shlex.quote(weights)}"
     if not os.path.exists(path):
         raise UserError(
@@ -70,7 +175,7 @@ def read_thresholds(weights: str, class_names: Sequence[str], weights_hash: str)
     known = find_weights_hash(summary)
     if not known:
         raise UserError(f"{path} does not say which weights it is on; {again}.")
-    if known != weights_hash:
+    if known != model.compute_hash():
         raise UserError(
             f"{path} is the report on other weights than {weights}; {command} --overwrite writes "
             "one on these."

@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 16_000_000  # of a drawing
 MAX_BOXES = 500  # in a drawing; each takes 4 ms
-# Default score threshold of drawn detections.
-SCORE_THRESHOLD = 0.3
 # Shorter side in pixels of the drawing of a training image.
 _MIN_IMAGE_SIDE = 400
 

@@ -30,7 +30,7 @@ from tood.app.report.analysis import Analysis, analyze, explain_miss, summarize_
 from tood.app.report.compare import compare_analyses
 from tood.app.report.reasons import FOUND, find_reason, make_objects
 from tood.app.report.suspects import list_suspects
-from tood.app.trained import WEIGHTS, find_trained, name_data, read_predictor, read_records
+from tood.app.trained import find_trained, name_data, read_predictor, read_records
 from tood.checkpoint.identity import (
     IDENTITY,
     check_same_data,
@@ -48,6 +48,7 @@ from tood.data.tiles import RecentImages
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator, summarize
 from tood.evaluation.coco import DetectionCollector, load_content
 from tood.evaluation.positives import PositivesEvaluator
+from tood.inference.locate import WEIGHTS
 from tood.inference.predictor import Predictor
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError

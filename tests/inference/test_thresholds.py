@@ -1,0 +1,86 @@
+"""The one decision on score thresholds."""
+
+import json
+
+import pytest
+import torch
+from detectron2.structures import Instances
+
+from tood.inference.thresholds import Model, choose_thresholds
+from tood.utils.errors import UserError
+
+NAMES = ["WBC", "RBC"]
+
+
+@pytest.fixture
+def write_report(tmp_path):
+    """Write the report of some weights; return the model of others."""
+
+    def write(thresholds=(0.23, 0.41), weights="mine", names=NAMES):
+        (tmp_path / "report").mkdir()
+        classes = [{"name": name, "threshold": x} for name, x in zip(names, thresholds)]
+        content = {"identity": {"weights": weights}, "classes": classes}
+        (tmp_path / "report" / "report.json").write_text(json.dumps(content))
+        return make_model(tmp_path, names)
+
+    return write
+
+
+def make_model(folder, names=NAMES, compute_hash=lambda: "mine"):
+    return Model(f"{folder}/model_best.pth", str(folder), list(names), 0.05, compute_hash)
+
+
+def test_thresholds_of_the_report_are_the_default(write_report, tmp_path):
+    model = write_report()
+    text = f"at the thresholds of {tmp_path}/report (0.23 WBC, 0.41 RBC)"
+    assert choose_thresholds(None, model) == ([0.23, 0.41], text, "")
+    assert choose_thresholds("from-report", model) == ([0.23, 0.41], text, "")
+
+
+def test_what_is_typed_wins(write_report):
+    model = write_report()
+    assert choose_thresholds(0.5, model) == ([0.5, 0.5], "of at least 0.5", "")
+    assert choose_thresholds([0.5, "0.25"], model)[:2] == (
+        [0.5, 0.25],
+        "at the thresholds (0.50 WBC, 0.25 RBC)",
+    )
+    text = "of at least 0.05, as configured"
+    assert choose_thresholds("from-config", model) == ([0.0, 0.0], text, "")
+
+
+def test_without_a_report_no_weights_are_hashed(tmp_path):
+    model = make_model(tmp_path, compute_hash=lambda: pytest.fail("hashed"))
+    assert choose_thresholds(None, model) == ([0.3, 0.3], "of at least 0.3", "")
+    with pytest.raises(UserError, match="need the report .*, which does not exist"):
+        choose_thresholds("from-report", model)
+
+
+@pytest.mark.parametrize(
+    "report, says",
+    [
+        (dict(weights="others"), "is the report on other weights than"),
+        (dict(weights=None), "does not say which weights it is on"),
+        (dict(thresholds=(0.2, 2)), "the threshold of 'RBC' is 2; it must be a number from 0 to 1"),
+    ],
+)
+def test_a_report_that_cannot_be_used(write_report, report, says):
+    model = write_report(**report)
+    values, text, note = choose_thresholds(None, model)
+    assert values == [0.3, 0.3] and text == "of at least 0.3"
+    assert note.startswith("The thresholds of the report are not used: ") and says in note
+    with pytest.raises(UserError, match=says):
+        choose_thresholds("from-report", model)
+
+
+def test_many_classes_are_not_listed(write_report, tmp_path):
+    names = [f"class {i}" for i in range(9)]
+    model = write_report([0.1 * (i + 1) for i in range(9)], names=names)
+    text = f"at the thresholds of {tmp_path}/report (0.10 to 0.90)"
+    assert choose_thresholds(None, model).text == text
+
+
+def test_a_detection_at_the_threshold_of_its_class_counts(write_report):
+    found = Instances((9, 9), scores=torch.tensor([0.41, 0.4, 0.23, 0.2]))
+    found.pred_classes = torch.tensor([1, 1, 0, 0])
+    kept = choose_thresholds(None, write_report()).select(found)
+    assert kept.scores.tolist() == pytest.approx([0.41, 0.23])
