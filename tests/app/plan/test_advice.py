@@ -44,7 +44,7 @@ def advise(*args):
 
 
 def check_command(line):
-    words = shlex.split(line.replace("--image-size", "--epochs"))
+    words = shlex.split(line)
     flags, options = split_overrides(words[2:])
     cli.make_parser(words[1]).parse_intermixed_args(flags)
     assert not options or words[1] == "train"
