@@ -27,7 +27,7 @@ From a folder of photographs to a detector:
   tood train DATA                    split, choose a schedule, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
-  tood predict MODEL IMAGES...       find objects, and draw them
+  tood predict MODEL [IMAGES...]     find objects, and draw them
   tood draw MODEL                    predictions beside ground truth
   tood explain MODEL IMAGE BOX       why an object was found, or was not
   tood export MODEL --output FILE    ONNX, TorchScript or an exported program
@@ -94,9 +94,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGES", help='files, folders, patterns, videos or "webcam"'
-    )
+    help = 'files, folders, patterns, videos or "webcam"; default: the first 12 validation images'
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help=f"{help}, and a sheet of them")
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     _add_threshold(parser)
     parser.add_argument(

@@ -104,7 +104,7 @@ def predict(
     Args:
         model: an output folder, a checkpoint, or the name of a released model.
         images: files, folders, patterns, or "webcam"; "FOLDER/**" includes sub-folders. Default:
-            the first images of the validation data.
+            the first 12 validation images, and a sheet of them.
         output: a folder, or a file if there is one input; default: "detections" beside the
             checkpoint.
         score_threshold: of the detections that are counted, drawn, written and returned;
@@ -199,14 +199,14 @@ def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tup
     first validation images.
 
     Returns:
-        the files, and sentences on images in sub-folders and on output of the program, which are
-        not among them, or "".
+        the files, and sentences on the choice: which validation images they are, or images in
+        sub-folders and output of the program, which are not among them; or "".
 
     Raises:
         UserError: for a pattern without a file.
     """
     if not patterns:
-        return _list_validation_images(options), ""
+        return _list_validation_images(options)
     found, below, skipped = {}, {}, []
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         pattern = os.path.expanduser(pattern)
@@ -276,11 +276,17 @@ def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str], skipped: List
     return "".join(notes)
 
 
-def _list_validation_images(options: RunOptions) -> List[str]:
-    paths = [path for entry in options.data.test[:1] for path in list_images(entry)]
+def _list_validation_images(options: RunOptions) -> Tuple[List[str], str]:
+    paths = [path for entry in options.data.test for path in list_images(entry)]
     if not paths:
-        raise UserError("No image given: name images, folders or patterns.")
-    return paths[:DEFAULT_INPUTS]
+        where = ", ".join(options.data.test)
+        raise UserError(
+            "No image is given, and the model's validation images are not on this machine "
+            f"(DATASETS.TEST is {where or 'empty'}); name images, folders or patterns."
+        )
+    paths = list(dict.fromkeys(paths))
+    kept = paths[:DEFAULT_INPUTS]
+    return kept, f" They are the first {len(kept)} of {len(paths)} validation images."
 
 
 def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:
