@@ -55,7 +55,9 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
-    parser.add_argument("--output", metavar="FOLDER", help="default: output/ and the name of DATA")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: output/DATA, output/DATA-2, ..."
+    )
     parser.add_argument("--epochs", type=float, metavar="E", help="passes over the images")
     parser.add_argument(
         "--images-per-step", type=int, metavar="B", help="of all processes together"
@@ -170,7 +172,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FOLDER", help="default: output/demo")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: output/demo, or output/demo-2, ..."
+    )
 
 
 def add_setup(parser: argparse.ArgumentParser) -> None:

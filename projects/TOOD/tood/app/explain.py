@@ -18,7 +18,7 @@ from tood.inference.thresholds import FROM_CONFIG, Thresholds, parse_threshold
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_image_output, write_image
+from tood.utils.files import check_image_output, choose_output, write_image
 from tood.utils.reading import parse_number
 
 LARGEST = 1e9  # of the numbers of a box, pixels
@@ -77,7 +77,7 @@ def explain(
             least 0.5, or the most likely one. The answer says which of these it is.
         score_threshold: of detections that count, as of ``tood.predict``.
         output: path of the drawing; default: "explained/IMAGE_X_Y_WIDTH_HEIGHT.png" in the model's
-            output folder.
+            output folder, with a number if it exists.
         overwrite: replace a drawing that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -87,7 +87,8 @@ def explain(
     """
     box, score_threshold = parse_box(box), parse_threshold(score_threshold)
     trained = find_trained(model, config)
-    output = output or os.path.join(trained.folder, "explained", _name_drawing(image, box))
+    default = os.path.join(trained.folder, "explained", _name_drawing(image, box))
+    output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
     opts = [*trained.options(), *options]
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=FROM_CONFIG)

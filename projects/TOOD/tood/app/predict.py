@@ -29,7 +29,7 @@ from tood.inference.results import Result
 from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, check_image_output, write_image
+from tood.utils.files import check_folder, check_image_output, choose_output, write_image
 from tood.utils.files import write_json as write_json_file
 from tood.utils.folders import is_drawing, walk_folders
 from tood.utils.reading import open_at_once
@@ -106,7 +106,7 @@ def predict(
         images: files, folders, patterns, or "webcam"; "FOLDER/**" includes sub-folders. Default:
             the first 12 validation images, and a sheet of them.
         output: a folder, or a file if there is one input; default: "detections" beside the
-            checkpoint.
+            checkpoint, with a number if it exists ("detections-2").
         score_threshold: of the detections that are counted, drawn, written and returned;
             "from-report": for each class that of the best F1, from the report beside the
             checkpoint; "from-config": all that the model finds. Default: those of the report, if
@@ -131,7 +131,7 @@ def predict(
     opts = [*trained.options(), *options]
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold)
     inputs, note = find_inputs(images, predictor.options)
-    output = output or os.path.join(trained.folder, "detections")
+    output = choose_output(output, os.path.join(trained.folder, "detections"), overwrite)
     if not (images or sheet or save_as):
         sheet = os.path.join(output, "sheet.png")
     targets = dict.fromkeys(inputs, "") if save_as else choose_targets(inputs, output)
