@@ -102,12 +102,13 @@ def list_counted(path: str) -> List[str]:
 
 
 def choose_output(output: str, default: str, overwrite: bool = False) -> str:
-    """Return a file or folder to write to, and print it: the one that was typed, or the default
-    one, which counts up if it exists, unless it may be overwritten.
+    """Return a file or folder to write to: the one that was typed, or the default one, which is
+    printed, and counts up if it exists, unless it may be overwritten.
     """
-    if not output:
-        path, suffix = os.path.splitext(default)
-        output = default if overwrite else count_up(path, suffix=suffix)
+    if output:
+        return output
+    path, suffix = os.path.splitext(default)
+    output = default if overwrite else count_up(path, suffix=suffix)
     print(f"Output: {output}", flush=True)
     return output
 

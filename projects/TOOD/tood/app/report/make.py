@@ -176,7 +176,7 @@ def report(
     if results and not (val_data and output):
         raise UserError("--results needs --val-data and --output.")
     if results:
-        check_output(choose_output(output, ""), overwrite)
+        check_output(output, overwrite)
         content, image_root, notes = read_data(val_data)
         name, found = os.path.basename(results), read_results(results)
         weights = read_identity(results).get("weights", "")
