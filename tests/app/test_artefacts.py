@@ -296,9 +296,31 @@ def test_drawings_are_not_written_over(run, shapes, tmp_path, monkeypatch):
     for call, path in zip(calls, expected):
         assert call().output == str(path)
         assert Image.open(path).size[0] > 20
-        assert "already exists" in complaint(call)
-        call(overwrite=True)
+        assert "already exists" in complaint(call, output=path)
+        before = path.read_bytes()
+        assert call().output == str(path.with_name(f"{path.stem}-2.png"))
+        assert path.read_bytes() == before
+        assert call(overwrite=True).output == str(path)
     assert sorted(x.name for x in tmp_path.iterdir()) == ["run"]
+
+
+def test_default_folders_count_up(run, shapes, capsys):
+    """The folder in use is printed first; --overwrite and a typed --output are as they were."""
+    image = shapes / "images" / "00001.jpg"
+    for number in ("", "-2", "-3"):
+        assert tood.predict(run, image).output == f"{run}/detections{number}"
+        assert capsys.readouterr().out.splitlines()[0] == f"Output: {run}/detections{number}"
+    before = hash_files(run / "detections-2")
+    assert tood.predict(run, image, overwrite=True).output == f"{run}/detections"
+    assert hash_files(run / "detections-2") == before and not (run / "detections-4").exists()
+    assert "already exists" in complaint(tood.predict, run, image, output=run / "detections-2")
+    (run / "report").mkdir()
+    (run / "report" / "report.html").write_text("of before")
+    capsys.readouterr()
+    assert tood.report(run).folder == f"{run}/report-2"
+    assert capsys.readouterr().out.splitlines()[0] == f"Output: {run}/report-2"
+    assert (run / "report" / "report.html").read_text() == "of before"
+    assert "already exists" in complaint(tood.report, run, output=run / "report")
 
 
 def test_metrics_without_a_report(run):

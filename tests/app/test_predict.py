@@ -14,9 +14,10 @@ from conftest import ROOT, complaint
 from PIL import Image
 
 import tood
+from tood.app.cli import make_parser
 from tood.app.convert.door import read_data
 from tood.app.explain import explain
-from tood.app.predict import predict
+from tood.app.predict import DEFAULT_INPUTS, predict
 from tood.app.report.make import report
 from tood.app.trained import find_trained
 from tood.data.shapes import SHAPES
@@ -37,13 +38,19 @@ def test_explain(trained, shapes, tmp_path):
     path, output = str(shapes / "images" / image["file_name"]), str(tmp_path / "why.png")
     found = explain(str(trained), path, annotation["bbox"], output=output)
     name = {c["id"]: c["name"] for c in content["categories"]}[annotation["category_id"]]
-    assert str(found).startswith(f"{name}: {found.sentence} In training, ")
-    assert str(found).endswith(f"Its locations: {output}")
+    lines = str(found).splitlines()
+    assert lines[0] == f"{name}: {found.sentence}"
+    assert lines[1] == f"The box means the annotated {name} (IoU 1.00)."
+    assert lines[2].startswith("In training, ") and lines[4] == f"Its locations: {output}"
+    assert lines[5:] == ([f"To change that: {found.setting}"] if found.setting else [])
     assert found.cause in ("found", "localization", "score", "classification", "threshold")
     assert np.asarray(Image.open(output)).std() > 5
     # A box that is not annotated, of a class that is named.
     named = dict(class_name=SHAPES[1], output=output, overwrite=True)
     assert explain(str(trained), path, "1,1,9,9", **named).class_name == SHAPES[1]
+    # The threshold is the cause: the key is on the last line.
+    found = dataclasses.replace(found, cause="threshold")
+    assert str(found).endswith("\nTo change that: --score-threshold")
     for image, box, class_name, says in (
         (path, "900,1,9,9", "", "lies outside of"),
         (path, "1,1,9,9", "dog", "'dog' .--class. is none of"),
@@ -54,6 +61,54 @@ def test_explain(trained, shapes, tmp_path):
             output = str(tmp_path / "b.png")
             explain(str(trained), image, box, class_name=class_name, output=output)
     assert not (tmp_path / "b.png").exists()
+
+
+def test_explain_says_which_class_it_took(trained, shapes, tmp_path):
+    content = json.loads((shapes / "annotations.json").read_text())
+    annotation, image = content["annotations"][0], content["images"][0]
+    name = {c["id"]: c["name"] for c in content["categories"]}[annotation["category_id"]]
+    other = next(x for x in SHAPES if x != name)
+    path, (x, y, w, h) = shapes / "images" / image["file_name"], annotation["bbox"]
+
+    def choose(box, path=path, class_name=""):
+        files = dict(output=tmp_path / "a.png", overwrite=True)
+        return explain(trained, path, box, class_name=class_name, **files)
+
+    assert choose((x, y, w, 0.8 * h)).choice == f"The box means the annotated {name} (IoU 0.80)."
+    found = choose((x, y, w, h), class_name=other)
+    assert found.choice == (
+        f"No {other} is annotated there (the nearest annotation, {name}, has an IoU of 1.00); the "
+        f"class is {other}, as typed."
+    )
+    found = choose((x, y, 0.25 * w, h))
+    assert found.choice == (
+        f"No annotation is there (the nearest annotation, {name}, has an IoU of 0.25); the class "
+        f"is {found.class_name}, the most likely one."
+    )
+    shutil.copy(path, tmp_path / "new.jpg")
+    found = choose((x, y, w, h), path=tmp_path / "new.jpg")
+    assert found.choice == (
+        "The data sets of the model do not contain this image; the class is "
+        f"{found.class_name}, the most likely one."
+    )
+
+
+def test_predict_without_images(trained, shapes, tmp_path, monkeypatch):
+    found = predict(str(trained), output=tmp_path / "a")
+    names = sorted(path.name for path in (shapes / "images").iterdir())
+    assert sorted(x.name for x in (tmp_path / "a").glob("*.*g")) == [*names, "sheet.png"]
+    assert " They are the first 8 of 8 validation images." in str(found)
+    monkeypatch.setattr("tood.app.predict.DEFAULT_INPUTS", 2)
+    found = predict(str(trained), output=tmp_path / "b")
+    assert " They are the first 2 of 8 validation images." in str(found)
+    options = ["DATASETS.TEST", "('coco_2017_val',)"]
+    says = complaint(predict, str(trained), output=tmp_path / "c", options=options)
+    assert "(DATASETS.TEST is coco_2017_val); name images, folders or patterns." in says
+
+
+def test_the_help_of_predict_says_how_many_images_it_takes():
+    help = " ".join(make_parser("predict").format_help().split())
+    assert f"default: the first {DEFAULT_INPUTS} validation images, and a sheet of them" in help
 
 
 def test_a_report_of_data_without_objects(trained, photos, tmp_path):

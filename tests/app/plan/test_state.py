@@ -10,7 +10,7 @@ from conftest import SMALL, app_error, complaint
 
 import tood
 from tood.app import train as command
-from tood.app.plan.state import Wishes, complete_wishes, read_begun
+from tood.app.plan.state import Wishes, complete_wishes, is_ready, locked_output, read_begun
 from tood.utils import files
 from tood.utils.errors import UserError
 from tood.utils.lock import locked
@@ -208,3 +208,109 @@ def test_a_dry_run_says_what_is_continued(prepare, tmp_path):
     assert "continues the training in out from model_0000002.pth, after iteration 3 of 9" in text
     assert "Other options than before: SOLVER.MAX_ITER 6 -> 9." in text
     assert "Nothing was written" in text and read_all(out) == before
+
+
+@pytest.fixture
+def prepare_default(prepare, tmp_path):
+    """A function that prepares a training in the default folder, as if it had a checkpoint then."""
+
+    def run(**options):
+        folder = tood.train("photos", **{"options": RUN, "epochs": 2, **options}).folder
+        (tmp_path / folder / "model_best.pth").write_text("weights")
+        return folder
+
+    return run
+
+
+def test_the_default_folder_counts_up(prepare_default, tmp_path, capsys):
+    names = ["output/photos", "output/photos-2", "output/photos-3"]
+    for name in names:
+        assert prepare_default() == name
+        assert capsys.readouterr().out.splitlines()[0] == f"Output: {name}"
+    before = read_all(tmp_path / "output")
+    # A folder that is typed is refused, by its flag and by its key.
+    says = f"{names[1]} has been used already (it contains model_best.pth); continue its training"
+    assert complaint(prepare_default, output=names[1]).startswith(says)
+    options = [*RUN, "OUTPUT_DIR", names[1]]
+    assert complaint(prepare_default, options=options).startswith(says)
+    # A number between them that is free.
+    shutil.rmtree(names[1])
+    assert prepare_default() == names[1]
+    assert read_all(tmp_path / "output").keys() == before.keys()
+
+
+def test_resume_continues_in_the_highest_number(prepare_default, tmp_path, capsys):
+    for number in (2, 10, 9):
+        prepare_default(output=f"output/photos-{number}")
+    # Trainings on other data, and folders of a user, do not count.
+    shutil.copytree("photos", "photos-11")
+    assert tood.train("photos-11", options=RUN, epochs=2).folder == "output/photos-11"
+    (tmp_path / "output" / "photos-12").mkdir()
+    (tmp_path / "output" / "photos-old").mkdir()
+    capsys.readouterr()
+    resumed = tood.train("photos", resume=True)
+    assert resumed.folder == "output/photos-10"
+    line = "Continuing the training in output/photos-10"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    # One that has not begun.
+    shutil.copytree("photos", "cells")
+    assert tood.train("cells", resume=True, options=RUN).folder == "output/cells"
+
+
+def test_two_trainings_at_once_do_not_share_a_folder(prepare, monkeypatch):
+    """Also if the second one takes the lock between the choice of a folder and its lock."""
+    lock = dict(data="photos", is_typed=False, resume=False)
+    with locked_output("output/photos", **lock) as first:
+        with locked_output("output/photos", **lock) as second:
+            assert (first, second) == ("output/photos", "output/photos-2")
+        with monkeypatch.context() as patch:
+            answers = iter([False, False])  # not locked when it was asked for
+            patch.setattr("tood.app.plan.state.is_locked", lambda x: next(answers, x == first))
+            with locked_output("output/photos", **lock) as third:
+                assert third == "output/photos-2"
+        assert tood.train("photos", options=RUN, dry_run=True).folder == "output/photos-2"
+        for flags in ({"output": first}, {"resume": True}):
+            found = complaint(tood.train, "photos", options=RUN, **flags)
+            assert found.startswith("Another training writes to output/photos (")
+    assert not os.path.exists("output/photos/plan.yaml")
+
+
+def test_the_demo_may_run_twice(tmp_path, monkeypatch, capsys):
+    def train(data, config, output):
+        assert data == f"{output}/shapes"
+        os.makedirs(output)
+        (tmp_path / output / "last_checkpoint").write_text("model_final.pth")
+        return command.Trained("", "", output)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tood.app.demo.train", train)
+    monkeypatch.setattr("tood.app.demo.write_shapes", lambda *_: None)
+    folders = [tood.demo().trained.folder for _ in range(2)]
+    assert folders == ["output/demo", "output/demo-2"]
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--epochs", "0"], "--epochs is 0.0; it must be more than 0"),
+        (["--val-data", "nowhere"], "There is no folder nowhere"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "The weights nowhere.pth (MODEL.WEIGHTS) are not"),
+        (["SOLVER.BASE_LR", "-1"], "SOLVER.BASE_LR is -1.0"),
+    ],
+)
+@pytest.mark.parametrize("config", [[], ["--config-file", "demo_shapes"]])
+def test_a_dry_run_refuses_what_a_training_refuses(photo_folder, flags, says, config):
+    before = sorted(photo_folder.parent.rglob("*"))
+    assert says in app_error("train", "photos", "--dry-run", *config, *flags)
+    assert sorted(photo_folder.parent.rglob("*")) == before
+
+
+def test_a_dry_run_does_not_mind_a_used_folder(prepare_default, tmp_path):
+    prepare_default()
+    before = read_all(tmp_path)
+    flags = dict(options=RUN, epochs=2, dry_run=True)
+    planned = tood.train("photos", **flags)
+    assert planned.folder == "output/photos-2" and "output/photos-2, config" in planned.plan
+    planned = tood.train("photos", output="output/photos", **flags)
+    assert "output/photos, config plan.yaml" in planned.plan
+    assert read_all(tmp_path) == before and not is_ready("output/photos-2")

@@ -6,19 +6,22 @@ import torch
 from conftest import CONFIG, TINY
 from detectron2.modeling import build_model
 
-from tood.app.explain import parse_box
+from tood.app.explain import find_nearest, parse_box
 from tood.app.report.reasons import (
+    BEST_COLOR,
     CANDIDATES,
     CLASSIFICATION,
     FOUND,
     LIMIT,
     LOCALIZATION,
     NMS,
+    OBJECT_COLOR,
+    PREFERRED_COLOR,
     SCORE,
+    SETTINGS,
     THRESHOLD,
     Objects,
     draw_reason,
-    find_nearest,
     find_reason,
 )
 from tood.config.read import load_config
@@ -81,40 +84,49 @@ FAR = [32.0, 32.0, 64.0, 44.0]  # IoU 0.375
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
             {"max_detections_per_image": 1},
             LIMIT,
-            "but 1 others of the image have higher scores (TEST.DETECTIONS_PER_IMAGE).",
+            "but an image has at most 1 detections, and the others score higher.",
         ),
         (
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
             {"topk_candidates_test": 1},
             CANDIDATES,
-            "of the score 0.50, is not among the best 1 of its level",
+            "the score 0.50, but is not among the best 1 of its level",
         ),
         (
             {(48, 48): (0, 0.03, CLOSE)},
             {},
             SCORE,
-            "1 locations have a box that fits, but no score for disc above 0.030; the threshold of",
+            "Boxes that fit it: 1, but their scores for disc are at most 0.030, and only boxes",
         ),
         (
             {(48, 48): (0, 0.9, FAR)},
             {},
             LOCALIZATION,
-            "the best one overlaps by 0.38; scores .* 0.90",
+            "No box fits it: the best one has an IoU of 0.38; scores for disc .* 0.90",
         ),
-        ({}, {}, LOCALIZATION, "overlaps by 0.00"),
+        ({}, {}, LOCALIZATION, "an IoU of 0.00"),
     ],
 )
 def test_causes(model, monkeypatch, written, options, cause, says):
     found, _ = answer(model, monkeypatch, written, **options)
     assert found.cause == cause
     assert all(part in found.sentence for part in says.split(" .* "))
+    assert "TEST" not in found.sentence  # keys are for the last line
+
+
+def test_settings_exist():
+    keys = [key for key in SETTINGS.values() if not key.startswith("--")]
+    load_config(CONFIG, [x for key in keys for x in (key, "1")])
+    assert len(keys) == 4
 
 
 def test_classes_of_locations(model, monkeypatch):
     # Another class, below the threshold of detections that are told.
     found, _ = answer(model, monkeypatch, {(48, 48): (1, 0.2, CLOSE)})
     assert found.cause == CLASSIFICATION
-    assert found.sentence == "Its locations say ring, with 0.20, not disc, with 0.000."
+    assert found.sentence == (
+        "Boxes fit it, but their scores are for ring, up to 0.20, not for disc, up to 0.000."
+    )
 
 
 def test_suppressed_by_the_detection_of_a_neighbour(model, monkeypatch):
@@ -123,7 +135,7 @@ def test_suppressed_by_the_detection_of_a_neighbour(model, monkeypatch):
     objects = [(BOX, 0), ([40.0, 32.0, 72.0, 64.0], 0)]
     found, _ = answer(model, monkeypatch, written, objects)
     assert found.cause == NMS
-    assert "NMS drops it for a detection of the score 0.70" in found.sentence
+    assert "dropped as a duplicate (NMS) of a detection with the score 0.70" in found.sentence
     assert "and finds the disc beside it" in found.sentence
     assert found.other_box.tolist() == between
 
@@ -150,6 +162,11 @@ def test_drawing(model, monkeypatch):
     image = np.full((SIDE, SIDE, 3), 128, dtype=np.uint8)
     drawing = draw_reason(found, image, objects, NAMES)
     assert drawing.dtype == np.uint8 and drawing.shape[0] > 600
+    # The legend is to the right of the object, one row per colour.
+    legend = drawing[: 22 + 480, 490:]
+    for color in (OBJECT_COLOR, BEST_COLOR, PREFERRED_COLOR):
+        near = np.abs(legend - np.array(color) * 255).max(axis=2) < 40
+        assert near.sum() > 20, color
     # An object that reaches over the border of the image.
     edge = objects._replace(boxes=torch.tensor([[-9.0, -9.0, 20.0, 20.0], OTHER]))
     assert draw_reason(found, image, edge, NAMES).std() > 0
@@ -160,7 +177,10 @@ def test_boxes():
     for box in ("1,2,3", "a,b,c,d", "1,2,0,4", "", (1, 2, 3), (1, None, 3, 4)):
         with pytest.raises(UserError, match="write x,y,width,height"):
             parse_box(box)
-    boxes = torch.tensor([BOX, OTHER])
-    assert find_nearest(boxes, torch.tensor(CLOSE)) == 0
-    assert find_nearest(boxes, torch.tensor([0.0, 0.0, 9.0, 9.0])) is None
-    assert find_nearest(boxes[:0], torch.tensor(BOX)) is None
+
+
+def test_the_annotation_that_a_box_means():
+    assert find_nearest([0.6, 0.8, 0.1], [0, 1, 0], None) == 1
+    assert find_nearest([0.6, 0.8, 0.1], [0, 1, 0], 0) == 0
+    assert find_nearest([0.4, 0.8, 0.1], [0, 1, 0], 0) is None
+    assert find_nearest([], [], None) is None

@@ -27,7 +27,7 @@ From a folder of photographs to a detector:
   tood train DATA                    split, choose a schedule, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
-  tood predict MODEL IMAGES...       find objects, and draw them
+  tood predict MODEL [IMAGES...]     find objects, and draw them
   tood draw MODEL                    predictions beside ground truth
   tood explain MODEL IMAGE BOX       why an object was found, or was not
   tood export MODEL --output FILE    ONNX, TorchScript or an exported program
@@ -70,7 +70,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="cpu or cuda")
     parser.add_argument("--lr", type=float, metavar="R", help="learning rate")
     parser.add_argument("--model", metavar="M", help="N, N_P2, S, R18 or R50")
-    parser.add_argument("--output", metavar="FOLDER", help="default: output/ and the name of DATA")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: output/DATA, output/DATA-2, ..."
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="of weights and order of images")
     more = parser.add_argument_group("more")
     _add_val_data(more)
@@ -108,9 +110,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGES", help='files, folders, patterns, videos or "webcam"'
-    )
+    help = 'files, folders, patterns, videos or "webcam"; default: the first 12 validation images'
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help=f"{help}, and a sheet of them")
     parser.add_argument("--output", metavar="PATH", help="a folder, or a file for one input")
     _add_threshold(parser)
     parser.add_argument(
@@ -185,7 +186,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FOLDER", help="default: output/demo")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: output/demo, or output/demo-2, ..."
+    )
 
 
 def add_setup(parser: argparse.ArgumentParser) -> None:

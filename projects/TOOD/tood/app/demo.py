@@ -7,10 +7,12 @@ import os
 import shlex
 import time
 
+from tood.app.plan.state import is_used
 from tood.app.train import train
 from tood.app.trained import Trained
 from tood.data.shapes import write_shapes
 from tood.utils.arguments import accept_paths
+from tood.utils.files import count_up
 
 CONFIG = "demo_shapes"
 NUM_TRAIN, NUM_VAL = 500, 100
@@ -37,20 +39,22 @@ Your own photographs, in a folder with boxes in any format:
 
 
 @accept_paths("output")
-def demo(*, output: str = "output/demo") -> Demo:
+def demo(*, output: str = "") -> Demo:
     """Train a small detector on drawn shapes, in a few minutes on two CPU cores.
 
     Args:
-        output: folder of the data set (in shapes/) and of the training.
+        output: folder of the data set (in shapes/) and of the training; default: "output/demo",
+            with a number if it has been used.
 
     Raises:
         UserError: for a folder that cannot be used.
 
     Example::
 
-        print(tood.demo(output="output/demo"))
+        print(tood.demo())
     """
     start = time.time()
+    output = output or count_up("output/demo", is_used)
     shapes = os.path.join(output, "shapes")
     print(f"Drawing {NUM_TRAIN} + {NUM_VAL} images of shapes ...", flush=True)
     write_shapes(shapes, NUM_TRAIN, NUM_VAL)

@@ -19,7 +19,7 @@ from tood.inference.predictor import Predictor
 from tood.inference.thresholds import Thresholds, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_image_output, write_image
+from tood.utils.files import check_image_output, choose_output, write_image
 from tood.visualization.draw import add_heading, draw_boxes, image_grid
 
 
@@ -60,7 +60,7 @@ def draw(
         model: an output folder, a checkpoint, or the name of a released model.
         val_data: the data set, a folder or ANNOTATIONS.json:IMAGES; default: the config's.
         output: path of the drawing, .png or .jpg; default: "drawings/predictions.png" in the
-            model's output folder.
+            model's output folder, with a number if it exists.
         num_images: number of images, the first of the data set.
         columns: pairs in a row.
         score_threshold: of the predictions that are drawn, as of ``tood.predict``.
@@ -77,7 +77,8 @@ def draw(
             raise UserError(f"--{name} is {value}; it must be a number above 0.")
     score_threshold = parse_threshold(score_threshold)
     trained = find_trained(model, config)
-    output = output or os.path.join(trained.folder, "drawings", "predictions.png")
+    default = os.path.join(trained.folder, "drawings", "predictions.png")
+    output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
     predictor, _ = read_predictor(trained, val_data, options, score_threshold)
     return draw_predictions(

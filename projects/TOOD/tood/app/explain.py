@@ -2,12 +2,12 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import List, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.report.reasons import Objects, draw_reason, find_nearest, find_reason, make_objects
+from tood.app.report.reasons import IOU, SETTINGS, Objects, draw_reason, find_reason, make_objects
 from tood.app.trained import find_trained
 from tood.data.annotations import class_names as names_of
 from tood.data.annotations import has_size, read_annotations
@@ -18,7 +18,7 @@ from tood.inference.thresholds import FROM_CONFIG, Thresholds, parse_threshold
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_image_output, write_image
+from tood.utils.files import check_image_output, choose_output, write_image
 from tood.utils.reading import parse_number
 
 LARGEST = 1e9  # of the numbers of a box, pixels
@@ -31,15 +31,22 @@ class Explanation:
     class_name: str
     cause: str  # a constant of tood.app.report.reasons
     sentence: str
+    choice: str  # a sentence on the annotation and the class that the box was taken for
     assignment: str  # a sentence on the locations that training would assign to it
     output: str  # path of the drawing
     thresholds: Thresholds = field(repr=False)  # of detections that count
 
+    @property
+    def setting(self) -> str:
+        """Key of the config, or flag, by which the object may be kept; "" if none helps."""
+        return SETTINGS.get(self.cause, "")
+
     def __str__(self) -> str:
-        return self.thresholds.add_note(
-            f"{self.class_name}: {self.sentence} {self.assignment}\n"
+        text = self.thresholds.add_note(
+            f"{self.class_name}: {self.sentence}\n{self.choice}\n{self.assignment}\n"
             f"Detections {self.thresholds.text} count.\nIts locations: {self.output}"
         )
+        return f"{text}\nTo change that: {self.setting}" if self.setting else text
 
 
 @accept_paths("model", "image", "output", "config")
@@ -66,10 +73,11 @@ def explain(
         model: an output folder, a checkpoint, or the name of a released model.
         image: path of an image file.
         box: x, y, width and height in pixels of the image; or a text, "120,40,60,80".
-        class_name: of the object; default: that of the annotation, or the most likely one.
+        class_name: of the object; default: that of the annotation with the highest IoU, of at
+            least 0.5, or the most likely one. The answer says which of these it is.
         score_threshold: of detections that count, as of ``tood.predict``.
         output: path of the drawing; default: "explained/IMAGE_X_Y_WIDTH_HEIGHT.png" in the model's
-            output folder.
+            output folder, with a number if it exists.
         overwrite: replace a drawing that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -79,7 +87,8 @@ def explain(
     """
     box, score_threshold = parse_box(box), parse_threshold(score_threshold)
     trained = find_trained(model, config)
-    output = output or os.path.join(trained.folder, "explained", _name_drawing(image, box))
+    default = os.path.join(trained.folder, "explained", _name_drawing(image, box))
+    output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
     opts = [*trained.options(), *options]
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=FROM_CONFIG)
@@ -90,7 +99,7 @@ def explain(
         raise UserError(
             f"The box {box} lies outside of {image}, which is {width} x {height} pixels."
         )
-    objects = find_objects(predictor, view, image, box, class_name)
+    objects, choice = find_objects(predictor, view, image, box, class_name)
     names = predictor.class_names
     thresholds = predictor.find_thresholds(score_threshold)
     limit = thresholds.values[objects.class_index]
@@ -99,7 +108,7 @@ def explain(
     pixels = pixels if predictor.options.input_format == "RGB" else pixels[:, :, ::-1]
     write_image(draw_reason(reason, pixels, objects, names), output)
     name = names[objects.class_index]
-    sentences = reason.sentence, reason.assignment
+    sentences = reason.sentence, choice, reason.assignment
     return Explanation(name, reason.cause, *sentences, output, thresholds)
 
 
@@ -129,8 +138,9 @@ def _name_drawing(image: str, box: Sequence[float]) -> str:
 
 def find_objects(
     predictor: Predictor, view: View, image: str, box: Sequence[float], class_name: str
-) -> Objects:
-    """Return the objects of an image, and the one that a box means, which may not be annotated.
+) -> Tuple[Objects, str]:
+    """Return the objects of an image, and the one that a box means, which may not be annotated;
+    and a sentence on that choice.
 
     Raises:
         UserError: for the name of another class.
@@ -138,17 +148,44 @@ def find_objects(
     names = predictor.class_names
     if class_name and class_name not in names:
         raise UserError(f"The class {class_name!r} (--class) is none of {', '.join(names)}.")
-    boxes, classes = read_objects_of_image(predictor, image)
+    annotated = read_objects_of_image(predictor, image)
+    boxes, classes = annotated or ([], [])
     corner = (view.x, view.y)
     objects = make_objects(boxes, classes, 0, view.scale, corner)
     asked = make_objects([box], [0], 0, view.scale, corner).box
-    nearest = find_nearest(objects.boxes, asked)
+    ious = paired_iou(objects.boxes, asked).tolist()
     k = names.index(class_name) if class_name else None
-    if nearest is not None and k in (None, classes[nearest]):
-        return objects._replace(asked=nearest)
+    meant = find_nearest(ious, classes, k)
+    if meant is not None:
+        name = names[classes[meant]]
+        return objects._replace(asked=meant), (
+            f"The box means the annotated {name} (IoU {ious[meant]:.2f})."
+        )
     k = find_likeliest_class(predictor.model, view, asked) if k is None else k
+    source = "as typed" if class_name else "the most likely one"
+    missing = "The data sets of the model do not contain this image"
+    if annotated is not None:
+        missing = _describe_missing(ious, [names[c] for c in classes], class_name)
     classes = torch.cat([objects.classes, torch.tensor([k])])
-    return Objects(torch.cat([objects.boxes, asked[None]]), classes, len(boxes))
+    objects = Objects(torch.cat([objects.boxes, asked[None]]), classes, len(boxes))
+    return objects, f"{missing}; the class is {names[k]}, {source}."
+
+
+def find_nearest(ious: Sequence[float], classes: Sequence[int], k: Optional[int]) -> Optional[int]:
+    """Return the index of the annotation that a box means: that of the highest IoU with it, of the
+    class ``k`` if it is given; None if none overlaps it by half.
+    """
+    near = [i for i, x in enumerate(ious) if x >= IOU and k in (None, classes[i])]
+    return max(near, key=lambda i: ious[i], default=None)
+
+
+def _describe_missing(ious: Sequence[float], names: Sequence[str], class_name: str) -> str:
+    """Say that no annotation is at a box, and which one is next to it."""
+    text = f"No {class_name} is annotated there" if class_name else "No annotation is there"
+    best = max(range(len(ious)), key=lambda i: ious[i], default=None)
+    if best is None or not ious[best]:
+        return text
+    return f"{text} (the nearest annotation, {names[best]}, has an IoU of {ious[best]:.2f})"
 
 
 @torch.no_grad()
@@ -160,9 +197,11 @@ def find_likeliest_class(model, view: View, box: torch.Tensor) -> int:
     return int(scores[0][near].amax(dim=0).argmax())
 
 
-def read_objects_of_image(predictor: Predictor, path: str) -> Tuple[List, List[int]]:
-    """Return boxes and classes of an image from the data sets of the config; empty lists if it is
-    in none of them.
+def read_objects_of_image(
+    predictor: Predictor, path: str
+) -> Optional[Tuple[List[List[float]], List[int]]]:
+    """Return boxes and classes of an image from the data sets of the config; None if it is in none
+    of them.
     """
     data = predictor.options.data
     for entry in (*data.test, *data.train):
@@ -187,4 +226,4 @@ def read_objects_of_image(predictor: Predictor, path: str) -> Tuple[List, List[i
             if a["image_id"] == image_id and has_size(a["bbox"]) and not a["iscrowd"]
         ]
         return [a["bbox"] for a in mine], [names[a["category_id"]] for a in mine]
-    return [], []
+    return None

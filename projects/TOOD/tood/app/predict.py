@@ -29,7 +29,7 @@ from tood.inference.results import Result
 from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, check_image_output, write_image
+from tood.utils.files import check_folder, check_image_output, choose_output, write_image
 from tood.utils.files import write_json as write_json_file
 from tood.utils.folders import is_drawing, walk_folders
 from tood.utils.reading import open_at_once
@@ -104,9 +104,9 @@ def predict(
     Args:
         model: an output folder, a checkpoint, or the name of a released model.
         images: files, folders, patterns, or "webcam"; "FOLDER/**" includes sub-folders. Default:
-            the first images of the validation data.
+            the first 12 validation images, and a sheet of them.
         output: a folder, or a file if there is one input; default: "detections" beside the
-            checkpoint.
+            checkpoint, with a number if it exists ("detections-2").
         score_threshold: of the detections that are counted, drawn, written and returned;
             "from-report": for each class that of the best F1, from the report beside the
             checkpoint; "from-config": all that the model finds. Default: those of the report, if
@@ -131,7 +131,7 @@ def predict(
     opts = [*trained.options(), *options]
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold)
     inputs, note = find_inputs(images, predictor.options)
-    output = output or os.path.join(trained.folder, "detections")
+    output = choose_output(output, os.path.join(trained.folder, "detections"), overwrite)
     if not (images or sheet or save_as):
         sheet = os.path.join(output, "sheet.png")
     targets = dict.fromkeys(inputs, "") if save_as else choose_targets(inputs, output)
@@ -199,14 +199,14 @@ def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tup
     first validation images.
 
     Returns:
-        the files, and sentences on images in sub-folders and on output of the program, which are
-        not among them, or "".
+        the files, and sentences on the choice: which validation images they are, or images in
+        sub-folders and output of the program, which are not among them; or "".
 
     Raises:
         UserError: for a pattern without a file.
     """
     if not patterns:
-        return _list_validation_images(options), ""
+        return _list_validation_images(options)
     found, below, skipped = {}, {}, []
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         pattern = os.path.expanduser(pattern)
@@ -276,11 +276,17 @@ def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str], skipped: List
     return "".join(notes)
 
 
-def _list_validation_images(options: RunOptions) -> List[str]:
-    paths = [path for entry in options.data.test[:1] for path in list_images(entry)]
+def _list_validation_images(options: RunOptions) -> Tuple[List[str], str]:
+    paths = [path for entry in options.data.test for path in list_images(entry)]
     if not paths:
-        raise UserError("No image given: name images, folders or patterns.")
-    return paths[:DEFAULT_INPUTS]
+        where = ", ".join(options.data.test)
+        raise UserError(
+            "No image is given, and the model's validation images are not on this machine "
+            f"(DATASETS.TEST is {where or 'empty'}); name images, folders or patterns."
+        )
+    paths = list(dict.fromkeys(paths))
+    kept = paths[:DEFAULT_INPUTS]
+    return kept, f" They are the first {len(kept)} of {len(paths)} validation images."
 
 
 def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:

@@ -17,8 +17,10 @@ from tood.app.plan.state import (
     PLAN,
     Wishes,
     complete_wishes,
+    find_output,
     is_ready,
     list_options,
+    locked_output,
     read_begun,
     refuse_used,
     remove_preparation,
@@ -28,7 +30,7 @@ from tood.app.plan.table import make_table
 from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained, load, name_data
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import load_config
+from tood.config.read import check_weights, load_config
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.launch import place_from_environment
@@ -38,7 +40,7 @@ from tood.inference.thresholds import FROM_CONFIG
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import write_whole
-from tood.utils.lock import locked, refuse_locked
+from tood.utils.lock import refuse_locked
 from tood.utils.signals import mark_resumable
 
 logger = logging.getLogger("tood")
@@ -82,7 +84,8 @@ def train(
     Args:
         data: a folder, FOLDER:PART or a file, in any format that ``tood.convert`` reads.
         val_data: other data to validate on; default: the part "val", or one that is split off.
-        output: folder; default: output/ and the name of the data.
+        output: folder; default: output/ and the name of the data, with a number if it has been
+            used ("output/cells-2").
         image_size: shorter side of images or tiles for the network, pixels.
         images_per_step: of all processes together (``--batch``).
         epochs: passes over the training images.
@@ -94,7 +97,8 @@ def train(
             change the schedule alone.
         val_share: share of the images to validate on, if it is split off; default: 0.2.
         group: regular expression; images whose names share its match stay on one side.
-        resume: continue the training in the output folder, or begin it if it has not begun. Other
+        resume: continue the training in the output folder (by default, that of the highest number
+            on these data), or begin it if it has not begun. Other
             data and other values of the parameters above are refused; other options apply from
             there on, or are refused.
         dry_run: return what would be done; nothing is written.
@@ -118,22 +122,30 @@ def train(
             "tood train starts its processes itself: use --num-gpus, or torchrun with train_net.py."
         )
     check_num_gpus(num_gpus)
+    is_typed = bool(output or _read_typed(options))
     output = choose_output(data, output, options)
     wishes = Wishes(
         *(data, list_names(val_data), val_share, group, config, epochs, images_per_step, model),
         options=list_options(options, image_size=image_size, device=device, lr=lr, seed=seed),
     )
-    run = _make_run(output, resume=resume, num_gpus=num_gpus, is_reported=report)
+    run = Run(resume=resume, num_gpus=num_gpus, is_locked=True, is_reported=report)
     if dry_run:
+        output = output if is_typed else find_output(output, data, resume=resume)
         refuse_locked(output, "--output")
+        _write_to(output, run)
         return Trained("", "", output, plan=f"{_describe(wishes, run, output)}\n{NOT_WRITTEN}")
-    with locked(output, "--output"):  # before anything in the folder is judged
+    # Before anything in the folder is judged.
+    with locked_output(output, data, is_typed=is_typed, resume=resume) as output:
+        _write_to(output, run)
         return _train(wishes, run, output)
 
 
-def _make_run(output: str, **options) -> Run:
-    opts = [OUTPUT, output]  # all else is in the plan
-    return Run(os.path.join(output, PLAN), opts=opts, is_locked=True, **options)
+def _write_to(output: str, run: Run) -> None:
+    """Print the folder in use, and pass it to the run."""
+    is_continued = run.resume and is_ready(output)
+    print(f"{'Continuing the training in' if is_continued else 'Output:'} {output}", flush=True)
+    run.config_file = os.path.join(output, PLAN)
+    run.opts = [OUTPUT, output]  # all else is in the plan
 
 
 def _describe(wishes: Wishes, run: Run, output: str) -> str:
@@ -142,12 +154,14 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
     if run.resume and begun and is_ready(output):
         complete_wishes(wishes, begun, output)
         return describe(run, read_changes(run.config_file, wishes.options, output), output)
-    refuse_used(output, begun, resume=run.resume)
-    if run.resume and begun:
-        wishes = complete_wishes(wishes, begun, output)
+    if run.resume:  # a used folder changes nothing in the plan of a new training
+        refuse_used(output, begun, resume=True)
+        wishes = complete_wishes(wishes, begun, output) if begun else wishes
     found = read_training_data(wishes)
     plan = make_plan(wishes, found.train.content)
-    load_config(plan.base, plan.opts())  # says what there is to say of the options
+    cfg = load_config(plan.base, plan.opts())  # says what there is to say of the options
+    if "://" not in cfg.MODEL.WEIGHTS:  # a file; others are fetched
+        check_weights(cfg.MODEL.WEIGHTS)
     return make_table(found, plan, output)
 
 
@@ -186,10 +200,14 @@ def _write(run: Run, wishes: Wishes, found: TrainingData, plan: Plan, output: st
 
 def choose_output(data: str, output: str = "", options: Sequence[str] = ()) -> str:
     """Return the output folder: the flag's, the option's, or one named after the data."""
-    typed = os.path.expanduser(dict(zip(options[::2], options[1::2])).get(OUTPUT, ""))
+    typed = _read_typed(options)
     if output and typed and os.path.abspath(output) != os.path.abspath(typed):
         raise UserError(f"--output is {output}, and {OUTPUT} {typed}; omit one of them.")
     return output or typed or os.path.join("output", name_data(data) or "mine")
+
+
+def _read_typed(options: Sequence[str]) -> str:
+    return os.path.expanduser(dict(zip(options[::2], options[1::2])).get(OUTPUT, ""))
 
 
 def _run(run: Run, output: str) -> Trained:

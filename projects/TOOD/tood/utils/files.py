@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -84,6 +85,32 @@ def without_empty_folders() -> Iterator[None]:
         raise
     finally:
         del _made[before:]
+
+
+def count_up(path: str, is_used: Callable[[str], bool] = os.path.exists, suffix: str = "") -> str:
+    """Return the first of PATH, PATH-2, PATH-3 and so on, each with a suffix, that is not used."""
+    numbered = (f"{path}-{number}{suffix}" for number in itertools.count(2))
+    return next(x for x in itertools.chain([path + suffix], numbered) if not is_used(x))
+
+
+def list_counted(path: str) -> List[str]:
+    """Return those of PATH, PATH-2, PATH-3 and so on that exist, the highest number first."""
+    numbers = [x[len(path) + 1 :] for x in glob.glob(f"{glob.escape(path)}-*")]
+    numbers = sorted((int(x) for x in numbers if re.fullmatch("[1-9][0-9]*", x)), reverse=True)
+    found = [f"{path}-{number}" for number in numbers if number > 1]
+    return [*found, path] if os.path.exists(path) else found
+
+
+def choose_output(output: str, default: str, overwrite: bool = False) -> str:
+    """Return a file or folder to write to: the one that was typed, or the default one, which is
+    printed, and counts up if it exists, unless it may be overwritten.
+    """
+    if output:
+        return output
+    path, suffix = os.path.splitext(default)
+    output = default if overwrite else count_up(path, suffix=suffix)
+    print(f"Output: {output}", flush=True)
+    return output
 
 
 def last_checkpoint_in(folder: str) -> str:

@@ -17,6 +17,11 @@ except ImportError:  # on Windows: no lock
 
 logger = logging.getLogger(__name__)
 
+
+class LockedError(UserError):
+    """Another training writes to the folder."""
+
+
 LOCK_FILE = ".lock"
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _OWNERS: Dict[str, int] = {}  # lock file -> the process that has it, this one or its parent
@@ -36,8 +41,8 @@ def locked(folder: str, key: str = "OUTPUT_DIR") -> Iterator[None]:
         key: the config key or flag that names the folder.
 
     Raises:
-        UserError: if another training has the lock, with its process; or for a folder that cannot
-            be written to.
+        LockedError: if another training has the lock, with its process.
+        UserError: for a folder that cannot be written to.
     """
     if "://" in folder:
         yield
@@ -50,13 +55,22 @@ def locked(folder: str, key: str = "OUTPUT_DIR") -> Iterator[None]:
 
 
 def refuse_locked(folder: str, key: str = "OUTPUT_DIR") -> None:
-    """Raise UserError for a folder that another training has locked. Nothing is written."""
+    """Raise LockedError for a folder that another training has locked. Nothing is written."""
     path = _find_lock_file(folder)
     if path in _OWNERS:  # closing a second descriptor of the file would end the lock
         raise _make_error(folder, key, str(_OWNERS[path]))
     if fcntl is not None and os.path.isfile(path):
         with contextlib.suppress(OSError), open(path, "r+") as f:
             _acquire(f, folder, key)
+
+
+def is_locked(folder: str) -> bool:
+    """Return whether another training has locked a folder."""
+    try:
+        refuse_locked(folder)
+    except LockedError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -115,8 +129,8 @@ def _find_lock_file(folder: str) -> str:
     return os.path.join(os.path.realpath(folder), LOCK_FILE)
 
 
-def _make_error(folder: str, key: str, process: str) -> UserError:
-    return UserError(
+def _make_error(folder: str, key: str, process: str) -> LockedError:
+    return LockedError(
         f"Another training writes to {folder} (process {process}); wait for it, stop it, or name "
         f"another folder with {key}."
     )

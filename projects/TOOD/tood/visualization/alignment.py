@@ -6,8 +6,10 @@ from typing import Dict, Sequence, Tuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -90,6 +92,33 @@ def draw_maps(
                 axes.plot(*dense.points[row].tolist(), marker, c=color, ms=9, mec="black")
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
+    return _pixels(figure)
+
+
+def draw_legend(boxes: Sequence[Tuple[tuple, str]]) -> np.ndarray:
+    """Draw the meaning of boxes of one's choice, of the dots of ``draw_points``, and of the marks
+    of :func:`draw_maps`.
+
+    Args:
+        boxes: colours, RGB in [0, 1], and their meanings.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    dots = colormaps["plasma"]
+    entries = [
+        *(("s", "none", color, 11, text) for color, text in boxes),
+        ("o", dots(1.0), "black", 11, "location in the object, where score and IoU are high"),
+        ("o", dots(0.0), "black", 4, "location in the object, where they are lower"),
+        ("*", _SCORE_MARK, "black", 12, "below: highest score, and its box"),
+        ("o", _IOU_MARK, "black", 9, "below: highest IoU, and its box"),
+    ]
+    handles = [
+        Line2D([], [], ls="", marker=mark, mfc=face, mec=edge, ms=size, mew=1.5, label=text)
+        for mark, face, edge, size, text in entries
+    ]
+    figure = Figure(figsize=(4.4, 0.4 + 0.26 * len(entries)), dpi=110)
+    figure.legend(handles=handles, loc="upper left", frameon=False, fontsize=9, borderaxespad=0.3)
     return _pixels(figure)
 
 

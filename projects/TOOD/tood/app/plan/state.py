@@ -11,7 +11,9 @@ import os
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from tood.utils.errors import UserError
+from tood.utils.files import count_up, list_counted
 from tood.utils.folders import remove_output
+from tood.utils.lock import LockedError, is_locked, locked
 from tood.utils.reading import MAX_TEXT, read_regular
 
 PLAN = "plan.yaml"
@@ -145,18 +147,64 @@ def _format(value: object) -> str:
     return ", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in values)
 
 
-def refuse_used(output: str, begun: Optional[Wishes], *, resume: bool) -> None:
-    """
-    Raises:
-        UserError: for a folder with a checkpoint, or with files that are not of ``tood train``.
-    """
+def _list_used(output: str, begun: Optional[Wishes]) -> List[str]:
+    """Return names of a checkpoint, or of files that are not of ``tood train``."""
     names = ["last_checkpoint"]
     if begun is None:
         names = [PLAN, *DATA, LEDGER, *names, "config.yaml"]
     else:
         weights = glob.glob(os.path.join(glob.escape(output), "*.pth"))
         names += sorted(map(os.path.basename, weights))
-    used = [name for name in names if os.path.exists(os.path.join(output, name))]
+    return [name for name in names if os.path.exists(os.path.join(output, name))]
+
+
+def is_used(output: str) -> bool:
+    """Return whether :func:`refuse_used` refuses a folder for a new training."""
+    return bool(_list_used(output, read_begun(output)))
+
+
+def find_output(default: str, data: str, *, resume: bool) -> str:
+    """Return a folder that was not typed: the default one, or the first of DEFAULT-2, DEFAULT-3 and
+    so on that is neither used nor locked; to resume, the one of the highest number with a training
+    on the data.
+    """
+    if not resume:
+        return count_up(default, lambda x: is_used(x) or is_locked(x))
+    begun = ((folder, read_begun(folder)) for folder in list_counted(default))
+    same = (x for x, typed in begun if typed and _identify(typed.data) == _identify(data))
+    return next(same, default)
+
+
+@contextlib.contextmanager
+def locked_output(default: str, data: str, *, is_typed: bool, resume: bool) -> Iterator[str]:
+    """Lock the folder of a training, and give its name. Of two trainings that begin at once, the
+    second one gets the next number, unless the folder was typed.
+
+    Raises:
+        UserError: for a folder that was typed or is to be resumed, and that another training has
+            locked; or for one that cannot be written to.
+    """
+    is_fixed = is_typed or resume
+    while True:
+        output = default if is_typed else find_output(default, data, resume=resume)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(output, "--output"))
+            except LockedError:
+                if is_fixed:
+                    raise
+                continue
+            if is_fixed or not is_used(output):  # judged again, now that it cannot change
+                yield output
+                return
+
+
+def refuse_used(output: str, begun: Optional[Wishes], *, resume: bool) -> None:
+    """
+    Raises:
+        UserError: for a folder with a checkpoint, or with files that are not of ``tood train``.
+    """
+    used = _list_used(output, begun)
     if used and resume:
         lacks = PLAN if begun else f"what was typed in {LEDGER}"
         raise UserError(

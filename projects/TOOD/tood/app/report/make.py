@@ -52,7 +52,14 @@ from tood.inference.locate import WEIGHTS
 from tood.inference.predictor import Predictor
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, encode_image, encode_json, write_json, write_whole
+from tood.utils.files import (
+    check_folder,
+    choose_output,
+    encode_image,
+    encode_json,
+    write_json,
+    write_whole,
+)
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 from tood.visualization.alignment import draw_scatter
 
@@ -152,7 +159,8 @@ def report(
         results: a JSON file of detections, instead of a model.
         val_data: the data set, a folder or ANNOTATIONS.json:IMAGES; default: the config's.
         compare: a JSON file of the detections of another model on the same images.
-        output: folder of the report; default: "report" in the model's output folder.
+        output: folder of the report; default: "report" in the model's output folder, with a number
+            if it exists ("report-2"). Thresholds are read from "report".
         overwrite: replace a report that already exists.
         options: overrides of the config, keys and values in turn.
 
@@ -177,7 +185,7 @@ def report(
         return _write_report(subject, output, command, compare, results)
     trained = find_trained(model, config)
     predictor, checked = read_predictor(trained, val_data, options)
-    output = output or os.path.join(predictor.options.output_dir, "report")
+    output = choose_output(output, os.path.join(predictor.options.output_dir, "report"), overwrite)
     check_output(output, overwrite)
     notes = [str(x) for x in checked]
     return report_on(

@@ -17,7 +17,7 @@ from tood.app.report.gallery import crop_around
 from tood.evaluation.alignment_evaluator import DenseOutputs
 from tood.modeling.assigners import TAL, alignment_metric
 from tood.modeling.box_ops import inside_boxes, paired_iou
-from tood.visualization.alignment import draw_maps
+from tood.visualization.alignment import draw_legend, draw_maps
 from tood.visualization.draw import add_heading, draw_boxes, draw_points, image_grid
 
 IOU = 0.5  # of a box that finds the object
@@ -25,6 +25,14 @@ IOU = 0.5  # of a box that finds the object
 FOUND, THRESHOLD, NMS, LIMIT = "found", "threshold", "NMS", "limit"
 CANDIDATES, SCORE = "candidates", "score"
 CLASSIFICATION, LOCALIZATION = "classification", "localization"
+SETTINGS = {  # key of the config, or flag, by which an object may be kept
+    THRESHOLD: "--score-threshold",
+    NMS: "MODEL.TOOD.NMS_THRESH_TEST",
+    LIMIT: "TEST.DETECTIONS_PER_IMAGE",
+    CANDIDATES: "MODEL.TOOD.TOPK_CANDIDATES_TEST",
+    SCORE: "MODEL.TOOD.SCORE_THRESH_TEST",
+}
+OBJECT_COLOR, BEST_COLOR, PREFERRED_COLOR = (1.0, 0.6, 0.0), (0.1, 0.75, 0.9), (0.9, 0.1, 0.1)
 SIDE = 480  # longer side of the drawing in pixels
 
 
@@ -150,13 +158,16 @@ class _Search:
         if not self.model.class_agnostic_nms:
             rivals &= found.pred_classes == self.k
         if not rivals.any():
-            text = f"{what}, but {self.model.max_detections_per_image} others of the image have "
-            return _Cause(LIMIT, f"{text}higher scores (TEST.DETECTIONS_PER_IMAGE).", boxes[i])
+            limit = self.model.max_detections_per_image
+            text = (
+                f"{what}, but an image has at most {limit} detections, and the others score higher."
+            )
+            return _Cause(LIMIT, text, boxes[i])
         j = int(torch.where(rivals, overlaps, -1.0).argmax())
         rival = found.pred_boxes.tensor[j]
         text = (
-            f"{what}; NMS drops it for a detection of the score {found.scores[j]:.2f} that "
-            f"overlaps it by {overlaps[j]:.2f}{self._name_found(rival)}."
+            f"{what}, but it is dropped as a duplicate (NMS) of a detection with the score "
+            f"{found.scores[j]:.2f} that overlaps it by {overlaps[j]:.2f}{self._name_found(rival)}."
         )
         return _Cause(NMS, text, boxes[i], rival)
 
@@ -167,7 +178,7 @@ class _Search:
             i = int(ious.argmax())
             score = float(own[inside].max()) if inside.any() else 0.0
             text = (
-                f"No location has a box that fits: the best one overlaps by {ious[i]:.2f}; scores "
+                f"No box fits it: the best one has an IoU of {ious[i]:.2f}; scores for {name} "
                 f"inside of it are at most {score:.2f}."
             )
             return _Cause(LOCALIZATION, text, boxes[i])
@@ -175,19 +186,22 @@ class _Search:
         score, limit = float(own[i]), self.model.score_thresh_test
         if score > limit:
             text = (
-                f"Its best box, of the score {score:.2f}, is not among the best "
-                f"{self.model.topk_candidates_test} of its level (MODEL.TOOD.TOPK_CANDIDATES_TEST)."
+                f"Its best box has the score {score:.2f}, but is not among the best "
+                f"{self.model.topk_candidates_test} of its level, which alone are considered."
             )
             return _Cause(CANDIDATES, text, boxes[i])
         other = scores[near].max(dim=0).values
         other[self.k] = -1
         c = int(other.argmax())
         if other[c] > max(score, limit):
-            text = f"Its locations say {self.names[c]}, with {other[c]:.2f}, not {name}, with "
-            return _Cause(CLASSIFICATION, f"{text}{score:.3f}.", boxes[i])
+            text = (
+                f"Boxes fit it, but their scores are for {self.names[c]}, up to {other[c]:.2f}, "
+                f"not for {name}, up to {score:.3f}."
+            )
+            return _Cause(CLASSIFICATION, text, boxes[i])
         text = (
-            f"{int(near.sum())} locations have a box that fits, but no score for {name} above "
-            f"{score:.3f}; the threshold of candidates is {limit:g} (MODEL.TOOD.SCORE_THRESH_TEST)."
+            f"Boxes that fit it: {int(near.sum())}, but their scores for {name} are at most "
+            f"{score:.3f}, and only boxes above {limit:g} are considered."
         )
         return _Cause(SCORE, text, boxes[i])
 
@@ -231,7 +245,8 @@ def draw_reason(
     reason: Reason, image: np.ndarray, objects: Objects, class_names: Sequence[str]
 ) -> np.ndarray:
     """Draw the object with its locations, larger and brighter the higher their alignment metric,
-    and the boxes that the sentence is about; below, scores and IoUs of the locations.
+    and the boxes that the sentence is about, beside a legend; below, scores and IoUs of the
+    locations.
 
     Args:
         image: (H, W, 3) uint8, RGB, the network's input.
@@ -249,18 +264,11 @@ def draw_reason(
     def moved(boxes: Tensor) -> Tensor:
         return (boxes.cpu() - offset.repeat(boxes.shape[-1] // 2)) * scale
 
-    box = moved(objects.box)
-    shown = [("object", box, (1.0, 0.6, 0.0))]
-    for name, other, color in (
-        ("best box", reason.best_box, (0.1, 0.75, 0.9)),
-        ("preferred", reason.other_box, (0.9, 0.1, 0.1)),
-    ):
-        if other is not None:
-            shown.append((name, moved(other), color))
+    shown = _list_boxes(reason, objects)
     limits = torch.tensor([size[0], size[1]] * 2)
-    boxes = torch.stack([x.clamp(min=0).minimum(limits) for _, x, _ in shown])
+    boxes = torch.stack([moved(x.box).clamp(min=0).minimum(limits) for x in shown])
     drawing = draw_boxes(
-        part, boxes, range(len(shown)), [x[0] for x in shown], colors=[x[2] for x in shown]
+        part, boxes, range(len(shown)), [x.name for x in shown], colors=[x.color for x in shown]
     )
     points, metrics = moved(reason.dense.points), reason.metrics.cpu()
     mine = reason.inside.cpu() & (metrics > 0)
@@ -268,18 +276,26 @@ def draw_reason(
     drawing = add_heading(draw_points(drawing, points[mine], weights), "alignment of its locations")
     scores, boxes, _, strides = reason.dense
     dense = DenseOutputs(scores.cpu(), moved(boxes), points, strides.cpu() * scale)
-    k = objects.class_index
+    k, box = objects.class_index, moved(objects.box)
     maps = draw_maps(part, dense, 0, box[None], torch.tensor([k]), class_names[k])
-    return image_grid([[drawing], [maps]])
+    legend = draw_legend([(x.color, f"{x.name}: {x.meaning}") for x in shown])
+    return image_grid([[drawing, legend], [maps]])
 
 
-def find_nearest(boxes: Tensor, box: Tensor) -> Optional[int]:
-    """Return the index of the object that a box means, None if none overlaps it by half."""
-    if not len(boxes):
-        return None
-    ious = paired_iou(boxes, box)
-    best = int(ious.argmax())
-    return best if float(ious[best]) >= IOU else None
+class _ShownBox(NamedTuple):
+    name: str
+    meaning: str  # in the legend
+    box: Tensor  # (4,)
+    color: tuple
+
+
+def _list_boxes(reason: Reason, objects: Objects) -> List[_ShownBox]:
+    boxes = [
+        _ShownBox("object", "the box that is explained", objects.box, OBJECT_COLOR),
+        _ShownBox("best box", "of the model, for its class", reason.best_box, BEST_COLOR),
+        _ShownBox("preferred", "detection that is kept instead", reason.other_box, PREFERRED_COLOR),
+    ]
+    return [x for x in boxes if x.box is not None]
 
 
 def make_objects(
