@@ -6,12 +6,14 @@ import dataclasses
 import logging
 import os
 import shlex
-from typing import Optional, Sequence, Union
+from typing import Dict, Optional, Sequence, Union
 
 from tood.app import draw
 from tood.app.check import list_names
+from tood.app.plan.advice import Advice, format_advice, list_advice
 from tood.app.plan.choose import Plan, make_plan
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
+from tood.app.plan.history import read_history
 from tood.app.plan.resume import applied, describe, read_changes
 from tood.app.plan.state import (
     PLAN,
@@ -25,7 +27,7 @@ from tood.app.plan.state import (
 )
 from tood.app.plan.table import make_table
 from tood.app.report.make import report_on
-from tood.app.trained import Trained, find_trained, load, name_data
+from tood.app.trained import Trained, find_trained, load, name_data, read_records
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import load_config
 from tood.data.datasets import prepare_datasets
@@ -119,6 +121,7 @@ def train(
         num_gpus=num_gpus,
         is_locked=True,
         is_reported=report,
+        shows_progress=True,
     )
     if dry_run:
         refuse_locked(output, "--output")
@@ -198,17 +201,29 @@ def _run(run: Run, output: str) -> Trained:
         Checkpointer(model, complete=True).load(trained.weights)
         names = trainer.options.class_names
         predictor = Predictor.from_model(model, trainer.cfg, names, trained.weights)
+    summary = None
     if predictor.options.data.test:
-        _draw_and_report(predictor, output, run.is_reported)
-    print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
-    return load(output)
+        summary = _draw_and_report(predictor, output, run.is_reported)
+    return dataclasses.replace(load(output), advice=_advise(predictor, output, summary))
 
 
-def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
-    """Errors lose nothing of the training."""
-    read, detections = RecentImages(bit_depth=predictor.options.bit_depth).read, None
+def _advise(predictor: Predictor, output: str, summary: Optional[Dict]) -> str:
+    """Return what the report says to do next, or what follows from the training alone."""
+    if summary is not None:
+        return format_advice([Advice(**x) for x in summary["advice"]])
+    records = list(read_records(output))
+    history = read_history(predictor, records) if records else None
+    return format_advice(list_advice(output, history))
+
+
+def _draw_and_report(predictor: Predictor, output: str, report: bool) -> Optional[Dict]:
+    """Return the content of report.json, if a report was written. Errors lose nothing of the
+    training.
+    """
+    read, made = RecentImages(bit_depth=predictor.options.bit_depth).read, None
     try:
         if report:
+            print("Writing the report ...", flush=True)
             made = report_on(
                 predictor,
                 output=os.path.join(output, "report"),
@@ -217,10 +232,13 @@ def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
                 read_image=read,
             )
             print(made)
-            detections = made.detections
         picture = os.path.join(output, "predictions.png")
         drawn = draw.draw_predictions(
-            predictor, picture, num_images=NUM_DRAWN, detections=detections, read_image=read
+            predictor,
+            picture,
+            num_images=NUM_DRAWN,
+            detections=made.detections if made else None,
+            read_image=read,
         )
         print(drawn)
     except UserError as error:
@@ -230,3 +248,4 @@ def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
             f"No report was written ({type(error).__name__}: {format_reason(error)}); try "
             f"again with tood report {shlex.quote(output)}"
         )
+    return made.summary if made else None
