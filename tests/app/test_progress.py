@@ -1,7 +1,9 @@
 """What ``tood train`` prints: one live line, one line per evaluation, and what to do next."""
 
+import importlib
 import io
 import logging
+import os
 import re
 import types
 
@@ -13,9 +15,12 @@ from tqdm import tqdm
 import tood
 from tood.app import cli
 from tood.app.plan.advice import Advice, format_advice
+from tood.app.trained import Trained
 from tood.engine import progress as module
 from tood.engine.progress import Progress, count_evaluations, describe_evaluation, format_clock
 from tood.utils.logs import WarningsAboveBars, keep_logs_to_files
+
+demo = importlib.import_module("tood.app.demo")  # tood.demo is its function
 
 
 class Stream(io.StringIO):
@@ -128,6 +133,7 @@ def test_a_training_prints_little_and_logs_all(photo_folder, tmp_path, capsys):
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     lines = lines[lines.index(lines[0], 1) + 1 :]  # after the plan
+    assert lines.pop(0).startswith("3 steps; the rule takes 150, about ")
     assert re.fullmatch(r"step 1/3 · epoch 1/2 · loss \d\.\d\d · 0:\d\d left", lines[0])
     evaluated = [x for x in lines if re.match(r"step \d: AP \d+\.\d, AP50 \d+\.\d; best", x)]
     assert [x[:6] for x in evaluated] == ["step 2", "step 3"]
@@ -140,3 +146,27 @@ def test_a_training_prints_little_and_logs_all(photo_folder, tmp_path, capsys):
     # The loggers are as before: nothing is left for the next run.
     assert not logging.getLogger("tood").handlers and tood.load("brief").advice == ""
     assert format_advice([Advice("a", "b")]) == "What next:\n- a\n    b"
+
+
+def test_the_demo_runs_twice(tmp_path, monkeypatch, capsys):
+    """Each time in another folder, which it prints; at the end, the commands for others."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def train(data, *, config, output):
+        os.makedirs(output)
+        seen.append((data, config, output))
+        return Trained("", "w.pth", output, {"AP": 84.25}, f"{output}/report/report.html")
+
+    monkeypatch.setattr(demo, "write_shapes", lambda *_: None)
+    monkeypatch.setattr(demo, "train", train)
+    tood.demo()
+    text = str(tood.demo())
+    assert seen[1] == ("output/demo-2/shapes", "demo_shapes", "output/demo-2")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Drawing 500 + 100 images of shapes in output/demo/shapes ..."
+    assert printed[3].endswith("--config-file demo_shapes --output output/demo-2")
+    assert "AP 84.2; look at\n  output/demo-2/predictions.png\n" in text
+    for command in ("check photos/ ", "train photos/ ", "predict output/photos new_photos/ "):
+        assert f"\n  tood {command}" in text
+    assert all(len(line) <= 80 for line in text.splitlines())

@@ -13,6 +13,7 @@ from tood.app.check import list_names
 from tood.app.plan.advice import Advice, format_advice, list_advice
 from tood.app.plan.choose import Plan, make_plan
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
+from tood.app.plan.duration import estimate_duration, warn_if_short
 from tood.app.plan.history import read_history
 from tood.app.plan.resume import applied, describe, read_changes
 from tood.app.plan.state import (
@@ -142,7 +143,15 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
     found = read_training_data(wishes)
     plan = make_plan(wishes, found.train.content)
     load_config(plan.base, plan.opts())  # says what there is to say of the options
-    return make_table(found, plan, output)
+    return _format_plan(wishes, found, plan, output)
+
+
+def _format_plan(wishes: Wishes, found: TrainingData, plan: Plan, output: str) -> str:
+    """Return the table, and a line on a training that is too short."""
+    duration = estimate_duration(plan, sum(len(x.content["images"]) for x in found.val))
+    table = make_table(found, plan, duration, output)
+    few = "" if wishes.config else warn_if_short(plan, duration)  # whose length is no rule's
+    return f"{table}\n{few}" if few else table
 
 
 def _train(wishes: Wishes, run: Run, output: str) -> Trained:
@@ -157,8 +166,8 @@ def _train(wishes: Wishes, run: Run, output: str) -> Trained:
         wishes = complete_wishes(wishes, begun, output)
     found = read_training_data(wishes)
     plan = make_plan(wishes, found.train.content)
-    table = make_table(found, plan, output)
-    print(table)
+    table = _format_plan(wishes, found, plan, output)
+    print(table, flush=True)
     if begun:
         print(f"Replacing what a training without a checkpoint has left in {output}.")
     with removed_on_error(output):

@@ -5,6 +5,7 @@ is in log.txt alone.
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -39,7 +40,7 @@ class Progress(HookBase):
         """
         self.stream = stream = sys.stdout
         self.bar = tqdm(
-            file=stream, disable=not stream.isatty(), bar_format=BAR, dynamic_ncols=True
+            file=stream, disable=not is_terminal(stream), bar_format=BAR, dynamic_ncols=True
         )
         try:
             with contextlib.redirect_stdout(_LogLines()):
@@ -140,6 +141,16 @@ class _LogLines:
 
     def isatty(self) -> bool:
         return False
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal with lines: tqdm shows nothing in one of 0 lines, such
+    as that of script(1).
+    """
+    lines = 1
+    with contextlib.suppress(OSError, ValueError):
+        lines = os.get_terminal_size(stream.fileno()).lines
+    return stream.isatty() and lines > 0
 
 
 def count_evaluations(steps: int, period: int) -> int:
