@@ -134,3 +134,17 @@ def test_names_in_the_text_exist(page):
     assert not [x for x in links if not (ROOT / page).parent.joinpath(x).exists()]
     for name in re.findall(r"`(tood(?!\.json)\.[\w.]*\w)", text):
         resolve(name)
+
+
+def test_the_documented_help_is_printed(monkeypatch):
+    """Except for what differs between versions of Python: line breaks and headings."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = (ROOT / "docs" / "own_data.md").read_text()
+    (documented,) = re.findall(r"\$ tood train --help\n(.*?)```", text, re.DOTALL)
+    printed = cli.make_parser("train").format_help()
+    for old, new in (
+        ("optional arguments:", "options:"),
+        ("--batch B, --images", "--batch, --images"),
+    ):
+        documented, printed = documented.replace(old, new), printed.replace(old, new)
+    assert documented.split() == printed.split()

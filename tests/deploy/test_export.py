@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from PIL import Image
 from tood.app import export as export_module
 from tood.app.export import describe_file, export
 from tood.config.read import load_config
+from tood.deploy.lower import lower
 from tood.deploy.module import (
     DETECTIONS,
     ExportableTOOD,
@@ -102,7 +104,10 @@ def predictor(weights):
 
 @pytest.fixture(scope="module")
 def onnx_file(weights, tmp_path_factory):
-    return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
+    """A file that is made without the decompositions of the exporter, its slowest step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(torch.export.ExportedProgram, "run_decompositions")
+        return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
 
 
 def arrays_of(instances):
@@ -346,6 +351,35 @@ def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions
         assert_same_detections(run(module, images), expected)
 
 
+class InPlace(torch.nn.Module):
+    def __init__(self, maker):
+        super().__init__()
+        self.maker = maker
+
+    def forward(self, x):
+        made = self.maker(x)
+        return made.relu_() + x
+
+
+@pytest.mark.parametrize(
+    "maker, possible",
+    [
+        (lambda x: x * 2, True),
+        (lambda x: x.view(-1), False),  # x would be changed as well
+        (lambda x: torch.where(x > 0, x, x - 1).transpose(0, 0), False),
+    ],
+)
+def test_in_place_operators_become_plain_if_nothing_else_reads_their_input(maker, possible):
+    x = torch.tensor([-1.0, 3.0])
+    with torch.no_grad():
+        program = torch.export.export(InPlace(maker), (x.clone(),), strict=False)
+    assert lower(program) is possible
+    if possible:
+        assert program.run_decompositions() is program
+        assert not any("relu_" in str(node.target) for node in program.graph.nodes)
+        assert program.module()(x).tolist() == [-1, 9]
+
+
 @pytest.mark.slow
 def test_raw_outputs_of_normalized_images(tmp_path):
     opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
@@ -387,12 +421,17 @@ def test_raw_onnx_is_not_for_the_program_without_this_project(onnx_file, tmp_pat
 
 
 @pytest.mark.slow
-def test_torchscript(weights, predictor, tmp_path):
+def test_torchscript(weights, predictor, tmp_path, capsys):
     path = str(tmp_path / "a.ts")
     options = [*SMALL, "MODEL.WEIGHTS", weights]
     written = export(weights, output=path, format="torchscript", config=CONFIG, options=options)
     assert "Checked against PyTorch on 2 images" in str(written) and "a.ts: " in str(written)
     assert str(written).endswith("Its metadata say to use detections of at least 0.3.")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"Exporting {weights} to {path}: a few seconds on a CPU")
+    for line, title in zip(lines[1:], ("Tracing and writing the network", "Comparing 2 images")):
+        assert re.fullmatch(rf"{title} \.\.\. \d+ s", line)
+    assert len(lines) == 3
     file = ExportedFile(path)
     assert file.metadata["classes"] == CLASSES
     module = ExportableTOOD(predictor.model).eval()

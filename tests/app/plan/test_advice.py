@@ -44,7 +44,7 @@ def advise(*args):
 
 
 def check_command(line):
-    words = shlex.split(line.replace("--image-size", "--epochs"))
+    words = shlex.split(line)
     flags, options = split_overrides(words[2:])
     cli.make_parser(words[1]).parse_intermixed_args(flags)
     assert not options or words[1] == "train"
@@ -127,6 +127,8 @@ def test_errors_and_labels():
     assert false.sentence.startswith("30 of 97 detections are false alarms")
     # Of a model that has learned nothing, errors say nothing.
     assert "export" in advise(None, make_summary(AP=2.0, missed=90))[0].command
+    (missed,) = advise(history, make_summary(19.9, missed=30, doubts=(0.9, 0.6)))
+    assert "labels" not in missed.sentence  # such a model says little about them
     unknown = list_advice("", None, make_summary(missed=30, doubts=(0.9,)))
     assert [x.command for x in unknown] == ["", ""] and "1 label may" in unknown[0].sentence
 

@@ -1,6 +1,7 @@
 """The table of ``tood train``, its plan and its training: one set of values."""
 
 import json
+import os
 import re
 
 import pytest
@@ -12,7 +13,11 @@ from detectron2.data import DatasetCatalog
 import tood
 from tood.app import cli
 from tood.app import train as command
+from tood.app.plan.choose import MODELS, find_base
+from tood.app.plan.state import Wishes
+from tood.config.zoo import get_config_file
 from tood.engine import train as engine_train
+from tood.utils.errors import UserError
 
 TYPED = [*SMALL, "SOLVER.MAX_ITER", "8", "SOLVER.IMS_PER_BATCH", "2"]
 
@@ -55,6 +60,27 @@ def test_flags_are_shown_as_they_run(run_of):
     assert cfg.SOLVER.BASE_LR == plan["SOLVER"]["BASE_LR"] == pytest.approx(0.0075)
 
 
+def test_short_flags_are_values_of_the_plan(run_of):
+    flags = ["--image-size", "96", "--batch", "2", "--epochs", "4", "--lr", "0.004", "--seed", "7"]
+    table, plan, cfg = run_of(*flags, "--device", "cpu", "--model", "R18")
+    assert table["model"].startswith("tood_R18_GN_small_data") and table["options"] == "SEED 7"
+    assert table["image size"].startswith("96, longer side at most 128")
+    assert table["schedule"] == "12 iterations, 4 times all images; learning rate 0.004"
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((96,), 96)
+    assert (cfg.SOLVER.BASE_LR, cfg.SEED, cfg.MODEL.DEVICE) == (0.004, 7, "cpu")
+    assert plan["SOLVER"]["IMS_PER_BATCH"] == 2
+
+
+def test_models_have_short_names():
+    for name, config in MODELS.items():
+        assert find_base(Wishes(model=name)) == config and os.path.isfile(get_config_file(config))
+    assert find_base(Wishes(config="mine.yaml")) == "mine.yaml" and find_base(Wishes()) == ""
+    with pytest.raises(UserError, match="--model is N, and --config-file mine.yaml; omit one"):
+        find_base(Wishes(model="N", config="mine.yaml"))
+    with pytest.raises(UserError, match="no --model 'M'; the models are N, N_P2, S, R18, R50"):
+        find_base(Wishes(model="M"))
+
+
 def test_an_epoch_has_the_images_that_are_trained_on(run_of, photo_folder):
     """A named config ignores images without objects; the engine counts the same."""
     path = photo_folder / "annotations.json"
@@ -90,6 +116,9 @@ def test_an_epoch_has_the_images_that_are_trained_on(run_of, photo_folder):
             "--val-share is 0.5, but nothing is split",
         ),
         (["--val-data", "photos", "--group", "x"], "--group is x, but nothing is split off"),
+        (["--lr", "0.1", "SOLVER.BASE_LR", "0.2"], "--lr is 0.1, and SOLVER.BASE_LR 0.2; omit one"),
+        (["--seed", "1", "SEED", "2"], "--seed is 1, and SEED 2; omit one of them"),
+        (["--image-size", "8"], "--image-size is 8; it must be at least 32 pixels."),
     ],
 )
 def test_two_values_of_one_thing(photo_folder, tmp_path, argv, says):

@@ -43,6 +43,7 @@ checkpoint in it, or the name of a released model. Each command has --help.
 
 
 NEEDED = ("torch", "torchvision", "detectron2", "cv2")  # by setup
+OVERRIDES = "KEY VALUE options of the config may follow the flags."
 FORMATS = ("coco", "yolo", "voc", "labelme")
 
 
@@ -55,23 +56,36 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
-    parser.add_argument("--output", metavar="FOLDER", help="default: output/ and the name of DATA")
-    parser.add_argument("--epochs", type=float, metavar="E", help="passes over the images")
     parser.add_argument(
-        "--images-per-step", type=int, metavar="B", help="of all processes together"
+        "--image-size", type=int, metavar="S", help="shorter side for the network, pixels"
     )
-    _add_val_data(parser)
     parser.add_argument(
+        *("--batch", "--images-per-step"),
+        dest="images_per_step",
+        type=int,
+        metavar="B",
+        help="images in a step, of all processes together",
+    )
+    parser.add_argument("--epochs", type=float, metavar="E", help="passes over the images")
+    parser.add_argument("--device", metavar="D", help="cpu or cuda")
+    parser.add_argument("--lr", type=float, metavar="R", help="learning rate")
+    parser.add_argument("--model", metavar="M", help="N, N_P2, S, R18 or R50")
+    parser.add_argument("--output", metavar="FOLDER", help="default: output/ and the name of DATA")
+    parser.add_argument("--seed", type=int, metavar="N", help="of weights and order of images")
+    more = parser.add_argument_group("more")
+    _add_val_data(more)
+    more.add_argument(
         "--val-share", type=float, metavar="S", help="of the images, if none are to validate on"
     )
-    parser.add_argument(
+    more.add_argument(
         "--group", metavar="REGEX", help="images whose names share its match stay on one side"
     )
-    parser.add_argument("--resume", action="store_true", help="continue in the output folder")
-    parser.add_argument("--dry-run", action="store_true", help="stop after the table")
-    parser.add_argument("--no-report", dest="report", action="store_false", help="write no report")
-    _add_gpus(parser)
-    _add_config(parser, "used unchanged, instead of what follows from the data")
+    more.add_argument("--resume", action="store_true", help="continue in the output folder")
+    more.add_argument("--dry-run", action="store_true", help="stop after the table")
+    more.add_argument("--no-report", dest="report", action="store_false", help="write no report")
+    _add_gpus(more)
+    _add_config(more, "used unchanged, instead of what follows from the data")
+    parser.epilog = OVERRIDES
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -224,7 +238,7 @@ def _add_threshold(parser) -> None:
 
 def _add_config(parser, help: str = "default: the one beside the checkpoint") -> None:
     parser.add_argument("--config-file", dest="config", metavar="FILE", help=f"config, {help}")
-    parser.epilog = "KEY VALUE options of the config may follow the flags."
+    parser.epilog = OVERRIDES
 
 
 def get_function(name: str) -> Callable:

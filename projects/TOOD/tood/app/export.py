@@ -1,13 +1,14 @@
 """Write a trained detector to a file that runs without this project; docs/deploy.md explains it."""
 
+import contextlib
 import os
 import tempfile
+import time
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.trained import find_trained
@@ -34,6 +35,12 @@ from tood.utils.files import check_folder
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
 PREPROCESSING, PRECISIONS = ("inside", "outside"), ("float32", "float16", "int8")
 CHECKED_IMAGES = 3
+# Of a small model on two idle CPU cores.
+DURATIONS = {
+    "onnx": "about half a minute",
+    "torchscript": "a few seconds",
+    "exported": "about 15 seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,9 @@ def export(
     """
     chosen = _Options(output, format, raw, preprocessing, precision, calibrate, calibration_images)
     check_options(chosen, overwrite)
+    print(
+        f"Exporting {model} to {output}: {DURATIONS[format]} on a CPU for a small model", flush=True
+    )
     trained = find_trained(model, config)
     predictor = Predictor(
         trained.config_file,
@@ -159,15 +169,29 @@ def _export_onnx(options: _Options, predictor: Predictor, parts: Dict) -> None:
     module = exportable_to_onnx(predictor.model, **parts).eval()
     metadata = describe_file(module, predictor)
     if options.precision == "float32":
-        save_onnx(module, options.output, metadata)
+        save_onnx(module, options.output, metadata, stage=print_stage)
         return
     with tempfile.TemporaryDirectory() as folder:
         part = os.path.join(folder, "float32.onnx")
-        save_onnx(module, part, metadata)
-        if options.precision == "float16":
-            to_float16(part, options.output)
-        else:
-            to_int8(part, options.output, calibration)
+        save_onnx(module, part, metadata, stage=print_stage)
+        with print_stage(f"Converting to {options.precision}"):
+            if options.precision == "float16":
+                to_float16(part, options.output)
+            else:
+                to_int8(part, options.output, calibration)
+
+
+@contextlib.contextmanager
+def print_stage(title: str) -> Iterator[None]:
+    """Print what is done, and the seconds that it took."""
+    start = time.monotonic()
+    print(title, end=" ... ", flush=True)
+    try:
+        yield
+    except BaseException:
+        print("failed", flush=True)
+        raise
+    print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
 def describe_file(module: ExportableTOOD, predictor: Predictor) -> Dict:
@@ -195,7 +219,9 @@ def _export_pytorch(options: _Options, predictor: Predictor, parts: Dict) -> Non
         )
     save = save_program if options.format == "exported" else save_torchscript
     module = ExportableTOOD(predictor.model, channels_last=True, **parts).eval()
-    save(module, options.output, describe_file(module, predictor))
+    metadata = describe_file(module, predictor)
+    with print_stage("Tracing and writing the network"):
+        save(module, options.output, metadata)
 
 
 def read_calibration(predictor: Predictor, options: _Options) -> Iterator[np.ndarray]:
@@ -224,20 +250,21 @@ def read_calibration(predictor: Predictor, options: _Options) -> Iterator[np.nda
             images = (images - model.pixel_mean.cpu()) / model.pixel_std.cpu()
         return images.numpy()
 
-    return map(read, tqdm(paths, desc="calibrating"))
+    return map(read, paths)
 
 
 def compare(options: _Options, predictor: Predictor) -> Exported:
     """Compare the file with PyTorch on images of several sizes."""
     file = ExportedFile(options.output)
     module = ExportableTOOD(predictor.model).eval()
-    rows = []
-    for pixels in tqdm(read_check_images(options, predictor), desc="checking"):
-        with torch.no_grad():
-            outputs = dict(zip(DETECTIONS, module(pixels[None].float())))
-        number = int(outputs.pop("num_detections"))
-        expected = {name: x[0, :number].numpy() for name, x in outputs.items()}
-        rows.append(compare_detections(expected, file.detect(pixels.numpy())))
+    images, rows = read_check_images(options, predictor), []
+    with print_stage(f"Comparing {len(images)} images"):
+        for pixels in images:
+            with torch.no_grad():
+                outputs = dict(zip(DETECTIONS, module(pixels[None].float())))
+            number = int(outputs.pop("num_detections"))
+            expected = {name: x[0, :number].numpy() for name, x in outputs.items()}
+            rows.append(compare_detections(expected, file.detect(pixels.numpy())))
     size = os.path.getsize(options.output)
     sentence, thresholds = _judge(options, rows), predictor.thresholds
     return Exported(options.output, options.format, size, len(rows), sentence, thresholds)

@@ -12,7 +12,10 @@ from tood.utils.suggest import suggest
 FOREIGN = {
     **dict.fromkeys(("conf", "conf-thres", "conf-thresh", "confidence"), "--score-threshold"),
     **dict.fromkeys(("score-thr", "threshold"), "--score-threshold"),
-    **dict.fromkeys(("batch", "batch-size"), "--images-per-step"),
+    **dict.fromkeys(("imgsz", "img-size", "img", "size", "resolution"), "--image-size"),
+    **dict.fromkeys(("batch-size", "samples-per-gpu"), "--batch"),
+    **dict.fromkeys(("lr0", "learning-rate"), "--lr"),
+    **dict.fromkeys(("arch", "architecture"), "--model"),
     **dict.fromkeys(("project", "name", "save-dir", "work-dir", "out", "outdir"), "--output"),
     **dict.fromkeys(("output-dir", "out-dir"), "--output"),
     **dict.fromkeys(("exist-ok", "force"), "--overwrite"),

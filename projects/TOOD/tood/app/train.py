@@ -21,6 +21,7 @@ from tood.app.plan.state import (
     Wishes,
     complete_wishes,
     is_ready,
+    list_options,
     read_begun,
     refuse_used,
     remove_preparation,
@@ -60,8 +61,13 @@ def train(
     *,
     val_data: Union[None, str, Sequence[str]] = None,
     output: str = "",
-    epochs: Optional[float] = None,
+    image_size: Optional[int] = None,
     images_per_step: Optional[int] = None,
+    epochs: Optional[float] = None,
+    device: str = "",
+    lr: Optional[float] = None,
+    model: str = "",
+    seed: Optional[int] = None,
     config: str = "",
     val_share: Optional[float] = None,
     group: str = "",
@@ -80,8 +86,13 @@ def train(
         data: a folder, FOLDER:PART or a file, in any format that ``tood.convert`` reads.
         val_data: other data to validate on; default: the part "val", or one that is split off.
         output: folder; default: output/ and the name of the data.
+        image_size: shorter side of images or tiles for the network, pixels.
+        images_per_step: of all processes together (``--batch``).
         epochs: passes over the training images.
-        images_per_step: of all processes together.
+        device: "cpu" or "cuda"; default: a GPU, if there is one.
+        lr: learning rate.
+        model: "N", "N_P2", "S", "R18" or "R50"; docs/backbones.md compares them.
+        seed: of the initial weights and the order of images; default: another in each run.
         config: a config file, or a name of the project's, of which epochs and images_per_step
             change the schedule alone.
         val_share: share of the images to validate on, if it is split off; default: 0.2.
@@ -112,23 +123,21 @@ def train(
     check_num_gpus(num_gpus)
     output = choose_output(data, output, options)
     wishes = Wishes(
-        *(data, list_names(val_data), val_share, group, config, epochs, images_per_step),
-        options=[x for pair in zip(options[::2], options[1::2]) if pair[0] != OUTPUT for x in pair],
+        *(data, list_names(val_data), val_share, group, config, epochs, images_per_step, model),
+        options=list_options(options, image_size=image_size, device=device, lr=lr, seed=seed),
     )
-    run = Run(
-        os.path.join(output, PLAN),
-        opts=[OUTPUT, output],  # all else is in the plan
-        resume=resume,
-        num_gpus=num_gpus,
-        is_locked=True,
-        is_reported=report,
-        shows_progress=True,
-    )
+    run = _make_run(output, resume=resume, num_gpus=num_gpus, is_reported=report)
     if dry_run:
         refuse_locked(output, "--output")
         return Trained("", "", output, plan=f"{_describe(wishes, run, output)}\n{NOT_WRITTEN}")
     with locked(output, "--output"):  # before anything in the folder is judged
         return _train(wishes, run, output)
+
+
+def _make_run(output: str, **options) -> Run:
+    opts = [OUTPUT, output]  # all else is in the plan
+    options.update(is_locked=True, shows_progress=True)
+    return Run(os.path.join(output, PLAN), opts=opts, **options)
 
 
 def _describe(wishes: Wishes, run: Run, output: str) -> str:

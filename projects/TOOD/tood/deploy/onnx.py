@@ -7,14 +7,15 @@ import functools
 import io
 import json
 import logging
-from contextlib import redirect_stdout
-from typing import Any, Dict, Optional, Tuple, Union
+from contextlib import nullcontext, redirect_stdout
+from typing import Any, Callable, ContextManager, Dict, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
+from tood.deploy.lower import lower, make_translations
 from tood.deploy.module import ExportableTOOD, export_program, keep_by_nms, quiet
 from tood.modeling.detector import TOOD
 from tood.modeling.postprocess import Candidates
@@ -37,20 +38,40 @@ def exportable_to_onnx(model: TOOD, **options) -> ExportableTOOD:
     )
 
 
-def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> None:
+def save_onnx(
+    module: ExportableTOOD,
+    path: str,
+    metadata: Dict[str, Any],
+    stage: Callable[[str], ContextManager] = nullcontext,
+) -> None:
     """
     Args:
         module: of :func:`exportable_to_onnx`.
+        stage: entered with the title of each stage.
 
     Raises:
         UserError: if packages are missing, or PyTorch is too old.
     """
     import_onnx()
-    program = export_program(module)
-    names = list(module.output_names)
+    with stage("Tracing the network"):
+        program = export_program(module)
+    with stage("Writing ONNX"):
+        exported = _translate(program, module) if lower(program) else None
+        if exported is None:  # another model or PyTorch may have other operators
+            exported = _translate(export_program(module), module, last=True)
+        proto = exported.model_proto
+        _forget_its_making(proto)
+        _name_dimensions(proto, module.output_names)
+        save_checked(proto, path, **metadata, opset=OPSET)
+
+
+def _translate(program, module: ExportableTOOD, last: bool = False):
+    """Return a program of PyTorch in ONNX; None if that failed, unless it is the ``last`` try."""
     table = {torch.ops.aten.sort.stable: _translate_sort}
     if module.nms:
         table[torch.ops.tood.keep_by_nms.default] = _translate_keep_by_nms
+    if not last:
+        table.update(make_translations())
     # Its output is of no use here, and warnings of constants are for models that train.
     with (
         torch.no_grad(),
@@ -58,19 +79,20 @@ def save_onnx(module: ExportableTOOD, path: str, metadata: Dict[str, Any]) -> No
         redirect_stdout(io.StringIO()),
         at_level("torch.onnx", logging.ERROR),
     ):
-        exported = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=names,
-            custom_translation_table=table,
-        )
-    proto = exported.model_proto
-    _forget_its_making(proto)
-    _name_dimensions(proto, names)
-    save_checked(proto, path, **metadata, opset=OPSET)
+        try:
+            return torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=list(module.output_names),
+                custom_translation_table=table,
+            )
+        except torch.onnx.OnnxExporterError:
+            if last:
+                raise
+            return None
 
 
 def import_onnx():

@@ -40,7 +40,11 @@ class Progress(HookBase):
         """
         self.stream = stream = sys.stdout
         self.bar = tqdm(
-            file=stream, disable=not is_terminal(stream), bar_format=BAR, dynamic_ncols=True
+            file=stream,
+            disable=not is_terminal(stream),
+            bar_format=BAR,
+            dynamic_ncols=True,
+            leave=False,
         )
         try:
             with contextlib.redirect_stdout(_LogLines()):

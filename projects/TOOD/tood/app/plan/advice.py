@@ -19,6 +19,7 @@ RISING = 0.05  # of AP, in the last quarter of a training, as a part of it
 FEW_OBJECTS = 50  # of a class
 MANY = 0.25  # of the objects missed, of the detections wrong
 SURE_DOUBT = 0.5  # of suspect labels
+TRUSTED_AP = 20.0  # below, detections say little about labels
 MOST = 4  # pieces of advice
 NAMED = 5  # classes
 
@@ -173,7 +174,7 @@ def _advise_classes(model: str, history: History) -> List[Advice]:
 
 def _advise_labels(model: str, history: Optional[History], summary: Mapping) -> List[Advice]:
     number = sum(x["doubt"] >= SURE_DOUBT for x in summary.get("suspects", ()))
-    if not number:
+    if not number or summary["metrics"]["AP"]["value"] < TRUSTED_AP:
         return []
     labels = "1 label" if number == 1 else f"{number} labels"
     text = f"{labels} may be wrong or missing: look at “Suspect labels” in the report"

@@ -41,6 +41,13 @@ from tood.utils.tiles import WHOLE, TileOptions
 # from stride 4 on, which in large images takes as long as all the rest.
 SMALL_IMAGES, LARGE_IMAGES = "tood_lite0_N_P2_small_data", "tood_lite0_N_small_data"
 SCRATCH = "tood_R18_GN_small_data"
+MODELS = {  # short names of configs
+    "N": LARGE_IMAGES,
+    "N_P2": SMALL_IMAGES,
+    "S": "tood_lite0_S_small_data",
+    "R18": SCRATCH,
+    "R50": "tood_R50_FPN_1x",
+}
 LARGEST_SMALL = 400  # shorter side, pixels
 WEIGHTS = PACKAGES["efficientnet-lite0"]
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
@@ -79,7 +86,7 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
             smallest images fit.
     """
     tiles = WHOLE if wishes.config else plan_tiles(wishes.options, content)
-    name = wishes.config or choose_config(content, tiles)
+    name = find_base(wishes) or choose_config(content, tiles)
     base = read_config_file(find_config_file(name))
     typed = read_typed(wishes.options, base)
     chosen: Dict[str, object] = {}
@@ -100,6 +107,21 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     return Plan(
         name, base, options, list(typed), cfg, compute_statistics(content, tiles), number, memory
     )
+
+
+def find_base(wishes: Wishes) -> str:
+    """Return the config that was typed, by its name or file or by a short name; "" if none was.
+
+    Raises:
+        UserError: for another short name, or both.
+    """
+    model, config = wishes.model, wishes.config
+    if model and config:
+        raise UserError(f"--model is {model}, and --config-file {config}; omit one of them.")
+    if model and model not in MODELS:
+        known = ", ".join(MODELS)
+        raise UserError(f"There is no --model {model!r}; the models are {known}.")
+    return config or MODELS.get(model, "")
 
 
 def read_typed(options: Sequence[str], base: ConfigFile) -> Dict[str, object]:

@@ -8,7 +8,7 @@ import contextlib
 import glob
 import json
 import os
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from tood.utils.errors import UserError
 from tood.utils.folders import remove_output
@@ -36,6 +36,7 @@ class Wishes(NamedTuple):
     config: str = ""
     epochs: Optional[float] = None
     images_per_step: Optional[int] = None
+    model: str = ""
     options: Sequence[str] = ()  # KEY, VALUE, ...
 
     def as_dict(self) -> Dict:
@@ -43,6 +44,37 @@ class Wishes(NamedTuple):
         names = [_make_absolute(x) for x in self.val_data]
         paths = {"data": _make_absolute(self.data), "config": _make_absolute(self.config)}
         return {**self._asdict(), **paths, "val_data": names, "options": list(self.options)}
+
+
+SMALLEST = 32  # size of images, pixels
+# Flags that are values of the config.
+FLAGS = {
+    "image_size": ("INPUT.MIN_SIZE_TRAIN", lambda size: f"({size},)"),
+    "device": ("MODEL.DEVICE", str),
+    "lr": ("SOLVER.BASE_LR", str),
+    "seed": ("SEED", str),
+}
+
+
+def list_options(options: Sequence[str], **flags: object) -> List[str]:
+    """Return options without the output folder, and with those of flags, which may be None or "".
+
+    Raises:
+        UserError: for a flag and an option that ask for two values of one thing.
+    """
+    typed = dict(zip(options[::2], options[1::2]))
+    typed.pop("OUTPUT_DIR", None)
+    for name, value in flags.items():
+        if value in (None, ""):
+            continue
+        if name == "image_size" and value < SMALLEST:
+            raise UserError(f"--image-size is {value}; it must be at least {SMALLEST} pixels.")
+        key, write = FLAGS[name]
+        text = write(value)
+        if typed.setdefault(key, text) != text:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is {value}, and {key} {typed[key]}; omit one of them.")
+    return [x for item in typed.items() for x in item]
 
 
 def find_path(data: str) -> str:
