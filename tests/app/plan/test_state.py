@@ -275,20 +275,6 @@ def test_two_trainings_at_once_do_not_share_a_folder(prepare, monkeypatch):
     assert not os.path.exists("output/photos/plan.yaml")
 
 
-def test_the_demo_may_run_twice(tmp_path, monkeypatch, capsys):
-    def train(data, config, output):
-        assert data == f"{output}/shapes"
-        os.makedirs(output)
-        (tmp_path / output / "last_checkpoint").write_text("model_final.pth")
-        return command.Trained("", "", output)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tood.app.demo.train", train)
-    monkeypatch.setattr("tood.app.demo.write_shapes", lambda *_: None)
-    folders = [tood.demo().trained.folder for _ in range(2)]
-    assert folders == ["output/demo", "output/demo-2"]
-
-
 @pytest.mark.parametrize(
     "flags, says",
     [

@@ -161,5 +161,5 @@ def test_no_gpu_and_no_report_are_said_once(photo_folder, tmp_path, monkeypatch,
     assert "tood report other" in (tmp_path / "other" / "log.txt").read_text()
     caplog.clear()
     tood.evaluate("out", num_gpus=0)
-    tood.train("photos", output="new", dry_run=True)
+    tood.train("photos", output="new", options=options, dry_run=True)
     assert caplog.text.count("No GPU found") == 1  # the device of the evaluation is in its config

@@ -7,14 +7,13 @@ import os
 import shlex
 import time
 
-from tood.app.plan.state import is_used
 from tood.app.train import train
 from tood.app.trained import Trained
 from tood.data.shapes import write_shapes
 from tood.utils.arguments import accept_paths
 from tood.utils.files import count_up
 
-CONFIG = "demo_shapes"
+CONFIG, DEFAULT = "demo_shapes", "output/demo"
 NUM_TRAIN, NUM_VAL = 500, 100
 
 
@@ -26,16 +25,14 @@ class Demo:
     seconds: float
 
     def __str__(self) -> str:
-        folder = shlex.quote(self.trained.folder)
         return f"""\
 The demo took {self.seconds:.0f} s. AP {self.trained.metrics.get("AP", 0):.1f}; look at
   {self.trained.folder}/predictions.png
   {self.trained.report}
-  tensorboard --logdir {folder}
-Your own photographs, in a folder with boxes in any format:
-  tood check PHOTOS/    what they contain, and what is wrong with them
-  tood train PHOTOS/    a detector of them
-  tood predict output/PHOTOS NEW_PHOTOS/"""
+Next, your own photographs, in a folder with boxes in any format:
+  tood check photos/                       what they contain, and what is wrong
+  tood train photos/                       a detector of them, in output/photos
+  tood predict output/photos new_photos/   find objects in others"""
 
 
 @accept_paths("output")
@@ -53,11 +50,11 @@ def demo(*, output: str = "") -> Demo:
 
         print(tood.demo())
     """
-    start = time.time()
-    output = output or count_up("output/demo", is_used)
+    start, output = time.time(), output or count_up(DEFAULT)
     shapes = os.path.join(output, "shapes")
-    print(f"Drawing {NUM_TRAIN} + {NUM_VAL} images of shapes ...", flush=True)
+    print(f"Drawing {NUM_TRAIN} + {NUM_VAL} images of shapes in {shapes} ...", flush=True)
     write_shapes(shapes, NUM_TRAIN, NUM_VAL)
-    print(f"$ tood train {shlex.quote(shapes)} --config-file {CONFIG} --output {output}")
+    words = ["tood", "train", shapes, "--config-file", CONFIG, "--output", output]
+    print(f"$ {shlex.join(words)}")
     trained = train(shapes, config=CONFIG, output=output)
     return Demo(trained, time.time() - start)

@@ -119,7 +119,7 @@ def draw_predictions(
     records, metadata = DatasetCatalog.get(name)[:num_images], MetadataCatalog.get(name)
     read = read_image or RecentImages(bit_depth=predictor.options.bit_depth).read
     thresholds, pairs = thresholds or predictor.find_thresholds(), []
-    for record in tqdm(records, desc="drawing"):
+    for record in tqdm(records, desc="drawing", disable=None, leave=False):
         try:
             image = read(record["file_name"])
         except IMAGE_ERRORS as error:

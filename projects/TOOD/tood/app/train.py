@@ -6,12 +6,15 @@ import dataclasses
 import logging
 import os
 import shlex
-from typing import Optional, Sequence, Union
+from typing import Dict, Optional, Sequence, Union
 
 from tood.app import draw
 from tood.app.check import list_names
+from tood.app.plan.advice import Advice, format_advice, list_advice
 from tood.app.plan.choose import Plan, make_plan
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
+from tood.app.plan.duration import estimate_duration, warn_if_short
+from tood.app.plan.history import read_history
 from tood.app.plan.resume import applied, describe, read_changes
 from tood.app.plan.state import (
     PLAN,
@@ -28,7 +31,7 @@ from tood.app.plan.state import (
 )
 from tood.app.plan.table import make_table
 from tood.app.report.make import report_on
-from tood.app.trained import Trained, find_trained, load, name_data
+from tood.app.trained import Trained, find_trained, load, name_data, read_records
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config
 from tood.data.datasets import prepare_datasets
@@ -131,8 +134,6 @@ def train(
     run = Run(resume=resume, num_gpus=num_gpus, is_locked=True, is_reported=report)
     if dry_run:
         output = output if is_typed else find_output(output, data, resume=resume)
-        refuse_locked(output, "--output")
-        _write_to(output, run)
         return Trained("", "", output, plan=f"{_describe(wishes, run, output)}\n{NOT_WRITTEN}")
     # Before anything in the folder is judged.
     with locked_output(output, data, is_typed=is_typed, resume=resume) as output:
@@ -146,10 +147,13 @@ def _write_to(output: str, run: Run) -> None:
     print(f"{'Continuing the training in' if is_continued else 'Output:'} {output}", flush=True)
     run.config_file = os.path.join(output, PLAN)
     run.opts = [OUTPUT, output]  # all else is in the plan
+    run.shows_progress = True
 
 
 def _describe(wishes: Wishes, run: Run, output: str) -> str:
     """Return what would be done."""
+    refuse_locked(output, "--output")
+    _write_to(output, run)
     begun = read_begun(output)
     if run.resume and begun and is_ready(output):
         complete_wishes(wishes, begun, output)
@@ -162,7 +166,15 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
     cfg = load_config(plan.base, plan.opts())  # says what there is to say of the options
     if "://" not in cfg.MODEL.WEIGHTS:  # a file; others are fetched
         check_weights(cfg.MODEL.WEIGHTS)
-    return make_table(found, plan, output)
+    return _format_plan(wishes, found, plan, output)
+
+
+def _format_plan(wishes: Wishes, found: TrainingData, plan: Plan, output: str) -> str:
+    """Return the table, and a line on a training that is too short."""
+    duration = estimate_duration(plan, sum(len(x.content["images"]) for x in found.val))
+    table = make_table(found, plan, duration, output)
+    few = "" if wishes.config else warn_if_short(plan, duration)  # whose length is no rule's
+    return f"{table}\n{few}" if few else table
 
 
 def _train(wishes: Wishes, run: Run, output: str) -> Trained:
@@ -177,8 +189,8 @@ def _train(wishes: Wishes, run: Run, output: str) -> Trained:
         wishes = complete_wishes(wishes, begun, output)
     found = read_training_data(wishes)
     plan = make_plan(wishes, found.train.content)
-    table = make_table(found, plan, output)
-    print(table)
+    table = _format_plan(wishes, found, plan, output)
+    print(table, flush=True)
     if begun:
         print(f"Replacing what a training without a checkpoint has left in {output}.")
     with removed_on_error(output):
@@ -225,17 +237,29 @@ def _run(run: Run, output: str) -> Trained:
         Checkpointer(model, complete=True).load(trained.weights)
         names = trainer.options.class_names
         predictor = Predictor.from_model(model, trainer.cfg, names, trained.weights)
+    summary = None
     if predictor.options.data.test:
-        _draw_and_report(predictor, output, run.is_reported)
-    print(f"Export it: tood export {shlex.quote(output)} --format onnx --output FILE.onnx")
-    return load(output)
+        summary = _draw_and_report(predictor, output, run.is_reported)
+    return dataclasses.replace(load(output), advice=_advise(predictor, output, summary))
 
 
-def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
-    """Errors lose nothing of the training."""
-    read, detections = RecentImages(bit_depth=predictor.options.bit_depth).read, None
+def _advise(predictor: Predictor, output: str, summary: Optional[Dict]) -> str:
+    """Return what the report says to do next, or what follows from the training alone."""
+    if summary is not None:
+        return format_advice([Advice(**x) for x in summary["advice"]])
+    records = list(read_records(output))
+    history = read_history(predictor, records) if records else None
+    return format_advice(list_advice(output, history))
+
+
+def _draw_and_report(predictor: Predictor, output: str, report: bool) -> Optional[Dict]:
+    """Return the content of report.json, if a report was written. Errors lose nothing of the
+    training.
+    """
+    read, made = RecentImages(bit_depth=predictor.options.bit_depth).read, None
     try:
         if report:
+            print("Writing the report ...", flush=True)
             made = report_on(
                 predictor,
                 output=os.path.join(output, "report"),
@@ -244,10 +268,13 @@ def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
                 read_image=read,
             )
             print(made)
-            detections = made.detections
         picture = os.path.join(output, "predictions.png")
         drawn = draw.draw_predictions(
-            predictor, picture, num_images=NUM_DRAWN, detections=detections, read_image=read
+            predictor,
+            picture,
+            num_images=NUM_DRAWN,
+            detections=made.detections if made else None,
+            read_image=read,
         )
         print(drawn)
     except UserError as error:
@@ -257,3 +284,4 @@ def _draw_and_report(predictor: Predictor, output: str, report: bool) -> None:
             f"No report was written ({type(error).__name__}: {format_reason(error)}); try "
             f"again with tood report {shlex.quote(output)}"
         )
+    return made.summary if made else None

@@ -31,6 +31,7 @@ class Trained:
     metrics: Dict[str, float] = dataclasses.field(default_factory=dict)
     report: str = ""  # path of its page
     plan: str = ""  # what was chosen, as a table
+    advice: str = dataclasses.field(default="", compare=False)  # what to do next, as text
 
     def options(self) -> List[str]:
         """Return overrides of its config: these weights, the folder where it is now, and the data
@@ -99,7 +100,8 @@ class Trained:
             return self.plan
         AP = f", AP {self.metrics['AP']:.2f}" if "AP" in self.metrics else ""
         report = f"; report: {self.report}" if self.report else ""
-        return f"Weights: {self.weights}{AP}{report}"
+        text = f"Weights: {self.weights}{AP}{report}"
+        return f"{text}\n{self.advice}" if self.advice else text
 
 
 def _find_moved(name: str, data: str) -> str:

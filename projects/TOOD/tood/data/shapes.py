@@ -88,7 +88,7 @@ def write_shapes_dataset(
     images_folder = os.path.join(folder, "images")
     os.makedirs(images_folder, exist_ok=True)
     images, annotations = [], []
-    for i in tqdm(range(num_images), desc=f"drawing {folder}"):
+    for i in tqdm(range(num_images), desc=f"drawing {folder}", disable=None):
         image, objects = draw_scene(rng, size, crowded=crowded)
         file_name = f"{i:05d}.jpg"
         image.save(os.path.join(images_folder, file_name), quality=90)

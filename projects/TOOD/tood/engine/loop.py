@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import uuid
 import weakref
@@ -33,6 +34,7 @@ from tood.engine.hooks import (
 )
 from tood.engine.launch import is_lost_peer
 from tood.engine.optimizer import get_hyperparameters, set_hyperparameters
+from tood.engine.progress import Progress
 from tood.engine.step import Diverged, TrainingStep
 from tood.engine.watch import StatusPrinter, StrictLines, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
@@ -110,10 +112,12 @@ class TrainingLoop(TrainerBase):
         self.best = BestWeights(options.output_dir, self.checkpointer.extra_metadata)
         if comm.is_main_process():
             model.watcher = TrainingWatcher(options.vis_period, class_names, model.input_format)
+        self.progress = Progress()
         self.stopped_early = False
         self.run_id = uuid.uuid4().hex  # a resumed training keeps that of its start
         self.start_iter, self.max_iter = 0, options.max_iter
         self.evaluated = -1  # the last iteration after which an evaluation was finished
+        self.best_results: Dict = {}  # of it, those of the weights or of their average
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> List[Optional[HookBase]]:
@@ -133,6 +137,7 @@ class TrainingLoop(TrainerBase):
             # After the hooks that change the state of the training, before those that take time.
             StopOnSignal(self.checkpointer),
             self._build_learning_check(),
+            self.progress,
             Evaluation(options.eval_period, self.evaluate),
             StopEarly(options.eval_period, options.training.early_stop_patience),
             # After evaluation, whose metrics it writes.
@@ -253,6 +258,7 @@ class TrainingLoop(TrainerBase):
             for name, weights, found in evaluated:
                 AP = first_AP(found)
                 self.best.offer(weights, AP, iteration, run_id=self.run_id, name=name)
+            self.best_results = max((x[2] for x in evaluated), key=_rank)
             write_json({"run_id": self.run_id, "iteration": iteration}, self._evaluated_file)
         return results
 
@@ -315,6 +321,11 @@ def _warn_if_warmup_alone(model: nn.Module, max_iter: int) -> None:
             f"the {max_iter} of the training: all of it assigns by "
             f"{type(warmup).__name__}, none by {type(model.assigner).__name__}."
         )
+
+
+def _rank(results: Dict) -> float:
+    AP = first_AP(results)
+    return -1.0 if math.isnan(AP) else AP
 
 
 def _is_reported_later(record: logging.LogRecord) -> bool:

@@ -46,7 +46,7 @@ from tood.evaluation.coco import load_content
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.lock import locked
-from tood.utils.logs import keep_pages_to_files, restored
+from tood.utils.logs import keep_logs_to_files, keep_pages_to_files, restored
 from tood.utils.signals import SIGNALS, Stopped, mark_resumable
 
 logger = logging.getLogger("tood")
@@ -76,6 +76,7 @@ class Run:
     is_built: bool = False  # a model of this config was built before, to measure it
     is_locked: bool = False  # the caller has the lock of the output folder
     is_reported: bool = False  # the caller writes a report
+    shows_progress: bool = False  # one live line in the terminal, and the log in log.txt alone
 
 
 def start(run: Run):
@@ -190,14 +191,15 @@ def _check_weights(options: RunOptions, run: Run) -> None:
 
 def begin(cfg: CfgNode, run: Run, news: Sequence[str]) -> None:
     """Begin to write: the config and the log."""
+    limit = keep_logs_to_files if run.shows_progress else keep_pages_to_files
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())  # as default_setup does
-    keep_pages_to_files(["detectron2"])
+    limit(["detectron2"])
     if run.eval_only:
         _set_up_evaluation(cfg, run)
     else:
         default_setup(cfg, run)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
-    keep_pages_to_files(["tood"])
+    limit(["fvcore", "tood"])
     for text in news:
         logger.info(text)
 
@@ -297,7 +299,9 @@ def train(cfg: CfgNode, run: Run) -> Trainer:
     if run.resume and not trainer.checkpointer.has_checkpoint():
         logger.warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR} yet, training from the start.")
     trainer.resume_or_load(resume=run.resume)
-    trainer.results = trainer.train()
+    is_shown = run.shows_progress and comm.is_main_process()
+    with trainer.progress.shown() if is_shown else contextlib.nullcontext():
+        trainer.results = trainer.train()
     if cfg.DATASETS.TEST and not run.is_reported and comm.is_main_process():
         logger.info(make_report_hint(cfg.OUTPUT_DIR))
     return trainer

@@ -176,14 +176,14 @@ def results_folder(output_dir: str, name: str, names: Sequence[str]) -> str:
     return os.path.join(folder, slugs[index] if is_unique else f"{index + 1}_{slugs[index]}")
 
 
-def first_AP(results) -> float:
-    """Return the box AP on the first data set of Detectron2's results, "AP@N" if the model may
-    return more than COCO's 100 detections; NaN if there is none.
+def first_AP(results, metric: str = "AP") -> float:
+    """Return the box AP, or another metric, on the first data set of Detectron2's results, "AP@N"
+    if the model may return more than COCO's 100 detections; NaN if there is none.
     """
     if results and "bbox" not in results:
         results = next(iter(results.values()))
     metrics = results.get("bbox", {}) if results else {}
-    name = next((x for x in metrics if x.startswith("AP@")), "AP")
+    name = next((x for x in metrics if x.startswith(f"{metric}@")), metric)
     return metrics.get(name, float("nan"))
 
 
@@ -204,7 +204,8 @@ def validation_loss(model, data_loader, *, assigner) -> Dict[str, float]:
     total, names = torch.zeros(()), ()
     show = comm.is_main_process() and len(data_loader) > 50
     try:
-        for batch in tqdm(data_loader, desc="validation loss", disable=not show):
+        bar = tqdm(data_loader, desc="validation loss", disable=None if show else True, leave=False)
+        for batch in bar:
             sums, weights = model.compute_loss_sums(batch, assigner)
             names = tuple(sums)
             total = total + torch.stack([torch.stack(list(sums.values())), weights]).double().cpu()

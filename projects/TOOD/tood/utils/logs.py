@@ -6,6 +6,8 @@ import sys
 import warnings
 from typing import Callable, Iterator, Sequence
 
+from tqdm import tqdm
+
 MESSAGES = (  # warnings that users cannot act on
     ".*torch.jit.script.* is deprecated",
     "torch.meshgrid: in an upcoming release",
@@ -83,3 +85,32 @@ def keep_pages_to_files(logger_names: Sequence[str]) -> None:
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                 handler.addFilter(is_short)
+
+
+class WarningsAboveBars(logging.StreamHandler):
+    """Prints the package's warnings and errors, which users can act on, above the progress bars of
+    a terminal; other records are for files.
+    """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.setLevel(logging.WARNING)
+        self.addFilter(logging.Filter("tood"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        try:
+            tqdm.write(f"warning: {record.getMessage()}", file=self.stream)
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def keep_logs_to_files(logger_names: Sequence[str]) -> None:
+    """Replace the terminal's handlers of loggers by :class:`WarningsAboveBars`."""
+    for name in logger_names:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                logger.removeHandler(handler)
+                logger.addHandler(WarningsAboveBars(handler.stream))

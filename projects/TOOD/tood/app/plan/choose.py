@@ -9,7 +9,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 from detectron2.config import CfgNode
 
 from tood.app.plan.data import count_negatives
-from tood.app.plan.memory import StepMemory, measure_step
+from tood.app.plan.memory import StepMemory, measure_step, time_step
 from tood.app.plan.rules import (
     EVALUATIONS,
     LARGEST_SIZE,
@@ -236,6 +236,9 @@ def fit_step(
         while number and not memory.fits(number):
             number //= 2
         if number:
+            if model.device.type == "cpu":
+                sides = min(size.shorter, size.longer), size.longer
+                memory = memory._replace(seconds=time_step(model, number, *sides))
             return size, number, memory
         smaller = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
         smaller = _choose_size(statistics, smaller, tiles, typed)

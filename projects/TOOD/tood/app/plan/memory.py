@@ -1,6 +1,9 @@
-"""The number of images of a size that fit into memory in a training step, measured by one step."""
+"""The number of images of a size that fit into memory in a training step, and their time, measured
+by one step.
+"""
 
 import contextlib
+import time
 from typing import Dict, NamedTuple, Optional
 
 import psutil
@@ -14,17 +17,21 @@ from torch.autograd.graph import saved_tensors_hooks
 # other programs.
 USABLE_PART = 0.6
 MiB = 1024**2
+# In a step that is timed, if there is more than one image. The time of small images is not
+# proportional to their number.
+MOST_TIMED = 400_000  # pixels
 # Memory of a step on a CPU beside its weights, as a multiple of what it keeps for the gradients:
 # 1.25 to 1.51 were measured in separate processes.
 BACKWARD = 1.6
 
 
 class StepMemory(NamedTuple):
-    """Memory of a step, in bytes."""
+    """Memory of a step, in bytes, and its time."""
 
     fixed: int  # weights, gradients and momentum
     per_image: int
     free: int  # before the step
+    seconds: float = 0.0  # of a step, on a CPU
 
     def fits(self, num_images: int) -> bool:
         """Return whether a step of some images leaves enough for the rest."""
@@ -61,14 +68,30 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
         kept.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
-    with EventStorage(), saved_tensors_hooks(pack, lambda x: x):
-        sum(model([_draw_noise(height, width)]).values()).backward()
-    model.zero_grad(set_to_none=True)
+    with saved_tensors_hooks(pack, lambda x: x):
+        _take_step(model, 1, height, width)
     # A CPU's process says less: it takes from what it has used before.
     used = round(BACKWARD * sum(kept.values()))
     if device.type == "cuda":
         used = torch.cuda.max_memory_allocated(device) - before - weights  # those of the gradients
     return StepMemory(3 * weights, max(used, 1), free)
+
+
+def time_step(model: nn.Module, num_images: int, height: int, width: int) -> float:
+    """Return the seconds of a step on a CPU, from one with images of noise, as many as
+    ``MOST_TIMED`` allows. An earlier step has made the preparations.
+    """
+    number = min(num_images, max(MOST_TIMED // (height * width), 1))
+    start = time.perf_counter()
+    _take_step(model, number, height, width)
+    return (time.perf_counter() - start) * num_images / number
+
+
+def _take_step(model: nn.Module, num_images: int, height: int, width: int) -> None:
+    images = [_draw_noise(height, width) for _ in range(num_images)]
+    with EventStorage():
+        sum(model(images).values()).backward()
+    model.zero_grad(set_to_none=True)
 
 
 def _draw_noise(height: int, width: int) -> Dict:

@@ -1,5 +1,6 @@
 """The plan of ``tood train`` as a table: the data, and the values that the training will have."""
 
+import textwrap
 from typing import List, Sequence, Tuple
 
 import torch
@@ -7,6 +8,7 @@ from tabulate import tabulate
 
 from tood.app.plan.choose import ORIGINS, Plan
 from tood.app.plan.data import TrainingData, count_negatives
+from tood.app.plan.duration import Duration
 from tood.app.plan.memory import MiB
 from tood.app.plan.rules import compute_statistics
 from tood.app.plan.state import PLAN
@@ -14,6 +16,7 @@ from tood.config.check import get_key
 from tood.data.annotations import class_names
 
 Row = Tuple[str, str]
+WIDTH = 80  # characters of a terminal
 # Keys whose values are in the rows.
 SHOWN = (
     *("INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN"),
@@ -23,13 +26,18 @@ SHOWN = (
 )
 
 
-def make_table(data: TrainingData, plan: Plan, output: str) -> str:
+def make_table(data: TrainingData, plan: Plan, duration: Duration, output: str) -> str:
     """Return what was found, and what will be done."""
-    rows = [*_list_data(data), *_list_settings(plan)]
+    rows = [*_list_data(data), *_list_settings(plan), ("time", str(duration))]
     others = [f"{key} {get_key(plan.cfg, key)}" for key in plan.typed if key not in SHOWN]
     rows += [("options" if i == 0 else "", text) for i, text in enumerate(others)]
     rows.append(("output", f"{output}, config {PLAN}"))
-    return tabulate(rows, tablefmt="simple")
+    width = WIDTH - max(len(label) for label, _ in rows) - 2
+    wrapped = [
+        (label, textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False))
+        for label, text in rows
+    ]
+    return tabulate(wrapped, tablefmt="simple")
 
 
 def _list_data(data: TrainingData) -> List[Row]:

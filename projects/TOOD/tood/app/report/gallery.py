@@ -60,7 +60,7 @@ def draw_worst_images(analysis: Analysis, rows: Sequence[Dict], read: Read) -> L
         read: images that it cannot read are omitted.
     """
     drawings = []
-    for row in tqdm(rows[:NUM_IMAGES], desc="drawing", disable=len(rows) < 5):
+    for row in tqdm(rows[:NUM_IMAGES], desc="drawing", disable=len(rows) < 5 or None, leave=False):
         image = read(row["image"])
         if image is None:
             continue

@@ -1,0 +1,95 @@
+"""The duration of a training, estimated from one step that is measured."""
+
+from typing import NamedTuple, Optional
+
+from detectron2.config import CfgNode
+
+from tood.app.plan.choose import Plan
+from tood.app.plan.memory import time_step
+from tood.app.plan.rules import choose_epochs
+from tood.config.build import build_detector
+from tood.engine.progress import count_evaluations
+from tood.utils.errors import is_out_of_memory
+
+FEW = 0.5  # steps, as a part of those of the rule
+FORWARD = 0.35  # time of an evaluation, as a part of steps with as many images
+
+
+class Duration(NamedTuple):
+    """A number of steps, and what they take."""
+
+    steps: int
+    evaluations: int
+    step_seconds: Optional[float] = None  # None if it was not measured
+    evaluation_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps and evaluations."""
+        return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds
+
+    def __str__(self) -> str:
+        if self.step_seconds is None:
+            return f"{self.steps} steps"
+        each = f"{format_seconds(self.step_seconds)} a step"
+        if self.evaluations:
+            number = "1 evaluation" if self.evaluations == 1 else f"{self.evaluations} evaluations"
+            each += f", {number} of {format_seconds(self.evaluation_seconds)}"
+        return f"{self.steps} steps, about {format_seconds(self.seconds)}: {each}"
+
+
+def estimate_duration(plan: Plan, num_val_images: int) -> Duration:
+    """Return how long a training takes; on a GPU, no step is measured.
+
+    Args:
+        num_val_images: images to validate on.
+    """
+    cfg, solver = plan.cfg, plan.cfg.SOLVER
+    number = count_evaluations(solver.MAX_ITER, cfg.TEST.EVAL_PERIOD) if num_val_images else 0
+    seconds = _measure_step(plan)
+    if seconds is None:
+        return Duration(solver.MAX_ITER, number)
+    models = 2 if cfg.MODEL.TOOD.EMA_DECAY else 1
+    evaluation = num_val_images * models * FORWARD * seconds / solver.IMS_PER_BATCH
+    return Duration(solver.MAX_ITER, number, seconds, evaluation)
+
+
+def _measure_step(plan: Plan) -> Optional[float]:
+    """Return the seconds of a step; None if it cannot be measured."""
+    if plan.cfg.MODEL.DEVICE != "cpu":
+        return None
+    if plan.memory is not None:
+        return plan.memory.seconds
+    try:
+        model, size = build_detector(plan.cfg).train(), _find_size(plan.cfg)
+        time_step(model, 1, *size)
+        return time_step(model, plan.cfg.SOLVER.IMS_PER_BATCH, *size)
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # the images of a step are the user's choice
+            return None
+        raise
+
+
+def _find_size(cfg: CfgNode):
+    size = cfg.INPUT
+    shorter = max(size.MIN_SIZE_TRAIN)
+    return min(shorter, size.MAX_SIZE_TRAIN), size.MAX_SIZE_TRAIN
+
+
+def warn_if_short(plan: Plan, duration: Duration) -> str:
+    """Return a line for a training that is far shorter than the rule's; "" for others."""
+    per_step = plan.cfg.SOLVER.IMS_PER_BATCH
+    rule = round(choose_epochs(plan.num_images) * plan.num_images / per_step)
+    if duration.steps >= FEW * rule:
+        return ""
+    time = ""
+    if duration.step_seconds is not None:
+        time = f", about {format_seconds(duration._replace(steps=rule).seconds)}"
+    return f"{duration.steps} steps; the rule takes {rule}{time}; expect little."
+
+
+def format_seconds(seconds: float) -> str:
+    """Return "0.05 s", "2.1 s", "30 s", "29 min" or "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
