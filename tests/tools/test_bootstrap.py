@@ -1,6 +1,7 @@
 """The set-up tool: its edits, and what it says when something is in the way."""
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -247,3 +248,9 @@ def test_command_line_reports_and_fails(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: Python's venv module could not create /proc/none/venv")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_set_up_needs_the_standard_library_alone():
+    code = "from tood.app.setup import packages; from tood.utils.errors import UserError"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "projects" / "TOOD")}
+    subprocess.run([sys.executable, "-S", "-c", code], env=environ, check=True)

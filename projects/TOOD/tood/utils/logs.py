@@ -6,8 +6,6 @@ import sys
 import warnings
 from typing import Callable, Iterator, Sequence
 
-from tqdm import tqdm
-
 MESSAGES = (  # warnings that users cannot act on
     ".*torch.jit.script.* is deprecated",
     "torch.meshgrid: in an upcoming release",
@@ -99,6 +97,8 @@ class WarningsAboveBars(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
+        from tqdm import tqdm  # here: the set-up of a new environment imports this file
+
         try:
             tqdm.write(f"warning: {record.getMessage()}", file=self.stream)
             self.flush()
