@@ -33,7 +33,7 @@ from tood.utils.tiles import Tile, TileOptions, make_tiles
 
 @pytest.mark.slow
 @settings(max_examples=300)
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 80), st.data())
+@given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 80), st.data())
 def test_tiles_cover_the_image(width, height, size, data):
     overlap = data.draw(st.integers(0, size - 1))
     tiles = make_tiles(width, height, size, overlap)
@@ -57,6 +57,13 @@ def test_tiles_by_hand():
     assert [t.x for t in make_tiles(130, 60, 60, 20)] == [0, 35, 70]
 
 
+def test_the_number_of_tiles_is_bounded():
+    assert len(make_tiles(100, 100, 1, 0)) == 10_000
+    for numbers in ((101, 100, 1, 0), (640, 480, 64, 63), (10**6, 10**6, 32, 0)):
+        with pytest.raises(UserError, match=r"of \d+ x \d+ into .*; at most 10,000 are possible"):
+            make_tiles(*numbers)
+
+
 def test_what_is_seen_of_a_box():
     tile = Tile(10, 10, 20, 20)
     boxes = np.array([[12, 12, 5, 5], [0, 10, 20, 10], [40, 40, 5, 5], [5, 5, 30, 30.0]])
@@ -71,7 +78,7 @@ def test_what_is_seen_of_a_box():
 @given(st.integers(1, 90), st.data())
 def test_the_tile_that_shows_the_most_of_a_box(size, data):
     options = TileOptions(size, data.draw(st.integers(0, size - 1)))
-    side = st.integers(1, 200)
+    side = st.integers(1, 100)
     image_sizes = data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=4))
     boxes, expected = [], []
     for width, height in image_sizes:

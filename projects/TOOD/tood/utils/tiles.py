@@ -3,6 +3,10 @@
 import math
 from typing import List, NamedTuple
 
+from tood.utils.errors import UserError
+
+MAX_TILES = 10_000  # of an image
+
 
 class TileOptions(NamedTuple):
     """``INPUT.TILES``."""
@@ -31,14 +35,29 @@ def make_tiles(width: int, height: int, size: int, overlap: int) -> List[Tile]:
     Returns:
         tiles that overlap by ``overlap`` or more. If a side of the image is not longer than
         ``size``, they have its length.
+
+    Raises:
+        UserError: for more than ``MAX_TILES``, which would take days and all memory.
     """
+    number = count_tiles(width, size, overlap) * count_tiles(height, size, overlap)
+    if number > MAX_TILES:
+        raise UserError(
+            f"Tiles of {size} pixels (INPUT.TILES.SIZE) that overlap by {overlap} cut an image of "
+            f"{width} x {height} into {number:,}; at most {MAX_TILES:,} are possible: raise the "
+            "size, or lower INPUT.TILES.OVERLAP."
+        )
     columns, rows = (tile_starts(side, size, overlap) for side in (width, height))
     return [Tile(x, y, min(size, width), min(size, height)) for y in rows for x in columns]
 
 
 def tile_starts(side: int, size: int, overlap: int) -> List[int]:
     """Return where the tiles of :func:`make_tiles` begin along a side of an image."""
-    if side <= size:
+    number = count_tiles(side, size, overlap)
+    if number == 1:
         return [0]
-    number = 1 + math.ceil((side - size) / (size - overlap))
     return [(side - size) * i // (number - 1) for i in range(number)]
+
+
+def count_tiles(side: int, size: int, overlap: int) -> int:
+    """Return the number of tiles along a side of an image."""
+    return 1 + max(0, math.ceil((side - size) / (size - overlap)))
