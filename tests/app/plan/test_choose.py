@@ -5,13 +5,20 @@ from conftest import CONFIG, TINY
 from detectron2.modeling import build_model
 
 from tood.app import cli
-from tood.app.plan import choose
-from tood.app.plan.choose import choose_config, fit_step
+from tood.app.plan import choose, rules
+from tood.app.plan.choose import (
+    LARGE_IMAGES,
+    SCRATCH,
+    SMALL_IMAGES,
+    choose_config,
+    fit_step,
+)
 from tood.app.plan.data import read_training_data
 from tood.app.plan.memory import MiB, StepMemory, measure_step
-from tood.app.plan.rules import DataStatistics
+from tood.app.plan.rules import LARGEST_SMALL, DataStatistics
 from tood.app.plan.state import Wishes
 from tood.config.files import read_config_file
+from tood.config.zoo import get_config
 from tood.utils.errors import UserError
 from tood.utils.tiles import WHOLE
 
@@ -24,7 +31,7 @@ def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, cap
     small = choose.compute_statistics(read_training_data(Wishes("photos")).train.content)
     monkeypatch.setattr(choose, "compute_statistics", lambda *_: small._replace(small_object=0.02))
     assert choose_config({}, WHOLE) == "tood_lite0_N_small_data"
-    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(choose, "find_config_file", lambda name: asked.append(name) or CONFIG)
     asked = []
     cli.main(["train", "photos", "--dry-run", *TINY])
@@ -80,3 +87,13 @@ def test_a_step_is_measured(tiny_cfg):
     assert large.per_image == pytest.approx(25 * small.per_image, rel=0.1)
     assert large.needed(3) == 3 * weights + 3 * large.per_image
     assert large.fits(1) == (large.needed(1) <= 0.6 * large.free)
+
+
+@pytest.mark.parametrize("name", [SMALL_IMAGES, LARGE_IMAGES, SCRATCH])
+def test_the_check_knows_the_finest_stride(name, monkeypatch):
+    """It needs no PyTorch, and reads no config."""
+    monkeypatch.setattr(rules, "is_pretrained", lambda: name != SCRATCH)
+    size = LARGEST_SMALL + (name == LARGE_IMAGES)
+    assert choose.WEIGHTS.module in rules.PRETRAINED
+    finest = get_config(name).MODEL.TOOD.IN_FEATURES[0]  # "p3" has the stride 8
+    assert rules.find_finest_stride(size) == 2 ** int(finest[1:])

@@ -6,7 +6,7 @@ import shlex
 from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from tood.app.convert.door import Converted, Part, read_data
-from tood.app.plan.rules import STRIDE, choose_input
+from tood.app.plan.rules import choose_input, find_finest_stride
 from tood.data.annotations import DataSet, clean_content, count_objects
 from tood.data.check import (
     DataReport,
@@ -158,7 +158,8 @@ def check_part(part: Part) -> CheckedPart:
     with guard_nesting(part.source):
         content = clean_content(part.content, part.source, part.image_root, to_train=True)
     input_size = choose_input(content)
-    report = check_data(part.source, content, input_size, STRIDE, filter_empty=False)
+    stride = find_finest_stride(input_size.shorter)
+    report = check_data(part.source, content, input_size, stride, filter_empty=False)
     report.findings.extend(check_images(content["images"], part.image_root))
     # Whether images are in several parts is checked by whoever knows the parts.
     dataset = DataSet(part.source, content, part.image_root, images_checked=True)

@@ -2,7 +2,6 @@
 config. Typed flags and options come first; what is chosen follows from them as well.
 """
 
-import importlib.util
 import logging
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -13,6 +12,7 @@ from tood.app.plan.memory import StepMemory, measure_step, time_step
 from tood.app.plan.rules import (
     EVALUATIONS,
     LARGEST_SIZE,
+    LARGEST_SMALL,
     SMALLEST_SIZE,
     STEP,
     DataStatistics,
@@ -22,6 +22,7 @@ from tood.app.plan.rules import (
     choose_size,
     choose_tiles,
     compute_statistics,
+    is_pretrained,
     num_samples,
 )
 from tood.app.plan.state import Wishes
@@ -37,8 +38,8 @@ from tood.utils.errors import UserError
 from tood.utils.logs import at_level
 from tood.utils.tiles import WHOLE, TileOptions
 
-# From ImageNet, where timm and the weights are installed, or from scratch. The first reads maps
-# from stride 4 on, which in large images takes as long as all the rest.
+# From ImageNet, if timm and the weights are installed, or from scratch. The first reads maps from
+# stride 4 on.
 SMALL_IMAGES, LARGE_IMAGES = "tood_lite0_N_P2_small_data", "tood_lite0_N_small_data"
 SCRATCH = "tood_R18_GN_small_data"
 MODELS = {  # short names of configs
@@ -48,7 +49,6 @@ MODELS = {  # short names of configs
     "R18": SCRATCH,
     "R50": "tood_R50_FPN_1x",
 }
-LARGEST_SMALL = 400  # shorter side, pixels
 WEIGHTS = PACKAGES["efficientnet-lite0"]
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 
@@ -271,7 +271,7 @@ def _size_keys(size: ImageSize) -> Dict[str, object]:
 
 def choose_config(content: Dict, tiles: TileOptions) -> str:
     """Return the name of the config for some training data."""
-    if not all(importlib.util.find_spec(name) for name in ("timm", WEIGHTS.module)):
+    if not is_pretrained():
         return SCRATCH
     size = choose_size(compute_statistics(content, tiles), tiled=tiles.size > 0).shorter
     return SMALL_IMAGES if size <= LARGEST_SMALL else LARGE_IMAGES

