@@ -17,7 +17,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import _cached_log_stream, setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
@@ -140,6 +140,7 @@ def main(run: Run):
     cfg, news = check(run)
     with _lock_output(cfg, run), restored(LOGGERS):
         setup_logger.cache_clear()  # it returns early for a folder that it knows
+        _cached_log_stream.cache_clear()  # relative names are of the current folder
         begin(cfg, run, news)
         return evaluate(cfg, run) if run.eval_only else train(cfg, run)
 
