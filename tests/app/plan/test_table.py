@@ -23,7 +23,7 @@ TYPED = [*SMALL, "SOLVER.MAX_ITER", "8", "SOLVER.IMS_PER_BATCH", "2"]
 
 
 @pytest.fixture
-def run_of(photo_folder, tmp_path, monkeypatch, capsys):
+def train_and_read(photo_folder, tmp_path, monkeypatch, capsys):
     """A function that returns the table, the plan's content and the config of the training."""
     seen = []
     monkeypatch.setattr(
@@ -39,8 +39,10 @@ def run_of(photo_folder, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_what_is_shown_is_what_runs(run_of):
-    table, plan, cfg = run_of(*TYPED, "SOLVER.BASE_LR", "0.5", "TEST.DETECTIONS_PER_IMAGE", "7")
+def test_what_is_shown_is_what_runs(train_and_read):
+    table, plan, cfg = train_and_read(
+        *TYPED, "SOLVER.BASE_LR", "0.5", "TEST.DETECTIONS_PER_IMAGE", "7"
+    )
     assert table["schedule"] == "8 iterations, 2.67 times all images; learning rate 0.5"
     assert table["images per step"] == "2" and table["detections"] == "at most 7 of an image"
     assert table["image size"].startswith("64, longer side at most 64: ")
@@ -53,16 +55,16 @@ def test_what_is_shown_is_what_runs(run_of):
     assert cfg.SOLVER.STEPS == (5, 7) and cfg.INPUT.MIN_SIZE_TRAIN == (64,)
 
 
-def test_flags_are_shown_as_they_run(run_of):
-    table, plan, cfg = run_of("--epochs", "4", "--images-per-step", "3", *SMALL)
+def test_flags_are_shown_as_they_run(train_and_read):
+    table, plan, cfg = train_and_read("--epochs", "4", "--images-per-step", "3", *SMALL)
     assert table["schedule"] == "8 iterations, 4 times all images; learning rate 0.0075"
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (8, 3)
     assert cfg.SOLVER.BASE_LR == plan["SOLVER"]["BASE_LR"] == pytest.approx(0.0075)
 
 
-def test_short_flags_are_values_of_the_plan(run_of):
+def test_short_flags_are_values_of_the_plan(train_and_read):
     flags = ["--image-size", "96", "--batch", "2", "--epochs", "4", "--lr", "0.004", "--seed", "7"]
-    table, plan, cfg = run_of(*flags, "--device", "cpu", "--model", "R18")
+    table, plan, cfg = train_and_read(*flags, "--device", "cpu", "--model", "R18")
     assert table["model"].startswith("tood_R18_GN_small_data") and table["options"] == "SEED 7"
     assert table["image size"].startswith("96, longer side at most 128")
     assert table["schedule"] == "12 iterations, 4 times all images; learning rate 0.004"
@@ -81,7 +83,7 @@ def test_models_have_short_names():
         find_base(Wishes(model="M"))
 
 
-def test_an_epoch_has_the_images_that_are_trained_on(run_of, photo_folder):
+def test_an_epoch_has_the_images_that_are_trained_on(train_and_read, photo_folder):
     """A named config ignores images without objects; the engine counts the same."""
     path = photo_folder / "annotations.json"
     content = json.loads(path.read_text())
@@ -92,7 +94,7 @@ def test_an_epoch_has_the_images_that_are_trained_on(run_of, photo_folder):
     path.write_text(json.dumps(content))
     data = ["--val-data", "photos/annotations.json:photos/images"]
     flags = ["--epochs", "10", "--images-per-step", "1"]
-    table, _, cfg = run_of("--config-file", CONFIG, *flags, *data, *TYPED[: len(SMALL)])
+    table, _, cfg = train_and_read("--config-file", CONFIG, *flags, *data, *TYPED[: len(SMALL)])
     assert cfg.SOLVER.MAX_ITER == 60 and table["schedule"].startswith("60 iterations, 10 times")
     options = engine_train.run_options(cfg)
     engine_train.prepare_datasets(options.data, training=True)

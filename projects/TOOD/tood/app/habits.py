@@ -28,7 +28,7 @@ FOREIGN = {
     **dict.fromkeys(("source", "input", "image", "images"), "IMAGES"),
     **dict.fromkeys(("model", "weights", "checkpoint", "ckpt"), "MODEL"),
 }
-KEYS = {  # where there is no flag
+KEYS = {  # of names without a flag
     **dict.fromkeys(("workers", "num-workers"), "DATALOADER.NUM_WORKERS"),
     **dict.fromkeys(("iou", "iou-thres", "nms"), "MODEL.TOOD.NMS_THRESH_TEST"),
     **dict.fromkeys(("max-det", "max-detections"), "TEST.DETECTIONS_PER_IMAGE"),

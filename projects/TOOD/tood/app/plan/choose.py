@@ -34,7 +34,7 @@ from tood.config.read import load_config, read_options, read_schedule, tile_opti
 from tood.config.schedule import KEYS, Schedule, refuse_other_schedule, scale_schedule
 from tood.config.zoo import find_config_file, get_config_file
 from tood.data.annotations import class_names
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, guard_memory, is_out_of_memory
 from tood.utils.logs import at_level
 from tood.utils.tiles import WHOLE, TileOptions
 
@@ -50,6 +50,7 @@ MODELS = {  # short names of configs
     "R50": "tood_R50_FPN_1x",
 }
 WEIGHTS = PACKAGES["efficientnet-lite0"]
+LESS_MEMORY = "end other programs, or choose a smaller --image-size and --batch 1"
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
 
 
@@ -229,7 +230,7 @@ def fit_step(
         try:
             memory = measure_step(model, min(size.shorter, size.longer), size.longer)
         except RuntimeError as error:
-            if "memory" not in str(error):  # PyTorch's, on CPUs and GPUs, says so
+            if not is_out_of_memory(error):
                 raise
             memory = None
         number = wanted if memory is not None else 0
@@ -238,15 +239,15 @@ def fit_step(
         if number:
             if model.device.type == "cpu":
                 sides = min(size.shorter, size.longer), size.longer
-                memory = memory._replace(seconds=time_step(model, number, *sides))
+                with guard_memory(LESS_MEMORY):
+                    memory = memory._replace(seconds=time_step(model, number, *sides))
             return size, number, memory
         smaller = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
         smaller = _choose_size(statistics, smaller, tiles, typed)
         if size.shorter <= SMALLEST_SIZE or smaller == size:
             raise UserError(
                 "The memory that is free does not suffice for a step with one image of "
-                f"{size.shorter} x {size.longer} pixels; end other programs, or choose sizes with "
-                "INPUT.MIN_SIZE_TRAIN and --images-per-step 1."
+                f"{size.shorter} x {size.longer} pixels; {LESS_MEMORY}."
             )
         size = smaller
 

@@ -6,14 +6,15 @@ import os
 import shlex
 from typing import Dict, Optional, Sequence
 
-from tood.app.convert.write import LEDGER
 from tood.app.plan.advice import History, list_aps
 from tood.app.plan.rules import compute_statistics, num_samples
+from tood.app.plan.state import LEDGER
 from tood.data.annotations import count_objects, read_annotations
 from tood.data.check import split_broken
 from tood.data.entries import parse_own_data
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
+from tood.utils.reading import MAX_TEXT, read_regular
 
 
 def read_history(predictor: Predictor, records: Sequence[Dict]) -> History:
@@ -51,9 +52,8 @@ def read_data_name(folder: str) -> str:
     """Return the data of ``tood train`` in an output folder, relative to the current one if they
     are in it; "" if they are not known.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        with open(os.path.join(folder, "data", LEDGER), encoding="utf-8") as f:
-            data = json.load(f)["data"]
+    with contextlib.suppress(UserError, ValueError, KeyError, TypeError):
+        data = json.loads(read_regular(os.path.join(folder, LEDGER), MAX_TEXT))["data"]
         short = os.path.relpath(data)
         return data if short.startswith(os.pardir) else short
     return ""
