@@ -2,13 +2,11 @@
 
 import contextlib
 import functools
-import glob
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -23,7 +21,8 @@ from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY, hash_weights, make_identity
 from tood.config.options import RunOptions
 from tood.data.datasets import list_images
-from tood.data.images import HEIF, IMAGE_SUFFIXES
+from tood.data.images import IMAGE_SUFFIXES
+from tood.data.inputs import VIDEOS, WEBCAM, find_files, is_video, resolve_folder
 from tood.inference.predictor import Predictor, read_bgr
 from tood.inference.results import Result
 from tood.inference.thresholds import parse_threshold
@@ -31,21 +30,23 @@ from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, check_image_output, choose_output, write_image
 from tood.utils.files import write_json as write_json_file
-from tood.utils.folders import is_drawing, walk_folders
-from tood.utils.reading import open_at_once
-from tood.utils.suggest import suggest_path
 
 try:
     import cv2
 
+    from tood.data.videos import (
+        is_video_file,
+        read_frames,
+        read_property,
+        show_and_ask_to_stop,
+        written_video,
+    )
     from tood.visualization.draw import add_heading, image_grid
 except ImportError as error:
     raise UserError(
         "OpenCV is missing, which reads videos and draws: pip install -e .[draw]"
     ) from error
 
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-WEBCAM = "webcam"
 DEFAULT_INPUTS = 12
 THUMBNAIL = 320  # longer side in the sheet, pixels
 
@@ -189,91 +190,14 @@ def _identify(path: str) -> Tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def is_video(path: str) -> bool:
-    """Return whether an input is a video, by its name, or a webcam."""
-    return path == WEBCAM or os.path.splitext(path)[1].lower() in VIDEOS
-
-
 def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tuple[List[str], str]:
-    """Return the files of paths, folders and patterns, in order, each once; without a pattern, the
-    first validation images.
-
-    Returns:
-        the files, and sentences on the choice: which validation images they are, or images in
-        sub-folders and output of the program, which are not among them; or "".
+    """Return the files of paths, folders and patterns, as :func:`tood.data.inputs.find_files` does;
+    without a pattern, the first validation images, and a sentence that says so.
 
     Raises:
         UserError: for a pattern without a file.
     """
-    if not patterns:
-        return _list_validation_images(options)
-    found, below, skipped = {}, {}, []
-    for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
-        pattern = os.path.expanduser(pattern)
-        if os.path.isdir(pattern):
-            paths = _glob(os.path.join(glob.escape(pattern), "*"), skipped)
-            below[pattern] = _glob(os.path.join(glob.escape(pattern), "**"), [])
-        else:
-            is_path = pattern == WEBCAM or os.path.exists(pattern)
-            paths = _glob(pattern, skipped) if not is_path else {_real(pattern): pattern}
-        if not paths:
-            note = _note(below, found, skipped)
-            hint = suggest_path(pattern) if not note and not os.path.exists(pattern) else ""
-            raise UserError(f"There is no image or video at {pattern}{hint or '.'}{note}")
-        found.update({key: path for key, path in paths.items() if key not in found})
-    return list(found.values()), _note(below, found, skipped)
-
-
-def _glob(pattern: str, skipped: List[str]) -> Dict[str, str]:
-    """Return {a name of the file: its path}; links to a folder do not repeat its files. What the
-    program wrote is added to ``skipped``.
-    """
-    known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
-    paths = {}
-    for path in sorted(_expand(pattern, skipped)):
-        if os.path.splitext(path)[1].lower() in known and os.path.isfile(path):
-            if is_drawing(path):
-                skipped.append(path)
-            else:
-                paths.setdefault(_real(path), path)
-    return paths
-
-
-def _expand(pattern: str, skipped: List[str]) -> List[str]:
-    """Return the paths of a pattern. Unlike ``glob``, "**" enters each real folder once."""
-    slash = f"[/{re.escape(os.sep)}]"
-    start, *rest = re.split(rf"(?:^|(?<={slash}))\*\*(?:{slash}|$)", pattern, maxsplit=1)
-    if not rest:
-        return glob.glob(pattern)
-    roots = [x for x in glob.glob(start or ".") if os.path.isdir(x)]
-    folders = [folder for root in roots for folder in walk_folders(root, skipped)]
-    return [
-        path
-        for folder in folders
-        for path in _expand(os.path.join(glob.escape(folder), rest[0] or "*"), skipped)
-    ]
-
-
-def _real(path: str) -> str:
-    folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
-
-
-def _note(below: Dict[str, Dict[str, str]], found: Dict[str, str], skipped: List[str]) -> str:
-    """Return how to name the images below folders that were not found, and what was skipped."""
-    counts = {folder: len(paths.keys() - found.keys()) for folder, paths in below.items()}
-    notes = [
-        f" {count} images in sub-folders of {folder} are not among them; name "
-        f"'{os.path.join(folder, '**')}' for all."
-        for folder, count in counts.items()
-        if count
-    ]
-    if skipped:
-        notes.append(
-            f" {len(set(skipped))} drawings and output folders of tood are not among them, as "
-            f"{skipped[0]}."
-        )
-    return "".join(notes)
+    return find_files(patterns) if patterns else _list_validation_images(options)
 
 
 def _list_validation_images(options: RunOptions) -> Tuple[List[str], str]:
@@ -338,9 +262,11 @@ def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: boo
 def write_detections(run: "_Run", save_as: str, output: str) -> None:
     """Write a data set of the detections, with the list of its files."""
     content = to_coco(run.results)
-    root = os.path.commonpath([os.path.dirname(_real(result.path)) for result in run.results])
+    root = os.path.commonpath(
+        [os.path.dirname(resolve_folder(result.path)) for result in run.results]
+    )
     for image in content["images"]:
-        path = os.path.relpath(_real(image["file_name"]), root)
+        path = os.path.relpath(resolve_folder(image["file_name"]), root)
         image["file_name"] = path.replace(os.sep, "/")
     part = Part("all", content, root, "the detections")
     written = write_dataset(part, save_as, output)
@@ -429,25 +355,25 @@ class _Run:
         """Detect in each frame, and write a video of the same rate and size; of a webcam, until q
         or Ctrl-C.
         """
-        if path != WEBCAM and not _is_video_file(path):
+        if path != WEBCAM and not is_video_file(path):
             self._warn(f"{path} is not a video in a regular file. It is skipped.")
             return
         reader = cv2.VideoCapture(0 if path == WEBCAM else path)
-        total = int(_read_property(reader, cv2.CAP_PROP_FRAME_COUNT, 1e9)) or None
-        frames = _read_frames(reader)
+        total = int(read_property(reader, cv2.CAP_PROP_FRAME_COUNT, 1e9)) or None
+        frames = read_frames(reader)
         first = next(frames, None)
         if first is None:
             self._warn(f"The video {path} cannot be read. It is skipped.")
             return
         progress = tqdm(total=total, desc=os.path.basename(path), leave=False)
         number, frame = 0, first
-        with contextlib.closing(progress), _written_video(reader, first, target) as writer:
+        with contextlib.closing(progress), written_video(reader, first, target) as writer:
             try:
                 while frame is not None:
                     name = f"{path}#{number}"
                     drawn = self._detect(frame, name).draw(frame)[:, :, ::-1]
                     writer.write(drawn.copy())
-                    if path == WEBCAM and _show_and_ask_to_stop(drawn):
+                    if path == WEBCAM and show_and_ask_to_stop(drawn):
                         break
                     progress.update()
                     number, frame = number + 1, next(frames, None)
@@ -503,63 +429,3 @@ class _Run:
         if self.keep_all:
             text += f" {json} has all {sum(map(len, self.unfiltered))} detections (--all)."
         return text
-
-
-def _read_frames(reader: "cv2.VideoCapture") -> Iterator[np.ndarray]:
-    ok, frame = reader.read()
-    while ok:
-        yield frame
-        ok, frame = reader.read()
-
-
-def _is_video_file(path: str) -> bool:
-    """Return whether OpenCV may open a file: others would be waited for, and lists of videos may
-    name such files.
-    """
-    try:
-        with open_at_once(path) as f:
-            return not f.read(64).lstrip().startswith((b"ffconcat", b"#EXTM3U"))
-    except OSError:
-        return False
-
-
-def _read_property(reader: "cv2.VideoCapture", key: int, high: float) -> float:
-    """Return a number that a video states, or 0 if it cannot be right."""
-    value = reader.get(key)
-    return value if 0 < value <= high else 0.0
-
-
-@contextlib.contextmanager
-def _written_video(
-    reader: "cv2.VideoCapture", frame: np.ndarray, target: str
-) -> Iterator["cv2.VideoWriter"]:
-    """Give a writer of a video that has another name until it is whole."""
-    part = "{}.part{}".format(*os.path.splitext(target))
-    writer = _open_writer(part, reader, frame, target)
-    try:
-        yield writer
-        writer.release()
-        os.replace(part, target)
-    finally:
-        reader.release()
-        writer.release()
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
-
-
-def _open_writer(
-    path: str, reader: "cv2.VideoCapture", frame: np.ndarray, target: str
-) -> "cv2.VideoWriter":
-    fps = _read_property(reader, cv2.CAP_PROP_FPS, 1000) or 25.0
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), fps, frame.shape[1::-1])
-    if not writer.isOpened():
-        raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")
-    return writer
-
-
-def _show_and_ask_to_stop(frame: np.ndarray) -> bool:
-    try:
-        cv2.imshow("TOOD: q ends", frame)
-        return cv2.waitKey(1) & 0xFF == ord("q")
-    except cv2.error:  # no screen: the video is written all the same
-        return False

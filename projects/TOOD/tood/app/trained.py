@@ -77,7 +77,7 @@ class Trained:
         Raises:
             UserError: for images that do not exist or cannot be read, and videos.
         """
-        from tood.app.predict import find_inputs, is_video  # takes seconds to import
+        from tood.data.inputs import find_files, is_video
 
         key = repr(sorted(options.items()))
         if key not in self._predictors:
@@ -86,7 +86,7 @@ class Trained:
         detect = self._predictors[key]
         given = list(images) if isinstance(images, (list, tuple)) else [images]
         if not any(hasattr(x, "dtype") for x in given):
-            given = find_inputs(given, detect.options)[0] if given else []
+            given = find_files(given)[0] if given else []
             for path in filter(is_video, given):
                 raise UserError(f"{path} is a video; use tood.predict, which writes videos.")
         return detect.predict(given)
