@@ -1,8 +1,11 @@
 """What the tests share: a tiny model, a data set that takes no time, and training runs."""
 
+import gc
 import importlib.util
 import logging
+import os
 import shutil
+import signal
 import socket
 import sys
 import warnings
@@ -32,6 +35,10 @@ from tood.data.shapes import write_shapes_dataset  # noqa: E402
 from tood.engine import train as engine_train  # noqa: E402
 from tood.utils.errors import UserError  # noqa: E402
 
+# What the modules hold stays: the collector need not walk through it in each test.
+gc.collect()
+gc.freeze()
+
 # Machines may be slow; fixtures are shared by the examples.
 settings.register_profile("tood", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("tood")
@@ -57,6 +64,26 @@ SMALL = [  # for the images of ``shapes``
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def signals_arrive():
+    """``nohup`` and shells without a terminal start programs that ignore SIGHUP or SIGINT."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [x for x in defaults if signal.getsignal(x) is signal.SIG_IGN]
+    for x in ignored:
+        signal.signal(x, defaults[x])
+    yield
+    for x in ignored:
+        signal.signal(x, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """Files of tests need not outlive the machine."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda fd: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,17 @@ from tood.utils.files import encode_json, write_json
 @pytest.fixture
 def run(trained, tmp_path, fresh_loggers):
     """A copy of a training without its report."""
-    ignored = shutil.ignore_patterns("report", "detections", "eval", "explained", "drawings")
+    return copy_training(trained, tmp_path, "report")
+
+
+@pytest.fixture
+def reported(trained, tmp_path, fresh_loggers):
+    """A copy of a training with its report."""
+    return copy_training(trained, tmp_path)
+
+
+def copy_training(trained, tmp_path, *without):
+    ignored = shutil.ignore_patterns("detections", "eval", "explained", "drawings", *without)
     return Path(shutil.copytree(trained, tmp_path / "run", ignore=ignored))
 
 
@@ -127,14 +137,13 @@ def change_weights(path):
     torch.save(content, path)
 
 
-def test_thresholds_of_other_weights_are_refused(run, shapes):
-    image = str(shapes / "images" / "00001.jpg")
-    found = tood.report(run)
-    summary = json.loads(Path(found.folder, "report.json").read_text())
+def test_thresholds_of_other_weights_are_refused(reported, shapes):
+    run, image = reported, str(shapes / "images" / "00001.jpg")
+    summary = json.loads((run / "report" / "report.json").read_text())
     assert summary["identity"]["weights"] == hash_weights(
         tood.load(run).predictor().model.state_dict()
     )
-    assert tood.load(run).report == found.page
+    assert tood.load(run).report == str(run / "report" / "report.html")
     detect = tood.load(run).predictor(score_threshold="from-report")
     assert detect.thresholds == tood.Predictor(run).thresholds  # by default
     assert detect.thresholds.values == [x["threshold"] for x in summary["classes"]]
@@ -163,13 +172,12 @@ def test_thresholds_of_other_weights_are_refused(run, shapes):
 
 
 @pytest.mark.parametrize("wrong", ["NaN", "Infinity", "true", "null", '"0.5"', "-1", "1.5", "[0]"])
-def test_thresholds_in_a_report_that_are_none(run, shapes, wrong):
-    tood.report(run)
-    path = run / "report" / "report.json"
+def test_thresholds_in_a_report_that_are_none(reported, shapes, wrong):
+    path = reported / "report" / "report.json"
     summary = json.loads(path.read_text())
     summary["classes"][1]["threshold"] = "HERE"
     path.write_text(json.dumps(summary).replace('"HERE"', wrong))
-    message = app_error("predict", run, shapes / "images", "--score-threshold", "from-report")
+    message = app_error("predict", reported, shapes / "images", "--score-threshold", "from-report")
     name = summary["classes"][1]["name"]
     assert f"report.json: the threshold of {name!r} is " in message
     assert "must be a number from 0 to 1; tood report " in message
@@ -204,8 +212,8 @@ def test_thresholds_of_an_exported_file_that_are_none(tmp_path, monkeypatch, key
     assert f"have no valid {key!r}" in complaint(ExportedFile, str(tmp_path / "a.ts"))
 
 
-def test_detections_of_other_data_are_refused(run, other, tmp_path):
-    tood.report(run)
+def test_detections_of_other_data_are_refused(reported, other, tmp_path):
+    run = reported
     evaluated = tood.evaluate(run, val_data=other)
     theirs = f"{evaluated.folder}/inference/coco_instances_results.json"
     mine = f"{run}/report/detections.json"
@@ -240,10 +248,10 @@ def test_exports_and_predictions_name_their_weights(run, shapes, tmp_path):
     assert read_strictly(tmp_path / "yolo" / "ledger.json")[0]["identity"]["weights"] == weights
 
 
-def test_json_of_every_command_is_read_by_any_parser(run, shapes, tmp_path):
+def test_json_of_every_command_is_read_by_any_parser(reported, shapes, tmp_path):
     """Small data have metrics that are not defined."""
+    run = reported
     assert "bbox/APl" in (run / "metrics.json").read_text()
-    tood.report(run)
     tood.evaluate(run)
     tood.predict(run, shapes / "images", json=tmp_path / "found.json", output=tmp_path / "drawn")
     tood.convert(shapes, output=tmp_path / "converted")
