@@ -10,6 +10,8 @@ from PIL import Image
 import tood
 from tood.app import cli
 from tood.app.check import read_validation_data
+from tood.app.plan.data import read_training_data
+from tood.app.plan.state import Wishes
 
 
 def test_check_reports_what_the_data_contain(photo_folder, capsys):
@@ -47,7 +49,7 @@ def test_check_finds_images_on_both_sides(photo_folder, tmp_path, capsys):
         (tmp_path / "both" / part / "_annotations.coco.json").write_text(json.dumps(content))
     cli.main(["check", "both"])
     _, val = capsys.readouterr().out.split("both:val")
-    assert "|       3 | images that are also trained on" in val
+    assert "- 3 images that are also trained on" in val
     cli.main(["check", "both:val"])
     assert "also trained on" not in capsys.readouterr().out
 
@@ -83,9 +85,26 @@ def test_images_without_objects_are_background(photo_folder, tmp_path):
     objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 20, 20]}]
     content = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": objects}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    assert "| trained on as background |" in str(tood.check(tmp_path / "a.json"))
+    text = " ".join(str(tood.check(tmp_path / "a.json")).split())
+    assert "- 1 images without objects, for example 2.png: trained on as background" in text
 
 
 def test_the_account_of_a_conversion_is_known(photo_folder, tmp_path):
     tood.convert(photo_folder, output=tmp_path / "voc", to="voc")
     assert "ledger.json" not in str(tood.check(tmp_path / "voc"))
+
+
+def test_what_is_found_in_validation_data_is_told(photo_folder, capsys):
+    path = photo_folder / "annotations.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [3.0, 3.0, 0.0, 5.0]
+    val = photo_folder / "val.json"
+    val.write_text(json.dumps(content))
+    reports = []
+    read_validation_data(f"{val}:{photo_folder}/images", tell=reports.append)
+    read_validation_data(f"{path}:{photo_folder}/images", tell=reports.append)
+    (found,) = reports
+    assert "1 boxes without width or height" in str(found)
+    wishes = Wishes(f"{path}:{photo_folder}/images", [f"{val}:{photo_folder}/images"])
+    read_training_data(wishes)
+    assert capsys.readouterr().out.count("1 boxes without width or height") == 1

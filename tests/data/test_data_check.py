@@ -118,7 +118,9 @@ def test_errors_come_first_and_are_counted():
     ]
     rows = str(bad).splitlines()
     assert rows[0] == "x.json: 2 images, 1 objects, 2 classes"
-    assert [row.startswith("| error") for row in rows[3:]] == [True, True, False, False, False]
+    assert max(map(len, rows)) <= 80  # of a terminal
+    items = [row for row in rows if row.startswith("- ")]
+    assert [row.startswith("- error: ") for row in items] == [True, True, False, False, False]
 
 
 def test_more_objects_than_are_found():

@@ -7,8 +7,9 @@ import pytest
 
 from tood.app import cli
 from tood.app.plan.advice import Advice, History, format_advice, list_advice, list_aps
-from tood.app.plan.history import read_data_name, read_history
+from tood.app.plan.history import name_next, read_data_name, read_history
 from tood.app.plan.rules import DataStatistics
+from tood.app.plan.state import Wishes, list_words
 from tood.app.trained import find_trained, name_data, read_predictor, read_records
 from tood.inference.predictor import Predictor
 from tood.utils.arguments import split_overrides
@@ -20,8 +21,7 @@ def make_history(*aps, steps=800, **changes):
     """A training of 60 images, for which the rule takes 800 steps of four."""
     data = dict(num_images=60, images_per_step=4, input_size=320, statistics=GOOD)
     data.update(class_counts={"disc": 400, "star": 200}, entry="out/data/train.json")
-    command = "tood train 'my cells'"
-    return History("out/cells", command, aps, steps)._replace(**{**data, **changes})
+    return History(("my cells",), "out/cells-2", aps, steps)._replace(**{**data, **changes})
 
 
 def make_summary(AP=40.0, missed=10, false=5, doubts=()):
@@ -82,10 +82,57 @@ def test_a_longer_training_goes_to_another_folder():
     history = make_history(1, 2, 3, 4, steps=100)
     expected = "tood train 'my cells' --output out/cells-2 --epochs 53"
     assert advise(history)[0].command == expected
-    again = history._replace(folder="out/cells-2")
-    assert "--output out/cells-3 " in advise(again)[0].command
+    # tood train counts its own folders up.
+    default = advise(history._replace(output=""))[0]
+    assert default.command == "tood train 'my cells' --epochs 53"
     # The command of train_net.py is not known.
-    assert list_advice("out/cells", history._replace(command=""))[0].command == ""
+    assert list_advice("out/cells", history._replace(words=()))[0].command == ""
+
+
+def test_what_was_typed_holds_in_the_next_training():
+    typed = ("cells", "--val-data", "my val", "--epochs", "3", "--images-per-step", "2")
+    keys = ("SOLVER.MAX_ITER", "45", "SOLVER.BASE_LR", "0.02", "INPUT.MIN_SIZE_TRAIN", "(320,)")
+    history = make_history(1, 2, 3, 4, steps=100, words=typed + keys)
+    common = "tood train cells --val-data 'my val'"
+    assert advise(history)[0].command == (
+        f"{common} --images-per-step 2 --output out/cells-2 --epochs 53 SOLVER.BASE_LR 0.02 "
+        "INPUT.MIN_SIZE_TRAIN '(320,)'"
+    )
+    small = GOOD._replace(small_object=0.02)
+    assert advise(history._replace(aps=(40, 40), statistics=small))[0].command == (
+        f"{common} --epochs 3 --images-per-step 2 --output out/cells-2 --image-size 800 "
+        "SOLVER.MAX_ITER 45 SOLVER.BASE_LR 0.02"
+    )
+
+
+def test_words_of_a_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my cells").mkdir()
+    argv = ["my cells", "--epochs", "2.5", "--val-data", "my cells:val", "--batch", "2"]
+    argv += ["--val-data", "registered", "--config-file", "tood_lite0_N_small_data", "SEED", "3"]
+    flags, options = split_overrides(argv)
+    args = cli.make_parser("train").parse_intermixed_args(flags)
+    typed = Wishes(
+        args.data,
+        args.val_data,
+        config=args.config,
+        epochs=args.epochs,
+        images_per_step=args.images_per_step,
+        options=options,
+    )
+    words = list_words(Wishes(**json.loads(json.dumps(typed.as_dict()))))
+    flags, options = split_overrides(words)
+    assert cli.make_parser("train").parse_intermixed_args(flags) == args
+    assert options == typed.options == ["SEED", "3"]
+
+
+def test_the_folder_of_the_next_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("output/cells", "output/cells-7", str(tmp_path / "output" / "cells-3")):
+        assert name_next(folder, "cells") == ""
+    (tmp_path / "mine-2").mkdir()
+    (tmp_path / "mine").mkdir()
+    assert name_next("mine", "cells") == name_next("mine-2", "cells") == "mine-3"
 
 
 def test_classes_with_few_objects():
@@ -171,7 +218,7 @@ def test_the_history_of_a_training(trained, entry):
     assert history.input_size == 64 and history.entry == entry
     assert list(history.class_counts) == ["disc", "square", "triangle", "star"]
     assert sum(history.class_counts.values()) == history.statistics.num_objects > 8
-    assert history.command == ""  # train_net.py has no ledger
+    assert history.words == ()  # train_net.py has no ledger
     gone = predictor.cfg.clone()
     gone.DATASETS.TRAIN = ("gone.json:images",)
     gone = read_history(Predictor.from_model(predictor.model, gone, predictor.class_names), [{}])

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shlex
-from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tood.app.convert.door import Converted, Part, read_data
 from tood.app.plan.rules import choose_input, find_finest_stride
@@ -149,8 +149,11 @@ def list_paths(dataset: DataSet) -> List[str]:
     return image_paths(dataset.content["images"], dataset.image_root)
 
 
-def check_part(part: Part) -> CheckedPart:
+def check_part(part: Part, to_train: Optional[bool] = None) -> CheckedPart:
     """Check a part: its annotations, and the heads of its images.
+
+    Args:
+        to_train: report what is found for training, or else for evaluation; default: by its name.
 
     Raises:
         UserError: for annotations that cannot be used at all.
@@ -159,18 +162,26 @@ def check_part(part: Part) -> CheckedPart:
         content = clean_content(part.content, part.source, part.image_root, to_train=True)
     input_size = choose_input(content)
     stride = find_finest_stride(input_size.shorter)
-    report = check_data(part.source, content, input_size, stride, filter_empty=False)
+    to_train = part.name not in ("val", "test") if to_train is None else to_train
+    options = dict(to_train=to_train, filter_empty=False)
+    report = check_data(part.source, content, input_size, stride, **options)
     report.findings.extend(check_images(content["images"], part.image_root))
     # Whether images are in several parts is checked by whoever knows the parts.
     dataset = DataSet(part.source, content, part.image_root, images_checked=True)
     return CheckedPart(part.name, dataset, input_size, report)
 
 
-def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> DataSet:
+def read_dataset(
+    data: str,
+    prefer: Sequence[str] = ("val", "test", "all"),
+    *,
+    tell: Callable[[DataReport], None] = lambda report: None,
+) -> DataSet:
     """Return the part of some data that is evaluated on, checked.
 
     Args:
         prefer: names of parts, in order of preference.
+        tell: called with what was found, if anything was.
 
     Raises:
         UserError: for mistakes in the data, or if none of these parts exists and there are several.
@@ -181,22 +192,26 @@ def read_dataset(data: str, prefer: Sequence[str] = ("val", "test", "all")) -> D
     name = next((x for x in prefer if x in parts), None)
     if name is None and len(parts) > 1:
         raise UserError(f"{data} has the parts {', '.join(parts)}; name one, as in {data}:train.")
-    checked = check_part(parts[name] if name else next(iter(parts.values())))
+    checked = check_part(parts[name] if name else next(iter(parts.values())), to_train=False)
+    if checked.report.findings:
+        tell(checked.report)
     checked.refuse_errors()
     return checked.dataset
 
 
 def read_validation_data(
     val_data: Union[None, str, Sequence[str]],
+    *,
+    tell: Callable[[DataReport], None] = lambda report: None,
 ) -> Tuple[List[DataSet], List[str]]:
     """Return the data sets of files and folders, and the names of all, in the order given:
-    registered ones are among them.
+    registered ones are among them; see :func:`read_dataset`.
 
     Raises:
         UserError: for data that cannot be evaluated on.
     """
     named = list_names(val_data)
-    datasets = {x: read_dataset(x) for x in named if not _is_registered(x)}
+    datasets = {x: read_dataset(x, tell=tell) for x in named if not _is_registered(x)}
     return list(datasets.values()), [datasets[x].entry if x in datasets else x for x in named]
 
 

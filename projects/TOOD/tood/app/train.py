@@ -31,7 +31,7 @@ from tood.app.plan.state import (
 )
 from tood.app.plan.table import make_table
 from tood.app.report.make import report_on
-from tood.app.trained import Trained, find_trained, load, name_data, read_records
+from tood.app.trained import Trained, find_trained, load, name_output, read_records
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config
 from tood.data.datasets import prepare_datasets
@@ -215,7 +215,7 @@ def choose_output(data: str, output: str = "", options: Sequence[str] = ()) -> s
     typed = _read_typed(options)
     if output and typed and os.path.abspath(output) != os.path.abspath(typed):
         raise UserError(f"--output is {output}, and {OUTPUT} {typed}; omit one of them.")
-    return output or typed or os.path.join("output", name_data(data) or "mine")
+    return output or typed or name_output(data)
 
 
 def _read_typed(options: Sequence[str]) -> str:

@@ -219,6 +219,11 @@ def name_data(data: str) -> str:
     )
 
 
+def name_output(data: str) -> str:
+    """Return the default output folder of a training on some data."""
+    return os.path.join("output", name_data(data) or "mine")
+
+
 def read_predictor(
     trained: Trained,
     val_data: str = "",

@@ -1,15 +1,15 @@
 """Checks of a data set before a training: findings from its annotations and from its images' files,
-in one table. Some are errors, to be corrected first; the others are good to know.
+in one list. Some are errors, to be corrected first; the others are good to know.
 """
 
 import math
 import os
+import textwrap
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
-from tabulate import tabulate
 from tqdm import tqdm
 
 from tood.data.annotations import has_size, is_box
@@ -28,6 +28,7 @@ from tood.utils.tiles import WHOLE, TileOptions
 
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
+WIDTH = 80  # characters of a terminal
 
 
 class InputSize(NamedTuple):
@@ -57,6 +58,19 @@ class Finding(NamedTuple):
     consequence: str
     is_error: bool = False
 
+    def __str__(self):
+        text = "error: " if self.is_error else ""
+        text += f"{self.number} {self.what}, "
+        text += f"for example {self.example}: " if self.example else ""
+        return textwrap.fill(
+            f"{text}{self.consequence}",
+            WIDTH,
+            initial_indent="- ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
 
 class _Objects(NamedTuple):
     """Annotations other than crowds, and their arrays in pixels."""
@@ -85,12 +99,12 @@ class DataReport(NamedTuple):
         return [finding for finding in self.findings if finding.is_error]
 
     def error_sentence(self) -> str:
-        """Return what the first of the errors is and what to do; the table has all."""
+        """Return what the first of the errors is and what to do; the list has all."""
         first = self.errors[0]
         more = sum(finding.number for finding in self.errors) - 1
         return (
             f"{self.json_file} has {first.number} {first.what}, for example {first.example}; "
-            f"{first.consequence}" + (f" (the table above has {more} more)." if more else ".")
+            f"{first.consequence}" + (f" (the list above has {more} more)." if more else ".")
         )
 
     def __str__(self):
@@ -100,12 +114,7 @@ class DataReport(NamedTuple):
         )
         if not self.findings:
             return f"{head}; no problems found."
-        rows = [
-            ("error" if f.is_error else "", f.number, f.what, f.example, f.consequence)
-            for f in sorted(self.findings, key=lambda f: not f.is_error)
-        ]
-        headers = ["", "count", "what", "for example", "what it means"]
-        return f"{head}\n" + tabulate(rows, headers=headers, tablefmt="pipe")
+        return "\n".join([head, *map(str, sorted(self.findings, key=lambda f: not f.is_error))])
 
 
 def check_data(

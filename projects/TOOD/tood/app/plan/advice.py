@@ -12,6 +12,7 @@ from tood.app.plan.rules import (
     choose_size,
     choose_tiles,
 )
+from tood.config.schedule import KEYS
 from tood.utils.tiles import WHOLE, TileOptions
 
 LOW_AP = 5.0  # below, nothing worth a look was learned
@@ -22,6 +23,9 @@ SURE_DOUBT = 0.5  # of suspect labels
 TRUSTED_AP = 20.0  # below, detections say little about labels
 MOST = 4  # pieces of advice
 NAMED = 5  # classes
+# What --epochs and --image-size choose.
+LENGTH = [KEYS[x] for x in ("max_iter", "steps", "warmup_iters", "atss_iters")]
+SIZE = [f"INPUT.{side}_SIZE_{use}" for side in ("MIN", "MAX") for use in ("TRAIN", "TEST")]
 
 
 class Advice(NamedTuple):
@@ -34,8 +38,8 @@ class Advice(NamedTuple):
 class History(NamedTuple):
     """A training, and the data that it was on."""
 
-    folder: str
-    command: str = ""  # trains on the same data, without --output; "" if it is not known
+    words: Sequence[str] = ()  # that were typed: data, flag, value, ...; none if not known
+    output: str = ""  # folder of another training; "" for the default
     aps: Sequence[float] = ()  # of its evaluations
     steps: int = 0
     images_per_step: int = 1
@@ -108,13 +112,21 @@ def _command(name: str, model: str, rest: str) -> str:
     return f"tood {name} {shlex.quote(model)} {rest}" if model else ""
 
 
-def _train_again(history: History, rest: str) -> str:
-    if not history.command:
+def _train_again(history: History, *changes: str, instead_of: Sequence[str] = ()) -> str:
+    """Return the command of the same training with changes, words that replace those of the same
+    flag, and of flags and keys that ask for the same.
+    """
+    if not history.words:
         return ""
-    name, dash, number = history.folder.rstrip("/").rpartition("-")
-    is_numbered = bool(dash) and number.isdigit()
-    output = f"{name}-{int(number) + 1}" if is_numbered else f"{history.folder.rstrip('/')}-2"
-    return f"{history.command} --output {shlex.quote(output)} {rest}"
+    gone = {"--output", *changes[::2], *instead_of}
+    data, *rest = history.words
+    pairs = [pair for pair in zip(rest[::2], rest[1::2]) if pair[0] not in gone]
+    flags = [x for pair in pairs if pair[0].startswith("-") for x in pair]
+    keys = [x for pair in pairs if not pair[0].startswith("-") for x in pair]
+    output = ["--output", history.output] if history.output else []
+    new = [list(changes), []] if changes[0].startswith("-") else [[], list(changes)]
+    words = ["tood", "train", data, *flags, *output, *new[0], *keys, *new[1]]
+    return " ".join(map(shlex.quote, words))
 
 
 def _advise_length(history: History) -> List[Advice]:
@@ -124,20 +136,20 @@ def _advise_length(history: History) -> List[Advice]:
     rule = choose_epochs(history.num_images)
     done = steps * history.images_per_step / history.num_images
     is_rising = len(aps) > 1 and aps[-1] - aps[-2] > RISING * aps[-1]
-    epochs = f"--epochs {max(rule, 2 * done):.0f}"
+    epochs = "--epochs", f"{max(rule, 2 * done):.0f}"
     if max(aps) < LOW_AP and (done < 0.9 * rule or is_rising):
         text = f"The model has learned little in {steps} steps (AP {max(aps):.1f}): train longer."
-        return [Advice(text, _train_again(history, epochs))]
+        return [Advice(text, _train_again(history, *epochs, instead_of=LENGTH))]
     if max(aps) < LOW_AP:
         text = f"The model has learned little (AP {max(aps):.1f}): are the boxes and classes right?"
-        data = history.command.partition("tood train ")[2]
-        return [Advice(text, f"tood check {data} --output boxes.png" if data else "")]
+        data = [shlex.quote(x) for x in history.words[:1]]
+        return [Advice(text, f"tood check {data[0]} --output boxes.png" if data else "")]
     if is_rising:
         text = (
             f"AP was still rising when the training ended (from {aps[-2]:.1f} to {aps[-1]:.1f}): "
             "train longer."
         )
-        return [Advice(text, _train_again(history, epochs))]
+        return [Advice(text, _train_again(history, *epochs, instead_of=LENGTH))]
     return []
 
 
@@ -149,13 +161,14 @@ def _advise_size(history: History) -> List[Advice]:
     text = f"A tenth of the objects measure less than {small:.1f} pixels in the network's input"
     tiles = choose_tiles(statistics)
     if tiles.size and not history.tiles.size:
-        rest = f"INPUT.TILES.SIZE {tiles.size} INPUT.TILES.OVERLAP {tiles.overlap}"
-        return [Advice(f"{text}: train on tiles.", _train_again(history, rest))]
+        keys = ("INPUT.TILES.SIZE", tiles.size, "INPUT.TILES.OVERLAP", tiles.overlap)
+        command = _train_again(history, *map(str, keys), instead_of=SIZE)
+        return [Advice(f"{text}: train on tiles.", command)]
     larger = choose_size(statistics, 2 * LARGEST_SIZE, tiled=history.tiles.size > 0).shorter
     if larger <= size:
         return []
-    rest = f"--image-size {larger}"
-    return [Advice(f"{text}: train on larger images.", _train_again(history, rest))]
+    command = _train_again(history, "--image-size", str(larger), instead_of=SIZE)
+    return [Advice(f"{text}: train on larger images.", command)]
 
 
 def _advise_classes(model: str, history: History) -> List[Advice]:

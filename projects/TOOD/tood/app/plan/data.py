@@ -51,9 +51,11 @@ def read_training_data(wishes: Wishes) -> TrainingData:
         print(checked.report)
     checked.refuse_errors()
     found = TrainingData(converted.format, checked, converted.ledger, checked.dataset, (), (), "")
-    val, names = read_validation_data(wishes.val_data)
+    val, names = read_validation_data(wishes.val_data, tell=print)
     if not names and "val" in parts and name != "val":
         part = check_part(parts["val"])
+        if part.report.findings:
+            print(part.report)
         part.refuse_errors()
         val, names = [part.dataset], [part.dataset.entry]
     if not names:

@@ -3,17 +3,19 @@
 import contextlib
 import json
 import os
-import shlex
+import re
 from typing import Dict, Optional, Sequence
 
 from tood.app.plan.advice import History, list_aps
 from tood.app.plan.rules import compute_statistics, num_samples
-from tood.app.plan.state import LEDGER
+from tood.app.plan.state import LEDGER, list_words, read_begun
+from tood.app.trained import name_output
 from tood.data.annotations import count_objects, read_annotations
 from tood.data.check import split_broken
 from tood.data.entries import parse_own_data
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
+from tood.utils.files import count_up
 from tood.utils.reading import MAX_TEXT, read_regular
 
 
@@ -25,10 +27,10 @@ def read_history(predictor: Predictor, records: Sequence[Dict]) -> History:
         records: lines of metrics.json in its folder.
     """
     cfg, options = predictor.cfg, predictor.options
-    data = read_data_name(options.output_dir)
+    typed = read_begun(options.output_dir)
     history = History(
-        options.output_dir,
-        f"tood train {shlex.quote(data)}" if data else "",
+        list_words(typed) if typed else (),
+        name_next(options.output_dir, typed.data) if typed else "",
         list_aps(records),
         # The last evaluation counts one more.
         min(max(x.get("iteration", 0) for x in records) + 1, cfg.SOLVER.MAX_ITER),
@@ -46,6 +48,15 @@ def read_history(predictor: Predictor, records: Sequence[Dict]) -> History:
         class_counts=count_objects(content),
         statistics=compute_statistics(content, options.tiles),
     )
+
+
+def name_next(folder: str, data: str) -> str:
+    """Return the folder of another training on the same data; "" if ``tood train`` names it."""
+    default = os.path.abspath(name_output(data))
+    base = re.sub(r"-[0-9]+$", "", folder.rstrip(os.sep))
+    if os.path.abspath(base) == default or os.path.abspath(folder) == default:
+        return ""
+    return count_up(base, os.path.lexists)
 
 
 def read_data_name(folder: str) -> str:

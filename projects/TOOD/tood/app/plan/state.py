@@ -48,6 +48,26 @@ class Wishes(NamedTuple):
         return {**self._asdict(), **paths, "val_data": names, "options": list(self.options)}
 
 
+def list_words(typed: Wishes) -> List[str]:
+    """Return what was typed as words of a command line: the data, then pairs of a flag and its
+    value, and of KEY and VALUE; paths below the current folder are relative to it.
+    """
+    words = [_make_relative(typed.data)]
+    for name, value in typed._asdict().items():
+        if name in ("data", "options") or value in (None, ""):
+            continue
+        flag = "--config-file" if name == "config" else f"--{name.replace('_', '-')}"
+        for x in [value] if not isinstance(value, (list, tuple)) else value:
+            words += [flag, f"{x:g}" if isinstance(x, float) else _make_relative(str(x))]
+    return words + list(map(str, typed.options))
+
+
+def _make_relative(path: str) -> str:
+    """Return the short form of a path; other text stays as it is."""
+    short = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if short.startswith(os.pardir) else short
+
+
 SMALLEST = 32  # size of images, pixels
 # Flags that are values of the config.
 FLAGS = {

@@ -14,9 +14,9 @@ from tood.app.plan.rules import compute_statistics
 from tood.app.plan.state import PLAN
 from tood.config.check import get_key
 from tood.data.annotations import class_names
+from tood.data.check import WIDTH
 
 Row = Tuple[str, str]
-WIDTH = 80  # characters of a terminal
 # Keys whose values are in the rows.
 SHOWN = (
     *("INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN"),
