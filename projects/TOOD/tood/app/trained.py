@@ -30,7 +30,7 @@ class Trained:
     # COCO's metrics of the weights on the data to validate on, in percent; empty if not evaluated.
     metrics: Dict[str, float] = dataclasses.field(default_factory=dict)
     report: str = ""  # path of its page
-    plan: str = ""  # what was chosen, as a table
+    plan: str = dataclasses.field(default="", repr=False)  # what was chosen, as a table
     advice: str = dataclasses.field(default="", compare=False)  # what to do next, as text
 
     def options(self) -> List[str]:
