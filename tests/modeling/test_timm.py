@@ -1,5 +1,7 @@
 """timm's models as backbones."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ import train_net
 from tood.checkpoint import weights
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import load_config
+from tood.modeling.backbone.timm_convs import speed_up_convs
 from tood.modeling.backbone.timm_fpn import (
     TimmBackbone,
     constant_same_padding,
@@ -57,7 +60,7 @@ def test_the_maps_are_timms(name):
     found = {x.shape[-1]: x for x in found}
     assert list(maps) == ["c2", "c3", "c4", "c5"]
     for x in maps.values():
-        assert torch.equal(x, found[x.shape[-1]])
+        torch.testing.assert_close(x, found[x.shape[-1]], atol=1e-4, rtol=1e-4)
 
 
 def test_maps_that_a_model_lacks_are_made_of_its_neighbours():
@@ -238,3 +241,60 @@ def test_constant_padding_is_tensorflows(layer):
     with constant_same_padding():
         assert torch.equal(layer(even), expected)
     assert torch.equal(layer(odd), expected_odd)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "tf_efficientnet_lite0", "resnetv2_18", "densenet121"]
+)
+def test_fixed_norms_are_folded(name):
+    """Maps and gradients are those of timm's layers one after the other."""
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    torch.manual_seed(0)
+    plain = timm.create_model(name, features_only=True).double().eval()
+    for layer in plain.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for x in (layer.weight, layer.running_var):
+                torch.nn.init.uniform_(x, 0.5, 1.5)
+            for x in (layer.bias, layer.running_mean):
+                torch.nn.init.normal_(x)
+    folded = copy.deepcopy(plain)
+    speed_up_convs(folded)
+    assert list(folded.state_dict()) == list(plain.state_dict())
+    norms = [x for x in folded.modules() if isinstance(x, torch.nn.BatchNorm2d)]
+    number = sum(type(x).__name__.startswith("Folded") for x in norms)
+    assert number > len(norms) / 3
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    gradients = []
+    for model in (plain, folded):
+        sum(x.square().mean() for x in model(images)).backward()
+        gradients.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], expected, rtol=1e-8, atol=1e-10)
+    with torch.no_grad():
+        for replaced in ("bn1", "conv1"):  # by somebody else
+            model = copy.deepcopy(folded)
+            setattr(model, replaced, copy.deepcopy(getattr(plain, replaced, None)))
+            if getattr(plain, replaced, None) is not None:
+                torch.testing.assert_close(model(images)[-1], plain(images)[-1])
+    plain.train(), folded.train()  # norms of the batch are timm's own
+    for x, y in zip(plain(images), folded(images)):
+        assert torch.equal(x, y)
+    assert all(torch.equal(x, y) for x, y in zip(plain.buffers(), folded.buffers()))
+
+
+def test_depthwise_convolutions_stay_in_float32():
+    """A CPU's bfloat16 is slower for them; other convolutions use it."""
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    types = {}
+
+    def note(layer, inputs, output):
+        types.setdefault(layer.groups > 1, set()).add(output.dtype)
+
+    for layer in backbone.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone(torch.rand(1, 3, 64, 64))
+    assert types == {True: {torch.float32}, False: {torch.bfloat16}}

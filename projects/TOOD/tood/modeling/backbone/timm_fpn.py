@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
 from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
+from tood.modeling.backbone.timm_convs import speed_up_convs
 from tood.utils.errors import UserError, format_reason
 from tood.utils.suggest import suggest
 
@@ -81,6 +82,7 @@ class TimmBackbone(Backbone):
         self.made, self.shapes = nn.ModuleDict(), {}
         self._complete()
         _freeze(self.model, freeze_at)
+        speed_up_convs(self.model, self._divisibility)
 
     def _complete(self) -> None:
         """Make the maps of the wanted strides that the model lacks, from fine to coarse."""

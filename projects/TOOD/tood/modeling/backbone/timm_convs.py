@@ -1,0 +1,128 @@
+"""The convolutions of timm's models, quicker in training: with the fixed norm after them in their
+kernel, and in float32 where the CPU's bfloat16 is slower.
+"""
+
+import copy
+from collections import Counter
+from typing import Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
+
+SIZE = 64  # pixels of the image on the meta device by which pairs are found
+
+
+def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
+    """Exchange the forward passes of convolutions and of the batch norms after them, in place; all
+    parameters, buffers and their names stay. Results are equal but for rounding.
+
+    While a norm's statistics are fixed, it scales and shifts each channel: its convolution does
+    that to the kernel, which is small, instead of the map. Of gradients, too, only those of the
+    kernel are computed, and no map is kept for the norm. In half precision on a CPU, depthwise
+    convolutions stay in float32.
+
+    Args:
+        size: sides of an image that the model takes, pixels.
+    """
+    for pair in find_pairs(model, size):
+        places = [_find_place(model, name) for name in pair]
+        for place, partner, mixin in zip(places, reversed(places), (_FoldedConv, _FoldedNorm)):
+            layer = getattr(*place)
+            layer.__class__ = _subclass(mixin, layer)
+            # Found by its place: somebody may replace one, and then nothing is folded.
+            object.__setattr__(layer, "partner", partner)
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
+            conv.__class__ = _subclass(_Float32Conv, conv)
+
+
+def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
+    """Return names of convolutions and of the batch norm that is the only layer to take the result;
+    from a forward pass on the meta device, because the order of modules need not be that of it.
+    """
+    made: Dict[int, str] = {}
+    calls: Counter = Counter()
+    takers: Dict[str, List[str]] = {}
+    kept = []  # so that no two tensors have the same address
+
+    def note(name: str):
+        def hook(layer, inputs, output):
+            calls[name] += 1
+            for x in inputs:
+                if id(x) in made:
+                    takers.setdefault(made[id(x)], []).append(name)
+            if isinstance(output, Tensor) and _is_conv(layer):
+                made[id(output)] = name
+                kept.append(output)
+
+        return hook
+
+    twin = copy.deepcopy(model).to("meta").eval()
+    layers = dict(twin.named_modules())
+    for name, layer in layers.items():
+        if _is_norm(layer) or not list(layer.children()):
+            layer.register_forward_hook(note(name))
+    with torch.no_grad():
+        maps = twin(torch.zeros(1, 3, size, size, device="meta"))
+    taken = {made.get(id(x)) for x in maps}
+    pairs = [(conv, norms[0]) for conv, norms in takers.items() if conv not in taken]
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if len(takers[conv]) == calls[conv] == calls[norm] == 1 and _is_norm(layers[norm])
+    ]
+
+
+def _find_place(model: nn.Module, name: str) -> Tuple[nn.Module, str]:
+    parent, _, child = name.rpartition(".")
+    return model.get_submodule(parent), child
+
+
+def _is_conv(layer: nn.Module) -> bool:
+    return type(layer) is nn.Conv2d or type(layer).__name__ == "Conv2dSame"
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    return type(layer) is nn.BatchNorm2d or type(layer).__name__ == "BatchNormAct2d"
+
+
+def _subclass(mixin: type, layer: nn.Module) -> type:
+    return type(f"{mixin.__name__[1:]}{type(layer).__name__}", (mixin, type(layer)), {})
+
+
+class _FoldedConv:
+    """A convolution that does the work of its norm while that is fixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = getattr(*self.partner)
+        if not (isinstance(norm, _FoldedNorm) and is_fixed(norm)):
+            return super().forward(x)
+        weight, bias = fold_norm(self, norm)
+        options = (self.stride, self.padding, self.dilation, self.groups)
+        if type(self).__name__.endswith("Conv2dSame"):
+            from timm.layers import conv2d_same  # an extra, which is there if there is such a layer
+
+            return conv2d_same(x, weight, bias, *options)
+        return F.conv2d(x, weight, bias, *options)
+
+
+class _FoldedNorm:
+    """Its norm: only the activation is left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (isinstance(getattr(*self.partner), _FoldedConv) and is_fixed(self)):
+            return super().forward(x)
+        return self.act(self.drop(x)) if hasattr(self, "act") else x
+
+
+class _Float32Conv:
+    """A convolution in float32 also under a CPU's autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))
