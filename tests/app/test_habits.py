@@ -28,9 +28,21 @@ from tood.config.zoo import get_config
         ),
         (
             ["train", "data=x.yaml"],
-            "does not take data=x.yaml; write the DATA without a flag.",
+            "does not take data=x.yaml; write tood train x.yaml",
         ),
-        (["train", "x", "epochs=3"], "tood train does not take epochs=3; write --epochs VALUE."),
+        (["train", "x", "epochs=3"], "tood train does not take epochs=3; write tood train x --ep"),
+        (
+            ["train", "imgsz=640", "data=my cells", "--lr", "0.1", "batch=2"],
+            "imgsz=640, data=my cells, batch=2; "
+            "write tood train 'my cells' --lr 0.1 --image-size 640 --batch 2",
+        ),
+        (["predict", "model=m", "source=a.jpg"], "write tood predict m a.jpg"),
+        (
+            ["train", "workers=2", "x", "epochs=3"],
+            "write tood train x --epochs 3 DATALOADER.NUM_WORKERS 2",
+        ),
+        (["train", "x", "zzz=3"], "tood train does not take zzz=3; write flags as --epochs 20."),
+        (["train", "x", "--device", "0"], "--device is 0; write cpu, cuda, or cuda:1 for the"),
         (["convert", "x", "--workers", "2"], "tood convert has no flag --workers; tood convert"),
     ],
 )

@@ -92,6 +92,16 @@ def test_a_bar_on_a_terminal(stepped, monkeypatch):
     assert "a table" not in text and text.endswith("\r")  # nothing of it is left
 
 
+@pytest.mark.parametrize("columns", [30, 45, 60, 200])
+def test_a_narrow_terminal_keeps_the_time_that_is_left(stepped, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(tqdm, "update", lambda self, n=1: self.refresh())  # not now and then
+    text = stepped(Stream(is_terminal=True))
+    last = [x for x in text.split("\r") if "step 3/4" in x][-1].rstrip()
+    assert "AP 19.2" in last and last.endswith(" left")
+    assert ("(best 19.2)" in last) == (columns > 50) and last.startswith(" " * 11) == (columns > 60)
+
+
 def test_times_are_those_of_a_clock():
     times = {9.4: "0:09", 130: "2:10", 754: "12:34", 3730: "1:02:10"}
     assert {seconds: format_clock(seconds) for seconds in times} == times

@@ -19,6 +19,7 @@ from PIL import Image
 import tood
 from tood.app import cli
 from tood.app import train as command
+from tood.app.evaluate import Evaluated
 from tood.app.train import choose_output
 from tood.app.trained import name_data
 from tood.data.annotations import read_annotations
@@ -179,7 +180,7 @@ def test_runs_of_one_process_do_not_share_a_log(finished, shapes, tmp_path, caps
         tood.evaluate(str(finished), val_data=data, options=options)
         out = capsys.readouterr().out
         assert (tmp_path / name / "log.txt").read_text().count("copypaste: Task: bbox") == 1
-        assert out.count("copypaste: Task: bbox") == 1
+        assert out == f"Evaluating; the log is {output}/log.txt ...\n"  # all else is there
     assert (finished / "log.txt").read_text() == before
     tood.evaluate(str(finished), val_data=data)
     assert (finished / "log.txt").read_text() == before
@@ -330,7 +331,18 @@ def test_several_processes_return_their_metrics(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("tood.app.evaluate.start", lambda run: None)
     found = tood.evaluate(str(trained), num_gpus=2, options=["OUTPUT_DIR", str(tmp_path)])
     assert found.metrics["AP"] == 12.5 and math.isnan(found.metrics["APl"])
-    assert str(found) == f"AP 12.50: {path}"
+    assert str(found) == f"AP 12.5\nMetrics: {path}"
+
+
+def test_metrics_are_lines_for_a_terminal():
+    metrics = {"AP": 40.04, "AP50": 60.0, "APs": 1.0, "AP-a": 39.0, "AP-b": math.nan}
+    metrics.update({f"AP-class {i}": float(i) for i in range(20)})
+    first, *rest = str(Evaluated({"bbox": metrics}, "out")).splitlines()
+    assert first == "AP 40.0, AP50 60.0" and rest[-1] == "Metrics: out/inference/results.json"
+    assert " ".join(rest[:-1]).startswith("AP of classes: a 39.0, class 0 0.0, class 1 1.0")
+    assert max(map(len, rest)) <= 80 and "b nan" not in " ".join(rest)
+    several = Evaluated({"x": {"bbox": {"AP": 1.0}}, "y": {"bbox": {"AP": 2.0}}}, "out")
+    assert str(several).splitlines()[:2] == ["x: AP 1.0", "y: AP 2.0"]
 
 
 def test_options_are_part_of_the_plan(photo_folder, monkeypatch, tmp_path, capsys):

@@ -134,7 +134,8 @@ def _make_command(names: Sequence[str]) -> str:
 def _check_parts(converted: Converted) -> List[CheckedPart]:
     """Check each part of a data set; the first report has what its account notes of all files."""
     parts = [check_part(part) for part in converted.parts.values()]
-    noted = [Finding(*row, "tood convert lists all files") for row in converted.ledger.noted()]
+    where = "ledger.json of tood convert lists all"
+    noted = [Finding(*row, where) for row in converted.ledger.noted()]
     orphans = converted.ledger.orphans()
     if orphans:
         remedy = "a training stops; add their images, or remove these files"

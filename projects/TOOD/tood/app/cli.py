@@ -23,8 +23,8 @@ USAGE = """usage: tood COMMAND ...
 
 From a folder of photographs to a detector:
 
-  tood check DATA                    what the data contain, and what is wrong with them
-  tood train DATA                    split, choose a schedule, train, evaluate, draw, report
+  tood check DATA                    what the data contain, and what is wrong
+  tood train DATA                    split, plan, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
   tood predict MODEL [IMAGES...]     find objects, and draw them
@@ -34,17 +34,29 @@ From a folder of photographs to a detector:
   tood convert DATA --output FOLDER  any format to COCO's
 
   tood demo                          train on drawn shapes, a few minutes
-  tood setup                         install PyTorch and Detectron2, where they are missing
+  tood setup                         install PyTorch and Detectron2, if missing
 
-DATA is a folder or a file: COCO JSON (of Roboflow, CVAT, Label Studio as well), YOLO, Pascal VOC,
-LabelMe or CSV; FOLDER:train names one of its parts. MODEL is a training's output folder, a
-checkpoint in it, or the name of a released model. Each command has --help.
+DATA is a folder or a file: COCO JSON (of Roboflow, CVAT, Label Studio as well),
+YOLO, Pascal VOC, LabelMe or CSV; FOLDER:train names one of its parts. MODEL is
+a training's output folder, a checkpoint in it, or the name of a released model.
+Each command has --help.
 """
 
 
 NEEDED = ("torch", "torchvision", "detectron2", "cv2")  # by setup
 OVERRIDES = "KEY VALUE options of the config may follow the flags."
 FORMATS = ("coco", "yolo", "voc", "labelme")
+EXAMPLES = {
+    "check": "photos/",
+    "train": "photos/",
+    "eval": "output/photos",
+    "report": "output/photos",
+    "predict": "output/photos new_photos/",
+    "draw": "output/photos",
+    "explain": "output/photos photo.jpg 120,40,60,80",
+    "export": "output/photos --output model.onnx",
+    "convert": "photos/ --output converted/",
+}
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -142,8 +154,10 @@ def add_draw(parser: argparse.ArgumentParser) -> None:
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("box", metavar="X,Y,WIDTH,HEIGHT", help="pixels")
+    parser.add_argument("image", metavar="IMAGE", help="a photograph")
+    parser.add_argument(
+        "box", metavar="X,Y,WIDTH,HEIGHT", help="of the object, in pixels: 120,40,60,80"
+    )
     parser.add_argument(
         "--class", "--class-name", dest="class_name", metavar="NAME", help="of the object"
     )
@@ -262,7 +276,15 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes are one sentence, without the usage in front of it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {self.prog}: {message}; {self.prog} --help lists what it takes.\n")
+        if message.startswith("the following arguments are required"):
+            required = [str(a.metavar) for a in self._get_positional_actions() if a.nargs != "*"]
+            required += [a.option_strings[0] for a in self._get_optional_actions() if a.required]
+            message = f"{self.prog} needs {' and '.join(required)}"
+        else:
+            message = f"{self.prog}: {message}"
+        example = EXAMPLES.get(self.prog.split()[-1], "")
+        example = f"; for example: {self.prog} {example}" if example else ""
+        self.exit(2, f"error: {message}{example}; {self.prog} --help lists what it takes.\n")
 
 
 def _list_words(parser: argparse.ArgumentParser) -> Words:

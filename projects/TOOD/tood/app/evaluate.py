@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import re
-from typing import Dict, Optional, Sequence, Union
+import textwrap
+from typing import Dict, Mapping, Optional, Sequence, Union
 
 from detectron2.data import MetadataCatalog
 
@@ -17,6 +18,7 @@ from tood.checkpoint.identity import IDENTITY, hash_data
 from tood.config.files import read_config_file
 from tood.config.read import load_config, run_options
 from tood.data.annotations import DataSet
+from tood.data.check import WIDTH
 from tood.data.datasets import read_entry
 from tood.engine.train import Run, start
 from tood.evaluation.coco import load_content
@@ -38,14 +40,26 @@ class Evaluated:
     folder: str  # of the log, and of inference/results.json
 
     def __str__(self) -> str:
-        AP = f"AP {self.metrics['AP']:.2f}: " if self.metrics else ""
-        return f"{AP}{os.path.join(self.folder, RESULTS)}"
+        by_set = {"": self.results} if "bbox" in self.results else self.results
+        lines = []
+        for name, results in by_set.items():
+            text = describe_metrics(results.get("bbox", {}))
+            lines.append(f"{name}: {text}" if name else text)
+        return "\n".join([*lines, f"Metrics: {os.path.join(self.folder, RESULTS)}"])
 
     @property
     def metrics(self) -> Dict[str, float]:
         """COCO's metrics of boxes on the first data set, in percent."""
         first = self.results if "bbox" in self.results else next(iter(self.results.values()), {})
         return first.get("bbox", {})
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Return COCO's AP, and below it that of each class, in lines for a terminal."""
+    shown = [f"{name} {metrics[name]:.1f}" for name in ("AP", "AP50", "AP75") if name in metrics]
+    classes = [f"{k[3:]} {x:.1f}" for k, x in metrics.items() if k.startswith("AP-") and x == x]
+    text = textwrap.fill(f"AP of classes: {', '.join(classes)}", WIDTH, break_on_hyphens=False)
+    return "\n".join([", ".join(shown), *([text] if classes else [])])
 
 
 @accept_paths("model", "val_data", "output", "config")
@@ -89,11 +103,13 @@ def evaluate(
         eval_only=True,
         num_gpus=num_gpus,
         datasets=datasets,
+        shows_progress=True,
     )
     folder = _read_typed(output, options) or _choose_folder(model, trained, run)
     if os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise UserError(f"{folder} contains a training; name another folder with --output.")
     run.opts = [*run.opts, "OUTPUT_DIR", folder]
+    print(f"Evaluating; the log is {os.path.join(folder, 'log.txt')} ...", flush=True)
     results = start(run)
     return Evaluated(_read_results(folder) if results is None else results, folder)
 

@@ -20,6 +20,7 @@ from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_image_output, choose_output, write_image
 from tood.utils.reading import parse_number
+from tood.utils.suggest import suggest_path
 
 LARGEST = 1e9  # of the numbers of a box, pixels
 
@@ -88,6 +89,8 @@ def explain(
     box, score_threshold = parse_box(box), parse_threshold(score_threshold)
     trained = find_trained(model, config)
     default = os.path.join(trained.folder, "explained", _name_drawing(image, box))
+    if not os.path.isfile(image):
+        raise UserError(f"There is no image {image}{suggest_path(image) or '; check its name.'}")
     output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
     opts = [*trained.options(), *options]

@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Dict, NamedTuple, Sequence, Set
+import shlex
+from typing import Dict, List, NamedTuple, Sequence, Set
 
 from tood.utils.errors import UserError
 from tood.utils.suggest import suggest
@@ -54,16 +55,44 @@ def refuse_unknown(words: Words, argv: Sequence[str]) -> None:
     Raises:
         UserError: for a flag that the command does not have, or NAME=VALUE in the place of one.
     """
+    _refuse_assignments(words, argv)
     for word in argv[: argv.index("--") if "--" in argv else None]:
-        name, equals, _ = word.partition("=")
+        name = word.partition("=")[0]
         if re.match(r"--?[A-Za-z]", word) and name not in words.flags:
             known = translate(words, name)
             hint = f"; write {known}." if known else suggest(name, words.flags)
             hint = hint or f"; {words.command} --help lists its flags."
             raise UserError(f"{words.command} has no flag {name}{hint}")
-        if equals and re.fullmatch(r"[A-Za-z]\w*", name) and not os.path.exists(word):
-            known = translate(words, name) or "flags as --epochs 20"
-            raise UserError(f"{words.command} does not take {word}; write {known}.")
+
+
+def _refuse_assignments(words: Words, argv: Sequence[str]) -> None:
+    """Raise UserError for NAME=VALUE, with the whole command as it is written here."""
+    found = [re.fullmatch(r"([A-Za-z]\w*)=(.*)", x) for x in argv]
+    found = [None if os.path.exists(x) else match for x, match in zip(argv, found)]
+    typed = [match.group() for match in found if match]
+    if not typed:
+        return
+    ours = {match: _write(words, *match.groups()) for match in found if match}
+    if not all(ours.values()):
+        text = next(match.group() for match, written in ours.items() if not written)
+        raise UserError(f"{words.command} does not take {text}; write flags as --epochs 20.")
+    rest = [[x] if match is None else ours[match] for x, match in zip(argv, found)]
+    # First what stands alone, then flags, and options of the config last.
+    rest.sort(key=lambda x: (len(x) > 1) + (len(x) > 1 and not x[0].startswith("-")))
+    line = shlex.join([x for pair in rest for x in pair])
+    raise UserError(
+        f"{words.command} does not take {', '.join(typed)}; write {words.command} {line}"
+    )
+
+
+def _write(words: Words, name: str, value: str) -> List[str]:
+    """Return words of a command line for NAME=VALUE of other programs; none if it is not known."""
+    known = translate(words, name).split()
+    if not known:
+        return []
+    if known[-1] == "flag":  # a positional argument
+        return [value]
+    return [x if x != "VALUE" else value for x in known if x not in ("at", "the", "end")]
 
 
 def translate(words: Words, name: str) -> str:

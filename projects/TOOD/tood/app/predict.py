@@ -174,9 +174,9 @@ def check_outputs(inputs: List[str], files: List[str], sheet: str, overwrite: bo
             raise UserError(f"{path} would be written twice; name another file.")
     existing = [path for path in files if os.path.exists(path)]
     if existing and not overwrite:
+        more = f", and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(
-            f"{existing[0]} already exists, and {len(existing) - 1} more; name another --output, "
-            "or add --overwrite."
+            f"{existing[0]} already exists{more}; name other files, or add --overwrite."
         )
     if sheet:
         check_image_output(sheet)
@@ -426,6 +426,11 @@ class _Run:
             f"{time.perf_counter() - self.start:.1f} s in all"
         )
         text += f"; {self.skipped} inputs skipped." if self.skipped else "."
+        limit = self.predictor.model.max_detections_per_image
+        full = sum(len(x) >= limit for x in self.results)
+        if full:
+            kept = f"{limit} detections, the most that are kept (TEST.DETECTIONS_PER_IMAGE)"
+            text += f" {full} of the images have {kept}."
         if self.keep_all:
             text += f" {json} has all {sum(map(len, self.unfiltered))} detections (--all)."
         return text

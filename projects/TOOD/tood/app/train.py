@@ -6,10 +6,12 @@ import dataclasses
 import logging
 import os
 import shlex
+import textwrap
 from typing import Dict, Optional, Sequence, Union
 
 from tood.app import draw
 from tood.app.check import list_names
+from tood.app.convert.door import refuse_missing
 from tood.app.plan.advice import Advice, format_advice, list_advice
 from tood.app.plan.choose import Plan, make_plan
 from tood.app.plan.data import TrainingData, read_training_data, write_training_data
@@ -34,6 +36,7 @@ from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained, load, name_output, read_records
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config
+from tood.data.check import WIDTH
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.launch import place_from_environment
@@ -137,12 +140,14 @@ def train(
         return Trained("", "", output, plan=f"{_describe(wishes, run, output)}\n{NOT_WRITTEN}")
     # Before anything in the folder is judged.
     with locked_output(output, data, is_typed=is_typed, resume=resume) as output:
-        _write_to(output, run)
+        _write_to(output, run, data)
         return _train(wishes, run, output)
 
 
-def _write_to(output: str, run: Run) -> None:
-    """Print the folder in use, and pass it to the run."""
+def _write_to(output: str, run: Run, data: str) -> None:
+    """Print the folder in use, and pass it to the run, if there are data for it."""
+    if not run.resume:
+        refuse_missing(data)
     is_continued = run.resume and is_ready(output)
     print(f"{'Continuing the training in' if is_continued else 'Output:'} {output}", flush=True)
     run.config_file = os.path.join(output, PLAN)
@@ -153,7 +158,7 @@ def _write_to(output: str, run: Run) -> None:
 def _describe(wishes: Wishes, run: Run, output: str) -> str:
     """Return what would be done."""
     refuse_locked(output, "--output")
-    _write_to(output, run)
+    _write_to(output, run, wishes.data)
     begun = read_begun(output)
     if run.resume and begun and is_ready(output):
         complete_wishes(wishes, begun, output)
@@ -182,7 +187,9 @@ def _train(wishes: Wishes, run: Run, output: str) -> Trained:
     begun = read_begun(output)
     if run.resume and begun and is_ready(output):
         complete_wishes(wishes, begun, output)
-        with applied(read_changes(run.config_file, wishes.options, output), run):
+        changes = read_changes(run.config_file, wishes.options, output)
+        print(textwrap.fill(describe(run, changes, output), WIDTH, break_on_hyphens=False))
+        with applied(changes, run):
             return _run(run, output)
     refuse_used(output, begun, resume=run.resume)
     if run.resume and begun:

@@ -60,10 +60,10 @@ class Finding(NamedTuple):
 
     def __str__(self):
         text = "error: " if self.is_error else ""
-        text += f"{self.number} {self.what}, "
-        text += f"for example {self.example}: " if self.example else ""
+        text += f"{self.what}: {self.number}"
+        text += f", for example {self.example}" if self.example else ""
         return textwrap.fill(
-            f"{text}{self.consequence}",
+            f"{text}; {self.consequence}",
             WIDTH,
             initial_indent="- ",
             subsequent_indent="  ",

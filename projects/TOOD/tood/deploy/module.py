@@ -224,8 +224,8 @@ def save_torchscript(module: ExportableTOOD, path: str, metadata: Dict[str, Any]
     """Trace, and write a file for ``torch.jit.load``, with ``METADATA_FILE`` in it."""
     with torch.no_grad(), quiet(), constant_same_padding():
         traced = torch.jit.trace(module, _sample(), check_trace=False)
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files={METADATA_FILE: json.dumps(metadata)})
     write_whole(path, buffer.getvalue())
 
 

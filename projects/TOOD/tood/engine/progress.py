@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 from datetime import timedelta
@@ -21,7 +22,8 @@ from tood.evaluation.coco import first_AP
 logger = logging.getLogger(__name__)
 
 PERIOD = 30.0  # seconds between two lines where there is no terminal
-BAR = "{bar:10} {desc}"
+BAR_WIDTH = 10
+BAR = f"{{bar:{BAR_WIDTH}}} {{desc}}"
 SMOOTHED = 20  # steps, of the loss
 
 
@@ -47,7 +49,7 @@ class Progress(HookBase):
             leave=False,
         )
         try:
-            with contextlib.redirect_stdout(_LogLines()):
+            with printed_to_log():
                 yield
             self._finish_evaluation()
             if self.trainer.stopped_early:
@@ -78,8 +80,7 @@ class Progress(HookBase):
         now = time.monotonic()
         self.step_times.append(now - self.step_start)
         self.done = self.trainer.iter + 1
-        self.bar.set_description_str(self._describe(), refresh=False)
-        self.bar.update()
+        self._show_bar()
         if self.bar.disable and now - self.printed >= PERIOD:
             self._print(self._describe())
             self.printed = now
@@ -87,6 +88,16 @@ class Progress(HookBase):
         if self.done == self.trainer.max_iter or (period and self.done % period == 0):
             self.evaluation_start = now
             self.bar.set_description_str(f"step {self.done}: evaluating ...")
+
+    def _show_bar(self) -> None:
+        """Show the line, and the bar before it if the terminal is wide enough for both."""
+        text = self._describe()
+        if not self.bar.disable:
+            width = shutil.get_terminal_size().columns - 1
+            text = text if len(text) <= width else self._describe(short=True)
+            self.bar.bar_format = BAR if len(text) + BAR_WIDTH < width else "{desc}"
+        self.bar.set_description_str(text, refresh=False)
+        self.bar.update()
 
     def _finish_evaluation(self) -> None:
         """Print the line of an evaluation, if there was one since the last call."""
@@ -103,11 +114,12 @@ class Progress(HookBase):
         tqdm.write(line, file=self.stream)
         self.stream.flush()
 
-    def _describe(self) -> str:
+    def _describe(self, short: bool = False) -> str:
         trainer, options = self.trainer, self.trainer.options
         parts = [f"step {self.done}/{trainer.max_iter}"]
         loader = trainer._trainer.data_loader
-        if isinstance(loader, TrainingLoader):  # others do not say how many images there are
+        # Other loaders do not say how many images there are.
+        if isinstance(loader, TrainingLoader) and not short:
             per_epoch = len(loader.dataset) / options.ims_per_batch
             epochs = (math.ceil(x / per_epoch) for x in (self.done, trainer.max_iter))
             parts.append("epoch {}/{}".format(*epochs))
@@ -115,7 +127,8 @@ class Progress(HookBase):
         if losses is not None:
             parts.append(f"loss {losses.median(SMOOTHED):.2f}")
         if not math.isnan(self.AP):
-            parts.append(f"AP {self.AP:.1f} (best {trainer.best.AP:.1f})")
+            best = "" if short else f" (best {trainer.best.AP:.1f})"
+            parts.append(f"AP {self.AP:.1f}{best}")
         parts.append(f"{format_clock(self._estimate_seconds_left())} left")
         is_unicode = "utf" in (getattr(self.stream, "encoding", None) or "").lower()
         return (" · " if is_unicode else " | ").join(parts)
@@ -130,6 +143,11 @@ class Progress(HookBase):
         if self.evaluation_times:
             seconds += left * sum(self.evaluation_times) / len(self.evaluation_times)
         return seconds
+
+
+def printed_to_log() -> contextlib.AbstractContextManager:
+    """Send what libraries print to the log."""
+    return contextlib.redirect_stdout(_LogLines())
 
 
 class _LogLines:

@@ -41,6 +41,7 @@ from tood.data.datasets import DataSet, prepare_datasets
 from tood.data.tiles import tile_records
 from tood.engine.closing import make_report_hint
 from tood.engine.launch import launch, place_from_environment
+from tood.engine.progress import printed_to_log
 from tood.engine.trainer import Trainer
 from tood.evaluation.coco import load_content
 from tood.utils.errors import UserError
@@ -76,7 +77,8 @@ class Run:
     is_built: bool = False  # a model of this config was built before, to measure it
     is_locked: bool = False  # the caller has the lock of the output folder
     is_reported: bool = False  # the caller writes a report
-    shows_progress: bool = False  # one live line in the terminal, and the log in log.txt alone
+    # The log is in log.txt alone; a training shows one live line in the terminal.
+    shows_progress: bool = False
 
 
 def start(run: Run):
@@ -282,9 +284,10 @@ def evaluate(cfg: CfgNode, run: Run) -> Dict:
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=run.resume)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, model))
+    with printed_to_log() if run.shows_progress else contextlib.nullcontext():
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         contents = (load_content(x, MetadataCatalog.get(x)) for x in cfg.DATASETS.TEST)
         weights, data = hash_weights(model.state_dict()), hash_data(*contents)

@@ -118,6 +118,11 @@ def _choose_parts(path: str, contents: Contents, split: str) -> Contents:
     return {name: contents[name] for name in ORDER if name in contents and split in ("", name)}
 
 
+def refuse_missing(data: str) -> None:
+    """Raise UserError for data that are not there."""
+    _parse(data)
+
+
 def _parse(data: str) -> Tuple[str, str, Any]:
     """Return the path, the split or "", and the folder of images if a COCO file is named."""
     if data.lower().endswith(ARCHIVES) and os.path.isfile(data):

@@ -21,8 +21,10 @@ FEW_OBJECTS = 50  # of a class
 MANY = 0.25  # of the objects missed, of the detections wrong
 SURE_DOUBT = 0.5  # of suspect labels
 TRUSTED_AP = 20.0  # below, detections say little about labels
+FEW = 0.5  # steps, as a part of those of the rule
 MOST = 4  # pieces of advice
 NAMED = 5  # classes
+PHOTOS = "NEW_PHOTOS"  # what a user has to replace
 # What --epochs and --image-size choose.
 LENGTH = [KEYS[x] for x in ("max_iter", "steps", "warmup_iters", "atss_iters")]
 SIZE = [f"INPUT.{side}_SIZE_{use}" for side in ("MIN", "MAX") for use in ("TRAIN", "TEST")]
@@ -140,6 +142,10 @@ def _advise_length(history: History) -> List[Advice]:
     if max(aps) < LOW_AP and (done < 0.9 * rule or is_rising):
         text = f"The model has learned little in {steps} steps (AP {max(aps):.1f}): train longer."
         return [Advice(text, _train_again(history, *epochs, instead_of=LENGTH))]
+    if done < FEW * rule:
+        usual = f"{rule * history.num_images / history.images_per_step:.0f}"
+        text = f"The training was short, {steps} steps where {usual} are usual: train longer."
+        return [Advice(text, _train_again(history, *epochs, instead_of=LENGTH))]
     if max(aps) < LOW_AP:
         text = f"The model has learned little (AP {max(aps):.1f}): are the boxes and classes right?"
         data = [shlex.quote(x) for x in history.words[:1]]
@@ -182,7 +188,7 @@ def _advise_classes(model: str, history: History) -> List[Advice]:
     if max(history.aps, default=0.0) < LOW_AP:
         return [Advice(f"{text} class.")]
     text += " class; the model can draw the first boxes for you to correct."
-    return [Advice(text, _command("predict", model, "photos/ --save-as labelme --output drafts"))]
+    return [Advice(text, _command("predict", model, f"{PHOTOS} --save-as labelme --output drafts"))]
 
 
 def _advise_labels(model: str, history: Optional[History], summary: Mapping) -> List[Advice]:
@@ -208,13 +214,15 @@ def _advise_errors(model: str, summary: Mapping) -> List[Advice]:
             f"{missed} of {objects} objects are missed: add photographs like those under “Missed "
             "objects”. A lower threshold finds more, with more false alarms."
         )
-        rest = f"photos/ --score-threshold {threshold / 2:.2f}"
-        found.append((missed / objects, Advice(text, _command("predict", model, rest))))
+        rest = f"{PHOTOS} --score-threshold {threshold / 2:.2f}"
+        # A poor model finds anything at a lower threshold.
+        useful = model if summary["metrics"]["AP"]["value"] >= TRUSTED_AP else ""
+        found.append((missed / objects, Advice(text, _command("predict", useful, rest))))
     if false > MANY * shown:
         text = (
             f"{false} of {shown} detections are false alarms: add photographs of such places, "
             "without boxes. A higher threshold avoids them, and misses more."
         )
-        rest = f"photos/ --score-threshold {(1 + threshold) / 2:.2f}"
+        rest = f"{PHOTOS} --score-threshold {(1 + threshold) / 2:.2f}"
         found.append((false / shown, Advice(text, _command("predict", model, rest))))
     return [advice for _, advice in sorted(found, key=lambda x: -x[0])]

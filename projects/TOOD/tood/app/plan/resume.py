@@ -86,5 +86,10 @@ def describe(run: Run, changes: Changes, output: str) -> str:
         begins = (
             f"begins the training in {output}, which has no checkpoint yet: {length} iterations"
         )
+    elif done >= length:
+        begins = (
+            f"finds the training in {output} finished, after {length} iterations; a larger "
+            "SOLVER.MAX_ITER after --resume goes on with it"
+        )
     lines = [f"--resume {begins}, by {PLAN}."]
     return "\n".join(lines + ([f"Other options than before: {changes}."] if changes.after else []))

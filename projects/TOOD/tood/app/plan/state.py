@@ -8,6 +8,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from tood.utils.errors import UserError
@@ -59,7 +60,16 @@ def list_words(typed: Wishes) -> List[str]:
         flag = "--config-file" if name == "config" else f"--{name.replace('_', '-')}"
         for x in [value] if not isinstance(value, (list, tuple)) else value:
             words += [flag, f"{x:g}" if isinstance(x, float) else _make_relative(str(x))]
-    return words + list(map(str, typed.options))
+    flags = {key: (name, write) for name, (key, write) in FLAGS.items()}
+    keys = []
+    for key, value in zip(typed.options[::2], typed.options[1::2]):
+        name, write = flags.get(key, ("", str))
+        bare = value.strip("(),") if name == "image_size" else value
+        if name and write(bare) == value:  # as a flag writes it
+            words += [f"--{name.replace('_', '-')}", bare]
+        else:
+            keys += [key, str(value)]
+    return words + keys
 
 
 def _make_relative(path: str) -> str:
@@ -91,6 +101,8 @@ def list_options(options: Sequence[str], **flags: object) -> List[str]:
             continue
         if name == "image_size" and value < SMALLEST:
             raise UserError(f"--image-size is {value}; it must be at least {SMALLEST} pixels.")
+        if name == "device" and not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+            raise UserError(f"--device is {value}; write cpu, cuda, or cuda:1 for the second GPU.")
         key, write = FLAGS[name]
         text = write(value)
         if typed.setdefault(key, text) != text:
