@@ -84,12 +84,15 @@ def describe(run: Run, changes: Changes, output: str) -> str:
     begins = f"continues the training in {output} from {last}, after iteration {done} of {length}"
     if not last:
         begins = (
-            f"begins the training in {output}, which has no checkpoint yet: {length} iterations"
+            f"begins the training in {output}, which has no checkpoint yet: {length} iterations, "
+            f"by {PLAN}"
         )
     elif done >= length:
         begins = (
             f"finds the training in {output} finished, after {length} iterations; a larger "
             "SOLVER.MAX_ITER after --resume goes on with it"
         )
-    lines = [f"--resume {begins}, by {PLAN}."]
+    else:
+        begins += f", by {PLAN}"
+    lines = [f"--resume {begins}."]
     return "\n".join(lines + ([f"Other options than before: {changes}."] if changes.after else []))
