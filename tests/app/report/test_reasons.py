@@ -86,6 +86,12 @@ FAR = [32.0, 32.0, 64.0, 44.0]  # IoU 0.375
             LIMIT,
             "but an image has at most 1 detections, and the others score higher.",
         ),
+        (  # among fewer detections it would not count either
+            {(48, 48): (0, 0.2, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
+            {"max_detections_per_image": 1},
+            THRESHOLD,
+            "Its best box has the score 0.20 .* the score is below the threshold 0.30",
+        ),
         (
             {(48, 48): (0, 0.5, CLOSE), (16, 16): (0, 0.9, [0.0, 0.0, 20.0, 20.0])},
             {"topk_candidates_test": 1},

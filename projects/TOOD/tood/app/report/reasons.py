@@ -153,6 +153,9 @@ class _Search:
             return None
         i = int(torch.where(mine, scores, -1.0).argmax())
         what = f"Its best box has the score {scores[i]:.2f} and an IoU of {ious[i]:.2f}"
+        if scores[i] < self.threshold:  # whatever happens to it after that
+            text = f"{what}: the score is below the threshold {self.threshold:.2f}."
+            return _Cause(THRESHOLD, text, boxes[i])
         overlaps = paired_iou(found.pred_boxes.tensor, boxes[i])
         rivals = (overlaps > self.model.nms_thresh_test) & (found.scores >= scores[i])
         if not self.model.class_agnostic_nms:
