@@ -10,6 +10,8 @@ from tood.utils.reading import MAX_TEXT, guard_reading, parse_number, read_regul
 
 SCORE_THRESHOLD = 0.3  # if there is no report
 FROM_REPORT, FROM_CONFIG = "from-report", "from-config"
+GUARANTEE = os.path.join("guarantee", "guarantee.json")  # in the folder of a model
+RAW_SCORE = 0.001  # of the detections that guarantees are found from
 MAX_LISTED = 8  # classes of which a sentence names the threshold
 
 Choice = Union[None, float, str, Sequence[float]]

@@ -1,0 +1,265 @@
+"""Find the score threshold that misses at most a share of the objects, with a guarantee."""
+
+import datetime
+import os
+from dataclasses import dataclass, field
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+
+import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.check import list_names
+from tood.app.guarantee.certify import Certificate, Promise, certify, describe, trace_curve
+from tood.app.guarantee.misses import Outcome, find_outcome
+from tood.app.plan.split import find_groups
+from tood.app.report.make import read_data, read_results
+from tood.app.report.plots import draw_guarantee
+from tood.app.trained import Trained, find_trained, name_data, read_predictor
+from tood.checkpoint.identity import (
+    IDENTITY,
+    check_same_data,
+    hash_data,
+    hash_weights,
+    make_identity,
+    read_identity,
+)
+from tood.data.check import image_paths
+from tood.data.copies import find_copies
+from tood.evaluation.coco import DetectionCollector, load_content
+from tood.inference.thresholds import GUARANTEE, RAW_SCORE
+from tood.utils.arguments import accept_paths
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, choose_output, write_json, write_whole
+
+SUMMARY, CURVE = os.path.basename(GUARANTEE), "guarantee.png"
+CALIBRATION = os.path.join("data", "calibration.json")  # of tood train --calibration-share
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A threshold with a guarantee, or the reason why there is none; ``str(guarantee)`` says it."""
+
+    folder: str
+    summary: Dict = field(repr=False)  # content of guarantee.json
+
+    @property
+    def certifiable(self) -> bool:
+        """True if there is a threshold; of each class, if they are apart."""
+        return self.summary["certifiable"]
+
+    @property
+    def score_threshold(self) -> Optional[float]:
+        """None if no threshold is certifiable, or each class has its own."""
+        return self.summary["score_threshold"]
+
+    @property
+    def score_thresholds(self) -> Dict[str, Optional[float]]:
+        """Threshold of each class by its name, with ``per_class``; otherwise empty."""
+        return {x["name"]: x["score_threshold"] for x in self.summary["classes"]}
+
+    def __str__(self) -> str:
+        path = os.path.join(self.folder, SUMMARY)
+        return "\n".join([*self.summary["sentences"], *self.summary["notes"], f"Written: {path}"])
+
+
+class Calibration(NamedTuple):
+    """Detections in calibration data."""
+
+    name: str  # of the data
+    content: Dict  # annotations
+    image_root: str
+    detections: List[Dict]
+    source: str  # of the detections, for errors
+    weights: str = ""  # hash, if it is known
+    settings: Optional[Dict] = None  # that detections depend on; None if they are not known
+    notes: Sequence[str] = ()  # on what could not be checked
+
+
+@accept_paths("model", "calibration_data", "val_data", "results", "output", "config")
+def guarantee(
+    model: str = "",
+    *,
+    miss_rate: float,
+    calibration_data: str = "",
+    confidence: Optional[float] = None,
+    per_class: bool = False,
+    group: str = "",
+    results: str = "",
+    val_data: str = "",
+    output: str = "",
+    overwrite: bool = False,
+    config: str = "",
+    options: Sequence[str] = (),
+) -> Guarantee:
+    """Find the highest score threshold at which at most a share of the objects of an image is
+    missed on average, from annotated images that the detector has not seen::
+
+        found = tood.guarantee("output/mine", calibration_data="new_photos/", miss_rate=0.1)
+        print(found, found.score_threshold)
+        tood.predict("output/mine", "photos/", score_threshold="guaranteed")
+
+    Args:
+        model: an output folder, a checkpoint, or the name of a released model.
+        miss_rate: share of the objects of an image, between 0 and 1.
+        calibration_data: a folder or ANNOTATIONS.json:IMAGES; default: the part that
+            ``tood train --calibration-share`` has split off.
+        confidence: that the promise holds for the threshold that is found, as 0.95; default: it
+            holds on average over the choice of the calibration images.
+        per_class: a threshold for each class, over the images that have objects of it.
+        group: regular expression; images whose names share its match are one unit, as the frames
+            of a video. Copies of one image always are.
+        results: a JSON file of the detections of any detector in COCO's format, instead of a
+            model.
+        val_data: the data that the results are of.
+        output: folder of guarantee.json and its curve; default: "guarantee" in the model's output
+            folder, with a number if it exists. Thresholds are read from "guarantee".
+        overwrite: replace a guarantee that already exists.
+        config: file of the model's config; default: config.yaml beside the checkpoint.
+        options: overrides of the config, keys and values in turn.
+
+    Returns:
+        the guarantee; that nothing can be certified is a result as well.
+
+    Raises:
+        UserError: for a file or a value that cannot be used, and data without objects.
+    """
+    promise = _check_values(miss_rate, confidence, group)
+    if bool(model) == bool(results):
+        raise UserError("Name either a model, or a file of detections with --results.")
+    if results:
+        if not (val_data and output) or calibration_data:
+            raise UserError("--results needs --val-data, the annotations, and --output.")
+        _check_output(output, overwrite)
+        found = _read_results(results, val_data)
+    else:
+        if val_data:
+            raise UserError("--val-data is for --results; use --calibration-data with a model.")
+        trained = find_trained(model, config)
+        data = calibration_data or _find_calibration(trained)
+        default = os.path.join(trained.folder, os.path.dirname(GUARANTEE))
+        output = choose_output(output, default, overwrite)
+        _check_output(output, overwrite)
+        found = _detect(trained, data, options)
+    summary, png = _summarize(found, promise, group, per_class)
+    write_whole(os.path.join(output, CURVE), png)
+    write_json(summary, os.path.join(output, SUMMARY))
+    return Guarantee(output, summary)
+
+
+def _check_values(miss_rate: float, confidence: Optional[float], group: str) -> Promise:
+    if not 0 < miss_rate < 1:
+        hint = "; no number of images can show that nothing is ever missed" * (miss_rate == 0)
+        raise UserError(f"--miss-rate is {miss_rate:g}; it must be between 0 and 1, as 0.1{hint}.")
+    if confidence is not None and not 0 < confidence < 1:
+        raise UserError(f"--confidence is {confidence:g}; it must be between 0 and 1, as 0.95.")
+    return Promise(miss_rate, confidence, "group" if group else "image")
+
+
+def _check_output(folder: str, overwrite: bool) -> None:
+    check_folder(folder, "--output")
+    path = os.path.join(folder, SUMMARY)
+    if os.path.exists(path) and not overwrite:
+        raise UserError(f"{path} already exists; name another --output, or --overwrite.")
+
+
+def _find_calibration(trained: Trained) -> str:
+    path = os.path.join(trained.folder, CALIBRATION)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"There are no calibration data in {trained.folder}; name annotated images that the "
+            "model has not seen with --calibration-data."
+        )
+    return path
+
+
+def _read_results(results: str, val_data: str) -> Calibration:
+    content, image_root, _ = read_data(val_data)
+    check_same_data(results, content)
+    weights = read_identity(results).get("weights", "")
+    name = name_data(val_data) or val_data
+    detections = read_results(results)
+    return Calibration(name, content, image_root, detections, results, weights)
+
+
+def _detect(trained: Trained, data: str, options: Sequence[str]) -> Calibration:
+    """Detect in the calibration data all that the model finds from ``RAW_SCORE`` on."""
+    names = list_names(data)
+    predictor, _ = read_predictor(trained, names[0], options, RAW_SCORE)
+    name = predictor.options.data.test[0]
+    metadata = MetadataCatalog.get(name)
+    loader = predictor.build_test_loader(name)
+    with torch.no_grad():
+        found = inference_on_dataset(predictor.detector, loader, DetectionCollector(name))
+    return Calibration(
+        name=name_data(data) or data,
+        content=load_content(name, metadata),
+        image_root=metadata.get("image_root", ""),
+        detections=found["detections"],
+        source=predictor.options.weights,
+        weights=hash_weights(predictor.model.state_dict()),
+        settings=predictor.settings,
+    )
+
+
+def _summarize(
+    found: Calibration, promise: Promise, group: str, per_class: bool
+) -> Tuple[Dict, bytes]:
+    """Return the content of guarantee.json, and the drawing of the curve."""
+    content = found.content
+    names = [x["file_name"] for x in content["images"]]
+    copies = find_copies(image_paths(content["images"], found.image_root))
+    groups = find_groups(names, copies, group)
+    outcome = find_outcome(content, found.detections, groups, found.source)
+    if not len(outcome.scores):
+        raise UserError(
+            f"The calibration data ({found.name}) have no objects, so that none can be missed; "
+            "name images with annotated objects."
+        )
+    pooled = certify(outcome, promise)
+    curve = trace_curve(outcome, promise)
+    classes = _certify_classes(outcome, promise) if per_class else []
+    nothing = Certificate(None, all(x["certifiable"] for x in classes), *pooled[2:4], *[None] * 5)
+    sentences = [x["sentence"] for x in classes] or [describe(pooled, promise)]
+    notes = [*found.notes, *_list_notes(outcome, len(names), group)]
+    summary = {
+        **(nothing if per_class else pooled)._asdict(),
+        **promise._asdict(),
+        "group": group,
+        "num_images": outcome.num_images,
+        "num_images_with_objects": len({x["image_id"] for x in content["annotations"]}),
+        "classes": classes,
+        "sentences": sentences,
+        "notes": notes,
+        "curve": curve,
+        "data": found.name,
+        "date": datetime.date.today().isoformat(),
+        "settings": found.settings,
+        IDENTITY: make_identity(weights=found.weights, data=hash_data(content)),
+    }
+    return summary, draw_guarantee(curve, promise.miss_rate, pooled.score_threshold)
+
+
+def _certify_classes(outcome: Outcome, promise: Promise) -> List[Dict]:
+    rows = []
+    for k, name in enumerate(outcome.class_names):
+        found = certify(outcome.select_class(k), promise)
+        rows.append({"name": name, **found._asdict(), "sentence": describe(found, promise, name)})
+    return rows
+
+
+def _list_notes(outcome: Outcome, num_images: int, group: str) -> List[str]:
+    notes, n = [], outcome.num_units
+    if n < num_images and not group:
+        notes.append(f"{num_images - n} copies of images count together with their originals.")
+    known = set(outcome.classes.tolist())
+    unknown = [name for k, name in enumerate(outcome.class_names) if k not in known]
+    if unknown:
+        notes.append(
+            f"Nothing is said of classes without objects in these images: {', '.join(unknown)}."
+        )
+    empty = n - len(set(outcome.units.tolist()))
+    if empty:
+        notes.append(f"{empty} of the {n} have no objects, and count as without a miss.")
+    return notes
