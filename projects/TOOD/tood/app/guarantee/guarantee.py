@@ -13,6 +13,7 @@ import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.check import list_names
 from tood.app.guarantee.certify import Certificate, Promise, certify, describe, trace_curve
 from tood.app.guarantee.misses import Outcome, find_outcome
+from tood.app.guarantee.unseen import check_unseen, read_seen
 from tood.app.plan.split import find_groups
 from tood.app.report.make import read_data, read_results
 from tood.app.report.plots import draw_guarantee
@@ -180,7 +181,8 @@ def _read_results(results: str, val_data: str) -> Calibration:
     weights = read_identity(results).get("weights", "")
     name = name_data(val_data) or val_data
     detections = read_results(results)
-    return Calibration(name, content, image_root, detections, results, weights)
+    notes = ["Not checked: the detector may not have been trained on any of these images."]
+    return Calibration(name, content, image_root, detections, results, weights, notes=notes)
 
 
 def _detect(trained: Trained, data: str, options: Sequence[str]) -> Calibration:
@@ -189,17 +191,22 @@ def _detect(trained: Trained, data: str, options: Sequence[str]) -> Calibration:
     predictor, _ = read_predictor(trained, names[0], options, RAW_SCORE)
     name = predictor.options.data.test[0]
     metadata = MetadataCatalog.get(name)
+    content, image_root = load_content(name, metadata), metadata.get("image_root", "")
+    paths, weights = image_paths(content["images"], image_root), predictor.options.weights
+    seen = read_seen(trained)
+    notes = check_unseen(paths, seen.train, seen.test, weights)
     loader = predictor.build_test_loader(name)
     with torch.no_grad():
         found = inference_on_dataset(predictor.detector, loader, DetectionCollector(name))
     return Calibration(
         name=name_data(data) or data,
-        content=load_content(name, metadata),
-        image_root=metadata.get("image_root", ""),
+        content=content,
+        image_root=image_root,
         detections=found["detections"],
-        source=predictor.options.weights,
+        source=weights,
         weights=hash_weights(predictor.model.state_dict()),
         settings=predictor.settings,
+        notes=notes,
     )
 
 
