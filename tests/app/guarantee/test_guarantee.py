@@ -1,23 +1,26 @@
 """The command: guarantee.json, its sentences and curve, from a model and from results."""
 
 import json
+import shutil
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from conftest import app_error, complaint
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 from test_matching import detections_of, load_content
 
 import tood
-from tood.app import cli
+from tood.app import cli, export
 from tood.app.guarantee.certify import Certificate, Promise, certify, describe, trace_curve
 from tood.app.guarantee.misses import find_outcome
 from tood.checkpoint.identity import hash_weights
 from tood.data.annotations import read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.shapes import write_shapes_dataset
+from tood.deploy.module import ExportableTOOD
 from tood.inference.predictor import Predictor
 
 A, B = (0, 0, 20, 20), (50, 0, 20, 20)
@@ -40,9 +43,9 @@ def draw_set(num_images, seed=0, misses=0.0):
 
 @pytest.fixture(scope="module")
 def new_entry(tmp_path_factory):
-    """Five images that no training has seen."""
+    """Twelve images that no training has seen."""
     folder = tmp_path_factory.mktemp("new")
-    write_shapes_dataset(str(folder), num_images=5, seed=7, size=64)
+    write_shapes_dataset(str(folder), num_images=12, seed=7, size=64)
     return f"{folder}/annotations.json:{folder}/images"
 
 
@@ -210,7 +213,7 @@ def test_a_trained_model(trained, new_entry, tmp_path):
     assert summary["settings"] == json.loads(json.dumps(predictor.settings))
     assert summary["settings"]["MODEL.TOOD.NMS_THRESH_TEST"] == 0.6
     assert summary["identity"]["weights"] == hash_weights(predictor.model.state_dict())
-    assert (summary["num_images"], summary["num_objects"]) == (5, 10)
+    assert (summary["num_images"], summary["num_objects"]) == (12, 26)
     # The same from its detections in a file.
     content = read_annotations(*parse_own_data(new_entry), to_train=True)
     names = [x["file_name"] for x in content["images"]]
@@ -227,3 +230,39 @@ def test_a_trained_model(trained, new_entry, tmp_path):
     assert "name annotated images that the model has not seen with --calibration-data" in complaint(
         tood.guarantee, trained, miss_rate=0.1
     )
+
+
+@pytest.mark.slow
+def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
+    """In predictions, in the predictor and in exported files; not with another NMS or weights."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    found = tood.guarantee(run, calibration_data=new_entry, miss_rate=0.95)
+    t = found.score_threshold
+    assert found.certifiable and found.folder == str(run / "guarantee") and t < 0.05
+    image = f"{new_entry.partition('.json:')[2]}/00000.jpg"
+    predictor = tood.Predictor(run, score_threshold="guaranteed")
+    assert predictor.thresholds.values == [t] * 4
+    # The NMS is the same from a lower limit on.
+    expected = tood.Predictor(run, score_threshold=t)(image).scores.tolist()
+    assert predictor(image).scores.tolist() == expected and min(expected) >= t
+    text = str(tood.predict(run, image, score_threshold="guaranteed", output=run / "a.jpg"))
+    words = f"detections of at least {t:g}, guaranteed to miss at most 95 % of the objects"
+    assert words in text and "(on average; from 12 images, 20" in text
+    options = export._Options("a.onnx", "onnx", False, "inside", "float32", "", 1, "guaranteed")
+    more = export._describe_guarantee(options, predictor)
+    metadata = export.describe_file(ExportableTOOD(predictor.model), predictor, **more)
+    assert metadata["score_thresholds"] == [t] * 4 and metadata["score_threshold"] == 0.001
+    assert metadata["guarantee"] == predictor.thresholds.text
+    half = dict(output=str(run / "a.onnx"), precision="float16", score_threshold="guaranteed")
+    assert "not in float16" in complaint(tood.export, run, **half)
+    nms = ["MODEL.TOOD.NMS_THRESH_TEST", "0.5"]
+    message = complaint(tood.predict, run, image, score_threshold="guaranteed", options=nms)
+    assert "with MODEL.TOOD.NMS_THRESH_TEST 0.6, and it is 0.5 here" in message
+    message = complaint(tood.Predictor, run, score_threshold="guaranteed", augment=True)
+    assert "TEST.AUG" in message
+    content = torch.load(run / "model_best.pth", weights_only=True)
+    content["model"]["head.reg_pred.bias"] += 1e-3
+    torch.save(content, run / "model_best.pth")
+    message = complaint(tood.Predictor, run, score_threshold="guaranteed")
+    assert "is the guarantee of other weights than" in message

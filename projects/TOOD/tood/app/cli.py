@@ -196,6 +196,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="images to find the ranges of int8 with; default: they are found for each image",
     )
     parser.add_argument("--calibration-images", type=int, metavar="N", help="at most")
+    _add_threshold(parser)
     _add_overwrite(parser)
     _add_config(parser)
 
@@ -259,8 +260,9 @@ def _add_threshold(parser) -> None:
         *("--score-threshold", "--score-thresh"),
         type=parse_threshold,
         metavar="S",
-        help='a number; "from-report": of each class that of the best F1; "from-config": all that '
-        "the model finds; default: the report's, if it is on these weights, or 0.3",
+        help='a number; "from-report": of each class that of the best F1; "guaranteed": that of '
+        'tood guarantee; "from-config": all that the model finds; default: the report\'s, if it is '
+        "on these weights, or 0.3",
     )
 
 

@@ -96,8 +96,9 @@ class Predictor:
             device: "cpu" or "cuda"; default: the config's, or "cpu" without a GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
             score_threshold: of detections, one or one for each class; "from-report": those of the
-                best F1 in the report beside the weights; "from-config": all detections that an
-                evaluation counts. Default: those of the report, if it is on these weights, or 0.3.
+                best F1 in the report beside the weights; "guaranteed": those of the guarantee
+                beside the weights; "from-config": all detections that an evaluation counts.
+                Default: those of the report, if it is on these weights, or 0.3.
             augment: use test-time augmentation; default: the config's.
             opts: overrides, keys and values in turn.
 
@@ -191,6 +192,7 @@ class Predictor:
             self.class_names,
             self.model.score_thresh_test,
             lambda: hash_weights(self.model.state_dict()),
+            self.settings,
         )
         return choose_thresholds(choice, facts)
 
