@@ -1,10 +1,11 @@
 """Calibration images that the model has seen are refused."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from conftest import complaint
+from conftest import SMALL, complaint
 
 import tood
 from tood.app.guarantee.unseen import check_unseen
@@ -74,3 +75,30 @@ def test_a_model_refuses_its_own_images(trained, entry, tmp_path):
     )
     assert "8 of the 8 calibration images are images that the model was trained on" in sentence
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers):
+    """Groups are drawn as wholes, neither trained nor validated on, and are the default data."""
+    data, out = tmp_path / "photos", tmp_path / "out"
+    content = json.loads((shapes / "annotations.json").read_text())
+    (data / "images").mkdir(parents=True)
+    for i, x in enumerate(content["images"]):
+        old, x["file_name"] = x["file_name"], f"v{i // 2}_{i}.jpg"
+        shutil.copy(shapes / "images" / old, data / "images" / x["file_name"])
+    (data / "annotations.json").write_text(json.dumps(content))
+    flags = dict(calibration_share=0.5, val_share=0.5, epochs=1, report=False)
+    flags["group"] = r"^images/v\d+_"
+    assert "to calibrate on  4 images" in str(tood.train(data, dry_run=True, **flags))
+    tood.train(data, output=str(out), options=SMALL, **flags)
+    found = {}
+    for part in ("train", "val", "calibration"):
+        written = json.loads((out / "data" / f"{part}.json").read_text())
+        found[part] = {x["file_name"].rpartition("/")[2] for x in written["images"]}
+    assert [len(x) for x in found.values()] == [2, 2, 4] and len(set().union(*found.values())) == 8
+    assert len({x[:2] for x in found["calibration"]}) == 2
+    summary = tood.guarantee(out, miss_rate=0.9).summary  # in the groups of the training
+    assert (summary["num_images"], summary["num_units"], summary["unit"]) == (4, 2, "group")
+    assert summary["notes"] == [x for x in summary["notes"] if not x.startswith("Not checked")]
+    sentence = complaint(tood.train, data, output=str(out), resume=True, calibration_share=0.2)
+    assert "was begun with --calibration-share 0.5, not with --calibration-share 0.2" in sentence

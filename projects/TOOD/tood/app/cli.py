@@ -83,6 +83,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--group", metavar="REGEX", help="images whose names share its match stay on one side"
     )
+    help = "of the images, drawn at random, to keep for tood guarantee"
+    more.add_argument("--calibration-share", type=float, metavar="S", help=help)
     more.add_argument("--resume", action="store_true", help="continue in the output folder")
     more.add_argument("--dry-run", action="store_true", help="stop after the table")
     more.add_argument("--no-report", dest="report", action="store_false", help="write no report")

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -10,11 +11,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.check import list_names
+from tood.app.convert.folder import relative_path
 from tood.app.guarantee.certify import Certificate, Promise, certify, describe, trace_curve
 from tood.app.guarantee.misses import Outcome, find_outcome
 from tood.app.guarantee.unseen import check_unseen, read_seen
 from tood.app.plan.split import find_groups
+from tood.app.plan.state import CALIBRATION, read_begun, read_image_root
 from tood.app.report.make import read_data, read_results
 from tood.app.report.plots import draw_guarantee
 from tood.app.trained import Trained, find_trained, name_data, read_predictor
@@ -35,7 +37,6 @@ from tood.utils.errors import UserError
 from tood.utils.files import check_folder, choose_output, write_json, write_whole
 
 SUMMARY, CURVE = os.path.basename(GUARANTEE), "guarantee.png"
-CALIBRATION = os.path.join("data", "calibration.json")  # of tood train --calibration-share
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Calibration(NamedTuple):
     weights: str = ""  # hash, if it is known
     settings: Optional[Dict] = None  # that detections depend on; None if they are not known
     notes: Sequence[str] = ()  # on what could not be checked
+    group: str = ""  # regular expression
+    root: str = ""  # folder that names are relative to for it; default: as they are
 
 
 @accept_paths("model", "calibration_data", "val_data", "results", "output", "config")
@@ -110,7 +113,8 @@ def guarantee(
             holds on average over the choice of the calibration images.
         per_class: a threshold for each class, over the images that have objects of it.
         group: regular expression; images whose names share its match are one unit, as the frames
-            of a video. Copies of one image always are.
+            of a video; default: that of the training, if it has drawn the calibration data.
+            Copies of one image always are one unit.
         results: a JSON file of the detections of any detector in COCO's format, instead of a
             model.
         val_data: the data that the results are of.
@@ -126,36 +130,34 @@ def guarantee(
     Raises:
         UserError: for a file or a value that cannot be used, and data without objects.
     """
-    promise = _check_values(miss_rate, confidence, group)
+    _check_values(miss_rate, confidence)
     if bool(model) == bool(results):
         raise UserError("Name either a model, or a file of detections with --results.")
-    if results:
-        if not (val_data and output) or calibration_data:
-            raise UserError("--results needs --val-data, the annotations, and --output.")
-        _check_output(output, overwrite)
-        found = _read_results(results, val_data)
-    else:
-        if val_data:
-            raise UserError("--val-data is for --results; use --calibration-data with a model.")
-        trained = find_trained(model, config)
-        data = calibration_data or _find_calibration(trained)
+    if results and (calibration_data or not (val_data and output)):
+        raise UserError("--results needs --val-data, the annotations, and --output.")
+    if model and val_data:
+        raise UserError("--val-data is for --results; use --calibration-data with a model.")
+    trained = find_trained(model, config) if model else None
+    if trained:
         default = os.path.join(trained.folder, os.path.dirname(GUARANTEE))
         output = choose_output(output, default, overwrite)
-        _check_output(output, overwrite)
-        found = _detect(trained, data, options)
-    summary, png = _summarize(found, promise, group, per_class)
+    _check_output(output, overwrite)
+    if trained:
+        found = _detect(trained, calibration_data, options, group)
+    else:
+        found = _read_results(results, val_data, group)
+    summary, png = _summarize(found, miss_rate, confidence, per_class)
     write_whole(os.path.join(output, CURVE), png)
     write_json(summary, os.path.join(output, SUMMARY))
     return Guarantee(output, summary)
 
 
-def _check_values(miss_rate: float, confidence: Optional[float], group: str) -> Promise:
+def _check_values(miss_rate: float, confidence: Optional[float]) -> None:
     if not 0 < miss_rate < 1:
         hint = "; no number of images can show that nothing is ever missed" * (miss_rate == 0)
         raise UserError(f"--miss-rate is {miss_rate:g}; it must be between 0 and 1, as 0.1{hint}.")
     if confidence is not None and not 0 < confidence < 1:
         raise UserError(f"--confidence is {confidence:g}; it must be between 0 and 1, as 0.95.")
-    return Promise(miss_rate, confidence, "group" if group else "image")
 
 
 def _check_output(folder: str, overwrite: bool) -> None:
@@ -165,30 +167,35 @@ def _check_output(folder: str, overwrite: bool) -> None:
         raise UserError(f"{path} already exists; name another --output, or --overwrite.")
 
 
-def _find_calibration(trained: Trained) -> str:
+def _find_calibration(trained: Trained, group: str) -> Tuple[str, str, str]:
+    """Return the data that a training has drawn, and the expression and folder of its groups."""
     path = os.path.join(trained.folder, CALIBRATION)
     if not os.path.isfile(path):
         raise UserError(
             f"There are no calibration data in {trained.folder}; name annotated images that the "
-            "model has not seen with --calibration-data."
+            "model has not seen with --calibration-data, or keep some with tood train "
+            "--calibration-share 0.2."
         )
-    return path
+    begun = read_begun(trained.folder)
+    group = group or (begun.group if begun else "")
+    return path, group, read_image_root(trained.folder)
 
 
-def _read_results(results: str, val_data: str) -> Calibration:
+def _read_results(results: str, val_data: str, group: str) -> Calibration:
     content, image_root, _ = read_data(val_data)
     check_same_data(results, content)
     weights = read_identity(results).get("weights", "")
     name = name_data(val_data) or val_data
     detections = read_results(results)
     notes = ["Not checked: the detector may not have been trained on any of these images."]
-    return Calibration(name, content, image_root, detections, results, weights, notes=notes)
+    known = dict(weights=weights, notes=notes, group=group)
+    return Calibration(name, content, image_root, detections, results, **known)
 
 
-def _detect(trained: Trained, data: str, options: Sequence[str]) -> Calibration:
+def _detect(trained: Trained, data: str, options: Sequence[str], group: str) -> Calibration:
     """Detect in the calibration data all that the model finds from ``RAW_SCORE`` on."""
-    names = list_names(data)
-    predictor, _ = read_predictor(trained, names[0], options, RAW_SCORE)
+    data, group, root = (data, group, "") if data else _find_calibration(trained, group)
+    predictor, _ = read_predictor(trained, data, options, RAW_SCORE)
     name = predictor.options.data.test[0]
     metadata = MetadataCatalog.get(name)
     content, image_root = load_content(name, metadata), metadata.get("image_root", "")
@@ -207,18 +214,38 @@ def _detect(trained: Trained, data: str, options: Sequence[str]) -> Calibration:
         weights=hash_weights(predictor.model.state_dict()),
         settings=predictor.settings,
         notes=notes,
+        group=group,
+        root=root,
     )
 
 
+def _group_images(found: Calibration) -> List[List[int]]:
+    """Return the indices of the images of each unit.
+
+    Raises:
+        UserError: for an expression that cannot be used, or that no name matches.
+    """
+    names = [x["file_name"] for x in found.content["images"]]
+    paths = image_paths(found.content["images"], found.image_root)
+    if found.root:
+        root = os.path.realpath(found.root)
+        names = [relative_path(os.path.realpath(x), root) for x in paths]
+    group = found.group
+    groups = find_groups(names, find_copies(paths), group)
+    if group and not any(re.search(group, name) for name in names):
+        raise UserError(
+            f"--group {group} matches the name of no calibration image, for example {names[0]}."
+        )
+    return groups
+
+
 def _summarize(
-    found: Calibration, promise: Promise, group: str, per_class: bool
+    found: Calibration, miss_rate: float, confidence: Optional[float], per_class: bool
 ) -> Tuple[Dict, bytes]:
     """Return the content of guarantee.json, and the drawing of the curve."""
-    content = found.content
-    names = [x["file_name"] for x in content["images"]]
-    copies = find_copies(image_paths(content["images"], found.image_root))
-    groups = find_groups(names, copies, group)
-    outcome = find_outcome(content, found.detections, groups, found.source)
+    content, promise = found.content, Promise(miss_rate, confidence)
+    promise = promise._replace(unit="group") if found.group else promise
+    outcome = find_outcome(content, found.detections, _group_images(found), found.source)
     if not len(outcome.scores):
         raise UserError(
             f"The calibration data ({found.name}) have no objects, so that none can be missed; "
@@ -229,11 +256,11 @@ def _summarize(
     classes = _certify_classes(outcome, promise) if per_class else []
     nothing = Certificate(None, all(x["certifiable"] for x in classes), *pooled[2:4], *[None] * 5)
     sentences = [x["sentence"] for x in classes] or [describe(pooled, promise)]
-    notes = [*found.notes, *_list_notes(outcome, len(names), group)]
+    notes = [*found.notes, *_list_notes(outcome, found.group)]
     summary = {
         **(nothing if per_class else pooled)._asdict(),
         **promise._asdict(),
-        "group": group,
+        "group": found.group,
         "num_images": outcome.num_images,
         "num_images_with_objects": len({x["image_id"] for x in content["annotations"]}),
         "classes": classes,
@@ -256,10 +283,11 @@ def _certify_classes(outcome: Outcome, promise: Promise) -> List[Dict]:
     return rows
 
 
-def _list_notes(outcome: Outcome, num_images: int, group: str) -> List[str]:
+def _list_notes(outcome: Outcome, group: str) -> List[str]:
     notes, n = [], outcome.num_units
-    if n < num_images and not group:
-        notes.append(f"{num_images - n} copies of images count together with their originals.")
+    if n < outcome.num_images and not group:
+        number = outcome.num_images - n
+        notes.append(f"{number} copies of images count together with their originals.")
     known = set(outcome.classes.tolist())
     unknown = [name for k, name in enumerate(outcome.class_names) if k not in known]
     if unknown:
