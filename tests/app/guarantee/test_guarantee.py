@@ -250,6 +250,11 @@ def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
     text = str(tood.predict(run, image, score_threshold="guaranteed", output=run / "a.jpg"))
     words = f"detections of at least {t:g}, guaranteed to miss at most 95 % of the objects"
     assert words in text and "(on average; from 12 images, 20" in text
+    report = tood.report(run, output=str(tmp_path / "report"))
+    html = (tmp_path / "report" / "report.html").read_text()
+    (sentence,) = report.summary["guarantee"]["sentences"]
+    assert sentence == found.summary["sentences"][0] and sentence in html
+    assert (tmp_path / "report" / "guarantee.png").is_file()
     options = export._Options("a.onnx", "onnx", False, "inside", "float32", "", 1, "guaranteed")
     more = export._describe_guarantee(options, predictor)
     metadata = export.describe_file(ExportableTOOD(predictor.model), predictor, **more)
@@ -267,3 +272,5 @@ def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
     torch.save(content, run / "model_best.pth")
     message = complaint(tood.Predictor, run, score_threshold="guaranteed")
     assert "is the guarantee of other weights than" in message
+    report = tood.report(run, output=str(tmp_path / "report"), overwrite=True)
+    assert not report.summary["guarantee"]
