@@ -118,6 +118,16 @@ def test_a_detector_that_misses_more_than_is_asked_for(write):
     assert not nothing.certifiable and nothing.summary["empirical_miss_rate"] == 1
 
 
+def test_a_detector_that_misses_nearly_what_is_promised(write):
+    """Choices of images that certify nothing are part of the average, which is said."""
+    flags = write(*draw_set(60, misses=0.1))
+    near = tood.guarantee(**flags, miss_rate=0.12)
+    assert near.certifiable and "other images like these might certify nothing" in str(near)
+    far = tood.guarantee(**flags, miss_rate=0.3, overwrite=True)
+    sure = tood.guarantee(**flags, miss_rate=0.12, confidence=0.5, overwrite=True)
+    assert "might certify nothing" not in str(far) + str(sure)
+
+
 def test_each_class_by_itself(write):
     content, detections = draw_set(90)
     content["categories"].append({"id": 9, "name": "rare"})

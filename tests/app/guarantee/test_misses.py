@@ -46,6 +46,8 @@ def check_against_pycocotools(objects, found, num_images=3):
         missed, counted, false = count_by_pycocotools(content, above, num_images)
         shares = [Fraction(int(m), int(c)) for m, c in zip(missed, counted) if c]
         assert outcome.sum_losses(t) == sum(shares, Fraction(0))
+        expected = [m / c if c else 0 for m, c in zip(missed, counted)]
+        assert outcome.list_losses(t).tolist() == expected
         assert outcome.count_false(t) == false
         assert outcome.count_found(t) == counted.sum() - missed.sum()
 

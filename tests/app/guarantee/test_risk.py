@@ -112,35 +112,43 @@ def test_the_chosen_threshold_is_that_of_the_loop(confidence):
         assert (candidates[last] if last >= 0 else None) == expected
 
 
-def certify_draws(draws, n, limit, confidence, seed=0):
-    """Return the largest certified threshold of each draw; the risk at it is the threshold itself:
-    five objects per image have uniform scores.
-    """
-    rng = np.random.default_rng(seed)
-    # The largest number of missed objects, of 5 n, that is still certified.
-    most = find_last(5 * n + 1, lambda k: is_certified(Fraction(k, 5), n, limit, confidence))
-    if most < 0:
-        return np.zeros(draws)
-    scores = np.sort(rng.random((draws, 5 * n)), axis=1)
-    return scores[:, most] if most < 5 * n else np.ones(draws)
+def find_most(n, objects, limit, confidence):
+    """Return how many missed objects of all are still certified, -1 for not even none."""
+
+    def holds(k):
+        return is_certified(Fraction(k, objects), n, limit, confidence)
+
+    return find_last(objects * n + 1, holds)
 
 
-@pytest.mark.parametrize("n", [20, 100])
-def test_coverage_of_10000_draws_of_known_risk(n):
-    """In expectation: the mean risk is at most the limit, and not much less. With a confidence:
-    the share of draws with a risk above the limit is at most the error, in its binomial interval.
+def certify_draws(draws, n, objects, limit, confidence):
+    """Return the largest certified threshold of each draw of n images. Scores of the objects of an
+    image are uniform, so that the risk at a threshold is the threshold itself.
     """
-    risks = certify_draws(10_000, n, 0.2, None)
+    scores = np.sort(np.random.default_rng(0).random((draws, objects * n)), axis=1)
+    return scores[:, find_most(n, objects, limit, confidence)]
+
+
+@pytest.mark.parametrize("n, objects", [(20, 1), (20, 5), (100, 1), (100, 5)])
+def test_mean_risk_of_10000_draws_of_known_risk(n, objects):
+    """At most the limit, and the mean of an order statistic: within four standard errors."""
+    risks = certify_draws(10_000, n, objects, 0.2, None)
     error = risks.std() / 100
-    # Exactly (1 + floor(5 (0.2 (n + 1) - 1))) / (5 n + 1), the mean of an order statistic.
-    expected = (math.floor(round(5 * (0.2 * (n + 1) - 1), 9)) + 1) / (5 * n + 1)
-    assert abs(risks.mean() - expected) < 4 * error
-    assert risks.mean() - 4 * error <= 0.2
-    above = int((certify_draws(10_000, n, 0.2, 0.9) > 0.2).sum())
-    low = stats.binomtest(above, 10_000).proportion_ci(0.999).low
-    assert low <= 0.1
-    # A control that must fail: the empirical risk alone, without a correction.
-    most = math.floor(0.2 * 5 * n)
-    rng = np.random.default_rng(1)
-    naive = np.sort(rng.random((10_000, 5 * n)), axis=1)[:, most]
-    assert (naive > 0.2).mean() > 0.4
+    expected = (find_most(n, objects, 0.2, None) + 1) / (objects * n + 1)
+    assert expected <= 0.2 and abs(risks.mean() - expected) < 4 * error
+    # A control that must fail: the mean of the losses alone, without a correction.
+    scores = np.sort(np.random.default_rng(1).random((10_000, objects * n)), axis=1)
+    naive = scores[:, math.floor(round(0.2 * objects * n, 9))]
+    assert naive.mean() - 4 * naive.std() / 100 > 0.2
+
+
+@pytest.mark.parametrize("n, objects", [(30, 1), (30, 5), (100, 1), (100, 5)])
+def test_share_of_10000_draws_with_a_higher_risk(n, objects):
+    """Of a confidence of 90 %, at most 10 %: as often as a binomial number is small enough."""
+    above = int((certify_draws(10_000, n, objects, 0.2, 0.9) > 0.2).sum())
+    exact = stats.binom.cdf(find_most(n, objects, 0.2, 0.9), objects * n, 0.2)
+    assert exact <= 0.1
+    assert stats.binomtest(above, 10_000, exact).pvalue > 0.001
+    # A control that must fail: the threshold of the bound in expectation.
+    above = int((certify_draws(10_000, n, objects, 0.2, None) > 0.2).sum())
+    assert stats.binomtest(above, 10_000).proportion_ci(0.999).low > 0.1

@@ -71,6 +71,19 @@ def certify(outcome: Outcome, promise: Promise) -> Certificate:
     )
 
 
+def is_near_refusal(outcome: Outcome, promise: Promise) -> bool:
+    """Return whether other images like these might well certify nothing: the bound, if all
+    detections count, is within two standard errors of the miss rate. The promise in expectation is
+    then one over such choices as well, on which no threshold is used.
+    """
+    if promise.confidence is not None or not len(outcome.candidates):
+        return False
+    lowest, n = outcome.candidates[0], outcome.num_units
+    bound = float(bound_expectation(outcome.sum_losses(lowest), n))
+    error = float(outcome.list_losses(lowest).std()) / math.sqrt(n)
+    return bound <= promise.miss_rate < bound + 2 * error
+
+
 def _measure(outcome: Outcome, threshold: float, confidence: Optional[float]) -> Dict[str, float]:
     """Return the miss rate at a threshold, the bound on it, and its price."""
     n, total = outcome.num_units, outcome.sum_losses(threshold)

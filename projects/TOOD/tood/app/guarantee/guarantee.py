@@ -12,7 +12,14 @@ from detectron2.evaluation import inference_on_dataset
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.convert.folder import relative_path
-from tood.app.guarantee.certify import Certificate, Promise, certify, describe, trace_curve
+from tood.app.guarantee.certify import (
+    Certificate,
+    Promise,
+    certify,
+    describe,
+    is_near_refusal,
+    trace_curve,
+)
 from tood.app.guarantee.misses import Outcome, find_outcome
 from tood.app.guarantee.unseen import check_unseen, read_seen
 from tood.app.plan.split import find_groups
@@ -36,6 +43,11 @@ from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, choose_output, write_json, write_whole
 
+NEAR = (
+    "Even if all its detections count, the detector misses nearly as much as is promised: other "
+    "images like these might certify nothing, and the average is over these choices, too. Promise "
+    "less, or use --confidence."
+)
 SUMMARY, CURVE = os.path.basename(GUARANTEE), "guarantee.png"
 
 
@@ -257,6 +269,8 @@ def _summarize(
     nothing = Certificate(None, all(x["certifiable"] for x in classes), *pooled[2:4], *[None] * 5)
     sentences = [x["sentence"] for x in classes] or [describe(pooled, promise)]
     notes = [*found.notes, *_list_notes(outcome, found.group)]
+    if not per_class and is_near_refusal(outcome, promise):
+        notes.append(NEAR)
     summary = {
         **(nothing if per_class else pooled)._asdict(),
         **promise._asdict(),

@@ -43,6 +43,11 @@ class Outcome(NamedTuple):
         missed = np.bincount(sizes[self.scores < threshold])
         return sum((Fraction(int(missed[m]), int(m)) for m in np.flatnonzero(missed)), Fraction(0))
 
+    def list_losses(self, threshold: float) -> np.ndarray:
+        """Return the loss of each unit, (n,); their sum is that of :meth:`sum_losses`."""
+        missed = np.bincount(self.units[self.scores < threshold], minlength=self.num_units)
+        return missed / np.maximum(np.bincount(self.units, minlength=self.num_units), 1)
+
     def count_false(self, threshold: float) -> int:
         """Return how many detections of at least this score find nothing."""
         return int((self.false_scores >= threshold).sum())
