@@ -61,6 +61,7 @@ def main(args):
     detector = Detector(args.model)
     if args.score_thresh is not None:
         detector.thresholds = np.full(len(detector.classes), args.score_thresh, np.float32)
+        detector.guarantee = ""
     paths = find_images(args.input)
     drawings = [os.path.join(args.output, os.path.basename(p)) for p in paths if args.output]
     check_outputs([*drawings, *([args.json] if args.json else [])], [args.model, *paths], args)
@@ -149,12 +150,15 @@ class Detector:
         self.thresholds = np.array([parse_score(x) for x in scores], np.float32)
         if len(self.thresholds) != len(self.classes):
             raise ValueError("score_thresholds")
+        self.guarantee = about.get("guarantee", "")
         self.mean, self.std = np.zeros(3, np.float32), np.ones(3, np.float32)
         if about["preprocessing"] == "outside":
             self.mean = np.array(json.loads(about["pixel_mean"]), np.float32).reshape(3)
             self.std = np.array(json.loads(about["pixel_std"]), np.float32).reshape(3)
 
     def describe_thresholds(self):
+        if self.guarantee:
+            return self.guarantee
         low, high = self.thresholds.min(), self.thresholds.max()
         if low == high:
             return f"of at least {low:g}"

@@ -131,6 +131,6 @@ def test_functions_take_paths(photo_folder, monkeypatch, tmp_path):
 def test_a_threshold_that_is_none():
     for wrong in ("high", "30", "-0.1", "nan"):
         message = app_error("predict", "nothing", "a.jpg", "--score-threshold", wrong)
-        assert f'is {wrong}; it must be a number from 0 to 1, "from-report" or' in message
+        assert f'is {wrong}; it must be a number from 0 to 1, "from-report", "guaran' in message
     with pytest.raises(UserError, match="--score-threshold is 30"):
         tood.explain("nothing", "a.jpg", (1, 2, 3, 4), score_threshold=30)

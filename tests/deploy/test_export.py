@@ -548,6 +548,10 @@ def test_program_uses_the_thresholds_of_the_file(onnx_file, shapes, tmp_path, ca
     found, count, text = run("--score-thresh", "0.07")
     assert found == [x for x in everything if x[0] >= 0.07] and 0 < count == len(found)
     assert text.startswith(f"1 images, {count} detections of at least 0.07, ")
+    words = "of at least 0.07, guaranteed to miss at most 10 %"
+    save_checked(onnx.load(onnx_file), path, score_thresholds=[0.07] * 4, guarantee=words)
+    assert run()[0] == found and f"detections {words}, " in run()[2]
+    assert "guaranteed" not in run("--score-thresh", "0.08")[2]
     for wrong in ([0.5], [0.5, 0.5, 0.5, 2], "high"):
         save_checked(onnx.load(onnx_file), path, score_thresholds=wrong)
         with pytest.raises(detect_onnx.Error, match="export it again"):

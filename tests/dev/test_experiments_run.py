@@ -1,7 +1,9 @@
 """The finished experiments: each runs, on data and models that take no time."""
 
 import json
+import shutil
 
+import check_guarantees
 import count_deaths
 import draw_curves
 import estimate_memory
@@ -77,3 +79,24 @@ def test_time_conversion(monkeypatch, capsys):
     time_conversion.main()
     out = capsys.readouterr().out
     assert all(name in out for name in ("heads of the images", "reading", "checking", "MB"))
+
+
+@pytest.mark.slow
+def test_check_guarantees(trained, shapes, tmp_path, capsys):
+    """With a model that is there: each row is counted."""
+    model = shutil.copytree(trained, tmp_path / "model")
+    (model / "data").mkdir()
+    content = json.loads((shapes / "annotations.json").read_text())
+    for x in content["images"]:
+        x["file_name"] = str(shapes / "images" / x["file_name"])
+    (model / "data" / "train.json").write_text(json.dumps(content))
+    flags = ["--model", str(model), "--images", "16", "--sets", "5", "--set-size", "10"]
+    flags += ["--miss-rate", "0.9", "--confidence", "0.5", "--output", str(tmp_path / "out")]
+    check_guarantees.main(check_guarantees.parse_args(flags))
+    rows = json.loads((tmp_path / "out" / "guarantees.json").read_text())
+    assert [x["certified"] for x in rows[::5]] == ["5 of 5"] * 2 and len(rows) == 10
+    assert all(0 < x["mean risk"] <= 1 for x in rows[::5])
+    assert "control: frames as images" in capsys.readouterr().out
+    flags += ["--data", f"{shapes}/annotations.json:{shapes}/images", "--set-size", "4"]
+    check_guarantees.main(check_guarantees.parse_args(flags))
+    assert len(json.loads((tmp_path / "out" / "guarantees.json").read_text())) == 4

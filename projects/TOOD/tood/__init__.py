@@ -21,6 +21,7 @@ _APP = {
     "evaluate": "tood.app.evaluate",
     "explain": "tood.app.explain",
     "export": "tood.app.export",
+    "guarantee": "tood.app.guarantee.guarantee",
     "load": "tood.app.trained",
     "predict": "tood.app.predict",
     "report": "tood.app.report.make",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tood.app.plan.split import split_data
+from tood.app.plan.split import draw_part, split_data
 from tood.utils.errors import UserError
 
 
@@ -102,6 +102,27 @@ def test_augmented_copies_stay_together():
     split = split_data(content, "nowhere")
     train, val = ({n.split(".rf.")[0] for n in names(p)} for p in (split.train, split.val))
     assert len(train) == 16 and len(val) == 4
+
+
+def test_a_part_to_calibrate_on_is_drawn_at_random():
+    """Each image as often as any other, also the only one of its class; groups as wholes."""
+    content = load_content({f"v{i // 2}_{i}.jpg": [1 if i else 2] for i in range(20)})
+    counts = collections.Counter()
+    for seed in range(400):
+        part = draw_part(content, "nowhere", share=0.25, seed=seed)
+        assert len(part.val["images"]) == 5 and len(part.train["images"]) == 15
+        assert not names(part.val) & names(part.train)
+        counts.update(names(part.val))
+    # 400 draws of 1/4: 100, standard deviation 8.7.
+    assert len(counts) == 20 and all(65 < x < 135 for x in counts.values())
+    assert draw_part(content, "nowhere", share=0.25) == draw_part(content, "nowhere", share=0.25)
+    part = draw_part(content, "nowhere", share=0.3, group=r"^v\d+_")
+    videos = [{x.split("_")[0] for x in names(y)} for y in (part.train, part.val)]
+    assert [len(x) for x in videos] == [7, 3] and not videos[0] & videos[1]
+    with pytest.raises(UserError, match="--calibration-share is 1.5; it must be between 0 and 1"):
+        draw_part(content, "nowhere", share=1.5)
+    with pytest.raises(UserError, match="contains 1 kind of images, too few for a --calibration"):
+        draw_part(content, "nowhere", share=0.5, group="v")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])

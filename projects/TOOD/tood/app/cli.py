@@ -27,6 +27,7 @@ From a folder of photographs to a detector:
   tood train DATA                    split, plan, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
+  tood guarantee MODEL               a score threshold that misses at most a share of the objects
   tood predict MODEL [IMAGES...]     find objects, and draw them
   tood draw MODEL                    predictions beside ground truth
   tood explain MODEL IMAGE BOX       why an object was found, or was not
@@ -94,6 +95,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--group", metavar="REGEX", help="images whose names share its match stay on one side"
     )
+    help = "of the images, drawn at random, to keep for tood guarantee"
+    more.add_argument("--calibration-share", type=float, metavar="S", help=help)
     more.add_argument("--resume", action="store_true", help="continue in the output folder")
     more.add_argument("--dry-run", action="store_true", help="stop after the table")
     more.add_argument("--no-report", dest="report", action="store_false", help="write no report")
@@ -116,6 +119,29 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="JSON", help="detections in COCO's format, no MODEL")
     parser.add_argument("--compare", metavar="JSON", help="detections of another model")
     parser.add_argument("--output", metavar="FOLDER", help="default: report in the MODEL's folder")
+    _add_overwrite(parser)
+    _add_config(parser)
+
+
+def add_guarantee(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, nargs="?")
+    help = "of the objects of an image, at most, on average"
+    parser.add_argument("--miss-rate", type=float, required=True, metavar="A", help=help)
+    parser.add_argument(
+        "--calibration-data",
+        metavar="DATA",
+        help="annotated images that the model has not seen; default: the part of --calibration-"
+        "share",
+    )
+    help = "that the threshold keeps the promise, as 0.95; default: on average"
+    parser.add_argument("--confidence", type=float, metavar="C", help=help)
+    parser.add_argument("--per-class", action="store_true", help="a threshold for each class")
+    help = "images whose names share its match are one unit, as the frames of a video"
+    parser.add_argument("--group", metavar="REGEX", help=help)
+    parser.add_argument("--results", metavar="JSON", help="detections in COCO's format, no MODEL")
+    parser.add_argument("--val-data", metavar="DATA", help="that the results are of")
+    help = "default: guarantee in the MODEL's folder"
+    parser.add_argument("--output", metavar="FOLDER", help=help)
     _add_overwrite(parser)
     _add_config(parser)
 
@@ -186,6 +212,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="images to find the ranges of int8 with; default: they are found for each image",
     )
     parser.add_argument("--calibration-images", type=int, metavar="N", help="at most")
+    _add_threshold(parser)
     _add_overwrite(parser)
     _add_config(parser)
 
@@ -215,6 +242,7 @@ COMMANDS: Dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": add_train,
     "eval": add_evaluate,
     "report": add_report,
+    "guarantee": add_guarantee,
     "predict": add_predict,
     "draw": add_draw,
     "explain": add_explain,
@@ -248,8 +276,9 @@ def _add_threshold(parser) -> None:
         *("--score-threshold", "--score-thresh"),
         type=parse_threshold,
         metavar="S",
-        help='a number; "from-report": of each class that of the best F1; "from-config": all that '
-        "the model finds; default: the report's, if it is on these weights, or 0.3",
+        help='a number; "from-report": of each class that of the best F1; "guaranteed": that of '
+        'tood guarantee; "from-config": all that the model finds; default: the report\'s, if it is '
+        "on these weights, or 0.3",
     )
 
 

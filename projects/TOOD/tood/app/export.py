@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Union
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from tood.deploy.onnx import exportable_to_onnx, save_onnx
 from tood.deploy.precision import to_float16, to_int8
 from tood.inference.exported import ExportedFile, compare_detections
 from tood.inference.predictor import Predictor
-from tood.inference.thresholds import Thresholds
+from tood.inference.thresholds import GUARANTEED, Thresholds, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import check_folder
@@ -69,6 +69,7 @@ class _Options(NamedTuple):
     precision: str
     calibrate: str
     calibration_images: int
+    score_threshold: Union[None, float, str] = None
 
 
 @accept_paths("model", "output", "calibrate", "config")
@@ -82,6 +83,7 @@ def export(
     precision: str = "float32",
     calibrate: str = "",
     calibration_images: int = 100,
+    score_threshold: Union[None, float, str] = None,
     overwrite: bool = False,
     config: str = "",
     options: Sequence[str] = (),
@@ -104,6 +106,7 @@ def export(
         calibrate: folder of images to find the ranges of int8 with; without, they are found for
             each image.
         calibration_images: number of these images, at most.
+        score_threshold: in the metadata of the file, as of ``tood.predict``.
         overwrite: replace a file that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -112,7 +115,10 @@ def export(
         UserError: for a file or a value that cannot be used, a missing package, and a file of
             float32 that does not find what the model finds.
     """
-    chosen = _Options(output, format, raw, preprocessing, precision, calibrate, calibration_images)
+    chosen = _Options(
+        *(output, format, raw, preprocessing, precision, calibrate, calibration_images),
+        parse_threshold(score_threshold),
+    )
     check_options(chosen, overwrite)
     print(
         f"Exporting {model} to {output}: {DURATIONS[format]} on a CPU for a small model", flush=True
@@ -123,6 +129,7 @@ def export(
         device="cpu",
         precision="float32",
         augment=False,
+        score_threshold=chosen.score_threshold,
         opts=[*trained.options(), *options],
     )
     parts = dict(preprocess=preprocessing == "inside", nms=not raw)
@@ -154,6 +161,11 @@ def check_options(options: _Options, overwrite: bool) -> None:
         raise UserError(f"{output} already exists; name another --output, or --overwrite.")
     if precision != "float32" and format != "onnx":
         raise UserError(f"--precision {precision} is for --format onnx only.")
+    if precision != "float32" and options.score_threshold == GUARANTEED:
+        raise UserError(
+            f"The guarantee is of the model in float32, not in {precision}; use a file in float32, "
+            "or another --score-threshold."
+        )
     if options.calibrate and precision != "int8":
         raise UserError("--calibrate is for --precision int8 only.")
     if options.calibrate and not images_in(options.calibrate):
@@ -167,7 +179,7 @@ def check_options(options: _Options, overwrite: bool) -> None:
 def _export_onnx(options: _Options, predictor: Predictor, parts: Dict) -> None:
     calibration = read_calibration(predictor, options) if options.calibrate else None
     module = exportable_to_onnx(predictor.model, **parts).eval()
-    metadata = describe_file(module, predictor)
+    metadata = describe_file(module, predictor, **_describe_guarantee(options, predictor))
     if options.precision == "float32":
         save_onnx(module, options.output, metadata, stage=print_stage)
         return
@@ -194,8 +206,14 @@ def print_stage(title: str) -> Iterator[None]:
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 
 
-def describe_file(module: ExportableTOOD, predictor: Predictor) -> Dict:
-    """Return the metadata of an exported file."""
+def _describe_guarantee(options: _Options, predictor: Predictor) -> Dict[str, str]:
+    """Return the entry of the metadata on a guarantee, if its threshold is used."""
+    is_used = options.score_threshold == GUARANTEED
+    return {"guarantee": predictor.thresholds.text} if is_used else {}
+
+
+def describe_file(module: ExportableTOOD, predictor: Predictor, **more: str) -> Dict:
+    """Return the metadata of an exported file, with more entries."""
     options = predictor.options
     return describe(
         module,
@@ -206,6 +224,7 @@ def describe_file(module: ExportableTOOD, predictor: Predictor) -> Dict:
         tiles=list(options.tiles[:2]),
         weights=hash_weights(predictor.model.state_dict()),
         score_thresholds=predictor.thresholds.values,
+        **more,
     )
 
 
@@ -219,7 +238,7 @@ def _export_pytorch(options: _Options, predictor: Predictor, parts: Dict) -> Non
         )
     save = save_program if options.format == "exported" else save_torchscript
     module = ExportableTOOD(predictor.model, channels_last=True, **parts).eval()
-    metadata = describe_file(module, predictor)
+    metadata = describe_file(module, predictor, **_describe_guarantee(options, predictor))
     with print_stage("Tracing and writing the network"):
         save(module, options.output, metadata)
 

@@ -110,8 +110,8 @@ def predict(
             checkpoint, with a number if it exists ("detections-2").
         score_threshold: of the detections that are counted, drawn, written and returned;
             "from-report": for each class that of the best F1, from the report beside the
-            checkpoint; "from-config": all that the model finds. Default: those of the report, if
-            it is on these weights, or 0.3.
+            checkpoint; "guaranteed": that of ``tood.guarantee``; "from-config": all that the
+            model finds. Default: those of the report, if it is on these weights, or 0.3.
         save_as: "coco", "yolo", "voc" or "labelme": write a data set of this format to the output
             folder, as ``tood.convert`` does, instead of drawings.
         json: file for the detections in COCO's format, with scores.

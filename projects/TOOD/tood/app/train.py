@@ -76,6 +76,7 @@ def train(
     config: str = "",
     val_share: Optional[float] = None,
     group: str = "",
+    calibration_share: Optional[float] = None,
     resume: bool = False,
     dry_run: bool = False,
     report: bool = True,
@@ -103,6 +104,8 @@ def train(
             change the schedule alone.
         val_share: share of the images to validate on, if it is split off; default: 0.2.
         group: regular expression; images whose names share its match stay on one side.
+        calibration_share: share of the images that are drawn at random before, and neither trained
+            nor validated on: ``tood.guarantee`` finds a threshold from them. Default: none.
         resume: continue the training in the output folder (by default, that of the highest number
             on these data), or begin it if it has not begun. Other
             data and other values of the parameters above are refused; other options apply from
@@ -128,11 +131,11 @@ def train(
             "tood train starts its processes itself: use --num-gpus, or torchrun with train_net.py."
         )
     check_num_gpus(num_gpus)
-    is_typed = bool(output or _read_typed(options))
-    output = choose_output(data, output, options)
+    is_typed, output = bool(output or _read_typed(options)), choose_output(data, output, options)
+    flags = dict(image_size=image_size, device=device, lr=lr, seed=seed)
     wishes = Wishes(
         *(data, list_names(val_data), val_share, group, config, epochs, images_per_step, model),
-        options=list_options(options, image_size=image_size, device=device, lr=lr, seed=seed),
+        *(calibration_share, list_options(options, **flags)),
     )
     run = Run(resume=resume, num_gpus=num_gpus, is_locked=True, is_reported=report)
     if dry_run:

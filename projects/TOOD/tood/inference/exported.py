@@ -76,6 +76,7 @@ METADATA: Dict[str, Callable[[Any], bool]] = {
     "nms_threshold": lambda x: _is_number(x, 0, 1),
     "max_detections": _is_integer,
     "tiles": _are_tiles,
+    "guarantee": lambda x: x is None or isinstance(x, str),
     "class_agnostic_nms": lambda x: x in (None, True, False) and type(x) is not int,
 }
 

@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.checkpoint.identity import hash_weights
 from tood.config.build import check_builds
+from tood.config.check import get_key
 from tood.config.read import (
     check_weights,
     finish_config,
@@ -50,6 +51,13 @@ from tood.utils.files import read_tensors
 from tood.utils.tiles import Tile, make_tiles
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
+# Keys on which detections of a score depend; a limit of scores only leaves out those below it.
+SETTINGS = (
+    *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP"),
+    *("MODEL.TOOD.TOPK_CANDIDATES_TEST", "MODEL.TOOD.NMS_THRESH_TEST"),
+    *("MODEL.TOOD.CLASS_AGNOSTIC_NMS", "MODEL.TOOD.PRECISION_TEST", "TEST.DETECTIONS_PER_IMAGE"),
+)
+AUGMENTATION = ("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP")
 
 
 class View(NamedTuple):
@@ -88,8 +96,9 @@ class Predictor:
             device: "cpu" or "cuda"; default: the config's, or "cpu" without a GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
             score_threshold: of detections, one or one for each class; "from-report": those of the
-                best F1 in the report beside the weights; "from-config": all detections that an
-                evaluation counts. Default: those of the report, if it is on these weights, or 0.3.
+                best F1 in the report beside the weights; "guaranteed": those of the guarantee
+                beside the weights; "from-config": all detections that an evaluation counts.
+                Default: those of the report, if it is on these weights, or 0.3.
             augment: use test-time augmentation; default: the config's.
             opts: overrides, keys and values in turn.
 
@@ -151,7 +160,7 @@ class Predictor:
         self.model, self.cfg, self.options = model.eval(), cfg, options
         self.class_names = list(class_names)
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
-        self.is_tiled = options.tiles.size > 0
+        self.is_tiled, self.is_augmented = options.tiles.size > 0, bool(augment)
         # Views and tiles resize the images themselves.
         self._min_size = 0 if augment or self.is_tiled else options.min_size_test
         # What is called: the model, or a module that shows it views or tiles.
@@ -160,6 +169,16 @@ class Predictor:
         if self.is_tiled:
             finder = augmented or ResizedTOOD(self.model, self.resize)
             self.detector = TiledTOOD(self.model, options.tiles, finder)
+
+    @property
+    def settings(self) -> Dict[str, object]:
+        """Values of the config that decide, with the weights, which detections there are, as plain
+        values.
+        """
+        keys = SETTINGS + AUGMENTATION * self.is_augmented
+        values = {key: get_key(self.cfg, key) for key in keys}
+        values = {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
+        return {**values, "TEST.AUG.ENABLED": self.is_augmented}
 
     def find_thresholds(self, choice: Choice = None) -> Thresholds:
         """Return the score threshold of each class; arguments and errors as of
@@ -173,6 +192,7 @@ class Predictor:
             self.class_names,
             self.model.score_thresh_test,
             lambda: hash_weights(self.model.state_dict()),
+            self.settings,
         )
         return choose_thresholds(choice, facts)
 

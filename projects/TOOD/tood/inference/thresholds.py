@@ -9,7 +9,10 @@ from tood.utils.errors import UserError
 from tood.utils.reading import MAX_TEXT, guard_reading, parse_number, read_regular
 
 SCORE_THRESHOLD = 0.3  # if there is no report
-FROM_REPORT, FROM_CONFIG = "from-report", "from-config"
+FROM_REPORT, FROM_CONFIG, GUARANTEED = "from-report", "from-config", "guaranteed"
+CHOICES = (FROM_REPORT, FROM_CONFIG, GUARANTEED)
+GUARANTEE = os.path.join("guarantee", "guarantee.json")  # in the folder of a model
+RAW_SCORE = 0.001  # of the detections that guarantees are found from
 MAX_LISTED = 8  # classes of which a sentence names the threshold
 
 Choice = Union[None, float, str, Sequence[float]]
@@ -40,19 +43,20 @@ class Model(NamedTuple):
     class_names: List[str]
     score_threshold: float  # of the config
     compute_hash: Callable[[], str]  # of :func:`tood.checkpoint.identity.hash_weights`
+    settings: Dict[str, object] = {}  # of its predictor, which detections depend on
 
 
 def choose_thresholds(choice: Choice, model: Model) -> Thresholds:
     """Return the thresholds that all commands, the predictor and exported files use.
 
     Args:
-        choice: a number, one for each class, ``FROM_REPORT``, or ``FROM_CONFIG``: all that the
-            model finds. Default: those of the report, if it is on these weights, or
+        choice: a number, one for each class, ``FROM_REPORT``, ``GUARANTEED``, or ``FROM_CONFIG``:
+            all that the model finds. Default: those of the report, if it is on these weights, or
             ``SCORE_THRESHOLD``.
 
     Raises:
-        UserError: for a value that is not a threshold, and for ``FROM_REPORT`` without a report on
-            these weights.
+        UserError: for a value that is not a threshold, and for ``FROM_REPORT`` without a report,
+            or ``GUARANTEED`` without a guarantee, on these weights.
     """
     number = len(model.class_names)
     if choice is None:
@@ -60,6 +64,8 @@ def choose_thresholds(choice: Choice, model: Model) -> Thresholds:
     if isinstance(choice, str) and choice == FROM_REPORT:
         values = read_thresholds(model)
         return Thresholds(values, _describe(values, model.class_names, f"of {_report(model)} "))
+    if isinstance(choice, str) and choice == GUARANTEED:
+        return read_guarantee(model)
     if isinstance(choice, str) and choice == FROM_CONFIG:
         return Thresholds([0.0] * number, f"of at least {model.score_threshold:g}, as configured")
     if is_single(choice):
@@ -68,7 +74,7 @@ def choose_thresholds(choice: Choice, model: Model) -> Thresholds:
     if len(choice) != number:
         raise UserError(
             f"The score threshold is {choice!r:.80}; it must be a number, one for each of the "
-            f'{number} classes, "{FROM_REPORT}" or "{FROM_CONFIG}".'
+            f'{number} classes, "{FROM_REPORT}", "{GUARANTEED}" or "{FROM_CONFIG}".'
         )
     values = [_parse_number(x) for x in choice]
     return Thresholds(values, _describe(values, model.class_names))
@@ -90,13 +96,14 @@ def is_single(choice: Choice) -> bool:
 
 
 def find_lowest(choice: Choice) -> float:
-    """Return the lowest threshold that is chosen by a number; 1 if none is.
+    """Return the lowest threshold that is chosen by a number, or that a guarantee may have; 1 if
+    neither is chosen.
 
     Raises:
         UserError: for a value that is not a threshold.
     """
-    if choice is None or (isinstance(choice, str) and choice in (FROM_REPORT, FROM_CONFIG)):
-        return 1.0
+    if choice is None or (isinstance(choice, str) and choice in CHOICES):
+        return RAW_SCORE if choice == GUARANTEED else 1.0
     return min(map(_parse_number, [choice] if is_single(choice) else choice), default=1.0)
 
 
@@ -117,13 +124,13 @@ def _summary(model: Model) -> str:
 
 
 def parse_threshold(value: Union[None, float, str]) -> Union[None, float, str]:
-    """Return a score threshold, which may be text: a number, ``FROM_REPORT``, ``FROM_CONFIG``, or
-    None for the default.
+    """Return a score threshold, which may be text: a number, one of ``CHOICES``, or None for the
+    default.
 
     Raises:
         UserError: for anything else.
     """
-    is_name = isinstance(value, str) and value in (FROM_REPORT, FROM_CONFIG)
+    is_name = isinstance(value, str) and value in CHOICES
     return value if value is None or is_name else _parse_number(value)
 
 
@@ -133,7 +140,7 @@ def _parse_number(value: Union[float, str]) -> float:
     except ValueError:
         raise UserError(
             f"--score-threshold is {value!s:.40}; it must be a number from 0 to 1, "
-            f'"{FROM_REPORT}" or "{FROM_CONFIG}".'
+            f'"{FROM_REPORT}", "{GUARANTEED}" or "{FROM_CONFIG}".'
         ) from None
 
 
@@ -188,6 +195,73 @@ def read_thresholds(model: Model) -> List[float]:
     return [
         _check(found[name], f"{path}: the threshold of {name!r}", again) for name in class_names
     ]
+
+
+def read_guarantee(model: Model) -> Thresholds:
+    """Return the threshold of each class from the guarantee of a model, with words that say which
+    guarantee it is, on how many images, and of which day.
+
+    Raises:
+        UserError: if the guarantee does not exist, is on other weights, classes or settings, or
+            certifies no threshold.
+    """
+    path = os.path.join(model.folder, GUARANTEE)
+    command = f"tood guarantee {shlex.quote(model.weights)} --miss-rate 0.1"
+    if not os.path.exists(path):
+        raise UserError(
+            f"The guaranteed score threshold needs {path}, which does not exist; {command} writes "
+            "it."
+        )
+    again = f"{command} --overwrite writes it again"
+    found = read_summary(path, again)
+    if find_weights_hash(found) != model.compute_hash():
+        raise UserError(
+            f"{path} is the guarantee of other weights than {model.weights}; {again}, for these."
+        )
+    with guard_reading(path, again):
+        _check_settings(found["settings"], model.settings, path, command)
+        if not found["certifiable"]:
+            raise UserError(f"{path} has no threshold to use: {found['sentences'][0]}")
+        values = {x["name"]: x["score_threshold"] for x in found["classes"]}
+        common, words = found["score_threshold"], _name_guarantee(found)
+    names, where = model.class_names, f"{path}: the threshold"
+    if values:
+        limits = [_check(values.get(name), f"{where} of {name!r}", again) for name in names]
+        text = _describe(limits, names)
+    else:
+        limits = [_check(common, where, again)] * len(names)
+        text = f"of at least {limits[0]:g}"
+    if min(limits) <= model.score_threshold:
+        raise UserError(
+            f"{where} is {min(limits):g}, but the model finds only detections above "
+            f"{model.score_threshold:g}; use MODEL.TOOD.SCORE_THRESH_TEST {RAW_SCORE:g}."
+        )
+    return Thresholds(limits, f"{text}, {words}")
+
+
+def _check_settings(known: object, settings: Dict, path: str, command: str) -> None:
+    if not isinstance(known, dict):
+        raise UserError(
+            f"{path} is the guarantee of a file of detections, of which neither NMS nor sizes are "
+            f"known; {command} --overwrite writes one of the model."
+        )
+    different = [key for key in {**settings, **known} if settings.get(key) != known.get(key)]
+    if different:
+        key = different[0]
+        raise UserError(
+            f"{path} is the guarantee of the model with {key} {known.get(key)}, and it is "
+            f"{settings.get(key)} here; use the same value, or calibrate with this one."
+        )
+
+
+def _name_guarantee(found: Dict) -> str:
+    confidence = found["confidence"]
+    kind = "on average" if confidence is None else f"confidence {100 * confidence:g} %"
+    unit = "an image" if found["unit"] == "image" else "a group"
+    return (
+        f"guaranteed to miss at most {100 * found['miss_rate']:g} % of the objects of {unit} "
+        f"({kind}; from {found['num_images']} images, {found['date']})"
+    )
 
 
 def _check(value: object, name: str, remedy: str) -> float:

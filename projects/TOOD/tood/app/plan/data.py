@@ -1,14 +1,14 @@
 """The data of ``tood train``: what is trained on, and what is evaluated on."""
 
 import os
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from tood.app.check import CheckedPart, check_part, list_paths, read_validation_data
 from tood.app.convert.door import read_data
 from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import NO_IMAGE, Ledger
-from tood.app.plan.split import split_data
-from tood.app.plan.state import DATA, LEDGER, TYPED, Wishes
+from tood.app.plan.split import draw_part, split_data
+from tood.app.plan.state import CALIBRATION, DATA, LEDGER, ROOT, TYPED, Wishes
 from tood.data.annotations import LISTS, DataSet
 from tood.data.check import check_overlap
 from tood.utils.errors import UserError
@@ -27,6 +27,7 @@ class TrainingData(NamedTuple):
     val: Sequence[DataSet]
     val_names: Sequence[str]  # of these and of registered data sets, in the order given
     how: str  # the part to validate on was found
+    calibration: Optional[DataSet] = None  # neither trained nor validated on
 
 
 def read_training_data(wishes: Wishes) -> TrainingData:
@@ -51,6 +52,7 @@ def read_training_data(wishes: Wishes) -> TrainingData:
         print(checked.report)
     checked.refuse_errors()
     found = TrainingData(converted.format, checked, converted.ledger, checked.dataset, (), (), "")
+    found = _keep_calibration(found, wishes)
     val, names = read_validation_data(wishes.val_data, tell=print)
     if not names and "val" in parts and name != "val":
         part = check_part(parts["val"])
@@ -60,12 +62,24 @@ def read_training_data(wishes: Wishes) -> TrainingData:
         val, names = [part.dataset], [part.dataset.entry]
     if not names:
         return _split(found, wishes)
-    for flag, value in (("--val-share", wishes.val_share), ("--group", wishes.group or None)):
+    group = wishes.group if found.calibration is None else ""
+    for flag, value in (("--val-share", wishes.val_share), ("--group", group or None)):
         if value is not None:
             raise UserError(
                 f"{flag} is {value}, but nothing is split off: {names[0]} is validated on; omit it."
             )
     return _with_val(found, val, names)
+
+
+def _keep_calibration(found: TrainingData, wishes: Wishes) -> TrainingData:
+    """Take a part of the training data away, if it was asked for."""
+    if wishes.calibration_share is None:
+        return found
+    whole = found.train
+    share, group = wishes.calibration_share, wishes.group
+    split = draw_part(whole.content, whole.image_root, share=share, group=group)
+    train, kept = (whole._replace(content=content) for content in (split.train, split.val))
+    return found._replace(train=train, calibration=kept)
 
 
 def _refuse_lost_labels(ledger: Ledger) -> None:
@@ -101,7 +115,7 @@ def _split(found: TrainingData, wishes: Wishes) -> TrainingData:
 def write_training_data(
     data: TrainingData, wishes: Wishes, output: str
 ) -> Tuple[DataSet, List[DataSet], List[str]]:
-    """Write both parts as ``OUTPUT/data/*.json``, with the names of the images relative to it, and
+    """Write all parts as ``OUTPUT/data/*.json``, with the names of the images relative to it, and
     before them the account of the files that they are from, with what was typed.
 
     Returns:
@@ -110,9 +124,12 @@ def write_training_data(
     """
     output = os.path.abspath(output)
     check_folder(os.path.join(output, "data"), "--output")
-    account = {**data.ledger.as_dict(), TYPED: wishes.as_dict()}
+    root = _find_root(data.train, os.path.join(output, os.path.dirname(LEDGER)))
+    account = {**data.ledger.as_dict(), TYPED: wishes.as_dict(), ROOT: root}
     write_json(account, os.path.join(output, LEDGER))
     training, written = _write(data.train, os.path.join(output, DATA[0])), {}
+    if data.calibration is not None:
+        _write(data.calibration, os.path.join(output, CALIBRATION))
     for i, dataset in enumerate(data.val, 1):
         name = DATA[1] if len(data.val) == 1 else os.path.join("data", f"val{i}.json")
         written[dataset.entry] = _write(dataset, os.path.join(output, name))
@@ -120,9 +137,14 @@ def write_training_data(
     return training, list(written.values()), names
 
 
+def _find_root(dataset: DataSet, folder: str) -> str:
+    """Return the folder of the images relative to another folder."""
+    return relative_path(os.path.realpath(dataset.image_root), os.path.realpath(folder))
+
+
 def _write(dataset: DataSet, path: str) -> DataSet:
     folder = os.path.dirname(path)
-    root = relative_path(os.path.realpath(dataset.image_root), os.path.realpath(folder))
+    root = _find_root(dataset, folder)
     images = [
         {**image, "file_name": os.path.join(root, image["file_name"]).replace(os.sep, "/")}
         for image in dataset.content["images"]

@@ -47,7 +47,7 @@ def split_data(
         raise UserError(f"The share of the validation part is {share}; it must be between 0 and 1.")
     names = [image["file_name"] for image in content["images"]]
     copies = find_copies([os.path.join(image_root, name) for name in names])
-    groups = _groups(names, copies, group)
+    groups = find_groups(names, copies, group)
     if len(groups) < 2:
         raise UserError(
             f"{image_root} contains {len(groups)} kind of images, too few to split; name data to "
@@ -59,8 +59,52 @@ def split_data(
     return Split(_part(content, train), _part(content, val), len(names) - len(set(copies)))
 
 
-def _groups(names: Sequence[str], copies: Sequence[int], group: str) -> List[List[int]]:
-    """Return the indices of images that must stay together, for each such group."""
+def draw_part(
+    content: Dict, image_root: str, *, share: float, seed: int = 2, group: str = ""
+) -> Split:
+    """Draw a part at random: other than :func:`split_data`, without regard to classes, so that its
+    images are like any others of their kind, as a guarantee needs. Images that
+    :func:`split_data` keeps together stay together.
+
+    Args:
+        content, image_root, group: as of :func:`split_data`.
+        share: of the images, or of the groups of images, that are drawn.
+        seed: of the draw.
+
+    Returns:
+        the rest as "train", the part as "val".
+
+    Raises:
+        UserError: for a share or an expression that cannot be used, or too few images.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"--calibration-share is {share}; it must be between 0 and 1.")
+    names = [image["file_name"] for image in content["images"]]
+    copies = find_copies([os.path.join(image_root, name) for name in names])
+    groups = find_groups(names, copies, group)
+    number = max(1, round(share * len(groups)))
+    if number >= len(groups):
+        raise UserError(
+            f"{image_root} contains {len(groups)} kind of images, too few for a "
+            f"--calibration-share of {share:g}; omit it, or add images."
+        )
+    chosen = random.Random(seed).sample(groups, number)
+    drawn = {content["images"][i]["id"] for one in chosen for i in one}
+    rest = {image["id"] for image in content["images"]} - drawn
+    return Split(_part(content, rest), _part(content, drawn), len(names) - len(set(copies)))
+
+
+def find_groups(names: Sequence[str], copies: Sequence[int], group: str = "") -> List[List[int]]:
+    """Return the indices of images that must stay together, for each such group.
+
+    Args:
+        names: of the files.
+        copies: of :func:`tood.data.copies.find_copies`.
+        group: regular expression, as of :func:`split_data`.
+
+    Raises:
+        UserError: for an expression that cannot be used.
+    """
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:

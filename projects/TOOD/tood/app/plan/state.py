@@ -20,7 +20,8 @@ from tood.utils.reading import MAX_TEXT, read_regular
 PLAN = "plan.yaml"
 LEDGER = os.path.join("data", "ledger.json")
 DATA = (os.path.join("data", "train.json"), os.path.join("data", "val.json"))
-TYPED = "typed"  # key in the ledger
+CALIBRATION = os.path.join("data", "calibration.json")  # if a part is kept for tood guarantee
+TYPED, ROOT = "typed", "image_root"  # keys in the ledger
 # Of a training that had no checkpoint.
 LOGS = ("config.yaml", "metrics.json", "events.out.tfevents.*")
 INSTEAD = {
@@ -40,6 +41,7 @@ class Wishes(NamedTuple):
     epochs: Optional[float] = None
     images_per_step: Optional[int] = None
     model: str = ""
+    calibration_share: Optional[float] = None
     options: Sequence[str] = ()  # KEY, VALUE, ...
 
     def as_dict(self) -> Dict:
@@ -144,6 +146,18 @@ def read_begun(output: str) -> Optional[Wishes]:
         return Wishes(**json.loads(read_regular(os.path.join(output, LEDGER), MAX_TEXT))[TYPED])
     except (UserError, ValueError, LookupError, TypeError, RecursionError):
         return None
+
+
+def read_image_root(output: str) -> str:
+    """Return the folder that names of images were relative to before they were written to
+    ``OUTPUT/data``; "" if it is not known.
+    """
+    try:
+        root = json.loads(read_regular(os.path.join(output, LEDGER), MAX_TEXT)).get(ROOT)
+    except (UserError, ValueError, AttributeError, RecursionError):
+        return ""
+    is_known = isinstance(root, str)
+    return os.path.normpath(os.path.join(output, os.path.dirname(LEDGER), root)) if is_known else ""
 
 
 def complete_wishes(wishes: Wishes, begun: Wishes, output: str) -> Wishes:
@@ -254,7 +268,7 @@ def remove_preparation(output: str) -> None:
     """Remove the files of a preparation that was stopped, :data:`PLAN` first and :data:`LEDGER`
     last, so that any part of them is still known as such.
     """
-    patterns = ("data/val[0-9]*.json", "data/*.part", *LOGS)
+    patterns = ("data/val[0-9]*.json", CALIBRATION, "data/*.part", *LOGS)
     for pattern in (PLAN, *DATA, *patterns, LEDGER):
         for path in glob.glob(os.path.join(glob.escape(output), pattern)):
             with contextlib.suppress(OSError):

@@ -48,12 +48,15 @@ def _list_data(data: TrainingData) -> List[Row]:
     negatives = count_negatives(content)
     to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
     to_train += f"; {negatives} images without objects, as background" if negatives else ""
+    kept = data.calibration
+    to_calibrate = f"{len(kept.content['images'])} images, for tood guarantee" if kept else ""
     return [
         ("data", f"{data.checked.dataset.entry}, {data.format}"),
         *data.ledger.rows(),
         ("classes", f"{len(names)}: {shown}"),
         ("to train on", to_train),
         ("to validate on", data.how),
+        *([("to calibrate on", to_calibrate)] if kept else []),
     ]
 
 

@@ -50,6 +50,7 @@ from tood.evaluation.coco import DetectionCollector, load_content
 from tood.evaluation.positives import PositivesEvaluator
 from tood.inference.locate import WEIGHTS
 from tood.inference.predictor import Predictor
+from tood.inference.thresholds import GUARANTEE, find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import (
@@ -113,6 +114,7 @@ class Subject(NamedTuple):
     predictor: Optional[Predictor] = None
     alignment: Dict[str, Dict] = {}
     positives: Sequence[Dict] = ()  # of objects by size
+    guarantee: Dict = {}  # of guarantee.json, if it is on these weights
     plots: Dict[str, bytes] = {}
 
 
@@ -129,6 +131,7 @@ class Material(NamedTuple):
 SECTIONS: Dict[str, Callable[[Material], object]] = {
     "alignment": lambda x: x.subject.alignment,
     "positives": lambda x: x.subject.positives,
+    "guarantee": lambda x: x.subject.guarantee,
     "suspects": lambda x: list_suspects(x.analysis.table, x.analysis.pairs, x.analysis.thresholds),
     "comparison": lambda x: compare_analyses(x.analysis, x.other) if x.other else [],
     "compared": lambda x: x.compared,
@@ -304,7 +307,8 @@ def examine(
     pairs = found.pop("pairs", ())
     if len(pairs):
         drawn["alignment.png"] = encode_image(draw_scatter({"this model": pairs}), "PNG")
-    metadata = MetadataCatalog.get(name)
+    metadata, weights = MetadataCatalog.get(name), hash_weights(predictor.model.state_dict())
+    guarantee = _read_guarantee(os.path.join(folder, GUARANTEE), weights, drawn)
     return Subject(
         name=predictor.options.weights,
         content=load_content(name, metadata),
@@ -312,11 +316,27 @@ def examine(
         notes=notes,
         data=name_data(read_data_name(folder) or name) or name,
         history=history,
-        weights=hash_weights(predictor.model.state_dict()),
+        weights=weights,
+        guarantee=guarantee,
         predictor=predictor,
         plots=drawn,
         **found,
     )
+
+
+def _read_guarantee(path: str, weights: str, drawn: Dict[str, bytes]) -> Dict:
+    """Return the content of a guarantee, and draw its curve, if it is on these weights."""
+    if not os.path.exists(path):
+        return {}
+    remedy = "write it again with tood guarantee --overwrite, or remove it"
+    found = read_summary(path, remedy)
+    if find_weights_hash(found) != weights:
+        return {}
+    with guard_reading(path, remedy):
+        curve = found["curve"], found["miss_rate"], found["score_threshold"]
+        shown = {key: found[key] for key in ("sentences", "notes", "date", "num_images")}
+    drawn["guarantee.png"] = plots.draw_guarantee(*curve)
+    return shown
 
 
 def _run_detector(predictor: Predictor, name: str) -> Dict:

@@ -10,7 +10,7 @@ thresholds. Boxes are COCO's, x, y, width, height in pixels.
 """
 
 from collections import Counter
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -64,7 +64,12 @@ class Matches(NamedTuple):
     counted: np.ndarray  # (A, G) bool, objects that count
 
 
-def make_table(content: Dict, detections: Sequence[Dict], source: str = "the results") -> Table:
+def make_table(
+    content: Dict,
+    detections: Sequence[Dict],
+    source: str = "the results",
+    limit: Optional[int] = None,
+) -> Table:
     """
     Args:
         content: annotations in the clean form of :mod:`tood.data.annotations`. Objects without
@@ -73,6 +78,7 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
             image and class, the best 100 count, as in COCO's evaluation; all of them where an image
             has more objects of a class than that, most of which would count as missed otherwise.
         source: of the detections, for errors.
+        limit: another number of detections of an image and class that count.
 
     Raises:
         UserError: for detections that are not in the format, or are of other images or classes.
@@ -84,7 +90,7 @@ def make_table(content: Dict, detections: Sequence[Dict], source: str = "the res
     objects = [a for a in content.get("annotations", ()) if has_size(a["bbox"])]
     rows = [_read_row(x, i, image_index, class_index, source) for i, x in enumerate(detections)]
     found = np.array(rows, dtype=np.float64).reshape(len(rows), 7)
-    limit = _find_limit(objects, len(found))
+    limit = limit or _find_limit(objects, len(found))
     order = np.lexsort((-found[:, 2], found[:, 0]))  # stable: equal scores stay as they are
     found = found[order]
     found = found[_rank_in_group(found[:, 0] * len(categories) + found[:, 1]) < limit]

@@ -108,6 +108,7 @@ CAPTIONS = {
     "confusion.png": "Which classes are taken for which, at the thresholds: objects in rows.",
     "errors.png": "How many points AP50 would gain without each kind of error.",
     "calibration.png": "On the dashed line, a score is the probability of being right.",
+    "guarantee.png": "Missed objects over the threshold, the bound for new images, the price.",
     "training.png": "Losses, and AP on the validation data, over the iterations.",
     "alignment.png": "Scores and IoUs of the most confident predictions of each object.",
 }

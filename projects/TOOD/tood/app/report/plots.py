@@ -1,7 +1,7 @@
 """Plots of a report, by matplotlib: each a function of plain values that returns PNG bytes."""
 
 import io
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -181,6 +181,32 @@ def draw_training(records: List[Dict]) -> bytes:
                 axes.plot(*zip(*points), "." * (len(points) < 30) + "-", lw=1.2, label=label)
         if axes.lines:
             axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def draw_guarantee(curve: Dict, miss_rate: float, threshold: Optional[float]) -> bytes:
+    """Draw the share of missed objects, the bound on it, and the price, over the threshold.
+
+    Args:
+        curve: of :func:`tood.app.guarantee.certify.trace_curve`.
+        miss_rate: that is promised.
+        threshold: that keeps the promise, if there is one.
+    """
+    figure, axes = _panel("score threshold", "share of the objects", "Missed objects", unit=False)
+    scores = curve["score_threshold"]
+    axes.plot(scores, curve["empirical_miss_rate"], label="missed in these images")
+    axes.plot(scores, curve["bound"], label="bound, for new images")
+    axes.axhline(miss_rate, color="0.4", ls="--", lw=1, label="promised at most")
+    if threshold is not None:
+        axes.axvline(threshold, color="black", lw=1, label="guaranteed threshold")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    price = axes.twinx()
+    price.plot(scores, curve["false_per_image"], color="C3", ls=":")
+    price.set_ylabel("false detections per image (dotted)")
+    price.set_yscale("symlog", linthresh=0.1)
+    price.set_ylim(bottom=0)
+    axes.legend(fontsize=8, loc="upper left")
     return _png(figure)
 
 

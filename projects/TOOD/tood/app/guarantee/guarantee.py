@@ -1,0 +1,314 @@
+"""Find the score threshold that misses at most a share of the objects, with a guarantee."""
+
+import datetime
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+
+import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.convert.folder import relative_path
+from tood.app.guarantee.certify import (
+    Certificate,
+    Promise,
+    certify,
+    describe,
+    is_near_refusal,
+    trace_curve,
+)
+from tood.app.guarantee.misses import Outcome, find_outcome
+from tood.app.guarantee.unseen import check_unseen, read_seen
+from tood.app.plan.split import find_groups
+from tood.app.plan.state import CALIBRATION, read_begun, read_image_root
+from tood.app.report.make import read_data, read_results
+from tood.app.report.plots import draw_guarantee
+from tood.app.trained import Trained, find_trained, name_data, read_predictor
+from tood.checkpoint.identity import (
+    IDENTITY,
+    check_same_data,
+    hash_data,
+    hash_weights,
+    make_identity,
+    read_identity,
+)
+from tood.data.check import image_paths
+from tood.data.copies import find_copies
+from tood.evaluation.coco import DetectionCollector, load_content
+from tood.inference.thresholds import GUARANTEE, RAW_SCORE
+from tood.utils.arguments import accept_paths
+from tood.utils.errors import UserError
+from tood.utils.files import check_folder, choose_output, write_json, write_whole
+
+NEAR = (
+    "Even if all its detections count, the detector misses nearly as much as is promised: other "
+    "images like these might certify nothing, and the average is over these choices, too. Promise "
+    "less, or use --confidence."
+)
+SUMMARY, CURVE = os.path.basename(GUARANTEE), "guarantee.png"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A threshold with a guarantee, or the reason why there is none; ``str(guarantee)`` says it."""
+
+    folder: str
+    summary: Dict = field(repr=False)  # content of guarantee.json
+
+    @property
+    def certifiable(self) -> bool:
+        """True if there is a threshold; of each class, if they are apart."""
+        return self.summary["certifiable"]
+
+    @property
+    def score_threshold(self) -> Optional[float]:
+        """None if no threshold is certifiable, or each class has its own."""
+        return self.summary["score_threshold"]
+
+    @property
+    def score_thresholds(self) -> Dict[str, Optional[float]]:
+        """Threshold of each class by its name, with ``per_class``; otherwise empty."""
+        return {x["name"]: x["score_threshold"] for x in self.summary["classes"]}
+
+    def __str__(self) -> str:
+        path = os.path.join(self.folder, SUMMARY)
+        return "\n".join([*self.summary["sentences"], *self.summary["notes"], f"Written: {path}"])
+
+
+class Calibration(NamedTuple):
+    """Detections in calibration data."""
+
+    name: str  # of the data
+    content: Dict  # annotations
+    image_root: str
+    detections: List[Dict]
+    source: str  # of the detections, for errors
+    weights: str = ""  # hash, if it is known
+    settings: Optional[Dict] = None  # that detections depend on; None if they are not known
+    notes: Sequence[str] = ()  # on what could not be checked
+    group: str = ""  # regular expression
+    root: str = ""  # folder that names are relative to for it; default: as they are
+
+
+@accept_paths("model", "calibration_data", "val_data", "results", "output", "config")
+def guarantee(
+    model: str = "",
+    *,
+    miss_rate: float,
+    calibration_data: str = "",
+    confidence: Optional[float] = None,
+    per_class: bool = False,
+    group: str = "",
+    results: str = "",
+    val_data: str = "",
+    output: str = "",
+    overwrite: bool = False,
+    config: str = "",
+    options: Sequence[str] = (),
+) -> Guarantee:
+    """Find the highest score threshold at which at most a share of the objects of an image is
+    missed on average, from annotated images that the detector has not seen::
+
+        found = tood.guarantee("output/mine", calibration_data="new_photos/", miss_rate=0.1)
+        print(found, found.score_threshold)
+        tood.predict("output/mine", "photos/", score_threshold="guaranteed")
+
+    Args:
+        model: an output folder, a checkpoint, or the name of a released model.
+        miss_rate: share of the objects of an image, between 0 and 1.
+        calibration_data: a folder or ANNOTATIONS.json:IMAGES; default: the part that
+            ``tood train --calibration-share`` has split off.
+        confidence: that the promise holds for the threshold that is found, as 0.95; default: it
+            holds on average over the choice of the calibration images.
+        per_class: a threshold for each class, over the images that have objects of it.
+        group: regular expression; images whose names share its match are one unit, as the frames
+            of a video; default: that of the training, if it has drawn the calibration data.
+            Copies of one image always are one unit.
+        results: a JSON file of the detections of any detector in COCO's format, instead of a
+            model.
+        val_data: the data that the results are of.
+        output: folder of guarantee.json and its curve; default: "guarantee" in the model's output
+            folder, with a number if it exists. Thresholds are read from "guarantee".
+        overwrite: replace a guarantee that already exists.
+        config: file of the model's config; default: config.yaml beside the checkpoint.
+        options: overrides of the config, keys and values in turn.
+
+    Returns:
+        the guarantee; that nothing can be certified is a result as well.
+
+    Raises:
+        UserError: for a file or a value that cannot be used, and data without objects.
+    """
+    _check_values(miss_rate, confidence)
+    if bool(model) == bool(results):
+        raise UserError("Name either a model, or a file of detections with --results.")
+    if results and (calibration_data or not (val_data and output)):
+        raise UserError("--results needs --val-data, the annotations, and --output.")
+    if model and val_data:
+        raise UserError("--val-data is for --results; use --calibration-data with a model.")
+    trained = find_trained(model, config) if model else None
+    if trained:
+        default = os.path.join(trained.folder, os.path.dirname(GUARANTEE))
+        output = choose_output(output, default, overwrite)
+    _check_output(output, overwrite)
+    if trained:
+        found = _detect(trained, calibration_data, options, group)
+    else:
+        found = _read_results(results, val_data, group)
+    summary, png = _summarize(found, miss_rate, confidence, per_class)
+    write_whole(os.path.join(output, CURVE), png)
+    write_json(summary, os.path.join(output, SUMMARY))
+    return Guarantee(output, summary)
+
+
+def _check_values(miss_rate: float, confidence: Optional[float]) -> None:
+    if not 0 < miss_rate < 1:
+        hint = "; no number of images can show that nothing is ever missed" * (miss_rate == 0)
+        raise UserError(f"--miss-rate is {miss_rate:g}; it must be between 0 and 1, as 0.1{hint}.")
+    if confidence is not None and not 0 < confidence < 1:
+        raise UserError(f"--confidence is {confidence:g}; it must be between 0 and 1, as 0.95.")
+
+
+def _check_output(folder: str, overwrite: bool) -> None:
+    check_folder(folder, "--output")
+    path = os.path.join(folder, SUMMARY)
+    if os.path.exists(path) and not overwrite:
+        raise UserError(f"{path} already exists; name another --output, or --overwrite.")
+
+
+def _find_calibration(trained: Trained, group: str) -> Tuple[str, str, str]:
+    """Return the data that a training has drawn, and the expression and folder of its groups."""
+    path = os.path.join(trained.folder, CALIBRATION)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"There are no calibration data in {trained.folder}; name annotated images that the "
+            "model has not seen with --calibration-data, or keep some with tood train "
+            "--calibration-share 0.2."
+        )
+    begun = read_begun(trained.folder)
+    group = group or (begun.group if begun else "")
+    return path, group, read_image_root(trained.folder)
+
+
+def _read_results(results: str, val_data: str, group: str) -> Calibration:
+    content, image_root, _ = read_data(val_data)
+    check_same_data(results, content)
+    weights = read_identity(results).get("weights", "")
+    name = name_data(val_data) or val_data
+    detections = read_results(results)
+    notes = ["Not checked: the detector may not have been trained on any of these images."]
+    known = dict(weights=weights, notes=notes, group=group)
+    return Calibration(name, content, image_root, detections, results, **known)
+
+
+def _detect(trained: Trained, data: str, options: Sequence[str], group: str) -> Calibration:
+    """Detect in the calibration data all that the model finds from ``RAW_SCORE`` on."""
+    data, group, root = (data, group, "") if data else _find_calibration(trained, group)
+    predictor, _ = read_predictor(trained, data, options, RAW_SCORE)
+    name = predictor.options.data.test[0]
+    metadata = MetadataCatalog.get(name)
+    content, image_root = load_content(name, metadata), metadata.get("image_root", "")
+    paths, weights = image_paths(content["images"], image_root), predictor.options.weights
+    seen = read_seen(trained)
+    notes = check_unseen(paths, seen.train, seen.test, weights)
+    loader = predictor.build_test_loader(name)
+    with torch.no_grad():
+        found = inference_on_dataset(predictor.detector, loader, DetectionCollector(name))
+    return Calibration(
+        name=name_data(data) or data,
+        content=content,
+        image_root=image_root,
+        detections=found["detections"],
+        source=weights,
+        weights=hash_weights(predictor.model.state_dict()),
+        settings=predictor.settings,
+        notes=notes,
+        group=group,
+        root=root,
+    )
+
+
+def _group_images(found: Calibration) -> List[List[int]]:
+    """Return the indices of the images of each unit.
+
+    Raises:
+        UserError: for an expression that cannot be used, or that no name matches.
+    """
+    names = [x["file_name"] for x in found.content["images"]]
+    paths = image_paths(found.content["images"], found.image_root)
+    if found.root:
+        root = os.path.realpath(found.root)
+        names = [relative_path(os.path.realpath(x), root) for x in paths]
+    group = found.group
+    groups = find_groups(names, find_copies(paths), group)
+    if group and not any(re.search(group, name) for name in names):
+        raise UserError(
+            f"--group {group} matches the name of no calibration image, for example {names[0]}."
+        )
+    return groups
+
+
+def _summarize(
+    found: Calibration, miss_rate: float, confidence: Optional[float], per_class: bool
+) -> Tuple[Dict, bytes]:
+    """Return the content of guarantee.json, and the drawing of the curve."""
+    content, promise = found.content, Promise(miss_rate, confidence)
+    promise = promise._replace(unit="group") if found.group else promise
+    outcome = find_outcome(content, found.detections, _group_images(found), found.source)
+    if not len(outcome.scores):
+        raise UserError(
+            f"The calibration data ({found.name}) have no objects, so that none can be missed; "
+            "name images with annotated objects."
+        )
+    pooled = certify(outcome, promise)
+    curve = trace_curve(outcome, promise)
+    classes = _certify_classes(outcome, promise) if per_class else []
+    nothing = Certificate(None, all(x["certifiable"] for x in classes), *pooled[2:4], *[None] * 5)
+    sentences = [x["sentence"] for x in classes] or [describe(pooled, promise)]
+    notes = [*found.notes, *_list_notes(outcome, found.group)]
+    if not per_class and is_near_refusal(outcome, promise):
+        notes.append(NEAR)
+    summary = {
+        **(nothing if per_class else pooled)._asdict(),
+        **promise._asdict(),
+        "group": found.group,
+        "num_images": outcome.num_images,
+        "num_images_with_objects": len({x["image_id"] for x in content["annotations"]}),
+        "classes": classes,
+        "sentences": sentences,
+        "notes": notes,
+        "curve": curve,
+        "data": found.name,
+        "date": datetime.date.today().isoformat(),
+        "settings": found.settings,
+        IDENTITY: make_identity(weights=found.weights, data=hash_data(content)),
+    }
+    return summary, draw_guarantee(curve, promise.miss_rate, pooled.score_threshold)
+
+
+def _certify_classes(outcome: Outcome, promise: Promise) -> List[Dict]:
+    rows = []
+    for k, name in enumerate(outcome.class_names):
+        found = certify(outcome.select_class(k), promise)
+        rows.append({"name": name, **found._asdict(), "sentence": describe(found, promise, name)})
+    return rows
+
+
+def _list_notes(outcome: Outcome, group: str) -> List[str]:
+    notes, n = [], outcome.num_units
+    if n < outcome.num_images and not group:
+        number = outcome.num_images - n
+        notes.append(f"{number} copies of images count together with their originals.")
+    known = set(outcome.classes.tolist())
+    unknown = [name for k, name in enumerate(outcome.class_names) if k not in known]
+    if unknown:
+        notes.append(
+            f"Nothing is said of classes without objects in these images: {', '.join(unknown)}."
+        )
+    empty = n - len(set(outcome.units.tolist()))
+    if empty:
+        notes.append(f"{empty} of the {n} have no objects, and count as without a miss.")
+    return notes

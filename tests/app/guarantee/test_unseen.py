@@ -1,0 +1,104 @@
+"""Calibration images that the model has seen are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import SMALL, complaint
+
+import tood
+from tood.app.guarantee.unseen import check_unseen
+from tood.data.shapes import write_shapes_dataset
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Three data sets of other images: to train on, to validate on, and new ones."""
+    root = tmp_path_factory.mktemp("parts")
+    for seed, name in enumerate(("train", "val", "new")):
+        write_shapes_dataset(str(root / name), num_images=3, seed=seed, size=64)
+    return root
+
+
+def check(parts, names, weights, train="train", val="val"):
+    seen = [[f"{parts}/{x}/annotations.json:{parts}/{x}/images"] for x in (train, val)]
+    return check_unseen([str(parts / name) for name in names], *seen, str(weights))
+
+
+@pytest.fixture
+def final(tmp_path):
+    torch.save({"model": {"x": torch.zeros(1)}, "iteration": 3}, tmp_path / "model_final.pth")
+    return tmp_path / "model_final.pth"
+
+
+def test_new_images_are_accepted(parts, final):
+    names = [f"new/images/0000{i}.jpg" for i in range(3)]
+    assert check(parts, names, final) == []
+    assert check(parts, names, "elsewhere/model_best.pth") == []
+
+
+def test_training_images_and_their_copies_are_refused(parts, final, tmp_path):
+    shutil.copy(parts / "train" / "images" / "00002.jpg", tmp_path / "renamed.jpg")
+    new = "new/images/00001.jpg"
+    for seen in ("train/images/00001.jpg", tmp_path / "renamed.jpg"):
+        sentence = complaint(check, parts, [new, seen], final)
+        assert "1 of the 2 calibration images are images that the model was trained on" in sentence
+        assert str(seen).rpartition("/")[2] in sentence
+
+
+def test_validation_images_are_refused_if_they_chose_the_weights(parts, final, tmp_path):
+    names = ["val/images/00001.jpg", "new/images/00002.jpg"]
+    assert check(parts, names, final) == []  # the last weights, whichever they are
+    best = tmp_path / "best_of_all.pth"  # under another name: it contains its AP
+    torch.save({"model": {"x": torch.zeros(1)}, "AP": 40.0}, best)
+    for weights in (best, "output/model_best.pth"):
+        sentence = complaint(check, parts, names, weights)
+        name = str(weights).rpartition("/")[2]
+        assert f"1 of the 2 calibration images are images to validate on, by which {name}" in (
+            sentence
+        )
+        assert sentence.endswith("/model_final.pth.")
+
+
+def test_what_cannot_be_checked_is_said(parts, final):
+    (note,) = check(parts, ["new/images/00001.jpg"], final, train="gone")
+    assert note.startswith("Not checked: the images that the model was trained on (")
+    assert "/gone/annotations.json:" in note
+
+
+@pytest.mark.slow
+def test_a_model_refuses_its_own_images(trained, entry, tmp_path):
+    """A control that must fail: a guarantee from training images."""
+    sentence = complaint(
+        tood.guarantee, trained, calibration_data=entry, miss_rate=0.5, output=str(tmp_path / "out")
+    )
+    assert "8 of the 8 calibration images are images that the model was trained on" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers):
+    """Groups are drawn as wholes, neither trained nor validated on, and are the default data."""
+    data, out = tmp_path / "photos", tmp_path / "out"
+    content = json.loads((shapes / "annotations.json").read_text())
+    (data / "images").mkdir(parents=True)
+    for i, x in enumerate(content["images"]):
+        old, x["file_name"] = x["file_name"], f"v{i // 2}_{i}.jpg"
+        shutil.copy(shapes / "images" / old, data / "images" / x["file_name"])
+    (data / "annotations.json").write_text(json.dumps(content))
+    flags = dict(calibration_share=0.5, val_share=0.5, epochs=1, report=False)
+    flags["group"] = r"^images/v\d+_"
+    assert "to calibrate on  4 images" in str(tood.train(data, dry_run=True, **flags))
+    tood.train(data, output=str(out), options=SMALL, **flags)
+    found = {}
+    for part in ("train", "val", "calibration"):
+        written = json.loads((out / "data" / f"{part}.json").read_text())
+        found[part] = {x["file_name"].rpartition("/")[2] for x in written["images"]}
+    assert [len(x) for x in found.values()] == [2, 2, 4] and len(set().union(*found.values())) == 8
+    assert len({x[:2] for x in found["calibration"]}) == 2
+    summary = tood.guarantee(out, miss_rate=0.9).summary  # in the groups of the training
+    assert (summary["num_images"], summary["num_units"], summary["unit"]) == (4, 2, "group")
+    assert summary["notes"] == [x for x in summary["notes"] if not x.startswith("Not checked")]
+    sentence = complaint(tood.train, data, output=str(out), resume=True, calibration_share=0.2)
+    assert "was begun with --calibration-share 0.5, not with --calibration-share 0.2" in sentence
