@@ -16,7 +16,7 @@ from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 CALIBRATION = "calibration.json"
 # Field of the Instances -> the key of its curve, and the key in JSON.
 FIELDS = {
-    "calibrated_scores": ("right", "calibrated_score"),
+    "calibrated_scores": ("precision", "calibrated_score"),
     "expected_ious": ("iou", "expected_iou"),
 }
 

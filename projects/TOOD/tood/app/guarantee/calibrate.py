@@ -221,12 +221,12 @@ def compare_errors(detections: Detections, lowest: np.ndarray, seed: int) -> Dic
     """
     values = cross_fit(detections, seed)
     kept = detections.scores >= lowest[detections.classes]
-    kept &= ~np.isnan(values["right"])
+    kept &= ~np.isnan(values["precision"])
     shown = detections.select(kept)
     before = shown.scores.clip(0, 1)
     return {
         name: measure_errors(shown, before, values[key][kept], by_iou=key == "iou", seed=seed)
-        for name, key in zip(ERRORS, ("right", "iou"))
+        for name, key in zip(ERRORS, ("precision", "iou"))
     }
 
 
@@ -241,7 +241,7 @@ def _describe_class(
         "right": int((mine & detections.right).sum()),
         "has_objects": bool(detections.has_objects[k]),
         "method": fit.method,
-        **{key: getattr(fit, key).as_values() for key in ("right", "iou")},
+        **{key: getattr(fit, key).as_values() for key in ("precision", "iou")},
     }
 
 
@@ -274,7 +274,7 @@ def _format(summary: Dict, errors: Dict[str, Errors], words: str) -> str:
 
 
 def _list_values(row: Dict) -> List[float]:
-    curve = row["right"]
+    curve = row["precision"]
     return np.interp((0.3, 0.6, 0.9), curve["scores"], curve["values"]).tolist()
 
 

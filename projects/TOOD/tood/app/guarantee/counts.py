@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from tood.app.check import check_part, list_paths
 from tood.app.convert.door import read_data
-from tood.app.guarantee.totals import Total, choose_sample, estimate_total
+from tood.app.guarantee.totals import FEW, Total, choose_sample, estimate_total
 from tood.app.predict import Run, prepare_dataset, write_detections
 from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY
@@ -130,7 +130,9 @@ def count(
         )
     detected = dict(zip(predictor.class_names, _count_all(run).sum(axis=0).tolist()))
     text = predictor.thresholds.add_note(_format_detected(run, detected) + note)
-    if audit:
+    if not audit:
+        text += "\nThese are the detector's counts; --audit 30 draws images to correct them by."
+    else:
         chosen = choose_sample(len(paths), audit, seed)
         _write_audit(run, list(paths), chosen, seed, save_as, output)
         text += (
@@ -169,10 +171,7 @@ def _count_all(run: Run) -> np.ndarray:
 def _format_detected(run: Run, detected: Dict[str, int]) -> str:
     rows = [*detected.items(), (ALL, sum(detected.values()))]
     table = tabulate(rows, ("", "detected"), colalign=("left", "right"))
-    return (
-        f"{len(run.results)} images, detections {run.predictor.thresholds.text}:\n{table}\n"
-        "These are the detector's counts; --audit 30 draws images to correct them by."
-    )
+    return f"{len(run.results)} images, detections {run.predictor.thresholds.text}:\n{table}"
 
 
 def _write_audit(
@@ -329,10 +328,17 @@ def _format_totals(audit: Audit, totals: Dict[str, Total], is_same: bool) -> str
         tabulate(rows, heads, colalign=("left", *["right"] * 4)),
         f"The Bernstein bound holds for any images, if none has more than {most} (--most).",
     ]
+    few = [f"{x.num_differing} {x.name}" for x in totals.values() if x.num_differing < FEW]
     if is_same:
         lines.append(
             "No audited count differs from the detector's: were the labels corrected? If they "
             "were, the bootstrap has no interval, and the Bernstein bound is the one to use."
+        )
+    elif few:
+        lines.append(
+            f"Counts differ from the detector's in only a few audited images ({', '.join(few)}): "
+            "the bootstrap interval may be too short; audit more images, or use the Bernstein "
+            "bound."
         )
     return "\n".join(lines)
 

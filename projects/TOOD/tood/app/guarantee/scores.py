@@ -49,7 +49,7 @@ class Fit(NamedTuple):
     """The curves of a class."""
 
     method: str  # ISOTONIC, PLATT or POOLED
-    right: Curve
+    precision: Curve
     iou: Curve
 
 
@@ -192,7 +192,7 @@ def fit_classes(detections: Detections) -> List[Fit]:
         together.
     """
     number = np.bincount(detections.classes[detections.right], minlength=detections.num_classes)
-    pooled = _fit(detections, len(detections.scores) and int(number.sum()))
+    pooled = _fit(detections, int(number.sum()))
     fits = []
     for k in range(detections.num_classes):
         if number[k] < MIN_OWN:
@@ -209,8 +209,8 @@ def _fit(detections: Detections, num_right: int) -> Fit:
     return Fit(ISOTONIC if is_many else PLATT, *curves)
 
 
-def apply_fits(fits: Sequence[Fit], detections: Detections, name: str = "right") -> np.ndarray:
-    """Return the values (D,) of the curves "right" or "iou" at the raw scores."""
+def apply_fits(fits: Sequence[Fit], detections: Detections, name: str = "precision") -> np.ndarray:
+    """Return the values (D,) of the curves "precision" or "iou" at the raw scores."""
     values = np.full(len(detections.scores), np.nan)
     for k, fit in enumerate(fits):
         mine = detections.classes == k
@@ -223,11 +223,11 @@ def cross_fit(detections: Detections, seed: int = 0) -> Dict[str, np.ndarray]:
     it: an error measured on them is not one of values that were fitted to their own images.
 
     Returns:
-        "right" and "iou", (D,); NaN if no other group has a detection.
+        "precision" and "iou", (D,); NaN if no other group has a detection.
     """
     num_folds = min(NUM_FOLDS, detections.num_groups)
     folds = np.random.default_rng(seed).permutation(detections.num_groups) % max(num_folds, 1)
-    values = {name: np.full(len(detections.scores), np.nan) for name in ("right", "iou")}
+    values = {name: np.full(len(detections.scores), np.nan) for name in ("precision", "iou")}
     for fold in range(num_folds):
         mine = folds[detections.groups] == fold
         if mine.all() or not mine.any():

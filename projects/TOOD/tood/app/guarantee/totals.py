@@ -11,6 +11,8 @@ import numpy as np
 
 ERROR = 0.05  # of the intervals, both sides together
 NUM_DRAWS = 2000
+LARGEST_WEIGHT = 0.8  # of a value in the Bernstein bound; below 1
+FEW = 10  # audited images that differ, for a bootstrap that can be relied on
 
 
 class Total(NamedTuple):
@@ -20,8 +22,9 @@ class Total(NamedTuple):
     detected: int  # sum of the detector's counts
     estimate: float  # detected + correction
     bootstrap: Tuple[float, float]  # bootstrap-t; NaN if all differences are equal
-    bernstein: Tuple[float, float]  # empirical Bernstein-Serfling bound
+    bernstein: Tuple[float, float]  # empirical Bernstein bound
     most: int  # objects in an image, at most, that the bound assumes
+    num_differing: int  # audited images whose count differs from the detector's
 
 
 def choose_sample(num_images: int, size: int, seed: int) -> List[int]:
@@ -57,16 +60,22 @@ def estimate_total(
     num_images, n, total = len(detected), len(true), detected.sum()
     differences = true - detected[list(chosen)]
     most = int(max(most, true.max(), detected.max()))
-    span = most - detected.min() + detected.max()
+    span = -detected.max(), most - detected.min()
     certain = true.sum(), true.sum() + (num_images - n) * most
     estimate = total + num_images * differences.mean()
-    low, high = bootstrap_t(differences, num_images, seed)
-    margin = bound_mean(differences, num_images, span)
-    intervals = [
-        tuple(float(x) for x in np.clip(total + num_images * np.array(ends), *certain))
-        for ends in ((low, high), (differences.mean() - margin, differences.mean() + margin))
-    ]
-    return Total(name, int(total), float(np.clip(estimate, *certain)), *intervals, most)
+    ends = (
+        bootstrap_t(differences, num_images, seed),
+        bound_mean(differences, num_images, span, seed),
+    )
+    intervals = [tuple(np.clip(total + num_images * np.array(x), *certain).tolist()) for x in ends]
+    return Total(
+        name,
+        int(total),
+        float(np.clip(estimate, *certain)),
+        *intervals,
+        most,
+        int((differences != 0).sum()),
+    )
 
 
 def bootstrap_t(differences: np.ndarray, num_images: int, seed: int = 0) -> Tuple[float, float]:
@@ -91,19 +100,33 @@ def bootstrap_t(differences: np.ndarray, num_images: int, seed: int = 0) -> Tupl
     return mean - high * error, mean - low * error
 
 
-def bound_mean(differences: np.ndarray, num_images: int, span: float) -> float:
-    """Return the distance from the mean of n values to the mean of all N that is exceeded with a
-    probability of at most 5 %, whatever the values are (empirical Bernstein-Serfling inequality:
-    Bardenet and Maillard 2015, theorem 4.3, for both sides).
+def bound_mean(
+    differences: np.ndarray, num_images: int, span: Tuple[float, float], seed: int = 0
+) -> Tuple[float, float]:
+    """Return an interval for the mean of N values that misses it with a probability of at most 5 %,
+    whatever the values are: the empirical Bernstein bound for samples without replacement
+    (Waudby-Smith and Ramdas 2020, arXiv 2006.04347).
 
     Args:
         differences: (n,), drawn without replacement, n at least 2.
-        span: difference of the largest and the smallest that the N values may be.
+        span: the least and the largest that one of the N values may be.
+        seed: of the order in which they are taken.
     """
-    n, share = len(differences), len(differences) / num_images
-    if n == num_images:
-        return 0.0
-    rho = 1 - (n - 1) / num_images if share <= 0.5 else (1 - share) * (1 + 1 / n)
-    log = np.log(2 * 5 / ERROR)
-    spread = differences.std(ddof=1)
-    return float(spread * np.sqrt(2 * rho * log / n) + (7 / 3 + 3 / np.sqrt(2)) * span * log / n)
+    n, width = len(differences), span[1] - span[0]
+    if n == num_images or width == 0:
+        return differences.mean(), differences.mean()
+    x = (np.random.RandomState(seed).permutation(differences) - span[0]) / width
+    before = np.arange(n)  # number of earlier values
+    earlier = np.cumsum(x) - x
+    # Of the earlier values, as if two more had the mean 1/2 and the variance 1/4.
+    means = (0.5 + np.cumsum(x)) / (before + 2)
+    squares = np.cumsum((x - means) ** 2)
+    variances = (0.25 + np.r_[0, squares[:-1]]) / (before + 1)
+    previous = np.r_[0.5, means[:-1]]
+    log = np.log(2 / ERROR)
+    weights = np.minimum(np.sqrt(2 * log / (n * variances)), LARGEST_WEIGHT)
+    left = num_images - before
+    scale = (weights * num_images / left).sum()
+    center = (weights * (x + earlier / left)).sum() / scale
+    margin = (log + ((x - previous) ** 2 * (-np.log1p(-weights) - weights)).sum()) / scale
+    return tuple(float(span[0] + width * y) for y in (center - margin, center + margin))
