@@ -109,11 +109,7 @@ def count(
     _check_flags(audit, audited, most, seed)
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     found, note = find_files(images)
-    for path in filter(is_video, found):
-        raise UserError(f"{path} is a video; name images, which can be drawn at random.")
-    paths = _name_files(found)
-    if audit > len(paths):
-        raise UserError(f"--audit is {audit}, but there are {len(paths)} images; name fewer.")
+    paths = _name_files(found, audit)
     opts = [*trained.options(), *options]
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold)
     if audited:
@@ -121,25 +117,15 @@ def count(
     if audit:
         output = choose_output(output, os.path.join(trained.folder, "audit"), overwrite)
         prepare_dataset(save_as, found, output, overwrite)
-    run = Run(predictor, with_sheet=False, keep_all=False)
-    run.detect(dict.fromkeys(paths.values(), ""))
-    if run.skipped:
-        raise UserError(
-            f"{run.skipped} of the images cannot be read, as warned above, and their objects would "
-            "be missing in the total; remove them, or get them again."
-        )
+    run = _detect(predictor, paths)
     detected = dict(zip(predictor.class_names, _count_all(run).sum(axis=0).tolist()))
     text = predictor.thresholds.add_note(_format_detected(run, detected) + note)
-    if not audit:
-        text += "\nThese are the detector's counts; --audit 30 draws images to correct them by."
-    else:
+    if audit:
         chosen = choose_sample(len(paths), audit, seed)
         _write_audit(run, list(paths), chosen, seed, save_as, output)
-        text += (
-            f"\n{audit} images that were drawn at random are in {output}. Correct their labels in "
-            "an annotation program, then use the command with --audited in the place of --audit."
-        )
-    return Counts(len(paths), detected, {}, output if audit else "", text)
+    return Counts(
+        len(paths), detected, {}, output if audit else "", text + _say_next(audit, output)
+    )
 
 
 def _check_flags(audit: int, audited: str, most: int, seed: int) -> None:
@@ -153,12 +139,40 @@ def _check_flags(audit: int, audited: str, most: int, seed: int) -> None:
         raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}.")
 
 
-def _name_files(paths: Sequence[str]) -> Dict[str, str]:
-    """Return {name relative to the common folder: path}, in the order of the names."""
+def _name_files(paths: Sequence[str], audit: int) -> Dict[str, str]:
+    """Return {name relative to the common folder: path}, in the order of the names.
+
+    Raises:
+        UserError: for videos, and fewer images than are to be drawn.
+    """
+    for path in filter(is_video, paths):
+        raise UserError(f"{path} is a video; name images, which can be drawn at random.")
+    if audit > len(paths):
+        raise UserError(f"--audit is {audit}, but there are {len(paths)} images; name fewer.")
     real = [resolve_folder(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in real])
     names = [os.path.relpath(path, root).replace(os.sep, "/") for path in real]
     return dict(sorted(zip(names, paths)))
+
+
+def _detect(predictor: Predictor, paths: Dict[str, str]) -> Run:
+    run = Run(predictor, with_sheet=False, keep_all=False)
+    run.detect(dict.fromkeys(paths.values(), ""))
+    if run.skipped:
+        raise UserError(
+            f"{run.skipped} of the images cannot be read, as warned above, and their objects would "
+            "be missing in the total; remove them, or get them again."
+        )
+    return run
+
+
+def _say_next(audit: int, output: str) -> str:
+    if not audit:
+        return "\nThese are the detector's counts; --audit 30 draws images to correct them by."
+    return (
+        f"\n{audit} images that were drawn at random are in {output}. Correct their labels in an "
+        "annotation program, then use the command with --audited in the place of --audit."
+    )
 
 
 def _count_all(run: Run) -> np.ndarray:
