@@ -3,17 +3,18 @@ images that were drawn at random.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 from collections import Counter
-from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 from tabulate import tabulate
 
 from tood.app.check import check_part, list_paths
-from tood.app.convert.door import read_data
+from tood.app.convert.door import Part, UnknownFormatError, read_data
 from tood.app.guarantee.totals import FEW, Total, choose_sample, estimate_total
 from tood.app.predict import Run, prepare_dataset, write_detections
 from tood.app.trained import find_trained
@@ -111,15 +112,15 @@ def count(
     found, note = find_files(images)
     paths = _name_files(found, audit)
     opts = [*trained.options(), *options]
-    predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold)
+    build = functools.partial(Predictor, trained.config_file, opts=opts, score_threshold=threshold)
     if audited:
-        return _correct(predictor, paths, audited, most)
+        return _correct(build, paths, audited, most)
     if audit:
         output = choose_output(output, os.path.join(trained.folder, "audit"), overwrite)
         prepare_dataset(save_as, found, output, overwrite)
-    run = _detect(predictor, paths)
-    detected = dict(zip(predictor.class_names, _count_all(run).sum(axis=0).tolist()))
-    text = predictor.thresholds.add_note(_format_detected(run, detected) + note)
+    run = _detect(build(), paths)
+    detected = dict(zip(run.predictor.class_names, _count_all(run).sum(axis=0).tolist()))
+    text = run.predictor.thresholds.add_note(_format_detected(run, detected) + note)
     if audit:
         chosen = choose_sample(len(paths), audit, seed)
         _write_audit(run, list(paths), chosen, seed, save_as, output)
@@ -239,16 +240,19 @@ def read_audit(folder: str) -> Audit:
     return Audit(path, weights, names, seed, images, chosen)
 
 
-def _correct(predictor: Predictor, paths: Dict[str, str], audited: str, most: int) -> Counts:
+def _correct(
+    build: Callable[[], Predictor], paths: Dict[str, str], audited: str, most: int
+) -> Counts:
     """Return the totals by an audit, after checking that it is of these images and weights."""
     audit = read_audit(audited)
+    _check_images(audit, paths)
+    true = _read_true(audit, audited)
+    predictor = build()
     if audit.weights != predictor.describe().compute_hash():
         raise UserError(
             f"{audit.path} has counts of other weights than {predictor.options.weights}; name the "
             "model that they are of."
         )
-    _check_images(audit, paths)
-    true = _read_true(audit, audited)
     detected = np.array([x.counts for x in audit.images])
     columns = [*zip(audit.class_names, detected.T, true.T)]
     columns.append((ALL, detected.sum(axis=1), true.sum(axis=1)))
@@ -286,7 +290,7 @@ def _read_true(audit: Audit, audited: str) -> np.ndarray:
     """
     found: Dict[str, List[List[int]]] = {}
     paths = {}
-    for part in read_data(audited, keep_difficult=True).parts.values():
+    for part in _read_parts(audited):
         checked = check_part(part, to_train=False)
         checked.refuse_errors()
         rows = _count_objects(checked.dataset.content, audit.class_names, audited)
@@ -309,6 +313,16 @@ def _read_true(audit: Audit, audited: str) -> np.ndarray:
             f"{audited}, as {name}; an image without objects belongs to them as well."
         )
     return np.array([found[audit.images[i].sha256].pop() for i in audit.chosen])
+
+
+def _read_parts(audited: str) -> List[Part]:
+    try:
+        return list(read_data(audited, keep_difficult=True).parts.values())
+    except UnknownFormatError as error:
+        raise UserError(
+            f"{error.sentence()} If none of the drawn images has an object, draw them with "
+            "--save-as coco, which can say so."
+        ) from error
 
 
 def _count_objects(content: Dict, class_names: Sequence[str], source: str) -> List[List[int]]:
