@@ -360,3 +360,23 @@ def test_drawn_groups_are_counted_once():
     narrow = measure_errors(apart, apart.scores, apart.scores, by_iou=False).before
     assert narrow.high - narrow.low < 0.85 * (one.high - one.low)
     assert list(itertools.chain(half.groups[:3])) == double.groups[:3].tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_isotonic_regression_is_that_of_scikit_learn(seed):
+    isotonic = pytest.importorskip("sklearn.isotonic")
+    detections = make_detections(500, seed=seed)
+    scores = detections.scores.round(2)  # with ties
+    other = isotonic.IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+    other.fit(scores, detections.ious)
+    x = np.linspace(0, 1, 333)
+    assert fit_isotonic(scores, detections.ious).apply(x) == pytest.approx(other.predict(x))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_is_that_of_netcal(seed):
+    metrics = pytest.importorskip("netcal.metrics")
+    detections = make_detections(500, seed=seed)
+    found = measure_errors(detections, detections.scores, detections.scores, by_iou=False)
+    ECE = metrics.ECE(25, detection=True).measure(detections.scores[:, None], detections.right)
+    assert found.before.value == pytest.approx(float(ECE))
