@@ -103,6 +103,19 @@ def test_few_detections_get_platts_curve_or_that_of_all_classes():
     assert fits[2].precision.values.tolist() == pooled.values.tolist()
 
 
+def test_classes_without_objects_say_nothing():
+    """They may not have been annotated at all."""
+    detections = make_detections(4000, classes=2)
+    blind = detections.right & (detections.classes == 0)
+    unknown = detections._replace(right=blind, has_objects=np.array([True, False]))
+    own, pooled = fit_classes(unknown)
+    assert pooled.method == POOLED and own.method == ISOTONIC
+    assert pooled.precision.values.tolist() == own.precision.values.tolist()
+    error = compare_errors(unknown, np.array([0.3, 0.3]), seed=0)["D-ECE"]
+    alone = compare_errors(unknown, np.array([0.3, 2.0]), seed=0)["D-ECE"]
+    assert error == alone and error.before.value > 0.1
+
+
 def measure_slowly(scores, targets, classes):
     """Mean over classes of the binned error, by loops over right-closed bins."""
     errors = []

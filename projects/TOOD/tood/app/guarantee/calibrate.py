@@ -212,8 +212,8 @@ def _summarize(material: Material, data: str, seed: int) -> Tuple[Dict, Dict[str
 
 
 def compare_errors(detections: Detections, lowest: np.ndarray, seed: int) -> Dict[str, Errors]:
-    """Return D-ECE and LaECE_0 of the detections of at least the thresholds, before and after a
-    calibration by other images.
+    """Return D-ECE and LaECE_0 of the detections of at least the thresholds, in classes with
+    objects, before and after a calibration by other images.
 
     Args:
         lowest: (K,), thresholds of the raw scores.
@@ -221,7 +221,8 @@ def compare_errors(detections: Detections, lowest: np.ndarray, seed: int) -> Dic
     """
     values = cross_fit(detections, seed)
     kept = detections.scores >= lowest[detections.classes]
-    kept &= ~np.isnan(values["precision"])
+    # Of a class without objects, nothing can be right.
+    kept &= detections.has_objects[detections.classes] & ~np.isnan(values["precision"])
     shown = detections.select(kept)
     before = shown.scores.clip(0, 1)
     return {
@@ -253,7 +254,7 @@ def _format(summary: Dict, errors: Dict[str, Errors], words: str) -> str:
     heads = ("class", "detections", "right", "curve", "0.3 means", "0.6 means", "0.9 means")
     notes = [
         f"{x['name']} {'has few right detections' if x['has_objects'] else 'has no objects'} in "
-        "these data: its scores are calibrated by the curve of all classes together."
+        "these data: its scores are calibrated by the curve of all classes with objects."
         for x in summary["classes"]
         if x["method"] == POOLED
     ]

@@ -189,10 +189,11 @@ def fit_classes(detections: Detections) -> List[Fit]:
     Returns:
         the curves of each class: by isotonic regression if at least ``MIN_ISOTONIC`` of its
         detections are right, by Platt's method if ``MIN_OWN`` are, or else those of all classes
-        together.
+        with objects together.
     """
     number = np.bincount(detections.classes[detections.right], minlength=detections.num_classes)
-    pooled = _fit(detections, int(number.sum()))
+    known = detections.select(detections.has_objects[detections.classes])
+    pooled = _fit(known if len(known.scores) else detections, int(number.sum()))
     fits = []
     for k in range(detections.num_classes):
         if number[k] < MIN_OWN:
