@@ -217,8 +217,9 @@ def test_an_audit_corrects_the_total(trained, folder, corrected):
     for path, places in zip(list_labels(corrected), ((0.5,), (0.3, 0.7))):
         more = "".join(f"{star} {x} 0.5 0.011 0.012\n" for x in places)
         path.write_text(path.read_text() + more)
-    found = tood.count(trained, f"{folder}/**", audited=corrected)
+    found = tood.count(trained, f"{folder}/**", audited=corrected, most=99)
     total = found.totals["star"]
+    assert total.most == 99
     assert total.detected == found.detected["star"]
     assert total.estimate == total.detected + 8 * 3 / 4
     assert total.num_differing == 2 and total.bootstrap[0] < total.estimate < total.bootstrap[1]
@@ -226,8 +227,6 @@ def test_an_audit_corrects_the_total(trained, folder, corrected):
     assert found.totals[ALL].estimate == sum(found.detected.values()) + 6
     assert "8 images, of which 4 were audited (seed 0):" in str(found)
     assert "only a few audited images (" in str(found) and "2 star" in str(found)
-    most = tood.count(trained, f"{folder}/**", audited=corrected, most=99)
-    assert most.totals["star"].most == 99
 
 
 def test_audits_that_are_refused(trained, folder, corrected, tmp_path):
