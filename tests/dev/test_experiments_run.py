@@ -8,7 +8,9 @@ import count_deaths
 import draw_curves
 import estimate_memory
 import measure_suspects
+import numpy as np
 import pytest
+import simulate_scores
 import time_conversion
 import torch
 from conftest import CONFIG, TINY
@@ -79,6 +81,18 @@ def test_time_conversion(monkeypatch, capsys):
     time_conversion.main()
     out = capsys.readouterr().out
     assert all(name in out for name in ("heads of the images", "reading", "checking", "MB"))
+
+
+def test_simulate_scores(trained, entry, monkeypatch):
+    """Ranks of equal values are spread; each simulation prints a row of each case."""
+    rng = np.random.default_rng(0)
+    ranks = simulate_scores.rank(np.zeros((2000, 5, 4)), 4, rng)
+    assert 0 < ranks.min() < 0.01 and 0.99 < ranks.max() < 1 and abs(ranks.mean() - 0.5) < 0.02
+    rows = simulate_scores.repeat_errors(2).splitlines()
+    assert [float(x.split()[0]) for x in rows[2:]] == [40, 160]
+    monkeypatch.setattr("tood.inference.drift.MIN_REFERENCE", 1)
+    *_, row = simulate_scores.repeat_images(str(trained), entry, 2, (4,)).splitlines()
+    assert row.startswith("blurred, 8 pixels")
 
 
 @pytest.mark.slow

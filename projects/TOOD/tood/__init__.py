@@ -14,8 +14,10 @@ silence_libraries()
 
 # The app: typed functions, which are also the commands of the program ``tood``.
 _APP = {
+    "calibrate": "tood.app.guarantee.calibrate",
     "check": "tood.app.check",
     "convert": "tood.app.convert.command",
+    "count": "tood.app.guarantee.counts",
     "demo": "tood.app.demo",
     "draw": "tood.app.draw",
     "evaluate": "tood.app.evaluate",

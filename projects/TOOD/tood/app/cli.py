@@ -27,6 +27,8 @@ From a folder of photographs to a detector:
   tood train DATA                    split, plan, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
+  tood calibrate MODEL               what its scores mean, and a watch over new images
+  tood count MODEL IMAGES            how many objects there are in all, give or take
   tood guarantee MODEL               a score threshold that misses at most a share of the objects
   tood predict MODEL [IMAGES...]     find objects, and draw them
   tood draw MODEL                    predictions beside ground truth
@@ -123,6 +125,39 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
 
 
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "--calibration-data",
+        required=True,
+        metavar="DATA",
+        help="annotated images that the model has not seen",
+    )
+    help = "images whose names share its match are drawn together, as the frames of a video"
+    parser.add_argument("--group", metavar="REGEX", help=help)
+    _add_threshold(parser)
+    parser.add_argument("--seed", type=int, metavar="N", help="of folds, bootstrap and watch")
+    _add_overwrite(parser)
+    _add_config(parser)
+
+
+def add_count(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
+    help = "draw N images at random, and write what is found in them, to be corrected"
+    parser.add_argument("--audit", type=int, metavar="N", help=help)
+    parser.add_argument("--output", metavar="FOLDER", help="of the drawn images")
+    parser.add_argument("--save-as", choices=FORMATS, help="format of the drawn images")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the drawing")
+    help = "the folder of the drawn images, corrected: an interval for the total"
+    parser.add_argument("--audited", metavar="FOLDER", help=help)
+    help = "most objects of a class that an image may have; default: the most that were counted"
+    parser.add_argument("--most", type=int, metavar="N", help=help)
+    _add_threshold(parser)
+    _add_overwrite(parser)
+    _add_config(parser)
+
+
 def add_guarantee(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, nargs="?")
     help = "of the objects of an image, at most, on average"
@@ -162,6 +197,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", dest="all_detections", action="store_true", help=help)
     parser.add_argument("--sheet", metavar="IMAGE", help="all images in one grid")
     parser.add_argument("--columns", type=int, metavar="N", help="of the sheet")
+    help = "warn if images are not like those of tood calibrate any more"
+    parser.add_argument("--watch", action="store_true", help=help)
     _add_overwrite(parser)
     _add_config(parser)
 
@@ -242,6 +279,8 @@ COMMANDS: Dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": add_train,
     "eval": add_evaluate,
     "report": add_report,
+    "calibrate": add_calibrate,
+    "count": add_count,
     "guarantee": add_guarantee,
     "predict": add_predict,
     "draw": add_draw,

@@ -23,6 +23,7 @@ from tood.config.options import RunOptions
 from tood.data.datasets import list_images
 from tood.data.images import IMAGE_SUFFIXES
 from tood.data.inputs import VIDEOS, WEBCAM, find_files, is_video, resolve_folder
+from tood.inference.calibration import FIELDS
 from tood.inference.predictor import Predictor, read_bgr
 from tood.inference.results import Result
 from tood.inference.thresholds import parse_threshold
@@ -91,6 +92,7 @@ def predict(
     all_detections: bool = False,
     sheet: str = "",
     columns: int = 4,
+    watch: bool = False,
     overwrite: bool = False,
     config: str = "",
     options: Sequence[str] = (),
@@ -118,6 +120,8 @@ def predict(
         all_detections: write all that the model finds to this file, for COCO's metrics.
         sheet: file for a grid of all images.
         columns: images in a row of the sheet.
+        watch: warn if images are not like those of the calibration any more; it needs
+            ``tood.calibrate``.
         overwrite: replace files that already exist.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -130,7 +134,7 @@ def predict(
     _check_flags(columns, json, all_detections)
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     opts = [*trained.options(), *options]
-    predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold)
+    predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold, watch=watch)
     inputs, note = find_inputs(images, predictor.options)
     output = choose_output(output, os.path.join(trained.folder, "detections"), overwrite)
     if not (images or sheet or save_as):
@@ -140,7 +144,7 @@ def predict(
     check_outputs(inputs, files, sheet, overwrite)
     if save_as:
         prepare_dataset(save_as, inputs, output, overwrite)
-    run = _Run(predictor, with_sheet=bool(sheet), keep_all=all_detections)
+    run = Run(predictor, with_sheet=bool(sheet), keep_all=all_detections)
     run.detect(targets)
     if json:
         run.write_json(json)
@@ -149,6 +153,7 @@ def predict(
     if save_as:
         write_detections(run, save_as, output)
     text = predictor.thresholds.add_note(run.summarize(json) + note)
+    text += f"\n{predictor.watch}" if predictor.watch else ""
     return Predictions(output, run.results, run.skipped, text)
 
 
@@ -259,12 +264,22 @@ def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: boo
     empty_folder(output, overwrite)
 
 
-def write_detections(run: "_Run", save_as: str, output: str) -> None:
-    """Write a data set of the detections, with the list of its files."""
-    content = to_coco(run.results)
-    root = os.path.commonpath(
-        [os.path.dirname(resolve_folder(result.path)) for result in run.results]
-    )
+def write_detections(
+    run: "Run",
+    save_as: str,
+    output: str,
+    results: Optional[Sequence[Result]] = None,
+    also: Sequence[str] = (),
+) -> None:
+    """Write a data set of the detections, with the list of its files.
+
+    Args:
+        results: some of the run's; default: all.
+        also: names of further files that are written to the folder.
+    """
+    results = run.results if results is None else results
+    content = to_coco(results)
+    root = os.path.commonpath([os.path.dirname(resolve_folder(x.path)) for x in results])
     for image in content["images"]:
         path = os.path.relpath(resolve_folder(image["file_name"]), root)
         image["file_name"] = path.replace(os.sep, "/")
@@ -272,7 +287,7 @@ def write_detections(run: "_Run", save_as: str, output: str) -> None:
     written = write_dataset(part, save_as, output)
     account = {"data": run.predictor.options.weights, "format": "detections"}
     account[IDENTITY] = run.identity
-    account.update(written=written.files, omitted=written.omitted)
+    account.update(written=[*written.files, *also], omitted=written.omitted)
     write_json_file(account, os.path.join(output, LEDGER))
 
 
@@ -280,15 +295,16 @@ def to_coco(results: Sequence[Result]) -> Dict:
     """Return COCO's instances format, with a score for each annotation; ids begin at 1.
 
     Args:
-        results: at least one.
+        results: at least one. Their calibrated values, if there are any, are written as well.
     """
     images, annotations = [], []
+    fields = [(x, key) for x, (_, key) in FIELDS.items() if results[0].instances.has(x)]
     for i, result in enumerate(results, 1):
         height, width = result.instances.image_size
         images.append({"id": i, "file_name": result.path, "height": height, "width": width})
         found = result.as_dict()
-        rows = zip(*(found[key].tolist() for key in ("boxes", "classes", "scores")))
-        for (x1, y1, x2, y2), label, score in rows:
+        names = ("boxes", "classes", "scores", *(name for name, _ in fields))
+        for (x1, y1, x2, y2), label, score, *more in zip(*(found[x].tolist() for x in names)):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -298,14 +314,14 @@ def to_coco(results: Sequence[Result]) -> Dict:
                     "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
                     "score": score,
+                    **{key: x for (_, key), x in zip(fields, more)},
                 }
             )
-    names = results[0].class_names
-    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(results[0].class_names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-class _Run:
+class Run:
     """Goes through images and frames, and collects the results."""
 
     def __init__(self, predictor: Predictor, *, with_sheet: bool, keep_all: bool):
@@ -393,9 +409,9 @@ class _Run:
         (instances,) = self.predictor.find_all([image])
         self.seconds += time.perf_counter() - start
         class_names = self.predictor.class_names
+        shown = self.predictor.finish(instances, image, name)
         if self.keep_all:
             self.unfiltered.append(Result(instances, class_names, name, read))
-        shown = self.predictor.thresholds.select(instances)
         self.results.append(Result(shown, class_names, name, read))
         return self.results[-1]
 

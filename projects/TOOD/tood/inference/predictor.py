@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
@@ -12,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
+from tqdm import tqdm
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.checkpoint.identity import hash_weights
@@ -32,6 +34,8 @@ from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage, tile_records, visible_in
 from tood.evaluation.alignment_evaluator import read_objects
+from tood.inference.calibration import Calibration, find_calibration, read_calibration
+from tood.inference.drift import FLOOR, Watch
 from tood.inference.locate import find_model
 from tood.inference.results import Result
 from tood.inference.thresholds import (
@@ -84,6 +88,7 @@ class Predictor:
         precision: Optional[str] = None,
         score_threshold: Choice = None,
         augment: Optional[bool] = None,
+        watch: bool = False,
         opts: Sequence[str] = (),
     ):
         """
@@ -100,6 +105,8 @@ class Predictor:
                 beside the weights; "from-config": all detections that an evaluation counts.
                 Default: those of the report, if it is on these weights, or 0.3.
             augment: use test-time augmentation; default: the config's.
+            watch: warn, in one line on stderr, if images are not like those of the calibration any
+                more; it needs the calibration.json of ``tood.calibrate``.
             opts: overrides, keys and values in turn.
 
         Raises:
@@ -132,6 +139,7 @@ class Predictor:
         augment = options.tta.enabled if augment is None else augment
         self._set(model, cfg, class_names, augment)
         self.thresholds = self.find_thresholds(score_threshold)
+        self._set_calibration(watch)
 
     @classmethod
     def from_model(
@@ -153,6 +161,7 @@ class Predictor:
         predictor = cls.__new__(cls)
         predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED)
         predictor.thresholds = predictor.find_thresholds(FROM_CONFIG)
+        predictor.calibration = predictor.watch = None
         return predictor
 
     def _set(self, model: TOOD, cfg: CfgNode, class_names: Sequence[str], augment: bool) -> None:
@@ -184,8 +193,12 @@ class Predictor:
         """Return the score threshold of each class; arguments and errors as of
         :func:`tood.inference.thresholds.choose_thresholds`.
         """
+        return choose_thresholds(choice, self.describe())
+
+    def describe(self) -> Model:
+        """Return the facts that its thresholds and its calibration depend on."""
         weights = self.options.weights
-        facts = Model(
+        return Model(
             weights,
             # Released weights have their report in the output folder.
             os.path.dirname(weights) if os.path.isfile(weights) else self.options.output_dir,
@@ -194,7 +207,30 @@ class Predictor:
             lambda: hash_weights(self.model.state_dict()),
             self.settings,
         )
-        return choose_thresholds(choice, facts)
+
+    def _set_calibration(self, watch: bool) -> None:
+        """Read the calibration beside the weights, if it is on these, and start a watch."""
+        facts = self.describe()
+        self.calibration: Optional[Calibration] = None
+        self.watch: Optional[Watch] = None
+        if watch or os.path.exists(find_calibration(facts)):
+            try:
+                self.calibration = read_calibration(facts, self.settings)
+            except UserError as error:
+                if watch:
+                    raise
+                note = f"Scores are not calibrated: {error.sentence()}"
+                self.thresholds = self.thresholds._replace(
+                    note="\n".join(filter(None, (self.thresholds.note, note)))
+                )
+        if watch:
+            if facts.score_threshold > FLOOR:
+                raise UserError(
+                    f"A watch needs all detections of at least {FLOOR}; set "
+                    f"MODEL.TOOD.SCORE_THRESH_TEST, {facts.score_threshold:g}, to {FLOOR}."
+                )
+            known = self.calibration
+            self.watch = Watch(known.reference, known.thresholds, known.seed)
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
         """
@@ -205,14 +241,38 @@ class Predictor:
 
         Returns:
             ``Instances`` on the CPU, or a list of them: "pred_boxes", XYXY pixels of the image,
-            "scores" and "pred_classes", sorted by descending score.
+            "scores" and "pred_classes", sorted by descending score; after ``tood.calibrate``,
+            "calibrated_scores" and "expected_ious" as well.
 
         Raises:
             UserError: for a file that cannot be read, or an array of another kind.
         """
         if isinstance(images, (str, os.PathLike, np.ndarray)):
-            return self.thresholds.select(self.find_all([images])[0])
-        return [self.thresholds.select(x) for x in self.find_all(list(images))]
+            return self._detect([images])[0]
+        return self._detect(list(images))
+
+    def _detect(self, images: List[Image]) -> List[Instances]:
+        names = ["" if isinstance(x, np.ndarray) else os.fspath(x) for x in images]
+        if self.watch:  # it looks at the pixels
+            images = [_read_pixels(x, self.options.bit_depth) for x in images]
+        return [self.finish(*x) for x in zip(self.find_all(images), images, names)]
+
+    def finish(self, instances: Instances, image: Image, name: str = "") -> Instances:
+        """Return the detections of at least the thresholds. If there is a calibration, set the
+        fields "calibrated_scores" and "expected_ious" of all; if there is a watch, show it the
+        image, and print its alarm.
+
+        Args:
+            instances: all detections of an image.
+            image: its pixels, if there is a watch.
+            name: of the image, for the alarm.
+        """
+        if self.calibration:
+            self.calibration.add_values(instances)
+        alarm = self.watch.observe(instances, image, name) if self.watch else ""
+        if alarm:
+            tqdm.write(f"warning: {alarm}", file=sys.stderr)
+        return self.thresholds.select(instances)
 
     def as_dicts(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
         """Return plain values for each image: "boxes" (D, 4), "scores" (D,), "classes" (D,) and

@@ -43,6 +43,13 @@ class Result:
         return _to_numbers(self.instances.scores.numpy())
 
     @property
+    def calibrated_scores(self) -> Optional[List[float]]:
+        """(D,), the probability that each detection is right; None without a calibration."""
+        if not self.instances.has("calibrated_scores"):
+            return None
+        return _to_numbers(self.instances.calibrated_scores.numpy())
+
+    @property
     def labels(self) -> List[str]:
         """(D,), names of the classes."""
         return [self.class_names[c] for c in self.instances.pred_classes.tolist()]
