@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,26 @@ def test_a_threshold_that_is_none():
         assert f'is {wrong}; it must be a number from 0 to 1, "from-report", "guaran' in message
     with pytest.raises(UserError, match="--score-threshold is 30"):
         tood.explain("nothing", "a.jpg", (1, 2, 3, 4), score_threshold=30)
+
+
+@pytest.mark.parametrize("name", cli.EXAMPLES)
+def test_a_command_without_arguments_shows_an_example(name, capsys):
+    """The example is a command line that the parser takes."""
+    parser = cli.make_parser(name)
+    example = shlex.split(cli.EXAMPLES[name])
+    parser.parse_intermixed_args(example)
+    required = [a for a in parser._actions if a.required and a.nargs not in ("*", "?")]
+    if not required:
+        return  # a model or detections: the function says what is missing
+    with pytest.raises(SystemExit) as error:
+        cli.main([name])
+    message = capsys.readouterr().err
+    assert error.value.code == 2 and f"tood {name} needs " in message
+    assert f"for example: tood {name} {cli.EXAMPLES[name]};" in message
+    for action in required:
+        assert str(action.option_strings[0] if action.option_strings else action.metavar) in message
+
+
+def test_the_overview_fits_a_terminal(capsys):
+    assert cli.main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -27,9 +27,9 @@ From a folder of photographs to a detector:
   tood train DATA                    split, plan, train, evaluate, draw, report
   tood eval MODEL [--val-data DATA]  COCO's metrics
   tood report MODEL                  what is good and bad about it, on one page
-  tood calibrate MODEL               what its scores mean, and a watch over new images
-  tood count MODEL IMAGES            how many objects there are in all, give or take
-  tood guarantee MODEL               a score threshold that misses at most a share of the objects
+  tood guarantee MODEL               a threshold that misses at most a share
+  tood calibrate MODEL               what scores mean; a watch over new images
+  tood count MODEL IMAGES            how many objects in all, give or take
   tood predict MODEL [IMAGES...]     find objects, and draw them
   tood draw MODEL                    predictions beside ground truth
   tood explain MODEL IMAGE BOX       why an object was found, or was not
@@ -59,6 +59,9 @@ EXAMPLES = {
     "explain": "output/photos photo.jpg 120,40,60,80",
     "export": "output/photos --output model.onnx",
     "convert": "photos/ --output converted/",
+    "guarantee": "output/photos --calibration-data new_photos/ --miss-rate 0.1",
+    "calibrate": "output/photos --calibration-data new_photos/",
+    "count": "output/photos new_photos/ --audit 30 --output audit",
 }
 
 
@@ -345,7 +348,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
-            required = [str(a.metavar) for a in self._get_positional_actions() if a.nargs != "*"]
+            positional = self._get_positional_actions()
+            required = [str(a.metavar) for a in positional if a.nargs not in ("*", "?")]
             required += [a.option_strings[0] for a in self._get_optional_actions() if a.required]
             message = f"{self.prog} needs {' and '.join(required)}"
         else:
