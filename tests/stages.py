@@ -54,6 +54,9 @@ class Starter:
 
 
 def serve():
+    # Where the tests were started by nohup, or in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for module in ("tood.app.train", "tood.app.cli", "detectron2.engine"):
         importlib.import_module(module)
     for line in sys.stdin:

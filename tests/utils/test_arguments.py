@@ -24,8 +24,10 @@ def test_each_parameter_is_checked(function, tmp_path, monkeypatch):
     """One sentence names it, before anything is done."""
     monkeypatch.chdir(tmp_path)
     parameters = inspect.signature(function).parameters
-    required = {k: "x" for k, x in parameters.items() if x.default is inspect.Parameter.empty}
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    empty = inspect.Parameter.empty
+    required = {k: "x" for k, x in parameters.items() if x.default is empty}
+    required = {k: 0.5 if hints[k] is float else x for k, x in required.items()}
     tried = 0
     for name in parameters.keys() - {*PARSED}:
         wrong = WRONG.get(hints[name], ({"a": object()}, [None], 2 + 1j))

@@ -3,6 +3,7 @@ kernel, and in float32 where the CPU's bfloat16 is slower.
 """
 
 import copy
+import functools
 from collections import Counter
 from typing import Dict, List, Tuple
 
@@ -31,12 +32,12 @@ def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
         places = [_find_place(model, name) for name in pair]
         for place, partner, mixin in zip(places, reversed(places), (_FoldedConv, _FoldedNorm)):
             layer = getattr(*place)
-            layer.__class__ = _subclass(mixin, layer)
+            layer.__class__ = _make_class(mixin, type(layer))
             # Found by its place: somebody may replace one, and then nothing is folded.
             object.__setattr__(layer, "partner", partner)
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
-            conv.__class__ = _subclass(_Float32Conv, conv)
+            conv.__class__ = _make_class(_Float32Conv, type(conv))
 
 
 def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
@@ -89,8 +90,9 @@ def _is_norm(layer: nn.Module) -> bool:
     return type(layer) is nn.BatchNorm2d or type(layer).__name__ == "BatchNormAct2d"
 
 
-def _subclass(mixin: type, layer: nn.Module) -> type:
-    return type(f"{mixin.__name__[1:]}{type(layer).__name__}", (mixin, type(layer)), {})
+@functools.lru_cache(maxsize=None)
+def _make_class(mixin: type, base: type) -> type:
+    return type(f"{mixin.__name__[1:]}{base.__name__}", (mixin, base), {})
 
 
 class _FoldedConv:
