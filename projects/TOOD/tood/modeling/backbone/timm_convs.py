@@ -90,7 +90,7 @@ def _is_norm(layer: nn.Module) -> bool:
     return type(layer) is nn.BatchNorm2d or type(layer).__name__ == "BatchNormAct2d"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _make_class(mixin: type, base: type) -> type:
     return type(f"{mixin.__name__[1:]}{base.__name__}", (mixin, base), {})
 
