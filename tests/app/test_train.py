@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import CONFIG, SMALL, TINY, app_error, clear_loggers
 from detectron2.data import DatasetCatalog
@@ -283,6 +284,26 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     assert plan["SOLVER"]["MAX_ITER"] == 2 and "INPUT" not in plan  # 6 images, 4 of a step
     cli.main(["train", "photos", "--config-file", CONFIG, "--output", "whole"])
     assert "SOLVER" not in yaml.safe_load((tmp_path / "whole" / "plan.yaml").read_text())
+
+
+@pytest.mark.parametrize("content", [None, {"iteration": "3"}, {"iteration": 3, "model": {}}])
+def test_resume_leaves_a_bad_last_checkpoint_to_the_training(
+    photo_folder, monkeypatch, tmp_path, capsys, content
+):
+    """Which names it, and continues from the one before."""
+    monkeypatch.setattr(command, "_run", lambda run, *_: tood_result())
+    flags = ["--output", "out", "--epochs", "5", *SMALL]
+    cli.main(["train", "photos", *flags])
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000003.pth")
+    path = tmp_path / "out" / "model_0000003.pth"
+    path.write_bytes(b"half of it") if content is None else torch.save(content, path)
+    for flag in ([], ["--dry-run"]):
+        capsys.readouterr()
+        cli.main(["train", "photos", "--resume", *flag, *flags])
+        text = " ".join(capsys.readouterr().out.split())
+        known = content is not None and "model" in content
+        assert ("from model_0000003.pth, after iteration 4 of" in text) == known
+        assert ("from the last checkpoint that can be used, by plan.yaml." in text) != known
 
 
 def test_a_training_that_is_stopped_before_it_begins_leaves_nothing(photo_folder, monkeypatch):

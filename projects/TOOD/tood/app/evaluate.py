@@ -18,12 +18,11 @@ from tood.checkpoint.identity import IDENTITY, hash_data
 from tood.config.files import read_config_file
 from tood.config.read import load_config, run_options
 from tood.data.annotations import DataSet
-from tood.data.check import WIDTH
 from tood.data.datasets import read_entry
 from tood.engine.train import Run, start
 from tood.evaluation.coco import load_content
 from tood.utils.arguments import accept_paths
-from tood.utils.errors import UserError
+from tood.utils.errors import WIDTH, UserError
 from tood.utils.logs import at_level
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 

@@ -36,7 +36,6 @@ from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained, load, name_output, read_records
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config
-from tood.data.check import WIDTH
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.launch import place_from_environment
@@ -44,7 +43,7 @@ from tood.engine.train import Run, check_num_gpus, start
 from tood.inference.predictor import Predictor
 from tood.inference.thresholds import FROM_CONFIG
 from tood.utils.arguments import accept_paths
-from tood.utils.errors import UserError, format_reason
+from tood.utils.errors import WIDTH, UserError, format_reason
 from tood.utils.files import write_whole
 from tood.utils.lock import refuse_locked
 from tood.utils.signals import mark_resumable

@@ -23,12 +23,11 @@ from tood.data.images import (
     read_image,
 )
 from tood.data.tiles import largest_shares
-from tood.utils.errors import format_reason, shorten
+from tood.utils.errors import WIDTH, format_reason, shorten
 from tood.utils.tiles import WHOLE, TileOptions
 
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
-WIDTH = 80  # characters of a terminal
 
 
 class InputSize(NamedTuple):

@@ -12,7 +12,7 @@ SCORE_THRESHOLD = 0.3  # if there is no report
 FROM_REPORT, FROM_CONFIG, GUARANTEED = "from-report", "from-config", "guaranteed"
 CHOICES = (FROM_REPORT, FROM_CONFIG, GUARANTEED)
 GUARANTEE = os.path.join("guarantee", "guarantee.json")  # in the folder of a model
-RAW_SCORE = 0.001  # of the detections that guarantees are found from
+RAW_SCORE = 0.001  # of the detections that guarantees and curves are found from
 MAX_LISTED = 8  # classes of which a sentence names the threshold
 
 Choice = Union[None, float, str, Sequence[float]]

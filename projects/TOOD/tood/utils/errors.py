@@ -10,6 +10,8 @@ from typing import Callable, Iterator, Optional
 
 from tood.utils.signals import Stopped, exit_at_signals, handled, mark_resumable
 
+WIDTH = 80  # characters of a terminal
+
 
 class UserError(Exception):
     """Its message names the file, key or value that is wrong, and says what to do.

@@ -40,12 +40,11 @@ from tood.evaluation.coco import load_content
 from tood.inference.calibration import find_calibration
 from tood.inference.drift import STATISTICS, measure
 from tood.inference.predictor import Predictor, read_bgr
-from tood.inference.thresholds import parse_threshold
+from tood.inference.thresholds import RAW_SCORE, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import write_json
 
-RAW_SCORE = 0.001  # of detections that curves are fitted to
 MIN_GROUPS = 2  # of images, for errors on images that a curve has not seen
 ERRORS = ("D-ECE", "LaECE_0")
 

@@ -52,8 +52,7 @@ def check_unseen(
         paths,
         val,
         f"to validate on, by which {os.path.basename(weights)} was chosen as the best",
-        f"name others with --calibration-data, or calibrate the last weights: tood guarantee "
-        f"{folder}/{WEIGHTS[1]}",
+        f"name others with --calibration-data, or take the last weights, {folder}/{WEIGHTS[1]}",
     )
 
 

@@ -5,6 +5,7 @@ import textwrap
 from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from tood.app.plan.rules import (
+    FEW,
     LARGEST_SIZE,
     STRIDE,
     DataStatistics,
@@ -13,6 +14,7 @@ from tood.app.plan.rules import (
     choose_tiles,
 )
 from tood.config.schedule import KEYS
+from tood.utils.errors import WIDTH
 from tood.utils.tiles import WHOLE, TileOptions
 
 LOW_AP = 5.0  # below, nothing worth a look was learned
@@ -21,7 +23,6 @@ FEW_OBJECTS = 50  # of a class
 MANY = 0.25  # of the objects missed, of the detections wrong
 SURE_DOUBT = 0.5  # of suspect labels
 TRUSTED_AP = 20.0  # below, detections say little about labels
-FEW = 0.5  # steps, as a part of those of the rule
 MOST = 4  # pieces of advice
 NAMED = 5  # classes
 PHOTOS = "NEW_PHOTOS"  # what a user has to replace
@@ -78,7 +79,7 @@ def list_advice(
     return found[:MOST]
 
 
-def format_advice(advice: Sequence[Advice], width: int = 80) -> str:
+def format_advice(advice: Sequence[Advice], width: int = WIDTH) -> str:
     """Return lines for a terminal; commands are not broken."""
     lines = ["What next:"] if advice else []
     for sentence, command in advice:

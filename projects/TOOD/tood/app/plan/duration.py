@@ -6,12 +6,11 @@ from detectron2.config import CfgNode
 
 from tood.app.plan.choose import Plan
 from tood.app.plan.memory import time_step
-from tood.app.plan.rules import choose_epochs
+from tood.app.plan.rules import FEW, choose_epochs
 from tood.config.build import build_detector
 from tood.engine.progress import count_evaluations
 from tood.utils.errors import is_out_of_memory
 
-FEW = 0.5  # steps, as a part of those of the rule
 FORWARD = 0.35  # time of an evaluation, as a part of steps with as many images
 
 

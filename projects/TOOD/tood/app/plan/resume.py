@@ -79,9 +79,14 @@ def describe(run: Run, changes: Changes, output: str) -> str:
     load_config(config_file, opts, resume=True)
     length = read_options(config_file, opts, keys=[KEYS["max_iter"]])[KEYS["max_iter"]]
     last, done = last_checkpoint_in(output), 0
+    source = "the last checkpoint that can be used"  # the training names those that cannot
     if last:
-        done = read_tensors(os.path.join(output, last)).get("iteration", -1) + 1
-    begins = f"continues the training in {output} from {last}, after iteration {done} of {length}"
+        with contextlib.suppress(UserError):
+            iteration = read_tensors(os.path.join(output, last)).get("iteration")
+            if type(iteration) is int:
+                done = iteration + 1
+                source = f"{last}, after iteration {done} of {length}"
+    begins = f"continues the training in {output} from {source}"
     if not last:
         begins = (
             f"begins the training in {output}, which has no checkpoint yet: {length} iterations, "

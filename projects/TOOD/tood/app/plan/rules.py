@@ -28,6 +28,7 @@ MOST_MAGNIFIED = 2.0  # tiles, for objects smaller than is wanted
 # larger sets; of tiny sets no more than this many passes.
 IMAGES_SEEN, PASSES, MOST_PASSES = 3200, 12, 100
 EVALUATIONS = 4
+FEW = 0.5  # steps, as a part of those that follow from this, of which little is to be expected
 
 
 class DataStatistics(NamedTuple):

@@ -4,7 +4,7 @@ import collections
 import os
 import random
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from tood.data.copies import AUGMENTED, find_copies
 from tood.utils.errors import UserError
@@ -45,18 +45,14 @@ def split_data(
     """
     if not 0 < share < 1:
         raise UserError(f"The share of the validation part is {share}; it must be between 0 and 1.")
-    names = [image["file_name"] for image in content["images"]]
-    copies = find_copies([os.path.join(image_root, name) for name in names])
-    groups = find_groups(names, copies, group)
+    groups, num_copies = _group_images(content, image_root, group)
     if len(groups) < 2:
         raise UserError(
             f"{image_root} contains {len(groups)} kind of images, too few to split; name data to "
             "validate on with --val-data."
         )
     chosen = _stratified(groups, _classes_by_image(content), share, random.Random(seed))
-    val = {content["images"][i]["id"] for i in chosen}
-    train = {image["id"] for image in content["images"]} - val
-    return Split(_part(content, train), _part(content, val), len(names) - len(set(copies)))
+    return _make_split(content, chosen, num_copies)
 
 
 def draw_part(
@@ -79,9 +75,7 @@ def draw_part(
     """
     if not 0 < share < 1:
         raise UserError(f"--calibration-share is {share}; it must be between 0 and 1.")
-    names = [image["file_name"] for image in content["images"]]
-    copies = find_copies([os.path.join(image_root, name) for name in names])
-    groups = find_groups(names, copies, group)
+    groups, num_copies = _group_images(content, image_root, group)
     number = max(1, round(share * len(groups)))
     if number >= len(groups):
         raise UserError(
@@ -89,9 +83,21 @@ def draw_part(
             f"--calibration-share of {share:g}; omit it, or add images."
         )
     chosen = random.Random(seed).sample(groups, number)
-    drawn = {content["images"][i]["id"] for one in chosen for i in one}
-    rest = {image["id"] for image in content["images"]} - drawn
-    return Split(_part(content, rest), _part(content, drawn), len(names) - len(set(copies)))
+    return _make_split(content, [i for one in chosen for i in one], num_copies)
+
+
+def _group_images(content: Dict, image_root: str, group: str) -> Tuple[List[List[int]], int]:
+    """Return the indices of images that must stay together, and the number of copies."""
+    names = [image["file_name"] for image in content["images"]]
+    copies = find_copies([os.path.join(image_root, name) for name in names])
+    return find_groups(names, copies, group), len(names) - len(set(copies))
+
+
+def _make_split(content: Dict, chosen: Iterable[int], num_copies: int) -> Split:
+    """Return the images that are not chosen, by their indices, and those that are."""
+    val = {content["images"][i]["id"] for i in chosen}
+    train = {image["id"] for image in content["images"]} - val
+    return Split(_part(content, train), _part(content, val), num_copies)
 
 
 def find_groups(names: Sequence[str], copies: Sequence[int], group: str = "") -> List[List[int]]:

@@ -14,7 +14,7 @@ from tood.app.plan.rules import compute_statistics
 from tood.app.plan.state import PLAN
 from tood.config.check import get_key
 from tood.data.annotations import class_names
-from tood.data.check import WIDTH
+from tood.utils.errors import WIDTH
 
 Row = Tuple[str, str]
 # Keys whose values are in the rows.

@@ -2,14 +2,15 @@
 kernel, and in float32 where the CPU's bfloat16 is slower.
 """
 
-import copy
 import functools
+import itertools
 from collections import Counter
 from typing import Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
 
@@ -61,13 +62,22 @@ def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
 
         return hook
 
-    twin = copy.deepcopy(model).to("meta").eval()
-    layers = dict(twin.named_modules())
-    for name, layer in layers.items():
-        if _is_norm(layer) or not list(layer.children()):
-            layer.register_forward_hook(note(name))
-    with torch.no_grad():
-        maps = twin(torch.zeros(1, 3, size, size, device="meta"))
+    layers, was_training = dict(model.named_modules()), model.training
+    handles = [
+        layer.register_forward_hook(note(name))
+        for name, layer in layers.items()
+        if _is_norm(layer) or not list(layer.children())
+    ]
+    values = itertools.chain(model.named_parameters(), model.named_buffers())
+    meta = {name: torch.empty_like(x, device="meta") for name, x in values}
+    try:
+        image = torch.zeros(1, 3, size, size, device="meta")
+        with torch.no_grad():
+            maps = functional_call(model.eval(), meta, (image,))
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
     taken = {made.get(id(x)) for x in maps}
     pairs = [(conv, norms[0]) for conv, norms in takers.items() if conv not in taken]
     return [
