@@ -54,6 +54,8 @@ TINY = [
     *("MODEL.RESNETS.DEPTH", "18"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("DATALOADER.NUM_WORKERS", "0"),
+    # Which precision is quicker depends on the machine, and on what else runs there.
+    *("MODEL.TOOD.PRECISION_TRAIN", "float32"),
 ]
 SMALL = [  # for the images of ``shapes``
     *(*TINY, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"),

@@ -117,7 +117,7 @@ def test_functions_take_paths(photo_folder, monkeypatch, tmp_path):
     text = str(tood.check(str(photos)))
     for data in (photos, [photos], "~/photos"):
         assert str(tood.check(data)) == text
-    monkeypatch.setattr("tood.app.plan.duration.time_step", lambda *_: 0.5)  # it varies
+    monkeypatch.setattr("tood.app.plan.memory.time_step", lambda *_: 0.5)  # it varies
     wishes = {"dry_run": True, "epochs": 1, "images_per_step": 4}
     plans = {str(tood.train(x, **wishes)) for x in (photos, str(photos), "~/photos")}
     assert len(plans) == 1

@@ -63,7 +63,7 @@ def test_values_that_are_accepted(photo_folder, tmp_path, monkeypatch):
     """Numbers of NumPy, a dict of options, paths below the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     typed = dict(zip(SMALL[::2], SMALL[1::2]))
-    monkeypatch.setattr("tood.app.plan.duration.time_step", lambda *_: 0.5)  # it varies
+    monkeypatch.setattr("tood.app.plan.memory.time_step", lambda *_: 0.5)  # it varies
     plans = {
         tood.train(
             Path("photos"), dry_run=True, images_per_step=2, epochs=epochs, options=options

@@ -1,11 +1,11 @@
 """What ``tood train`` chooses: a config, the images of a step, their size."""
 
 import pytest
-from conftest import CONFIG, TINY
+from conftest import CONFIG, SMALL, TINY
 from detectron2.modeling import build_model
 
 from tood.app import cli
-from tood.app.plan import choose, rules
+from tood.app.plan import choose, memory, rules
 from tood.app.plan.choose import (
     LARGE_IMAGES,
     SCRATCH,
@@ -14,9 +14,11 @@ from tood.app.plan.choose import (
     fit_step,
 )
 from tood.app.plan.data import read_training_data
-from tood.app.plan.memory import MiB, StepMemory, measure_step
+from tood.app.plan.duration import estimate_duration
+from tood.app.plan.memory import MiB, StepMemory, measure_step, time_precisions
 from tood.app.plan.rules import LARGEST_SMALL, DataStatistics
 from tood.app.plan.state import Wishes
+from tood.app.plan.table import make_table
 from tood.config.files import read_config_file
 from tood.config.zoo import get_config
 from tood.utils.errors import UserError
@@ -58,21 +60,72 @@ def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
         return StepMemory(100 * MiB, height * width * 4096, free)
 
     monkeypatch.setattr(choose, "measure_step", measure)
-    monkeypatch.setattr(choose, "time_step", lambda model, number, *_: number / 10)
+    monkeypatch.setattr(memory, "time_step", lambda model, number, *_: number / 10)
     monkeypatch.setattr(choose, "compute_statistics", lambda *_: DataStatistics(8, 20, 0.03, 1.0))
     content, wishes = read_training_data(Wishes("photos")).train.content, Wishes(options=TINY)
     for megabytes, expected in ((20000, (544, 4)), (6000, (544, 2)), (2000, (400, 1))):
         free = megabytes * MiB
-        size, number, memory = fit_step(wishes, content, read_config_file(CONFIG))
-        assert (size.shorter, number) == expected and memory.seconds == number / 10
+        step = fit_step(wishes, content, read_config_file(CONFIG))
+        assert (step.size.shorter, step.num_images) == expected and step.memory.free == free
+        assert step.seconds == {"float32": step.num_images / 10}
     assert asked == [544, 544, 544, 400]
     free = 200 * MiB
     with pytest.raises(UserError, match="does not suffice for a step with one image"):
         fit_step(wishes, content, read_config_file(CONFIG))
-    size, number, memory = fit_step(
-        wishes._replace(images_per_step=3), content, read_config_file(CONFIG)
-    )
-    assert (number, memory) == (3, None)
+    step = fit_step(wishes._replace(images_per_step=3), content, read_config_file(CONFIG))
+    assert (step.num_images, step.memory, step.seconds) == (3, None, {"float32": 0.3})
+
+
+@pytest.mark.parametrize(
+    "seconds, chosen, row",
+    [
+        ((1.0, 0.5), "bfloat16", "bfloat16: 0.5 s a step, 1 s in float32"),
+        ((1.0, 0.8), "bfloat16", "bfloat16: 0.8 s a step, 1 s in float32"),
+        ((1.0, 0.81), "float32", "float32: 1 s a step, 0.81 s in bfloat16"),
+        ((1.0, 3.0), "float32", "float32: 1 s a step, 3 s in bfloat16"),
+    ],
+)
+def test_the_quicker_precision_is_chosen_and_said(
+    photo_folder, monkeypatch, capsys, seconds, chosen, row
+):
+    timed = dict(zip(("float32", "bfloat16"), seconds))
+    monkeypatch.setattr(memory, "time_step", lambda model, *_: timed[model.precision_train])
+    monkeypatch.setattr(choose, "list_precisions", lambda: tuple(timed))
+    free = SMALL[: SMALL.index(choose.PRECISION)] + SMALL[SMALL.index(choose.PRECISION) + 2 :]
+    wishes = Wishes("photos", options=free)
+    found = read_training_data(wishes)
+    plan = choose.make_plan(wishes, found.train.content)
+    assert plan.options[choose.PRECISION] == plan.cfg.MODEL.TOOD.PRECISION_TRAIN == chosen
+    duration = estimate_duration(plan, num_val_images=10)
+    assert duration.step_seconds == timed[chosen]
+    # Evaluations are in float32.
+    assert duration.evaluation_seconds == pytest.approx(10 * 0.35 * timed["float32"] / 4)
+    assert f"precision        {row}\n" in make_table(found, plan, duration, "output")
+    # A typed one is neither compared nor overridden; a config of the user's is taken as it is.
+    typed = choose.make_plan(wishes._replace(options=SMALL), found.train.content)
+    assert typed.options[choose.PRECISION] == "float32" and len(typed.seconds) == 1
+    named = choose.make_plan(wishes._replace(config=CONFIG), found.train.content)
+    assert choose.PRECISION not in named.options and not named.seconds
+
+
+def test_precisions_are_timed_in_the_model(tiny_cfg, monkeypatch):
+    model, used = build_model(tiny_cfg), []
+    steps = iter((3.0, 1.0, 2.0, 5.0, 4.0, 6.0, 2.5))
+    clock = [0.0]
+
+    def take_step(model, *_):
+        used.append(model.precision_train)
+        clock[0] += next(steps)
+
+    monkeypatch.setattr(memory, "_take_step", take_step)
+    monkeypatch.setattr(memory.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(memory, "TIMED_SECONDS", 10.0)
+    seconds = time_precisions(model, ("float32", "bfloat16"), 4, 64, 64)
+    # The quickest of three; or of as many as the time allows.
+    assert seconds == {"float32": 1.0, "bfloat16": 4.0}
+    assert used == 3 * ["float32"] + 3 * ["bfloat16"] and model.precision_train == "float32"
+    monkeypatch.setattr(memory, "TIMED_SECONDS", 2.0)
+    assert memory.time_step(model, 800, 640, 640) == 2000.0  # one image is timed
 
 
 def test_a_step_is_measured(tiny_cfg):

@@ -43,6 +43,7 @@ def test_a_step_that_does_not_fit_is_the_users_choice(
     def fail(*_):
         raise RuntimeError(error)
 
+    monkeypatch.setattr("tood.app.plan.memory.time_step", fail)
     monkeypatch.setattr(module, "time_step", fail)
     argv = ["train", "photos", "--dry-run", *TINY, "SOLVER.IMS_PER_BATCH", "8"]
     argv += ["SOLVER.MAX_ITER", "1"]

@@ -56,6 +56,8 @@ class TrainingOptions:
     # Decay of a moving average of the weights, which is evaluated beside them. 0: no average;
     # 0.999 is usual.
     ema_decay: float = option(0.0, 0, 0.999999)
+    # Evaluate the moving average alone: half of the time.
+    eval_ema_alone: bool = option(False)
     # Evaluations in a row without a better AP that end a training; 0: never.
     early_stop_patience: int = option(0, 0)
     # Iterations in which nothing is learned (docs/training.md) that end a training, or a quarter

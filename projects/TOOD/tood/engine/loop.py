@@ -244,13 +244,15 @@ class TrainingLoop(TrainerBase):
             Detectron2's results, with "ema" and "val_loss" beside them, in the main process.
         """
         model, folder = self.experiment.model, self.options.output_dir
-        self._last_eval_results = self.experiment.evaluate(model, folder)
-        results = dict(self._last_eval_results)
-        evaluated = [("the weights", model, self._last_eval_results)]
+        results, evaluated = {}, []
+        if self.averaged is None or not self.options.training.eval_ema_alone:
+            results.update(self.experiment.evaluate(model, folder))
+            evaluated.append(("the weights", model, dict(results)))
         if self.averaged is not None:
             averaged = self.averaged.model
             results["ema"] = self.experiment.evaluate(averaged, os.path.join(folder, "ema"))
             evaluated.append(("the averaged weights", averaged, results["ema"]))
+        self._last_eval_results = evaluated[0][2]
         if self.options.training.val_loss:
             results["val_loss"] = self._validation_losses()
         iteration = self.evaluated = min(self.iter, self.max_iter - 1)  # at the end, it is max_iter

@@ -6,9 +6,10 @@ import logging
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from tood.app.plan.data import count_negatives
-from tood.app.plan.memory import StepMemory, measure_step, time_step
+from tood.app.plan.memory import StepMemory, list_precisions, measure_step, time_precisions
 from tood.app.plan.rules import (
     EVALUATIONS,
     LARGEST_SIZE,
@@ -19,6 +20,7 @@ from tood.app.plan.rules import (
     ImageSize,
     choose_epochs,
     choose_max_detections,
+    choose_precision,
     choose_size,
     choose_tiles,
     compute_statistics,
@@ -34,7 +36,7 @@ from tood.config.read import load_config, read_options, read_schedule, tile_opti
 from tood.config.schedule import KEYS, Schedule, refuse_other_schedule, scale_schedule
 from tood.config.zoo import find_config_file, get_config_file
 from tood.data.annotations import class_names
-from tood.utils.errors import UserError, guard_memory, is_out_of_memory
+from tood.utils.errors import OutOfMemory, UserError, guard_memory, is_out_of_memory
 from tood.utils.logs import at_level
 from tood.utils.tiles import WHOLE, TileOptions
 
@@ -50,8 +52,18 @@ MODELS = {  # short names of configs
     "R50": "tood_R50_FPN_1x",
 }
 WEIGHTS = PACKAGES["efficientnet-lite0"]
+PRECISION = "MODEL.TOOD.PRECISION_TRAIN"
 LESS_MEMORY = "end other programs, or choose a smaller --image-size and --batch 1"
 IMAGES_PER_STEP = {"cpu": 4, "cuda": 8}
+
+
+class Step(NamedTuple):
+    """A training step that fits into memory."""
+
+    size: ImageSize
+    num_images: int
+    memory: Optional[StepMemory]  # None: the images of a step are the user's choice
+    seconds: Dict[str, float]  # in each precision, on a CPU
 
 
 class Plan(NamedTuple):
@@ -65,6 +77,7 @@ class Plan(NamedTuple):
     statistics: DataStatistics  # of images or tiles
     num_images: int  # or tiles
     memory: Optional[StepMemory]  # None: the images of a step are the user's choice
+    seconds: Dict[str, float]  # of a step in each precision, if they were measured
 
     def opts(self) -> List[str]:
         """Return the options in the form of a command line."""
@@ -93,10 +106,12 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     chosen: Dict[str, object] = {}
     if not is_typed(base, wishes.options):  # or it is checked against the data
         chosen["MODEL.TOOD.NUM_CLASSES"] = len(class_names(content))
-    memory, images_per_step = None, wishes.images_per_step
+    memory, images_per_step, seconds = None, wishes.images_per_step, {}
     if not wishes.config:
-        size, images_per_step, memory = fit_step(wishes, content, base, tiles)
+        size, images_per_step, memory, seconds = fit_step(wishes, content, base, tiles)
         chosen.update(_choose_input(content, tiles, size))
+        if len(seconds) > 1:
+            chosen[PRECISION] = choose_precision(seconds)
     cfg = _load(base, {**chosen, **typed}, content)
     tiles = tile_options(cfg)
     number = max(num_samples(content, tiles, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS), 1)
@@ -105,9 +120,8 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
         chosen.update(schedule.options())
     options = {**chosen, **typed}
     cfg = _load(base, options, content)
-    return Plan(
-        name, base, options, list(typed), cfg, compute_statistics(content, tiles), number, memory
-    )
+    statistics = compute_statistics(content, tiles)
+    return Plan(name, base, options, list(typed), cfg, statistics, number, memory, seconds)
 
 
 def find_base(wishes: Wishes) -> str:
@@ -211,7 +225,7 @@ def _tile_keys(tiles: TileOptions) -> Dict[str, int]:
 
 def fit_step(
     wishes: Wishes, content: Dict, config_file: ConfigFile, tiles: TileOptions = WHOLE
-) -> Tuple[ImageSize, int, Optional[StepMemory]]:
+) -> Step:
     """Return the size of images or tiles, their number in a step, and what that needs: the wanted
     ones, with half of the images, and then smaller ones, for as long as they do not fit. Typed
     sizes stay as they are.
@@ -222,13 +236,15 @@ def fit_step(
     number = wishes.images_per_step
     if number is None:
         number = typed.get(KEYS["ims_per_batch"])
+    cfg = _load(config_file, {**_size_keys(size), **typed}, content)
+    model = build_detector(cfg)
+    precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if PRECISION in typed else list_precisions()
     if number is not None:
-        return size, number, None
-    model = build_detector(_load(config_file, {**_size_keys(size), **typed}, content))
+        return Step(size, number, None, _time(model, precisions, number, size, or_none=True))
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
     while True:
         try:
-            memory = measure_step(model, min(size.shorter, size.longer), size.longer)
+            memory = measure_step(model, *_get_sides(size))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -237,11 +253,7 @@ def fit_step(
         while number and not memory.fits(number):
             number //= 2
         if number:
-            if model.device.type == "cpu":
-                sides = min(size.shorter, size.longer), size.longer
-                with guard_memory(LESS_MEMORY):
-                    memory = memory._replace(seconds=time_step(model, number, *sides))
-            return size, number, memory
+            return Step(size, number, memory, _time(model, precisions, number, size))
         smaller = max(SMALLEST_SIZE, size.shorter * 3 // 4 // STEP * STEP)
         smaller = _choose_size(statistics, smaller, tiles, typed)
         if size.shorter <= SMALLEST_SIZE or smaller == size:
@@ -250,6 +262,32 @@ def fit_step(
                 f"{size.shorter} x {size.longer} pixels; {LESS_MEMORY}."
             )
         size = smaller
+
+
+def _get_sides(size: ImageSize) -> Tuple[int, int]:
+    return min(size.shorter, size.longer), size.longer
+
+
+def _time(
+    model: nn.Module,
+    precisions: Sequence[str],
+    number: int,
+    size: ImageSize,
+    *,
+    or_none: bool = False,
+) -> Dict[str, float]:
+    """Return the seconds of a step in each precision on a CPU; {} on a GPU, and, if asked for, of a
+    step that does not fit into memory.
+    """
+    if model.device.type != "cpu":
+        return {}
+    try:
+        with guard_memory(LESS_MEMORY):
+            return time_precisions(model, precisions, number, *_get_sides(size))
+    except OutOfMemory:
+        if or_none:
+            return {}
+        raise
 
 
 def _choose_size(

@@ -43,26 +43,23 @@ def estimate_duration(plan: Plan, num_val_images: int) -> Duration:
     Args:
         num_val_images: images to validate on.
     """
-    cfg, solver = plan.cfg, plan.cfg.SOLVER
+    cfg, solver, tood = plan.cfg, plan.cfg.SOLVER, plan.cfg.MODEL.TOOD
     number = count_evaluations(solver.MAX_ITER, cfg.TEST.EVAL_PERIOD) if num_val_images else 0
-    seconds = _measure_step(plan)
+    seconds = plan.seconds.get(tood.PRECISION_TRAIN) or _measure_step(plan)
     if seconds is None:
         return Duration(solver.MAX_ITER, number)
-    models = 2 if cfg.MODEL.TOOD.EMA_DECAY else 1
-    evaluation = num_val_images * models * FORWARD * seconds / solver.IMS_PER_BATCH
-    return Duration(solver.MAX_ITER, number, seconds, evaluation)
+    models = 2 if tood.EMA_DECAY and not tood.EVAL_EMA_ALONE else 1
+    forward = FORWARD * plan.seconds.get(tood.PRECISION_TEST, seconds) / solver.IMS_PER_BATCH
+    return Duration(solver.MAX_ITER, number, seconds, num_val_images * models * forward)
 
 
 def _measure_step(plan: Plan) -> Optional[float]:
     """Return the seconds of a step; None if it cannot be measured."""
     if plan.cfg.MODEL.DEVICE != "cpu":
         return None
-    if plan.memory is not None:
-        return plan.memory.seconds
     try:
-        model, size = build_detector(plan.cfg).train(), _find_size(plan.cfg)
-        time_step(model, 1, *size)
-        return time_step(model, plan.cfg.SOLVER.IMS_PER_BATCH, *size)
+        model = build_detector(plan.cfg)
+        return time_step(model, plan.cfg.SOLVER.IMS_PER_BATCH, *_find_size(plan.cfg))
     except RuntimeError as error:
         if is_out_of_memory(error):  # the images of a step are the user's choice
             return None

@@ -1,10 +1,8 @@
-"""The number of images of a size that fit into memory in a training step, and their time, measured
-by one step.
-"""
+"""The memory of a training step, and its time in each precision, measured by steps on noise."""
 
 import contextlib
 import time
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Sequence
 
 import psutil
 import torch
@@ -20,18 +18,19 @@ MiB = 1024**2
 # In a step that is timed, if there is more than one image. The time of small images is not
 # proportional to their number.
 MOST_TIMED = 400_000  # pixels
+# The quickest of some steps counts: the first one makes preparations, and other programs disturb.
+TIMED_STEPS, TIMED_SECONDS = 3, 2.0
 # Memory of a step on a CPU beside its weights, as a multiple of what it keeps for the gradients:
 # 1.25 to 1.51 were measured in separate processes.
 BACKWARD = 1.6
 
 
 class StepMemory(NamedTuple):
-    """Memory of a step, in bytes, and its time."""
+    """Memory of a step, in bytes."""
 
     fixed: int  # weights, gradients and momentum
     per_image: int
     free: int  # before the step
-    seconds: float = 0.0  # of a step, on a CPU
 
     def fits(self, num_images: int) -> bool:
         """Return whether a step of some images leaves enough for the rest."""
@@ -55,7 +54,6 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
     device = model.device
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     free = _free_memory(device) + weights  # before the model was built
-    model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -78,16 +76,43 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
 
 
 def time_step(model: nn.Module, num_images: int, height: int, width: int) -> float:
-    """Return the seconds of a step on a CPU, from one with images of noise, as many as
-    ``MOST_TIMED`` allows. An earlier step has made the preparations.
+    """Return the seconds of a step on a CPU with images of noise, as many as ``MOST_TIMED`` allows:
+    the shortest of ``TIMED_STEPS``, or of fewer that take ``TIMED_SECONDS`` together.
     """
     number = min(num_images, max(MOST_TIMED // (height * width), 1))
-    start = time.perf_counter()
-    _take_step(model, number, height, width)
-    return (time.perf_counter() - start) * num_images / number
+    seconds = []
+    while len(seconds) < TIMED_STEPS and sum(seconds) < TIMED_SECONDS:
+        start = time.perf_counter()
+        _take_step(model, number, height, width)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) * num_images / number
+
+
+def time_precisions(
+    model: nn.Module, precisions: Sequence[str], num_images: int, height: int, width: int
+) -> Dict[str, float]:
+    """Return :func:`time_step` in each precision.
+
+    Args:
+        model: a TOOD on a CPU.
+        precisions: values of ``MODEL.TOOD.PRECISION_TRAIN``.
+    """
+    before, seconds = model.precision_train, {}
+    for precision in precisions:
+        model.precision_train = precision
+        seconds[precision] = time_step(model, num_images, height, width)
+    model.precision_train = before
+    return seconds
+
+
+def list_precisions() -> Sequence[str]:
+    """Return the precisions that this CPU has instructions for."""
+    has_bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return ("float32", "bfloat16") if has_bfloat16() else ("float32",)
 
 
 def _take_step(model: nn.Module, num_images: int, height: int, width: int) -> None:
+    model.train()
     images = [_draw_noise(height, width) for _ in range(num_images)]
     with EventStorage():
         sum(model(images).values()).backward()

@@ -6,9 +6,9 @@ from typing import List, Sequence, Tuple
 import torch
 from tabulate import tabulate
 
-from tood.app.plan.choose import ORIGINS, Plan
+from tood.app.plan.choose import ORIGINS, PRECISION, Plan
 from tood.app.plan.data import TrainingData, count_negatives
-from tood.app.plan.duration import Duration
+from tood.app.plan.duration import Duration, format_seconds
 from tood.app.plan.memory import MiB
 from tood.app.plan.rules import compute_statistics
 from tood.app.plan.state import PLAN
@@ -22,7 +22,7 @@ SHOWN = (
     *("INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN"),
     *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"),
     *("SOLVER.BASE_LR", "TEST.DETECTIONS_PER_IMAGE", "MODEL.DEVICE", "MODEL.WEIGHTS"),
-    "OUTPUT_DIR",
+    *(PRECISION, "OUTPUT_DIR"),
 )
 
 
@@ -79,6 +79,7 @@ def _list_settings(plan: Plan) -> List[Row]:
     return [
         ("model", f"{plan.name}{origin}"),
         ("device", device),
+        ("precision", _describe_precision(plan)),
         *rows,
         (f"{unit[:-1]} size", _describe_size(plan)),
         ("images per step", f"{per_step}{memory}"),
@@ -89,6 +90,16 @@ def _list_settings(plan: Plan) -> List[Row]:
             f"{solver.BASE_LR:g}",
         ),
     ]
+
+
+def _describe_precision(plan: Plan) -> str:
+    """Return the precision of the training, and the time of a step in each that was measured."""
+    chosen, seconds = plan.cfg.MODEL.TOOD.PRECISION_TRAIN, dict(plan.seconds)
+    if len(seconds) < 2:
+        return chosen
+    mine = f"{chosen}: {format_seconds(seconds.pop(chosen))} a step"
+    others = [f"{format_seconds(x)} in {name}" for name, x in seconds.items()]
+    return ", ".join([mine, *others])
 
 
 def _describe_size(plan: Plan) -> str:
