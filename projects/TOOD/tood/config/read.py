@@ -27,6 +27,7 @@ from tood.config.inferred import (
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule, refuse_two_values
 from tood.config.unread import check_unread
+from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError, format_reason
@@ -79,6 +80,8 @@ def load_config(
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         infer_anchor_sizes(cfg, config_file, opts)
     finish_config(cfg)
+    if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
+        check_augmentations(cfg.INPUT.AUGMENTATIONS)
     infer_pixels(cfg, config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)

@@ -20,10 +20,8 @@ from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tood.data.tiles import tile_records
 from tood.utils.errors import UserError
 from tood.utils.signals import end_with_parent, is_main_thread
-from tood.utils.tiles import WHOLE, TileOptions
 
 
 class AugmentedDataset(Dataset):
@@ -199,7 +197,6 @@ def build_training_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: Optional[int] = None,
-    tiles: TileOptions = WHOLE,
 ) -> TrainingLoader:
     """Build Detectron2's ``build_detection_train_loader`` in an order that can be resumed.
 
@@ -210,13 +207,10 @@ def build_training_loader(
         aspect_ratio_grouping: whether wide and tall images are in separate batches.
         num_workers: loading processes of each process.
         seed: seed of order and augmentation; default: drawn, the same in all processes.
-        tiles: tiles of the images to train on.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.
     """
-    if tiles.size:
-        dataset = tile_records(dataset, tiles)
     batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest or not batch_size:
         raise UserError(

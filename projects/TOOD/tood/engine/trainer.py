@@ -103,23 +103,25 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        mapper = CheckedMapper(cfg, is_train=True)
         if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            mapper = CheckedMapper(cfg, is_train=True)
             loader = build_detection_train_loader(cfg, mapper=mapper)
             if isinstance(loader, DataLoader):
                 return GuardedLoader(loader)
             loader.dataset = GuardedLoader(loader.dataset)  # whose images it groups
             return loader
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        tiles = tile_options(cfg)
+        records = tile_records(records, tiles) if tiles.size else records
         return build_training_loader(
-            dataset=get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            ),
-            mapper=mapper,
+            dataset=records,
+            mapper=CheckedMapper(cfg, is_train=True, records=records),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else None,
-            tiles=tile_options(cfg),
         )
 
     @classmethod
