@@ -123,6 +123,10 @@ def test_the_old_name_of_a_key_is_refused_with_the_new_one():
         ("SOLVER.BASE_LR", "1e999", "must be more than 0"),
         ("INPUT.RANDOM_FLIP", "both", "must be one of horizontal, vertical, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Random", "must be one of TrainingSampler"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD is 0"),
+        ("DATALOADER.REPEAT_THRESHOLD", "0.1", "RepeatFactorTrainingSampler, not TrainingS"),
+        ("INPUT.AUGMENTATIONS", "['mosaik']", "'mosaik'; it must contain names of color_jitter"),
+        ("INPUT.AUGMENTATIONS", "['mosaic', 3]", "has 3; it must contain names of"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)", "must be one or more numbers, each at least 1"),
     ],
 )
