@@ -22,6 +22,7 @@ from tood.data.augmentation import (
     Sample,
     ScaleJitter,
     TrainingSamples,
+    VerticalFlip,
     paste,
 )
 from tood.data.datasets import prepare_datasets
@@ -95,23 +96,29 @@ def test_a_mosaic_has_the_objects_that_are_seen_in_it(sizes, seed):
     assert all(np.array_equal(x.image, y) for x, y in zip(samples, before))
 
 
-def test_four_images_meet_at_a_point():
+def test_four_images_meet_with_their_corners():
+    """Pixels say which image they are of, and where they were in it."""
+    y, x = np.mgrid[:40, :60]
     sources = [
-        Sample(np.full((40, 60, 3), i + 1, np.uint8), np.empty((0, 4)), *np.empty((2, 0), int))
+        Sample(np.stack([0 * x + i, x, y], 2).astype(np.uint8), *paint(0, 6, 6, most=0)[1:])
         for i in range(4)
     ]
-    points = set()
-    for seed in range(20):
+    points, orders = set(), set()
+    for seed in range(40):
         np.random.seed(seed)
-        image = Mosaic([0, 0, 0], probability=1.0)(sources[0], Listed(sources[1:])).image[..., 0]
-        assert set(np.unique(image)) == {1, 2, 3, 4}  # all of them, and nothing to fill
-        x = np.flatnonzero(image[0] != image[0, 0])[0]
-        y = np.flatnonzero(image[:, 0] != image[0, 0])[0]
-        quarters = image[:y, :x], image[:y, x:], image[y:, :x], image[y:, x:]
-        assert sorted(np.unique(q).item() for q in quarters) == [1, 2, 3, 4]
+        image = Mosaic([9, 9, 9], probability=1.0)(sources[0], Listed(sources[1:])).image
+        x = np.flatnonzero(image[0, :, 0] != image[0, 0, 0])[0]
+        y = np.flatnonzero(image[:, 0, 0] != image[0, 0, 0])[0]
         assert 15 <= x <= 45 and 10 <= y <= 30
+        order = image[y - 1 : y + 1, x - 1 : x + 1, 0].ravel().tolist()
+        assert sorted(order) == [0, 1, 2, 3]
+        a, b, c, d = (sources[n].image for n in order)
+        upper = np.hstack([a[40 - y :, 60 - x :], b[40 - y :, : 60 - x]])
+        lower = np.hstack([c[: 40 - y, 60 - x :], d[: 40 - y, : 60 - x]])
+        assert np.array_equal(image, np.vstack([upper, lower]))
         points.add((x, y))
-    assert len(points) > 10
+        orders.add(tuple(order))
+    assert len(points) > 20 and len(orders) > 10
 
 
 def test_half_of_the_images_are_a_mosaic():
@@ -156,10 +163,13 @@ def test_turns_and_flips(width, height, seed):
     np.random.seed(seed)
     result = sample.transform(QuarterTurn().get_transform(sample.image))
     assert_boxes_are_right(result, [sample])
-    flip = T.RandomFlip(1.0, horizontal=False, vertical=True).get_transform(sample.image)
-    flipped = flip.apply_image(sample.image)
-    assert np.array_equal(flipped, sample.image[::-1])
-    assert_boxes_are_right(sample.cut(flipped.copy(), flip.apply_box(sample.gt_boxes)), [sample])
+    flips = [VerticalFlip().get_transform(sample.image) for _ in range(20)]
+    results = [sample.transform(flip) for flip in flips]
+    is_flipped = [np.array_equal(x.image, sample.image[::-1]) for x in results]
+    assert any(is_flipped)  # one in a million is not
+    for result, flipped in zip(results, is_flipped):
+        assert flipped or np.array_equal(result.image, sample.image)
+        assert_boxes_are_right(result, [sample])
 
 
 def test_all_four_turns_come():
@@ -265,6 +275,22 @@ def test_copies_cover_a_tenth_of_the_smaller_box_at_most():
         assert mask[:, :20].sum() <= 0.1 * 224 and mask[26:, 26:].sum() <= 0.1 * 224
     assert len(places) > 30
     assert paste.find_place(cut, sample) is None  # larger than the image
+
+
+def test_crowds_are_not_copied_and_what_is_beside_an_object_is():
+    image = np.zeros((60, 60, 3), np.uint8)
+    boxes = np.array([[10.0, 10, 30, 20], [40, 40, 60, 60], [10, 22, 30, 25], [32, 0, 60, 30]])
+    classes, crowds = np.array([5, 5, 6, 7]), np.array([False, True, False, False])
+    for seed in range(20):
+        np.random.seed(seed)
+        cut, alpha = paste.cut_object(Sample(image, boxes, classes, crowds), 5)
+        # 4 pixels around the first: 2 of the 3 rows of the third, and a corner of the last.
+        assert cut.gt_classes.tolist() == [5, 6] and not cut.is_crowd.any()
+        assert cut.image.shape[:2] == alpha.shape
+        height, width = alpha.shape
+        assert 28 * 0.8 - 1 < width < 28 * 1.25 + 1 and 18 * 0.8 - 1 < height < 18 * 1.25 + 1
+    assert paste.cut_object(Sample(image, boxes, classes, crowds), 8) is None
+    assert paste.cut_object(Sample(image, boxes[1:], classes[1:], crowds[1:]), 5) is None
 
 
 # The whole way: from files to a batch.

@@ -8,7 +8,7 @@ from tood.data.augmentation.registry import (
     check_augmentations,
 )
 from tood.data.augmentation.samples import MIN_VISIBLE, Sample, TrainingSamples
-from tood.data.augmentation.single import QuarterTurn, ScaleJitter
+from tood.data.augmentation.single import QuarterTurn, ScaleJitter, VerticalFlip
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
@@ -20,5 +20,6 @@ __all__ = [
     "SampleAugmentation",
     "ScaleJitter",
     "TrainingSamples",
+    "VerticalFlip",
     "check_augmentations",
 ]

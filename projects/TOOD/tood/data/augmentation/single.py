@@ -49,6 +49,18 @@ class QuarterTurn(T.Augmentation):
         return QuarterTurnTransform(np.random.randint(4), width, height)
 
 
+class VerticalFlip(T.Augmentation):
+    """Turn half of the images upside down. Detectron2's RandomFlip does it by a tensor, and PyTorch
+    warns of images that are not writable, as those that were resized.
+    """
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        if np.random.rand() < 0.5:
+            return T.NoOpTransform()
+        height, width = image.shape[:2]
+        return T.TransformList([QuarterTurnTransform(2, width, height), T.HFlipTransform(width)])
+
+
 class QuarterTurnTransform(T.Transform):
     """A turn to the left, without the resampling of Detectron2's RotationTransform."""
 
@@ -91,9 +103,9 @@ def scale_jitter(cfg) -> ScaleJitter:
 
 
 @AUGMENTATION_REGISTRY.register()
-def vertical_flip(cfg) -> T.Augmentation:
+def vertical_flip(cfg) -> VerticalFlip:
     """Build a flip upside down of half of the images."""
-    return T.RandomFlip(horizontal=False, vertical=True)
+    return VerticalFlip()
 
 
 @AUGMENTATION_REGISTRY.register()
