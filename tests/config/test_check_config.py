@@ -261,3 +261,13 @@ def test_whatever_passes_the_checks_is_built():
 
 def tiny():
     return load_config(CONFIG, TINY)
+
+
+@pytest.mark.parametrize("value", ["mosaic,color_jitter", "['mosaic', 'color_jitter']"])
+def test_names_of_augmentations_in_both_ways(value):
+    cfg = load_config(CONFIG, ["INPUT.AUGMENTATIONS", value, "SEED", "2"])
+    assert cfg.INPUT.AUGMENTATIONS == ["mosaic", "color_jitter"] and cfg.SEED == 2
+    assert load_config(CONFIG, ["INPUT.AUGMENTATIONS", "[]"]).INPUT.AUGMENTATIONS == []
+    for wrong in ("mosaic,", "3", "Mosaic"):
+        with pytest.raises(UserError, match="INPUT.AUGMENTATIONS has '.*'; it must contain names"):
+            load_config(CONFIG, ["INPUT.AUGMENTATIONS", wrong])

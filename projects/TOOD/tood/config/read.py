@@ -209,7 +209,7 @@ def merge_options(
     try:
         if config_file is not None:
             cfg.merge_from_other_cfg(CfgNode(config_file.content))
-        cfg.merge_from_list(_with_floats(cfg, opts))
+        cfg.merge_from_list(_as_typed(cfg, opts))
     except Exception as error:  # of many kinds
         reason = format_reason(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
@@ -221,12 +221,16 @@ def merge_options(
     refuse_huge(cfg)
 
 
-def _with_floats(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
-    """Return options in which integers for floating point values are such values."""
+def _as_typed(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
+    """Return options in which integers for floating point values are such values, and augmentations
+    separated by commas are a list.
+    """
     opts, floats = list(opts), {key for key in known_keys(cfg) if type(get_key(cfg, key)) is float}
     for i in range(1, len(opts), 2):
         if opts[i - 1] in floats and re.fullmatch(r"[+-]?\d+", str(opts[i])):
             opts[i] = f"{opts[i]}.0"
+        elif opts[i - 1] == "INPUT.AUGMENTATIONS" and re.fullmatch(r"[\w,]+", str(opts[i])):
+            opts[i] = str(opts[i].split(","))
     return opts
 
 
