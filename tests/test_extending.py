@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import EXTENSIONS, ROOT, assert_from_their_locations, load_extension
+from conftest import CONFIG, EXTENSIONS, ROOT, SMALL, assert_from_their_locations, load_extension
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -12,12 +12,15 @@ from detectron2.utils.events import EventStorage
 from tood.config.build import check_builds
 from tood.config.check import check_config
 from tood.config.options import TTAOptions
+from tood.config.read import load_config, run_options
 from tood.config.unread import check_unread, has_parts_of_a_user
+from tood.data.datasets import prepare_datasets
+from tood.engine.trainer import Trainer
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.assigners import ImagePredictions
 from tood.utils.errors import UserError
 
-TASKS = ("assigner", "head", "box_loss", "backbone")
+TASKS = ("assigner", "head", "box_loss", "backbone", "augmentation")
 
 
 for task in TASKS:
@@ -80,6 +83,24 @@ def test_a_box_loss_replaces_giou_in_the_sum(tiny_cfg, make_input):
         found[name] = losses_of(model, inputs)
     assert found["two"]["loss_cls"] == found["giou"]["loss_cls"]
     assert found["two"]["loss_box_reg"].item() == pytest.approx(2 * 2)  # its weight is 2
+
+
+def test_augmentations(entry):
+    opts = [*SMALL, "MODEL.TOOD.NUM_CLASSES", "4", "DATASETS.TEST", "()"]
+    opts += ["INPUT.AUGMENTATIONS", "['Mixup', 'grey']"]
+    cfg = load_config(CONFIG, opts, [entry], training=True)
+    prepare_datasets(run_options(cfg).data, training=True)
+    dataset = Trainer.build_train_loader(cfg).dataset
+    images = [dataset[key] for key in range(160)]  # twenty times eight
+    number = {x["file_name"]: len(x["annotations"]) for x in dataset.records}
+    mixed = [len(x["instances"]) > number[x["file_name"]] for x in images]
+    grey = [(x["image"][0].int() - x["image"][2]).abs().max() <= 1 for x in images]
+    assert 10 < sum(mixed) < 40 and 4 < sum(grey) < 30
+    with pytest.raises(UserError, match="has 'Mixop'; it must contain names of .*, grey, Mixup"):
+        load_config(CONFIG, [*opts[:-1], "['Mixop']"])
+    # A trained model does not need the file that its augmentations are in.
+    cfg.INPUT.AUGMENTATIONS = ["Gone"]
+    check_config(cfg)
 
 
 def test_an_unknown_part_is_named_with_the_known_ones(tiny_cfg):

@@ -28,6 +28,19 @@ def test_check_reports_what_the_data_contain(photo_folder, capsys):
     assert "There is no folder nothing" in app_error("check", "nothing")
 
 
+def test_check_draws_augmented_images(photo_folder):
+    drawings = []
+    for name in ("color_jitter", "mosaic"):
+        cli.main(
+            ["check", "photos", "--output", f"{name}.png", "INPUT.AUGMENTATIONS", f"['{name}']"]
+        )
+        with Image.open(f"{name}.png") as drawn:
+            drawings.append(drawn.convert("RGB"))
+    assert drawings[0].size == drawings[1].size and drawings[0].tobytes() != drawings[1].tobytes()
+    options = ("--output", "c.png", "INPUT.AUGMENTATIONS", "['mosaik']")
+    assert "must contain names of color_jitter" in app_error("check", "photos", *options)
+
+
 def test_check_returns_what_it_has_found(photo_folder):
     checked = tood.check("photos")
     (part,) = checked.parts

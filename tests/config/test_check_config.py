@@ -123,6 +123,10 @@ def test_the_old_name_of_a_key_is_refused_with_the_new_one():
         ("SOLVER.BASE_LR", "1e999", "must be more than 0"),
         ("INPUT.RANDOM_FLIP", "both", "must be one of horizontal, vertical, none"),
         ("DATALOADER.SAMPLER_TRAIN", "Random", "must be one of TrainingSampler"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD is 0"),
+        ("DATALOADER.REPEAT_THRESHOLD", "0.1", "RepeatFactorTrainingSampler, not TrainingS"),
+        ("INPUT.AUGMENTATIONS", "['mosaik']", "'mosaik'; it must contain names of color_jitter"),
+        ("INPUT.AUGMENTATIONS", "['mosaic', 3]", "has 3; it must contain names of"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)", "must be one or more numbers, each at least 1"),
     ],
 )
@@ -257,3 +261,13 @@ def test_whatever_passes_the_checks_is_built():
 
 def tiny():
     return load_config(CONFIG, TINY)
+
+
+@pytest.mark.parametrize("value", ["mosaic,color_jitter", "['mosaic', 'color_jitter']"])
+def test_names_of_augmentations_in_both_ways(value):
+    cfg = load_config(CONFIG, ["INPUT.AUGMENTATIONS", value, "SEED", "2"])
+    assert cfg.INPUT.AUGMENTATIONS == ["mosaic", "color_jitter"] and cfg.SEED == 2
+    assert load_config(CONFIG, ["INPUT.AUGMENTATIONS", "[]"]).INPUT.AUGMENTATIONS == []
+    for wrong in ("mosaic,", "3", "Mosaic"):
+        with pytest.raises(UserError, match="INPUT.AUGMENTATIONS has '.*'; it must contain names"):
+            load_config(CONFIG, ["INPUT.AUGMENTATIONS", wrong])

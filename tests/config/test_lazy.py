@@ -3,18 +3,22 @@ configs of the same names, trained and evaluated by that script.
 """
 
 import importlib.util
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import detectron2
 import pytest
 import torch
 from conftest import ROOT
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -24,6 +28,7 @@ from torch import nn
 
 from tood import model_zoo
 from tood.config.read import load_config
+from tood.data.datasets import load_own_data
 from tood.data.mapper import CheckedMapper
 from tood.engine.trainer import Trainer
 
@@ -172,3 +177,22 @@ def run(folder, *arguments):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_augmentations_of_several_images(shapes):
+    """As docs/augmentations.md says."""
+    page = (ROOT / "docs" / "augmentations.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    dataloader = LazyConfig.load(str(LAZY / "tood_R18_GN_small_data.py")).dataloader
+    dataloader.train.dataset = L(load_own_data)(
+        json_file=f"{shapes}/annotations.json", image_root=f"{shapes}/images"
+    )
+    dataloader.train.num_workers = 0
+    exec(code, {"dataloader": dataloader})
+    numbers, sizes = set(), set()
+    for batch in itertools.islice(iter(instantiate(dataloader.train)), 10):
+        numbers |= {len(x["instances"]) for x in batch}
+        sizes |= {x["image"].shape for x in batch}
+    content = json.loads((shapes / "annotations.json").read_text())
+    most = max(Counter(a["image_id"] for a in content["annotations"]).values())
+    assert max(numbers) > most and sizes == {(3, 240, 240)}

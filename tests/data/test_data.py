@@ -268,6 +268,18 @@ def test_boxes_without_size_are_left_out_with_a_warning(own, caplog, size):
     assert "ignored 1 annotations" in caplog.text and "annotations.json" in caplog.text
 
 
+def test_integer_boxes_are_resized_as_others(own, tiny_cfg):
+    """Detectron2 would round them down to pixels of the network's input."""
+    boxes, tiny_cfg.INPUT.RANDOM_FLIP = [], "none"
+    for number in (int, float):
+        for a in own.content["annotations"]:
+            a["bbox"] = [number(round(x)) for x in a["bbox"]]
+        own.save()
+        record = load_own_data(str(own.file), str(own.images))[0]
+        boxes.append(CheckedMapper(tiny_cfg)(record)["instances"].gt_boxes.tensor)
+    assert torch.equal(*boxes) and (boxes[0] % 1).any()
+
+
 def test_missing_image(own):
     (own.images / "00003.jpg").unlink()
     sentence = complaint(config([own.save()]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from torch.utils.data import DataLoader
 
 import train_net
@@ -39,10 +39,35 @@ def test_a_batch_is_of_one_group():
         assert len(batch) == 3 and len({GROUPS[key % 7] for key in batch}) == 1
 
 
+FACTORS = torch.tensor([1.0, 2.5, 1.0, 1.0, 3.0, 1.0, 1.25])
+
+
+def test_repeated_images_come_as_detectron2_orders_them():
+    keys = sum(take(TrainingBatches([0] * 7, 1, seed=3, repeat_factors=FACTORS), 1000), [])
+    expected = itertools.islice(iter(RepeatFactorTrainingSampler(FACTORS, seed=3)), 1000)
+    indices = [key % 7 for key in keys]
+    assert indices == list(expected)
+    shares = np.bincount(indices) / 1000
+    assert np.allclose(shares, FACTORS / FACTORS.sum(), atol=0.01)
+    # Every time of an image has another key, and so another augmentation.
+    assert len(set(keys)) == 1000
+    times = [key // 7 for key in keys if key % 7 == 4]
+    assert times == list(range(len(times)))
+
+
+@pytest.mark.parametrize("factors", [None, FACTORS], ids=["once", "repeated"])
 @pytest.mark.parametrize("skip", [1, 2, 5, 17])
-def test_skipped_batches_are_those_from_before(skip):
-    whole = take(TrainingBatches(GROUPS, 3, seed=0), 30)
-    assert take(TrainingBatches(GROUPS, 3, seed=0, skip=skip), 30 - skip) == whole[skip:]
+def test_skipped_batches_are_those_from_before(skip, factors):
+    whole = take(TrainingBatches(GROUPS, 3, seed=0, repeat_factors=factors), 30)
+    skipped = TrainingBatches(GROUPS, 3, seed=0, skip=skip, repeat_factors=factors)
+    assert take(skipped, 30 - skip) == whole[skip:]
+
+
+def test_processes_share_repeated_images():
+    options = dict(seed=0, repeat_factors=FACTORS, world_size=2)
+    shares = [sum(take(TrainingBatches([0] * 7, 2, rank=r, **options), 20), []) for r in (0, 1)]
+    alone = sum(take(TrainingBatches([0] * 7, 2, seed=0, repeat_factors=FACTORS), 40), [])
+    assert [key for pair in zip(*shares) for key in pair] == alone
 
 
 def test_processes_share_the_images():
@@ -185,9 +210,10 @@ def weights(out):
 @pytest.mark.parametrize("warmup", [6, 0], ids=["warmup", "tal"])
 def test_resumed_training_ends_with_the_same_weights(command, tmp_path, monkeypatch, warmup, seed):
     out = tmp_path / "out"
+    augmentations = ["mosaic", "scale_jitter"] if (warmup, seed) == (0, -1) else []
     opts = ["SOLVER.MAX_ITER", "6", "MODEL.TOOD.ATSS_ITERS", str(warmup), "SEED", str(seed)]
     opts += ["SOLVER.CHECKPOINT_PERIOD", "3", "DATASETS.TEST", "()"]
-    opts += ["MODEL.TOOD.EMA_DECAY", "0.9"]
+    opts += ["MODEL.TOOD.EMA_DECAY", "0.9", "INPUT.AUGMENTATIONS", str(augmentations)]
     argv = command(opts=opts)
     del argv[argv.index("--val-data") : argv.index("--val-data") + 2]
     train_net.cli(argv)

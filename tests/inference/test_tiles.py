@@ -400,8 +400,8 @@ def test_epochs_are_passes_over_the_tiles(shapes, entry):
         (["INPUT.TILES.SIZE", "-1"], "INPUT.TILES.SIZE is -1; it must be at least 0"),
         (["INPUT.TILES.MIN_VISIBLE", "0.0"], "MIN_VISIBLE is 0.0; it must be more than 0"),
         (
-            ["INPUT.TILES.SIZE", "64", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
-            "RepeatFactorTrainingSampler, which does not know tiles",
+            ["INPUT.TILES.SIZE", "64", "DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"],
+            "RandomSubsetTrainingSampler, which does not know tiles",
         ),
     ],
 )

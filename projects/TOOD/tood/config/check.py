@@ -71,6 +71,7 @@ RANGES = {
     "SOLVER.CHECKPOINT_KEEP": Range(0),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
     "DATALOADER.NUM_WORKERS": Range(0),
+    "DATALOADER.REPEAT_THRESHOLD": Range(0),
 }
 # Detectron2's norms; a newer one has LN as well.
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
@@ -152,6 +153,7 @@ def check_config(cfg: CfgNode) -> None:
     _check_head(cfg.MODEL.TOOD)
     _check_levels(cfg)
     _check_tiles(cfg)
+    _check_repetition(cfg.DATALOADER)
 
 
 def _check_tiles(cfg: CfgNode) -> None:
@@ -161,10 +163,26 @@ def _check_tiles(cfg: CfgNode) -> None:
             f"INPUT.TILES.OVERLAP is {tiles.OVERLAP}; it must be less than the size of a tile, "
             f"{tiles.SIZE}."
         )
-    if tiles.SIZE and sampler != "TrainingSampler":
+    if tiles.SIZE and sampler == "RandomSubsetTrainingSampler":
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN is {sampler}, which does not know tiles (INPUT.TILES); set "
             "it to TrainingSampler."
+        )
+
+
+def _check_repetition(options: CfgNode) -> None:
+    """Check that images are repeated by a threshold, and a threshold repeats images."""
+    sampler, threshold = options.SAMPLER_TRAIN, options.REPEAT_THRESHOLD
+    if sampler == "RepeatFactorTrainingSampler" and not threshold:
+        raise UserError(
+            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler repeats nothing while "
+            "DATALOADER.REPEAT_THRESHOLD is 0; set it to a share of the images, as 0.3: images of "
+            "classes in fewer come more often."
+        )
+    if threshold and sampler != "RepeatFactorTrainingSampler":
+        raise UserError(
+            f"DATALOADER.REPEAT_THRESHOLD is {threshold}, which needs DATALOADER.SAMPLER_TRAIN "
+            f"RepeatFactorTrainingSampler, not {sampler}."
         )
 
 

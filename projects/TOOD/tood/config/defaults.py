@@ -115,6 +115,10 @@ def add_tood_config(cfg):
     cfg.INPUT.TILES.MIN_VISIBLE = 0.5
     cfg.INPUT.TILES.EMPTY_SHARE = 0.2
 
+    # Augmentations of training images beside Detectron2's crop, resize and flip: names in
+    # AUGMENTATION_REGISTRY, docs/augmentations.md. Of one kind they come in this order.
+    cfg.INPUT.AUGMENTATIONS = []
+
     # Bits that images of more than 8 bits use, for example 12: the upper eight of them are kept.
     cfg.INPUT.BIT_DEPTH = 16
 

@@ -27,6 +27,7 @@ from tood.config.inferred import (
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule, refuse_two_values
 from tood.config.unread import check_unread
+from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError, format_reason
@@ -79,6 +80,8 @@ def load_config(
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         infer_anchor_sizes(cfg, config_file, opts)
     finish_config(cfg)
+    if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
+        check_augmentations(cfg.INPUT.AUGMENTATIONS)
     infer_pixels(cfg, config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
@@ -206,7 +209,7 @@ def merge_options(
     try:
         if config_file is not None:
             cfg.merge_from_other_cfg(CfgNode(config_file.content))
-        cfg.merge_from_list(_with_floats(cfg, opts))
+        cfg.merge_from_list(_as_typed(cfg, opts))
     except Exception as error:  # of many kinds
         reason = format_reason(error, limit=400).strip("'\"")
         unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", reason)
@@ -218,12 +221,16 @@ def merge_options(
     refuse_huge(cfg)
 
 
-def _with_floats(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
-    """Return options in which integers for floating point values are such values."""
+def _as_typed(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
+    """Return options in which integers for floating point values are such values, and augmentations
+    separated by commas are a list.
+    """
     opts, floats = list(opts), {key for key in known_keys(cfg) if type(get_key(cfg, key)) is float}
     for i in range(1, len(opts), 2):
         if opts[i - 1] in floats and re.fullmatch(r"[+-]?\d+", str(opts[i])):
             opts[i] = f"{opts[i]}.0"
+        elif opts[i - 1] == "INPUT.AUGMENTATIONS" and re.fullmatch(r"[\w,]+", str(opts[i])):
+            opts[i] = str(opts[i].split(","))
     return opts
 
 

@@ -188,7 +188,8 @@ def to_records(content: Dict, image_root: str, classes: Dict) -> List[Dict]:
             objects[a["image_id"]].append(
                 {
                     "iscrowd": a["iscrowd"],
-                    "bbox": a["bbox"],
+                    # Detectron2 rounds integers down to pixels of the network.
+                    "bbox": [float(x) for x in a["bbox"]],
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "category_id": classes[a["category_id"]],
                 }

@@ -20,15 +20,14 @@ from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tood.data.tiles import tile_records
 from tood.utils.errors import UserError
 from tood.utils.signals import end_with_parent, is_main_thread
-from tood.utils.tiles import WHOLE, TileOptions
 
 
 class AugmentedDataset(Dataset):
-    """Records through a mapper. A key is ``epoch * len(records) + index``, and all random numbers
-    of NumPy and of Python that the mapper draws follow from the seed and the key alone.
+    """Records through a mapper. A key is ``time * len(records) + index``, where the time counts how
+    often the image came before, and all random numbers of NumPy and of Python that the mapper draws
+    follow from the seed and the key alone.
     """
 
     def __init__(self, records: List[Dict], mapper: Callable[[Dict], Dict], seed: int):
@@ -53,7 +52,8 @@ class AugmentedDataset(Dataset):
 
 class TrainingBatches(Sampler):
     """Endless batches of one process: lists of keys of :class:`AugmentedDataset`. Every epoch is
-    shuffled, in the order of Detectron2's ``TrainingSampler``.
+    shuffled, in the order of Detectron2's ``TrainingSampler``, or of its
+    ``RepeatFactorTrainingSampler`` if images are repeated.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class TrainingBatches(Sampler):
         rank: int = 0,
         world_size: int = 1,
         skip: int = 0,
+        repeat_factors: Optional[torch.Tensor] = None,
     ):
         """
         Args:
@@ -73,8 +74,10 @@ class TrainingBatches(Sampler):
             batch_size: images of this process.
             seed: the same in all processes.
             skip: number of earlier batches.
+            repeat_factors: float32, mean number of times that each image comes in an epoch, at
+                least 1; default: once.
         """
-        self.groups, self.batch_size = groups, batch_size
+        self.groups, self.batch_size, self.repeat_factors = groups, batch_size, repeat_factors
         self.seed, self.rank, self.world_size, self.skip = seed, rank, world_size, skip
 
     def __iter__(self) -> Iterator[List[int]]:
@@ -93,9 +96,21 @@ class TrainingBatches(Sampler):
         generator = torch.Generator()
         generator.manual_seed(self.seed)
         size = len(self.groups)
-        for epoch in itertools.count():
-            for index in torch.randperm(size, generator=generator).tolist():
-                yield epoch * size + index
+        times = [0] * size
+        while True:
+            indices = self._make_epoch(generator)
+            for index in indices[torch.randperm(len(indices), generator=generator)].tolist():
+                yield times[index] * size + index
+                times[index] += 1
+
+    def _make_epoch(self, generator: torch.Generator) -> torch.Tensor:
+        """Return the images of an epoch in order; a part of a repetition comes by chance."""
+        indices = torch.arange(len(self.groups))
+        if self.repeat_factors is None:
+            return indices
+        chances = torch.rand(len(indices), generator=generator)
+        whole = self.repeat_factors.trunc()
+        return indices.repeat_interleave((whole + (chances < self.repeat_factors - whole)).long())
 
 
 class TrainingLoader:
@@ -199,7 +214,7 @@ def build_training_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     seed: Optional[int] = None,
-    tiles: TileOptions = WHOLE,
+    repeat_factors: Optional[torch.Tensor] = None,
 ) -> TrainingLoader:
     """Build Detectron2's ``build_detection_train_loader`` in an order that can be resumed.
 
@@ -210,13 +225,11 @@ def build_training_loader(
         aspect_ratio_grouping: whether wide and tall images are in separate batches.
         num_workers: loading processes of each process.
         seed: seed of order and augmentation; default: drawn, the same in all processes.
-        tiles: tiles of the images to train on.
+        repeat_factors: of :class:`TrainingBatches`.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.
     """
-    if tiles.size:
-        dataset = tile_records(dataset, tiles)
     batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest or not batch_size:
         raise UserError(
@@ -231,5 +244,6 @@ def build_training_loader(
         seed=seed,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        repeat_factors=repeat_factors,
     )
     return TrainingLoader(AugmentedDataset(dataset, mapper, seed), batches, num_workers)

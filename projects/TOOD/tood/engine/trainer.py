@@ -10,6 +10,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
@@ -103,23 +104,26 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        mapper = CheckedMapper(cfg, is_train=True)
-        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+            mapper = CheckedMapper(cfg, is_train=True)
             loader = build_detection_train_loader(cfg, mapper=mapper)
             if isinstance(loader, DataLoader):
                 return GuardedLoader(loader)
             loader.dataset = GuardedLoader(loader.dataset)  # whose images it groups
             return loader
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        tiles = tile_options(cfg)
+        records = tile_records(records, tiles) if tiles.size else records
         return build_training_loader(
-            dataset=get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            ),
-            mapper=mapper,
+            dataset=records,
+            mapper=CheckedMapper(cfg, is_train=True, records=records),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else None,
-            tiles=tile_options(cfg),
+            repeat_factors=_compute_repeat_factors(cfg, records),
         )
 
     @classmethod
@@ -200,6 +204,17 @@ class Trainer(TrainingLoop, DefaultTrainer):
         optimizer = super().build_optimizer(without_clipping, model)
         clip_gradients(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
+
+
+def _compute_repeat_factors(cfg, records):
+    """Return how often each image comes in an epoch; None for once."""
+    options = cfg.DATALOADER
+    if options.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    # Detectron2's main has this key as well.
+    more = {"sqrt": options.REPEAT_SQRT} if "REPEAT_SQRT" in options else {}
+    compute = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    return compute(records, options.REPEAT_THRESHOLD, **more)
 
 
 def _write_identities(cfg, model) -> None:
