@@ -88,6 +88,21 @@ def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
     ]
 
 
+@torch.no_grad()
+def fold_convs(model: nn.Module) -> None:
+    """Fold fixed norms into the convolutions of :func:`speed_up_convs` for good, in place: an
+    exported file then contains kernels, which can be quantized, not their computation.
+    """
+    for conv in [x for x in model.modules() if isinstance(x, _FoldedConv)]:
+        norm = getattr(*conv.partner)
+        if isinstance(norm, _FoldedNorm) and is_fixed(norm):
+            weight, bias = fold_norm(conv, norm)
+            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+            is_activated = hasattr(norm, "act")
+            rest = nn.Sequential(norm.drop, norm.act) if is_activated else nn.Identity()
+            setattr(*conv.partner, rest)
+
+
 def _find_place(model: nn.Module, name: str) -> Tuple[nn.Module, str]:
     parent, _, child = name.rpartition(".")
     return model.get_submodule(parent), child
