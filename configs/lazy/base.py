@@ -44,6 +44,7 @@ model = L(TOOD)(
         out_channels=256,
         norm="",
         fuse_type="sum",
+        conv_type="plain",
     ),
     head=L(TOODHead)(
         in_channels="${..backbone.out_channels}",
@@ -66,6 +67,7 @@ model = L(TOOD)(
         align_cls=True,
         align_box=True,
         prior_prob=0.01,
+        conv_type="plain",
     ),
     head_in_features=["p3", "p4", "p5", "p6", "p7"],
     num_classes=80,

@@ -34,7 +34,8 @@ from tood.engine.trainer import Trainer
 
 LAZY = ROOT / "configs" / "lazy"
 SCRIPT = "lazyconfig_train_net.py"
-NEED_TIMM = ["tood_lite0_N_P2_small_data", "tood_lite0_N_small_data", "tood_lite0_S_small_data"]
+SIZES = ("N_P2", "N", "Pico", "S")
+NEED_TIMM = [f"tood_lite0_{size}_small_data" for size in SIZES]
 ALL = sorted(path.stem for path in LAZY.glob("tood_*.py"))
 NAMES = [x for x in ALL if x not in NEED_TIMM or importlib.util.find_spec("timm")]
 

@@ -456,6 +456,27 @@ def test_exported_program(tmp_path, opts):
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
+@pytest.mark.slow
+def test_kernels_of_a_timm_model_and_depthwise_ones_are_in_the_file(tmp_path):
+    """Of norms that timm's model computes apart, int8 would leave the convolutions as they are."""
+    pytest.importorskip("timm", reason="an extra")
+    opts = [*ONE_LEVEL, *TENSORFLOWS, "MODEL.TOOD.CONV_TYPE", "depthwise"]
+    path = save_random(tmp_path, *opts)
+    file = ExportedFile(write_file(path, tmp_path / "a.onnx", opts=opts))
+    module = ExportableTOOD(Predictor(CONFIG, path, opts=[*SMALL, *opts]).model).eval()
+    images = images_of((2, 3, 140, 170))
+    assert_same_detections(file(images.numpy()), run(module, images))
+    to_int8(str(tmp_path / "a.onnx"), str(tmp_path / "int8.onnx"), [images.numpy()])
+    weights = {w.name for w in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
+    features = [name for name in module.state_dict() if "backbone" in name]
+    kernels = {name for name in features if module.state_dict()[name].dim() == 4}
+    assert len(kernels) > 30
+    assert {f"{name}_quantized" for name in kernels if ".fpn_" not in name} <= weights
+    depthwise = ("inter_convs.0.0.depthwise", "inter_convs.0.0", "cls_pred.depthwise")
+    assert {f"model.head.{name}.weight_quantized" for name in depthwise} <= weights
+    assert "model.head.cls_pred.weight" in weights
+
+
 # --- the tools -------------------------------------------------------------------------------
 
 

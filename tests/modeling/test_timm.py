@@ -12,7 +12,7 @@ import train_net
 from tood.checkpoint import weights
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import load_config
-from tood.modeling.backbone.timm_convs import speed_up_convs
+from tood.modeling.backbone.timm_convs import fold_convs, speed_up_convs
 from tood.modeling.backbone.timm_fpn import (
     TimmBackbone,
     constant_same_padding,
@@ -274,6 +274,23 @@ def test_fixed_norms_are_folded(name):
     for x, y in zip(plain(images), folded(images)):
         assert torch.equal(x, y)
     assert all(torch.equal(x, y) for x, y in zip(plain.buffers(), folded.buffers()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_norms_are_folded_for_good(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, features_only=True).eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            torch.nn.init.normal_(layer.bias)
+    speed_up_convs(model)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        fold_convs(model)
+        assert not [x for x in model.modules() if isinstance(x, torch.nn.BatchNorm2d)]
+        assert all(torch.equal(x, y) for x, y in zip(model(images), expected))
 
 
 @pytest.mark.parametrize("replaced", ["bn1", "conv1"])

@@ -79,7 +79,9 @@ def test_models_have_short_names():
     assert find_base(Wishes(config="mine.yaml")) == "mine.yaml" and find_base(Wishes()) == ""
     with pytest.raises(UserError, match="--model is N, and --config-file mine.yaml; omit one"):
         find_base(Wishes(model="N", config="mine.yaml"))
-    with pytest.raises(UserError, match="no --model 'M'; the models are N, N_P2, S, R18, R50"):
+    with pytest.raises(
+        UserError, match="no --model 'M'; the models are N, N_P2, Pico, S, R18, R50"
+    ):
         find_base(Wishes(model="M"))
 
 

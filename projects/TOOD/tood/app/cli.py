@@ -87,7 +87,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, metavar="E", help="passes over the images")
     parser.add_argument("--device", metavar="D", help="cpu or cuda")
     parser.add_argument("--lr", type=float, metavar="R", help="learning rate")
-    parser.add_argument("--model", metavar="M", help="N, N_P2, S, R18 or R50")
+    parser.add_argument("--model", metavar="M", help="N, N_P2, Pico, S, R18 or R50")
     parser.add_argument(
         "--output", metavar="FOLDER", help="default: output/DATA, output/DATA-2, ..."
     )

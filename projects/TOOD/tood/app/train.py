@@ -97,7 +97,7 @@ def train(
         epochs: passes over the training images.
         device: "cpu" or "cuda"; default: a GPU, if there is one.
         lr: learning rate.
-        model: "N", "N_P2", "S", "R18" or "R50"; docs/backbones.md compares them.
+        model: "N", "N_P2", "Pico", "S", "R18" or "R50"; docs/backbones.md compares them.
         seed: of the initial weights and the order of images; default: another in each run.
         config: a config file, or a name of the project's, of which epochs and images_per_step
             change the schedule alone.

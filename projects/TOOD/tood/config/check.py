@@ -8,6 +8,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 
 from tood.config.options import Range, get_training_ranges
 from tood.modeling.assigners import ASSIGNER_REGISTRY
+from tood.modeling.backbone.separable import CONV_TYPES
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
 from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
@@ -94,6 +95,7 @@ CHOICES = {
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.TOOD.NORM": NORMS,
     "MODEL.TOOD.ANCHOR_TYPE": ANCHOR_TYPES,
+    "MODEL.TOOD.CONV_TYPE": CONV_TYPES,
     "MODEL.TOOD.PRECISION_TRAIN": tuple(PRECISIONS),
     "MODEL.TOOD.PRECISION_TEST": tuple(PRECISIONS),
 }
@@ -208,6 +210,11 @@ def _check_head(tood: CfgNode) -> None:
         raise UserError(
             f"MODEL.TOOD.NUM_DCN_CONVS is {tood.NUM_DCN_CONVS}, but there are only "
             f"{tood.NUM_CONVS} convolutions (MODEL.TOOD.NUM_CONVS)."
+        )
+    if tood.NUM_DCN_CONVS and tood.CONV_TYPE != "plain":
+        raise UserError(
+            f"MODEL.TOOD.NUM_DCN_CONVS is {tood.NUM_DCN_CONVS} with MODEL.TOOD.CONV_TYPE "
+            f"{tood.CONV_TYPE}; set it to 0, or the type to plain."
         )
     if tood.NUM_DCN_CONVS and conv_dim % groups:
         raise UserError(

@@ -40,6 +40,9 @@ def add_tood_config(cfg):
     tood.CONV_DIM = 256
     tood.NORM = "GN"
     tood.PRIOR_PROB = 0.01
+    # Stacked convolutions, both predictors, and the FPN of this project's backbones: "plain", 3x3,
+    # or "depthwise", 5 x 5 of each channel and then 1x1, for CPUs.
+    tood.CONV_TYPE = "plain"
     # How many of the first convolutions are deformable (DCNv2), and their groups.
     tood.NUM_DCN_CONVS = 0
     tood.DCN_NUM_GROUPS = 4

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import PortableDeformConv
 from tood.modeling.backbone.fixed_norm import fold_fixed_norms
+from tood.modeling.backbone.timm_convs import fold_convs
 from tood.modeling.backbone.timm_fpn import constant_same_padding
 from tood.modeling.dense_head import DenseHead
 from tood.modeling.detector import TOOD
@@ -124,8 +125,9 @@ def _copy_for_export(model: TOOD, deform_conv2d: Optional[Callable]) -> TOOD:
         model = copy.deepcopy(model).cpu().float().eval()
     finally:
         model.watcher = watcher
-    model.requires_grad_(False)
     fold_fixed_norms(model)
+    fold_convs(model)
+    model.requires_grad_(False)
     if deform_conv2d is not None:
         for module in model.modules():
             if isinstance(module, (DenseHead, PortableDeformConv)):

@@ -20,6 +20,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import DeformConvPack
+from tood.modeling.backbone.separable import DepthwiseConv2d, check_conv_type, make_conv
 from tood.modeling.layers import (
     AlignmentBranch,
     average_log_sigmoids,
@@ -93,6 +94,7 @@ class DenseHead(nn.Module):
         align_cls: bool = True,
         align_box: bool = True,
         prior_prob: float = 0.01,
+        conv_type: str = "plain",
     ):
         """
         Args:
@@ -104,15 +106,19 @@ class DenseHead(nn.Module):
             align_cls, align_box: whether the scores are corrected by the map M, and the sides of
                 the boxes read at the offsets O.
             prior_prob: score that each class starts with.
+            conv_type: of stacked convolutions and predictors, "plain" or "depthwise"
+                (:func:`make_conv`); the alignment branches' are narrow, and 3x3 always.
 
         Raises:
-            ValueError: for an unknown anchor type, or more than one anchor per location.
+            ValueError: for an unknown type of anchors or convolutions, or more than one anchor per
+                location.
         """
         super().__init__()
         if anchor_type not in ANCHOR_TYPES:
             raise ValueError(
                 f"MODEL.TOOD.ANCHOR_TYPE is {anchor_type!r}; it must be one of {ANCHOR_TYPES}."
             )
+        check_conv_type(conv_type)
         if set(anchor_generator.num_anchors) != {1}:
             raise ValueError(
                 "TOOD has one anchor per location, but MODEL.ANCHOR_GENERATOR makes "
@@ -121,6 +127,7 @@ class DenseHead(nn.Module):
             )
         self.num_classes, self.prior_prob = num_classes, prior_prob
         self.align_cls, self.align_box = align_cls, align_box
+        self.conv_type = conv_type
         self.strides = list(strides)
         self.anchor_generator = anchor_generator
         self.anchor_type = anchor_type
@@ -148,6 +155,7 @@ class DenseHead(nn.Module):
             "align_cls": tood.ALIGN_CLS,
             "align_box": tood.ALIGN_BOX,
             "prior_prob": tood.PRIOR_PROB,
+            "conv_type": tood.CONV_TYPE,
         }
 
     def add_predictors(self, convs: nn.Module, conv_dim: int, align_channels: int) -> None:
@@ -159,8 +167,8 @@ class DenseHead(nn.Module):
             conv_dim: input channels of the predictors.
             align_channels: input channels of the alignment branches.
         """
-        self.cls_pred = nn.Conv2d(conv_dim, self.num_classes, 3, padding=1)
-        self.reg_pred = nn.Conv2d(conv_dim, 4, 3, padding=1)
+        self.cls_pred = make_conv(self.conv_type, conv_dim, self.num_classes)
+        self.reg_pred = make_conv(self.conv_type, conv_dim, 4)
         # Eq. 7 and 8: the map M that corrects the scores, and the offsets O of the boxes' sides.
         widths = (align_channels, conv_dim // 4)
         self.cls_align = AlignmentBranch(*widths, out_channels=1) if self.align_cls else None
@@ -303,17 +311,32 @@ def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 
 def stack_convs(
-    in_channels: int, conv_dim: int, norm: str, dcn_groups: Sequence[int]
+    in_channels: int,
+    conv_dim: int,
+    norm: str,
+    dcn_groups: Sequence[int],
+    conv_type: str = "plain",
 ) -> List[nn.Sequential]:
-    """Return 3x3 convolution + norm + ReLU for each of ``dcn_groups``, deformable if it is not 0;
-    the norm replaces the bias.
+    """Return convolution + norm + ReLU for each of ``dcn_groups``; the norm replaces the bias.
+
+    Args:
+        dcn_groups: 0 for a convolution of :func:`make_conv`; groups of a deformable one.
+        conv_type: of those that are not deformable.
+
+    Raises:
+        ValueError: for deformable convolutions among "depthwise" ones.
     """
+    if conv_type != "plain" and any(dcn_groups):
+        raise ValueError(
+            f"MODEL.TOOD.CONV_TYPE is {conv_type} with MODEL.TOOD.NUM_DCN_CONVS "
+            f"{sum(map(bool, dcn_groups))}; deformable convolutions are for the type plain."
+        )
     stack, bias = [], norm == ""
     for num_groups in dcn_groups:
         if num_groups > 0:
             conv = DeformConvPack(in_channels, conv_dim, num_groups=num_groups, bias=bias)
         else:
-            conv = nn.Conv2d(in_channels, conv_dim, 3, padding=1, bias=bias)
+            conv = make_conv(conv_type, in_channels, conv_dim, bias=bias)
         norms = [] if norm == "" else [get_norm(norm, conv_dim)]
         stack.append(nn.Sequential(conv, *norms, nn.ReLU(inplace=True)))
         in_channels = conv_dim
@@ -321,9 +344,13 @@ def stack_convs(
 
 
 def init_convs(module: nn.Module, std: float = 0.01) -> None:
-    """Draw all weights from a normal distribution; deformable convolutions begin as plain ones."""
+    """Draw weights from a normal distribution; deformable convolutions begin as plain ones, and
+    depthwise ones by :class:`DepthwiseConv2d`.
+    """
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, DeformConvPack)):
+        if isinstance(layer, DepthwiseConv2d):
+            layer.reset_parameters()
+        elif isinstance(layer, (nn.Conv2d, DeformConvPack)):
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -46,7 +46,9 @@ class TOODHead(DenseHead):
         """
         super().__init__(**kwargs)
         dcn_groups = [dcn_num_groups if i < num_dcn_convs else 0 for i in range(num_convs)]
-        self.inter_convs = nn.ModuleList(stack_convs(in_channels, conv_dim, norm, dcn_groups))
+        self.inter_convs = nn.ModuleList(
+            stack_convs(in_channels, conv_dim, norm, dcn_groups, self.conv_type)
+        )
         decomposition = dict(conv_dim=conv_dim, num_convs=num_convs, norm=norm)
         self.cls_decomp = TaskDecomposition(**decomposition)
         self.reg_decomp = TaskDecomposition(**decomposition)

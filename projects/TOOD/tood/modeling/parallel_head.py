@@ -7,6 +7,7 @@ Shapes: N images, K classes, C channels, H x W locations of one level.
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from tood.modeling.backbone.separable import make_conv
 from tood.modeling.dense_head import (
     HEAD_REGISTRY,
     DenseHead,
@@ -57,11 +58,12 @@ class ParallelHead(DenseHead):
         super().__init__(align_cls=align_cls, align_box=align_box, **kwargs)
         dcn_groups = [dcn_num_groups if i < num_dcn_convs else 0 for i in range(num_convs)]
         self.cls_tower, self.reg_tower = (
-            nn.Sequential(*stack_convs(in_channels, conv_dim, norm, dcn_groups)) for _ in range(2)
+            nn.Sequential(*stack_convs(in_channels, conv_dim, norm, dcn_groups, self.conv_type))
+            for _ in range(2)
         )
         towers = nn.ModuleList([self.cls_tower, self.reg_tower])
         self.add_predictors(towers, conv_dim, align_channels=conv_dim)
-        self.centerness = nn.Conv2d(conv_dim, 1, 3, padding=1) if centerness else None
+        self.centerness = make_conv(self.conv_type, conv_dim, 1) if centerness else None
         if centerness:
             init_convs(self.centerness)
 

@@ -47,6 +47,7 @@ SCRATCH = "tood_R18_GN_small_data"
 MODELS = {  # short names of configs
     "N": LARGE_IMAGES,
     "N_P2": SMALL_IMAGES,
+    "Pico": "tood_lite0_Pico_small_data",
     "S": "tood_lite0_S_small_data",
     "R18": SCRATCH,
     "R50": "tood_R50_FPN_1x",

@@ -3,7 +3,6 @@
 from typing import List, Sequence
 
 import torch
-from detectron2.layers import Conv2d
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN
@@ -17,6 +16,12 @@ from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import make_deform_convs_portable
 from tood.modeling.backbone.fixed_norm import use_fixed_norms
+from tood.modeling.backbone.separable import (
+    DepthwiseConv2d,
+    SeparableConv2d,
+    check_conv_type,
+    make_conv,
+)
 
 NUM_BLOCKS = {
     18: (2, 2, 2, 2),
@@ -34,17 +39,18 @@ class LastLevelP6P7NoReLU(nn.Module):
 
     in_feature = "p5"
 
-    def __init__(self, channels: int, num_levels: int = 2):
+    def __init__(self, channels: int, num_levels: int = 2, conv_type: str = "plain"):
         """
         Args:
             channels: number of channels of P5, P6 and P7.
             num_levels: 1 for P6 alone, or 2.
+            conv_type: of :func:`make_conv`.
         """
         super().__init__()
         self.num_levels = num_levels
-        self.p6 = Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p6 = make_conv(conv_type, channels, channels, stride=2)
         if num_levels == 2:
-            self.p7 = Conv2d(channels, channels, 3, stride=2, padding=1)
+            self.p7 = make_conv(conv_type, channels, channels, stride=2)
 
     def forward(self, p5: Tensor):
         # Not in half precision: on a map one location wide, the CPU's bfloat16 gradient of a kernel
@@ -64,6 +70,7 @@ def build_tood_resnet_fpn_backbone(cfg, input_shape):
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
         num_top_levels=count_top_levels(cfg.MODEL.TOOD.IN_FEATURES),
+        conv_type=cfg.MODEL.TOOD.CONV_TYPE,
     )
 
 
@@ -80,6 +87,7 @@ def make_tood_fpn(
     norm: str = "",
     fuse_type: str = "sum",
     num_top_levels: int = 2,
+    conv_type: str = "plain",
 ) -> FPN:
     """Build P3 to P5 from C3 to C5 (with C2, P2 as well), then :class:`LastLevelP6P7NoReLU`; every
     FPN convolution starts from Xavier's uniform distribution.
@@ -91,17 +99,24 @@ def make_tood_fpn(
         out_channels, norm, fuse_type: of Detectron2's ``FPN``.
         num_top_levels: above P5: 0, 1 or 2. A level that no head reads would have parameters
             without a gradient, which training by several processes refuses.
+        conv_type: of the convolutions that are not 1x1: "plain" or "depthwise".
     """
     make_deform_convs_portable(bottom_up)
     use_fixed_norms(bottom_up)
+    check_conv_type(conv_type)
+    top_block = None
+    if num_top_levels:
+        top_block = LastLevelP6P7NoReLU(out_channels, num_top_levels, conv_type)
     backbone = FPN(
         bottom_up=bottom_up,
         in_features=list(in_features),
         out_channels=out_channels,
         norm=norm,
-        top_block=LastLevelP6P7NoReLU(out_channels, num_top_levels) if num_top_levels else None,
+        top_block=top_block,
         fuse_type=fuse_type,
     )
+    if conv_type == "depthwise":
+        _separate_outputs(backbone)
     _init_fpn(backbone)
     return backbone
 
@@ -159,13 +174,23 @@ def make_resnet_stages(
     return stages
 
 
+def _separate_outputs(backbone: FPN) -> None:
+    """Replace the 3x3 convolutions after the sums, in place."""
+    for name, conv in list(backbone.named_children()):
+        if name.startswith("fpn_output"):
+            options = dict(bias=conv.bias is not None, norm=conv.norm)
+            separable = SeparableConv2d(conv.in_channels, conv.out_channels, **options)
+            setattr(backbone, name, separable)
+            backbone.output_convs[backbone.output_convs.index(conv)] = separable
+
+
 @torch.no_grad()
 def _init_fpn(backbone: FPN):
     for name, child in backbone.named_children():
         if name == "bottom_up":
             continue
         for layer in child.modules():
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and not isinstance(layer, DepthwiseConv2d):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)

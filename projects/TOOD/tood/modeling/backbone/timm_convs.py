@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
+from tood.modeling.backbone.separable import Float32Conv
 
 SIZE = 64  # pixels of the image on the meta device by which pairs are found
 
@@ -38,7 +39,7 @@ def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
             object.__setattr__(layer, "partner", partner)
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
-            conv.__class__ = _make_class(_Float32Conv, type(conv))
+            conv.__class__ = _make_class(Float32Conv, type(conv))
 
 
 def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
@@ -87,6 +88,21 @@ def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
     ]
 
 
+@torch.no_grad()
+def fold_convs(model: nn.Module) -> None:
+    """Fold fixed norms into the convolutions of :func:`speed_up_convs` for good, in place: an
+    exported file then contains kernels, which can be quantized, not their computation.
+    """
+    for conv in [x for x in model.modules() if isinstance(x, _FoldedConv)]:
+        norm = getattr(*conv.partner)
+        if isinstance(norm, _FoldedNorm) and is_fixed(norm):
+            weight, bias = fold_norm(conv, norm)
+            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+            is_activated = hasattr(norm, "act")
+            rest = nn.Sequential(norm.drop, norm.act) if is_activated else nn.Identity()
+            setattr(*conv.partner, rest)
+
+
 def _find_place(model: nn.Module, name: str) -> Tuple[nn.Module, str]:
     parent, _, child = name.rpartition(".")
     return model.get_submodule(parent), child
@@ -102,7 +118,7 @@ def _is_norm(layer: nn.Module) -> bool:
 
 @functools.cache
 def _make_class(mixin: type, base: type) -> type:
-    return type(f"{mixin.__name__[1:]}{base.__name__}", (mixin, base), {})
+    return type(f"{mixin.__name__.lstrip('_')}{base.__name__}", (mixin, base), {})
 
 
 class _FoldedConv:
@@ -128,13 +144,3 @@ class _FoldedNorm:
         if not (isinstance(getattr(*self.partner), _FoldedConv) and is_fixed(self)):
             return super().forward(x)
         return self.act(self.drop(x)) if hasattr(self, "act") else x
-
-
-class _Float32Conv:
-    """A convolution in float32 also under a CPU's autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.to(self.weight.dtype))

@@ -150,6 +150,7 @@ def build_timm_fpn_backbone(cfg, input_shape) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
         num_top_levels=count_top_levels(cfg.MODEL.TOOD.IN_FEATURES),
+        conv_type=cfg.MODEL.TOOD.CONV_TYPE,
     )
 
 
