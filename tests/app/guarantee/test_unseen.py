@@ -8,7 +8,7 @@ import torch
 from conftest import SMALL, complaint
 
 import tood
-from tood.app.guarantee.unseen import check_unseen
+from tood.app.guarantee.unseen import Seen, check_unseen
 from tood.data.shapes import write_shapes_dataset
 
 
@@ -21,9 +21,9 @@ def parts(tmp_path_factory):
     return root
 
 
-def check(parts, names, weights, train="train", val="val"):
+def check(parts, names, weights, train="train", val="val", **more):
     seen = [[f"{parts}/{x}/annotations.json:{parts}/{x}/images"] for x in (train, val)]
-    return check_unseen([str(parts / name) for name in names], *seen, str(weights))
+    return check_unseen([str(parts / name) for name in names], Seen(*seen, **more), str(weights))
 
 
 @pytest.fixture
@@ -61,6 +61,21 @@ def test_validation_images_are_refused_if_they_chose_the_weights(parts, final, t
         assert sentence.endswith("/model_final.pth.")
 
 
+def test_validation_images_are_refused_if_they_ended_the_training(parts, final):
+    """The final weights of iteration 3, the fourth."""
+    names = ["val/images/00001.jpg", "new/images/00002.jpg"]
+    assert check(parts, names, final, patience=2, max_iter=4) == []
+    assert check(parts, names, final, patience=0, max_iter=9) == []
+    sentence = complaint(check, parts, names, final, patience=2, max_iter=9)
+    assert "to validate on, by which the training of model_final.pth was ended" in sentence
+    averaged, best = final.parent / "model_final_ema.pth", final.parent / "model_best.pth"
+    for path in (averaged, best):  # without an iteration
+        torch.save({"model": {"x": torch.zeros(1)}}, path)
+        sentence = complaint(check, parts, names, path, patience=2, max_iter=9)
+        assert sentence.endswith(": name others with --calibration-data.")
+    assert check(parts, names[1:], averaged, patience=2, max_iter=9) == []
+
+
 def test_what_cannot_be_checked_is_said(parts, final):
     (note,) = check(parts, ["new/images/00001.jpg"], final, train="gone")
     assert note.startswith("Not checked: the images that the model was trained on (")
@@ -77,8 +92,16 @@ def test_a_model_refuses_its_own_images(trained, entry, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+class _Stop(Exception):
+    pass
+
+
+def _stop_with(images):
+    raise _Stop(images)
+
+
 @pytest.mark.slow
-def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers):
+def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers, monkeypatch):
     """Groups are drawn as wholes, neither trained nor validated on, and are the default data."""
     data, out = tmp_path / "photos", tmp_path / "out"
     content = json.loads((shapes / "annotations.json").read_text())
@@ -99,6 +122,9 @@ def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers
     assert len({x[:2] for x in found["calibration"]}) == 2
     summary = tood.guarantee(out, miss_rate=0.9).summary  # in the groups of the training
     assert (summary["num_images"], summary["num_units"], summary["unit"]) == (4, 2, "group")
+    monkeypatch.setattr("tood.app.guarantee.calibrate._refuse_few", _stop_with)
+    (images,) = pytest.raises(_Stop, tood.calibrate, out).value.args
+    assert (len(images.content["images"]), len(images.groups)) == (4, 2)
     assert summary["notes"] == [x for x in summary["notes"] if not x.startswith("Not checked")]
     sentence = complaint(tood.train, data, output=str(out), resume=True, calibration_share=0.2)
     assert "was begun with --calibration-share 0.5, not with --calibration-share 0.2" in sentence
