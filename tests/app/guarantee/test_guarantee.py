@@ -107,6 +107,8 @@ def test_too_few_images_are_a_result(write):
     ]
     one = tood.guarantee(**write(*draw_set(1)), miss_rate=0.1, overwrite=True)
     assert "Not certifiable with 1 image:" in str(one)
+    one = tood.guarantee(**write(*draw_set(1)), miss_rate=0.5, overwrite=True)
+    assert "over new images like this one and over the choice of this." in str(one)
 
 
 def test_a_detector_that_misses_more_than_is_asked_for(write):
@@ -116,6 +118,21 @@ def test_a_detector_that_misses_more_than_is_asked_for(write):
     content, _ = draw_set(60)
     nothing = tood.guarantee(**write(content, []), miss_rate=0.5, overwrite=True)
     assert not nothing.certifiable and nothing.summary["empirical_miss_rate"] == 1
+
+
+def test_objects_that_are_never_found(write):
+    """A bound that is low, because most images have no objects, still has no threshold."""
+    content, _ = draw_set(60)
+    content["annotations"] = content["annotations"][:2]
+    false = detections_of([(0, 0, (200, 200, 20, 20), 0.9)])
+    for found in ([], false):
+        result = tood.guarantee(**write(content, found), miss_rate=0.3, overwrite=True)
+        assert not result.certifiable and result.summary["images_needed"] is None
+        assert result.summary["bound"] < 0.3
+        assert result.summary["sentences"] == [
+            "Not certifiable with 60 images: no detection finds one of the 2 objects, so that "
+            "there is no threshold to choose."
+        ]
 
 
 def test_a_detector_that_misses_nearly_what_is_promised(write):
