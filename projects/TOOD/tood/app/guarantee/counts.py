@@ -23,7 +23,7 @@ from tood.data.inputs import find_files, is_video, resolve_folder
 from tood.inference.predictor import Predictor
 from tood.inference.thresholds import find_weights_hash, parse_threshold
 from tood.utils.arguments import accept_paths
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, shorten
 from tood.utils.files import choose_output, compute_sha256, write_json
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 from tood.utils.suggest import suggest
@@ -255,14 +255,31 @@ def _correct(
         )
     detected = np.array([x.counts for x in audit.images])
     columns = [*zip(audit.class_names, detected.T, true.T)]
-    columns.append((ALL, detected.sum(axis=1), true.sum(axis=1)))
     totals = {
         name: estimate_total(name, d, audit.chosen, t, most=most, seed=audit.seed)
         for name, d, t in columns
     }
+    of_all = sum(x.most for x in totals.values()) if most else 0  # an image may have all classes
+    totals[ALL] = estimate_total(
+        *(ALL, detected.sum(axis=1), audit.chosen, true.sum(axis=1)), most=of_all, seed=audit.seed
+    )
     sums = dict(zip(audit.class_names, detected.sum(axis=0).tolist()))
-    is_same = bool((true == detected[audit.chosen]).all())
-    return Counts(len(paths), sums, totals, "", _format_totals(audit, totals, is_same))
+    text = _format_totals(audit, totals, bool((true == detected[audit.chosen]).all()))
+    return Counts(len(paths), sums, totals, "", text + _list_emptied(audit, true))
+
+
+def _list_emptied(audit: Audit, true: np.ndarray) -> str:
+    """Return a sentence on images of which the audit has removed all objects, or lost the file of
+    their labels: in YOLO's format, both look the same.
+    """
+    rows = zip((audit.images[i] for i in audit.chosen), true)
+    names = [x.file for x, counts in rows if sum(x.counts) and not counts.sum()]
+    if not names:
+        return ""
+    return (
+        f"\nThe audit has no object in {len(names)} of the images that the detector finds some in: "
+        f"{shorten(', '.join(names))}. If their labels were lost, write them again."
+    )
 
 
 def _check_images(audit: Audit, paths: Dict[str, str]) -> None:
