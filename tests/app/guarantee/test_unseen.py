@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import SMALL, complaint
+from PIL import Image
 
 import tood
 from tood.app.guarantee.unseen import Seen, check_unseen
@@ -45,6 +46,27 @@ def test_training_images_and_their_copies_are_refused(parts, final, tmp_path):
         sentence = complaint(check, parts, [new, seen], final)
         assert "1 of the 2 calibration images are images that the model was trained on" in sentence
         assert str(seen).rpartition("/")[2] in sentence
+
+
+def test_copies_that_were_saved_again_are_named(parts, final, tmp_path, monkeypatch):
+    """Of another name, quality, size or orientation; with other images, nothing is said."""
+    with Image.open(parts / "train" / "images" / "00002.jpg") as image:
+        original = image.convert("RGB").resize((256, 256), Image.BICUBIC)
+    original.save(tmp_path / "a.jpg", quality=75)
+    original.resize((100, 100), Image.BICUBIC).save(tmp_path / "b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    original.transpose(Image.ROTATE_90).save(tmp_path / "c.jpg", exif=exif)
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(tmp_path / "d.jpg")
+    (tmp_path / "e.jpg").write_bytes(b"broken")
+    names = [f"new/images/0000{i}.jpg" for i in range(3)]
+    names += [tmp_path / f"{x}" for x in ("a.jpg", "b.png", "c.jpg", "d.jpg", "e.jpg")]
+    (note,) = check(parts, names, final)
+    assert note.startswith("3 of the 8 calibration images look like images that the model was")
+    assert f"{tmp_path}/a.jpg like " in note and "train/images/00002.jpg: if they are" in note
+    monkeypatch.setattr("tood.app.guarantee.unseen.MOST_COMPARED", 2)
+    (note,) = check(parts, names, final)
+    assert note.startswith("Not checked: copies of the 3 images that the model was trained on")
 
 
 def test_validation_images_are_refused_if_they_chose_the_weights(parts, final, tmp_path):

@@ -8,16 +8,18 @@ from typing import List, NamedTuple, Sequence
 from tood.app.trained import Trained
 from tood.config.options import read_training_options
 from tood.config.read import load_config, run_options
-from tood.data.copies import trained_on
+from tood.data.copies import find_alike, trained_on
 from tood.data.datasets import list_images
 from tood.inference.locate import WEIGHTS
 from tood.utils.errors import UserError, shorten
 from tood.utils.files import read_tensors
 from tood.utils.logs import at_level
 
+MOST_COMPARED = 20_000  # images whose pixels are read, a few milliseconds each
+
 
 class Seen(NamedTuple):
-    """What a model has learned from, by its config."""
+    """Data of a training, and the rule that may have ended it, by its config."""
 
     train: Sequence[str]  # names of data
     val: Sequence[str]
@@ -26,7 +28,7 @@ class Seen(NamedTuple):
 
 
 def read_seen(trained: Trained) -> Seen:
-    """Return what a model has learned from."""
+    """Return the facts of a training, by its config."""
     with at_level("tood", logging.ERROR):  # the predictor says what there is to say of the config
         cfg = load_config(trained.config_file, trained.options())
     data, patience = run_options(cfg).data, read_training_options(cfg).early_stop_patience
@@ -78,7 +80,22 @@ def _refuse_shared(paths: Sequence[str], entries: Sequence[str], role: str, why:
                 f"Not checked: the images {role} ({entry}) are not on this machine, or not named "
                 "by a file; none of the calibration images may be among them."
             )
+        notes += _list_alike(known, paths, role)
     return notes
+
+
+def _list_alike(known: Sequence[str], paths: Sequence[str], role: str) -> List[str]:
+    if len(known) > MOST_COMPARED:
+        return [f"Not checked: copies of the {len(known)} images {role} that were saved again."]
+    alike = find_alike(known, paths)
+    if not alike:
+        return []
+    mine, other = map(shorten, alike[0])
+    return [
+        f"{len(alike)} of the {len(paths)} calibration images look like images {role}, for example "
+        f"{mine} like {other}: if they are copies, or frames of the same video, remove them, or "
+        "what follows from them does not hold for new images."
+    ]
 
 
 def _are_chosen(weights: str) -> bool:
