@@ -92,6 +92,12 @@ WORDS = "guaranteed to miss at most 10 % of the objects of an image (on average;
 WORDS += "2026-11-29)"
 
 
+LACKING = [
+    {"name": "disc", "score_threshold": 0.3, "sentence": "If detections"},
+    {"name": "star", "score_threshold": None, "sentence": "Not certifiable."},
+]
+
+
 @pytest.fixture
 def write_guarantee(tmp_path):
     """Write a guarantee; return the model."""
@@ -135,6 +141,12 @@ def test_guaranteed_thresholds_of_classes_go_by_their_names(write_guarantee):
         (dict(identity={"weights": "others"}), "is the guarantee of other weights than"),
         (dict(identity={}), "is the guarantee of other weights than"),
         (dict(certifiable=False, score_threshold=None), "no threshold to use: Not certifiable."),
+        (
+            dict(
+                certifiable=False, sentences=["If detections", "Not certifiable."], classes=LACKING
+            ),
+            "has no threshold to use: Not certifiable.",
+        ),
         (dict(score_threshold=None), "the threshold is None; it must be a number from 0 to 1"),
         (dict(score_threshold=0.05), "is 0.05, but the model finds only detections above 0.05"),
         (dict(settings=None), "of which neither NMS nor sizes are known"),
