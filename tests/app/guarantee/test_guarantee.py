@@ -212,6 +212,8 @@ def test_what_is_named_twice_or_not_at_all(write):
     flags = write(*draw_set(4))
     message = complaint(tood.guarantee, results=flags["results"], miss_rate=0.1)
     assert "--results needs --val-data" in message
+    message = complaint(tood.guarantee, **flags, miss_rate=0.1, options=["SEED", "1"])
+    assert "--results needs no config" in message
     message = complaint(tood.guarantee, "m", val_data=flags["val_data"], miss_rate=0.1)
     assert "use --calibration-data with a model" in message
 

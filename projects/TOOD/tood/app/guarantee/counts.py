@@ -108,6 +108,8 @@ def count(
             that are not those of the audit, and an audit of other images than were drawn.
     """
     _check_flags(audit, audited, most, seed)
+    of_audit = {"output": output, "save-as": save_as != "coco", "seed": seed}
+    _refuse_unused(audit, audited, of_audit, {"score-threshold": score_threshold, "most": most})
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     found, note = find_files(images)
     paths = _name_files(found, audit)
@@ -138,6 +140,21 @@ def _check_flags(audit: int, audited: str, most: int, seed: int) -> None:
         raise UserError(f"--most is {most}; it must be a number of objects.")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}.")
+
+
+def _refuse_unused(audit: int, audited: str, of_audit: Dict, others: Dict) -> None:
+    """Raise UserError for flags that would have no effect."""
+    typed = [name for name, value in {**of_audit, **others}.items() if value not in (None, "", 0)]
+    for name in typed:
+        if audited and name != "most":
+            raise UserError(
+                f"--{name} is typed with --audited, but {AUDIT} in {audited} decides it; omit it, "
+                "or draw again with --audit."
+            )
+        if name in of_audit and not audit:
+            raise UserError(f"--{name} is of the images that --audit draws; omit it, or add that.")
+        if name == "most" and not audited:
+            raise UserError("--most is of the interval by --audited; omit it, or add that.")
 
 
 def _name_files(paths: Sequence[str], audit: int) -> Dict[str, str]:

@@ -139,6 +139,8 @@ def guarantee(
         raise UserError("Name either a model, or a file of detections with --results.")
     if results and (calibration_data or not (val_data and output)):
         raise UserError("--results needs --val-data, the annotations, and --output.")
+    if results and (config or options):
+        raise UserError("--results needs no config; omit --config-file and options of the config.")
     if model and val_data:
         raise UserError("--val-data is for --results; use --calibration-data with a model.")
     trained = find_trained(model, config) if model else None
