@@ -115,6 +115,8 @@ def test_statistics_have_literal_values():
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
     pixels[::4, ::4] = (10, 20, 30)
     assert measure(instances, pixels, [0.75, 0.5]) == [2, 1.5, 0.75, 20, 1]
+    # 0.03125 is found only with a limit below it, as in a calibration.
+    assert measure(instances, pixels, [0.0, 0.0])[:2] == [3, 1.5]
     nothing = make_instances([], np.zeros(0, int))
     pixels[:, 1] = 200  # beside (10, 20, 30), and beside 0 at the next two
     assert measure(nothing, pixels, [0.5]) == [0, 0, 0, 20, 5]

@@ -84,10 +84,12 @@ def measure(instances, pixels: np.ndarray, thresholds: Sequence[float]) -> List[
     Args:
         instances: all detections of the image, Detectron2's ``Instances`` on the CPU.
         pixels: (H, W, 3) uint8; a sixteenth of them is looked at.
-        thresholds: (K,), of detections that are counted.
+        thresholds: (K,), of detections that are counted; those below ``FLOOR`` never are, because
+            the model may not find them with another limit.
     """
     scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
-    number = (scores >= np.asarray(thresholds, dtype=scores.dtype)[classes]).sum()
+    limits = np.maximum(np.asarray(thresholds, dtype=scores.dtype), FLOOR)
+    number = (scores >= limits[classes]).sum()
     kept = scores[scores >= FLOOR]
     brightness = pixels[::4, ::4].mean()
     # Between neighbours in a row, relative to the brightness: darker images are not blurred ones.
