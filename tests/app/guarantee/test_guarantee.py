@@ -240,6 +240,8 @@ def test_a_trained_model(trained, new_entry, tmp_path):
     found = tood.guarantee(trained, calibration_data=new_entry, miss_rate=0.9, output=str(out))
     summary = json.loads((out / "guarantee.json").read_text())
     predictor = Predictor(trained, score_threshold=0.001)
+    says = f"--score-threshold guaranteed uses that in {trained}/guarantee, not this one."
+    assert str(found).endswith(says)
     assert summary["settings"] == json.loads(json.dumps(predictor.settings))
     assert summary["settings"]["MODEL.TOOD.NMS_THRESH_TEST"] == 0.6
     assert summary["identity"]["weights"] == hash_weights(predictor.model.state_dict())
@@ -270,6 +272,7 @@ def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
     found = tood.guarantee(run, calibration_data=new_entry, miss_rate=0.95)
     t = found.score_threshold
     assert found.certifiable and found.folder == str(run / "guarantee") and t < 0.05
+    assert "not this one" not in str(found)
     image = f"{new_entry.partition('.json:')[2]}/00000.jpg"
     predictor = tood.Predictor(run, score_threshold="guaranteed")
     assert predictor.thresholds.values == [t] * 4

@@ -50,6 +50,7 @@ class Guarantee:
 
     folder: str
     summary: Dict = field(repr=False)  # content of guarantee.json
+    hint: str = field(default="", repr=False)  # on how to use it
 
     @property
     def certifiable(self) -> bool:
@@ -68,7 +69,8 @@ class Guarantee:
 
     def __str__(self) -> str:
         path = os.path.join(self.folder, SUMMARY)
-        return "\n".join([*self.summary["sentences"], *self.summary["notes"], f"Written: {path}"])
+        lines = [*self.summary["sentences"], *self.summary["notes"], f"Written: {path}"]
+        return "\n".join([*lines, self.hint] if self.hint else lines)
 
 
 class Calibration(NamedTuple):
@@ -143,10 +145,12 @@ def guarantee(
         raise UserError("--results needs no config; omit --config-file and options of the config.")
     if model and val_data:
         raise UserError("--val-data is for --results; use --calibration-data with a model.")
-    trained = find_trained(model, config) if model else None
+    trained, hint = find_trained(model, config) if model else None, ""
     if trained:
         default = os.path.join(trained.folder, os.path.dirname(GUARANTEE))
         output = choose_output(output, default, overwrite)
+        if os.path.realpath(output) != os.path.realpath(default):
+            hint = f"--score-threshold guaranteed uses that in {default}, not this one."
     _check_output(output, overwrite)
     if trained:
         found = _detect(trained, calibration_data, options, group)
@@ -155,7 +159,7 @@ def guarantee(
     summary, png = _summarize(found, miss_rate, confidence, per_class)
     write_whole(os.path.join(output, CURVE), png)
     write_json(summary, os.path.join(output, SUMMARY))
-    return Guarantee(output, summary)
+    return Guarantee(output, summary, hint)
 
 
 def _check_values(miss_rate: float, confidence: Optional[float]) -> None:
@@ -230,7 +234,9 @@ def _summarize(
         **promise._asdict(),
         "group": found.group,
         "num_images": outcome.num_images,
-        "num_images_with_objects": len({x["image_id"] for x in content["annotations"]}),
+        "num_images_with_objects": len(
+            {x["image_id"] for x in content["annotations"] if not x["iscrowd"]}
+        ),
         "classes": classes,
         "sentences": sentences,
         "notes": notes,
