@@ -130,7 +130,8 @@ def test_guaranteed_thresholds_of_classes_go_by_their_names(write_guarantee):
         "guaranteed", write_guarantee(classes=rows, score_threshold=None)
     )
     assert values == [0.2, 0.4]
-    assert text == f"at the thresholds (0.20 WBC, 0.40 RBC), {WORDS}"
+    words = WORDS.replace("of an image", "of each class of an image")
+    assert text == f"at the thresholds (0.20 WBC, 0.40 RBC), {words}"
     with pytest.raises(UserError, match="the threshold of 'WBC' is None; it must be a number"):
         choose_thresholds("guaranteed", write_guarantee(classes=rows[:1]))
 

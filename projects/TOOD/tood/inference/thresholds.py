@@ -260,8 +260,9 @@ def _name_guarantee(found: Dict) -> str:
     confidence = found["confidence"]
     kind = "on average" if confidence is None else f"confidence {100 * confidence:g} %"
     unit = "an image" if found["unit"] == "image" else "a group"
+    each = "each class of " * bool(found["classes"])
     return (
-        f"guaranteed to miss at most {100 * found['miss_rate']:g} % of the objects of {unit} "
+        f"guaranteed to miss at most {100 * found['miss_rate']:g} % of the objects of {each}{unit} "
         f"({kind}; from {found['num_images']} images, {found['date']})"
     )
 
