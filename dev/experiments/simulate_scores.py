@@ -9,6 +9,7 @@ Examples::
     python dev/experiments/simulate_scores.py watch --repeats 10000
     python dev/experiments/simulate_scores.py errors --repeats 500
     python dev/experiments/simulate_scores.py images --model output/mine --data data/val.json:data
+    python dev/experiments/simulate_scores.py pixels --data data/val.json:data
 """
 
 import argparse
@@ -16,6 +17,8 @@ from typing import Dict, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
+import torch
+from detectron2.structures import Instances
 from tabulate import tabulate
 
 import tood
@@ -28,14 +31,21 @@ from tood.inference.predictor import Predictor, read_bgr
 from tood.utils.arguments import make_parser, parse_arguments
 
 NUM_IMAGES = 500
+CHANGES = {
+    "unchanged": lambda x: x,
+    "darker, 0.9": lambda x: (x * 0.9).astype(np.uint8),
+    "darker, 0.7": lambda x: (x * 0.7).astype(np.uint8),
+    "blurred, 3 pixels": lambda x: cv2.GaussianBlur(x, (0, 0), 3),
+    "blurred, 8 pixels": lambda x: cv2.GaussianBlur(x, (0, 0), 8),
+}
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("what", choices=("totals", "watch", "errors", "images"))
+    parser.add_argument("what", choices=("totals", "watch", "errors", "images", "pixels"))
     parser.add_argument("--repeats", type=int, default=1000, metavar="N")
     parser.add_argument("--model", metavar="MODEL", help="for images")
-    parser.add_argument("--data", metavar="DATA", help="annotated images of the model's classes")
+    parser.add_argument("--data", metavar="DATA", help="annotated images, for images and pixels")
     return parse_arguments(parser)
 
 
@@ -84,7 +94,7 @@ def repeat_totals(repeats: int) -> str:
 
 
 def rank(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the randomised ranks (S, 4) of the n-th of values (S, n, 4) among the earlier ones."""
+    """Return the randomised ranks (N, S) of the n-th of values (N, n, S) among the earlier ones."""
     earlier, last = values[:, :n], values[:, n, None]
     larger, equal = (earlier > last).sum(axis=1), (earlier == last).sum(axis=1)
     return (larger + rng.random(larger.shape) * (equal + 1)) / (n + 1)
@@ -100,6 +110,7 @@ def watch_streams(streams: int, num_reference: int, length: int, shift: float, s
             rng.gamma(3, 0.5, shape),
             rng.beta(5, 1, shape),
             rng.normal(size=shape),
+            rng.normal(size=shape),
         ],
         axis=2,
     )
@@ -107,7 +118,7 @@ def watch_streams(streams: int, num_reference: int, length: int, shift: float, s
     bets, first = start_bets(streams), np.full(streams, -1)
     for i in range(length):
         bets = bets.update(rank(values, num_reference + i, rng))
-        alarm = bets.measure().mean(axis=-1) >= ALARM
+        alarm = bets.weigh() >= ALARM
         first[alarm & (first < 0)] = i
     false, seen = (first >= 0) & (first < start), first >= start
     delay = np.median(first[seen] - start + 1) if seen.any() else np.nan
@@ -173,17 +184,10 @@ def repeat_images(model: str, data: str, repeats: int, sizes: Sequence[int] = (1
     true = np.zeros((len(index), len(names)), dtype=int)
     for a in dataset.content["annotations"]:
         true[index[a["image_id"]], ids[a["category_id"]]] += 1
-    changes = {
-        "unchanged": lambda x: x,
-        "darker, 0.9": lambda x: (x * 0.9).astype(np.uint8),
-        "darker, 0.7": lambda x: (x * 0.7).astype(np.uint8),
-        "blurred, 3 pixels": lambda x: cv2.GaussianBlur(x, (0, 0), 3),
-        "blurred, 8 pixels": lambda x: cv2.GaussianBlur(x, (0, 0), 8),
-    }
-    detected, statistics = np.zeros_like(true), {name: [] for name in changes}
+    detected, statistics = np.zeros_like(true), {name: [] for name in CHANGES}
     for i, path in enumerate(image_paths(dataset.content["images"], dataset.image_root)):
         pixels = read_bgr(path)
-        for name, change in changes.items():
+        for name, change in CHANGES.items():
             image = change(pixels)
             (found,) = predictor.find_all([image])
             statistics[name].append(measure(found, image, predictor.thresholds.values))
@@ -196,6 +200,17 @@ def repeat_images(model: str, data: str, repeats: int, sizes: Sequence[int] = (1
         for size in sizes
     ]
     return f"{tabulate(rows, HEADS, floatfmt='.3f')}\n\n{split_again(statistics, repeats)}"
+
+
+def repeat_pixels(data: str, repeats: int) -> str:
+    """Draw streams again by what needs no detector: brightness and sharpness."""
+    dataset, statistics = read_dataset(data), {name: [] for name in CHANGES}
+    nothing = Instances((1, 1), scores=torch.zeros(0), pred_classes=torch.zeros(0, dtype=int))
+    for path in image_paths(dataset.content["images"], dataset.image_root):
+        pixels = read_bgr(path)
+        for name, change in CHANGES.items():
+            statistics[name].append(measure(nothing, change(pixels), [1.0]))
+    return split_again(statistics, repeats)
 
 
 def split_again(statistics: Dict[str, List], repeats: int) -> str:
@@ -221,6 +236,8 @@ def main() -> None:
     args = parse_args()
     if args.what == "images":
         print(repeat_images(args.model, args.data, args.repeats))
+    elif args.what == "pixels":
+        print(repeat_pixels(args.data, args.repeats))
     else:
         functions = {"totals": repeat_totals, "watch": repeat_watch, "errors": repeat_errors}
         print(functions[args.what](args.repeats))

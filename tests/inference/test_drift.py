@@ -11,13 +11,14 @@ from conftest import complaint
 from detectron2.structures import Instances
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import tood
 from tood.inference.drift import (
     ALARM,
     POWERS,
     STATISTICS,
+    Bets,
     Watch,
     compute_factors,
     compute_p_value,
@@ -90,7 +91,7 @@ def run_streams(streams, length, seed, shift=0.0, start=0):
         if n >= start:
             p[:, 0] **= 1 + shift
         bets = bets.update(p)
-        alarms |= bets.measure().mean(axis=-1) >= ALARM
+        alarms |= bets.weigh() >= ALARM
     return alarms
 
 
@@ -113,8 +114,21 @@ def test_statistics_have_literal_values():
     instances = make_instances([0.75, 0.5, 0.25, 0.03125], [0, 1, 1, 0])
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
     pixels[::4, ::4] = (10, 20, 30)
-    assert measure(instances, pixels, [0.75, 0.5]) == [2, 1.5, 0.75, 20]
-    assert measure(make_instances([], np.zeros(0, int)), pixels, [0.5]) == [0, 0, 0, 20]
+    assert measure(instances, pixels, [0.75, 0.5]) == [2, 1.5, 0.75, 20, 1]
+    # 0.03125 is found only with a limit below it, as in a calibration.
+    assert measure(instances, pixels, [0.0, 0.0])[:2] == [3, 1.5]
+    nothing = make_instances([], np.zeros(0, int))
+    pixels[:, 1] = 200  # beside (10, 20, 30), and beside 0 at the next two
+    assert measure(nothing, pixels, [0.5]) == [0, 0, 0, 20, 5]
+    assert measure(nothing, pixels[:, :1], [0.5]) == [0, 0, 0, 20, 0]
+
+
+def test_each_statistic_has_its_own_account():
+    """Ranks of other statistics may predict the next one, so that an average would not be fair."""
+    wealth = np.zeros((NUM, 2 * len(POWERS)))
+    wealth[2] = ALARM * NUM
+    assert Bets(wealth, 10**9).weigh() == pytest.approx(ALARM)
+    assert Bets(np.full_like(wealth, ALARM), 10**9).weigh() == pytest.approx(ALARM / NUM)
 
 
 def test_an_alarm_is_raised_once_and_says_why():
@@ -124,7 +138,9 @@ def test_an_alarm_is_raised_once_and_says_why():
     for row in rng.normal(size=(200, NUM)):
         assert watch.add(row) == ""
     assert str(watch).startswith("Watched 200 images: no alarm (evidence of a change ")
-    said = [watch.add([*row[:3], row[3] - 3], "a.jpg") for row in rng.normal(size=(40, NUM))]
+    said = [
+        watch.add([*row[:3], row[3] - 3, row[4]], "a.jpg") for row in rng.normal(size=(40, NUM))
+    ]
     (alarm,) = filter(None, said)
     assert alarm == watch.alarm == str(watch)
     assert (
@@ -151,7 +167,7 @@ def test_threads_share_a_watch():
 
 @pytest.fixture
 def watched(trained, shapes, tmp_path):
-    """A model with a calibration whose reference are the shapes, eight times each."""
+    """A model with a calibration whose reference are the shapes, forty times each."""
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.yaml", "model_final.pth", "last_checkpoint"):
@@ -171,7 +187,7 @@ def watched(trained, shapes, tmp_path):
         "identity": {"weights": facts.compute_hash()},
         "settings": predictor.settings,
         "classes": classes,
-        "reference": {"values": rows * 8, "seed": 0},
+        "reference": {"values": rows * 40, "seed": 0},
     }
     (folder / "calibration.json").write_text(json.dumps(content))
     return folder
@@ -195,6 +211,16 @@ def test_predict_watches(watched, shapes, tmp_path, capsys):
     assert len(warnings) == 1 and "the brightness is lower" in warnings[0]
     assert "Images are not like those of the calibration any more" in str(found)
     assert "Images are not" not in str(tood.predict(watched, dark, output=tmp_path / "c"))
+
+
+def test_blurred_images_raise_the_alarm(watched, shapes, tmp_path):
+    folder = tmp_path / "blurred"
+    folder.mkdir()
+    for path in sorted((shapes / "images").iterdir()):
+        with Image.open(path) as image:
+            image.filter(ImageFilter.GaussianBlur(3)).save(folder / path.name)
+    found = tood.predict(watched, folder, output=tmp_path / "a", watch=True)
+    assert "the sharpness is lower" in str(found)
 
 
 def test_a_predictor_watches(watched, shapes, tmp_path, trained, capsys):

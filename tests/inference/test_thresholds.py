@@ -92,6 +92,12 @@ WORDS = "guaranteed to miss at most 10 % of the objects of an image (on average;
 WORDS += "2026-11-29)"
 
 
+LACKING = [
+    {"name": "disc", "score_threshold": 0.3, "sentence": "If detections"},
+    {"name": "star", "score_threshold": None, "sentence": "Not certifiable."},
+]
+
+
 @pytest.fixture
 def write_guarantee(tmp_path):
     """Write a guarantee; return the model."""
@@ -124,7 +130,8 @@ def test_guaranteed_thresholds_of_classes_go_by_their_names(write_guarantee):
         "guaranteed", write_guarantee(classes=rows, score_threshold=None)
     )
     assert values == [0.2, 0.4]
-    assert text == f"at the thresholds (0.20 WBC, 0.40 RBC), {WORDS}"
+    words = WORDS.replace("of an image", "of each class of an image")
+    assert text == f"at the thresholds (0.20 WBC, 0.40 RBC), {words}"
     with pytest.raises(UserError, match="the threshold of 'WBC' is None; it must be a number"):
         choose_thresholds("guaranteed", write_guarantee(classes=rows[:1]))
 
@@ -135,6 +142,12 @@ def test_guaranteed_thresholds_of_classes_go_by_their_names(write_guarantee):
         (dict(identity={"weights": "others"}), "is the guarantee of other weights than"),
         (dict(identity={}), "is the guarantee of other weights than"),
         (dict(certifiable=False, score_threshold=None), "no threshold to use: Not certifiable."),
+        (
+            dict(
+                certifiable=False, sentences=["If detections", "Not certifiable."], classes=LACKING
+            ),
+            "has no threshold to use: Not certifiable.",
+        ),
         (dict(score_threshold=None), "the threshold is None; it must be a number from 0 to 1"),
         (dict(score_threshold=0.05), "is 0.05, but the model finds only detections above 0.05"),
         (dict(settings=None), "of which neither NMS nor sizes are known"),

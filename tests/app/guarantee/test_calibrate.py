@@ -347,6 +347,15 @@ def test_data_that_cannot_be_calibrated_on(model, shapes, new_images, tmp_path):
     assert "has 1 image or group of images; at least 2 are needed" in refuse(one)
     assert "has 1 image or group of images" in refuse(new_images, group=r"\.jpg")
     assert "is not a regular expression" in refuse(new_images, group="(")
+    assert "--group video matches the name of no calibration" in refuse(new_images, group="video")
+    categories = [{**x, "name": x["name"].replace("disc", "discs")} for x in content["categories"]]
+    renamed = write("d.json", categories=categories)
+    says = refuse(renamed)
+    assert "has the class 'discs', which the model does not have; did you mean disc?" in says
+    assert says == complaint(
+        tood.guarantee, tmp_path / "m", calibration_data=renamed, miss_rate=0.1
+    )
+    assert "There are no calibration data in" in refuse("")
     assert "are right; at least 10 are needed: name more" in refuse(
         write("c.json", images=content["images"][:3], annotations=mine)
     )

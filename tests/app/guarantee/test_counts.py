@@ -219,7 +219,8 @@ def test_an_audit_corrects_the_total(trained, folder, corrected):
         path.write_text(path.read_text() + more)
     found = tood.count(trained, f"{folder}/**", audited=corrected, most=99)
     total = found.totals["star"]
-    assert total.most == 99
+    assert total.most == 99 and found.totals[ALL].most == 4 * 99  # of each of four classes
+    assert "has no object in" not in str(found)
     assert total.detected == found.detected["star"]
     assert total.estimate == total.detected + 8 * 3 / 4
     assert total.num_differing == 2 and total.bootstrap[0] < total.estimate < total.bootstrap[1]
@@ -227,6 +228,17 @@ def test_an_audit_corrects_the_total(trained, folder, corrected):
     assert found.totals[ALL].estimate == sum(found.detected.values()) + 6
     assert "8 images, of which 4 were audited (seed 0):" in str(found)
     assert "only a few audited images (" in str(found) and "2 star" in str(found)
+
+
+def test_images_that_an_audit_has_emptied_are_named(trained, folder, corrected):
+    """YOLO's labels of an image may have been removed one by one, or with their file."""
+    found = [path for path in list_labels(corrected) if path.read_text()]
+    found[0].unlink()
+    found[1].write_text("")
+    text = str(tood.count(trained, f"{folder}/**", audited=corrected))
+    assert "The audit has no object in 2 of the images that the detector finds some in: " in text
+    for path in found[:2]:
+        assert f"{path.stem}.jpg" in text.rpartition("finds some in: ")[2]
 
 
 def test_audits_that_are_refused(trained, folder, corrected, tmp_path):
@@ -301,6 +313,11 @@ def test_values_that_cannot_be_used(trained, folder, photos, tmp_path):
         (folder, {"audit": 3, "audited": "a"}, "omit one of them"),
         (folder, {"most": -1}, "--most is -1"),
         (folder, {"audit": 3, "seed": -1}, "--seed is -1"),
+        (folder, {"audited": "a", "seed": 4}, "--seed is typed with --audited, but audit.json in"),
+        (folder, {"audited": "a", "score_threshold": 0.5}, "--score-threshold is typed with"),
+        (folder, {"output": "a"}, "--output is of the images that --audit draws"),
+        (folder, {"save_as": "yolo"}, "--save-as is of the images that --audit draws"),
+        (folder, {"audit": 3, "most": 9}, "--most is of the interval by --audited"),
         (photos, {}, "1 of the images cannot be read, as warned above"),
         (tmp_path / "a.mp4", {}, "a.mp4 is a video; name images"),
         (folder, {"audit": 2, "save_as": "csv", "output": tmp_path / "b"}, "--save-as is 'csv'"),

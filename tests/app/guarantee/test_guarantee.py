@@ -107,6 +107,8 @@ def test_too_few_images_are_a_result(write):
     ]
     one = tood.guarantee(**write(*draw_set(1)), miss_rate=0.1, overwrite=True)
     assert "Not certifiable with 1 image:" in str(one)
+    one = tood.guarantee(**write(*draw_set(1)), miss_rate=0.5, overwrite=True)
+    assert "over new images like this one and over the choice of this." in str(one)
 
 
 def test_a_detector_that_misses_more_than_is_asked_for(write):
@@ -116,6 +118,21 @@ def test_a_detector_that_misses_more_than_is_asked_for(write):
     content, _ = draw_set(60)
     nothing = tood.guarantee(**write(content, []), miss_rate=0.5, overwrite=True)
     assert not nothing.certifiable and nothing.summary["empirical_miss_rate"] == 1
+
+
+def test_objects_that_are_never_found(write):
+    """A bound that is low, because most images have no objects, still has no threshold."""
+    content, _ = draw_set(60)
+    content["annotations"] = content["annotations"][:2]
+    false = detections_of([(0, 0, (200, 200, 20, 20), 0.9)])
+    for found in ([], false):
+        result = tood.guarantee(**write(content, found), miss_rate=0.3, overwrite=True)
+        assert not result.certifiable and result.summary["images_needed"] is None
+        assert result.summary["bound"] < 0.3
+        assert result.summary["sentences"] == [
+            "Not certifiable with 60 images: no detection finds one of the 2 objects, so that "
+            "there is no threshold to choose."
+        ]
 
 
 def test_a_detector_that_misses_nearly_what_is_promised(write):
@@ -195,6 +212,8 @@ def test_what_is_named_twice_or_not_at_all(write):
     flags = write(*draw_set(4))
     message = complaint(tood.guarantee, results=flags["results"], miss_rate=0.1)
     assert "--results needs --val-data" in message
+    message = complaint(tood.guarantee, **flags, miss_rate=0.1, options=["SEED", "1"])
+    assert "--results needs no config" in message
     message = complaint(tood.guarantee, "m", val_data=flags["val_data"], miss_rate=0.1)
     assert "use --calibration-data with a model" in message
 
@@ -221,6 +240,8 @@ def test_a_trained_model(trained, new_entry, tmp_path):
     found = tood.guarantee(trained, calibration_data=new_entry, miss_rate=0.9, output=str(out))
     summary = json.loads((out / "guarantee.json").read_text())
     predictor = Predictor(trained, score_threshold=0.001)
+    says = f"--score-threshold guaranteed uses that in {trained}/guarantee, not this one."
+    assert str(found).endswith(says)
     assert summary["settings"] == json.loads(json.dumps(predictor.settings))
     assert summary["settings"]["MODEL.TOOD.NMS_THRESH_TEST"] == 0.6
     assert summary["identity"]["weights"] == hash_weights(predictor.model.state_dict())
@@ -251,6 +272,7 @@ def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
     found = tood.guarantee(run, calibration_data=new_entry, miss_rate=0.95)
     t = found.score_threshold
     assert found.certifiable and found.folder == str(run / "guarantee") and t < 0.05
+    assert "not this one" not in str(found)
     image = f"{new_entry.partition('.json:')[2]}/00000.jpg"
     predictor = tood.Predictor(run, score_threshold="guaranteed")
     assert predictor.thresholds.values == [t] * 4

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 from conftest import SMALL, complaint
+from PIL import Image
 
 import tood
-from tood.app.guarantee.unseen import check_unseen
+from tood.app.guarantee.unseen import Seen, check_unseen
 from tood.data.shapes import write_shapes_dataset
 
 
@@ -21,9 +22,9 @@ def parts(tmp_path_factory):
     return root
 
 
-def check(parts, names, weights, train="train", val="val"):
+def check(parts, names, weights, train="train", val="val", **more):
     seen = [[f"{parts}/{x}/annotations.json:{parts}/{x}/images"] for x in (train, val)]
-    return check_unseen([str(parts / name) for name in names], *seen, str(weights))
+    return check_unseen([str(parts / name) for name in names], Seen(*seen, **more), str(weights))
 
 
 @pytest.fixture
@@ -47,6 +48,27 @@ def test_training_images_and_their_copies_are_refused(parts, final, tmp_path):
         assert str(seen).rpartition("/")[2] in sentence
 
 
+def test_copies_that_were_saved_again_are_named(parts, final, tmp_path, monkeypatch):
+    """Of another name, quality, size or orientation; with other images, nothing is said."""
+    with Image.open(parts / "train" / "images" / "00002.jpg") as image:
+        original = image.convert("RGB").resize((256, 256), Image.BICUBIC)
+    original.save(tmp_path / "a.jpg", quality=75)
+    original.resize((100, 100), Image.BICUBIC).save(tmp_path / "b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    original.transpose(Image.ROTATE_90).save(tmp_path / "c.jpg", exif=exif)
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(tmp_path / "d.jpg")
+    (tmp_path / "e.jpg").write_bytes(b"broken")
+    names = [f"new/images/0000{i}.jpg" for i in range(3)]
+    names += [tmp_path / f"{x}" for x in ("a.jpg", "b.png", "c.jpg", "d.jpg", "e.jpg")]
+    (note,) = check(parts, names, final)
+    assert note.startswith("3 of the 8 calibration images look like images that the model was")
+    assert f"{tmp_path}/a.jpg like " in note and "train/images/00002.jpg: if they are" in note
+    monkeypatch.setattr("tood.app.guarantee.unseen.MOST_COMPARED", 2)
+    (note,) = check(parts, names, final)
+    assert note.startswith("Not checked: copies of the 3 images that the model was trained on")
+
+
 def test_validation_images_are_refused_if_they_chose_the_weights(parts, final, tmp_path):
     names = ["val/images/00001.jpg", "new/images/00002.jpg"]
     assert check(parts, names, final) == []  # the last weights, whichever they are
@@ -59,6 +81,21 @@ def test_validation_images_are_refused_if_they_chose_the_weights(parts, final, t
             sentence
         )
         assert sentence.endswith("/model_final.pth.")
+
+
+def test_validation_images_are_refused_if_they_ended_the_training(parts, final):
+    """The final weights of iteration 3, the fourth."""
+    names = ["val/images/00001.jpg", "new/images/00002.jpg"]
+    assert check(parts, names, final, patience=2, max_iter=4) == []
+    assert check(parts, names, final, patience=0, max_iter=9) == []
+    sentence = complaint(check, parts, names, final, patience=2, max_iter=9)
+    assert "to validate on, by which the training of model_final.pth was ended" in sentence
+    averaged, best = final.parent / "model_final_ema.pth", final.parent / "model_best.pth"
+    for path in (averaged, best):  # without an iteration
+        torch.save({"model": {"x": torch.zeros(1)}}, path)
+        sentence = complaint(check, parts, names, path, patience=2, max_iter=9)
+        assert sentence.endswith(": name others with --calibration-data.")
+    assert check(parts, names[1:], averaged, patience=2, max_iter=9) == []
 
 
 def test_what_cannot_be_checked_is_said(parts, final):
@@ -77,8 +114,16 @@ def test_a_model_refuses_its_own_images(trained, entry, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+class _Stop(Exception):
+    pass
+
+
+def _stop_with(images):
+    raise _Stop(images)
+
+
 @pytest.mark.slow
-def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers):
+def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers, monkeypatch):
     """Groups are drawn as wholes, neither trained nor validated on, and are the default data."""
     data, out = tmp_path / "photos", tmp_path / "out"
     content = json.loads((shapes / "annotations.json").read_text())
@@ -99,6 +144,9 @@ def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers
     assert len({x[:2] for x in found["calibration"]}) == 2
     summary = tood.guarantee(out, miss_rate=0.9).summary  # in the groups of the training
     assert (summary["num_images"], summary["num_units"], summary["unit"]) == (4, 2, "group")
+    monkeypatch.setattr("tood.app.guarantee.calibrate._refuse_few", _stop_with)
+    (images,) = pytest.raises(_Stop, tood.calibrate, out).value.args
+    assert (len(images.content["images"]), len(images.groups)) == (4, 2)
     assert summary["notes"] == [x for x in summary["notes"] if not x.startswith("Not checked")]
     sentence = complaint(tood.train, data, output=str(out), resume=True, calibration_share=0.2)
     assert "was begun with --calibration-share 0.5, not with --calibration-share 0.2" in sentence

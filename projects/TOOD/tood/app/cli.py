@@ -130,12 +130,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument(
-        "--calibration-data",
-        required=True,
-        metavar="DATA",
-        help="annotated images that the model has not seen",
-    )
+    _add_calibration_data(parser)
     help = "images whose names share its match are drawn together, as the frames of a video"
     parser.add_argument("--group", metavar="REGEX", help=help)
     _add_threshold(parser)
@@ -165,12 +160,7 @@ def add_guarantee(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, nargs="?")
     help = "of the objects of an image, at most, on average"
     parser.add_argument("--miss-rate", type=float, required=True, metavar="A", help=help)
-    parser.add_argument(
-        "--calibration-data",
-        metavar="DATA",
-        help="annotated images that the model has not seen; default: the part of --calibration-"
-        "share",
-    )
+    _add_calibration_data(parser)
     help = "that the threshold keeps the promise, as 0.95; default: on average"
     parser.add_argument("--confidence", type=float, metavar="C", help=help)
     parser.add_argument("--per-class", action="store_true", help="a threshold for each class")
@@ -303,6 +293,11 @@ def _add_model(parser, nargs: Optional[str] = None) -> None:
 def _add_val_data(parser) -> None:
     help = "a folder, a file or a registered name; may be repeated"
     parser.add_argument("--val-data", action="append", metavar="DATA", help=help)
+
+
+def _add_calibration_data(parser) -> None:
+    help = "annotated images that the model has not seen; default: the part of --calibration-share"
+    parser.add_argument("--calibration-data", metavar="DATA", help=help)
 
 
 def _add_gpus(parser) -> None:

@@ -9,6 +9,7 @@ from typing import Dict, List, NamedTuple
 
 import numpy as np
 
+from tood.inference.drift import STATISTICS
 from tood.inference.thresholds import Model, find_weights_hash
 from tood.utils.errors import UserError
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
@@ -42,7 +43,7 @@ class Calibration(NamedTuple):
     path: str
     curves: List[Dict[str, Curve]]  # of each class, by the keys in FIELDS
     thresholds: List[float]  # (K,), those in use when it was written
-    reference: np.ndarray  # (M, 4), of :func:`tood.inference.drift.measure`, M images
+    reference: np.ndarray  # (M, S), of :func:`tood.inference.drift.measure`, M images
     seed: int
 
     def add_values(self, instances) -> None:
@@ -109,6 +110,7 @@ def _read_curve(content: Dict) -> Curve:
 
 def _read_reference(content: List) -> np.ndarray:
     reference = np.array(content, dtype=float)
-    if reference.ndim != 2 or reference.shape[1] != 4 or not np.isfinite(reference).all():
-        raise ValueError("the reference does not have four numbers for each image")
+    number = len(STATISTICS)
+    if reference.ndim != 2 or reference.shape[1] != number or not np.isfinite(reference).all():
+        raise ValueError(f"the reference does not have {number} numbers for each image")
     return reference

@@ -8,7 +8,9 @@ alarm, and its probability in a stream of any length is at most 1 % (Ville's ine
 
 Each bet is made with a share w_n = 1 / (n (n + 1)) of the money from image n on, so that a change
 after many images costs 2 log n, not what was lost before (a mixture over the time of the change).
-The average over bets and statistics is bet on as well, and needs no further correction.
+The money on a statistic is fair in the light of its own p-values, not of those of the others: how
+these rank the same images may say something about the next one. So statistics are not averaged:
+each one has its own account, and the alarm is that of one of S accounts at 100 S.
 
 Shapes: S statistics, F bets; further dimensions are those of simulated streams.
 """
@@ -21,7 +23,7 @@ import numpy as np
 
 from tood.utils.errors import UserError
 
-STATISTICS = ("number of detections", "sum of scores", "largest score", "brightness")
+STATISTICS = ("number of detections", "sum of scores", "largest score", "brightness", "sharpness")
 FLOOR = 0.05  # lowest score of a detection in the sum and the maximum
 ALARM = 100.0  # 1 / 0.01
 POWERS = np.array([0.25, 0.5, 0.75])
@@ -40,10 +42,14 @@ class Bets(NamedTuple):
         return Bets((self.wealth + 1 / (n * (n + 1))) * compute_factors(p_values), n)
 
     def measure(self) -> np.ndarray:
-        """Return the money (..., S) by statistic, as a multiple of its start; it is bet on all of
-        them in equal parts, so that their mean is compared with ``ALARM``.
-        """
+        """Return the money (..., S) of each statistic, as a multiple of its start."""
         return self.wealth.mean(axis=-1) + 1 / (self.num_images + 1)
+
+    def weigh(self) -> np.ndarray:
+        """Return the evidence of a change (...): that it ever reaches ``ALARM`` has a probability
+        of at most 1 / ``ALARM``, by Ville's inequality for each of the S statistics at S times it.
+        """
+        return self.measure().max(axis=-1) / len(STATISTICS)
 
 
 def start_bets(*shape: int) -> Bets:
@@ -78,13 +84,18 @@ def measure(instances, pixels: np.ndarray, thresholds: Sequence[float]) -> List[
     Args:
         instances: all detections of the image, Detectron2's ``Instances`` on the CPU.
         pixels: (H, W, 3) uint8; a sixteenth of them is looked at.
-        thresholds: (K,), of detections that are counted.
+        thresholds: (K,), of detections that are counted; those below ``FLOOR`` never are, because
+            the model may not find them with another limit.
     """
     scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
-    number = (scores >= np.asarray(thresholds, dtype=scores.dtype)[classes]).sum()
+    limits = np.maximum(np.asarray(thresholds, dtype=scores.dtype), FLOOR)
+    number = (scores >= limits[classes]).sum()
     kept = scores[scores >= FLOOR]
     brightness = pixels[::4, ::4].mean()
-    return [float(x) for x in (number, kept.sum(), kept.max(initial=0), brightness)]
+    # Between neighbours in a row, relative to the brightness: darker images are not blurred ones.
+    steps = np.abs(pixels[::4, 1::4].astype(np.int16) - pixels[::4, :-1:4])
+    sharpness = steps.mean() / brightness if steps.size and brightness else 0
+    return [float(x) for x in (number, kept.sum(), kept.max(initial=0), brightness, sharpness)]
 
 
 class Watch:
@@ -107,7 +118,7 @@ class Watch:
             )
         self.thresholds = list(thresholds)
         self.alarm = ""  # the sentence, once it was raised
-        self.largest = 1.0  # money so far, as a multiple of its start
+        self.largest = 0.0  # evidence so far
         self._earlier = [sorted(column) for column in np.asarray(reference, dtype=float).T.tolist()]
         self._bets, self._rng = start_bets(), np.random.default_rng(seed)
         self._lock = threading.Lock()
@@ -135,11 +146,11 @@ class Watch:
             if self.alarm:
                 return ""
             self._bets = self._bets.update(np.array(p))
-            money = self._bets.measure()
-            self.largest = max(self.largest, float(money.mean()))
-            if money.mean() < ALARM:
+            evidence = float(self._bets.weigh())
+            self.largest = max(self.largest, evidence)
+            if evidence < ALARM:
                 return ""
-            self.alarm = self._describe(int(money.argmax()), name)
+            self.alarm = self._describe(int(self._bets.measure().argmax()), name)
             return self.alarm
 
     def _describe(self, s: int, name: str) -> str:

@@ -221,7 +221,9 @@ def read_guarantee(model: Model) -> Thresholds:
     with guard_reading(path, again):
         _check_settings(found["settings"], model.settings, path, command)
         if not found["certifiable"]:
-            raise UserError(f"{path} has no threshold to use: {found['sentences'][0]}")
+            lacking = (x["sentence"] for x in found["classes"] if x["score_threshold"] is None)
+            reason = next(lacking, found["sentences"][0])
+            raise UserError(f"{path} has no threshold to use: {reason}")
         values = {x["name"]: x["score_threshold"] for x in found["classes"]}
         common, words = found["score_threshold"], _name_guarantee(found)
     names, where = model.class_names, f"{path}: the threshold"
@@ -258,8 +260,9 @@ def _name_guarantee(found: Dict) -> str:
     confidence = found["confidence"]
     kind = "on average" if confidence is None else f"confidence {100 * confidence:g} %"
     unit = "an image" if found["unit"] == "image" else "a group"
+    each = "each class of " * bool(found["classes"])
     return (
-        f"guaranteed to miss at most {100 * found['miss_rate']:g} % of the objects of {unit} "
+        f"guaranteed to miss at most {100 * found['miss_rate']:g} % of the objects of {each}{unit} "
         f"({kind}; from {found['num_images']} images, {found['date']})"
     )
 

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
+from tood.app.guarantee.data import CalibrationData, read_calibration_data
 from tood.app.guarantee.scores import (
     MIN_OWN,
     POOLED,
@@ -29,14 +30,9 @@ from tood.app.guarantee.scores import (
     list_detections,
     measure_errors,
 )
-from tood.app.guarantee.unseen import check_unseen, read_seen
-from tood.app.plan.split import find_groups
 from tood.app.report.matching import make_table
-from tood.app.trained import find_trained, read_predictor
+from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY, hash_data, make_identity
-from tood.data.check import image_paths
-from tood.data.copies import find_copies
-from tood.evaluation.coco import load_content
 from tood.inference.calibration import find_calibration
 from tood.inference.drift import STATISTICS, measure
 from tood.inference.predictor import Predictor, read_bgr
@@ -66,9 +62,8 @@ class Material(NamedTuple):
     """Detections in calibration data, and what they depend on."""
 
     predictor: Predictor
-    content: Dict  # annotations
+    images: CalibrationData
     detections: List[Dict]  # in COCO's format, of at least ``RAW_SCORE``
-    groups: List[List[int]]  # of the images in ``content`` that belong together
     thresholds: List[float]  # (K,), in use, in the order of the model's classes
     words: str  # for them
     reference: List[List[float]]  # statistics of each image
@@ -78,7 +73,7 @@ class Material(NamedTuple):
 def calibrate(
     model: str,
     *,
-    calibration_data: str,
+    calibration_data: str = "",
     group: str = "",
     score_threshold: Union[None, float, str] = None,
     seed: int = 0,
@@ -95,9 +90,11 @@ def calibrate(
     Args:
         model: an output folder, a checkpoint, or the name of a released model. The calibration is
             written beside the weights, and is refused for others.
-        calibration_data: data in any format that ``tood.convert`` reads.
+        calibration_data: data in any format that ``tood.convert`` reads; default: the part that
+            ``tood train --calibration-share`` has split off.
         group: regular expression; images whose names share its match are drawn together, as the
-            frames of a video. Copies of one image always are.
+            frames of a video; default: that of the training, if it has drawn the calibration data.
+            Copies of one image always are.
         score_threshold: of the detections that the errors are measured on; as of ``tood.predict``.
         seed: of the folds, the bootstrap and the watch.
         overwrite: replace a calibration that already exists.
@@ -110,49 +107,41 @@ def calibrate(
     """
     import_scipy()
     choice, trained = parse_threshold(score_threshold), find_trained(model, config)
-    predictor, _ = read_predictor(trained, calibration_data, options, RAW_SCORE)
+    predictor, images = read_calibration_data(trained, calibration_data, group, options)
     path = find_calibration(predictor.describe())
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; add --overwrite to replace it.")
-    name = predictor.options.data.test[0]
-    metadata = MetadataCatalog.get(name)
-    content = load_content(name, metadata)
-    paths = image_paths(content["images"], metadata.get("image_root", ""))
-    names = [image["file_name"] for image in content["images"]]
-    groups = find_groups(names, find_copies(paths), group)
-    _refuse_few(calibration_data, content, groups)
-    seen = read_seen(trained)
-    notes = check_unseen(paths, seen.train, seen.test, predictor.options.weights)
+    _refuse_few(images)
     thresholds = predictor.find_thresholds(choice)
-    found, reference = _detect(predictor, content, paths, metadata, thresholds.values)
-    material = Material(
-        predictor, content, found, groups, thresholds.values, thresholds.text, reference
-    )
-    summary, errors, text = _summarize(material, calibration_data, seed)
+    found, reference = _detect(predictor, images, thresholds.values)
+    material = Material(predictor, images, found, thresholds.values, thresholds.text, reference)
+    summary, errors, text = _summarize(material, seed)
     write_json(summary, path)
-    return Calibrated(path, errors, summary, thresholds.add_note("\n".join([text, *notes])))
+    return Calibrated(path, errors, summary, thresholds.add_note("\n".join([text, *images.notes])))
 
 
-def _refuse_few(data: str, content: Dict, groups: Sequence[Sequence[int]]) -> None:
-    if not content.get("annotations"):
+def _refuse_few(images: CalibrationData) -> None:
+    if not images.content.get("annotations"):
         raise UserError(
-            f"{data} has no objects, so that no detection is right; name images with annotated "
-            "objects."
+            f"{images.source} has no objects, so that no detection is right; name images with "
+            "annotated objects."
         )
-    if len(groups) < MIN_GROUPS:
+    if len(images.groups) < MIN_GROUPS:
         raise UserError(
-            f"{data} has {len(groups)} image or group of images; at least {MIN_GROUPS} are needed "
-            "to measure the calibration on images that it was not fitted to."
+            f"{images.source} has {len(images.groups)} image or group of images; at least "
+            f"{MIN_GROUPS} are needed to measure the calibration on images that it was not fitted "
+            "to."
         )
 
 
 def _detect(
-    predictor: Predictor, content: Dict, paths: Sequence[str], metadata, thresholds: Sequence[float]
+    predictor: Predictor, images: CalibrationData, thresholds: Sequence[float]
 ) -> Tuple[List[Dict], List[List[float]]]:
     """Return the detections in COCO's format, and the statistics of each image."""
+    metadata = MetadataCatalog.get(images.name)
     ids = {k: id for id, k in metadata.thing_dataset_id_to_contiguous_id.items()}
     found, reference = [], []
-    for image, path in zip(content["images"], tqdm(paths, desc="detecting")):
+    for image, path in zip(images.content["images"], tqdm(images.paths, desc="detecting")):
         pixels = read_bgr(path, predictor.options.bit_depth)
         (instances,) = predictor.find_all([pixels])
         reference.append(measure(instances, pixels, thresholds))
@@ -161,14 +150,15 @@ def _detect(
     return found, reference
 
 
-def _summarize(material: Material, data: str, seed: int) -> Tuple[Dict, Dict[str, Errors], str]:
+def _summarize(material: Material, seed: int) -> Tuple[Dict, Dict[str, Errors], str]:
     """Return the content of the file, the errors, and both as text."""
-    predictor = material.predictor
-    table = make_table(material.content, material.detections, data)
+    predictor, content = material.predictor, material.images.content
+    data = material.images.source
+    table = make_table(content, material.detections, data)
     # Images of a table are in the order of their ids.
     index = {image_id: i for i, image_id in enumerate(table.image_ids)}
-    images = material.content["images"]
-    groups = [[index[images[i]["id"]] for i in members] for members in material.groups]
+    images = content["images"]
+    groups = [[index[images[i]["id"]] for i in members] for members in material.images.groups]
     detections = list_detections(table, groups)
     if detections.right.sum() < MIN_OWN:
         raise UserError(
@@ -185,7 +175,7 @@ def _summarize(material: Material, data: str, seed: int) -> Tuple[Dict, Dict[str
     ]
     weights = predictor.describe().compute_hash()
     summary = {
-        IDENTITY: make_identity(weights=weights, data=hash_data(material.content)),
+        IDENTITY: make_identity(weights=weights, data=hash_data(content)),
         "data": data,
         "date": datetime.date.today().isoformat(),
         "settings": predictor.settings,

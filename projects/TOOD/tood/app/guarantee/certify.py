@@ -58,7 +58,7 @@ def certify(outcome: Outcome, promise: Promise) -> Certificate:
     # No detection has the score NEVER, but objects that none finds.
     lowest = candidates[0] if len(candidates) else np.inf
     needed = None
-    if threshold is None and n:
+    if threshold is None and n and len(candidates):
         risk = outcome.sum_losses(lowest) / n
         needed = estimate_needed(risk, promise.miss_rate, confidence)
     return Certificate(
@@ -133,22 +133,29 @@ def describe(certificate: Certificate, promise: Promise, class_name: str = "") -
 
 def _promise(c: Certificate, promise: Promise, objects: str, of_class: str) -> str:
     unit, units = promise.unit, f"{promise.unit}s"
+    these = f"these {c.num_units}" if c.num_units > 1 else "this one"
     start = (
         f"If detections of at least {floor_score(c.score_threshold)} count, at most "
         f"{percent(promise.miss_rate)} of the {objects} of {'an' if unit == 'image' else 'a'} "
-        f"{unit} are missed on average, over new {units}{of_class} like these {c.num_units}"
+        f"{unit} are missed on average, over new {units}{of_class} like {these}"
     )
     if promise.confidence is None:
-        return f"{start} and over the choice of these."
+        return f"{start} and over the choice of {these.partition(' ')[0]}."
     error = float(1 - read_fraction(promise.confidence))
+    number = f"{c.num_units} {unit if c.num_units == 1 else units}"
     return (
         f"{start}; with a confidence of {percent(promise.confidence)}: of {percent(error)} of such "
-        f"choices of {c.num_units} {units}, at most, the threshold would miss more."
+        f"choices of {number}, at most, the threshold would miss more."
     )
 
 
 def _explain_refusal(c: Certificate, promise: Promise, objects: str) -> str:
     number = f"{c.num_units} {promise.unit}{'s' * (c.num_units != 1)}"
+    if c.precision == 0 or math.isnan(c.precision):
+        return (
+            f"Not certifiable with {number}: no detection finds one of the {c.num_objects} "
+            f"{objects}, so that there is no threshold to choose."
+        )
     start = (
         f"Not certifiable with {number}: even if all detections count, "
         f"{percent(c.empirical_miss_rate)} of the {objects} are missed here, and the bound on this "

@@ -23,7 +23,7 @@ from tood.data.inputs import find_files, is_video, resolve_folder
 from tood.inference.predictor import Predictor
 from tood.inference.thresholds import find_weights_hash, parse_threshold
 from tood.utils.arguments import accept_paths
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, shorten
 from tood.utils.files import choose_output, compute_sha256, write_json
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 from tood.utils.suggest import suggest
@@ -108,6 +108,8 @@ def count(
             that are not those of the audit, and an audit of other images than were drawn.
     """
     _check_flags(audit, audited, most, seed)
+    of_audit = {"output": output, "save-as": save_as != "coco", "seed": seed}
+    _refuse_unused(audit, audited, of_audit, {"score-threshold": score_threshold, "most": most})
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     found, note = find_files(images)
     paths = _name_files(found, audit)
@@ -138,6 +140,21 @@ def _check_flags(audit: int, audited: str, most: int, seed: int) -> None:
         raise UserError(f"--most is {most}; it must be a number of objects.")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}.")
+
+
+def _refuse_unused(audit: int, audited: str, of_audit: Dict, others: Dict) -> None:
+    """Raise UserError for flags that would have no effect."""
+    typed = [name for name, value in {**of_audit, **others}.items() if value not in (None, "", 0)]
+    for name in typed:
+        if audited and name != "most":
+            raise UserError(
+                f"--{name} is typed with --audited, but {AUDIT} in {audited} decides it; omit it, "
+                "or draw again with --audit."
+            )
+        if name in of_audit and not audit:
+            raise UserError(f"--{name} is of the images that --audit draws; omit it, or add that.")
+        if name == "most" and not audited:
+            raise UserError("--most is of the interval by --audited; omit it, or add that.")
 
 
 def _name_files(paths: Sequence[str], audit: int) -> Dict[str, str]:
@@ -255,14 +272,31 @@ def _correct(
         )
     detected = np.array([x.counts for x in audit.images])
     columns = [*zip(audit.class_names, detected.T, true.T)]
-    columns.append((ALL, detected.sum(axis=1), true.sum(axis=1)))
     totals = {
         name: estimate_total(name, d, audit.chosen, t, most=most, seed=audit.seed)
         for name, d, t in columns
     }
+    of_all = sum(x.most for x in totals.values()) if most else 0  # an image may have all classes
+    totals[ALL] = estimate_total(
+        *(ALL, detected.sum(axis=1), audit.chosen, true.sum(axis=1)), most=of_all, seed=audit.seed
+    )
     sums = dict(zip(audit.class_names, detected.sum(axis=0).tolist()))
-    is_same = bool((true == detected[audit.chosen]).all())
-    return Counts(len(paths), sums, totals, "", _format_totals(audit, totals, is_same))
+    text = _format_totals(audit, totals, bool((true == detected[audit.chosen]).all()))
+    return Counts(len(paths), sums, totals, "", text + _list_emptied(audit, true))
+
+
+def _list_emptied(audit: Audit, true: np.ndarray) -> str:
+    """Return a sentence on images of which the audit has removed all objects, or lost the file of
+    their labels: in YOLO's format, both look the same.
+    """
+    rows = zip((audit.images[i] for i in audit.chosen), true)
+    names = [x.file for x, counts in rows if sum(x.counts) and not counts.sum()]
+    if not names:
+        return ""
+    return (
+        f"\nThe audit has no object in {len(names)} of the images that the detector finds some in: "
+        f"{shorten(', '.join(names))}. If their labels were lost, write them again."
+    )
 
 
 def _check_images(audit: Audit, paths: Dict[str, str]) -> None:

@@ -2,16 +2,13 @@
 
 import datetime
 import os
-import re
 from dataclasses import dataclass, field
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.convert.folder import relative_path
 from tood.app.guarantee.certify import (
     Certificate,
     Promise,
@@ -20,13 +17,11 @@ from tood.app.guarantee.certify import (
     is_near_refusal,
     trace_curve,
 )
+from tood.app.guarantee.data import group_images, read_calibration_data
 from tood.app.guarantee.misses import Outcome, find_outcome
-from tood.app.guarantee.unseen import check_unseen, read_seen
-from tood.app.plan.split import find_groups
-from tood.app.plan.state import CALIBRATION, read_begun, read_image_root
 from tood.app.report.make import read_data, read_results
 from tood.app.report.plots import draw_guarantee
-from tood.app.trained import Trained, find_trained, name_data, read_predictor
+from tood.app.trained import Trained, find_trained, name_data
 from tood.checkpoint.identity import (
     IDENTITY,
     check_same_data,
@@ -35,10 +30,8 @@ from tood.checkpoint.identity import (
     make_identity,
     read_identity,
 )
-from tood.data.check import image_paths
-from tood.data.copies import find_copies
-from tood.evaluation.coco import DetectionCollector, load_content
-from tood.inference.thresholds import GUARANTEE, RAW_SCORE
+from tood.evaluation.coco import DetectionCollector
+from tood.inference.thresholds import GUARANTEE
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, choose_output, write_json, write_whole
@@ -57,6 +50,7 @@ class Guarantee:
 
     folder: str
     summary: Dict = field(repr=False)  # content of guarantee.json
+    hint: str = field(default="", repr=False)  # on how to use it
 
     @property
     def certifiable(self) -> bool:
@@ -75,7 +69,8 @@ class Guarantee:
 
     def __str__(self) -> str:
         path = os.path.join(self.folder, SUMMARY)
-        return "\n".join([*self.summary["sentences"], *self.summary["notes"], f"Written: {path}"])
+        lines = [*self.summary["sentences"], *self.summary["notes"], f"Written: {path}"]
+        return "\n".join([*lines, self.hint] if self.hint else lines)
 
 
 class Calibration(NamedTuple):
@@ -83,14 +78,13 @@ class Calibration(NamedTuple):
 
     name: str  # of the data
     content: Dict  # annotations
-    image_root: str
     detections: List[Dict]
     source: str  # of the detections, for errors
+    groups: List[List[int]]  # indices of the images of each unit
     weights: str = ""  # hash, if it is known
     settings: Optional[Dict] = None  # that detections depend on; None if they are not known
     notes: Sequence[str] = ()  # on what could not be checked
     group: str = ""  # regular expression
-    root: str = ""  # folder that names are relative to for it; default: as they are
 
 
 @accept_paths("model", "calibration_data", "val_data", "results", "output", "config")
@@ -147,12 +141,16 @@ def guarantee(
         raise UserError("Name either a model, or a file of detections with --results.")
     if results and (calibration_data or not (val_data and output)):
         raise UserError("--results needs --val-data, the annotations, and --output.")
+    if results and (config or options):
+        raise UserError("--results needs no config; omit --config-file and options of the config.")
     if model and val_data:
         raise UserError("--val-data is for --results; use --calibration-data with a model.")
-    trained = find_trained(model, config) if model else None
+    trained, hint = find_trained(model, config) if model else None, ""
     if trained:
         default = os.path.join(trained.folder, os.path.dirname(GUARANTEE))
         output = choose_output(output, default, overwrite)
+        if os.path.realpath(output) != os.path.realpath(default):
+            hint = f"--score-threshold guaranteed uses that in {default}, not this one."
     _check_output(output, overwrite)
     if trained:
         found = _detect(trained, calibration_data, options, group)
@@ -161,7 +159,7 @@ def guarantee(
     summary, png = _summarize(found, miss_rate, confidence, per_class)
     write_whole(os.path.join(output, CURVE), png)
     write_json(summary, os.path.join(output, SUMMARY))
-    return Guarantee(output, summary)
+    return Guarantee(output, summary, hint)
 
 
 def _check_values(miss_rate: float, confidence: Optional[float]) -> None:
@@ -179,20 +177,6 @@ def _check_output(folder: str, overwrite: bool) -> None:
         raise UserError(f"{path} already exists; name another --output, or --overwrite.")
 
 
-def _find_calibration(trained: Trained, group: str) -> Tuple[str, str, str]:
-    """Return the data that a training has drawn, and the expression and folder of its groups."""
-    path = os.path.join(trained.folder, CALIBRATION)
-    if not os.path.isfile(path):
-        raise UserError(
-            f"There are no calibration data in {trained.folder}; name annotated images that the "
-            "model has not seen with --calibration-data, or keep some with tood train "
-            "--calibration-share 0.2."
-        )
-    begun = read_begun(trained.folder)
-    group = group or (begun.group if begun else "")
-    return path, group, read_image_root(trained.folder)
-
-
 def _read_results(results: str, val_data: str, group: str) -> Calibration:
     content, image_root, _ = read_data(val_data)
     check_same_data(results, content)
@@ -200,55 +184,29 @@ def _read_results(results: str, val_data: str, group: str) -> Calibration:
     name = name_data(val_data) or val_data
     detections = read_results(results)
     notes = ["Not checked: the detector may not have been trained on any of these images."]
+    groups = group_images(content, image_root, group)
     known = dict(weights=weights, notes=notes, group=group)
-    return Calibration(name, content, image_root, detections, results, **known)
+    return Calibration(name, content, detections, results, groups, **known)
 
 
 def _detect(trained: Trained, data: str, options: Sequence[str], group: str) -> Calibration:
     """Detect in the calibration data all that the model finds from ``RAW_SCORE`` on."""
-    data, group, root = (data, group, "") if data else _find_calibration(trained, group)
-    predictor, _ = read_predictor(trained, data, options, RAW_SCORE)
-    name = predictor.options.data.test[0]
-    metadata = MetadataCatalog.get(name)
-    content, image_root = load_content(name, metadata), metadata.get("image_root", "")
-    paths, weights = image_paths(content["images"], image_root), predictor.options.weights
-    seen = read_seen(trained)
-    notes = check_unseen(paths, seen.train, seen.test, weights)
-    loader = predictor.build_test_loader(name)
+    predictor, images = read_calibration_data(trained, data, group, options)
+    loader = predictor.build_test_loader(images.name)
     with torch.no_grad():
-        found = inference_on_dataset(predictor.detector, loader, DetectionCollector(name))
+        collector = DetectionCollector(images.name)
+        found = inference_on_dataset(predictor.detector, loader, collector)
     return Calibration(
-        name=name_data(data) or data,
-        content=content,
-        image_root=image_root,
+        name=name_data(images.source) or images.source,
+        content=images.content,
         detections=found["detections"],
-        source=weights,
+        source=predictor.options.weights,
+        groups=images.groups,
         weights=hash_weights(predictor.model.state_dict()),
         settings=predictor.settings,
-        notes=notes,
-        group=group,
-        root=root,
+        notes=images.notes,
+        group=images.group,
     )
-
-
-def _group_images(found: Calibration) -> List[List[int]]:
-    """Return the indices of the images of each unit.
-
-    Raises:
-        UserError: for an expression that cannot be used, or that no name matches.
-    """
-    names = [x["file_name"] for x in found.content["images"]]
-    paths = image_paths(found.content["images"], found.image_root)
-    if found.root:
-        root = os.path.realpath(found.root)
-        names = [relative_path(os.path.realpath(x), root) for x in paths]
-    group = found.group
-    groups = find_groups(names, find_copies(paths), group)
-    if group and not any(re.search(group, name) for name in names):
-        raise UserError(
-            f"--group {group} matches the name of no calibration image, for example {names[0]}."
-        )
-    return groups
 
 
 def _summarize(
@@ -257,7 +215,7 @@ def _summarize(
     """Return the content of guarantee.json, and the drawing of the curve."""
     content, promise = found.content, Promise(miss_rate, confidence)
     promise = promise._replace(unit="group") if found.group else promise
-    outcome = find_outcome(content, found.detections, _group_images(found), found.source)
+    outcome = find_outcome(content, found.detections, found.groups, found.source)
     if not len(outcome.scores):
         raise UserError(
             f"The calibration data ({found.name}) have no objects, so that none can be missed; "
@@ -276,7 +234,9 @@ def _summarize(
         **promise._asdict(),
         "group": found.group,
         "num_images": outcome.num_images,
-        "num_images_with_objects": len({x["image_id"] for x in content["annotations"]}),
+        "num_images_with_objects": len(
+            {x["image_id"] for x in content["annotations"] if not x["iscrowd"]}
+        ),
         "classes": classes,
         "sentences": sentences,
         "notes": notes,

@@ -3,57 +3,66 @@
 import logging
 import os
 import shlex
-from typing import List, Sequence
+from typing import List, NamedTuple, Sequence
 
 from tood.app.trained import Trained
-from tood.config.options import DataOptions
+from tood.config.options import read_training_options
 from tood.config.read import load_config, run_options
-from tood.data.copies import trained_on
+from tood.data.copies import find_alike, trained_on
 from tood.data.datasets import list_images
 from tood.inference.locate import WEIGHTS
 from tood.utils.errors import UserError, shorten
 from tood.utils.files import read_tensors
 from tood.utils.logs import at_level
 
+MOST_COMPARED = 20_000  # images whose pixels are read, a few milliseconds each
 
-def read_seen(trained: Trained) -> DataOptions:
-    """Return the data that a model was trained and validated on, by its config."""
+
+class Seen(NamedTuple):
+    """Data of a training, and the rule that may have ended it, by its config."""
+
+    train: Sequence[str]  # names of data
+    val: Sequence[str]
+    patience: int = 0  # evaluations without better weights that end the training, 0 for never
+    max_iter: int = 0
+
+
+def read_seen(trained: Trained) -> Seen:
+    """Return the facts of a training, by its config."""
     with at_level("tood", logging.ERROR):  # the predictor says what there is to say of the config
         cfg = load_config(trained.config_file, trained.options())
-    return run_options(cfg).data
+    data, patience = run_options(cfg).data, read_training_options(cfg).early_stop_patience
+    return Seen(data.train, data.test, patience, cfg.SOLVER.MAX_ITER)
 
 
-def check_unseen(
-    paths: Sequence[str], train: Sequence[str], val: Sequence[str], weights: str
-) -> List[str]:
+def check_unseen(paths: Sequence[str], seen: Seen, weights: str) -> List[str]:
     """
     Args:
         paths: of the calibration images.
-        train, val: names of the data that the model was trained and validated on.
-        weights: path of its checkpoint.
+        weights: path of the model's checkpoint.
 
     Returns:
         sentences on what could not be checked.
 
     Raises:
-        UserError: for training images, copies of them, and validation images if the weights were
-            chosen by these.
+        UserError: for training images, copies of them, and validation images if the weights, or
+            the length of their training, were chosen by these.
     """
     notes = _refuse_shared(
         paths,
-        train,
+        seen.train,
         "that the model was trained on",
         "it misses less there than elsewhere; name others with --calibration-data",
     )
-    if not _are_chosen(weights):
+    name, why = os.path.basename(weights), "name others with --calibration-data"
+    is_stopped, is_best = _was_stopped_early(weights, seen), _are_chosen(weights)
+    if not (is_stopped or is_best):
         return notes
-    folder = shlex.quote(os.path.dirname(weights) or ".")
-    return notes + _refuse_shared(
-        paths,
-        val,
-        f"to validate on, by which {os.path.basename(weights)} was chosen as the best",
-        f"name others with --calibration-data, or take the last weights, {folder}/{WEIGHTS[1]}",
-    )
+    if is_best and not is_stopped:
+        folder = shlex.quote(os.path.dirname(weights) or ".")
+        why += f", or take the last weights, {folder}/{WEIGHTS[1]}"
+    chosen = f"{name} was chosen as the best" if is_best else f"the training of {name} was ended"
+    return notes + _refuse_shared(paths, seen.val, f"to validate on, by which {chosen}", why)
 
 
 def _refuse_shared(paths: Sequence[str], entries: Sequence[str], role: str, why: str) -> List[str]:
@@ -71,7 +80,22 @@ def _refuse_shared(paths: Sequence[str], entries: Sequence[str], role: str, why:
                 f"Not checked: the images {role} ({entry}) are not on this machine, or not named "
                 "by a file; none of the calibration images may be among them."
             )
+        notes += _list_alike(known, paths, role)
     return notes
+
+
+def _list_alike(known: Sequence[str], paths: Sequence[str], role: str) -> List[str]:
+    if len(known) > MOST_COMPARED:
+        return [f"Not checked: copies of the {len(known)} images {role} that were saved again."]
+    alike = find_alike(known, paths)
+    if not alike:
+        return []
+    mine, other = map(shorten, alike[0])
+    return [
+        f"{len(alike)} of the {len(paths)} calibration images look like images {role}, for example "
+        f"{mine} like {other}: if they are copies, or frames of the same video, remove them, or "
+        "what follows from them does not hold for new images."
+    ]
 
 
 def _are_chosen(weights: str) -> bool:
@@ -79,3 +103,12 @@ def _are_chosen(weights: str) -> bool:
     if os.path.basename(weights) == WEIGHTS[0]:
         return True
     return os.path.isfile(weights) and read_tensors(weights).get("AP") is not None
+
+
+def _was_stopped_early(weights: str, seen: Seen) -> bool:
+    """Return whether evaluations have ended the training of some weights."""
+    path = os.path.join(os.path.dirname(weights), WEIGHTS[1])  # written at the end
+    if not (seen.patience and os.path.isfile(path)):
+        return False
+    iteration = read_tensors(path).get("iteration")
+    return isinstance(iteration, int) and iteration + 1 < seen.max_iter

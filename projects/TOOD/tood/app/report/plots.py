@@ -206,7 +206,8 @@ def draw_guarantee(curve: Dict, miss_rate: float, threshold: Optional[float]) ->
     price.set_ylabel("false detections per image (dotted)")
     price.set_yscale("symlog", linthresh=0.1)
     price.set_ylim(bottom=0)
-    axes.legend(fontsize=8, loc="upper left")
+    # Below the curves, of which none would be free of it.
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
     return _png(figure)
 
 
