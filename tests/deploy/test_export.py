@@ -19,6 +19,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from PIL import Image
 
+import tood
 from tood.app import export as export_module
 from tood.app.export import describe_file, export
 from tood.config.read import load_config
@@ -257,6 +258,7 @@ def test_onnx(onnx_file, predictor):
     assert {node.domain for node in proto.graph.node} == {""}
     assert str(ROOT).encode() not in proto.SerializeToString()
     assert file.metadata["classes"] == CLASSES and file.metadata["opset"] == 18
+    assert file.metadata["tood_version"] == tood.__version__
     about = {"input_format": "RGB", "min_size": 64, "max_size": 320, "strides": [8, 64]}
     about["score_thresholds"] = [0.3] * 4  # without a report
     about.update(score_threshold=0.05, nms_threshold=0.6, max_detections=100, precision="float32")

@@ -10,6 +10,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
+import tood
 import train_net
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.trainer import Trainer
@@ -109,3 +110,4 @@ def test_the_loop_needs_no_config(tiny_cfg, tmp_path, make_input):
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert (best["AP"], best["iteration"]) == (5.0, 1)
     assert best["class_names"] == ["a", "b", "c", "d"]
+    assert best["tood_version"] == tood.__version__

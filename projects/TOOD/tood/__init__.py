@@ -8,7 +8,7 @@ import importlib
 
 from tood.utils.logs import silence_libraries
 
-__version__ = "0.1.0"  # setup.py reads it
+__version__ = "0.2.0"  # setup.py reads it
 
 silence_libraries()
 

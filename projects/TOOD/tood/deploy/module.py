@@ -18,6 +18,7 @@ import torchvision
 from detectron2.utils.env import TORCH_VERSION
 from torch import Tensor, nn
 
+import tood
 from tood.modeling.backbone.deform_conv import PortableDeformConv
 from tood.modeling.backbone.fixed_norm import fold_fixed_norms
 from tood.modeling.backbone.timm_convs import fold_convs
@@ -215,6 +216,7 @@ def describe(
         "class_agnostic_nms": model.class_agnostic_nms,
         "max_detections": model.max_detections_per_image,
         "pytorch": torch.__version__,
+        "tood_version": tood.__version__,
         **more,
     }
 

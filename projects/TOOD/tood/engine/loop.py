@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+import tood
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.options import TrainingOptions
 from tood.data.loader import TrainingLoader, WorkersEnded
@@ -104,7 +105,10 @@ class TrainingLoop(TrainerBase):
         self._hyperparameters = get_hyperparameters(experiment.optimizer)
         class_names = list(options.class_names)
         self.checkpointer = Checkpointer(model, options.output_dir, trainer=weakref.proxy(self))
-        self.checkpointer.extra_metadata = {"class_names": class_names}
+        self.checkpointer.extra_metadata = {
+            "class_names": class_names,
+            "tood_version": tood.__version__,
+        }
         decay = options.training.ema_decay
         self.averaged = WeightAverage(model, decay) if decay else None
         if self.averaged:
