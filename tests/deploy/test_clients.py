@@ -1,9 +1,12 @@
 """Other people's programs on what a training leaves; each where its package is installed."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, TINY
+from conftest import CONFIG, ROOT, TINY
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -74,3 +77,27 @@ def test_supervision(left, shapes):
     assert np.array_equal(found.class_id, instances.pred_classes.numpy())
     drawn = supervision.BoxAnnotator().annotate(np.array(Image.open(path)), found[:5])
     assert drawn.shape[2] == 3
+
+
+@pytest.mark.slow
+def test_code_of_the_page_on_integrations(left, shapes, tmp_path, monkeypatch):
+    """It tracks through a video, and reads a data set."""
+    cv2 = pytest.importorskip("cv2")
+    for name in ("supervision", "trackers"):
+        pytest.importorskip(name, reason="an extra")
+    monkeypatch.chdir(tmp_path)
+    images = [cv2.imread(str(path)) for path in sorted((shapes / "images").iterdir())[:3]]
+    video = cv2.VideoWriter("video.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 64))
+    for image in (*images, *images):
+        video.write(image)
+    video.release()
+    os.symlink(shapes, "photos")
+    text = (ROOT / "docs" / "integrations.md").read_text()
+    tracking, reading = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(tracking.replace("output/photos", str(left)), names)
+    tracked = cv2.VideoCapture("tracked.mp4")
+    assert tracked.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert len(names["detections"].tracker_id) == len(names["detections"])
+    exec(reading, names)
+    assert len(names["data"]) == 8 and names["data"].classes == list(SHAPES)

@@ -65,6 +65,8 @@ class TrainingOptions:
     max_dead_iters: int = option(200, 0)
     # Measure the alignment of classification and localization in each evaluation as well.
     eval_alignment: bool = option(False)
+    # "mlflow" or "wandb": write metrics there as well (docs/integrations.md).
+    tracker: str = option("")
 
 
 def add_training_keys(tood: CfgNode) -> None:

@@ -37,6 +37,7 @@ from tood.engine.launch import is_lost_peer
 from tood.engine.optimizer import get_hyperparameters, set_hyperparameters
 from tood.engine.progress import Progress
 from tood.engine.step import Diverged, TrainingStep
+from tood.engine.trackers import build_tracker
 from tood.engine.watch import StatusPrinter, StrictLines, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
 from tood.utils.errors import OutOfMemory, UserError, guard_memory, is_out_of_memory
@@ -164,7 +165,11 @@ class TrainingLoop(TrainerBase):
         for writer in others:
             if isinstance(writer, JSONWriter):
                 writer._file_handle = StrictLines(writer._file_handle)
-        return [printer, StatusPrinter(self.options.ims_per_batch), *others]
+        tracker = build_tracker(
+            self.options.training.tracker, self.options.output_dir, lambda: self.run_id
+        )
+        trackers = [tracker] if tracker else []
+        return [printer, StatusPrinter(self.options.ims_per_batch), *others, *trackers]
 
     def train(self) -> Optional[Dict]:
         """Train from ``start_iter`` to ``max_iter``; return the last results."""

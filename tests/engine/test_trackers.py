@@ -1,0 +1,49 @@
+"""Experiment trackers, with the real packages, without a network."""
+
+import sys
+
+import pytest
+from conftest import complaint
+
+import train_net
+from tood.engine.trackers import build_tracker
+
+STEPS = ["SOLVER.MAX_ITER", "6", "TEST.EVAL_PERIOD", "3"]
+
+
+@pytest.mark.slow
+def test_mlflow(command, out, monkeypatch):
+    """Losses and metrics in MLflow's files; a resumed training continues its run."""
+    mlflow = pytest.importorskip("mlflow", reason="an extra")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    opts = ["MODEL.TOOD.TRACKER", "mlflow", *STEPS]
+    train_net.cli(command(opts=opts))
+    train_net.cli(command("--resume", opts=[*opts, "SOLVER.MAX_ITER", "9"]))
+    client = mlflow.MlflowClient(tracking_uri=(out / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("tood")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "out" and run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "total_loss")
+    assert [x.step for x in history] == [5, 8] and all(x.value > 0 for x in history)
+    steps = {x.step for x in client.get_metric_history(run.info.run_id, "bbox/AP")}
+    assert steps == {2, 6, 9}  # at the end, it counts one more
+
+
+@pytest.mark.slow
+def test_wandb(command, out, monkeypatch):
+    """A run in W&B's files, without an account."""
+    pytest.importorskip("wandb", reason="an extra")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train_net.cli(command(opts=["MODEL.TOOD.TRACKER", "wandb", *STEPS]))
+    (run,) = (out / "wandb").glob("offline-run-*")
+    (content,) = (path.read_bytes() for path in run.glob("*.wandb"))
+    assert b"total_loss" in content and b"bbox/AP" in content
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    message = complaint(build_tracker, "wandb", str(tmp_path), lambda: "a")
+    assert message == "MODEL.TOOD.TRACKER wandb needs a package: pip install wandb."
+    assert build_tracker("", str(tmp_path), lambda: "a") is None

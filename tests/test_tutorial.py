@@ -1,0 +1,33 @@
+"""The notebook of the docs, executed with few images."""
+
+import os
+
+import pytest
+from conftest import ROOT, SMALL
+
+nbformat = pytest.importorskip("nbformat", reason="an extra")
+nbclient = pytest.importorskip("nbclient", reason="an extra")
+SMALLER = {  # a training of two steps of a tiny network
+    "num_train=80, num_val=20": "num_train=8, num_val=4",
+    "epochs=5": f"epochs=1, model='R18', options={SMALL}",
+}
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path):
+    pytest.importorskip("onnxruntime", reason="an extra")
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # they would grow old
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for before, after in SMALLER.items():
+        assert sum(before in cell.source for cell in code) == 1, before
+        for cell in code:
+            cell.source = cell.source.replace(before, after)
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT / "projects" / "TOOD")})
+    assert (tmp_path / "detector" / "report" / "report.html").is_file()
+    assert (tmp_path / "detector.onnx").is_file()
+    images = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(images) == 1  # of a result
