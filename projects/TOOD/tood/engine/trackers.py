@@ -60,7 +60,7 @@ class Tracker(EventWriter):
 
 
 class MLflowTracker(Tracker):
-    """Writes to the server or store of ``MLFLOW_TRACKING_URI``, or else to files in ``mlruns`` of the
+    """Writes to the server or store of ``MLFLOW_TRACKING_URI``; by default, to ``mlruns`` of the
     output folder.
     """
 
@@ -96,8 +96,8 @@ class MLflowTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """Writes files to ``wandb`` of the output folder, which ``wandb sync`` uploads; to the server at
-    once with ``WANDB_MODE=online``.
+    """Writes files to ``wandb`` of the output folder, which ``wandb sync`` uploads; with
+    ``WANDB_MODE=online``, to the server at once.
     """
 
     def begin(self) -> None:
