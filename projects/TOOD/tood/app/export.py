@@ -106,7 +106,7 @@ def export(
         calibrate: folder of images to find the ranges of int8 with; without, they are found for
             each image.
         calibration_images: number of these images, at most.
-        score_threshold: in the metadata of the file, as of ``tood.predict``.
+        score_threshold: threshold in the metadata of the file, as in ``tood.predict``.
         overwrite: replace a file that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.

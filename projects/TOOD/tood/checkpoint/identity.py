@@ -35,7 +35,7 @@ def hash_data(*contents: Dict) -> str:
     their files, but not of folders, and objects. Classes count by the objects that they have.
 
     Args:
-        contents: in the clean form of :mod:`tood.data.annotations`.
+        contents: annotations in the clean form of :mod:`tood.data.annotations`.
     """
     digest = hashlib.sha256()
     for content in contents:

@@ -17,7 +17,7 @@ def add_tood_config(cfg):
     cfg.MODEL.TOOD = CN()
     tood = cfg.MODEL.TOOD
 
-    # Number of object classes. The one place where it is set.
+    # Number of object classes. No other key sets it.
     tood.NUM_CLASSES = 80
     # Feature maps that the head reads, from the finest to the coarsest.
     tood.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
@@ -126,7 +126,7 @@ def add_tood_config(cfg):
     cfg.INPUT.BIT_DEPTH = 16
 
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept, the newest ones;
-    # 0: all. The final and the best weights are files of their own.
+    # 0: all. The final and the best weights are separate files.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
     # Keys of earlier versions: an error with the new name, and a warning.

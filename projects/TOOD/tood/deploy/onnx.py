@@ -31,7 +31,7 @@ def exportable_to_onnx(model: TOOD, **options) -> ExportableTOOD:
     """Copy a detector so that every operator has an ONNX equivalent.
 
     Args:
-        options: of :class:`ExportableTOOD`.
+        options: options of :class:`ExportableTOOD`.
     """
     return ExportableTOOD(
         model, keep=_keep_by_operator, deform_conv2d=deform_conv2d_by_grid_sample, **options
@@ -46,7 +46,7 @@ def save_onnx(
 ) -> None:
     """
     Args:
-        module: of :func:`exportable_to_onnx`.
+        module: module of :func:`exportable_to_onnx`.
         stage: entered with the title of each stage.
 
     Raises:

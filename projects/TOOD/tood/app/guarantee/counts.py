@@ -94,11 +94,11 @@ def count(
             to be corrected in an annotation program, with the counts of all images in audit.json.
         output: folder of that data set; default: "audit" beside the checkpoint.
         save_as: its format, "coco", "yolo", "voc" or "labelme".
-        seed: of the drawing.
-        audited: that folder, corrected.
+        seed: random seed of the drawing.
+        audited: folder of the drawn images, corrected.
         most: objects of a class that an image may have, for the Bernstein bound; default, and at
             least: the most that detector and audit have counted.
-        score_threshold: of the detections that are counted; as of ``tood.predict``.
+        score_threshold: threshold of the detections that are counted, as in ``tood.predict``.
         overwrite: replace an earlier audit.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -388,7 +388,7 @@ def _format_totals(audit: Audit, totals: Dict[str, Total], is_same: bool) -> str
         f"{len(audit.images)} images, of which {len(audit.chosen)} were audited (seed "
         f"{audit.seed}):",
         tabulate(rows, heads, colalign=("left", *["right"] * 4)),
-        f"The Bernstein bound holds for any images, if none has more than {most} (--most).",
+        f"The Bernstein bound is valid for any images, if none has more than {most} (--most).",
     ]
     few = [f"{x.num_differing} {x.name}" for x in totals.values() if x.num_differing < FEW]
     if is_same:

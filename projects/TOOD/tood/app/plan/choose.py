@@ -94,7 +94,7 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     config that the user names, the flags change the schedule alone.
 
     Args:
-        content: of the training data.
+        content: content of the training data.
 
     Raises:
         UserError: for values that cannot be used or contradict each other, and if not even the

@@ -32,7 +32,7 @@ class Suspect(NamedTuple):
 def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> List[Suspect]:
     """
     Args:
-        most: of each kind that are wanted; default: all.
+        most: maximum number of each kind; default: all.
 
     Returns:
         sorted by descending doubt. A box may be *missing* if a detection overlaps no object by
