@@ -26,7 +26,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST_PYTHON = (3, 9)
 PACKAGE = os.path.join(ROOT, "projects", "TOOD")
 
-# In the environment: the Python that it was made with, and the fingerprint of what is in it.
+# In the environment: the Python that it was made with, and the fingerprint of its packages.
 STAMP = "tood-bootstrap.txt"
 
 

@@ -144,7 +144,7 @@ def multi_step(milestones, warmup_iters):
 
     Args:
         milestones: iterations of the steps, each to a tenth, and of the end.
-        warmup_iters: of the learning rate.
+        warmup_iters: number of warmup iterations.
     """
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(
