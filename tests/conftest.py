@@ -224,7 +224,7 @@ def setup_run(run):
     return cfg
 
 
-def error_of(argv):
+def get_error(argv):
     with pytest.raises(SystemExit) as error:
         train_net.cli(argv)
     message = str(error.value)
@@ -251,7 +251,7 @@ def app_error(*argv):
 
 
 def load_extension(name):
-    """Register what a file of tests/extensions holds."""
+    """Import a file of tests/extensions, which registers its parts."""
     spec = importlib.util.spec_from_file_location(f"extensions_{name}", EXTENSIONS / f"{name}.py")
     if spec.name not in sys.modules:
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)

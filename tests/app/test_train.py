@@ -246,7 +246,7 @@ def test_resume_refuses_other_data(finished, shapes, tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_that_was_moved_with_its_data(counted, tmp_path, fresh_loggers):
-    """Its config names the data where they were; other data may be there now."""
+    """Its config has the previous paths of the data; other data may be there now."""
     folder = Path(counted[0].folder)
     shutil.copytree(folder.parent, tmp_path / "moved")
     moved = tmp_path / "moved" / folder.name

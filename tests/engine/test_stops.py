@@ -52,7 +52,7 @@ def train(starter, shapes, tmp_path, monkeypatch):
 
 
 def check_stop(status, log, number, command):
-    """Check one line of what happened, and the command."""
+    """Check the line of the log, and the command."""
     assert status == 128 + number, log
     assert "Traceback" not in log and "DataLoader" not in log
     *_, stopped, last = log.splitlines()

@@ -71,7 +71,7 @@ def test_inference_waits_once(model, monkeypatch):
         model.eval()(fake_batch(SIZES, COUNTS[0]))
     asked = []
 
-    def counts_of(self, image_sizes):
+    def use_five(self, image_sizes):
         asked.append(self.counts.device)
         return to_instances(self._replace(counts=Given([5] * len(image_sizes))), image_sizes)
 
@@ -79,7 +79,7 @@ def test_inference_waits_once(model, monkeypatch):
         return torch.arange(min(3, len(boxes)), device=boxes.device)
 
     to_instances = Candidates.to_instances
-    monkeypatch.setattr(Candidates, "to_instances", counts_of)
+    monkeypatch.setattr(Candidates, "to_instances", use_five)
     monkeypatch.setattr(postprocess, "batched_nms", first)
     monkeypatch.setattr(dense_detector, "detector_postprocess", lambda x, height, width: x)
     with fake_tensors(model, DEVICE), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Arguments of the typed functions, held to their annotations."""
+"""Arguments of the typed functions are checked by their annotations."""
 
 import inspect
 import os

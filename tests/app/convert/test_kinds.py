@@ -1,4 +1,4 @@
-"""Kinds of folders that public bug reports tell of, with the right value of each."""
+"""Kinds of folders in public bug reports, with the right value of each."""
 
 import base64
 import io
@@ -133,7 +133,7 @@ def test_names_in_lists(tmp_path):
     assert any(row.startswith("ignored files: 4: in no list of images") for row in rows)
 
 
-def test_empty_lists_are_no_splits(tmp_path):
+def test_empty_lists_are_not_splits(tmp_path):
     expected = voc_lists(tmp_path)
     put(tmp_path, "ImageSets/Main/train.txt", "")
     assert found_in(tmp_path) == expected(all=range(12))

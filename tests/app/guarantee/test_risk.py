@@ -69,8 +69,8 @@ def test_the_bound_with_a_confidence_is_where_the_test_turns():
 
 
 @given(st.lists(st.booleans(), max_size=40).map(lambda x: sorted(x, reverse=True)))
-def test_the_last_position_of_a_condition(holds):
-    assert find_last(len(holds), holds.__getitem__) == sum(holds) - 1
+def test_the_last_position_of_a_condition(are_met):
+    assert find_last(len(are_met), are_met.__getitem__) == sum(are_met) - 1
 
 
 def test_units_that_would_do():
@@ -103,11 +103,11 @@ def test_the_chosen_threshold_is_that_of_the_loop(confidence):
         scores = rng.random((n, 5)).round(2)  # with ties
         candidates = np.unique(scores)
 
-        def holds(i, scores=scores, candidates=candidates):
+        def is_met(i, scores=scores, candidates=candidates):
             total = Fraction(int((scores < candidates[i]).sum()), 5)
             return is_certified(total, len(scores), 0.3, confidence)
 
-        last = find_last(len(candidates), holds)
+        last = find_last(len(candidates), is_met)
         expected = choose_by_loop(scores, candidates, 0.3, confidence)
         assert (candidates[last] if last >= 0 else None) == expected
 
@@ -115,10 +115,10 @@ def test_the_chosen_threshold_is_that_of_the_loop(confidence):
 def find_most(n, objects, limit, confidence):
     """Return how many missed objects of all are still certified, -1 for not even none."""
 
-    def holds(k):
+    def is_met(k):
         return is_certified(Fraction(k, objects), n, limit, confidence)
 
-    return find_last(objects * n + 1, holds)
+    return find_last(objects * n + 1, is_met)
 
 
 def certify_draws(draws, n, objects, limit, confidence):

@@ -119,7 +119,7 @@ def test_a_start_without_a_checkpoint_is_replaced(prepare, tmp_path, capsys):
     (out / "metrics.json").write_text("{}")
     prepare(epochs=3)
     assert (
-        "Replacing what a training without a checkpoint has left in out" in capsys.readouterr().out
+        "Replacing the files of a training without a checkpoint in out" in capsys.readouterr().out
     )
     assert sorted(read_all(out)) == sorted(FILES) and read_begun(str(out)).epochs == 3
     (out / "model_best.pth").write_text("weights")
