@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 # demo, train_net, tools, and experiments
-sys.path[:0] = [str(ROOT / x) for x in ("demo", "", "tools", "dev/experiments")]
+sys.path[:0] = [str(ROOT / x) for x in ("demo", "", "tools", "dev", "dev/experiments")]
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
