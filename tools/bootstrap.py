@@ -45,7 +45,7 @@ def main():
     except UserError as error:
         sys.exit("error: {0}".format(error))
     except KeyboardInterrupt:
-        sys.exit("error: stopped; run the same command again to go on.")
+        sys.exit("error: stopped; run the same command again to continue.")
     if args.job:
         return JOBS[args.job](python, args.rest)
     print("To use it: . {0}/bin/activate".format(os.path.relpath(args.venv)))

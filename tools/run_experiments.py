@@ -187,7 +187,7 @@ def main(args):
         for (_, experiment), future in zip(tasks, tqdm(runs, desc="runs")):
             try:
                 results[experiment.name].append(future.result())
-            except UserError as error:  # the others go on
+            except UserError as error:  # the others continue
                 failures.append(error)
                 tqdm.write(f"error: {error.sentence()}", file=sys.stderr)
             table = markdown_table(experiments, results)

@@ -278,7 +278,7 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     first, second = seen
     assert second.resume and second.config_file == first.config_file == "out/plan.yaml"
     assert first.opts == second.opts == ["OUTPUT_DIR", "out"] and first.epochs is None
-    # Of a config that is named, the flags change the schedule alone.
+    # The flags change only the schedule of a config that is named.
     cli.main(["train", "photos", "--config-file", CONFIG, "--output", "own", "--epochs", "1"])
     plan = yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
     assert plan["SOLVER"]["MAX_ITER"] == 2 and "INPUT" not in plan  # 6 images, 4 of a step

@@ -1,4 +1,4 @@
-"""Training that is stopped, killed or out of disk, and goes on; weights of other classes."""
+"""Training that is stopped, killed or out of disk, and resumed; weights of other classes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Trainings that were stopped anywhere, and go on: with other values, or after their end."""
+"""Trainings that were stopped anywhere, and resumed: with other values, or after their end."""
 
 import json
 import os

@@ -275,7 +275,7 @@ def test_a_set_without_annotations(folder, tmp_path, caplog):
 
 
 def test_a_set_registered_in_python_is_not_remembered(folder, tmp_path):
-    """Detectron2 would go on with the file that it wrote for the first evaluation."""
+    """Detectron2 would continue with the file that it wrote for the first evaluation."""
     name, record = f"in_python_{next(counter)}", {"image_id": 1, "height": 128, "width": 128}
     record["file_name"] = str(folder / "0.png")
     box = {"bbox": [10, 10, 20, 20], "bbox_mode": 1, "category_id": 0}

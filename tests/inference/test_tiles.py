@@ -346,7 +346,7 @@ def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert report["alignment"] == {}
-    # Of the tiles' objects, some of which two tiles see, in the tiles' size.
+    # Objects of the tiles, some in two tiles, in the tiles' size.
     assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
     # Of other data.
     tood.report(str(folder), val_data=entry, output=str(tmp_path / "other"))

@@ -144,7 +144,7 @@ def test_mean_risk_of_10000_draws_of_known_risk(n, objects):
 
 @pytest.mark.parametrize("n, objects", [(30, 1), (30, 5), (100, 1), (100, 5)])
 def test_share_of_10000_draws_with_a_higher_risk(n, objects):
-    """Of a confidence of 90 %, at most 10 %: as often as a binomial number is small enough."""
+    """At most 10 % with a confidence of 90 %: as often as a binomial number is small enough."""
     above = int((certify_draws(10_000, n, objects, 0.2, 0.9) > 0.2).sum())
     exact = stats.binom.cdf(find_most(n, objects, 0.2, 0.9), objects * n, 0.2)
     assert exact <= 0.1

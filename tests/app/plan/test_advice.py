@@ -175,7 +175,7 @@ def test_errors_and_labels():
     missed, false = advise(None, make_summary(missed=35, false=30))
     assert missed.sentence.startswith("35 of 100 objects are missed")
     assert false.sentence.startswith("30 of 97 detections are false alarms")
-    # Of a model that has learned nothing, errors say nothing.
+    # The errors of a model that has learned nothing say nothing.
     assert "export" in advise(None, make_summary(AP=2.0, missed=90))[0].command
     (missed,) = advise(history, make_summary(19.9, missed=30, doubts=(0.9, 0.6)))
     assert "labels" not in missed.sentence  # such a model says little about them

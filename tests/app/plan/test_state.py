@@ -174,7 +174,7 @@ def test_resume_accepts_what_is_the_same(prepare, tmp_path):
 
 
 def test_options_that_may_change_are_in_the_plan(prepare, tmp_path, monkeypatch):
-    """So that the next --resume, without them, goes on by them; not if they are refused."""
+    """The next --resume, without them, continues with them; not if they are refused."""
     out = prepare(epochs=2)
     seen = []
     monkeypatch.setattr(command, "_run", lambda run, output: seen.append(read_plan(out)))

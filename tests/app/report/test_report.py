@@ -131,7 +131,7 @@ def test_confusion_stands_once_and_names_errors(written):
         "missed",
     ]
     assert heads[-1] == "false alarm" and CAPTIONS["confusion.png"] not in html
-    # Of more classes than the table has: the plot.
+    # The plot, for more classes than the table has.
     content = load_content(1, [(0, k, (0, 0, 30, 30), False, 900) for k in range(30)], 30)
     facts = Facts("many", "command", {}, plots={"confusion.png": b"png"})
     many = render(summarize_analysis(analyze(content, [])), facts)

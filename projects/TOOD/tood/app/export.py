@@ -35,7 +35,7 @@ from tood.utils.files import check_folder
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
 PREPROCESSING, PRECISIONS = ("inside", "outside"), ("float32", "float16", "int8")
 CHECKED_IMAGES = 3
-# Of a small model on two idle CPU cores.
+# Durations for a small model on two idle CPU cores.
 DURATIONS = {
     "onnx": "about half a minute",
     "torchscript": "a few seconds",

@@ -32,7 +32,7 @@ def add_tood_config(cfg):
     # Whether scores are corrected by the map M (Eq. 5), and boxes by the offsets O (Eq. 6).
     tood.ALIGN_CLS = True
     tood.ALIGN_BOX = True
-    # Of the parallel head with ATSS throughout: learn the centerness, and rank detections by it.
+    # Learn the centerness, and rank detections by it; for the parallel head with ATSS throughout.
     tood.CENTERNESS = False
     # Number of stacked convolutions (N of Eq. 1; of each tower in the parallel head), their
     # channels and norm, and the score that every class starts with.

@@ -178,7 +178,7 @@ def _translate_keep_by_nms(boxes, class_scores, iou_threshold: float):
     import onnx_ir as ir
     from onnxscript import opset18 as op
 
-    # Of a class, no more than all candidates can stay; -1 is below the threshold of 0.
+    # A class keeps at most all candidates; -1 is below the threshold of 0.
     most = op.Shape(class_scores, start=2, end=3)
     selected = op.NonMaxSuppression(boxes, class_scores, most, iou_threshold, 0.0)
     image_and_candidate = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)

@@ -320,7 +320,7 @@ class Predictor:
     def build_training_views(self, records: List[Dict], limit: int) -> Callable:
         """Return a function from an image of :meth:`build_test_loader` to a list of the inputs
         of ``model`` in training, with "instances": the resized image, or those of its tiles that
-        have objects. Of all images or tiles with objects, at most ``limit`` are chosen, evenly
+        have objects. At most ``limit`` of the images or tiles with objects are chosen, evenly
         spread; for the others the list is empty.
 
         Args:

@@ -202,7 +202,7 @@ def compare_errors(detections: Detections, lowest: np.ndarray, seed: int) -> Dic
     """
     values = cross_fit(detections, seed)
     kept = detections.scores >= lowest[detections.classes]
-    # Of a class without objects, nothing can be right.
+    # No detection of a class without objects can be right.
     kept &= detections.has_objects[detections.classes] & ~np.isnan(values["precision"])
     shown = detections.select(kept)
     before = shown.scores.clip(0, 1)

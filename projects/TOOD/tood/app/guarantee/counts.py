@@ -260,7 +260,7 @@ def read_audit(folder: str) -> Audit:
 def _correct(
     build: Callable[[], Predictor], paths: Dict[str, str], audited: str, most: int
 ) -> Counts:
-    """Return the totals by an audit, after checking that it is of these images and weights."""
+    """Return the totals by an audit, after checking that its images and weights are these."""
     audit = read_audit(audited)
     _check_images(audit, paths)
     true = _read_true(audit, audited)
@@ -268,7 +268,7 @@ def _correct(
     if audit.weights != predictor.describe().compute_hash():
         raise UserError(
             f"{audit.path} has counts of other weights than {predictor.options.weights}; name the "
-            "model that they are of."
+            "model of these counts."
         )
     detected = np.array([x.counts for x in audit.images])
     columns = [*zip(audit.class_names, detected.T, true.T)]

@@ -142,7 +142,7 @@ def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> Curve:
     x, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     means = np.bincount(inverse.reshape(-1), targets) / counts
     y = np.clip(isotonic_regression(means, weights=counts).x, 0, 1)
-    # Of a block of equal values, the ends are enough.
+    # The ends of a block of equal values are enough.
     is_end = np.ones(len(x), dtype=bool)
     is_end[1:-1] = (y[1:-1] != y[:-2]) | (y[1:-1] != y[2:])
     return Curve(x[is_end].astype(float), y[is_end])

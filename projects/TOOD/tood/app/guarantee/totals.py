@@ -119,7 +119,7 @@ def bound_mean(
     x = (np.random.RandomState(seed).permutation(differences) - span[0]) / width
     before = np.arange(n)  # number of earlier values
     earlier = np.cumsum(x) - x
-    # Of the earlier values, as if two more had the mean 1/2 and the variance 1/4.
+    # Means of the earlier values and of two more with the mean 1/2 and the variance 1/4.
     means = (0.5 + np.cumsum(x)) / (before + 2)
     squares = np.cumsum((x - means) ** 2)
     variances = (0.25 + np.r_[0, squares[:-1]]) / (before + 1)

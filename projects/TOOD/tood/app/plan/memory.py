@@ -11,8 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-# Of the memory that is free; the rest is for loading images, for batches of other shapes and for
-# other programs.
+# Share of the free memory; the rest is for loading images, batches of other shapes and other
+# programs.
 USABLE_PART = 0.6
 MiB = 1024**2
 # In a step that is timed, if there is more than one image. The time of small images is not

@@ -22,7 +22,7 @@ LEDGER = os.path.join("data", "ledger.json")
 DATA = (os.path.join("data", "train.json"), os.path.join("data", "val.json"))
 CALIBRATION = os.path.join("data", "calibration.json")  # if a part is kept for tood guarantee
 TYPED, ROOT = "typed", "image_root"  # keys in the ledger
-# Of a training that had no checkpoint.
+# Files of a training without a checkpoint.
 LOGS = ("config.yaml", "metrics.json", "events.out.tfevents.*")
 INSTEAD = {
     "epochs": ", type SOLVER.MAX_ITER for another length",

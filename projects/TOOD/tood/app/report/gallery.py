@@ -22,7 +22,7 @@ NUM_IMAGES, NUM_CROPS = 6, 12
 MAX_BOXES = 100  # in a drawing
 MAX_NAME = 36  # characters of the name of a file
 DIMMED = 0.4  # visibility of the other objects in a crop
-# Of a crop: how much of its surroundings is seen, in sizes of the box, and at least in pixels.
+# Margin of a crop, in sizes of the box, and at least in pixels.
 CONTEXT, LEAST_CONTEXT = 1.0, 24
 
 
