@@ -1,4 +1,4 @@
-"""What the tests share: a tiny model, a data set that takes no time, and training runs."""
+"""Common parts of the tests: a tiny model, a data set that takes no time, and training runs."""
 
 import gc
 import importlib.util

@@ -8,6 +8,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "projects" / "TOOD" / "tood"
 FILES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = ("tools", "demo", "dev", "configs")
+PROGRAMS = [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
 # A room imports from the rows above its own, and from itself.
 ROWS = (
     ("utils",),
@@ -111,11 +113,12 @@ def test_functions_are_short():
 
 def test_docstrings_open_with_a_verb_or_a_noun():
     wrong = []
-    for path, tree in trees():
+    programs = [(path, ast.parse(path.read_text())) for path in PROGRAMS]
+    for path, tree in [*trees(), *programs]:
         kinds = (ast.Module, ast.ClassDef, *FUNCTIONS)
         texts = [ast.get_docstring(x) or "" for x in ast.walk(tree) if isinstance(x, kinds)]
         words = {text.split()[0].rstrip(",:.") for text in texts if text}
-        wrong += [f"{path.relative_to(PACKAGE)}: {word}" for word in words & WRONG_OPENINGS]
+        wrong += [f"{path.relative_to(ROOT)}: {word}" for word in words & WRONG_OPENINGS]
     assert not wrong, wrong
 
 
@@ -126,8 +129,7 @@ def is_noun(name):
 
 
 def test_functions_are_verbs():
-    folders = (PACKAGE, *(ROOT / name for name in ("tools", "demo", "dev", "tests")))
-    paths = [path for folder in folders for path in folder.rglob("*.py")]
+    paths = [*FILES, *PROGRAMS, *ROOT.glob("tests/**/*.py")]
     trees = ((path, ast.parse(path.read_text())) for path in paths)
     names = {f"{path.stem}.{f.name}" for path, tree in trees for f in functions(tree)}
     names = {name for name in names if ".test_" not in name}

@@ -1,5 +1,5 @@
-"""What all TOOD models share: the released settings (arXiv 2108.07755 and the authors' code), for
-Detectron2's ``tools/lazyconfig_train_net.py`` (docs/training.md).
+"""Released settings of all TOOD models (arXiv 2108.07755 and the authors' code), for Detectron2's
+``tools/lazyconfig_train_net.py`` (docs/training.md).
 """
 
 import detectron2.data.transforms as T

@@ -124,7 +124,7 @@ def estimate_step(model, setting):
 
 
 def take_step(model, optimizer, batch):
-    """In the order of ``tood.engine.step``."""
+    """Take a training step in the order of ``tood.engine.step``."""
     optimizer.zero_grad()
     sum(model(batch).values()).backward()
     optimizer.step()

@@ -91,7 +91,7 @@ def test_the_next_command_follows(photo_folder, tmp_path):
 
 
 def test_images_without_objects_are_background(photo_folder, tmp_path):
-    """As tood train uses them."""
+    """tood train uses them in the same way."""
     images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2)]
     for image in images:
         Image.new("RGB", (64, 48), (9 * image["id"], 3, 3)).save(tmp_path / image["file_name"])

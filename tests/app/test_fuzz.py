@@ -150,7 +150,7 @@ def check_annotations(folder, text, num_classes=2):
 
 
 def evaluate(name, records):
-    """With one detection per object; what was accepted is evaluated as well."""
+    """Evaluate accepted data, with one detection per object."""
     evaluator = CleanCOCOEvaluator(name, distributed=False)
     evaluator.reset()
     for record in records:

@@ -70,7 +70,7 @@ def test_small_objects_in_large_images_are_seen_in_tiles(photo_folder, tmp_path,
 
 @pytest.fixture(scope="module")
 def counted(shapes, tmp_path_factory):
-    """What ``tood.train`` returns after two epochs, and what it has opened and built."""
+    """Return the result of ``tood.train`` after two epochs, and what it has opened and built."""
     folder = tmp_path_factory.mktemp("finished")
     data = folder / "photos"
     shutil.copytree(shapes, data)
@@ -290,7 +290,7 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
 def test_resume_leaves_a_bad_last_checkpoint_to_the_training(
     photo_folder, monkeypatch, tmp_path, capsys, content
 ):
-    """Which names it, and continues from the one before."""
+    """The training names it, and continues from the previous one."""
     monkeypatch.setattr(command, "_run", lambda run, *_: tood_result())
     flags = ["--output", "out", "--epochs", "5", *SMALL]
     cli.main(["train", "photos", *flags])

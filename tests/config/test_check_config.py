@@ -144,7 +144,7 @@ def test_a_value_that_building_refuses(command, tmp_path):
 
 @pytest.mark.slow
 def test_every_option_is_read_or_refused(command, entry, tmp_path, monkeypatch):
-    """What a training and an evaluation read, beside the options that are known to be unread."""
+    """Options are read by a training or an evaluation, or known to be unread."""
     cfg = load_config(CONFIG, [*command()[6:]], [entry], [entry])
     conditional = ["TEST.AUG.ENABLED", "True", "INPUT.CROP.ENABLED", "True"]
     conditional += ["TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", "64"]

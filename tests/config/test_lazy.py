@@ -121,7 +121,7 @@ def plain_values(x):
 
 
 def move(model, optimizer):
-    """By how much large gradients move the parameters, which are as before afterwards."""
+    """Return how far large gradients move the parameters, and restore them."""
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 100.0)
@@ -181,7 +181,7 @@ def run(folder, *arguments):
 
 
 def test_augmentations_of_several_images(shapes):
-    """As docs/augmentations.md says."""
+    """Documented in docs/augmentations.md."""
     page = (ROOT / "docs" / "augmentations.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     dataloader = LazyConfig.load(str(LAZY / "tood_R18_GN_small_data.py")).dataloader

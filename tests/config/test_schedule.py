@@ -111,7 +111,7 @@ def test_typed_images_a_step_count_as_the_flag(command):
 
 
 def test_a_flag_and_an_option_that_differ(command, entry):
-    """Of one thing: an error that names both, and nothing is written."""
+    """The error names both, and nothing is written."""
     for flags, says in (
         (["--images-per-step", "4"], "--images-per-step 4 sets SOLVER.IMS_PER_BATCH to 4, but SO"),
         (["--epochs", "2"], "--epochs 2 sets SOLVER.MAX_ITER to 8, but SOLVER.MAX_ITER 4 is typed"),

@@ -458,7 +458,7 @@ def test_exported_program(tmp_path, opts):
 
 @pytest.mark.slow
 def test_kernels_of_a_timm_model_and_depthwise_ones_are_in_the_file(tmp_path):
-    """Of norms that timm's model computes apart, int8 would leave the convolutions as they are."""
+    """If timm's model computed norms separately, int8 would not change the convolutions."""
     pytest.importorskip("timm", reason="an extra")
     opts = [*ONE_LEVEL, *TENSORFLOWS, "MODEL.TOOD.CONV_TYPE", "depthwise"]
     path = save_random(tmp_path, *opts)

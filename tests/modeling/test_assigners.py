@@ -26,7 +26,7 @@ def assign_tal(pred_scores, pred_boxes, anchors, gt_boxes, gt_classes, **options
 
 
 def assign_atss(anchors, level_sizes, gt_boxes, **options):
-    """Without scores, which ATSS must not read."""
+    """Assign without scores, which ATSS must not read."""
     predictions = ImagePredictions(None, anchors, anchors, level_sizes)
     return ATSS(**options)(predictions, objects(gt_boxes, torch.zeros(len(gt_boxes)).long()))
 

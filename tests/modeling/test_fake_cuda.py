@@ -1,5 +1,5 @@
-"""What runs on a GPU, proven without one: nothing mixes devices, and a training step waits for no
-value.
+"""Properties of runs on a GPU, tested without one: nothing mixes devices, and a training step waits
+for no value.
 """
 
 import pytest
@@ -64,8 +64,8 @@ def test_a_training_step_in_half_precision(model, precision):
 
 
 def test_inference_waits_once(model, monkeypatch):
-    """For the numbers of candidates. With given ones, and an NMS that keeps the first, all that
-    comes before and after it waits for nothing.
+    """It waits for the numbers of candidates. With given ones, and an NMS that keeps the first, all
+    steps before and after it wait for nothing.
     """
     with fake_tensors(model, DEVICE), torch.no_grad(), pytest.raises(DataDependentOutputException):
         model.eval()(fake_batch(SIZES, COUNTS[0]))

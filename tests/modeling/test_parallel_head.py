@@ -41,7 +41,7 @@ def make_features(size=16):
 @pytest.mark.parametrize("cls", [True, False])
 @pytest.mark.parametrize("box", [True, False])
 def test_each_alignment_can_be_turned_off(tiny_cfg, head, cls, box):
-    """Without it, a head says what its predictors say."""
+    """The outputs of a head without alignment are those of its predictors."""
     model = build_head(with_options(tiny_cfg, HEAD=head, ALIGN_CLS=cls, ALIGN_BOX=box))
     torch.nn.init.normal_(model.cls_pred.weight, std=0.3)
     names = {n.split(".")[0] for n, _ in model.named_parameters()}

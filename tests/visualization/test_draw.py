@@ -210,7 +210,7 @@ def test_larger_dots_for_larger_weights():
 
 @pytest.mark.parametrize("with_scores", [True, False])
 def test_a_drawing_of_many_boxes_is_bounded(with_scores):
-    """Of 20,000 boxes, the best or the largest are drawn, in seconds, and a line says so."""
+    """The best or the largest of 20,000 boxes are drawn, in seconds, and a line says so."""
     image, number = np.zeros((300, 400, 3), np.uint8), 20_000
     boxes = np.tile([[200.0, 200, 201, 201]], (number, 1))
     boxes[123] = [20, 30, 100, 120]

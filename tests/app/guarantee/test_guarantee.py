@@ -235,7 +235,7 @@ def test_a_printed_threshold_is_not_above_the_certified_one():
 
 @pytest.mark.slow
 def test_a_trained_model(trained, new_entry, tmp_path):
-    """From all that the model finds, with the NMS of its config."""
+    """Computed from all detections of the model, with the NMS of its config."""
     out = tmp_path / "out"
     found = tood.guarantee(trained, calibration_data=new_entry, miss_rate=0.9, output=str(out))
     summary = json.loads((out / "guarantee.json").read_text())
@@ -266,7 +266,7 @@ def test_a_trained_model(trained, new_entry, tmp_path):
 
 @pytest.mark.slow
 def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
-    """In predictions, in the predictor and in exported files; not with another NMS or weights."""
+    """Used in predictions, the predictor and exported files; not with another NMS or weights."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     found = tood.guarantee(run, calibration_data=new_entry, miss_rate=0.95)

@@ -106,7 +106,7 @@ def test_a_class_counts_in_its_images_alone():
 
 
 def test_more_than_a_hundred_detections_count():
-    """As they are all used; COCO's evaluation stops there."""
+    """All are used; COCO's evaluation stops there."""
     content = load_content(1, [(0, 0, A, False, 400)])
     found = [(0, 0, (200, 200, 9, 9), 0.9)] * 150 + [(0, 0, A, 0.1)]
     outcome = find_outcome(content, make_detections(found))

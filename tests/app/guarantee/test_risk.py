@@ -27,7 +27,7 @@ def test_the_bound_in_expectation_is_the_formula():
 
 
 def test_no_rounding_decides_at_the_limit():
-    """In floats, 0.1 * 3 is above 0.3, and a third three times is below or at 1."""
+    """Floats would decide wrong: 0.1 * 3 is above 0.3, and a third three times is below or at 1."""
     assert is_certified(Fraction(0), 9, 0.1, None)  # 1/10 <= 0.1
     assert not is_certified(Fraction(0), 8, 0.1, None)
     thirds = sum([Fraction(1, 3)] * 6, Fraction(0))
@@ -40,7 +40,7 @@ def test_no_rounding_decides_at_the_limit():
 
 
 def test_p_values_are_those_of_the_formula():
-    """By hand: n = 100, risk 0.05, limit 0.1. Hoeffding: the entropy is 0.05 log 0.5 +
+    """Computed by hand: n = 100, risk 0.05, limit 0.1. Hoeffding: the entropy is 0.05 log 0.5 +
     0.95 log(0.95 / 0.9) = 0.016706, exp(-1.6706) = 0.1881. Bentkus: e P(Bin(100, 0.1) <= 5) =
     2.71828 * 0.057577 = 0.15651, the smaller one.
     """

@@ -1,4 +1,4 @@
-"""What to do next with a model, by rules."""
+"""Advice on the next step with a model, by rules."""
 
 import argparse
 import json

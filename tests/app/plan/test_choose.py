@@ -1,4 +1,4 @@
-"""What ``tood train`` chooses: a config, the images of a step, their size."""
+"""Choices of ``tood train``: config, images of a step, image size."""
 
 import pytest
 from conftest import CONFIG, SMALL, TINY

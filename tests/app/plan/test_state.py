@@ -64,7 +64,7 @@ def kill_at(number, is_written, prepare):
 @pytest.mark.parametrize("is_written", [False, True])
 @pytest.mark.parametrize("number", range(1, len(FILES) + 1))
 def test_a_preparation_that_was_killed_has_a_way_on(prepare, tmp_path, number, is_written):
-    """By a new start, and by --resume, which knows what was typed: to the same files."""
+    """A new start and --resume, which knows the arguments, write the same files."""
     out, killed = tmp_path / "out", tmp_path / "killed"
     expected = read_all(prepare(epochs=2))
     assert sorted(expected) == sorted(FILES)
@@ -150,7 +150,7 @@ def test_a_start_without_a_checkpoint_is_replaced(prepare, tmp_path, capsys):
     ],
 )
 def test_resume_refuses_what_differs(prepare, tmp_path, flags, says):
-    """With and without --dry-run, and nothing is changed."""
+    """Refused with and without --dry-run, and nothing is changed."""
     out = prepare(epochs=2)
     before = read_all(out)
     for more in ([], ["--dry-run"]):
