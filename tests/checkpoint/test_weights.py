@@ -217,7 +217,7 @@ def test_directories_in_two_places_are_refused(tmp_path):
     path = tmp_path / "a.pth"
     torch.save({"model": {"a": torch.zeros(1000)}}, path)
     path.write_bytes(b"PK\3\4" + bytes(60) + path.read_bytes())
-    assert "its directory is not where it says" in complaint(read_tensors, str(path))
+    assert "its directory is not " in complaint(read_tensors, str(path))
 
 
 def make_calls(name, argument, number):
