@@ -30,9 +30,10 @@ def parse_args(argv=None):
     parser.add_argument("--output", default="", metavar="PATH", help="a folder, or one file")
     parser.add_argument("--score-threshold", "--score-thresh", type=parse_threshold)
     parser.add_argument("--json", default="", metavar="FILE", help="detections in COCO's format")
-    parser.add_argument("--all", dest="all_detections", action="store_true", help="in that file")
+    help = "write all that the model finds to that file"
+    parser.add_argument("--all", dest="all_detections", action="store_true", help=help)
     parser.add_argument("--sheet", default="", metavar="PNG", help="all images in one grid")
-    parser.add_argument("--columns", type=int, default=4, help="of the sheet")
+    parser.add_argument("--columns", type=int, default=4, help="columns of the sheet")
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = vars(parse_arguments(parser, argv))

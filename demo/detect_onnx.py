@@ -36,14 +36,14 @@ def parse_args(argv=None):
     )
     parser.add_argument("model", metavar="FILE.onnx")
     parser.add_argument("--input", nargs="+", required=True, help="files and folders")
-    parser.add_argument("--output", metavar="FOLDER", help="for the images with boxes")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the images with boxes")
     parser.add_argument("--json", metavar="FILE", help="detections in COCO's format, with scores")
     parser.add_argument("--all", action="store_true", help="write all detections to that file")
     parser.add_argument(
         "--score-thresh",
         type=parse_score,
-        help="of what is counted, drawn and written, from 0 to 1; default: that of each class in "
-        "the file's metadata",
+        help="score of detections that are counted, drawn and written, from 0 to 1; default: that "
+        "of each class in the file's metadata",
     )
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     return parser.parse_args(argv)
@@ -201,7 +201,7 @@ class Detector:
     def detect(self, image):
         """Return boxes, scores and classes of an image in one piece; boxes may reach out of it."""
         old = image.shape[:2]
-        new = size_of_shorter_edge(*old, self.min_size, self.max_size)
+        new = compute_size(*old, self.min_size, self.max_size)
         if new != old:  # as in training: by Pillow, antialiased
             image = np.asarray(Image.fromarray(image).resize(new[::-1], Image.BILINEAR))
         image = ((image[:, :, ::-1] if self.bgr else image) - self.mean) / self.std
@@ -230,7 +230,7 @@ class Detector:
             raise Error(f"{self.path} makes no detections ({reason}); export it again.") from error
 
 
-def size_of_shorter_edge(height, width, min_size, max_size):
+def compute_size(height, width, min_size, max_size):
     """Return height and width with a shorter side of ``min_size``, or a longer one of ``max_size``
     if that is smaller; 0: as they are.
     """

@@ -11,7 +11,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe
 
 
 def find_chromium():
-    """Its path, None where it is not installed."""
+    """Return its path, None if it is not installed."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny model, a data set that takes no time, and training runs."""
+"""Common parts of the tests: a tiny model, a data set that takes no time, and training runs."""
 
 import gc
 import importlib.util
@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 # demo, train_net, tools, and experiments
-sys.path[:0] = [str(ROOT / x) for x in ("demo", "", "tools", "dev/experiments")]
+sys.path[:0] = [str(ROOT / x) for x in ("demo", "", "tools", "dev", "dev/experiments")]
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
@@ -224,7 +224,7 @@ def setup_run(run):
     return cfg
 
 
-def error_of(argv):
+def get_error(argv):
     with pytest.raises(SystemExit) as error:
         train_net.cli(argv)
     message = str(error.value)
@@ -251,7 +251,7 @@ def app_error(*argv):
 
 
 def load_extension(name):
-    """Register what a file of tests/extensions holds."""
+    """Import a file of tests/extensions, which registers its parts."""
     spec = importlib.util.spec_from_file_location(f"extensions_{name}", EXTENSIONS / f"{name}.py")
     if spec.name not in sys.modules:
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -27,7 +27,7 @@ for task in TASKS:
     load_extension(task)
 
 
-def losses_of(model, inputs):
+def compute_losses(model, inputs):
     model.train()
     with EventStorage(start_iter=0):
         losses = model(inputs)
@@ -52,7 +52,7 @@ def test_an_assigner(tiny_cfg, make_input):
     gt = Instances((64, 96), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1]))
     assignment = model.assigner(ImagePredictions(None, anchors, anchors, [2, 0, 0, 0, 0]), gt)
     assert assignment.gt_index.tolist() == [1, -1]
-    losses = losses_of(model, [make_input(), make_input(boxes=[])])
+    losses = compute_losses(model, [make_input(), make_input(boxes=[])])
     assert losses["loss_box_reg"] > 0 and model.head.reg_pred.weight.grad.abs().sum() > 0
 
 
@@ -70,7 +70,7 @@ def test_a_box_loss(tiny_cfg, make_input):
     losses.sum().backward()
     x_gradients = boxes.grad[:, [0, 2]].sum(dim=1)
     assert x_gradients[1] > 0.01 and x_gradients[[0, 2]].abs().max() < 1e-6
-    losses = losses_of(model, [make_input(), make_input(boxes=[])])
+    losses = compute_losses(model, [make_input(), make_input(boxes=[])])
     assert 0 < losses["loss_box_reg"] < 3 and model.head.reg_pred.weight.grad.abs().sum() > 0
 
 
@@ -80,7 +80,7 @@ def test_a_box_loss_replaces_giou_in_the_sum(tiny_cfg, make_input):
         torch.manual_seed(0)
         model = build_model(tiny_cfg)
         model.box_reg_loss = loss or model.box_reg_loss
-        found[name] = losses_of(model, inputs)
+        found[name] = compute_losses(model, inputs)
     assert found["two"]["loss_cls"] == found["giou"]["loss_cls"]
     assert found["two"]["loss_box_reg"].item() == pytest.approx(2 * 2)  # its weight is 2
 
@@ -113,7 +113,7 @@ def test_a_backbone(tiny_cfg, make_input):
     tiny_cfg.MODEL.BACKBONE.NAME, tiny_cfg.MODEL.TOOD.ATSS_ITERS = "FiveConvs", 0
     check_config(tiny_cfg)
     model = build_model(tiny_cfg)
-    losses_of(model, [make_input(128, 128), make_input(100, 90)])
+    compute_losses(model, [make_input(128, 128), make_input(100, 90)])
     assert model.backbone.stem.weight.grad.abs().sum() > 0
     with torch.no_grad():
         (output,) = model.eval()([make_input(100, 90)])
@@ -144,7 +144,7 @@ def test_a_head_with_one_more_output(uncertain, make_input):
 
 
 def test_parts_of_a_user_are_not_tried_without_numbers(tiny_cfg):
-    """They may compute with numbers where they are built, as transformers do."""
+    """They may compute with numbers when they are built, as transformers do."""
 
     @BACKBONE_REGISTRY.register()
     def needs_numbers(cfg, input_shape):

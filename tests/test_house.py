@@ -8,6 +8,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "projects" / "TOOD" / "tood"
 FILES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = ("tools", "demo", "dev", "configs")
+PROGRAMS = [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
 # A room imports from the rows above its own, and from itself.
 ROWS = (
     ("utils",),
@@ -111,24 +113,28 @@ def test_functions_are_short():
 
 def test_docstrings_open_with_a_verb_or_a_noun():
     wrong = []
-    for path, tree in trees():
+    programs = [(path, ast.parse(path.read_text())) for path in PROGRAMS]
+    for path, tree in [*trees(), *programs]:
         kinds = (ast.Module, ast.ClassDef, *FUNCTIONS)
         texts = [ast.get_docstring(x) or "" for x in ast.walk(tree) if isinstance(x, kinds)]
         words = {text.split()[0].rstrip(",:.") for text in texts if text}
-        wrong += [f"{path.relative_to(PACKAGE)}: {word}" for word in words & WRONG_OPENINGS]
+        wrong += [f"{path.relative_to(ROOT)}: {word}" for word in words & WRONG_OPENINGS]
     assert not wrong, wrong
 
 
-def is_named_of(name):
-    """X_of, of_X, or one word and what it is of, as rows_of_table."""
+def is_noun(name):
+    """Return whether a name is X_of, of_X, or a noun and "of", as rows_of_table."""
     words = name.strip("_").split("_")
     return "of" in words and ("of" in words[:2] or words[-1] == "of")
 
 
 def test_functions_are_verbs():
-    names = {f"{find_room(p)}/{p.stem}.{f.name}" for p, tree in trees() for f in functions(tree)}
-    assert len(names) > 500
-    assert not {name for name in names if is_named_of(name.split(".")[1])}
+    paths = [*FILES, *PROGRAMS, *ROOT.glob("tests/**/*.py")]
+    trees = ((path, ast.parse(path.read_text())) for path in paths)
+    names = {f"{path.stem}.{f.name}" for path, tree in trees for f in functions(tree)}
+    names = {name for name in names if ".test_" not in name}
+    assert len(names) > 2000 and is_noun("rows_of_table") and not is_noun("read_rows_of_table")
+    assert not {name for name in names if is_noun(name.split(".")[1])}
 
 
 def test_fields_of_tuples_do_not_hide_their_methods():
@@ -179,7 +185,7 @@ def test_every_equation_of_the_paper_is_found_beside_its_code(number):
 
 
 def may_read_cfg(path, scopes):
-    """Where a config may be read: by what builds an object from it, and by what trains by it."""
+    """Return whether a config may be read: to build an object from it, or to train with it."""
     names = {scope.name for scope in scopes}
     registered = any(
         isinstance(decorator, ast.Call)
@@ -196,7 +202,7 @@ def may_read_cfg(path, scopes):
     )
 
 
-def readers_of_cfg():
+def find_readers():
     found = set()
 
     def visit(path, node, scopes):
@@ -213,7 +219,7 @@ def readers_of_cfg():
 
 
 def test_configs_are_read_where_things_are_built():
-    assert not readers_of_cfg()
+    assert not find_readers()
 
 
 def test_programs_import_the_package_before_the_libraries():

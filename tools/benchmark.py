@@ -61,7 +61,8 @@ def parse_args(argv=None):
     parser.add_argument("--candidates", type=int, default=500, help="per image, before NMS")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="autocast of TOOD")
-    parser.add_argument("--same-dtype", action="store_true", help="of RetinaNet as well")
+    help = "RetinaNet in this precision as well"
+    parser.add_argument("--same-dtype", action="store_true", help=help)
     parser.add_argument("--tf32", action="store_true", help="float32 products in TF32")
     parser.add_argument("--channels-last", action="store_true", help="weights in this order")
     parser.add_argument("--compile", action="store_true", help="torch.compile TOOD's network")
@@ -190,8 +191,8 @@ def can_measure_memory(args):
 
 
 def measure_memory(names, args):
-    """Return the peak of three training steps in MB, {name: [peak]}, each in a new process: of the
-    whole process on a CPU, of PyTorch's allocations on a GPU.
+    """Return the peak memory of three training steps in MB, {name: [peak]}, each in a new process:
+    that of the process on a CPU, that of PyTorch's allocations on a GPU.
     """
     if not can_measure_memory(args):
         raise UserError("--parts memory needs Linux or a GPU; name the other parts.")

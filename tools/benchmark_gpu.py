@@ -128,7 +128,7 @@ def run(title, command, seconds):
 
 
 def describe(args):
-    """Return the name of the card, and the versions of what computes on it."""
+    """Return the name of the card, and the versions of driver and libraries."""
     card = platform.processor() or platform.machine()
     if args.cuda:
         memory = torch.cuda.get_device_properties(0).total_memory / 1024**3

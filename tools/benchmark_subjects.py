@@ -25,7 +25,7 @@ class Subject:
         """
         Args:
             name: "TOOD" or "RetinaNet".
-            args: of ``benchmark.py``.
+            args: arguments of ``benchmark.py``.
         """
         self.name, self.args = name, args
         own_dtype = name == "TOOD" or args.same_dtype

@@ -26,7 +26,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST_PYTHON = (3, 9)
 PACKAGE = os.path.join(ROOT, "projects", "TOOD")
 
-# In the environment: the Python that it was made with, and the fingerprint of what is in it.
+# In the environment: the Python that it was made with, and the fingerprint of its packages.
 STAMP = "tood-bootstrap.txt"
 
 
@@ -45,7 +45,7 @@ def main():
     except UserError as error:
         sys.exit("error: {0}".format(error))
     except KeyboardInterrupt:
-        sys.exit("error: stopped; run the same command again to go on.")
+        sys.exit("error: stopped; run the same command again to continue.")
     if args.job:
         return JOBS[args.job](python, args.rest)
     print("To use it: . {0}/bin/activate".format(os.path.relpath(args.venv)))

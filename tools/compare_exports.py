@@ -39,11 +39,14 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="or a model's name")
     parser.add_argument(
-        "--precision", action="append", choices=PRECISIONS, help="of PyTorch; may be repeated"
+        "--precision",
+        action="append",
+        choices=PRECISIONS,
+        help="precision of PyTorch; may be repeated",
     )
-    parser.add_argument("--rounds", type=int, default=15, help="of timing")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of timing")
     parser.add_argument(
-        "--sides", type=int, nargs="+", metavar="PIXELS", help="of square images to time"
+        "--sides", type=int, nargs="+", metavar="PIXELS", help="sides of square images to time"
     )
     parser.add_argument(
         "files", nargs="+", metavar="FILE[@RUNTIME]", help=f"runtimes are {', '.join(RUNTIMES)}"

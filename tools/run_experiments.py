@@ -6,8 +6,8 @@
         --seeds 1 2 --output output/experiments MODEL.TOOD.NUM_CLASSES 3
 
 The variants are those of the paper's tables (tools/paper_experiments.yaml), or of a file like it.
-Each run trains, evaluates and measures the alignment in a separate folder. The same command goes on
-where it was stopped, and updates the table after every run. KEY VALUE options are of all runs.
+Each run trains, evaluates and measures the alignment in a separate folder. The same command
+continues after a stop, and updates the table after every run. KEY VALUE options are for all runs.
 """
 
 import itertools
@@ -40,7 +40,8 @@ def parse_args(argv=None):
     for flag in ("--train-data", "--val-data"):
         parser.add_argument(flag, action="append", metavar="DATA", help="as train_net.py")
     parser.add_argument("--experiments", default=EXPERIMENTS, metavar="YAML", help="the variants")
-    parser.add_argument("--groups", nargs="+", metavar="NAME", help="of the file; default: all")
+    help = "groups of the file; default: all"
+    parser.add_argument("--groups", nargs="+", metavar="NAME", help=help)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -107,7 +108,7 @@ def run(experiment, seed, args):
 def check_same_command(experiment, seed, args, folder):
     """Raise UserError for a folder with the metrics of another command."""
     command_file = os.path.join(folder, "command.json")
-    command = command_of(experiment, seed, args, folder)[1:]
+    command = make_command(experiment, seed, args, folder)[1:]
     if os.path.isfile(command_file) and read_json(command_file) != command:
         raise UserError(
             f"{folder} is of other options or data (see its command.json); name another --output."
@@ -116,7 +117,7 @@ def check_same_command(experiment, seed, args, folder):
 
 
 def train(experiment, seed, args, folder):
-    """Train to the end, from where it was stopped, and add up the seconds of all calls."""
+    """Train to the end, from the last checkpoint, and add up the seconds of all calls."""
     progress_file = os.path.join(folder, "training.json")
     done = os.path.isfile(progress_file)
     progress = read_json(progress_file) if done else {"seconds": 0.0, "finished": False}
@@ -124,7 +125,7 @@ def train(experiment, seed, args, folder):
         return
     start = time.time()
     try:
-        call(command_of(experiment, seed, args, folder, "--resume"), folder, args.jobs)
+        call(make_command(experiment, seed, args, folder, "--resume"), folder, args.jobs)
         progress["finished"] = True
     finally:
         progress["seconds"] += time.time() - start
@@ -133,7 +134,7 @@ def train(experiment, seed, args, folder):
 
 def measure(experiment, seed, args, folder):
     """Evaluate the final checkpoint, alignment included."""
-    command = command_of(experiment, seed, args, folder, "--eval-only")
+    command = make_command(experiment, seed, args, folder, "--eval-only")
     command += ["MODEL.WEIGHTS", os.path.join(folder, "model_final.pth")]
     call([*command, "MODEL.TOOD.EVAL_ALIGNMENT", "True"], folder, args.jobs)
 
@@ -147,7 +148,7 @@ def collect(folder):
     return metrics
 
 
-def command_of(experiment, seed, args, folder, *flags):
+def make_command(experiment, seed, args, folder, *flags):
     command = [sys.executable, os.path.join(ROOT, "train_net.py"), *flags]
     command += ["--config-file", args.config_file]
     for name, entries in (("--train-data", args.train_data), ("--val-data", args.val_data)):
@@ -186,7 +187,7 @@ def main(args):
         for (_, experiment), future in zip(tasks, tqdm(runs, desc="runs")):
             try:
                 results[experiment.name].append(future.result())
-            except UserError as error:  # the others go on
+            except UserError as error:  # the others continue
                 failures.append(error)
                 tqdm.write(f"error: {error.sentence()}", file=sys.stderr)
             table = markdown_table(experiments, results)

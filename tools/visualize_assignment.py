@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="checkpoints")
     parser.add_argument("--val-data", action="append", metavar="DATA", help="as in train_net.py")
     parser.add_argument(
-        "--image", metavar="FILE_NAME", help="of the data set, instead of the first"
+        "--image", metavar="FILE_NAME", help="image of the data set, instead of the first"
     )
     parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--output", default="assignment.png", metavar="PNG")
@@ -64,7 +64,7 @@ def main(args):
     prepare_datasets(run_options(cfg).data, training=False)
     dataset = cfg.DATASETS.TEST[0]
     class_names = MetadataCatalog.get(dataset).thing_classes
-    images = images_of(Trainer.build_validation_loader(cfg, dataset), args)
+    images = read_images(Trainer.build_validation_loader(cfg, dataset), args)
     model = build_model(cfg).eval()
     rows = []
     for weights in args.weights:
@@ -78,7 +78,7 @@ def main(args):
     print(f"ATSS (left) and TAL (right): {args.output}")
 
 
-def images_of(loader, args):
+def read_images(loader, args):
     """Return the named image, or the first ones with objects."""
     wanted = 1 if args.image or len(args.weights) > 1 else args.num_images
     found = []
@@ -101,7 +101,7 @@ def draw_row(model, image, class_names, image_format, title):
     """Draw an image under both assignments, and print their table."""
     gt = image["instances"]
     assigned = assign(model, image)
-    print(f"\n{title}\n{table_of(assigned, gt, class_names)}")
+    print(f"\n{title}\n{make_table(assigned, gt, class_names)}")
     pixels = image["image"].permute(1, 2, 0).numpy()
     pixels = pixels if image_format == "RGB" else pixels[:, :, ::-1]
     scale = max(1.0, SMALLEST / min(pixels.shape[:2]))
@@ -149,7 +149,7 @@ def assign(model, image):
     return assigned
 
 
-def table_of(assigned, gt, class_names):
+def make_table(assigned, gt, class_names):
     """Return a row for each object, as Markdown."""
     columns = ("positives", "largest t", "largest target", "mean IoU")
     headers = ["object", "class", *(f"{phase}: {x}" for phase in assigned for x in columns)]

@@ -1,5 +1,5 @@
-"""What all TOOD models share: the released settings (arXiv 2108.07755 and the authors' code), for
-Detectron2's ``tools/lazyconfig_train_net.py`` (docs/training.md).
+"""Released settings of all TOOD models (arXiv 2108.07755 and the authors' code), for Detectron2's
+``tools/lazyconfig_train_net.py`` (docs/training.md).
 """
 
 import detectron2.data.transforms as T
@@ -144,7 +144,7 @@ def multi_step(milestones, warmup_iters):
 
     Args:
         milestones: iterations of the steps, each to a tenth, and of the end.
-        warmup_iters: of the learning rate.
+        warmup_iters: number of warmup iterations.
     """
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(

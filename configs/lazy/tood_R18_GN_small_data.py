@@ -1,5 +1,5 @@
 # A few hundred photographs, from scratch; docs/small_data.md says what it reached on which data.
-# docs/training.md has a config of your own data that is based on this one.
+# docs/training.md has a config for custom data that is based on this one.
 from tood.engine.optimizer import clipped_sgd
 
 from .base import dataloader, model, multi_step, optimizer, train

@@ -45,8 +45,9 @@ SMALL = {
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--output", required=True, metavar="FOLDER")
-    parser.add_argument("--model", metavar="FOLDER", help="of an earlier run, instead of training")
-    parser.add_argument("--data", metavar="JSON:IMAGES", help="of a --model, instead of shapes")
+    help = "folder of an earlier run, instead of training"
+    parser.add_argument("--model", metavar="FOLDER", help=help)
+    parser.add_argument("--data", metavar="JSON:IMAGES", help="data of --model, instead of shapes")
     parser.add_argument("--images", type=int, default=1200, help="to draw sets from")
     parser.add_argument("--sets", type=int, default=1000)
     parser.add_argument("--set-size", type=int, default=100, help="images of a calibration set")

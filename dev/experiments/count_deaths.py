@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Count the trainings from scratch that die: of each data set, some seeds for a few dozen steps::
+"""Count the trainings from scratch that die: several seeds of each data set, a few dozen steps::
 
     python dev/experiments/count_deaths.py --config-file configs/tood_R18_GN_small_data.yaml \\
         --train-data coco128/instances_train2017.json:coco128/train2017 \\
@@ -43,9 +43,9 @@ def parse_args(argv=None):
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--train-data", action="append", required=True, metavar="DATA")
     parser.add_argument("--seeds", type=int, default=20, help="trainings of each data set")
-    parser.add_argument("--iterations", type=int, default=96, help="of each training")
+    parser.add_argument("--iterations", type=int, default=96, help="iterations of each training")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="for deaths.json")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder for deaths.json")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of all runs")
     args = parse_arguments(parser, argv)
     if min(args.seeds, args.iterations, args.jobs) < 1:

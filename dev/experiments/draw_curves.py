@@ -40,11 +40,17 @@ def parse_args(argv=None):
     parser.add_argument("curves", nargs="+", metavar="NAME=FOLDERS", help="a pattern of folders")
     parser.add_argument("--output", required=True, metavar="FILE", help="as .png or .svg")
     parser.add_argument(
-        "--metric", nargs="+", default=["bbox/AP"], help="of metrics.json: one, or one of each"
+        "--metric",
+        nargs="+",
+        default=["bbox/AP"],
+        help="metric of metrics.json: one, or one for each",
     )
     parser.add_argument("--title", default="")
     parser.add_argument(
-        "--seconds", type=float, nargs="+", help="of an iteration of each: minutes on the axis"
+        "--seconds",
+        type=float,
+        nargs="+",
+        help="seconds of an iteration of each: minutes on the axis",
     )
     args = parse_arguments(parser, argv)
     if len(args.metric) == 1:

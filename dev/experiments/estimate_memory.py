@@ -93,8 +93,8 @@ WORKSPACES = {
 }
 
 
-def norms_of_cuda():
-    """Let norms of groups be in float32 under autocast, as on a GPU; a CPU has them in half."""
+def use_norms_of_cuda():
+    """Compute group norms in float32 under autocast, as a GPU does; a CPU computes them in half."""
     group_norm = F.group_norm
     return mock.patch.object(F, "group_norm", lambda x, *args: group_norm(x.float(), *args))
 
@@ -102,7 +102,7 @@ def norms_of_cuda():
 def estimate_step(model, setting):
     """
     Args:
-        model: on the CPU; its weights are gone afterwards.
+        model: model on the CPU; its weights are removed.
         setting: a :class:`Setting`.
 
     Returns:
@@ -111,7 +111,7 @@ def estimate_step(model, setting):
     batch_size = (setting.height, setting.width)
     memory = LiveMemory()
     # "cpu", for the backward pass of "cuda" needs a GPU even so.
-    with fake_tensors(model, "cpu"), memory, EventStorage(AFTER_WARMUP), norms_of_cuda():
+    with fake_tensors(model, "cpu"), memory, EventStorage(AFTER_WARMUP), use_norms_of_cuda():
         for x in (*model.parameters(), *model.buffers()):
             memory.add(x)
         parameters = [p for p in model.train().parameters() if p.requires_grad]
@@ -124,7 +124,7 @@ def estimate_step(model, setting):
 
 
 def take_step(model, optimizer, batch):
-    """In the order of ``tood.engine.step``."""
+    """Take a training step in the order of ``tood.engine.step``."""
     optimizer.zero_grad()
     sum(model(batch).values()).backward()
     optimizer.step()
@@ -155,9 +155,9 @@ def main():
     parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help="images of a step")
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1333)
-    parser.add_argument("--objects", type=int, default=20, help="of each image")
+    parser.add_argument("--objects", type=int, default=20, help="number of objects in each image")
     args = parser.parse_args()
-    if torch.__version__ < "2.1":  # where a storage has no object of its own to watch
+    if torch.__version__ < "2.1":  # a storage has no separate object to watch
         raise UserError(f"This needs PyTorch 2.1 or newer, and not {torch.__version__}.")
     if min(args.height, args.width, *args.batch) < 1 or args.objects < 0:
         raise UserError("--batch, --height and --width must be above 0, --objects 0 or more.")

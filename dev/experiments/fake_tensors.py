@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 @contextlib.contextmanager
 def fake_tensors(model, device):
-    """Let a model, in place and for good, have its weights on a device, and all tensors be fake."""
+    """Make all tensors of a model fake, and its weights pretend to be on a device, in place."""
     pads = mock.patch.object(ImageList, "from_tensors", pad_to_one_size)
     # Or autocast would turn itself off.
     amp = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)

@@ -48,8 +48,9 @@ def parse_args(argv=None):
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--train-data", required=True, metavar="JSON:FOLDER")
     parser.add_argument("--output", required=True, metavar="FOLDER")
-    parser.add_argument("--share", type=float, default=0.05, help="of the objects, for each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    help = "share of the objects, for each kind"
+    parser.add_argument("--share", type=float, default=0.05, help=help)
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the faults")
     argv, opts = split_overrides(argv)
     args = parse_arguments(parser, argv)
     args.opts = opts
@@ -96,7 +97,7 @@ def put_faults(content, share, rng):
     for i in changed if len(ids) > 1 else ():
         others = [x for x in ids if x != objects[i]["category_id"]]
         objects[i] = {**objects[i], "category_id": others[rng.integers(len(others))]}
-    new = [box_of_nothing(content, rng) for _ in range(number)]
+    new = [draw_false_box(content, rng) for _ in range(number)]
     kept = [i for i in range(len(objects)) if i not in dropped]
     place = {i: j for j, i in enumerate(kept)}
     missing = [(objects[i]["image_id"], objects[i]["bbox"]) for i in sorted(dropped)]
@@ -110,8 +111,8 @@ def put_faults(content, share, rng):
     }
 
 
-def box_of_nothing(content, rng):
-    """An annotation of the size of another, where no object overlaps it by 0.3."""
+def draw_false_box(content, rng):
+    """Return an annotation of the size of another, that no object overlaps by 0.3."""
     objects, images = content["annotations"], {x["id"]: x for x in content["images"]}
     while True:
         like = objects[rng.integers(len(objects))]
@@ -139,7 +140,7 @@ def rate(suspects, faults, image_ids):
     rows = []
     for kind in KINDS:
         ranked, number = [x for x in suspects if x.kind == kind], len(faults[kind])
-        hits = np.array(hits_of(ranked, faults, image_ids), dtype=bool)
+        hits = np.array(find_hits(ranked, faults, image_ids), dtype=bool)
         row = {"kind": kind, "faults": number, "suspects": len(ranked)}
         for k in TOP:
             row[f"precision at {k}"] = float(hits[:k].mean()) if len(hits) else float("nan")
@@ -149,7 +150,7 @@ def rate(suspects, faults, image_ids):
     return rows
 
 
-def hits_of(suspects, faults, image_ids):
+def find_hits(suspects, faults, image_ids):
     """Return whether each suspect is a fault; each fault counts once."""
     left = {kind: list(faults[kind]) for kind in KINDS}
     result = []

@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("what", choices=("totals", "watch", "errors", "images", "pixels"))
     parser.add_argument("--repeats", type=int, default=1000, metavar="N")
-    parser.add_argument("--model", metavar="MODEL", help="for images")
+    parser.add_argument("--model", metavar="MODEL", help="model for images")
     parser.add_argument("--data", metavar="DATA", help="annotated images, for images and pixels")
     return parse_arguments(parser)
 
@@ -165,7 +165,7 @@ def repeat_errors(repeats: int) -> str:
             found.append((error.before.value, covered, error.after.value, own, real))
         rows.append((num_images, truth, *np.nanmean(found, axis=0)))
     heads = ("images", "true D-ECE", "measured", "covered")
-    heads += ("calibrated, cross-fitted", "on its own images", "on 50,000 new images")
+    heads += ("calibrated, cross-fitted", "on the fitted images", "on 50,000 new images")
     return tabulate(rows, heads, floatfmt=".3f")
 
 
@@ -203,7 +203,7 @@ def repeat_images(model: str, data: str, repeats: int, sizes: Sequence[int] = (1
 
 
 def repeat_pixels(data: str, repeats: int) -> str:
-    """Draw streams again by what needs no detector: brightness and sharpness."""
+    """Draw streams again by the statistics without a detector: brightness and sharpness."""
     dataset, statistics = read_dataset(data), {name: [] for name in CHANGES}
     nothing = Instances((1, 1), scores=torch.zeros(0), pred_classes=torch.zeros(0, dtype=int))
     for path in image_paths(dataset.content["images"], dataset.image_root):

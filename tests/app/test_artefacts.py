@@ -225,7 +225,7 @@ def test_detections_of_other_data_are_refused(reported, other, tmp_path):
     data = f"{other}/annotations.json:{other}/images"
     arguments = dict(val_data=data, output=str(tmp_path / "a" / "r"))
     assert "detections of other data" in complaint(tood.report, results=mine, **arguments)
-    assert not (tmp_path / "a").exists()  # nothing is left of what is refused
+    assert not (tmp_path / "a").exists()  # a refused command leaves nothing
     made = tood.report(results=theirs, **arguments)
     assert made.metrics["AP"] == pytest.approx(evaluated.metrics["AP"], abs=1e-9)
     identities = [

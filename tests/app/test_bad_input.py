@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, error_of
+from conftest import ROOT, get_error
 from PIL import Image
 
 import train_net
@@ -90,7 +90,7 @@ def test_images_that_cannot_be_used(command, tmp_path, name, spoil, says):
     spoil(tmp_path / name)
     data = write_data(tmp_path, {"good.png": (80, 60), name: (80, 60)})
     for use in ({"train": data}, {"val": data}):
-        message = error_of(command(**use))
+        message = get_error(command(**use))
         assert f"{tmp_path / name}" in message and says in message and "data.json" in message
     assert not (tmp_path / "out").exists()
 
@@ -98,7 +98,9 @@ def test_images_that_cannot_be_used(command, tmp_path, name, spoil, says):
 def test_images_too_slender(command, tmp_path):
     Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
     data = write_data(tmp_path, {"line.png": (20_000, 1)})
-    assert "1 images of extreme aspect ratio, for example line.png" in error_of(command(train=data))
+    assert "1 images of extreme aspect ratio, for example line.png" in get_error(
+        command(train=data)
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,16 +117,16 @@ def test_images_too_slender(command, tmp_path):
 def test_annotation_files(command, tmp_path, text, says):
     (tmp_path / "data.json").write_text(text, encoding="utf-8")
     for use in ({"train": f"{tmp_path}/data.json"}, {"val": f"{tmp_path}/data.json"}):
-        message = error_of(command(**use))
+        message = get_error(command(**use))
         assert "data.json" in message and says in message
     (tmp_path / "data.json").write_bytes(b"\xff\xfe\x00binary")
-    assert "is in UTF-16; save it as UTF-8" in error_of(command(train=f"{tmp_path}/data.json"))
+    assert "is in UTF-16; save it as UTF-8" in get_error(command(train=f"{tmp_path}/data.json"))
 
 
 def test_output_folder_that_cannot_be_written_to(command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in ("file", "file/out"):
-        message = error_of(command(opts=["OUTPUT_DIR", str(tmp_path / folder)]))
+        message = get_error(command(opts=["OUTPUT_DIR", str(tmp_path / folder)]))
         assert f"{tmp_path / folder} (OUTPUT_DIR) cannot be written to" in message
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -159,10 +161,10 @@ def test_disk_full_while_saving(command, tmp_path):
     ],
 )
 def test_schedules(command, flag, value, says):
-    assert says in error_of(command(flag, value))
+    assert says in get_error(command(flag, value))
 
 
 def test_images_without_a_library_to_draw_them(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "tood.visualization.draw", None)
-    message = error_of(command(opts=["VIS_PERIOD", "5"]))
+    message = get_error(command(opts=["VIS_PERIOD", "5"]))
     assert "VIS_PERIOD is 5" in message and "pip install opencv-python" in message

@@ -91,7 +91,7 @@ def test_the_next_command_follows(photo_folder, tmp_path):
 
 
 def test_images_without_objects_are_background(photo_folder, tmp_path):
-    """As tood train uses them."""
+    """tood train uses them in the same way."""
     images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2)]
     for image in images:
         Image.new("RGB", (64, 48), (9 * image["id"], 3, 3)).save(tmp_path / image["file_name"])
@@ -107,15 +107,15 @@ def test_the_account_of_a_conversion_is_known(photo_folder, tmp_path):
     assert "ledger.json" not in str(tood.check(tmp_path / "voc"))
 
 
-def test_what_is_found_in_validation_data_is_told(photo_folder, capsys):
+def test_findings_in_validation_data_are_reported(photo_folder, capsys):
     path = photo_folder / "annotations.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"] = [3.0, 3.0, 0.0, 5.0]
     val = photo_folder / "val.json"
     val.write_text(json.dumps(content))
     reports = []
-    read_validation_data(f"{val}:{photo_folder}/images", tell=reports.append)
-    read_validation_data(f"{path}:{photo_folder}/images", tell=reports.append)
+    read_validation_data(f"{val}:{photo_folder}/images", notify=reports.append)
+    read_validation_data(f"{path}:{photo_folder}/images", notify=reports.append)
     (found,) = reports
     assert "boxes without width or height: 1" in str(found)
     wishes = Wishes(f"{path}:{photo_folder}/images", [f"{val}:{photo_folder}/images"])

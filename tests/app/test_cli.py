@@ -37,7 +37,7 @@ def test_help_and_unknown_commands(capsys):
 @pytest.mark.parametrize("argv", [["--help"], ["check", "--help"], ["check", "photos"]])
 @pytest.mark.parametrize("is_module", [False, True])
 def test_what_is_quick_imports_nothing_slow(argv, is_module, photo_folder):
-    """In a process of its own, since this one has imported everything."""
+    """Run in a separate process, since this one has imported everything."""
     call = "from tood.app import cli; sys.exit(cli.main(sys.argv[1:]))"
     if is_module:
         call = "import runpy; sys.argv[0] = '-m'; runpy.run_module('tood')"
@@ -111,7 +111,7 @@ def test_mistakes_of_a_command_line(photo_folder, capsys):
 
 
 def test_functions_take_paths(photo_folder, monkeypatch, tmp_path):
-    """As Path objects, in lists, and from the home folder."""
+    """Paths may be Path objects, in lists, and relative to the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     photos = tmp_path / "photos"
     text = str(tood.check(str(photos)))

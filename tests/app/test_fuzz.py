@@ -1,4 +1,4 @@
-"""Whatever an annotation file or a config holds: it is taken, or refused in one sentence. A few
+"""Any content of an annotation file or a config is accepted, or refused in one sentence. A few
 thousand cases, the same in every run.
 """
 
@@ -113,7 +113,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def sentence_of(function, *args, **kwargs):
+def get_sentence(function, *args, **kwargs):
     """None if it went well, or the one sentence of a UserError."""
     try:
         function(*args, **kwargs)
@@ -137,10 +137,10 @@ def check_annotations(folder, text, num_classes=2):
     add_tood_config(cfg)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{path}:{folder}",)
     cfg.MODEL.TOOD.NUM_CLASSES = num_classes
-    sentence = sentence_of(prepare_datasets, run_options(cfg).data, training=True)
+    sentence = get_sentence(prepare_datasets, run_options(cfg).data, training=True)
     # The functions that look at data before any config is there.
-    checked = sentence_of(check_data, f"{path}:{folder}")
-    sentence_of(report.read_data, f"{path}:{folder}")
+    checked = get_sentence(check_data, f"{path}:{folder}")
+    get_sentence(report.read_data, f"{path}:{folder}")
     if sentence is None:
         assert checked is None
         records = DatasetCatalog.get(f"{path}:{folder}")
@@ -150,7 +150,7 @@ def check_annotations(folder, text, num_classes=2):
 
 
 def evaluate(name, records):
-    """With one detection per object; what was accepted is evaluated as well."""
+    """Evaluate accepted data, with one detection per object."""
     evaluator = CleanCOCOEvaluator(name, distributed=False)
     evaluator.reset()
     for record in records:
@@ -193,13 +193,13 @@ def test_json_with_holes(folder, start, length, text):
     check_annotations(folder, whole[:start] + text + whole[start + length :])
 
 
-def keys_of_a_config():
+def list_keys():
     cfg = get_cfg()
     add_tood_config(cfg)
     return known_keys(cfg)
 
 
-KEYS = keys_of_a_config()
+KEYS = list_keys()
 TOOD_KEYS = [
     key for key in KEYS if key.startswith(("MODEL.TOOD", "SOLVER", "INPUT", "MODEL.ANCHOR"))
 ]
@@ -216,7 +216,7 @@ def test_options():
         keys, st.one_of(scalars, st.lists(scalars, max_size=3), st.text("[](){},'1a:", max_size=8))
     )
     def check(key, value):
-        taken.append(sentence_of(load_config, CONFIG, [key, str(value)]) is None)
+        taken.append(get_sentence(load_config, CONFIG, [key, str(value)]) is None)
 
     check()
     assert len(taken) // 40 < sum(taken) < len(taken) * 39 // 40
@@ -230,12 +230,12 @@ def test_config_files(folder, key, value):
         value = {name: value}
     assume(not (isinstance(value, dict) and "_BASE_" in value))
     path.write_text(yaml.safe_dump({"_BASE_": CONFIG, **value}), encoding="utf-8")
-    sentence_of(load_config, str(path))
+    get_sentence(load_config, str(path))
 
 
 @fuzzed
 @given(text=st.text(max_size=40))
-def test_files_that_are_no_configs(folder, text):
+def test_files_that_are_not_configs(folder, text):
     path = folder / "config.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    assert sentence_of(load_config, str(path)) is not None
+    assert get_sentence(load_config, str(path)) is not None

@@ -234,7 +234,7 @@ def test_other_values_in_yaml(folders):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".tif"])
 def test_other_bytes_of_images(suffix, tmp_path):
-    """Of formats that Pillow decodes by different code."""
+    """Pillow decodes these formats by different code."""
     path = tmp_path / f"0{suffix}"
     Image.radial_gradient("L").resize(SIZE).save(path)
     (tmp_path / "0.xml").write_text(XML)

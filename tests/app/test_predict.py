@@ -136,9 +136,9 @@ def test_a_training_writes_a_report(trained, photos, tmp_path):
     assert summary["alignment"]["all"]["objects"] == summary["data"]["objects"]
     thresholds = {x["name"]: x["threshold"] for x in summary["classes"]}
     files = dict(output=str(tmp_path), json=str(tmp_path / "a.json"))
-    told = run_predict(trained, photos / "00001.jpg", score_threshold="from-report", **files)
+    found = run_predict(trained, photos / "00001.jpg", score_threshold="from-report", **files)
     listed = ", ".join(f"{thresholds[name]:.2f} {name}" for name in SHAPES)
-    assert f" detections at the thresholds of {trained}/report ({listed}), " in str(told)
+    assert f" detections at the thresholds of {trained}/report ({listed}), " in str(found)
     found = json.loads((tmp_path / "a.json").read_text())
     names = {x["id"]: x["name"] for x in found["categories"]}
     for x in found["annotations"]:
@@ -176,7 +176,7 @@ def test_number_pictures_and_json_agree(trained, photos, tmp_path, count_drawn, 
     limits = content["info"]["score_thresholds"]
     names = {x["id"]: x["name"] for x in content["categories"]}
     assert all(x["score"] >= limits[names[x["category_id"]]] for x in content["annotations"])
-    # Whatever detects has the same thresholds.
+    # The other functions have the same thresholds.
     model = tood.load(str(trained))
     results = model.predict(photos, score_threshold=threshold)
     assert [x.scores for x in results] == [x.scores for x in found.results]

@@ -1,4 +1,4 @@
-"""What ``tood train`` prints: one live line, one line per evaluation, and what to do next."""
+"""Output of ``tood train``: one live line, one line per evaluation, and what to do next."""
 
 import importlib
 import io
@@ -72,7 +72,7 @@ def stepped(monkeypatch):
 
 
 def test_lines_without_a_terminal(stepped):
-    """At the first step, and not before 30 s have passed again."""
+    """Printed at the first step, and then every 30 s."""
     assert stepped(Stream(is_terminal=False)).splitlines() == [
         "step 1/4 · loss 2.00 · 0:30 left",
         "step 2: AP 19.2, AP50 41.0; best so far",

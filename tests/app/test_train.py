@@ -70,7 +70,7 @@ def test_small_objects_in_large_images_are_seen_in_tiles(photo_folder, tmp_path,
 
 @pytest.fixture(scope="module")
 def counted(shapes, tmp_path_factory):
-    """What ``tood.train`` returns after two epochs, and what it has opened and built."""
+    """Return the result of ``tood.train`` after two epochs, and what it has opened and built."""
     folder = tmp_path_factory.mktemp("finished")
     data = folder / "photos"
     shutil.copytree(shapes, data)
@@ -246,7 +246,7 @@ def test_resume_refuses_other_data(finished, shapes, tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_that_was_moved_with_its_data(counted, tmp_path, fresh_loggers):
-    """Its config names the data where they were; other data may be there now."""
+    """Its config has the previous paths of the data; other data may be there now."""
     folder = Path(counted[0].folder)
     shutil.copytree(folder.parent, tmp_path / "moved")
     moved = tmp_path / "moved" / folder.name
@@ -278,7 +278,7 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     first, second = seen
     assert second.resume and second.config_file == first.config_file == "out/plan.yaml"
     assert first.opts == second.opts == ["OUTPUT_DIR", "out"] and first.epochs is None
-    # Of a config that is named, the flags change the schedule alone.
+    # The flags change only the schedule of a config that is named.
     cli.main(["train", "photos", "--config-file", CONFIG, "--output", "own", "--epochs", "1"])
     plan = yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
     assert plan["SOLVER"]["MAX_ITER"] == 2 and "INPUT" not in plan  # 6 images, 4 of a step
@@ -290,7 +290,7 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
 def test_resume_leaves_a_bad_last_checkpoint_to_the_training(
     photo_folder, monkeypatch, tmp_path, capsys, content
 ):
-    """Which names it, and continues from the one before."""
+    """The training names it, and continues from the previous one."""
     monkeypatch.setattr(command, "_run", lambda run, *_: tood_result())
     flags = ["--output", "out", "--epochs", "5", *SMALL]
     cli.main(["train", "photos", *flags])

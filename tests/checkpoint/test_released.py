@@ -1,4 +1,4 @@
-"""Released weights by name, from a server of its own on the loopback address."""
+"""Released weights by name, from a local server on the loopback address."""
 
 import hashlib
 import http.server

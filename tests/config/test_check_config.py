@@ -1,7 +1,7 @@
 """Configs that cannot be: one sentence each, with key and value."""
 
 import pytest
-from conftest import CONFIG, ROOT, TINY, error_of
+from conftest import CONFIG, ROOT, TINY, get_error
 from detectron2.config import CfgNode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,7 +70,7 @@ def test_nearest_key(tiny_cfg):
 
 
 @pytest.mark.parametrize("where", ["file", "option"])
-def test_unknown_keys_are_told_the_nearest(tmp_path, where):
+def test_unknown_keys_are_answered_with_the_nearest(tmp_path, where):
     config = tmp_path / "c.yaml"
     config.write_text(f"_BASE_: {ROOT}/configs/tood_R50_FPN_1x.yaml\n")
     opts = []
@@ -131,20 +131,20 @@ def test_the_old_name_of_a_key_is_refused_with_the_new_one():
     ],
 )
 def test_options_by_command(command, tmp_path, key, value, says):
-    message = error_of(command(opts=[key, value]))
+    message = get_error(command(opts=[key, value]))
     assert key in message and says in message
     assert not (tmp_path / "out").exists()
 
 
 def test_a_value_that_building_refuses(command, tmp_path):
-    message = error_of(command(opts=["MODEL.FPN.IN_FEATURES", "(0,0)"]))
+    message = get_error(command(opts=["MODEL.FPN.IN_FEATURES", "(0,0)"]))
     assert "look at the options of MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN" in message
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_every_option_is_read_or_refused(command, entry, tmp_path, monkeypatch):
-    """What a training and an evaluation read, beside the options that are known to be unread."""
+    """Options are read by a training or an evaluation, or known to be unread."""
     cfg = load_config(CONFIG, [*command()[6:]], [entry], [entry])
     conditional = ["TEST.AUG.ENABLED", "True", "INPUT.CROP.ENABLED", "True"]
     conditional += ["TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", "64"]
@@ -247,7 +247,7 @@ odd_values = st.sampled_from(
 
 
 @pytest.mark.slow
-def test_whatever_passes_the_checks_is_built():
+def test_values_that_pass_the_checks_are_built():
     @settings(max_examples=150, derandomize=True, database=None)
     @given(st.sampled_from(known_keys(tiny())), odd_values)
     def check(key, value):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import CONFIG, ROOT, TINY, error_of
+from conftest import CONFIG, ROOT, TINY, get_error
 
 import train_net
 from tood.config.read import load_config
@@ -15,7 +15,7 @@ KEY = "MODEL.TOOD.NUM_CLASSES"
 
 @pytest.fixture
 def renamed(shapes, tmp_path):
-    """Writes the shapes with some names of classes, objects of others left out."""
+    """Return a function that writes the shapes of some classes, under given names."""
 
     def write(name, **names):
         content = json.loads((shapes / "annotations.json").read_text())
@@ -47,7 +47,7 @@ def test_what_is_typed_stays(entry, command):
     assert num_classes([entry], opts=[KEY, "7"], training=True) == 7
     demo = str(ROOT / "configs" / "demo_shapes.yaml")  # states 4
     assert num_classes(["nothing.json"], config_file=demo, training=True) == 4
-    assert "set it to 4" in error_of(command(opts=[KEY, "7"]))
+    assert "set it to 4" in get_error(command(opts=[KEY, "7"]))
 
 
 def test_registered_data():
@@ -99,10 +99,10 @@ def test_nothing_of_a_training_asks_for_it(command, tmp_path):
     weights = ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
     train_net.cli(without(command("--eval-only", opts=weights)))
     assert "4 classes, of the data" in (tmp_path / "out" / "log.txt").read_text()
-    detector_of(weights)
+    build_detector(weights)
 
 
-def detector_of(weights):
+def build_detector(weights):
     from tood import Predictor
 
     detect = Predictor(CONFIG, weights[1], opts=TINY, score_threshold="from-config")

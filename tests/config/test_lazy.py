@@ -121,7 +121,7 @@ def plain_values(x):
 
 
 def move(model, optimizer):
-    """By how much large gradients move the parameters, which are as before afterwards."""
+    """Return how far large gradients move the parameters, and restore them."""
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 100.0)
@@ -133,7 +133,7 @@ def move(model, optimizer):
     return moved
 
 
-def script_of_detectron2():
+def find_lazy_script():
     """Return the path of the script: installed by tools/bootstrap.py, or of a checkout."""
     beside = Path(detectron2.__file__).parents[1] / "tools" / SCRIPT
     places = [sysconfig.get_path("scripts"), *os.environ.get("PATH", "").split(os.pathsep)]
@@ -142,7 +142,7 @@ def script_of_detectron2():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(script_of_detectron2() is None, reason=f"this Detectron2 came without {SCRIPT}")
+@pytest.mark.skipif(find_lazy_script() is None, reason=f"this Detectron2 came without {SCRIPT}")
 def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path):
     """The guide's config of own data, made tiny by overrides."""
     text = (ROOT / "docs" / "training.md").read_text()
@@ -173,7 +173,7 @@ def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path):
 def run(folder, *arguments):
     flags = [a for a in arguments if a.startswith("--")]
     overrides = [a for a in arguments if not a.startswith("--")]
-    command = [sys.executable, script_of_detectron2(), "--config-file", "mine.py"]
+    command = [sys.executable, find_lazy_script(), "--config-file", "mine.py"]
     command += ["--num-gpus", "0", *flags, *overrides]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -181,7 +181,7 @@ def run(folder, *arguments):
 
 
 def test_augmentations_of_several_images(shapes):
-    """As docs/augmentations.md says."""
+    """Documented in docs/augmentations.md."""
     page = (ROOT / "docs" / "augmentations.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     dataloader = LazyConfig.load(str(LAZY / "tood_R18_GN_small_data.py")).dataloader

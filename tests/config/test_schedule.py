@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import error_of, setup_run
+from conftest import get_error, setup_run
 from detectron2.solver import build_lr_scheduler
 
 import train_net
@@ -111,13 +111,13 @@ def test_typed_images_a_step_count_as_the_flag(command):
 
 
 def test_a_flag_and_an_option_that_differ(command, entry):
-    """Of one thing: an error that names both, and nothing is written."""
+    """The error names both, and nothing is written."""
     for flags, says in (
         (["--images-per-step", "4"], "--images-per-step 4 sets SOLVER.IMS_PER_BATCH to 4, but SO"),
         (["--epochs", "2"], "--epochs 2 sets SOLVER.MAX_ITER to 8, but SOLVER.MAX_ITER 4 is typed"),
     ):
-        assert says in error_of(command(*flags))
+        assert says in get_error(command(*flags))
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):
-        message = error_of(command(opts=[key, "('other',)"]))
+        message = get_error(command(opts=[key, "('other',)"]))
         assert f"{flag} {entry} sets {key} to ('{entry}',), but {key} ('other',) is" in message
         check_run(train_net.parse_args(command(opts=[key, f"('{entry}',)"])))

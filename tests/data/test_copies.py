@@ -3,7 +3,7 @@
 from tood.data.copies import find_copies, trained_on
 
 
-def test_files_that_differ_at_their_end_are_no_copies(tmp_path):
+def test_files_that_differ_at_their_end_are_not_copies(tmp_path):
     for name, data in (("a", b"x" * 2**21), ("b", b"x" * 2**21), ("c", b"x" * (2**21 - 1) + b"y")):
         (tmp_path / name).write_bytes(data)
     paths = [str(tmp_path / name) for name in ("a", "b", "c", "gone", "also gone")]

@@ -258,7 +258,7 @@ def test_annotation_that_cannot_be(own, key, value, says):
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 0), (-5, 10)])
-def test_boxes_without_size_are_left_out_with_a_warning(own, caplog, size):
+def test_boxes_without_size_are_ignored_with_a_warning(own, caplog, size):
     own.content["annotations"][0]["bbox"][2:] = size
     own.save()
     with caplog.at_level("WARNING", logger="tood"):
@@ -328,7 +328,7 @@ def test_encodings(own, encoding, says):
         assert says in sentence and "UTF-8" in sentence
 
 
-def table_of(own):
+def make_table(own):
     (report,) = prepare_datasets(config([own.save()]), training=True)
     return str(report)
 
@@ -337,7 +337,7 @@ def table_of(own):
 def test_sizes_of_images_are_read_from_them(own, size):
     own.content["images"][0].update(size)
     del own.content["images"][1]["width"]
-    assert "- images whose size was taken from their file: 2" in table_of(own)
+    assert "- images whose size was taken from their file: 2" in make_table(own)
     assert all(r["width"] == r["height"] == 64 for r in DatasetCatalog.get(own.entry))
     own.content["images"][0]["file_name"] = "gone.jpg"
     sentence = complaint(config([own.save()]))
@@ -349,7 +349,7 @@ def test_backslashes_in_names_of_files(own, tmp_path):
         image["file_name"] = f"images\\{image['file_name']}"
     own.entry = f"{own.file}:{tmp_path}"
     own.images = tmp_path
-    assert "whose backslashes are read as /" in table_of(own)
+    assert "whose backslashes are read as /" in make_table(own)
     assert all("\\" not in r["file_name"] for r in DatasetCatalog.get(own.entry))
 
 
@@ -415,8 +415,8 @@ def test_a_home_folder(own, monkeypatch):
 
 
 def test_corners_are_suspected(own):
-    assert "only as corners" not in table_of(own)
+    assert "only as corners" not in make_table(own)
     for annotation in own.content["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["bbox"] = [x, y, x + w, y + h]
-    assert "boxes that make sense only as corners" in table_of(own)
+    assert "boxes that make sense only as corners" in make_table(own)

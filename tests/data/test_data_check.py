@@ -1,4 +1,4 @@
-"""The table of what was found in a data set."""
+"""The table of the findings in a data set."""
 
 import json
 

@@ -63,7 +63,7 @@ def test_sahi(left, shapes):
     names = [SHAPES[c] for c in expected.pred_classes]
     theirs = {(x.category.name, round(x.score.value, 4)) for x in found}
     ours = {(name, round(s, 4)) for name, s in zip(names, expected.scores.tolist())}
-    assert theirs <= ours  # SAHI leaves more out in its own NMS
+    assert theirs <= ours  # SAHI's NMS removes more
 
 
 def test_supervision(left, shapes):

@@ -111,7 +111,7 @@ def onnx_file(weights, tmp_path_factory):
         return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
 
 
-def arrays_of(instances):
+def to_arrays(instances):
     return {
         "boxes": instances.pred_boxes.tensor.numpy(),
         "scores": instances.scores.numpy(),
@@ -119,7 +119,7 @@ def arrays_of(instances):
     }
 
 
-def images_of(shape):
+def draw_images(shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randint(256, shape, generator=generator).float()
 
@@ -147,7 +147,7 @@ def assert_same_detections(actual, expected, score_atol=1e-4, box_atol=1e-2):
 def test_exportable_is_the_model(predictor):
     module = ExportableTOOD(predictor.model, channels_last=True).eval()
     before = {name: x.clone() for name, x in predictor.model.state_dict().items()}
-    images = images_of((3, 3, 70, 130))
+    images = draw_images((3, 3, 70, 130))
     found = run(module, images)
     with torch.no_grad():
         expected = predictor.model([{"image": x} for x in images])
@@ -155,7 +155,7 @@ def test_exportable_is_the_model(predictor):
         instances = output["instances"]
         count = found["num_detections"][i]
         assert 10 < len(instances) <= count
-        # Detectron2 clips boxes and leaves out those that are outside; nothing else is done.
+        # Detectron2 clips boxes and removes those that are outside; nothing else is done.
         boxes = torch.from_numpy(found["boxes"][i, :count])
         limit = torch.tensor([130.0, 70.0] * 2)
         boxes = boxes.clamp(min=torch.zeros(4)).minimum(limit)
@@ -249,7 +249,7 @@ def test_onnx(onnx_file, predictor):
     file = ExportedFile(onnx_file)
     module = ExportableTOOD(predictor.model).eval()
     for shape in INPUTS:
-        images = images_of(shape)
+        images = draw_images(shape)
         assert_same_detections(file(images.numpy()), run(module, images))
     proto = onnx.load(onnx_file)
     onnx.checker.check_model(proto, full_check=True)
@@ -284,7 +284,7 @@ def test_one_more_output_of_torchscript(predictor, make_input, tmp_path, nms):
 
 @pytest.mark.slow
 def test_reduced_precision(onnx_file, predictor, tmp_path):
-    images = [images_of((1, 3, 64, 96)), images_of((1, 3, 90, 64))]
+    images = [draw_images((1, 3, 64, 96)), draw_images((1, 3, 90, 64))]
     half, static, dynamic = (str(tmp_path / f"{n}.onnx") for n in ("half", "static", "dynamic"))
     to_float16(onnx_file, half)
     to_int8(onnx_file, static, [x.numpy() for x in images])
@@ -348,7 +348,7 @@ def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions
     model = Predictor(CONFIG, save_random(tmp_path, *opts), opts=[*SMALL, *opts]).model
     module = exportable_to_onnx(model).eval()
     for shape in INPUTS:
-        images = images_of(shape)
+        images = draw_images(shape)
         expected = run(ExportableTOOD(model).eval(), images)
         assert_same_detections(run(module, images), expected)
 
@@ -390,14 +390,14 @@ def test_raw_outputs_of_normalized_images(tmp_path):
     file = ExportedFile(write_file(path, tmp_path / "a.ts", **arguments))
     model = Predictor(CONFIG, path, opts=[*SMALL, *opts]).model
     for shape in INPUTS:
-        images = images_of(shape)
+        images = draw_images(shape)
         outputs = file(((images - model.pixel_mean) / model.pixel_std).numpy())
         with torch.no_grad():
             scores, boxes, _ = model.predict_dense([{"image": x} for x in images])
         np.testing.assert_allclose(outputs["scores"], scores, atol=1e-4)
         np.testing.assert_allclose(outputs["boxes"], boxes, atol=1e-2)
     # What the file leaves to others is done when it is used like a model.
-    image = {"image": images_of((3, 70, 130)).byte(), "height": 140, "width": 260}
+    image = {"image": draw_images((3, 70, 130)).byte(), "height": 140, "width": 260}
     with torch.no_grad():
         expected = model([image])[0]["instances"]
     (actual,) = ExportedDetector(file)([image])
@@ -438,7 +438,7 @@ def test_torchscript(weights, predictor, tmp_path, capsys):
     assert file.metadata["classes"] == CLASSES
     module = ExportableTOOD(predictor.model).eval()
     for shape in INPUTS:
-        images = images_of(shape)
+        images = draw_images(shape)
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
@@ -454,19 +454,19 @@ def test_exported_program(tmp_path, opts):
     save_program(module, path, describe(module, CLASSES, min_size=64, max_size=400))
     file = ExportedFile(path)
     for shape in ((1, 3, 140, 170), (3, 3, 256, 192)):
-        images = images_of(shape)
+        images = draw_images(shape)
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
 @pytest.mark.slow
 def test_kernels_of_a_timm_model_and_depthwise_ones_are_in_the_file(tmp_path):
-    """Of norms that timm's model computes apart, int8 would leave the convolutions as they are."""
+    """If timm's model computed norms separately, int8 would not change the convolutions."""
     pytest.importorskip("timm", reason="an extra")
     opts = [*ONE_LEVEL, *TENSORFLOWS, "MODEL.TOOD.CONV_TYPE", "depthwise"]
     path = save_random(tmp_path, *opts)
     file = ExportedFile(write_file(path, tmp_path / "a.onnx", opts=opts))
     module = ExportableTOOD(Predictor(CONFIG, path, opts=[*SMALL, *opts]).model).eval()
-    images = images_of((2, 3, 140, 170))
+    images = draw_images((2, 3, 140, 170))
     assert_same_detections(file(images.numpy()), run(module, images))
     to_int8(str(tmp_path / "a.onnx"), str(tmp_path / "int8.onnx"), [images.numpy()])
     weights = {w.name for w in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer}
@@ -520,7 +520,7 @@ def test_program_without_this_project(onnx_file, predictor, shapes, tmp_path):
     assert paths == [str(p) for p in sorted((shapes / "images").iterdir())]
     for x, instances in zip(content["images"], predictor(paths)):
         assert len(instances) > 10
-        expected = arrays_of(instances)
+        expected = to_arrays(instances)
         mine = [a for a in content["annotations"] if a["image_id"] == x["id"]]
         xywh = np.array([a["bbox"] for a in mine])
         actual = {
@@ -596,12 +596,12 @@ def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path)
         order = image[:, :, ::-1] if predictor.options.input_format == "RGB" else image
         pixels = torch.from_numpy(np.ascontiguousarray(order.transpose(2, 0, 1)))
         (found,) = detector([{"image": pixels}])
-        expected = arrays_of(found["instances"])
+        expected = to_arrays(found["instances"])
         actual = dict(zip(("boxes", "scores", "classes"), program(image[:, :, ::-1])))
         same = compare_detections(expected, actual)
         assert same.unmatched == 0 and same.matched == len(expected["scores"]) > 20
         # The file has suppressed within each tile already; the model suppresses all at once.
-        own = arrays_of(predictor(photo))
+        own = to_arrays(predictor(photo))
         assert compare_detections(own, actual).matched > 0.9 * len(own["scores"])
 
 
@@ -630,9 +630,9 @@ def test_nms_of_the_program_is_torchvisions():
 
 
 def test_size_of_shorter_edge():
-    assert detect_onnx.size_of_shorter_edge(480, 640, 800, 1333) == (800, 1067)
-    assert detect_onnx.size_of_shorter_edge(1000, 300, 800, 1333) == (1333, 400)
-    assert detect_onnx.size_of_shorter_edge(5, 7, 0, 1333) == (5, 7)
+    assert detect_onnx.compute_size(480, 640, 800, 1333) == (800, 1067)
+    assert detect_onnx.compute_size(1000, 300, 800, 1333) == (1333, 400)
+    assert detect_onnx.compute_size(5, 7, 0, 1333) == (5, 7)
 
 
 @pytest.mark.parametrize(
@@ -675,7 +675,7 @@ def test_raw_outputs_of_a_model_with_centerness(tiny_cfg):
 
 
 @pytest.mark.slow
-def test_a_file_that_finds_something_else_is_told(weights, tmp_path, monkeypatch):
+def test_a_file_that_finds_something_else_is_reported(weights, tmp_path, monkeypatch):
     def wrong(module, path, metadata):
         module.model.head.scales[0].data *= 1.5
         save(module, path, metadata)

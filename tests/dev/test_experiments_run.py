@@ -97,7 +97,7 @@ def test_simulate_scores(trained, entry, monkeypatch):
 
 @pytest.mark.slow
 def test_check_guarantees(trained, shapes, tmp_path, capsys):
-    """With a model that is there: each row is counted."""
+    """Run with an existing model: each row is counted."""
     model = shutil.copytree(trained, tmp_path / "model")
     (model / "data").mkdir()
     content = json.loads((shapes / "annotations.json").read_text())

@@ -18,7 +18,7 @@ OTHER = os.environ.get("OTHER_DETECTRON2")
 
 
 def loss_curve(entry, output, python_path):
-    """Losses of each iteration, in both phases, of a run in a process of its own."""
+    """Return the losses of each iteration, in both phases, of a run in a separate process."""
     options = {
         "MODEL.TOOD.NUM_CLASSES": 4,
         "MODEL.TOOD.ATSS_ITERS": 3,

@@ -11,7 +11,7 @@ import tood  # noqa: F401  (registers the model in the processes that are starte
 PHASES = {"warmup": 0, "tal": 1}
 
 
-def losses_of(cfg, state_dict, inputs, iteration):
+def compute_losses(cfg, state_dict, inputs, iteration):
     model = build_model(cfg).train()
     model.load_state_dict(state_dict)
     with EventStorage(start_iter=iteration):
@@ -26,7 +26,7 @@ def work(rank, port, cfg, state_dict, inputs, results):
     )
     torch.set_num_threads(1)
     for iteration in PHASES.values():
-        losses, grad = losses_of(cfg, state_dict, [inputs[rank]], iteration)
+        losses, grad = compute_losses(cfg, state_dict, [inputs[rank]], iteration)
         # What DistributedDataParallel does with the gradients.
         for x in (*losses.values(), grad):
             torch.distributed.all_reduce(x)
@@ -56,7 +56,7 @@ def test_batch_in_two_processes(tiny_cfg, make_input):
     )
     for _ in PHASES:
         iteration, split, split_grad = results.get()
-        whole, grad = losses_of(tiny_cfg, state_dict, inputs, iteration)
+        whole, grad = compute_losses(tiny_cfg, state_dict, inputs, iteration)
         assert whole["loss_box_reg"] > 0
         for name in whole:
             assert split[name] == pytest.approx(whole[name].item(), rel=1e-4), name

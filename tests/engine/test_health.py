@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import error_of
+from conftest import get_error
 from detectron2.utils.events import EventStorage
 
 import train_net
@@ -54,7 +54,7 @@ def test_the_loss_states_its_ceiling(ceiling, found):
     assert diagnose({**SOUND, "loss_box_reg": 0.0}, box_reg_ceiling=ceiling) is None
 
 
-def test_what_was_not_measured_is_no_symptom():
+def test_missing_measurements_are_not_symptoms():
     assert diagnose({}) is None
     assert diagnose({"objects_without_positive": 0.2}) is None  # no positives, no IoU
 
@@ -126,7 +126,7 @@ def test_the_command_ends_a_dead_training(command, tmp_path, monkeypatch):
     for module in ("health", "watch"):
         monkeypatch.setattr(f"tood.engine.{module}.STATISTICS_PERIOD", 2)
     opts = ["MODEL.TOOD.MAX_DEAD_ITERS", "4", "SOLVER.MAX_ITER", "40", "SOLVER.STEPS", "(9,)"]
-    message = error_of(command(opts=opts))
+    message = get_error(command(opts=opts))
     assert "stopped at iteration 3, because nothing was learned in the last 4 iterations" in message
     out = tmp_path / "out"
     assert torch.load(out / "model_0000003.pth", weights_only=False)["iteration"] == 3

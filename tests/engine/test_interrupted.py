@@ -1,11 +1,11 @@
-"""Training that is stopped, killed or out of disk, and goes on; weights of other classes."""
+"""Training that is stopped, killed or out of disk, and resumed; weights of other classes."""
 
 import os
 import signal
 
 import pytest
 import torch
-from conftest import complaint, error_of
+from conftest import complaint, get_error
 from detectron2.modeling import build_model
 
 import train_net
@@ -17,7 +17,7 @@ from tood.utils.files import read_tensors
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1"]
 
 
-def iteration_of(path):
+def read_iteration(path):
     return torch.load(path, map_location="cpu", weights_only=False)["iteration"]
 
 
@@ -45,7 +45,7 @@ def test_a_signal_ends_training_with_a_checkpoint(command, out, monkeypatch, num
     monkeypatch.setattr(engine_train.Trainer, "run_step", run_step)
     train_net.cli(command("--resume"))
     assert "Starting training from iteration 2" in (out / "log.txt").read_text()
-    assert iteration_of(out / "model_final.pth") == 3
+    assert read_iteration(out / "model_final.pth") == 3
 
 
 def truncate(path):
@@ -79,7 +79,7 @@ def test_a_bad_last_checkpoint_is_named_and_the_one_before_it_used(command, out,
     log = (out / "log.txt").read_text()
     assert "model_0000003.pth" in log and "Trying the one before it" in log
     assert "Starting training from iteration 3" in log
-    assert iteration_of(out / "model_final.pth") == 4
+    assert read_iteration(out / "model_final.pth") == 4
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_no_checkpoint_that_can_be_read(command, out, damage):
     train_net.cli(command())
     damage(out / "model_final.pth")
     assert "is damaged" in complaint(read_tensors, str(out / "model_final.pth"))
-    message = error_of(command("--resume", opts=["SOLVER.MAX_ITER", "5"]))
+    message = get_error(command("--resume", opts=["SOLVER.MAX_ITER", "5"]))
     assert f"{out / 'model_final.pth'} is damaged" in message
 
 

@@ -43,7 +43,7 @@ def test_slurm():
     [
         {},
         {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"},
-        # The script of a job, before srun: one process, whatever the job asked for.
+        # The script of a job, before srun: one process, for any number that the job asked for.
         {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
         {**SLURM, "SLURM_STEP_NUM_TASKS": "1"},
     ],

@@ -1,11 +1,11 @@
-"""Trainings that were stopped anywhere, and go on: with other values, or after their end."""
+"""Trainings that were stopped anywhere, and resumed: with other values, or after their end."""
 
 import json
 import os
 
 import pytest
 import torch
-from conftest import error_of
+from conftest import get_error
 
 import train_net
 from tood.engine import train as engine_train
@@ -19,11 +19,11 @@ EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0"]
 NO_EVALUATION = ["TEST.EVAL_PERIOD", "0"]
 
 
-def log_of(out):
+def read_log(out):
     return (out / "log.txt").read_text()
 
 
-def groups_of(path):
+def read_groups(path):
     trainer = torch.load(path, weights_only=True)["trainer"]
     return trainer["_trainer"]["optimizer"]["param_groups"], trainer["scheduler"]
 
@@ -31,15 +31,15 @@ def groups_of(path):
 @pytest.mark.slow
 def test_typed_values_hold_in_a_resumed_training(command, out):
     train_net.cli(command(opts=EVERY))
-    rate = groups_of(out / "model_final.pth")[0][0]["initial_lr"]
+    rate = read_groups(out / "model_final.pth")[0][0]["initial_lr"]
     opts = [*EVERY, "SOLVER.MAX_ITER", "6", "SOLVER.BASE_LR", str(rate / 10)]
     opts += ["SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"]
     train_net.cli(command("--resume", opts=[*opts, "SOLVER.IMS_PER_BATCH", "1"]))
-    groups, scheduler = groups_of(out / "model_final.pth")
+    groups, scheduler = read_groups(out / "model_final.pth")
     assert groups[0]["lr"] == pytest.approx(rate / 10) == groups[0]["initial_lr"]
     assert scheduler["base_lrs"][0] == pytest.approx(rate / 10)
     assert 0.5 in {group["weight_decay"] for group in groups}
-    (line,) = [x for x in log_of(out).splitlines() if "Resumed with other values" in x]
+    (line,) = [x for x in read_log(out).splitlines() if "Resumed with other values" in x]
     assert f"lr {rate} -> {rate / 10}" in line and "-> 0.5" in line
     assert "images per step 2 -> 1" in line
 
@@ -48,8 +48,8 @@ def test_typed_values_hold_in_a_resumed_training(command, out):
 def test_a_resumed_training_keeps_its_seed_and_says_so(command, out):
     train_net.cli(command(opts=[*EVERY, "SEED", "3"]))
     train_net.cli(command("--resume", opts=[*EVERY, "SEED", "4", "SOLVER.MAX_ITER", "5"]))
-    assert "The seed 4 is not used" in log_of(out) and "of seed 3" in log_of(out)
-    assert "Resumed with other values" not in log_of(out)
+    assert "The seed 4 is not used" in read_log(out) and "of seed 3" in read_log(out)
+    assert "Resumed with other values" not in read_log(out)
 
 
 @pytest.mark.slow
@@ -77,14 +77,14 @@ def test_a_finished_training_leaves_all_its_files(command, out, average):
 @pytest.mark.slow
 def test_an_end_before_the_checkpoint(command, out):
     train_net.cli(command(opts=EVERY))
-    message = error_of(command("--resume", opts=[*EVERY, "SOLVER.MAX_ITER", "2"]))
+    message = get_error(command("--resume", opts=[*EVERY, "SOLVER.MAX_ITER", "2"]))
     assert "is of iteration 3, but the training has 2 iterations" in message
 
 
 def test_one_training_at_a_time(command, out):
     out.mkdir()
     with locked(str(out)):
-        message = error_of(command())
+        message = get_error(command())
         assert f"Another training writes to {out} (process {os.getpid()})" in message
         assert sorted(p.name for p in out.iterdir()) == [".lock"]
     (out / "left.pth.part").write_text("of a dead process")
@@ -92,7 +92,7 @@ def test_one_training_at_a_time(command, out):
     assert not list(out.glob("*.part"))
 
 
-def best_of(out):
+def read_best(out):
     best = torch.load(out / "model_best.pth", weights_only=True)
     return best["AP"], best["iteration"], best["model"]["head.reg_pred.bias"]
 
@@ -119,7 +119,7 @@ def test_an_evaluation_that_was_stopped_is_made_up(command, tmp_path, monkeypatc
     assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000001.pth"
     assert not (tmp_path / "stopped" / "model_best.pth").exists()
     train_net.cli(command("--resume", opts=stopped))
-    (AP, iteration, bias), other = best_of(tmp_path / "whole"), best_of(tmp_path / "stopped")
+    (AP, iteration, bias), other = read_best(tmp_path / "whole"), read_best(tmp_path / "stopped")
     assert (AP, iteration) == other[:2] and torch.equal(bias, other[2])
     done = json.loads((tmp_path / "stopped" / "last_evaluation.json").read_text())
     assert done["iteration"] == 4
@@ -135,12 +135,12 @@ def test_the_checkpoint_that_is_advised_is_sound(command, out, monkeypatch):
             next(self.experiment.model.head.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(TrainingLoop, "run_step", poison)
-    message = error_of(command(opts=EVERY))
+    message = get_error(command(opts=EVERY))
     assert "Training stopped at iteration 3" in message
     assert "--resume continues from model_0000001.pth" in message
     monkeypatch.setattr(TrainingLoop, "run_step", run_step)
     train_net.cli(command("--resume", opts=EVERY))
-    assert "Starting training from iteration 2" in log_of(out)
+    assert "Starting training from iteration 2" in read_log(out)
     assert (out / "model_final.pth").exists()
 
 
@@ -164,7 +164,7 @@ def test_a_worker_that_was_killed(command, out, monkeypatch):
     workers = ["DATALOADER.NUM_WORKERS", "1"]
     train_net.cli(command(opts=[*workers, *EVERY]))
     monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", killed)
-    message = error_of(command("--resume", opts=[*workers, *EVERY, "SOLVER.MAX_ITER", "5"]))
+    message = get_error(command("--resume", opts=[*workers, *EVERY, "SOLVER.MAX_ITER", "5"]))
     assert "Training stopped at iteration 4. A process that loads images for" in message
     assert "NUM_WORKERS" in message and message.endswith("continues from model_final.pth.")
 
@@ -187,11 +187,11 @@ def test_memory_that_does_not_suffice(command, out, monkeypatch, capsys, error):
         run_step(self)
 
     monkeypatch.setattr(TrainingLoop, "run_step", fail)
-    message = error_of(command(opts=EVERY))
+    message = get_error(command(opts=EVERY))
     assert "Training stopped at iteration 2. There is not enough memory" in message
     assert "SOLVER.IMS_PER_BATCH" in message
     assert message.endswith("--resume continues from model_0000001.pth.")
-    assert "Traceback" not in log_of(out) + capsys.readouterr().out
+    assert "Traceback" not in read_log(out) + capsys.readouterr().out
     monkeypatch.setattr(TrainingLoop, "run_step", run_step)
     train_net.cli(command("--resume", opts=EVERY))
     assert (out / "model_final.pth").exists()
@@ -207,13 +207,13 @@ def test_a_damaged_state_of_the_trainer(command, out):
     torch.save(content, path)
     (out / "last_checkpoint").write_text(path.name)
     train_net.cli(command("--resume", opts=EVERY))
-    assert "Starting training from iteration 3" in log_of(out)
-    assert f"{path} cannot be loaded" in log_of(out)
+    assert "Starting training from iteration 3" in read_log(out)
+    assert f"{path} cannot be loaded" in read_log(out)
 
 
 @pytest.mark.parametrize("cause, error", [(KeyboardInterrupt(), KeyboardInterrupt), (None, None)])
 def test_a_writer_that_was_interrupted(tmp_path, cause, error):
-    """PyTorch's writer raises an error of its own on its way out."""
+    """PyTorch's writer raises another error when it is closed."""
     path = tmp_path / "a.pth"
     path.write_text("before")
     with pytest.raises(error or UserError) as caught, written_whole(str(path)) as f:

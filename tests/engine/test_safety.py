@@ -8,7 +8,7 @@ import detectron2
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, ROOT, app_error, complaint, error_of
+from conftest import CONFIG, ROOT, app_error, complaint, get_error
 from detectron2.modeling import build_model
 
 import train_net
@@ -44,7 +44,7 @@ def test_weights_with_a_payload(command, tmp_path, mark, suffix, flags):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save({"model": {"a": torch.zeros(2)}, "more": Payload(mark)}, path)
-    message = error_of(command(*flags, opts=["MODEL.WEIGHTS", str(path)]))
+    message = get_error(command(*flags, opts=["MODEL.WEIGHTS", str(path)]))
     assert f"{path} is refused: reading it would run code" in message and "mkdir" in message
 
 
@@ -177,11 +177,11 @@ def foreign(kind, model):
 
 
 @pytest.mark.parametrize("kind", ["mmdet", "bare", "wrapped", "a few that fit"])
-def test_weights_of_others_are_no_start(command, tmp_path, tiny_cfg, kind):
+def test_weights_of_others_are_refused(command, tmp_path, tiny_cfg, kind):
     path = tmp_path / "w.pth"
     torch.save(foreign(kind, build_model(tiny_cfg)), path)
     for flags in ([], ["--eval-only"]):
-        message = error_of(command(*flags, opts=["MODEL.WEIGHTS", str(path)]))
+        message = get_error(command(*flags, opts=["MODEL.WEIGHTS", str(path)]))
         assert "tools/convert_checkpoint.py" in message and "--resume" not in message
         assert not list((tmp_path / "out").glob("model*"))
 

@@ -52,7 +52,7 @@ def train(starter, shapes, tmp_path, monkeypatch):
 
 
 def check_stop(status, log, number, command):
-    """Check one line of what happened, and the command."""
+    """Check the line of the log, and the command."""
     assert status == 128 + number, log
     assert "Traceback" not in log and "DataLoader" not in log
     *_, stopped, last = log.splitlines()
@@ -139,7 +139,7 @@ def test_while_a_report_is_made(train, shapes, tmp_path, stage, number):
 
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(train, shapes, tmp_path):
-    """In a step, which takes long; nothing is left of it."""
+    """The signal arrives in a long step; no file of it remains."""
     status, log = train((FORWARD, 3, TERM, 0), (BACKWARD, 3, TERM, TOGETHER))
     check_stop(status, log, TERM, resume_command(tmp_path, shapes))
     assert "SIGTERM again: stopping at once, without another checkpoint." in log
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_at_once(train, shapes, tmp_path):
     [(BACKWARD, 3, "training"), (INFERENCE, 1, "evaluation")],
 )
 def test_a_killed_worker_is_one_sentence(train, shapes, tmp_path, stage, call, purpose):
-    """With a checkpoint of the last step, from which the training continues."""
+    """The training continues from a checkpoint of the last step."""
     flags = ["--no-report", "--val-data", str(shapes)]
     status, log = train((stage, call, KILL, 0), flags=flags)
     last = (tmp_path / "out" / "last_checkpoint").read_text()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CONFIG, ROOT, error_of, setup_run
+from conftest import CONFIG, ROOT, get_error, setup_run
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
@@ -72,17 +72,17 @@ def test_gradient_clipping(tiny_cfg, clip_type):
     tiny_cfg.SOLVER.BASE_LR, tiny_cfg.SOLVER.MOMENTUM = 1.0, 0.0
     model = torch.nn.Linear(100, 100)
     optimizer = engine_train.Trainer.build_optimizer(tiny_cfg, model)
-    assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
+    assert measure_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
 
 
 @pytest.mark.parametrize("each, clip_type", [(False, "full_model"), (True, "norm")])
 def test_gradient_clipping_of_configs_in_python(each, clip_type):
     model = torch.nn.Linear(100, 100)
     optimizer = clipped_sgd(model.parameters(), lr=1.0, max_norm=2.0, each=each)
-    assert length_of_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
+    assert measure_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
 
 
-def length_of_step(model, optimizer):
+def measure_step(model, optimizer):
     """Return how far a step by gradients of ones moves the parameters."""
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     for parameter in model.parameters():
@@ -131,13 +131,13 @@ def test_no_gpu_is_said_and_the_cpu_is_used(command, caplog, monkeypatch):
 
 
 def test_eval_only_needs_weights(command, tmp_path):
-    assert "--eval-only needs weights" in error_of(command("--eval-only"))
-    assert "--eval-only needs weights" in error_of(command("--eval-only", "--resume"))
+    assert "--eval-only needs weights" in get_error(command("--eval-only"))
+    assert "--eval-only needs weights" in get_error(command("--eval-only", "--resume"))
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_are_not_there(command):
-    message = error_of(command(opts=["MODEL.WEIGHTS", "no/such.pth"]))
+    message = get_error(command(opts=["MODEL.WEIGHTS", "no/such.pth"]))
     assert "no/such.pth" in message and "MODEL.WEIGHTS" in message
 
 
@@ -151,23 +151,23 @@ def test_weights_that_are_not_there(command):
 )
 def test_weights_of_another_kind_are_not_evaluated(command, tmp_path, content, says):
     torch.save(content, tmp_path / "other.pth")
-    message = error_of(command("--eval-only", opts=["MODEL.WEIGHTS", f"{tmp_path}/other.pth"]))
+    message = get_error(command("--eval-only", opts=["MODEL.WEIGHTS", f"{tmp_path}/other.pth"]))
     assert says in message and ("fit the config" in message or content == [1, 2])
 
 
 def test_damaged_weights(command, tmp_path):
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"PK\x03\x04 and nothing more")
-    message = error_of(command(opts=["MODEL.WEIGHTS", str(damaged)]))
+    message = get_error(command(opts=["MODEL.WEIGHTS", str(damaged)]))
     assert "damaged.pth is damaged" in message
     out = tmp_path / "out"
     (out / "last_checkpoint").write_text("model_gone.pth")
-    assert "model_gone.pth cannot be loaded" in error_of(command("--resume"))
+    assert "model_gone.pth cannot be loaded" in get_error(command("--resume"))
 
 
 def test_missing_config_file(tmp_path):
-    assert "no/such.yaml does not exist" in error_of(["--config-file", "no/such.yaml"])
-    assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in error_of([])
+    assert "no/such.yaml does not exist" in get_error(["--config-file", "no/such.yaml"])
+    assert "META_ARCHITECTURE is GeneralizedRCNN, not TOOD" in get_error([])
     broken = tmp_path / "broken.yaml"
     for text, says in (
         ("MODEL: [", "cannot be read: while parsing"),
@@ -175,7 +175,7 @@ def test_missing_config_file(tmp_path):
         ("MODEL: 3", "broken.yaml or an option after it is wrong"),
     ):
         broken.write_text(text)
-        assert says in error_of(["--config-file", str(broken)])
+        assert says in get_error(["--config-file", str(broken)])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_missing_config_file(tmp_path):
     ],
 )
 def test_wrong_option(opts, says):
-    assert says in error_of(["--config-file", CONFIG, *opts])
+    assert says in get_error(["--config-file", CONFIG, *opts])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_wrong_option(opts, says):
     ],
 )
 def test_wrong_data_leaves_no_output(command, out, data, says):
-    message = error_of(command(train=data))
+    message = get_error(command(train=data))
     assert says in message and data in message and not out.exists()
 
 
@@ -245,16 +245,16 @@ def test_training_in_half_precision(command, key):
 
 
 def test_precision_that_cannot_be_had(command):
-    message = error_of(command(opts=["MODEL.TOOD.PRECISION_TEST", "half"]))
+    message = get_error(command(opts=["MODEL.TOOD.PRECISION_TEST", "half"]))
     assert "PRECISION_TEST is 'half'" in message and "bfloat16" in message
-    message = error_of(command(opts=["MODEL.TOOD.PRECISION_TRAIN", "float16"]))
+    message = get_error(command(opts=["MODEL.TOOD.PRECISION_TRAIN", "float16"]))
     assert "float16 needs a GPU" in message
 
 
 def test_divergence_stops_training(command, tmp_path):
     diverge = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "30"]
     diverge += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.CHECKPOINT_PERIOD", "1"]
-    message = error_of(command(opts=diverge))
+    message = get_error(command(opts=diverge))
     iteration = int(re.search(r"stopped at iteration (\d+), before the optimizer step", message)[1])
     assert iteration < 30
     assert "largest gradient is that of" in message and re.search(r"/\d{5}\.jpg", message)

@@ -67,7 +67,7 @@ def test_a_subclass_of_the_trainer(command, tmp_path):
     assert trainer.steps == 2 * 4
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
     assert trainer.model is trainer.experiment.model
-    assert (tmp_path / "out" / "metrics.json").read_text() == ""  # its writer is left out
+    assert (tmp_path / "out" / "metrics.json").read_text() == ""  # without its writer
     assert trainer.best.AP == 8.0 and (tmp_path / "out" / "model_best.pth").exists()
     # The checkpoint resumes, without the order of the images.
     again = OwnTrainer(setup_run(args))

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import error_of
+from conftest import get_error
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
@@ -144,7 +144,7 @@ def test_the_average_alone_is_evaluated(command, out):
 
 
 def test_patience_needs_evaluations(command):
-    message = error_of(command(opts=["MODEL.TOOD.EARLY_STOP_PATIENCE", "2"]))
+    message = get_error(command(opts=["MODEL.TOOD.EARLY_STOP_PATIENCE", "2"]))
     assert "EARLY_STOP_PATIENCE is 2" in message and "TEST.EVAL_PERIOD" in message
 
 

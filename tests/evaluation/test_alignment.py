@@ -66,7 +66,7 @@ def test_rank_correlation_of_a_part():
 
 
 def slow_alignment(scores, boxes, points, gt_boxes, gt_classes):
-    """As docs/alignment.md says it, one object and one prediction at a time."""
+    """Compute the metrics of docs/alignment.md, one object and one prediction at a time."""
     correlations, ious = [], []
     for gt_box, gt_class in zip(gt_boxes.tolist(), gt_classes.tolist()):
         mine = []
@@ -188,7 +188,7 @@ def test_evaluation_with_alignment(command, tmp_path, shapes):
 
 
 def test_evaluator_sees_what_the_model_says(tiny_cfg, shapes):
-    """By hand from predict_dense, for an image that is resized."""
+    """Computed by hand from predict_dense, for an image that is resized."""
     name = "shapes of test_alignment"
     if name not in DatasetCatalog.list():
         images = (str(shapes / "annotations.json"), str(shapes / "images"))

@@ -1,4 +1,4 @@
-"""What an annotation file holds beside its boxes changes no metric: pycocotools, by hand on the
+"""Other fields of an annotation file than its boxes change no metric: pycocotools, by hand on the
 same detections and the same boxes, is right.
 """
 
@@ -52,8 +52,8 @@ def objects(rng, num_images=3, per_image=4, size=128):
     return annotations, detections
 
 
-def coco_of(annotations, num_images=3, size=128):
-    """The plainest file that holds some boxes."""
+def make_coco(annotations, num_images=3, size=128):
+    """Return the plainest file with some boxes."""
     images = [
         {"id": i + 1, "file_name": f"{i}.png", "width": size, "height": size}
         for i in range(num_images)
@@ -169,7 +169,7 @@ def disguises(draw):
 @pytest.mark.parametrize("mark", ["ignore", "iscrowd"])
 def test_marked_objects_are_neither_to_find_nor_trained_on(folder, mark):
     annotations, detections = objects(np.random.default_rng(0))
-    content = coco_of(annotations)
+    content = make_coco(annotations)
     hidden = content["annotations"][::3]
     for a in hidden:
         a["iscrowd"] = 1
@@ -190,7 +190,7 @@ def test_boxes_alone_decide(folder):
     @given(disguises(), st.integers(0, 3))
     def check(disguise, seed):
         annotations, detections = objects(np.random.default_rng(seed))
-        content = coco_of(annotations)
+        content = make_coco(annotations)
         expected = by_hand(content, detections)
         disguise(content)
         entry = write(folder, content)
@@ -205,7 +205,7 @@ def test_boxes_alone_decide(folder):
 
 def test_the_first_object_may_have_the_id_0(folder):
     annotations, detections = [(0, 0, [10, 10, 20, 20])], [(0, 0, [10, 10, 20, 20], 0.9)]
-    content = coco_of(annotations, num_images=1)
+    content = make_coco(annotations, num_images=1)
     content["annotations"][0]["id"] = 0
     entry = write(folder, content)
     prepare_datasets(data_options(test=(entry,)), training=False)
@@ -214,7 +214,7 @@ def test_the_first_object_may_have_the_id_0(folder):
 
 def test_registered_sets_are_read_in_the_same_way(folder):
     annotations, _ = objects(np.random.default_rng(0))
-    content = coco_of(annotations)
+    content = make_coco(annotations)
     for a in content["annotations"][::2]:
         a["segmentation"] = [[1, 2, 30, 40]]  # Detectron2's own loader leaves these objects out
     path = write(folder, content).split(":")[0]
@@ -228,12 +228,12 @@ def test_registered_sets_are_read_in_the_same_way(folder):
 
 def test_nothing_found_is_0(folder):
     annotations = [(0, 0, [10, 10, 20, 20]), (1, 1, [5, 5, 100, 100])]
-    entry = write(folder, coco_of(annotations))
+    entry = write(folder, make_coco(annotations))
     prepare_datasets(data_options(test=(entry,)), training=False)
     results = evaluate(entry, [])["bbox"]
     # One detection of nothing leaves pycocotools' metrics as if there was none.
     nothing = [(2, 0, [1, 1, 2, 2], 0.1)]
-    expected = by_hand(coco_of(annotations), nothing)
+    expected = by_hand(make_coco(annotations), nothing)
     assert [results[k] for k in METRICS] == pytest.approx(expected, nan_ok=True)
     assert expected[:4] == [0, 0, 0, 0] and math.isnan(expected[4])
     assert results["AP-ring"] == results["AP-bar"] == 0
@@ -243,7 +243,7 @@ def test_nothing_found_is_0(folder):
 def test_more_than_100_detections(folder, caplog):
     boxes = [(0, 0, [4.0 * (i % 30), 6.0 * (i // 30), 3, 5]) for i in range(150)]
     detections = [(0, 0, b, 1 - i / 200) for i, (_, _, b) in enumerate(boxes)]
-    content = coco_of(boxes, num_images=1)
+    content = make_coco(boxes, num_images=1)
     entry = write(folder, content)
     prepare_datasets(data_options(test=(entry,)), training=False)
     with caplog.at_level("INFO"):
@@ -261,7 +261,7 @@ def test_more_than_100_detections(folder, caplog):
 
 
 def test_a_set_without_annotations(folder, tmp_path, caplog):
-    content = coco_of([(0, 0, [10, 10, 20, 20])])
+    content = make_coco([(0, 0, [10, 10, 20, 20])])
     del content["annotations"]
     entry = write(folder, content)
     (report,) = prepare_datasets(data_options(test=(entry,)), training=False)
@@ -275,7 +275,7 @@ def test_a_set_without_annotations(folder, tmp_path, caplog):
 
 
 def test_a_set_registered_in_python_is_not_remembered(folder, tmp_path):
-    """Detectron2 would go on with the file that it wrote for the first evaluation."""
+    """Detectron2 would continue with the file that it wrote for the first evaluation."""
     name, record = f"in_python_{next(counter)}", {"image_id": 1, "height": 128, "width": 128}
     record["file_name"] = str(folder / "0.png")
     box = {"bbox": [10, 10, 20, 20], "bbox_mode": 1, "category_id": 0}

@@ -1,4 +1,4 @@
-"""How many positives objects get by their size."""
+"""Number of positives of objects by their size."""
 
 import numpy as np
 import pytest

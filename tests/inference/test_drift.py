@@ -96,7 +96,7 @@ def run_streams(streams, length, seed, shift=0.0, start=0):
 
 
 def test_false_alarms_are_rare_and_changes_are_seen():
-    """Of 4,000 streams of 300 images, at most 1 % may raise the alarm: 40, and 63 with a
+    """At most 1 % of 4,000 streams of 300 images may raise the alarm: 40, and 63 with a
     probability below 0.001. docs/guarantee_scores.md has more.
     """
     assert run_streams(4000, 300, seed=0).sum() < 63

@@ -140,7 +140,7 @@ def test_a_wrong_option_of_the_predictor(cfg, files):
 
 
 def test_a_model_that_is_in_memory(files, photos):
-    """As after a training; its config may name other weights."""
+    """After a training, the config may name other weights."""
     first = Predictor(*files, score_threshold="from-config")
     with OPENS as opened:
         second = Predictor.from_model(first.model.train(), first.cfg, SHAPES, "other.pth")

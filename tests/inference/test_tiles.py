@@ -1,4 +1,4 @@
-"""Large images in tiles: where they are cut, what is trained on, and what is found across seams."""
+"""Large images in tiles: their borders, the objects to train on, and objects across seams."""
 
 import json
 import pickle
@@ -92,7 +92,7 @@ def test_the_tile_that_shows_the_most_of_a_box(size, data):
     assert shares == pytest.approx(np.array(expected))
 
 
-def record_of(boxes, width=100, height=60, **more):
+def make_record(boxes, width=100, height=60, **more):
     annotations = [{"bbox": list(map(float, b)), "category_id": i} for i, b in enumerate(boxes)]
     return {"file_name": "a", "width": width, "height": height, "annotations": annotations, **more}
 
@@ -101,7 +101,7 @@ def test_records_of_tiles():
     options = TileOptions(60, 20, min_visible=0.5, empty_share=1.0)
     # One in both tiles, one cut in half by the first, a quarter of one in the second.
     boxes = [(42, 5, 10, 10), (50, 30, 20, 10), (25, 45, 20, 8)]
-    left, right = tile_records([record_of(boxes, image_id=3)], options)
+    left, right = tile_records([make_record(boxes, image_id=3)], options)
     assert (left["tile"], left["width"], left["height"]) == ((0, 0, 60, 60), 60, 60)
     assert left["image_id"] == 3 and left["whole_size"] == (100, 60)
     assert [a["category_id"] for a in left["annotations"]] == [0, 1, 2]
@@ -114,8 +114,8 @@ def test_records_of_tiles():
 
 
 def test_tiles_without_objects():
-    wide = record_of([(5, 5, 10, 10)], width=1000)  # 24 tiles, one with the object
-    nothing = record_of([], width=1000)
+    wide = make_record([(5, 5, 10, 10)], width=1000)  # 24 tiles, one with the object
+    nothing = make_record([], width=1000)
     number = len(make_tiles(1000, 60, 60, 20))
     for share, expected in ((0.0, 0), (2.0, 2), (5.0, 5), (999.0, 2 * number - 1)):
         options = TileOptions(60, 20, empty_share=share)
@@ -126,7 +126,7 @@ def test_tiles_without_objects():
     again = tile_records([wide, nothing], TileOptions(60, 20, empty_share=5.0))
     assert again == tile_records([wide, nothing], TileOptions(60, 20, empty_share=5.0))
     # A sliver of an object: neither one of its objects, nor a tile without.
-    cut = record_of([(95, 5, 10, 10)], width=200)
+    cut = make_record([(95, 5, 10, 10)], width=200)
     options = TileOptions(100, 0, min_visible=0.6, empty_share=999.0)
     assert tile_records([cut], options) == []
 
@@ -250,7 +250,7 @@ def test_an_object_on_a_seam_is_found_once_and_whole():
     boxes = [
         [42, 10, 58, 26],  # in both tiles, whole
         [50, 30, 66, 46],  # cut by the first, whole in the second
-        [0, 0, 10, 10],  # at the image's border, which is no seam
+        [0, 0, 10, 10],  # at the image's border, which is not a seam
         [90, 50, 100, 60],
         [30, 2, 44, 9],  # cut by the second
     ]
@@ -346,7 +346,7 @@ def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["metrics"]["AP"]["value"] == pytest.approx(AP, abs=1e-9)
     assert report["alignment"] == {}
-    # Of the tiles' objects, some of which two tiles see, in the tiles' size.
+    # Objects of the tiles, some in two tiles, in the tiles' size.
     assert sum(x["objects"] for x in report["positives"]) >= report["data"]["objects"] * 0.9
     # Of other data.
     tood.report(str(folder), val_data=entry, output=str(tmp_path / "other"))

@@ -26,7 +26,7 @@ def assign_tal(pred_scores, pred_boxes, anchors, gt_boxes, gt_classes, **options
 
 
 def assign_atss(anchors, level_sizes, gt_boxes, **options):
-    """Without scores, which ATSS must not read."""
+    """Assign without scores, which ATSS must not read."""
     predictions = ImagePredictions(None, anchors, anchors, level_sizes)
     return ATSS(**options)(predictions, objects(gt_boxes, torch.zeros(len(gt_boxes)).long()))
 
@@ -63,7 +63,7 @@ def inside(anchor, box):
 
 
 def winners(chosen, ious, num_locations):
-    """Of the objects that chose a location, the one with the highest IoU; -1 if none did."""
+    """Return the object with the highest IoU of those that chose a location; -1 if none did."""
     owner = [-1] * num_locations
     for r in range(num_locations):
         for m in range(len(chosen)):
@@ -169,7 +169,7 @@ def three_locations():
 
 
 def test_tal_literal_values():
-    gt_boxes = torch.tensor([[-4.0, -4.0, 20.0, 4.0]])  # 24 x 8, holds all three locations
+    gt_boxes = torch.tensor([[-4.0, -4.0, 20.0, 4.0]])  # 24 x 8, contains all three locations
     pred_boxes = torch.tensor([[-4.0, -4, 20, 4], [-4, -4, 8, 4], [100, 100, 110, 110]])
     pred_scores = torch.tensor([[0.5], [0.8], [0.9]])
     assignment = assign_tal(pred_scores, pred_boxes, three_locations(), gt_boxes, torch.tensor([0]))
@@ -181,7 +181,7 @@ def test_tal_literal_values():
 
 def test_tal_selects_before_it_tests_inside():
     # The best location for the object lies outside of it: it takes the only place, and is lost.
-    gt_boxes = torch.tensor([[6.0, -4.0, 10.0, 4.0]])  # holds only the location (8, 0)
+    gt_boxes = torch.tensor([[6.0, -4.0, 10.0, 4.0]])  # contains only the location (8, 0)
     pred_boxes = torch.tensor([[6.0, -4, 10, 4], [6, -4, 9, 4], [0, 0, 1, 1]])
     pred_scores = torch.full((3, 1), 0.5)
     arguments = (pred_scores, pred_boxes, three_locations(), gt_boxes, torch.tensor([0]))
@@ -231,7 +231,7 @@ def test_atss_with_fewer_anchors_than_topk():
 def test_one_pixel_boxes():
     anchors = make_anchors()
     gt_boxes = torch.tensor([[7.5, 7.5, 8.5, 8.5], [11.0, 11.0, 12.0, 12.0]])
-    # The first one holds the location (8, 8); no location lies in the second.
+    # The first one contains the location (8, 8); no location lies in the second.
     for assignment in (
         assign_atss(anchors, LEVEL_SIZES, gt_boxes),
         assign_tal(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONFIG, EXTENSIONS, ROOT, TINY, error_of
+from conftest import CONFIG, EXTENSIONS, ROOT, TINY, get_error
 from detectron2 import modeling
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
@@ -146,8 +146,8 @@ def test_other_architectures_keep_their_anchors():
 
 
 def test_levels_that_are_not_there(command):
-    message = error_of(command(opts=P2_TO_P6))
+    message = get_error(command(opts=P2_TO_P6))
     assert "has 'p2', but build_tood_resnet_fpn_backbone makes p3, p4, p5, p6;" in message
     assert "add res2 to MODEL.RESNETS.OUT_FEATURES and MODEL.FPN.IN_FEATURES" in message
-    message = error_of(command(opts=["MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbon"]))
+    message = get_error(command(opts=["MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbon"]))
     assert "did you mean build_retinanet_resnet_fpn_backbone?" in message

@@ -1,4 +1,4 @@
-"""What only a GPU shows. Without one, all of it is skipped."""
+"""Tests that need a GPU; skipped without one."""
 
 import copy
 import warnings

@@ -152,7 +152,7 @@ def test_inference_keeps_what_it_should(model, make_input):
 
 def test_select_candidates():
     nan = float("nan")
-    # Two levels of two locations and of one; boxes tell which location they are of.
+    # Two levels of two locations and of one; each box encodes its location.
     scores = torch.tensor([[[0.9, 0.01], [0.3, 0.8], [0.05, nan]], [[0.0, 0], [0, 0], [0.2, 0.9]]])
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3]]).expand(2, 3, 4)
     candidates = select_candidates(scores, boxes, [2, 1], score_thresh=0.05, topk=2)
@@ -181,13 +181,13 @@ def detect(model, boxes, scores):
     return instances
 
 
-def test_boxes_without_end_are_no_detections(model):
+def test_boxes_without_end_are_not_detections(model):
     boxes = [[0.0, 0, math.inf, 50], [5, 5, 25, 25], [5, 5, 25, 25.5]]
     instances = detect(model, boxes, [0.9, 0.8, 0.7])
     assert instances.scores.tolist() == pytest.approx([0.8])  # and NMS removed the last
 
 
-def test_boxes_without_area_are_no_detections(model):
+def test_boxes_without_area_are_not_detections(model):
     instances = detect(model, [[0.0, 0, 0, 50], [5, 5, 25, 25]], [0.9, 0.8])
     assert instances.scores.tolist() == pytest.approx([0.8])
 
@@ -217,7 +217,7 @@ def test_losses_without_objects_are_divided_by_one(model):
     boxes = torch.zeros(1, 129, 4)
     losses = model.losses(make_predictions(log_scores, boxes), targets, model.assigner)
     assert losses["loss_cls"].item() == pytest.approx(129 * 4 * 0.25 * math.log(2), rel=1e-5)
-    # What is outside of the image does not count, whatever is predicted there.
+    # Locations outside of the image do not count, with any prediction.
     targets.valid[0, 100:] = False
     log_scores[0, 100:] = math.log(0.9)
     losses = model.losses(make_predictions(log_scores, boxes), targets, model.assigner)

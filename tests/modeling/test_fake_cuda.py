@@ -1,5 +1,5 @@
-"""What runs on a GPU, proven without one: nothing mixes devices, and a training step waits for no
-value.
+"""Properties of runs on a GPU, tested without one: nothing mixes devices, and a training step waits
+for no value.
 """
 
 import pytest
@@ -64,14 +64,14 @@ def test_a_training_step_in_half_precision(model, precision):
 
 
 def test_inference_waits_once(model, monkeypatch):
-    """For the numbers of candidates. With given ones, and an NMS that keeps the first, all that
-    comes before and after it waits for nothing.
+    """It waits for the numbers of candidates. With given ones, and an NMS that keeps the first, all
+    steps before and after it wait for nothing.
     """
     with fake_tensors(model, DEVICE), torch.no_grad(), pytest.raises(DataDependentOutputException):
         model.eval()(fake_batch(SIZES, COUNTS[0]))
     asked = []
 
-    def counts_of(self, image_sizes):
+    def use_five(self, image_sizes):
         asked.append(self.counts.device)
         return to_instances(self._replace(counts=Given([5] * len(image_sizes))), image_sizes)
 
@@ -79,7 +79,7 @@ def test_inference_waits_once(model, monkeypatch):
         return torch.arange(min(3, len(boxes)), device=boxes.device)
 
     to_instances = Candidates.to_instances
-    monkeypatch.setattr(Candidates, "to_instances", counts_of)
+    monkeypatch.setattr(Candidates, "to_instances", use_five)
     monkeypatch.setattr(postprocess, "batched_nms", first)
     monkeypatch.setattr(dense_detector, "detector_postprocess", lambda x, height, width: x)
     with fake_tensors(model, DEVICE), torch.no_grad():

@@ -11,7 +11,7 @@ from tood.modeling.backbone.fixed_norm import FixedNormConv2d, use_fixed_norms
 
 
 def make_layers(norm="BN", **options):
-    """A layer of Detectron2 and its counterpart, with statistics and weights of their own."""
+    """A layer of Detectron2 and its counterpart, with separate statistics and weights."""
     plain = Conv2d(6, 8, 3, bias=False, norm=get_norm(norm, 8), activation=nn.ReLU(), **options)
     for name in ("running_mean", "bias"):
         nn.init.normal_(getattr(plain.norm, name))
@@ -38,7 +38,7 @@ def test_training_is_the_same(options):
     plain, ours = make_layers(**options)
     x = torch.randn(2, 6, 9, 11)
     assert ours.training and torch.equal(plain(x), ours(x))
-    # The gradients take another way, which only double precision can tell from a wrong one.
+    # The gradients are computed differently; only double precision distinguishes errors from noise.
     plain, ours, x = plain.double(), ours.double(), x.double()
     expected, actual = gradients(plain, x), gradients(ours, x)
     assert set(actual) == {"x", "weight", "norm.weight", "norm.bias"}

@@ -13,7 +13,7 @@ def test_literal_values():
     expected = [
         0.5**2 * math.log(2),  # background: p^2 * BCE(p, 0)
         0.4**2 * math.log(2),  # |0.9 - 0.5|^2 * BCE(0.5, 0.9), and BCE(0.5, any) = log 2
-        0.0,  # the target is reached, whatever BCE says
+        0.0,  # the target is reached, for any BCE
     ]
     assert aligned_focal_loss(p.log(), target).tolist() == pytest.approx(expected)
 

@@ -33,7 +33,7 @@ def build_head(cfg, channels=32):
     )
 
 
-def features_of(size=16):
+def make_features(size=16):
     return [torch.randn(2, 32, max(1, size >> i), max(1, size >> i)) for i in range(5)]
 
 
@@ -41,7 +41,7 @@ def features_of(size=16):
 @pytest.mark.parametrize("cls", [True, False])
 @pytest.mark.parametrize("box", [True, False])
 def test_each_alignment_can_be_turned_off(tiny_cfg, head, cls, box):
-    """Without it, a head says what its predictors say."""
+    """The outputs of a head without alignment are those of its predictors."""
     model = build_head(with_options(tiny_cfg, HEAD=head, ALIGN_CLS=cls, ALIGN_BOX=box))
     torch.nn.init.normal_(model.cls_pred.weight, std=0.3)
     names = {n.split(".")[0] for n, _ in model.named_parameters()}
@@ -52,7 +52,7 @@ def test_each_alignment_can_be_turned_off(tiny_cfg, head, cls, box):
     cls_maps, reg_maps = [], []
     model.cls_pred.register_forward_hook(lambda m, i, o: cls_maps.append(o))
     model.reg_pred.register_forward_hook(lambda m, i, o: reg_maps.append(o))
-    predictions = model(features_of())
+    predictions = model(make_features())
     scores = cls_maps[0].sigmoid().flatten(2).transpose(1, 2)
     finest = slice(0, 16 * 16)
     assert torch.allclose(predictions.pred_scores[:, finest], scores, atol=1e-5) == (not cls)
@@ -66,7 +66,7 @@ def test_each_alignment_can_be_turned_off(tiny_cfg, head, cls, box):
 def test_alignment_on_the_parallel_head_reads_the_last_features(tiny_cfg):
     head = build_head(with_options(tiny_cfg, HEAD="parallel"))
     torch.nn.init.normal_(head.reg_align[-1].weight, std=0.5)
-    (x, *_) = features = features_of()
+    (x, *_) = features = make_features()
     predictions = head(features)
     for_cls, for_reg = head.cls_tower(x), head.reg_tower(x)
     scores = (head.cls_pred(for_cls).sigmoid() * head.cls_align(for_cls).sigmoid()).sqrt()

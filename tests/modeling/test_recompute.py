@@ -70,7 +70,7 @@ def test_inference_and_copies(make_input):
         for model in (recomputed, copy.deepcopy(recomputed)):
             found = model.eval()(batch)[0]["instances"]
             assert torch.equal(found.scores, expected.scores)
-    # A copy has blocks of its own.
+    # A copy has separate blocks.
     clone = copy.deepcopy(recomputed).train()
     step(clone, [make_input()])
     assert all(p.grad is None for p in recomputed.parameters())

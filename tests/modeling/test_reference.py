@@ -18,7 +18,7 @@ LOSSES, GRADIENTS = 1e-4, 1e-3  # relative
 
 @pytest.fixture(scope="module", autouse=True)
 def two_threads():
-    """As the reference ran: the order of float32 sums, and so their rounding, depends on it."""
+    """Use two threads, like the reference: the order of float32 sums depends on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

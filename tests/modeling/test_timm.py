@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIG, TINY, error_of
+from conftest import CONFIG, TINY, get_error
 from detectron2.modeling import build_backbone, build_model
 
 import train_net
@@ -29,13 +29,13 @@ FPN = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME"]
 NAMES = ("resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224")
 
 
-def config_of(name, *opts):
+def make_config(name, *opts):
     return load_config(CONFIG, [*TINY, *FPN, name, "MODEL.TOOD.NUM_CLASSES", "4", *opts])
 
 
 @pytest.mark.parametrize("name", [*NAMES, "swin_tiny_patch4_window7_224"])
 def test_maps_and_their_strides(name):
-    backbone = build_backbone(config_of(name)).eval()
+    backbone = build_backbone(make_config(name)).eval()
     assert backbone.size_divisibility == 32
     with torch.no_grad():
         maps = backbone(torch.rand(1, 3, 64, 96))
@@ -101,18 +101,18 @@ def test_frozen_stages():
 
 
 def test_pixels_are_those_that_the_model_was_trained_with():
-    cfg = config_of("tf_efficientnet_lite0")
+    cfg = make_config("tf_efficientnet_lite0")
     assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [127.5] * 3
-    assert config_of("resnet18").MODEL.PIXEL_MEAN == pytest.approx([123.675, 116.28, 103.53])
-    typed = config_of("tf_efficientnet_lite0", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]")
+    assert make_config("resnet18").MODEL.PIXEL_MEAN == pytest.approx([123.675, 116.28, 103.53])
+    typed = make_config("tf_efficientnet_lite0", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]")
     assert typed.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0] and typed.MODEL.PIXEL_STD == [127.5] * 3
 
 
 def test_statistics_of_batch_norms_are_kept_on_demand():
-    model = build_model(config_of("resnet18")).train()
+    model = build_model(make_config("resnet18")).train()
     norms = [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms)
-    free = build_model(config_of("resnet18", "MODEL.TOOD.FREEZE_BN_STATS", "False")).train()
+    free = build_model(make_config("resnet18", "MODEL.TOOD.FREEZE_BN_STATS", "False")).train()
     assert any(m.training for m in free.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
@@ -126,12 +126,12 @@ def test_train_and_evaluate(name, command, tmp_path):
 
 
 def test_mistakes(command):
-    assert "did you mean resnet18?" in error_of(command(opts=[*FPN, "resnet_18"]))
-    message = error_of(command(opts=[*FPN, "coat_tiny"]))
+    assert "did you mean resnet18?" in get_error(command(opts=[*FPN, "resnet_18"]))
+    message = get_error(command(opts=[*FPN, "coat_tiny"]))
     assert "does not take images of other sizes" in message
-    message = error_of(command(opts=["MODEL.TIMM.NAME", "resnet18"]))
+    message = get_error(command(opts=["MODEL.TIMM.NAME", "resnet18"]))
     assert "needs both its name and build_timm_fpn_backbone" in message
-    message = error_of(command(opts=[*FPN, "resnet18", "MODEL.TIMM.DROP_PATH", "2.0"]))
+    message = get_error(command(opts=[*FPN, "resnet18", "MODEL.TIMM.DROP_PATH", "2.0"]))
     assert "MODEL.TIMM.DROP_PATH is 2.0; it must be at least 0 and at most 1" in message
 
 
@@ -179,7 +179,7 @@ def plain_features(state, images, depths):
 def test_packaged_weights_are_those_of_the_model(name, packaged):
     pytest.importorskip(packaged.module, reason="an extra")
     path = f"pip://{name}"
-    cfg = config_of(f"tf_{name.replace('-', '_')}", "MODEL.WEIGHTS", path)
+    cfg = make_config(f"tf_{name.replace('-', '_')}", "MODEL.WEIGHTS", path)
     assert cfg.MODEL.PIXEL_MEAN == [127.0] * 3 and cfg.MODEL.PIXEL_STD == [128.0] * 3
     model = build_model(cfg).eval()
     Checkpointer(model).load(path)

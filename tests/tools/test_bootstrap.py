@@ -210,7 +210,7 @@ def test_stamp_makes_the_second_run_do_nothing(tmp_path, monkeypatch):
         bootstrap.set_up(str(venv))
 
 
-def test_another_python_gets_an_environment_of_its_own(tmp_path, monkeypatch):
+def test_another_python_gets_a_separate_environment(tmp_path, monkeypatch):
     venv = tmp_path / "venv"
     venv.mkdir()
     (venv / bootstrap.STAMP).write_text("3.8 elsewhere")

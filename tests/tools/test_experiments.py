@@ -24,7 +24,7 @@ def args_for(command, output, *flags):
 
 @pytest.fixture
 def calls(monkeypatch, fresh_loggers):
-    """Commands, run here instead of in processes of their own."""
+    """Commands, run here instead of in separate processes."""
     done = []
 
     def call(command, folder, jobs):

@@ -1,4 +1,4 @@
-"""Arguments of the typed functions, held to their annotations."""
+"""Arguments of the typed functions are checked by their annotations."""
 
 import inspect
 import os
@@ -13,7 +13,7 @@ import tood
 from tood.utils.arguments import PARSED
 
 NAN = float("nan")
-# Of each kind of annotation, values that are of none.
+# Wrong values for each kind of annotation.
 WRONG = {str: (5, b"x", "a\0b"), bool: (1, "no", None), int: (2.5, "2", True, NAN)}
 WRONG[float] = ("x", NAN, float("inf"), False)
 FUNCTIONS = [getattr(tood, name) for name in tood._APP if name != "UserError"]

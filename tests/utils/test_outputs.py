@@ -1,4 +1,4 @@
-"""Names of what is written."""
+"""Names of output files."""
 
 import pytest
 

@@ -39,7 +39,7 @@ def test_the_last_line_continues(capsys):
 
 
 def test_ignored_signals_stay_ignored():
-    """As nohup wants it."""
+    """nohup requires it."""
     code = (
         "import signal; from tood.utils.errors import run_main\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -145,7 +145,7 @@ def test_images_replace_links(tmp_path):
     assert Image.open(tmp_path / "link.png").size == (5, 5)
 
 
-def dense_of(values, points, strides):
+def make_dense(values, points, strides):
     count = len(points)
     scores = torch.tensor(values).reshape(1, count, 1)
     centers = torch.tensor(points)
@@ -154,7 +154,7 @@ def dense_of(values, points, strides):
 
 
 def test_a_location_counts_for_the_smallest_object():
-    dense = dense_of([0.9, 0.4, 0.7], [[10.0, 10], [30.0, 10], [90.0, 90]], [8, 8, 8])
+    dense = make_dense([0.9, 0.4, 0.7], [[10.0, 10], [30.0, 10], [90.0, 90]], [8, 8, 8])
     gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
     matched, scores, ious = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
     assert matched.tolist() == [0, 1, -1]
@@ -164,7 +164,7 @@ def test_a_location_counts_for_the_smallest_object():
 
 def test_maps_stay_in_their_objects():
     """A coarse location of the larger object does not paint the smaller one."""
-    dense = dense_of([0.9, 0.4], [[12.0, 20], [30.0, 10]], [64, 8])
+    dense = make_dense([0.9, 0.4], [[12.0, 20], [30.0, 10]], [64, 8])
     gt_boxes = torch.tensor([[0.0, 0, 60, 40], [20.0, 0, 40, 20]])
     matched, scores, _ = location_values(dense, 0, gt_boxes, torch.zeros(2).long())
     heat = _paint(scores, matched, gt_boxes, dense, (50, 80))
@@ -192,7 +192,7 @@ def test_drawing_of_a_training_image():
     # Eight times as large, twice side by side under a heading.
     assert drawing.shape == (400 + 22, 2 * 800 + 4, 3)
     assert (drawing[22 + 200, 200] != 90).any()  # the dot
-    assert (drawing[22 + 200, 560] == 90).all()  # no dot where there is no positive
+    assert (drawing[22 + 200, 560] == 90).all()  # no dot without a positive
     left, right = drawing[22:, :800], drawing[22:, 804:]
     assert (left[80:320, 78:84] != 90).any() and (right[80:320, 78:84] == 90).all()
     assert (right[60:340, 478:484] != 90).any() and (left[60:340, 478:484] == 90).all()
@@ -210,7 +210,7 @@ def test_larger_dots_for_larger_weights():
 
 @pytest.mark.parametrize("with_scores", [True, False])
 def test_a_drawing_of_many_boxes_is_bounded(with_scores):
-    """Of 20,000 boxes, the best or the largest are drawn, in seconds, and a line says so."""
+    """The best or the largest of 20,000 boxes are drawn, in seconds, and a line says so."""
     image, number = np.zeros((300, 400, 3), np.uint8), 20_000
     boxes = np.tile([[200.0, 200, 201, 201]], (number, 1))
     boxes[123] = [20, 30, 100, 120]

@@ -341,7 +341,7 @@ def test_two_formats(new, content):
 def test_two_sets_of_one_part(new, content):
     folder = as_coco(new, content)
     put(folder, "old.json", content)
-    assert "two sets that nothing tells apart, labels.json and old.json" in refused(folder)
+    assert "two sets without different names, labels.json and old.json" in refused(folder)
 
 
 @pytest.mark.parametrize("name, writer", [x for x in WRITERS if x[0] in ("YOLO", "Pascal VOC")])

@@ -1,4 +1,4 @@
-"""Kinds of folders that public bug reports tell of, with the right value of each."""
+"""Kinds of folders in public bug reports, with the right value of each."""
 
 import base64
 import io
@@ -121,7 +121,7 @@ def voc_lists(root, number=12):
 
 
 def test_names_in_lists(tmp_path):
-    """With spaces, with endings, twice, flagged, and of images that are not there."""
+    """Names with spaces, with endings, twice, flagged, and of missing images."""
     expected = voc_lists(tmp_path)
     lines = ["IMG 000", "IMG 001.jpg", "IMG 002", "IMG 002", "IMG 003  1", "GONE 1"]
     put(tmp_path, "ImageSets/Main/train.txt", "\n".join(lines))
@@ -133,7 +133,7 @@ def test_names_in_lists(tmp_path):
     assert any(row.startswith("ignored files: 4: in no list of images") for row in rows)
 
 
-def test_empty_lists_are_no_splits(tmp_path):
+def test_empty_lists_are_not_splits(tmp_path):
     expected = voc_lists(tmp_path)
     put(tmp_path, "ImageSets/Main/train.txt", "")
     assert found_in(tmp_path) == expected(all=range(12))
@@ -564,7 +564,7 @@ def test_two_names_that_could_mean_one_image(tmp_path):
 
 
 def test_links(tmp_path):
-    """To the folder itself, to a folder of images, to an image, and to nothing."""
+    """Links to the folder itself, to a folder of images, to an image, and to nothing."""
     truth = yolo_set(tmp_path / "set", [f"images/{i}.jpg" for i in range(4)])
     put(tmp_path / "set", "classes.txt", CLASSES)
     for link, target in (("loop", "."), ("up", ".."), ("a", "images"), ("images/9.jpg", "0.jpg")):

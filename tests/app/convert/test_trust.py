@@ -279,7 +279,7 @@ def test_links_without_end_are_entered_once(tmp_path):
 
 
 def test_sizes_are_bounded(tmp_path):
-    """By sparse files, of which nothing is read."""
+    """Tested by sparse files, which are not read."""
     for name, size in (("0.txt", 2**24), ("data.yaml", 2**20), ("a.json", 2**30)):
         put_image(tmp_path / name, "0.jpg")
         put(tmp_path / name, "classes.txt", "a")
@@ -340,7 +340,7 @@ def test_images_that_change_after_the_check(tmp_path):
 
 
 def test_annotations_are_read_once(tmp_path, monkeypatch):
-    """What was checked is converted, though the file has changed since."""
+    """The checked content is converted, even if the file has changed since."""
     put_image(tmp_path, "0.jpg")
     put(tmp_path, "a.json", coco({"0.jpg": A}))
     converted = read_data(str(tmp_path))

@@ -103,7 +103,7 @@ def test_any_round_trip_is_equal_to_the_last_digit(images, to, has_splits, tmp_p
         objects = {i["id"]: [] for i in part.content["images"]}
         for a in part.content["annotations"]:
             objects[a["image_id"]].append((names[a["category_id"]], a["bbox"]))
-        # Images keep their order, unless folders are sorted; equal pixels tell them apart.
+        # Images keep their order, unless folders are sorted; equal pixels identify them.
         pixels = {(root / "set" / i).read_bytes(): i for i in truth}
         for image in part.content["images"]:
             path = os.path.join(part.image_root, image["file_name"])
@@ -115,7 +115,7 @@ def test_any_round_trip_is_equal_to_the_last_digit(images, to, has_splits, tmp_p
                 assert (x, y, x + w, y + h) == pytest.approx(box, abs=2 * PRECISION[to])
 
 
-def test_images_stay_where_they_are(photos, tmp_path):
+def test_images_are_not_copied(photos, tmp_path):
     folder, _ = photos
     (tmp_path / "far" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")

@@ -1,4 +1,4 @@
-"""What scores mean: curves, their errors, and ``tood calibrate``."""
+"""Calibration of scores: curves, their errors, and ``tood calibrate``."""
 
 import itertools
 import json

@@ -107,8 +107,8 @@ def test_the_bernstein_bound_is_that_of_a_loop():
 
 @pytest.mark.parametrize("missed", [0.07, 0.3])
 def test_intervals_cover_the_truth(missed):
-    """In 300 audits of 30 of 400 images, both intervals: 95 % is 285, and 270 has a probability of
-    0.0001 below. docs/guarantee_scores.md has more.
+    """Both intervals, in 300 audits of 30 of 400 images: 95 % is 285, and fewer than 270 have a
+    probability of 0.0001. docs/guarantee_scores.md has more.
     """
     rng = np.random.default_rng(0)
     true = rng.poisson(14, 400)

@@ -10,7 +10,7 @@ import torch
 from conftest import app_error, complaint
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
-from test_matching import detections_of, load_content
+from test_matching import load_content, make_detections
 
 import tood
 from tood.app import cli, export
@@ -38,7 +38,7 @@ def draw_set(num_images, seed=0, misses=0.0):
             if rng.random() >= misses:
                 found.append((i, k, box, round(float(rng.uniform(0.2, 1)), 2)))
         found.append((i, 0, (200, 200, 20, 20), round(float(rng.uniform(0, 0.5)), 2)))
-    return load_content(num_images, objects), detections_of(found)
+    return load_content(num_images, objects), make_detections(found)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_objects_that_are_never_found(write):
     """A bound that is low, because most images have no objects, still has no threshold."""
     content, _ = draw_set(60)
     content["annotations"] = content["annotations"][:2]
-    false = detections_of([(0, 0, (200, 200, 20, 20), 0.9)])
+    false = make_detections([(0, 0, (200, 200, 20, 20), 0.9)])
     for found in ([], false):
         result = tood.guarantee(**write(content, found), miss_rate=0.3, overwrite=True)
         assert not result.certifiable and result.summary["images_needed"] is None
@@ -235,7 +235,7 @@ def test_a_printed_threshold_is_not_above_the_certified_one():
 
 @pytest.mark.slow
 def test_a_trained_model(trained, new_entry, tmp_path):
-    """From all that the model finds, with the NMS of its config."""
+    """Computed from all detections of the model, with the NMS of its config."""
     out = tmp_path / "out"
     found = tood.guarantee(trained, calibration_data=new_entry, miss_rate=0.9, output=str(out))
     summary = json.loads((out / "guarantee.json").read_text())
@@ -266,7 +266,7 @@ def test_a_trained_model(trained, new_entry, tmp_path):
 
 @pytest.mark.slow
 def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
-    """In predictions, in the predictor and in exported files; not with another NMS or weights."""
+    """Used in predictions, the predictor and exported files; not with another NMS or weights."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     found = tood.guarantee(run, calibration_data=new_entry, miss_rate=0.95)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_matching import detection, detections_of, gt, load_content, random_set
+from test_matching import detection, gt, load_content, make_detections, random_set
 
 from tood.app.guarantee.misses import NEVER, find_outcome
 
@@ -39,7 +39,7 @@ def count_by_pycocotools(content, detections, num_images=3):
 
 
 def check_against_pycocotools(objects, found, num_images=3):
-    content, detections = load_content(num_images, objects), detections_of(found)
+    content, detections = load_content(num_images, objects), make_detections(found)
     outcome = find_outcome(content, detections)
     for t in sorted({x["score"] for x in detections}):
         above = [x for x in detections if x["score"] >= t]
@@ -76,7 +76,7 @@ def make_outcome(groups=()):
     boxes = [(0, 0, A), (0, 0, B), (0, 1, C), (1, 0, A)]
     content = load_content(3, [(i, k, box, False, 400) for i, k, box in boxes])
     found = [(0, 0, A, 0.9), (0, 0, A, 0.8), (0, 1, C, 0.3), (1, 0, A, 0.5), (2, 0, A, 0.3)]
-    return find_outcome(content, detections_of(found), groups)
+    return find_outcome(content, make_detections(found), groups)
 
 
 def test_a_threshold_counts_the_score_itself():
@@ -106,10 +106,10 @@ def test_a_class_counts_in_its_images_alone():
 
 
 def test_more_than_a_hundred_detections_count():
-    """As they are all used; COCO's evaluation stops there."""
+    """All are used; COCO's evaluation stops there."""
     content = load_content(1, [(0, 0, A, False, 400)])
     found = [(0, 0, (200, 200, 9, 9), 0.9)] * 150 + [(0, 0, A, 0.1)]
-    outcome = find_outcome(content, detections_of(found))
+    outcome = find_outcome(content, make_detections(found))
     assert outcome.sum_losses(0.1) == 0 and outcome.count_false(0.1) == 150
 
 

@@ -27,7 +27,7 @@ def test_the_bound_in_expectation_is_the_formula():
 
 
 def test_no_rounding_decides_at_the_limit():
-    """In floats, 0.1 * 3 is above 0.3, and a third three times is below or at 1."""
+    """Floats would decide wrong: 0.1 * 3 is above 0.3, and a third three times is below or at 1."""
     assert is_certified(Fraction(0), 9, 0.1, None)  # 1/10 <= 0.1
     assert not is_certified(Fraction(0), 8, 0.1, None)
     thirds = sum([Fraction(1, 3)] * 6, Fraction(0))
@@ -40,7 +40,7 @@ def test_no_rounding_decides_at_the_limit():
 
 
 def test_p_values_are_those_of_the_formula():
-    """By hand: n = 100, risk 0.05, limit 0.1. Hoeffding: the entropy is 0.05 log 0.5 +
+    """Computed by hand: n = 100, risk 0.05, limit 0.1. Hoeffding: the entropy is 0.05 log 0.5 +
     0.95 log(0.95 / 0.9) = 0.016706, exp(-1.6706) = 0.1881. Bentkus: e P(Bin(100, 0.1) <= 5) =
     2.71828 * 0.057577 = 0.15651, the smaller one.
     """
@@ -69,8 +69,8 @@ def test_the_bound_with_a_confidence_is_where_the_test_turns():
 
 
 @given(st.lists(st.booleans(), max_size=40).map(lambda x: sorted(x, reverse=True)))
-def test_the_last_position_of_a_condition(holds):
-    assert find_last(len(holds), holds.__getitem__) == sum(holds) - 1
+def test_the_last_position_of_a_condition(are_met):
+    assert find_last(len(are_met), are_met.__getitem__) == sum(are_met) - 1
 
 
 def test_units_that_would_do():
@@ -103,11 +103,11 @@ def test_the_chosen_threshold_is_that_of_the_loop(confidence):
         scores = rng.random((n, 5)).round(2)  # with ties
         candidates = np.unique(scores)
 
-        def holds(i, scores=scores, candidates=candidates):
+        def is_met(i, scores=scores, candidates=candidates):
             total = Fraction(int((scores < candidates[i]).sum()), 5)
             return is_certified(total, len(scores), 0.3, confidence)
 
-        last = find_last(len(candidates), holds)
+        last = find_last(len(candidates), is_met)
         expected = choose_by_loop(scores, candidates, 0.3, confidence)
         assert (candidates[last] if last >= 0 else None) == expected
 
@@ -115,10 +115,10 @@ def test_the_chosen_threshold_is_that_of_the_loop(confidence):
 def find_most(n, objects, limit, confidence):
     """Return how many missed objects of all are still certified, -1 for not even none."""
 
-    def holds(k):
+    def is_met(k):
         return is_certified(Fraction(k, objects), n, limit, confidence)
 
-    return find_last(objects * n + 1, holds)
+    return find_last(objects * n + 1, is_met)
 
 
 def certify_draws(draws, n, objects, limit, confidence):
@@ -144,7 +144,7 @@ def test_mean_risk_of_10000_draws_of_known_risk(n, objects):
 
 @pytest.mark.parametrize("n, objects", [(30, 1), (30, 5), (100, 1), (100, 5)])
 def test_share_of_10000_draws_with_a_higher_risk(n, objects):
-    """Of a confidence of 90 %, at most 10 %: as often as a binomial number is small enough."""
+    """At most 10 % with a confidence of 90 %: as often as a binomial number is small enough."""
     above = int((certify_draws(10_000, n, objects, 0.2, 0.9) > 0.2).sum())
     exact = stats.binom.cdf(find_most(n, objects, 0.2, 0.9), objects * n, 0.2)
     assert exact <= 0.1

@@ -49,7 +49,7 @@ def test_training_images_and_their_copies_are_refused(parts, final, tmp_path):
 
 
 def test_copies_that_were_saved_again_are_named(parts, final, tmp_path, monkeypatch):
-    """Of another name, quality, size or orientation; with other images, nothing is said."""
+    """Copies with another name, quality, size or orientation are found; other images are not."""
     with Image.open(parts / "train" / "images" / "00002.jpg") as image:
         original = image.convert("RGB").resize((256, 256), Image.BICUBIC)
     original.save(tmp_path / "a.jpg", quality=75)

@@ -1,4 +1,4 @@
-"""What to do next with a model, by rules."""
+"""Advice on the next step with a model, by rules."""
 
 import argparse
 import json
@@ -90,7 +90,7 @@ def test_a_longer_training_goes_to_another_folder():
     assert list_advice("out/cells", history._replace(words=()))[0].command == ""
 
 
-def test_what_was_typed_holds_in_the_next_training():
+def test_arguments_are_repeated_in_the_next_training():
     typed = ("cells", "--val-data", "my val", "--epochs", "3", "--images-per-step", "2")
     keys = ("SOLVER.MAX_ITER", "45", "SOLVER.BASE_LR", "0.02", "INPUT.MIN_SIZE_TRAIN", "(32, 64)")
     history = make_history(1, 2, 3, 4, steps=100, words=typed + keys)
@@ -126,7 +126,7 @@ def test_words_of_a_command(tmp_path, monkeypatch):
     words = list_words(Wishes(**json.loads(json.dumps(typed.as_dict()))))
     flags, options = split_overrides(words)
     assert cli.make_parser("train").parse_intermixed_args(flags) == again
-    assert options == [] and typed.options == ["SEED", "3"]  # a flag of its own
+    assert options == [] and typed.options == ["SEED", "3"]  # a separate flag
 
 
 def test_the_folder_of_the_next_training(tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_errors_and_labels():
     missed, false = advise(None, make_summary(missed=35, false=30))
     assert missed.sentence.startswith("35 of 100 objects are missed")
     assert false.sentence.startswith("30 of 97 detections are false alarms")
-    # Of a model that has learned nothing, errors say nothing.
+    # The errors of a model that has learned nothing say nothing.
     assert "export" in advise(None, make_summary(AP=2.0, missed=90))[0].command
     (missed,) = advise(history, make_summary(19.9, missed=30, doubts=(0.9, 0.6)))
     assert "labels" not in missed.sentence  # such a model says little about them

@@ -1,4 +1,4 @@
-"""What ``tood train`` chooses: a config, the images of a step, their size."""
+"""Choices of ``tood train``: config, images of a step, image size."""
 
 import pytest
 from conftest import CONFIG, SMALL, TINY
@@ -26,7 +26,7 @@ from tood.utils.tiles import WHOLE
 
 
 @pytest.mark.slow
-def test_the_model_follows_from_what_is_installed(photo_folder, monkeypatch, capsys):
+def test_the_model_depends_on_installed_packages(photo_folder, monkeypatch, capsys):
     pytest.importorskip("timm", reason="an extra")
     cli.main(["train", "photos", "--dry-run"])
     assert "tood_lite0_N_P2_small_data, from ImageNet" in capsys.readouterr().out

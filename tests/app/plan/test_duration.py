@@ -1,4 +1,4 @@
-"""How long a training takes, before it begins."""
+"""Estimates of the duration of a training."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""What the data ask of a training: the size of images, its length, tiles."""
+"""Choices by the data: size of images, length of the training, tiles."""
 
 import pytest
 from test_split import load_content

@@ -54,7 +54,7 @@ def test_the_same_seed_is_the_same_split():
 
 
 def test_rare_classes_are_on_both_sides():
-    """Where they are in five images; one that is in a single image is learned."""
+    """Classes in five images are in both parts; one that is in a single image is learned."""
     classes = {f"{i}.jpg": [1] for i in range(100)}
     classes.update({f"rare{i}.jpg": [1, 2] for i in range(5)}, single=[1, 3], **{"empty": []})
     split = split_data(load_content(classes), "nowhere")

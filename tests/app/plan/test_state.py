@@ -64,7 +64,7 @@ def kill_at(number, is_written, prepare):
 @pytest.mark.parametrize("is_written", [False, True])
 @pytest.mark.parametrize("number", range(1, len(FILES) + 1))
 def test_a_preparation_that_was_killed_has_a_way_on(prepare, tmp_path, number, is_written):
-    """By a new start, and by --resume, which knows what was typed: to the same files."""
+    """A new start and --resume, which knows the arguments, write the same files."""
     out, killed = tmp_path / "out", tmp_path / "killed"
     expected = read_all(prepare(epochs=2))
     assert sorted(expected) == sorted(FILES)
@@ -119,7 +119,7 @@ def test_a_start_without_a_checkpoint_is_replaced(prepare, tmp_path, capsys):
     (out / "metrics.json").write_text("{}")
     prepare(epochs=3)
     assert (
-        "Replacing what a training without a checkpoint has left in out" in capsys.readouterr().out
+        "Replacing the files of a training without a checkpoint in out" in capsys.readouterr().out
     )
     assert sorted(read_all(out)) == sorted(FILES) and read_begun(str(out)).epochs == 3
     (out / "model_best.pth").write_text("weights")
@@ -150,7 +150,7 @@ def test_a_start_without_a_checkpoint_is_replaced(prepare, tmp_path, capsys):
     ],
 )
 def test_resume_refuses_what_differs(prepare, tmp_path, flags, says):
-    """With and without --dry-run, and nothing is changed."""
+    """Refused with and without --dry-run, and nothing is changed."""
     out = prepare(epochs=2)
     before = read_all(out)
     for more in ([], ["--dry-run"]):
@@ -174,7 +174,7 @@ def test_resume_accepts_what_is_the_same(prepare, tmp_path):
 
 
 def test_options_that_may_change_are_in_the_plan(prepare, tmp_path, monkeypatch):
-    """So that the next --resume, without them, goes on by them; not if they are refused."""
+    """The next --resume, without them, continues with them; not if they are refused."""
     out = prepare(epochs=2)
     seen = []
     monkeypatch.setattr(command, "_run", lambda run, output: seen.append(read_plan(out)))

@@ -14,7 +14,7 @@ from test_matching import (
     klass,
     load_content,
     matched,
-    metrics_of_pycocotools,
+    run_pycocotools,
 )
 
 from tood.app.report.curves import (
@@ -174,7 +174,7 @@ def test_costs_are_those_of_mended_results(objects, found):
     table, _, matches, errors = analyzed(content, found)
     order = sorted(range(len(found)), key=lambda i: (found[i][0], -found[i][3]))
     found = [found[i] for i in order]
-    before = metrics_of_pycocotools(content, found)[0]["AP50"]
+    before = run_pycocotools(content, found)[0]["AP50"]
     is_found = set(matches.objects[0, 0].tolist()) - {-1}
     cost = costs(table, matches, errors)
     for i, kind in enumerate(KINDS):
@@ -190,11 +190,11 @@ def test_costs_are_those_of_mended_results(objects, found):
         mended = [row for _, row in sorted(mended, key=lambda x: x[0])]
         # pycocotools cannot evaluate an empty list: one detection that is the last.
         mended.append((0, A, (600, 400, 1, 1), 1e-9))
-        after = metrics_of_pycocotools(content, mended)[0]["AP50"]
+        after = run_pycocotools(content, mended)[0]["AP50"]
         assert cost[kind] == pytest.approx(after - before, abs=1e-9), kind
     seen = [x for x, missed in zip(objects, errors.missed) if not missed]
     if seen:
-        after = metrics_of_pycocotools(load_content(3, seen), found)[0]["AP50"]
+        after = run_pycocotools(load_content(3, seen), found)[0]["AP50"]
         assert cost["missed"] == pytest.approx(after - before, abs=1e-9)
     else:
         assert np.isnan(cost["missed"])

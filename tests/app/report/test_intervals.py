@@ -10,8 +10,8 @@ from tood.app.report.intervals import (
     class_metrics,
     coco_intervals,
     count_images,
-    leave_out_weights,
     make_interval,
+    make_jackknife_weights,
     weighted_average_precisions,
 )
 from tood.app.report.matching import IOU_THRESHOLDS, RANGES, Matches, Table
@@ -49,10 +49,10 @@ def test_no_interval_from_too_few_images(num_images, note):
     assert interval.as_values().get("note", "") == note and MIN_IMAGES == 3
 
 
-def test_images_are_left_out_alone_or_in_groups():
-    weights = leave_out_weights(7)
+def test_images_are_omitted_alone_or_in_groups():
+    weights = make_jackknife_weights(7)
     assert weights.shape == (7, 7) and (weights.sum(0) == 6).all() and (weights.sum(1) == 6).all()
-    weights = leave_out_weights(2500)
+    weights = make_jackknife_weights(2500)
     assert weights.shape == (2500, 1000) and (weights.sum(axis=1) == 999).all()
     assert set(2500 - weights.sum(axis=0)) == {2, 3}
 
@@ -66,7 +66,7 @@ def test_more_images_narrower_intervals():
             (k, i) for k, i, c in zip(table.gt_classes, table.gt_images, matches.counted[0]) if c
         }
         assert counts[0].tolist() == [sum(k == x for x, _ in seen) for k in range(2)]
-        without = weighted_average_precisions(table, matches, leave_out_weights(n))
+        without = weighted_average_precisions(table, matches, make_jackknife_weights(n))
         intervals = coco_intervals(average_precisions(table, matches), without, counts)
         assert list(intervals) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
         widths.append(intervals["AP"].high - intervals["AP"].low)
@@ -81,7 +81,7 @@ def draw_set(rng, num_images, frequencies, qualities, wrong):
 
     Args:
         frequencies: share of the images that contain each class.
-        qualities: of the detections of each class, the higher the better.
+        qualities: quality of the detections of each class, the higher the better.
         wrong: mean number of wrong detections of each class in an image.
     """
     shape = (num_images, len(frequencies))
@@ -143,7 +143,7 @@ def test_intervals_contain_the_truth(paired):
     for num_images, *scene in RARE:
         weights = np.ones((10_000, 1), dtype=np.float32)
         truth = class_metrics(evaluate(rng, 10_000, scene, weights, paired)[0])["AP"][:, 0]
-        weights = np.c_[np.ones(num_images, dtype=np.float32), leave_out_weights(num_images)]
+        weights = np.c_[np.ones(num_images, dtype=np.float32), make_jackknife_weights(num_images)]
         for _ in range(num_sets):
             aps, counts = evaluate(rng, num_images, scene, weights, paired)
             values = (aps[..., 0], aps[..., 1:], counts, -100.0 * paired)

@@ -45,7 +45,7 @@ def load_content(num_images, objects, num_classes=2):
     }
 
 
-def detections_of(found):
+def make_detections(found):
     """found: (image, class, box, score)."""
     return [
         {"image_id": 7 + i, "category_id": 3 + 2 * k, "bbox": list(box), "score": score}
@@ -54,7 +54,7 @@ def detections_of(found):
 
 
 def matched(content, found):
-    table = make_table(content, detections_of(found))
+    table = make_table(content, make_detections(found))
     return table, match(table, overlaps(table))
 
 
@@ -62,19 +62,19 @@ def average_precisions(table, matches):
     return weighted_average_precisions(table, matches, np.ones((len(table.image_ids), 1)))[..., 0]
 
 
-def metrics_of(content, found):
+def compute_metrics(content, found):
     table, matches = matched(content, found)
     aps = average_precisions(table, matches)
     per_class = {f"AP-class {k}": AP for k, AP in enumerate(class_metrics(aps)["AP"])}
     return {**coco_metrics(aps), **per_class}
 
 
-def metrics_of_pycocotools(content, found):
+def run_pycocotools(content, found):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = content
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(detections_of(found)), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(make_detections(found)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -107,8 +107,8 @@ detection = st.tuples(image, klass, box, st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.
 @given(st.lists(gt, max_size=8), st.lists(detection, min_size=1, max_size=14))
 def test_metrics_are_pycocotools(objects, found):
     content = load_content(3, objects)
-    actual = metrics_of(content, found)
-    expected, per_class = metrics_of_pycocotools(content, found)
+    actual = compute_metrics(content, found)
+    expected, per_class = run_pycocotools(content, found)
     for key in KEYS:
         assert actual[key] == pytest.approx(expected[key], abs=1e-9, nan_ok=True), key
     for k, AP in enumerate(per_class):
@@ -156,22 +156,22 @@ def test_a_weighted_image_is_as_many_copies_of_it():
 def test_what_an_image_costs():
     content, found = random_set(8, seed=2)
     table, matches = matched(content, found)
-    whole = metrics_of(content, found)["AP"]
+    whole = compute_metrics(content, found)["AP"]
     costs = without_each(table, matches, np.array([5, 2]))
-    for cost, left_out in zip(costs, (5, 2)):
+    for cost, omitted in zip(costs, (5, 2)):
         rest = dict(content)
         for name, key in (("images", "id"), ("annotations", "image_id")):
-            rest[name] = [x for x in content[name] if x[key] != 7 + left_out]
-        AP = metrics_of(rest, [x for x in found if x[0] != left_out])["AP"]
+            rest[name] = [x for x in content[name] if x[key] != 7 + omitted]
+        AP = compute_metrics(rest, [x for x in found if x[0] != omitted])["AP"]
         assert cost == pytest.approx(AP - whole, abs=1e-3)
 
 
 def test_nothing_found_and_nothing_to_find():
     content = load_content(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
-    metrics = metrics_of(content, [])
+    metrics = compute_metrics(content, [])
     assert metrics["AP"] == 0 and metrics["APm"] == 0 and np.isnan(metrics["APs"])
     assert metrics["AP-class 0"] == 0 and np.isnan(metrics["AP-class 1"])
-    metrics = metrics_of(load_content(2, []), [(0, 0, (0, 0, 50, 50), 0.5)])
+    metrics = compute_metrics(load_content(2, []), [(0, 0, (0, 0, 50, 50), 0.5)])
     assert np.isnan(metrics["AP"])
 
 
@@ -188,7 +188,7 @@ def test_nothing_found_and_nothing_to_find():
 )
 def test_detections_of_something_else(change, says):
     content = load_content(2, [(0, 0, (0, 0, 50, 50), False, 2500)])
-    good = detections_of([(0, 0, (0, 0, 50, 50), 0.5)])[0]
+    good = make_detections([(0, 0, (0, 0, 50, 50), 0.5)])[0]
     with pytest.raises(UserError, match=says):
         make_table(content, [good, {**good, **change}])
     with pytest.raises(UserError, match="entry 0 is not a detection in COCO's format"):
@@ -211,13 +211,13 @@ def crowded(num_objects, num_detections):
 
 def test_all_detections_of_a_crowded_image_count():
     content, found = crowded(130, 300)
-    analysis = analyze(content, detections_of(found))
+    analysis = analyze(content, make_detections(found))
     assert len(analysis.table.scores) == 300 and analysis.table.max_detections == 300
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = content
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(detections_of(found)), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(make_detections(found)), "bbox")
         evaluation.params.maxDets = [300]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -225,15 +225,15 @@ def test_all_detections_of_a_crowded_image_count():
     summary = summarize_analysis(analysis)
     assert summary["metrics"]["AP"]["value"] == pytest.approx(expected, abs=1e-9)
     assert summary["data"]["all_detections"] is True
-    limited, _ = metrics_of_pycocotools(content, found)
+    limited, _ = run_pycocotools(content, found)
     assert limited["AP"] < 0.8 * expected  # what the limit would leave
 
 
-def test_coco_limit_holds_for_no_more_than_100_objects():
+def test_coco_counts_at_most_100_objects():
     content, found = crowded(100, 300)
-    analysis = analyze(content, detections_of(found))
+    analysis = analyze(content, make_detections(found))
     assert len(analysis.table.scores) == 100
-    expected, _ = metrics_of_pycocotools(content, found)
+    expected, _ = run_pycocotools(content, found)
     summary = summarize_analysis(analysis)
     assert summary["metrics"]["AP"]["value"] == pytest.approx(expected["AP"], abs=1e-9)
     assert summary["data"]["all_detections"] is False

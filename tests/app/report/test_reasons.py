@@ -127,7 +127,7 @@ def test_settings_exist():
 
 
 def test_classes_of_locations(model, monkeypatch):
-    # Another class, below the threshold of detections that are told.
+    # Another class, below the threshold of detections that are reported.
     found, _ = answer(model, monkeypatch, {(48, 48): (1, 0.2, CLOSE)})
     assert found.cause == CLASSIFICATION
     assert found.sentence == (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import Browser, find_chromium
 from PIL import Image
-from test_matching import detections_of, load_content, metrics_of_pycocotools, random_set
+from test_matching import load_content, make_detections, random_set, run_pycocotools
 
 from tood.app.report import gallery
 from tood.app.report.analysis import analyze, explain_miss, summarize_analysis
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
         pixels = noise.integers(256, size=(480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / image["file_name"])
     (folder / "val.json").write_text(json.dumps(content))
-    (folder / "results.json").write_text(json.dumps(detections_of(found)))
+    (folder / "results.json").write_text(json.dumps(make_detections(found)))
     return folder, content, found
 
 
@@ -61,19 +61,19 @@ def write_report(folder, **more):
 @pytest.fixture(scope="module")
 def written(data):
     folder, _, found = data
-    worse = [x for x in detections_of(found) if x["score"] < 0.2]
+    worse = [x for x in make_detections(found) if x["score"] < 0.2]
     (folder / "worse.json").write_text(json.dumps(worse))
     written = write_report(folder, compare=f"{folder}/worse.json")
     assert written.page == f"{folder}/report/report.html"
     assert str(written).startswith(f"{written.page}: AP {written.metrics['AP']:.1f}, ")
-    assert written.detections == detections_of(found)
+    assert written.detections == make_detections(found)
     return folder / "report"
 
 
 def test_figures_are_pycocotools(data, written):
     _, content, found = data
     summary = json.loads((written / "report.json").read_text())
-    expected, per_class = metrics_of_pycocotools(content, found)
+    expected, per_class = run_pycocotools(content, found)
     for name, value in expected.items():
         actual = summary["metrics"][name]
         assert actual["value"] == pytest.approx(value, abs=1e-9)
@@ -105,7 +105,7 @@ def test_page_contains_everything_and_no_code_of_others(written):
 
 
 def test_sections_stand_in_the_order_of_use(written):
-    """First what to do, then the data, the photographs, the numbers, and where it is from."""
+    """First what to do, then the data, the photographs, the numbers, and the source."""
     html = (written / "report.html").read_text()
     title = f"Report: {written.parent.name}, {datetime.date.today():%Y-%m-%d}"
     assert f"<title>{title}</title>" in html and f"<h1>{title}</h1>" in html
@@ -131,7 +131,7 @@ def test_confusion_stands_once_and_names_errors(written):
         "missed",
     ]
     assert heads[-1] == "false alarm" and CAPTIONS["confusion.png"] not in html
-    # Of more classes than the table has: the plot.
+    # The plot, for more classes than the table has.
     content = load_content(1, [(0, k, (0, 0, 30, 30), False, 900) for k in range(30)], 30)
     facts = Facts("many", "command", {}, plots={"confusion.png": b"png"})
     many = render(summarize_analysis(analyze(content, [])), facts)
@@ -144,7 +144,7 @@ def test_counts_stand_beside_costs(data, written):
     table = html.split('id="errors"')[1].split("</table>")[0]
     cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     counts = {x["kind"]: x["count_above"] for x in summary["errors"]}
-    analysis = analyze(data[1], detections_of(data[2]))
+    analysis = analyze(data[1], make_detections(data[2]))
     totals = {kind: int(analysis.above.sum()) for kind in counts}
     totals["missed"] = summary["data"]["objects"]
     assert {x[0]: x[1] for x in cells} == {k: f"{counts[k]} of {totals[k]}" for k in counts}
@@ -164,7 +164,7 @@ def test_long_names_are_cut_in_the_middle():
     objects = [(0, 0, (0, 0, 50, 50), False, 2500), (0, 0, (90, 90, 50, 50), False, 2500)]
     content = load_content(1, objects)
     content["images"][0]["file_name"] = name
-    analysis = analyze(content, detections_of([(0, 0, (0, 0, 50, 50), 0.9)]))
+    analysis = analyze(content, make_detections([(0, 0, (0, 0, 50, 50), 0.9)]))
     rows = list_suspects(analysis.table, analysis.pairs, analysis.thresholds)
     images = gallery.draw_suspects(analysis, rows, lambda i: np.zeros((480, 640, 3), np.uint8))
     cut = "photographs/of the ... 0123456789_end.jpg"
@@ -204,7 +204,7 @@ def test_sizes_of_boxes():
 
 def test_the_same_every_time(data):
     _, content, found = data
-    first, second = (summarize_analysis(analyze(content, detections_of(found))) for _ in range(2))
+    first, second = (summarize_analysis(analyze(content, make_detections(found))) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
 
 
@@ -220,11 +220,11 @@ def test_nothing_found_and_nothing_to_find():
 
 def test_comparison():
     content, found = random_set(40, seed=5)
-    here = analyze(content, detections_of(found))
+    here = analyze(content, make_detections(found))
     rows = {x["name"]: x for x in compare_analyses(here, here)}
     assert all(x["verdict"] == NOT_DISTINGUISHABLE for x in rows.values())
     assert rows["AP"]["value"] == rows["AP"]["low"] == rows["AP"]["high"] == 0
-    worse = analyze(content, detections_of(found)[::3])
+    worse = analyze(content, make_detections(found)[::3])
     row = {x["name"]: x for x in compare_analyses(here, worse)}["AP"]
     assert row["verdict"] == "better here" and 0 < row["low"] < row["value"] < row["high"]
     assert {x["name"]: x for x in compare_analyses(worse, here)}["AP"]["verdict"] == "better there"
@@ -244,7 +244,7 @@ def test_comparison():
 )
 def test_why_missed(found, says):
     objects = [(0, 0, (0, 0, 100, 100), False, 1e4), (0, 0, (400, 300, 50, 50), False, 2500)]
-    analysis = analyze(load_content(1, objects), detections_of(found))
+    analysis = analyze(load_content(1, objects), make_detections(found))
     if says == "below the threshold":
         analysis = analysis._replace(thresholds=np.array([0.5, 0.5]))
     assert says in explain_miss(analysis, 0)
@@ -265,11 +265,11 @@ def test_suspects_by_hand():
         (0, 0, (0, 150, 50, 50), 0.6),  # the same place
         (0, 1, (350, 350, 50, 50), 0.6),  # in the crowd
     ]
-    analysis = analyze(load_content(1, objects), detections_of(found))
+    analysis = analyze(load_content(1, objects), make_detections(found))
     suspects = find_suspects(analysis.table, analysis.pairs)
-    told = [(x.kind, x.annotation, x.class_index, pytest.approx(x.doubt)) for x in suspects]
+    found = [(x.kind, x.annotation, x.class_index, pytest.approx(x.doubt)) for x in suspects]
     # None of the one object of its class is found.
-    assert told == [(MISSING, -1, 1, 0.7), (NOTHING_THERE, 2, 1, 0.5), (OTHER_CLASS, 1, 0, 0.5)]
+    assert found == [(MISSING, -1, 1, 0.7), (NOTHING_THERE, 2, 1, 0.5), (OTHER_CLASS, 1, 0, 0.5)]
     assert "looks like class 1 (0.80), not class 0 (0.30)" in suspects[2].reason
 
 
@@ -311,7 +311,7 @@ def test_a_page_of_1000_classes_is_bounded():
     objects = [(0, k, (0, 0, 30, 30), False, 900) for k in range(most)]
     objects += [(0, 700, (100, 100, 30, 30), False, 900)]
     content = load_content(1, objects, most)
-    detections = detections_of([(0, k, (0, 0, 30, 30), 0.5) for k in range(0, most, 2)])
+    detections = make_detections([(0, k, (0, 0, 30, 30), 0.5) for k in range(0, most, 2)])
     analysis = analyze(content, detections)
     summary = summarize_analysis(analysis)
     assert len(summary["classes"]) == len(analysis.table.class_names) == most
@@ -329,7 +329,7 @@ def test_a_page_of_1000_classes_is_bounded():
 
 TABLE = """[...document.querySelectorAll("#class-table tbody tr")].map(
     (row) => [...row.cells].map((cell) => cell.textContent.trim()))"""
-# Right edges of all that is seen, but for what a box of its own scrolls.
+# Right edges of all visible elements, except for the content of scrollable boxes.
 EDGES = """[...document.body.querySelectorAll("*")]
     .filter((x) => !x.closest(".wide > *")).map((x) => x.getBoundingClientRect())
     .filter((r) => r.width > 0).map((r) => [r.left, r.right])"""

@@ -122,7 +122,7 @@ def test_report_and_drawings_open_an_image_twice(shapes, cfg, model, options, tm
 
 
 def test_positives_in_one_pass_are_those_of_training(shapes, cfg, model):
-    """Of tiles, whose objects are counted from a pass over whole images."""
+    """Objects of tiles are counted from a pass over whole images."""
     tiled = cfg.clone()
     tiled.merge_from_list(["INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"])
     prepare_datasets(run_options(cfg).data, training=False, known_classes=SHAPES)

@@ -97,7 +97,7 @@ def test_a_mosaic_has_the_objects_that_are_seen_in_it(sizes, seed):
 
 
 def test_four_images_meet_with_their_corners():
-    """Pixels say which image they are of, and where they were in it."""
+    """Pixels encode their image and their position in it."""
     y, x = np.mgrid[:40, :60]
     sources = [
         Sample(np.stack([0 * x + i, x, y], 2).astype(np.uint8), *paint(0, 6, 6, most=0)[1:])

@@ -18,5 +18,5 @@ model.backbone.bottom_up = L(SwinTransformer)(
     drop_path_rate=0.2,
     out_indices=[1, 2, 3],
 )
-model.backbone.in_features = ["p1", "p2", "p3"]  # Swin's names: of the strides 8, 16 and 32
+model.backbone.in_features = ["p1", "p2", "p3"]  # Swin's names for strides 8, 16 and 32
 optimizer = L(torch.optim.AdamW)(params=_released.optimizer.params, lr=1e-4, weight_decay=0.05)

@@ -94,7 +94,7 @@ def check(
             several.
         output: an image, to draw the first images as a training would see them.
         overwrite: a file that already exists.
-        config: for the drawing, a config file or a name of the project's.
+        config: config of the drawing: a file, or a name of the project's.
         options: KEY, VALUE, ... of that config.
 
     Returns:
@@ -176,13 +176,13 @@ def read_dataset(
     data: str,
     prefer: Sequence[str] = ("val", "test", "all"),
     *,
-    tell: Callable[[DataReport], None] = lambda report: None,
+    notify: Callable[[DataReport], None] = lambda report: None,
 ) -> DataSet:
     """Return the part of some data that is evaluated on, checked.
 
     Args:
         prefer: names of parts, in order of preference.
-        tell: called with what was found, if anything was.
+        notify: called with the findings, if there are any.
 
     Raises:
         UserError: for mistakes in the data, or if none of these parts exists and there are several.
@@ -195,7 +195,7 @@ def read_dataset(
         raise UserError(f"{data} has the parts {', '.join(parts)}; name one, as in {data}:train.")
     checked = check_part(parts[name] if name else next(iter(parts.values())), to_train=False)
     if checked.report.findings:
-        tell(checked.report)
+        notify(checked.report)
     checked.refuse_errors()
     return checked.dataset
 
@@ -203,7 +203,7 @@ def read_dataset(
 def read_validation_data(
     val_data: Union[None, str, Sequence[str]],
     *,
-    tell: Callable[[DataReport], None] = lambda report: None,
+    notify: Callable[[DataReport], None] = lambda report: None,
 ) -> Tuple[List[DataSet], List[str]]:
     """Return the data sets of files and folders, and the names of all, in the order given:
     registered ones are among them; see :func:`read_dataset`.
@@ -212,7 +212,7 @@ def read_validation_data(
         UserError: for data that cannot be evaluated on.
     """
     named = list_names(val_data)
-    datasets = {x: read_dataset(x, tell=tell) for x in named if not _is_registered(x)}
+    datasets = {x: read_dataset(x, notify=notify) for x in named if not _is_registered(x)}
     return list(datasets.values()), [datasets[x].entry if x in datasets else x for x in named]
 
 

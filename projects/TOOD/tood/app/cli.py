@@ -69,7 +69,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help="a folder, FOLDER:PART or a file")
     parser.add_argument("--output", metavar="IMAGE", help="draw the first images, augmented")
     _add_overwrite(parser)
-    _add_config(parser, "of the drawing")
+    _add_config(parser, "config of the drawing")
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -91,22 +91,25 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="default: output/DATA, output/DATA-2, ..."
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of weights and order of images")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed")
     more = parser.add_argument_group("more")
     _add_val_data(more)
     more.add_argument(
-        "--val-share", type=float, metavar="S", help="of the images, if none are to validate on"
+        "--val-share",
+        type=float,
+        metavar="S",
+        help="share of the images for validation, if there are no others",
     )
     more.add_argument(
         "--group", metavar="REGEX", help="images whose names share its match stay on one side"
     )
-    help = "of the images, drawn at random, to keep for tood guarantee"
+    help = "share of the images, drawn at random, to keep for tood guarantee"
     more.add_argument("--calibration-share", type=float, metavar="S", help=help)
     more.add_argument("--resume", action="store_true", help="continue in the output folder")
     more.add_argument("--dry-run", action="store_true", help="stop after the table")
     more.add_argument("--no-report", dest="report", action="store_false", help="write no report")
     _add_gpus(more)
-    _add_config(more, "used unchanged, instead of what follows from the data")
+    _add_config(more, "used unchanged, instead of values chosen from the data")
     parser.epilog = OVERRIDES
 
 
@@ -120,7 +123,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, nargs="?")
-    parser.add_argument("--val-data", metavar="DATA", help="to evaluate on")
+    parser.add_argument("--val-data", metavar="DATA", help="data to evaluate on")
     parser.add_argument("--results", metavar="JSON", help="detections in COCO's format, no MODEL")
     parser.add_argument("--compare", metavar="JSON", help="detections of another model")
     parser.add_argument("--output", metavar="FOLDER", help="default: report in the MODEL's folder")
@@ -134,7 +137,8 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     help = "images whose names share its match are drawn together, as the frames of a video"
     parser.add_argument("--group", metavar="REGEX", help=help)
     _add_threshold(parser)
-    parser.add_argument("--seed", type=int, metavar="N", help="of folds, bootstrap and watch")
+    help = "random seed of folds, bootstrap and watch"
+    parser.add_argument("--seed", type=int, metavar="N", help=help)
     _add_overwrite(parser)
     _add_config(parser)
 
@@ -144,9 +148,9 @@ def add_count(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     help = "draw N images at random, and write what is found in them, to be corrected"
     parser.add_argument("--audit", type=int, metavar="N", help=help)
-    parser.add_argument("--output", metavar="FOLDER", help="of the drawn images")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the drawn images")
     parser.add_argument("--save-as", choices=FORMATS, help="format of the drawn images")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the drawing")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed of the drawing")
     help = "the folder of the drawn images, corrected: an interval for the total"
     parser.add_argument("--audited", metavar="FOLDER", help=help)
     help = "most objects of a class that an image may have; default: the most that were counted"
@@ -158,16 +162,16 @@ def add_count(parser: argparse.ArgumentParser) -> None:
 
 def add_guarantee(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, nargs="?")
-    help = "of the objects of an image, at most, on average"
+    help = "maximum share of missed objects in an image, on average"
     parser.add_argument("--miss-rate", type=float, required=True, metavar="A", help=help)
     _add_calibration_data(parser)
-    help = "that the threshold keeps the promise, as 0.95; default: on average"
+    help = "probability that the threshold keeps the promise, e.g. 0.95; default: on average"
     parser.add_argument("--confidence", type=float, metavar="C", help=help)
     parser.add_argument("--per-class", action="store_true", help="a threshold for each class")
     help = "images whose names share its match are one unit, as the frames of a video"
     parser.add_argument("--group", metavar="REGEX", help=help)
     parser.add_argument("--results", metavar="JSON", help="detections in COCO's format, no MODEL")
-    parser.add_argument("--val-data", metavar="DATA", help="that the results are of")
+    parser.add_argument("--val-data", metavar="DATA", help="data of the results")
     help = "default: guarantee in the MODEL's folder"
     parser.add_argument("--output", metavar="FOLDER", help=help)
     _add_overwrite(parser)
@@ -189,7 +193,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     help = "write all that the model finds to this file, for COCO's metrics"
     parser.add_argument("--all", dest="all_detections", action="store_true", help=help)
     parser.add_argument("--sheet", metavar="IMAGE", help="all images in one grid")
-    parser.add_argument("--columns", type=int, metavar="N", help="of the sheet")
+    parser.add_argument("--columns", type=int, metavar="N", help="columns of the sheet")
     help = "warn if images are not like those of tood calibrate any more"
     parser.add_argument("--watch", action="store_true", help=help)
     _add_overwrite(parser)
@@ -198,12 +202,12 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def add_draw(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("--val-data", metavar="DATA", help="to draw; default: the config's")
+    parser.add_argument("--val-data", metavar="DATA", help="data to draw; default: the config's")
     parser.add_argument("--output", metavar="IMAGE")
-    parser.add_argument("--num-images", type=int, metavar="N", help="the first of the data set")
+    parser.add_argument("--num-images", type=int, metavar="N", help="first images of the data set")
     parser.add_argument("--columns", type=int, metavar="N", help="pairs in a row")
     _add_threshold(parser)
-    parser.add_argument("--scale", type=float, metavar="S", help="of the drawn images")
+    parser.add_argument("--scale", type=float, metavar="S", help="scale of the drawn images")
     _add_overwrite(parser)
     _add_config(parser)
 
@@ -212,10 +216,10 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("image", metavar="IMAGE", help="a photograph")
     parser.add_argument(
-        "box", metavar="X,Y,WIDTH,HEIGHT", help="of the object, in pixels: 120,40,60,80"
+        "box", metavar="X,Y,WIDTH,HEIGHT", help="box of the object, in pixels: 120,40,60,80"
     )
     parser.add_argument(
-        "--class", "--class-name", dest="class_name", metavar="NAME", help="of the object"
+        "--class", "--class-name", dest="class_name", metavar="NAME", help="class of the object"
     )
     _add_threshold(parser)
     parser.add_argument("--output", metavar="IMAGE")
@@ -235,13 +239,14 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         choices=("inside", "outside"),
         help="whether the file normalizes pixel values, or takes normalized ones",
     )
-    parser.add_argument("--precision", choices=("float32", "float16", "int8"), help="of ONNX")
+    help = "precision of an ONNX file"
+    parser.add_argument("--precision", choices=("float32", "float16", "int8"), help=help)
     parser.add_argument(
         "--calibrate",
         metavar="FOLDER",
         help="images to find the ranges of int8 with; default: they are found for each image",
     )
-    parser.add_argument("--calibration-images", type=int, metavar="N", help="at most")
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="maximum number")
     _add_threshold(parser)
     _add_overwrite(parser)
     _add_config(parser)
@@ -301,11 +306,11 @@ def _add_calibration_data(parser) -> None:
 
 
 def _add_gpus(parser) -> None:
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="of this machine")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="number of GPUs on this machine")
 
 
 def _add_overwrite(parser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="files that already exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that already exist")
 
 
 def _add_threshold(parser) -> None:
@@ -313,9 +318,9 @@ def _add_threshold(parser) -> None:
         *("--score-threshold", "--score-thresh"),
         type=parse_threshold,
         metavar="S",
-        help='a number; "from-report": of each class that of the best F1; "guaranteed": that of '
-        'tood guarantee; "from-config": all that the model finds; default: the report\'s, if it is '
-        "on these weights, or 0.3",
+        help='a number; "from-report": the threshold of the best F1 for each class; "guaranteed": '
+        'that of tood guarantee; "from-config": all that the model finds; default: the report\'s, '
+        "if it is on these weights, or 0.3",
     )
 
 

@@ -63,7 +63,7 @@ def draw(
             model's output folder, with a number if it exists.
         num_images: number of images, the first of the data set.
         columns: pairs in a row.
-        score_threshold: of the predictions that are drawn, as of ``tood.predict``.
+        score_threshold: threshold of the predictions that are drawn, as in ``tood.predict``.
         scale: size of a drawn image over the size of the image.
         overwrite: replace a drawing that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
@@ -106,9 +106,9 @@ def draw_predictions(
     registered. A file that already exists is replaced.
 
     Args:
-        thresholds: of the predictions that are drawn; default: those of :func:`draw`.
-        detections: of the data set in COCO's format, as in a ``Report``; default: the predictor is
-            called.
+        thresholds: thresholds of the predictions that are drawn; default: those of :func:`draw`.
+        detections: detections in the data set, in COCO's format, as in a ``Report``; default: the
+            predictor is called.
         read_image: returns the pixels (H, W, 3) uint8, RGB, of a path; default: of its file.
 
     Raises:

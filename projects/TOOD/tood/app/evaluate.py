@@ -80,7 +80,7 @@ def evaluate(
             model's output folder, of which nothing else is changed. NAME is that of the data; an
             earlier evaluation on the same data is replaced, those on others are kept.
         config: a config file; default: the one beside the checkpoint.
-        num_gpus: on this machine; 0 on a machine without any.
+        num_gpus: number of GPUs of this machine; 0 on a machine without any.
         options: KEY, VALUE, ... of the config.
 
     Returns:

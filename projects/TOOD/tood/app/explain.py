@@ -74,9 +74,9 @@ def explain(
         model: an output folder, a checkpoint, or the name of a released model.
         image: path of an image file.
         box: x, y, width and height in pixels of the image; or a text, "120,40,60,80".
-        class_name: of the object; default: that of the annotation with the highest IoU, of at
-            least 0.5, or the most likely one. The answer says which of these it is.
-        score_threshold: of detections that count, as of ``tood.predict``.
+        class_name: class of the object; default: that of the annotation with the highest IoU, of
+            at least 0.5, or the most likely one. The answer says which of these it is.
+        score_threshold: threshold of detections that count, as in ``tood.predict``.
         output: path of the drawing; default: "explained/IMAGE_X_Y_WIDTH_HEIGHT.png" in the model's
             output folder, with a number if it exists.
         overwrite: replace a drawing that already exists.

@@ -35,7 +35,7 @@ from tood.utils.files import check_folder
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
 PREPROCESSING, PRECISIONS = ("inside", "outside"), ("float32", "float16", "int8")
 CHECKED_IMAGES = 3
-# Of a small model on two idle CPU cores.
+# Durations for a small model on two idle CPU cores.
 DURATIONS = {
     "onnx": "about half a minute",
     "torchscript": "a few seconds",
@@ -106,7 +106,7 @@ def export(
         calibrate: folder of images to find the ranges of int8 with; without, they are found for
             each image.
         calibration_images: number of these images, at most.
-        score_threshold: in the metadata of the file, as of ``tood.predict``.
+        score_threshold: threshold in the metadata of the file, as in ``tood.predict``.
         overwrite: replace a file that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.

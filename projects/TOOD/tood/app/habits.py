@@ -49,7 +49,7 @@ class Words(NamedTuple):
 def refuse_unknown(words: Words, argv: Sequence[str]) -> None:
     """
     Args:
-        words: of the command.
+        words: words of the command.
         argv: its command line, without KEY VALUE options.
 
     Raises:

@@ -54,7 +54,7 @@ THUMBNAIL = 320  # longer side in the sheet, pixels
 
 @dataclass(frozen=True)
 class Predictions:
-    """Detections in images; ``str(predictions)`` says how many and where they are."""
+    """Detections in images; ``str(predictions)`` is their number and the path of the drawings."""
 
     output: str  # folder or file of the drawings, or folder of the data set
     results: List[Result] = field(repr=False)  # at least of the score threshold
@@ -110,7 +110,7 @@ def predict(
             the first 12 validation images, and a sheet of them.
         output: a folder, or a file if there is one input; default: "detections" beside the
             checkpoint, with a number if it exists ("detections-2").
-        score_threshold: of the detections that are counted, drawn, written and returned;
+        score_threshold: threshold of the detections that are counted, drawn, written and returned;
             "from-report": for each class that of the best F1, from the report beside the
             checkpoint; "guaranteed": that of ``tood.guarantee``; "from-config": all that the
             model finds. Default: those of the report, if it is on these weights, or 0.3.

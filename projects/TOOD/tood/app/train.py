@@ -93,12 +93,13 @@ def train(
         output: folder; default: output/ and the name of the data, with a number if it has been
             used ("output/cells-2").
         image_size: shorter side of images or tiles for the network, pixels.
-        images_per_step: of all processes together (``--batch``).
+        images_per_step: total batch size of all processes (``--batch``).
         epochs: passes over the training images.
         device: "cpu" or "cuda"; default: a GPU, if there is one.
         lr: learning rate.
         model: "N", "N_P2", "Pico", "S", "R18" or "R50"; docs/backbones.md compares them.
-        seed: of the initial weights and the order of images; default: another in each run.
+        seed: random seed of the initial weights and the order of images; default: another in each
+            run.
         config: a config file, or a name of the project's, of which epochs and images_per_step
             change the schedule alone.
         val_share: share of the images to validate on, if it is split off; default: 0.2.
@@ -111,7 +112,8 @@ def train(
             there on, or are refused.
         dry_run: return what would be done; nothing is written.
         report: write report/report.html on the best weights.
-        num_gpus: on this machine; 1, the default, is the CPU on a machine without any.
+        num_gpus: number of GPUs of this machine; 1, the default, is the CPU on a machine without
+            any.
         options: KEY, VALUE, ... of the config.
 
     Returns:
@@ -180,7 +182,7 @@ def _format_plan(wishes: Wishes, found: TrainingData, plan: Plan, output: str) -
     """Return the table, and a line on a training that is too short."""
     duration = estimate_duration(plan, sum(len(x.content["images"]) for x in found.val))
     table = make_table(found, plan, duration, output)
-    few = "" if wishes.config else warn_if_short(plan, duration)  # whose length is no rule's
+    few = "" if wishes.config else warn_if_short(plan, duration)  # its length is not a rule's
     return f"{table}\n{few}" if few else table
 
 
@@ -201,7 +203,7 @@ def _train(wishes: Wishes, run: Run, output: str) -> Trained:
     table = _format_plan(wishes, found, plan, output)
     print(table, flush=True)
     if begun:
-        print(f"Replacing what a training without a checkpoint has left in {output}.")
+        print(f"Replacing the files of a training without a checkpoint in {output}.")
     with removed_on_error(output):
         remove_preparation(output)
         _write(run, wishes, found, plan, output)

@@ -34,8 +34,8 @@ class Trained:
     advice: str = dataclasses.field(default="", compare=False)  # what to do next, as text
 
     def options(self) -> List[str]:
-        """Return overrides of its config: these weights, the folder where it is now, and the data
-        that ``tood train`` has written to it, if the config names them where they were before.
+        """Return overrides of its config: these weights, the current folder, and the data that
+        ``tood train`` has written to it, if the config has their previous paths.
         """
         options = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
         data = os.path.join(os.path.abspath(self.folder), "data")
@@ -55,7 +55,7 @@ class Trained:
         """Return a :class:`~tood.inference.predictor.Predictor` with these weights.
 
         Args:
-            options: of the predictor, as ``score_threshold=0.4``.
+            options: options of the predictor, e.g. ``score_threshold=0.4``.
         """
         from tood.inference.predictor import Predictor  # takes seconds to import
 
@@ -71,8 +71,8 @@ class Trained:
         Args:
             images: files, folders, patterns, as of ``tood.predict``, or arrays (H, W, 3) uint8 in
                 BGR; one or a list. A list with arrays has neither folders nor patterns.
-            options: of the predictor, as ``score_threshold=0.4``. It is kept for the next call
-                with the same options.
+            options: options of the predictor, e.g. ``score_threshold=0.4``. It is kept for the
+                next call with the same options.
 
         Raises:
             UserError: for images that do not exist or cannot be read, and videos.
@@ -209,8 +209,8 @@ WITHOUT_MEANING = (
 
 
 def name_data(data: str) -> str:
-    """Return a name for a folder of what is made of some data: of the innermost folder or file that
-    says what they are; "" if none does.
+    """Return a name for the outputs of some data: that of the innermost folder or file that says
+    what the data are; "" if none does.
     """
     steps = [os.path.splitext(x)[0] for x in os.path.abspath(find_path(data)).split(os.sep)]
     return next(
@@ -236,7 +236,7 @@ def read_predictor(
     Args:
         val_data: instead of the config's data: a folder, a file or a registered name.
         options: overrides of the config, keys and values in turn.
-        score_threshold: of the predictor.
+        score_threshold: threshold of the predictor.
 
     Raises:
         UserError: for data, a config or a checkpoint that cannot be used.

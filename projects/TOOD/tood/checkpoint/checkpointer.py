@@ -22,7 +22,7 @@ from tood.utils.tensors import check_types
 
 logger = logging.getLogger(__name__)
 
-# Weights to start from must fit at least this share of their own entries or of the model's.
+# Weights to start from must fit at least this share of the file's entries or of the model's.
 MIN_SHARE = 0.25
 
 

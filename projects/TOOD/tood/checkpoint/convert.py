@@ -108,7 +108,7 @@ def identify(
     Args:
         state_dict: in MMDetection's or the authors' names.
         meta: what else the file contains: the training config, the names of the classes.
-        file_name: for hints and messages.
+        file_name: name of the file in hints and messages.
         anchor_type: overrides that of the file.
 
     Raises:

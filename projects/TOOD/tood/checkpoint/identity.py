@@ -35,7 +35,7 @@ def hash_data(*contents: Dict) -> str:
     their files, but not of folders, and objects. Classes count by the objects that they have.
 
     Args:
-        contents: in the clean form of :mod:`tood.data.annotations`.
+        contents: annotations in the clean form of :mod:`tood.data.annotations`.
     """
     digest = hashlib.sha256()
     for content in contents:
@@ -97,7 +97,7 @@ def check_same_data(results: str, content: Dict) -> None:
     if known and known != hash_data(content):
         raise UserError(
             f"{results} contains detections of other data, as {_get_sidecar(results)} says; name "
-            "the data that they are of with --val-data, or detect in these data first."
+            "the data of these detections with --val-data, or detect in these data first."
         )
 
 

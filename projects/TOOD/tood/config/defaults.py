@@ -17,7 +17,7 @@ def add_tood_config(cfg):
     cfg.MODEL.TOOD = CN()
     tood = cfg.MODEL.TOOD
 
-    # Number of object classes. The one place where it is set.
+    # Number of object classes. No other key sets it.
     tood.NUM_CLASSES = 80
     # Feature maps that the head reads, from the finest to the coarsest.
     tood.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
@@ -32,7 +32,7 @@ def add_tood_config(cfg):
     # Whether scores are corrected by the map M (Eq. 5), and boxes by the offsets O (Eq. 6).
     tood.ALIGN_CLS = True
     tood.ALIGN_BOX = True
-    # Of the parallel head with ATSS throughout: learn the centerness, and rank detections by it.
+    # Learn the centerness, and rank detections by it; for the parallel head with ATSS throughout.
     tood.CENTERNESS = False
     # Number of stacked convolutions (N of Eq. 1; of each tower in the parallel head), their
     # channels and norm, and the score that every class starts with.
@@ -126,7 +126,7 @@ def add_tood_config(cfg):
     cfg.INPUT.BIT_DEPTH = 16
 
     # How many of the checkpoints that SOLVER.CHECKPOINT_PERIOD makes are kept, the newest ones;
-    # 0: all. The final and the best weights are files of their own.
+    # 0: all. The final and the best weights are separate files.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
     # Keys of earlier versions: an error with the new name, and a warning.

@@ -105,7 +105,7 @@ def override_config_file(
     contains the values, so that it can be moved to another machine.
 
     Args:
-        path: of the new file, which is not written here.
+        path: path of the new file, which is not written here.
         options: values by their keys with dots.
     """
     nested = _nest(options)

@@ -56,7 +56,7 @@ def load_config(
         train_data, val_data: replace the config's data sets.
         architectures: allowed values of ``MODEL.META_ARCHITECTURE``; only TOOD's options are
             checked.
-        training, resume: of :func:`~tood.config.inferred.infer_num_classes`.
+        training, resume: see :func:`~tood.config.inferred.infer_num_classes`.
 
     Raises:
         UserError: for a file or an option that cannot be used.

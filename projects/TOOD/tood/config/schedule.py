@@ -59,8 +59,8 @@ def scale_schedule(
     takes no more than an eighth of the training.
 
     Args:
-        images_per_step, epochs: of the new schedule; default: those of ``schedule``.
-        num_images: in an epoch; needed for ``epochs`` only.
+        images_per_step, epochs: values of the new schedule; default: those of ``schedule``.
+        num_images: number of images in an epoch; needed for ``epochs`` only.
 
     Raises:
         UserError: for numbers that are not positive.
@@ -101,8 +101,8 @@ def refuse_two_values(
     """Raise UserError if a flag and an option ask for two values of one thing.
 
     Args:
-        flag, value: as they were typed.
-        key, wanted: what the flag sets in the config.
+        flag, value: flag and its value, from the command line.
+        key, wanted: key of the config that the flag sets, and its value.
         typed: values of the options by their keys.
     """
     if typed.get(key, wanted) != wanted:

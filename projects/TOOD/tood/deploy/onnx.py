@@ -31,7 +31,7 @@ def exportable_to_onnx(model: TOOD, **options) -> ExportableTOOD:
     """Copy a detector so that every operator has an ONNX equivalent.
 
     Args:
-        options: of :class:`ExportableTOOD`.
+        options: options of :class:`ExportableTOOD`.
     """
     return ExportableTOOD(
         model, keep=_keep_by_operator, deform_conv2d=deform_conv2d_by_grid_sample, **options
@@ -46,7 +46,7 @@ def save_onnx(
 ) -> None:
     """
     Args:
-        module: of :func:`exportable_to_onnx`.
+        module: module of :func:`exportable_to_onnx`.
         stage: entered with the title of each stage.
 
     Raises:
@@ -178,7 +178,7 @@ def _translate_keep_by_nms(boxes, class_scores, iou_threshold: float):
     import onnx_ir as ir
     from onnxscript import opset18 as op
 
-    # Of a class, no more than all candidates can stay; -1 is below the threshold of 0.
+    # A class keeps at most all candidates; -1 is below the threshold of 0.
     most = op.Shape(class_scores, start=2, end=3)
     selected = op.NonMaxSuppression(boxes, class_scores, most, iou_threshold, 0.0)
     image_and_candidate = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)

@@ -96,7 +96,7 @@ class LearningCheck(HookBase):
             max_dead_iters: iterations with symptoms that end the training, or a quarter of it if
                 that is less; 0 for never.
             max_iter: iterations of the training.
-            box_reg_ceiling: as in :func:`diagnose`.
+            box_reg_ceiling: see :func:`diagnose`.
             is_warmup: whether an iteration assigns by ATSS.
         """
         self.save, self.is_warmup = save, is_warmup

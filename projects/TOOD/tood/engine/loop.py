@@ -286,7 +286,7 @@ class TrainingLoop(TrainerBase):
         state = TrainerBase.state_dict(self)
         # Optimizer and gradient scaler, where Detectron2's main branch has them.
         state["_trainer"] = self._trainer.state_dict()
-        # Detectron2 v0.6 leaves it out with PyTorch 2.
+        # Detectron2 v0.6 omits it with PyTorch 2.
         state["scheduler"] = self.scheduler.state_dict()
         state["run_id"] = self.run_id
         state["ims_per_batch"] = self.options.ims_per_batch

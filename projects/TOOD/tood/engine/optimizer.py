@@ -14,8 +14,8 @@ def clipped_sgd(
     """Return PyTorch's ``SGD`` with :func:`clip_gradients`, for ``configs/lazy``.
 
     Args:
-        params, options: as in ``SGD``.
-        max_norm, norm_type, each: as in :func:`clip_gradients`.
+        params, options: see ``SGD``.
+        max_norm, norm_type, each: see :func:`clip_gradients`.
     """
     optimizer = SGD(params, **options)
     clip_gradients(optimizer, max_norm, norm_type, each=each)
@@ -29,7 +29,7 @@ def clip_gradients(
 
     Args:
         optimizer: clips from now on at the start of each step.
-        max_norm, norm_type: as in PyTorch's ``clip_grad_norm_``.
+        max_norm, norm_type: see PyTorch's ``clip_grad_norm_``.
         each: clip the norm of each parameter's gradient, as Detectron2's CLIP_TYPE "norm" does,
             instead of the norm of all gradients together.
     """
@@ -60,7 +60,7 @@ def set_hyperparameters(
     """Replace the hyperparameters that were loaded from a checkpoint.
 
     Args:
-        optimizer, scheduler: with the state of the checkpoint.
+        optimizer, scheduler: optimizer and scheduler with the state of the checkpoint.
         wanted: those of the config, from :func:`get_hyperparameters`.
 
     Returns:

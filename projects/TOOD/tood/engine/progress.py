@@ -21,7 +21,7 @@ from tood.evaluation.coco import first_AP
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 30.0  # seconds between two lines where there is no terminal
+PERIOD = 30.0  # seconds between two lines if there is no terminal
 BAR_WIDTH = 10
 BAR = f"{{bar:{BAR_WIDTH}}} {{desc}}"
 SMOOTHED = 20  # steps, of the loss

@@ -26,7 +26,7 @@ class TrainingStep(SimpleTrainer):
     def __init__(self, model, data_loader, optimizer, *, scale_gradients: bool = False):
         """
         Args:
-            model, data_loader, optimizer: as in ``SimpleTrainer``.
+            model, data_loader, optimizer: see ``SimpleTrainer``.
             scale_gradients: whether to scale gradients, which float16 needs for small ones; on a
                 GPU only.
         """

@@ -248,7 +248,7 @@ def _lock_output(cfg: CfgNode, run: Run) -> Iterator[None]:
 
 
 def _set_schedule(cfg: CfgNode, run: Run) -> List[str]:
-    """Change a config to what the flags ask for, except for the keys that overrides set.
+    """Apply the flags to a config, except for the keys that overrides set.
 
     Returns:
         lines for the log; none without a flag.

@@ -187,7 +187,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
     def test_with_TTA(cls, cfg, model):
         """Return the results of test-time augmentation (``TEST.AUG``), as "bbox_TTA" and so on."""
         cfg = _changed(cfg, "OUTPUT_DIR", os.path.join(cfg.OUTPUT_DIR, "TTA"))
-        # It resizes the images itself, from their own size, and has no dense output of its own.
+        # It resizes the images itself, from their original size, and has no dense output.
         cfg.INPUT.MIN_SIZE_TEST = 0
         cfg.MODEL.TOOD.EVAL_ALIGNMENT = False
         detect = TOODWithTTA(model, run_options(cfg).tta)

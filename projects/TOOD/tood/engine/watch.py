@@ -30,7 +30,7 @@ class TrainingWatcher:
         """
         Args:
             vis_period: iterations between two images, 0 for none.
-            class_names: for the images.
+            class_names: names of the classes, for the images.
             image_format: "RGB" or "BGR", of the network's input.
 
         Raises:

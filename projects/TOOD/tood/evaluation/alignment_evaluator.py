@@ -135,9 +135,9 @@ class AlignmentEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: registered.
-            model: that is evaluated, of ``ADAPTERS``; not wrapped.
-            output_dir: for ``alignment_DATASET.json``.
-            records: of the data set in Detectron2's format, if they are read already.
+            model: model to evaluate, one of ``ADAPTERS``; not wrapped.
+            output_dir: folder for ``alignment_DATASET.json``.
+            records: records of the data set in Detectron2's format, if they are read already.
         """
         self.dataset_name = dataset_name
         self.model = model

@@ -39,7 +39,7 @@ class CleanCOCOEvaluator(COCOEvaluator):
         Args:
             dataset_name: registered.
             max_dets_per_image: N of "AP@N"; default: the most that an image has.
-            kwargs: of Detectron2's ``COCOEvaluator``.
+            kwargs: arguments of Detectron2's ``COCOEvaluator``.
         """
         self._max_dets = max_dets_per_image
         metadata = MetadataCatalog.get(dataset_name)

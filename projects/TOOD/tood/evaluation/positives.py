@@ -43,7 +43,7 @@ def tiny_object_statistics(
 ) -> Dict[str, float]:
     """
     Args:
-        gt_index: as in :func:`count_positives`.
+        gt_index: see :func:`count_positives`.
         stride: the finest one, pixels.
 
     Returns:
@@ -65,7 +65,7 @@ class PositivesEvaluator(DatasetEvaluator):
         """
         Args:
             model: a TOOD in evaluation mode, not wrapped.
-            views: from an image of the evaluation to what the model takes of it in training, with
+            views: function from an image of the evaluation to the model's inputs in training, with
                 "instances": the image, its tiles, or nothing.
             reuse: whether the evaluation calls the model itself on the views, one at a time, so
                 that its predictions need not be computed again.

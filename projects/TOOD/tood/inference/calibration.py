@@ -65,7 +65,7 @@ def read_calibration(model: Model, settings: Dict[str, object]) -> Calibration:
     """Return the calibration beside a model.
 
     Args:
-        settings: of the inference, keys of the config and their values.
+        settings: settings of the inference, keys of the config and their values.
 
     Raises:
         UserError: if the file does not exist, cannot be read, or is on other weights, classes or

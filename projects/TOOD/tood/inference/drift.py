@@ -8,7 +8,7 @@ alarm, and its probability in a stream of any length is at most 1 % (Ville's ine
 
 Each bet is made with a share w_n = 1 / (n (n + 1)) of the money from image n on, so that a change
 after many images costs 2 log n, not what was lost before (a mixture over the time of the change).
-The money on a statistic is fair in the light of its own p-values, not of those of the others: how
+The money on a statistic is fair given its earlier p-values, not given those of the others: how
 these rank the same images may say something about the next one. So statistics are not averaged:
 each one has its own account, and the alarm is that of one of S accounts at 100 S.
 
@@ -105,8 +105,8 @@ class Watch:
         """
         Args:
             reference: (M, S), statistics of the calibration images.
-            thresholds: (K,), of :func:`measure`.
-            seed: of the random numbers that break ties.
+            thresholds: (K,), see :func:`measure`.
+            seed: random seed for ties.
 
         Raises:
             UserError: for fewer than ``MIN_REFERENCE`` images.

@@ -55,7 +55,7 @@ from tood.utils.files import read_tensors
 from tood.utils.tiles import Tile, make_tiles
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
-# Keys on which detections of a score depend; a limit of scores only leaves out those below it.
+# Keys on which detections of a score depend; a score threshold only removes those below it.
 SETTINGS = (
     *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP"),
     *("MODEL.TOOD.TOPK_CANDIDATES_TEST", "MODEL.TOOD.NMS_THRESH_TEST"),
@@ -68,7 +68,7 @@ class View(NamedTuple):
     """A part of an image as the network sees it."""
 
     image: torch.Tensor  # (3, H, W) uint8
-    x: int  # where it lies in the image, pixels
+    x: int  # position in the image, pixels
     y: int
     scale: float  # of the network's input
 
@@ -100,7 +100,7 @@ class Predictor:
                 checkpoint that was converted or trained here names its classes.
             device: "cpu" or "cuda"; default: the config's, or "cpu" without a GPU.
             precision: "float32", "bfloat16" or "float16"; default: the config's.
-            score_threshold: of detections, one or one for each class; "from-report": those of the
+            score_threshold: threshold, or one for each class; "from-report": those of the
                 best F1 in the report beside the weights; "guaranteed": those of the guarantee
                 beside the weights; "from-config": all detections that an evaluation counts.
                 Default: those of the report, if it is on these weights, or 0.3.
@@ -151,7 +151,7 @@ class Predictor:
         Args:
             model: not wrapped; it is put into evaluation mode.
             cfg: the complete config of the model.
-            class_names: in the order of the model's classes.
+            class_names: names in the order of the model's classes.
             weights: the checkpoint that the model's weights are from; default: the config's.
         """
         if weights:
@@ -265,7 +265,7 @@ class Predictor:
         Args:
             instances: all detections of an image.
             image: its pixels, if there is a watch.
-            name: of the image, for the alarm.
+            name: name of the image, for the alarm.
         """
         if self.calibration:
             self.calibration.add_values(instances)
@@ -318,13 +318,13 @@ class Predictor:
         return build_detection_test_loader(records, mapper=mapper)
 
     def build_training_views(self, records: List[Dict], limit: int) -> Callable:
-        """Return a function from an image of :meth:`build_test_loader` to a list of what ``model``
-        takes of it in training, with "instances": the resized image, or those of its tiles that
-        have objects. Of all images or tiles with objects, at most ``limit`` are chosen, evenly
+        """Return a function from an image of :meth:`build_test_loader` to a list of the inputs
+        of ``model`` in training, with "instances": the resized image, or those of its tiles that
+        have objects. At most ``limit`` of the images or tiles with objects are chosen, evenly
         spread; for the others the list is empty.
 
         Args:
-            records: of the data set, in Detectron2's format.
+            records: records of the data set in Detectron2's format.
         """
         if self.is_tiled:
             records = tile_records(records, self.options.tiles, empty=False)

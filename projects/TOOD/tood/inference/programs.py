@@ -89,7 +89,7 @@ def read_program(path: str) -> Tuple[Any, Dict]:
     buffer.seek(0)
     metadata = _parse(METADATA, records[METADATA])
     try:
-        # It logs the traceback of what it then raises without a reason.
+        # It logs the traceback of an error that it then raises without a reason.
         with quiet(), at_level("torch.export", logging.CRITICAL):
             return torch.export.load(buffer), metadata
     except RuntimeError as error:

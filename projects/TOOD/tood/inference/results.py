@@ -25,8 +25,8 @@ class Result:
     ):
         """
         Args:
-            instances: Detectron2's, as of ``Predictor``.
-            path: of the image, or "VIDEO#FRAME"; "" for an array.
+            instances: Detectron2's, as ``Predictor`` returns them.
+            path: path of the image, or "VIDEO#FRAME"; "" for an array.
             read_image: returns the pixels (H, W, 3) uint8, BGR, for drawings.
         """
         self.instances, self.class_names, self.path = instances, list(class_names), path

@@ -47,7 +47,7 @@ class TiledTOOD(nn.Module):
         """
         Args:
             model: a TOOD, not wrapped, or what has its ``suppress``.
-            options: with a size.
+            options: options with a size.
             finder: finds candidates in tiles, a :class:`ResizedTOOD` or a
                 :class:`~tood.inference.tta.TOODWithTTA`.
             batch_size: tiles in a forward pass.
@@ -55,7 +55,7 @@ class TiledTOOD(nn.Module):
         super().__init__()
         self.model, self.options, self.finder = model, options, finder
         self.batch_size = batch_size
-        # An evaluation puts it back to what it was, and the model with it.
+        # An evaluation restores this mode afterwards, also of the model.
         self.train(model.training if isinstance(model, nn.Module) else False)
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ def seen_whole_elsewhere(
     """
     Args:
         boxes: (D, 4), found in a tile.
-        tiles: of the image.
+        tiles: tiles of the image.
         image_size: width and height.
 
     Returns:
@@ -134,7 +134,7 @@ def resized(image: Tensor, resize: T.Augmentation) -> Tensor:
 
 
 def get_size(x: Dict) -> Tuple[int, int]:
-    """Return height and width of what :class:`TiledTOOD` takes."""
+    """Return height and width of an input of :class:`TiledTOOD`."""
     if "reader" in x:
         return x["reader"].height, x["reader"].width
     return tuple(x["image"].shape[1:])

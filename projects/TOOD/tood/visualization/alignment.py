@@ -59,7 +59,7 @@ def draw_maps(
 
     Args:
         image: (H, W, 3) uint8, RGB, the network's input.
-        dense, image_index, gt_boxes, gt_classes: as in :func:`location_values`.
+        dense, image_index, gt_boxes, gt_classes: see :func:`location_values`.
 
     Returns:
         (H', W', 3) uint8.
@@ -109,7 +109,7 @@ def draw_legend(boxes: Sequence[Tuple[tuple, str]]) -> np.ndarray:
     entries = [
         *(("s", "none", color, 11, text) for color, text in boxes),
         ("o", dots(1.0), "black", 11, "location in the object, where score and IoU are high"),
-        ("o", dots(0.0), "black", 4, "location in the object, where they are lower"),
+        ("o", dots(0.0), "black", 4, "location in the object, with lower values"),
         ("*", _SCORE_MARK, "black", 12, "below: highest score, and its box"),
         ("o", _IOU_MARK, "black", 9, "below: highest IoU, and its box"),
     ]

@@ -115,13 +115,13 @@ def draw_training(
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        gt_instances: with "gt_boxes" and "gt_classes".
+        gt_instances: instances with "gt_boxes" and "gt_classes".
         points: (R, 2), x and y of the locations.
         positive, weights: (R,), whether a location is assigned to an object, and its weight in the
             box loss: t_hat in TAL, the centerness in the warm-up. Dots are larger and brighter
             the larger it is.
-        detections: with "pred_boxes", "scores" and "pred_classes", the best first; drawn are
-            those of at least a third of the best score, and at most 20.
+        detections: instances with "pred_boxes", "scores" and "pred_classes", the best first; drawn
+            are those of at least a third of the best score, and at most 20.
 
     Returns:
         (H', W', 3) uint8, RGB; small images are enlarged.

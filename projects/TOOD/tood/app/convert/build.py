@@ -102,7 +102,7 @@ def build_contents(
     """Divide images into splits, and return their objects in COCO's form.
 
     Args:
-        records: at most one file per image.
+        records: records, at most one file per image.
         splits: images of each split; by default as the records say, or the names of the images'
             folders. Images without a record are negatives.
         classes: names in their order; by default of a ``classes.txt`` or alphabetical.
@@ -191,7 +191,7 @@ def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
             (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
         )
         if other:
-            what = "two sets that nothing tells apart" if split == "all" else f"two sets {split!r}"
+            what = "two sets without different names" if split == "all" else f"two sets {split!r}"
             raise UserError(
                 f"{folder.root} contains {what}, {other} and {file}; name one of them, or move the "
                 "other away."

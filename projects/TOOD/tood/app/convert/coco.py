@@ -50,8 +50,8 @@ def _is_other_task(file: str, task: str, bases) -> bool:
 
 
 def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
-    """Read each file as a split. Records stay as they are, but for the images' names and missing
-    sizes; :func:`tood.data.annotations.clean_annotations` judges and repairs them.
+    """Read each file as a split. Records are unchanged, except for the images' names and missing
+    sizes; :func:`tood.data.annotations.clean_annotations` checks and repairs them.
     """
     labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
     ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")

@@ -56,8 +56,8 @@ def convert(
         data: a folder, FOLDER:SPLIT or a file, as :func:`tood.app.convert.door.read_data` takes it.
         output: folder for the files, with an account of all files of ``data`` in ``ledger.json``.
         to: "coco": ``SPLIT.json``, boxes in pixels, names relative to the JSON file, and images
-            stay where they are. "yolo", "voc", "labelme": a folder of that format with copies of
-            the images; "voc" rounds boxes to whole pixels.
+            are not copied. "yolo", "voc", "labelme": a folder of that format with copies of the
+            images; "voc" rounds boxes to whole pixels.
         keep_difficult: keep Pascal VOC's difficult objects like others, not marked "iscrowd".
         overwrite: replace the files of an earlier conversion to this folder.
 

@@ -181,7 +181,7 @@ def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
 
 
 def _example(found: Any) -> str:
-    """Return the first file in what a format recognized."""
+    """Return the first of the files that a format recognized."""
     while not isinstance(found, str):
         found = next(x for x in found if x)
     return found

@@ -23,7 +23,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# Words in names of folders that tell images from labels, and nothing else.
+# Words in names of folders that distinguish images from labels, and nothing else.
 AREAS = frozenset(
     re.findall(
         r"\w+",
@@ -285,8 +285,8 @@ def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: S
     folder that corresponds to another one.
 
     Args:
-        pairs: folders that do.
-        areas: of all images.
+        pairs: folders that correspond to each other.
+        areas: areas of all images.
     """
     has_place = find_area(file) and find_area(file) in areas
     if has_place or not pairs.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
@@ -403,7 +403,7 @@ def _by_name(
     """Return the image whose path ends as a name does, with as many folders as possible.
 
     Args:
-        places: where images of the same folder were found at exactly their paths.
+        places: paths at which images of the same folder were found.
         strict: whether at least one folder of a path must agree.
     """
     index, name = folder.names, name.replace("\\", "/")

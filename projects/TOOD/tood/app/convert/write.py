@@ -1,5 +1,5 @@
-"""Writes data sets: as COCO files, whose images stay where they are, or as folders of YOLO, Pascal
-VOC or LabelMe, with copies of the images.
+"""Writes data sets: as COCO files, without copies of the images, or as folders of YOLO, Pascal VOC
+or LabelMe, with copies of the images.
 """
 
 import math

@@ -95,8 +95,9 @@ def calibrate(
         group: regular expression; images whose names share its match are drawn together, as the
             frames of a video; default: that of the training, if it has drawn the calibration data.
             Copies of one image always are.
-        score_threshold: of the detections that the errors are measured on; as of ``tood.predict``.
-        seed: of the folds, the bootstrap and the watch.
+        score_threshold: threshold of the detections that the errors are measured on, as in
+            ``tood.predict``.
+        seed: random seed of the folds, the bootstrap and the watch.
         overwrite: replace a calibration that already exists.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -197,11 +198,11 @@ def compare_errors(detections: Detections, lowest: np.ndarray, seed: int) -> Dic
 
     Args:
         lowest: (K,), thresholds of the raw scores.
-        seed: of the folds and the bootstrap.
+        seed: random seed of the folds and the bootstrap.
     """
     values = cross_fit(detections, seed)
     kept = detections.scores >= lowest[detections.classes]
-    # Of a class without objects, nothing can be right.
+    # No detection of a class without objects can be right.
     kept &= detections.has_objects[detections.classes] & ~np.isnan(values["precision"])
     shown = detections.select(kept)
     before = shown.scores.clip(0, 1)

@@ -48,11 +48,11 @@ def certify(outcome: Outcome, promise: Promise) -> Certificate:
     """
     candidates, n, confidence = outcome.candidates, outcome.num_units, promise.confidence
 
-    def holds(i: int) -> bool:
+    def is_met(i: int) -> bool:
         total = outcome.sum_losses(candidates[i])
         return is_certified(total, n, promise.miss_rate, confidence)
 
-    last = find_last(len(candidates), holds)
+    last = find_last(len(candidates), is_met)
     threshold = float(candidates[last]) if last >= 0 else None
     at = NEVER if threshold is None else threshold
     # No detection has the score NEVER, but objects that none finds.

@@ -94,11 +94,11 @@ def count(
             to be corrected in an annotation program, with the counts of all images in audit.json.
         output: folder of that data set; default: "audit" beside the checkpoint.
         save_as: its format, "coco", "yolo", "voc" or "labelme".
-        seed: of the drawing.
-        audited: that folder, corrected.
+        seed: random seed of the drawing.
+        audited: folder of the drawn images, corrected.
         most: objects of a class that an image may have, for the Bernstein bound; default, and at
             least: the most that detector and audit have counted.
-        score_threshold: of the detections that are counted; as of ``tood.predict``.
+        score_threshold: threshold of the detections that are counted, as in ``tood.predict``.
         overwrite: replace an earlier audit.
         config: file of the model's config; default: config.yaml beside the checkpoint.
         options: overrides of the config, keys and values in turn.
@@ -260,7 +260,7 @@ def read_audit(folder: str) -> Audit:
 def _correct(
     build: Callable[[], Predictor], paths: Dict[str, str], audited: str, most: int
 ) -> Counts:
-    """Return the totals by an audit, after checking that it is of these images and weights."""
+    """Return the totals by an audit, after checking that its images and weights are these."""
     audit = read_audit(audited)
     _check_images(audit, paths)
     true = _read_true(audit, audited)
@@ -268,7 +268,7 @@ def _correct(
     if audit.weights != predictor.describe().compute_hash():
         raise UserError(
             f"{audit.path} has counts of other weights than {predictor.options.weights}; name the "
-            "model that they are of."
+            "model of these counts."
         )
     detected = np.array([x.counts for x in audit.images])
     columns = [*zip(audit.class_names, detected.T, true.T)]
@@ -388,7 +388,7 @@ def _format_totals(audit: Audit, totals: Dict[str, Total], is_same: bool) -> str
         f"{len(audit.images)} images, of which {len(audit.chosen)} were audited (seed "
         f"{audit.seed}):",
         tabulate(rows, heads, colalign=("left", *["right"] * 4)),
-        f"The Bernstein bound holds for any images, if none has more than {most} (--most).",
+        f"The Bernstein bound is valid for any images, if none has more than {most} (--most).",
     ]
     few = [f"{x.num_differing} {x.name}" for x in totals.values() if x.num_differing < FEW]
     if is_same:

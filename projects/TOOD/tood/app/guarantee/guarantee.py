@@ -115,8 +115,8 @@ def guarantee(
         miss_rate: share of the objects of an image, between 0 and 1.
         calibration_data: a folder or ANNOTATIONS.json:IMAGES; default: the part that
             ``tood train --calibration-share`` has split off.
-        confidence: that the promise holds for the threshold that is found, as 0.95; default: it
-            holds on average over the choice of the calibration images.
+        confidence: probability that the promise is kept by the threshold that is found, e.g. 0.95;
+            default: it is kept on average over the choice of the calibration images.
         per_class: a threshold for each class, over the images that have objects of it.
         group: regular expression; images whose names share its match are one unit, as the frames
             of a video; default: that of the training, if it has drawn the calibration data.

@@ -81,7 +81,7 @@ def find_outcome(
         content: annotations in the clean form of :mod:`tood.data.annotations`.
         detections: in COCO's format of results; all of them count, however many an image has.
         groups: indices of the images in ``content`` that are one unit; default: each is one.
-        source: of the detections, for errors.
+        source: name of the detections in errors.
 
     Raises:
         UserError: as of :func:`tood.app.report.matching.make_table`.

@@ -93,14 +93,14 @@ def is_certified(total: Fraction, n: int, limit: float, confidence: Optional[flo
     return compute_p_value(total, n, limit) <= error
 
 
-def find_last(number: int, holds: Callable[[int], bool]) -> int:
-    """Return the last of ``number`` positions up to which a condition holds, -1 for none. It must
-    hold at all positions before one at which it holds, as a bound on a risk that only rises.
+def find_last(number: int, is_met: Callable[[int], bool]) -> int:
+    """Return the last of ``number`` positions up to which a condition is met, -1 for none. It must
+    be met at all positions before one that meets it, like a bound on a risk that only rises.
     """
     low, high = -1, number
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        low, high = (middle, high) if is_met(middle) else (low, middle)
     return low
 
 

@@ -18,7 +18,7 @@ from tood.inference.calibration import Curve
 from tood.utils.errors import UserError
 
 MIN_ISOTONIC = 100  # right detections of a class, for isotonic regression
-MIN_OWN = 10  # for a curve of its own
+MIN_OWN = 10  # for a separate curve
 NUM_BINS = 25  # of both errors, as Kuzucu et al.
 NUM_FOLDS = 5
 NUM_DRAWS = 1000
@@ -142,7 +142,7 @@ def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> Curve:
     x, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     means = np.bincount(inverse.reshape(-1), targets) / counts
     y = np.clip(isotonic_regression(means, weights=counts).x, 0, 1)
-    # Of a block of equal values, the ends are enough.
+    # The ends of a block of equal values are enough.
     is_end = np.ones(len(x), dtype=bool)
     is_end[1:-1] = (y[1:-1] != y[:-2]) | (y[1:-1] != y[2:])
     return Curve(x[is_end].astype(float), y[is_end])
@@ -153,7 +153,7 @@ def fit_platt(scores: np.ndarray, targets: np.ndarray) -> Curve:
     targets (1999, section 2.2) and a slope that is not negative.
 
     Args:
-        scores, targets: as of :func:`fit_isotonic`.
+        scores, targets: see :func:`fit_isotonic`.
     """
     from scipy.optimize import minimize
 
@@ -184,7 +184,7 @@ def to_logits(scores: np.ndarray) -> np.ndarray:
 def fit_classes(detections: Detections) -> List[Fit]:
     """
     Args:
-        detections: at least one.
+        detections: detections, at least one.
 
     Returns:
         the curves of each class: by isotonic regression if at least ``MIN_ISOTONIC`` of its
@@ -255,7 +255,7 @@ def measure_errors(
         by_iou: LaECE_0, whose target is the IoU, of each class with objects and detections, and
             averaged over these classes; otherwise D-ECE, whose target is 1 for a right detection,
             of all classes together.
-        seed: of the draws.
+        seed: random seed of the draws.
     """
     target = detections.ious if by_iou else detections.right.astype(float)
     parts = np.arange(detections.num_classes) if by_iou else np.zeros(1, dtype=np.int64)

@@ -45,12 +45,13 @@ def estimate_total(
 ) -> Total:
     """
     Args:
-        name: of the class.
+        name: name of the class.
         detected: (N,), the detector's counts.
         chosen: (n,), indices of the audited images, at least two, drawn at random.
         true: (n,), their true counts.
-        most: that an image may have; default, and at least: the largest count that is known.
-        seed: of the bootstrap.
+        most: maximum number of objects in an image; default, and at least: the largest known
+            count.
+        seed: random seed of the bootstrap.
 
     Returns:
         the total. Intervals lie within what is certain: the audited objects are there, and no other
@@ -104,13 +105,13 @@ def bound_mean(
     differences: np.ndarray, num_images: int, span: Tuple[float, float], seed: int = 0
 ) -> Tuple[float, float]:
     """Return an interval for the mean of N values that misses it with a probability of at most 5 %,
-    whatever the values are: the empirical Bernstein bound for samples without replacement
+    for any values: the empirical Bernstein bound for samples without replacement
     (Waudby-Smith and Ramdas 2020, arXiv 2006.04347).
 
     Args:
         differences: (n,), drawn without replacement, n at least 2.
         span: the least and the largest that one of the N values may be.
-        seed: of the order in which they are taken.
+        seed: random seed of the order in which they are taken.
     """
     n, width = len(differences), span[1] - span[0]
     if n == num_images or width == 0:
@@ -118,7 +119,7 @@ def bound_mean(
     x = (np.random.RandomState(seed).permutation(differences) - span[0]) / width
     before = np.arange(n)  # number of earlier values
     earlier = np.cumsum(x) - x
-    # Of the earlier values, as if two more had the mean 1/2 and the variance 1/4.
+    # Means of the earlier values and of two more with the mean 1/2 and the variance 1/4.
     means = (0.5 + np.cumsum(x)) / (before + 2)
     squares = np.cumsum((x - means) ** 2)
     variances = (0.25 + np.r_[0, squares[:-1]]) / (before + 1)

@@ -38,7 +38,7 @@ def read_seen(trained: Trained) -> Seen:
 def check_unseen(paths: Sequence[str], seen: Seen, weights: str) -> List[str]:
     """
     Args:
-        paths: of the calibration images.
+        paths: paths of the calibration images.
         weights: path of the model's checkpoint.
 
     Returns:

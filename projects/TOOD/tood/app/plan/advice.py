@@ -59,7 +59,7 @@ def list_advice(
 ) -> List[Advice]:
     """
     Args:
-        model: as commands name it; "" for detections of another program.
+        model: name of the model in commands; "" for detections of another program.
         history: of its training, if it is known.
         summary: content of its report.json, if there is a report.
 

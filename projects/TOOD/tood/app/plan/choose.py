@@ -94,7 +94,7 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     config that the user names, the flags change the schedule alone.
 
     Args:
-        content: of the training data.
+        content: content of the training data.
 
     Raises:
         UserError: for values that cannot be used or contradict each other, and if not even the
@@ -241,7 +241,9 @@ def fit_step(
     model = build_detector(cfg)
     precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if PRECISION in typed else list_precisions()
     if number is not None:
-        return Step(size, number, None, _time(model, precisions, number, size, or_none=True))
+        # Numbers that cannot be used are refused with the schedule.
+        seconds = _time(model, precisions, number, size, or_none=True) if number > 0 else {}
+        return Step(size, number, None, seconds)
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
     while True:
         try:

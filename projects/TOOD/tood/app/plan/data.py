@@ -53,7 +53,7 @@ def read_training_data(wishes: Wishes) -> TrainingData:
     checked.refuse_errors()
     found = TrainingData(converted.format, checked, converted.ledger, checked.dataset, (), (), "")
     found = _keep_calibration(found, wishes)
-    val, names = read_validation_data(wishes.val_data, tell=print)
+    val, names = read_validation_data(wishes.val_data, notify=print)
     if not names and "val" in parts and name != "val":
         part = check_part(parts["val"])
         if part.report.findings:
@@ -116,7 +116,7 @@ def write_training_data(
     data: TrainingData, wishes: Wishes, output: str
 ) -> Tuple[DataSet, List[DataSet], List[str]]:
     """Write all parts as ``OUTPUT/data/*.json``, with the names of the images relative to it, and
-    before them the account of the files that they are from, with what was typed.
+    before them the account of their source files, with the arguments of the training.
 
     Returns:
         the data sets of these files, to train on and to validate on, and the names of all to

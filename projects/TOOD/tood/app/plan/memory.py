@@ -11,8 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-# Of the memory that is free; the rest is for loading images, for batches of other shapes and for
-# other programs.
+# Share of the free memory; the rest is for loading images, batches of other shapes and other
+# programs.
 USABLE_PART = 0.6
 MiB = 1024**2
 # In a step that is timed, if there is more than one image. The time of small images is not
@@ -20,8 +20,8 @@ MiB = 1024**2
 MOST_TIMED = 400_000  # pixels
 # The quickest of some steps counts: the first one makes preparations, and other programs disturb.
 TIMED_STEPS, TIMED_SECONDS = 3, 2.0
-# Memory of a step on a CPU beside its weights, as a multiple of what it keeps for the gradients:
-# 1.25 to 1.51 were measured in separate processes.
+# Memory of a step on a CPU beside its weights, as a multiple of the tensors saved for the
+# gradients: 1.25 to 1.51 were measured in separate processes.
 BACKWARD = 1.6
 
 
@@ -46,7 +46,7 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
 
     Args:
         model: a TOOD, without gradients.
-        height, width: of the image, pixels.
+        height, width: size of the image, pixels.
 
     Raises:
         RuntimeError: of PyTorch, if a single image does not fit.
@@ -68,7 +68,7 @@ def measure_step(model: nn.Module, height: int, width: int) -> StepMemory:
 
     with saved_tensors_hooks(pack, lambda x: x):
         _take_step(model, 1, height, width)
-    # A CPU's process says less: it takes from what it has used before.
+    # A CPU's process shows less, because it reuses memory.
     used = round(BACKWARD * sum(kept.values()))
     if device.type == "cuda":
         used = torch.cuda.max_memory_allocated(device) - before - weights  # those of the gradients

@@ -51,8 +51,8 @@ def read_changes(plan: str, options: Sequence[str], output: str) -> Changes:
 
 @contextlib.contextmanager
 def applied(changes: Changes, run: Run) -> Iterator[None]:
-    """Change the plan, by which the training goes on. If it is refused, the plan is again as it
-    was.
+    """Change the plan, by which the training continues. If it is refused, the previous plan is
+    restored.
     """
     if not changes.after:
         yield
@@ -95,7 +95,7 @@ def describe(run: Run, changes: Changes, output: str) -> str:
     elif done >= length:
         begins = (
             f"finds the training in {output} finished, after {length} iterations; a larger "
-            "SOLVER.MAX_ITER after --resume goes on with it"
+            "SOLVER.MAX_ITER after --resume continues it"
         )
     else:
         begins += f", by {PLAN}"

@@ -82,7 +82,7 @@ def choose_precision(seconds: Mapping[str, float]) -> str:
     """Return the precision to train in: bfloat16 if it is quicker by a fifth.
 
     Args:
-        seconds: of a step in "float32" and "bfloat16".
+        seconds: seconds of a step in "float32" and "bfloat16".
     """
     is_quick = seconds["bfloat16"] <= QUICK * seconds["float32"]
     return "bfloat16" if is_quick else "float32"
@@ -145,8 +145,8 @@ def choose_size(
     times ``STRIDE``, between ``SMALLEST_SIZE`` and ``largest``.
 
     Args:
-        statistics: of images or tiles.
-        tiled: of tiles, which are square.
+        statistics: statistics of images or tiles.
+        tiled: whether they are of tiles, which are square.
         shorter: the size, if it is not to be chosen.
     """
     if shorter is None:

@@ -35,7 +35,7 @@ def split_data(
     Args:
         content: as :func:`tood.data.annotations.read_annotations` returns it.
         image_root: folder of the images.
-        share: of the images that become the validation part.
+        share: fraction of the images that become the validation part.
         seed: decides between images that are as good.
         group: regular expression on file names. Images for which it finds the same text, or the
             same first group of it, stay together: those of a video, of a patient.
@@ -63,9 +63,9 @@ def draw_part(
     :func:`split_data` keeps together stay together.
 
     Args:
-        content, image_root, group: as of :func:`split_data`.
-        share: of the images, or of the groups of images, that are drawn.
-        seed: of the draw.
+        content, image_root, group: see :func:`split_data`.
+        share: fraction of the images, or of the groups of images, that are drawn.
+        seed: random seed of the draw.
 
     Returns:
         the rest as "train", the part as "val".
@@ -104,9 +104,9 @@ def find_groups(names: Sequence[str], copies: Sequence[int], group: str = "") ->
     """Return the indices of images that must stay together, for each such group.
 
     Args:
-        names: of the files.
-        copies: of :func:`tood.data.copies.find_copies`.
-        group: regular expression, as of :func:`split_data`.
+        names: names of the files.
+        copies: result of :func:`tood.data.copies.find_copies`.
+        group: regular expression, see :func:`split_data`.
 
     Raises:
         UserError: for an expression that cannot be used.

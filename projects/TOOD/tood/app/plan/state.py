@@ -1,6 +1,6 @@
 """The output folder of ``tood train``: what was typed for its training, and how far that got.
 
-A preparation writes :data:`LEDGER` first, with what was typed, then the data, and :data:`PLAN`
+A preparation writes :data:`LEDGER` first, with the arguments, then the data, and :data:`PLAN`
 last. With the plan, the training can begin or continue; without it, the preparation was stopped.
 """
 
@@ -22,7 +22,7 @@ LEDGER = os.path.join("data", "ledger.json")
 DATA = (os.path.join("data", "train.json"), os.path.join("data", "val.json"))
 CALIBRATION = os.path.join("data", "calibration.json")  # if a part is kept for tood guarantee
 TYPED, ROOT = "typed", "image_root"  # keys in the ledger
-# Of a training that had no checkpoint.
+# Files of a training without a checkpoint.
 LOGS = ("config.yaml", "metrics.json", "events.out.tfevents.*")
 INSTEAD = {
     "epochs": ", type SOLVER.MAX_ITER for another length",
@@ -161,7 +161,7 @@ def read_image_root(output: str) -> str:
 
 
 def complete_wishes(wishes: Wishes, begun: Wishes, output: str) -> Wishes:
-    """Return what was typed with ``--resume``, completed by what was typed at the beginning.
+    """Return the arguments given with ``--resume``, completed by those of the beginning.
 
     Raises:
         UserError: for other data or flags than at the beginning.

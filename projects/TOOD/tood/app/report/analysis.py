@@ -11,7 +11,7 @@ from tood.app.report.intervals import (
     class_intervals,
     coco_intervals,
     count_images,
-    leave_out_weights,
+    make_jackknife_weights,
     weighted_average_precisions,
     without_each,
 )
@@ -71,7 +71,7 @@ def analyze(content: Dict, detections: Sequence[Dict], source: str = "the result
         pooled,
         curves.best_thresholds(of_classes, pooled),
         weighted_average_precisions(table, matches, everything)[..., 0],
-        weighted_average_precisions(table, matches, leave_out_weights(num_images)),
+        weighted_average_precisions(table, matches, make_jackknife_weights(num_images)),
         count_images(table, matches),
     )
 

@@ -79,7 +79,7 @@ def make_curve(found: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve
     Args:
         found: (D,) bool, whether each detection finds an object; without those that do not count.
         scores: (D,).
-        num_objects: that count.
+        num_objects: number of objects that count.
     """
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(found[order])

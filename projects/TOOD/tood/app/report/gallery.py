@@ -21,8 +21,8 @@ LARGEST_SCALE = 3.0
 NUM_IMAGES, NUM_CROPS = 6, 12
 MAX_BOXES = 100  # in a drawing
 MAX_NAME = 36  # characters of the name of a file
-DIMMED = 0.4  # visibility of what a crop is not about
-# Of a crop: how much of its surroundings is seen, in sizes of the box, and at least in pixels.
+DIMMED = 0.4  # visibility of the other objects in a crop
+# Margin of a crop, in sizes of the box, and at least in pixels.
 CONTEXT, LEAST_CONTEXT = 1.0, 24
 
 
@@ -56,7 +56,7 @@ def draw_worst_images(analysis: Analysis, rows: Sequence[Dict], read: Read) -> L
     """Draw each image with its correct and wrong detections and its missed objects.
 
     Args:
-        rows: of :func:`tood.app.report.analysis.worst_images`.
+        rows: result of :func:`tood.app.report.analysis.worst_images`.
         read: images that it cannot read are omitted.
     """
     drawings = []
@@ -80,7 +80,7 @@ def draw_missed_objects(
     """Draw objects that are not found at the thresholds, the largest first.
 
     Args:
-        explain: from the index of an object and the pixels of its image to a sentence.
+        explain: function from the index of an object and the pixels of its image to a sentence.
     """
     table = analysis.table
     left = np.flatnonzero(analysis.missed_above)
@@ -111,7 +111,7 @@ def draw_suspects(analysis: Analysis, rows: Sequence[Dict], read: Read) -> List[
     """Draw suspect labels, those of the most doubt first.
 
     Args:
-        rows: of :func:`tood.app.report.suspects.list_suspects`.
+        rows: result of :func:`tood.app.report.suspects.list_suspects`.
     """
     boxes = np.array([x["bbox"] for x in rows], dtype=np.float64).reshape(-1, 4)
     names, scores = [x["class_name"] for x in rows], np.full(len(rows), np.nan)

@@ -50,7 +50,7 @@ def average_precision(found: np.ndarray, scores: np.ndarray, num_objects: int) -
     return float(_average_class(found, np.zeros_like(found), images, number, np.ones((1, 1)))[0, 0])
 
 
-def leave_out_weights(num_images: int) -> np.ndarray:
+def make_jackknife_weights(num_images: int) -> np.ndarray:
     """
     Returns:
         (N, B) float32, weights without each image, or without each of 1,000 groups of images.
@@ -206,7 +206,7 @@ def coco_intervals(
 
     Args:
         aps: (A, T, K).
-        without: (A, T, K, B), the same with :func:`leave_out_weights`.
+        without: (A, T, K, B), the same with :func:`make_jackknife_weights`.
         num_images: (A, K), of :func:`count_images`.
         lowest: lowest possible value in percent, -100 for differences.
     """
@@ -240,7 +240,7 @@ def make_interval(
         value: metric of all images, in percent.
         without: (B,), the metric without each group of images.
         num_images: (K,), images with objects of each class of which the metric is the mean.
-        lowest: as in :func:`coco_intervals`.
+        lowest: see :func:`coco_intervals`.
     """
     some, value = num_images[num_images > 0], float(value)
     rare = int((some < MIN_IMAGES).sum())

@@ -215,8 +215,8 @@ def report_on(
         command: shown on the page.
         detections: in COCO's format, instead of a pass; then the page lacks alignment and
             positives.
-        notes: on the data, shown on the page.
-        overwrite, compare: of :func:`report`.
+        notes: notes on the data, shown on the page.
+        overwrite, compare: see :func:`report`.
         read_image: returns the pixels (H, W, 3) uint8, RGB, of a path; default: a cache of the
             most recent images.
 
@@ -290,7 +290,7 @@ def examine(
     the predictor's config, which is registered.
 
     Args:
-        detections, notes: of :func:`report_on`.
+        detections, notes: see :func:`report_on`.
 
     Returns:
         the subject of a report; None in all processes but the main one.

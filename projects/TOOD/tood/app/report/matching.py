@@ -1,5 +1,5 @@
 """Match detections to objects as COCO does, for all ranges of areas and IoU thresholds at once, and
-find what that leaves out, overlaps between classes. AP by size and class, its intervals, curves,
+find overlaps between classes, which COCO ignores. AP by size and class, its intervals, curves,
 confusion and kinds of error are all counted from this.
 
 pycocotools matches one class, image and range at a time in Python, which takes too long for reports
@@ -22,7 +22,7 @@ from tood.utils.errors import UserError
 
 RANGES = {"AP": (0.0, 1e10), **AREAS}
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Pairs that overlap less are no error of localization (TIDE's background threshold).
+# Pairs that overlap less are not localization errors (TIDE's background threshold).
 MIN_IOU = 0.1
 LARGEST_SCORE = 1e9
 
@@ -77,7 +77,7 @@ def make_table(
         detections: in COCO's format of results: "image_id", "category_id", "bbox", "score". Of an
             image and class, the best 100 count, as in COCO's evaluation; all of them where an image
             has more objects of a class than that, most of which would count as missed otherwise.
-        source: of the detections, for errors.
+        source: name of the detections in errors.
         limit: another number of detections of an image and class that count.
 
     Raises:

@@ -42,7 +42,7 @@ def render(summary: Dict, facts: Facts) -> str:
     """Return the page.
 
     Args:
-        summary: of :func:`tood.app.report.analysis.summarize_analysis`.
+        summary: result of :func:`tood.app.report.analysis.summarize_analysis`.
     """
     environment = Environment(
         loader=FileSystemLoader(FOLDER),

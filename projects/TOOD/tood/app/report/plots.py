@@ -24,7 +24,7 @@ BORDERS = (32, 96)  # between COCO's small, medium and large objects, pixels
 def draw_plots(summary: Dict, class_names: Sequence[str]) -> Dict[str, bytes]:
     """
     Args:
-        summary: as of :func:`tood.app.report.analysis.summarize_analysis`.
+        summary: result of :func:`tood.app.report.analysis.summarize_analysis`.
 
     Returns:
         file names and their content.
@@ -188,8 +188,8 @@ def draw_guarantee(curve: Dict, miss_rate: float, threshold: Optional[float]) ->
     """Draw the share of missed objects, the bound on it, and the price, over the threshold.
 
     Args:
-        curve: of :func:`tood.app.guarantee.certify.trace_curve`.
-        miss_rate: that is promised.
+        curve: result of :func:`tood.app.guarantee.certify.trace_curve`.
+        miss_rate: promised miss rate.
         threshold: that keeps the promise, if there is one.
     """
     figure, axes = _panel("score threshold", "share of the objects", "Missed objects", unit=False)
@@ -212,7 +212,7 @@ def draw_guarantee(curve: Dict, miss_rate: float, threshold: Optional[float]) ->
 
 
 def _label(name: str) -> str:
-    """Return a name that matplotlib neither takes for a formula nor leaves out of a legend."""
+    """Return a name that matplotlib neither takes for a formula nor omits from a legend."""
     text = printable(name).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

@@ -78,8 +78,8 @@ def find_reason(
     Args:
         model: a TOOD in evaluation mode.
         image: (3, H, W), as the model takes it.
-        objects: with the others of the image; without them, neighbours are not mentioned.
-        score_threshold: of detections that count.
+        objects: all objects of the image; without the others, neighbours are not mentioned.
+        score_threshold: threshold of detections that count.
     """
     images, predictions = model.predict_with_images([{"image": image}])
     objects = Objects(*(x.to(predictions.pred_boxes.device) for x in objects[:2]), objects.asked)
@@ -153,7 +153,7 @@ class _Search:
             return None
         i = int(torch.where(mine, scores, -1.0).argmax())
         what = f"Its best box has the score {scores[i]:.2f} and an IoU of {ious[i]:.2f}"
-        if scores[i] < self.threshold:  # whatever happens to it after that
+        if scores[i] < self.threshold:  # regardless of the later steps
             text = f"{what}: the score is below the threshold {self.threshold:.2f}."
             return _Cause(THRESHOLD, text, boxes[i])
         overlaps = paired_iou(found.pred_boxes.tensor, boxes[i])
@@ -308,7 +308,7 @@ def make_objects(
 
     Args:
         boxes: x, y, width, height in pixels of the image.
-        scale: of the network's input.
+        scale: scale of the network's input.
         corner: x and y in the image of the part of it that the network sees.
     """
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)

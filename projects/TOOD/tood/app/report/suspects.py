@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from tood.app.report.matching import Pairs, Table
 
 MISSING, NOTHING_THERE, OTHER_CLASS = "missing", "nothing there", "other class"
-# A detection is of an object from this IoU on; below the other one, it is of none.
+# A detection belongs to an object from this IoU on; below the other one, it belongs to none.
 SAME_IOU, NEAR_IOU = 0.5, 0.3
 # In a report.
 NUM_SUSPECTS, LEAST_DOUBT = 30, 0.3
@@ -32,7 +32,7 @@ class Suspect(NamedTuple):
 def find_suspects(table: Table, pairs: Pairs, most: Optional[int] = None) -> List[Suspect]:
     """
     Args:
-        most: of each kind that are wanted; default: all.
+        most: maximum number of each kind; default: all.
 
     Returns:
         sorted by descending doubt. A box may be *missing* if a detection overlaps no object by

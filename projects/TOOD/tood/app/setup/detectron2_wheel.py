@@ -96,7 +96,7 @@ EDITS = [
         "self._rng.sample(list(self._fallback_candidates), k=1)",
         1,
     ),
-    # Since PyTorch 2.0 its schedulers are no instances of _LRScheduler, and were not saved.
+    # Since PyTorch 2.0 its schedulers are not instances of _LRScheduler, and were not saved.
     (
         "engine/hooks.py",
         "torch.optim.lr_scheduler._LRScheduler",

@@ -47,7 +47,7 @@ def install_needs(python: str, folder: str, project: Sequence[str]) -> None:
     """Install everything that a Python lacks. A PyTorch or Detectron2 that is there is kept.
 
     Args:
-        folder: where packages are unpacked, of whose disk the room is checked.
+        folder: folder for unpacked packages; free space on its disk is checked.
         project: arguments for pip that install the project's package.
 
     Raises:
