@@ -89,8 +89,8 @@ def prepare_datasets(
     train = list(data.train) if training else []
     entries = list(dict.fromkeys([*train, *data.test]))
     given = {dataset.entry: dataset for dataset in datasets}
-    found = [given.get(entry) or read_entry(entry, to_train=entry in train) for entry in entries]
-    found = [dataset for dataset in found if dataset is not None]
+    known = [given.get(entry) or read_entry(entry, to_train=entry in train) for entry in entries]
+    found = [dataset for dataset in known if dataset is not None]
     reports = []
     for dataset in found:
         report = _check_dataset(dataset, data, to_train=dataset.entry in train)

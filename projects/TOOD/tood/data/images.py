@@ -7,7 +7,8 @@ import re
 from typing import BinaryIO, Iterator, List, Tuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tood.utils.errors import format_reason
 from tood.utils.folders import is_drawing
@@ -50,7 +51,7 @@ class TooManyPixels(ValueError):
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
+def opened(path: str) -> Iterator[Tuple[BinaryIO, ImageFile.ImageFile]]:
     """Open a file, and its image by Pillow.
 
     Raises:
@@ -146,12 +147,12 @@ def _probe_once(path: str) -> Tuple[int, int, int]:
 def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int]:
     with opened(path) as (f, image):
         width, height = image.size
-        if image.format == "TIFF":  # some versions of Pillow turn its size, others do not
+        if isinstance(image, TiffImageFile):  # some versions of Pillow turn its size, others do not
             width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
         # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
         if Image.Image.getexif(image).get(EXIF_ORIENTATION) in _TURNED:
             width, height = height, width
-        end = _ENDS.get(image.format)
+        end = _ENDS.get(image.format or "")
         f.seek(-min(f.seek(0, 2), 64), 2)
         if end is None or end not in f.read():
             f.seek(0)

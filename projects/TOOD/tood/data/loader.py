@@ -84,7 +84,7 @@ class TrainingBatches(Sampler):
         return itertools.islice(self._all_batches(), self.skip, None)
 
     def _all_batches(self) -> Iterator[List[int]]:
-        waiting = {group: [] for group in self.groups}
+        waiting: Dict[int, List[int]] = {group: [] for group in self.groups}
         for key in itertools.islice(self._all_keys(), self.rank, None, self.world_size):
             group = self.groups[key % len(self.groups)]
             waiting[group].append(key)

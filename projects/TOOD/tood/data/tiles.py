@@ -3,10 +3,10 @@ of an image is read. Boxes are x, y, width, height in pixels of the image.
 """
 
 import os
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
-from PIL import Image
+from PIL import ImageFile
 
 from tood.data.images import EXIF_ORIENTATION, decode_image, opened
 from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
@@ -125,15 +125,15 @@ class LargeImage:
         self.format = format
         with opened(path) as (_, image):
             # A file elsewhere, which PathManager reads, cannot be mapped.
-            self._strips = _find_strips(image) if os.path.isfile(path) else []
+            strips = _find_strips(image) if os.path.isfile(path) else []
             self.width, self.height = image.size
             channels = len(image.getbands())
-            if not self._strips:
+            if not strips:
                 self._pixels = decode_image(image, format, bit_depth)
                 self.height, self.width = self._pixels.shape[:2]
         self._strips = [
             (top, np.memmap(path, np.uint8, "r", offset, (bottom - top, self.width, channels)))
-            for top, bottom, offset in self._strips
+            for top, bottom, offset in strips
         ]
 
     @property
@@ -198,18 +198,19 @@ def _count_bytes(images: Dict) -> int:
     return sum(x.num_bytes for x in images.values())
 
 
-def _find_strips(image: Image.Image) -> List[Tuple[int, int, int]]:
+def _find_strips(image: ImageFile.ImageFile) -> List[Tuple[int, int, int]]:
     """Return first row, end and offset in the file of each strip of an upright TIFF whose pixels
     stand there as they are; none for other images.
     """
     if image.format != "TIFF" or image.mode not in ("RGB", "L"):
         return []
+    strips: List[Any] = image.tile
     plain = all(
         codec == "raw"
         and (extents[0], extents[2]) == (0, image.width)
         and args[:2] in ((image.mode, 0), (image.mode, image.width * len(image.getbands())))
-        for codec, extents, _, args in image.tile
+        for codec, extents, _, args in strips
     )
     if not plain or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return []
-    return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in image.tile)
+    return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in strips)

@@ -58,7 +58,7 @@ def _open_writer(
     path: str, reader: cv2.VideoCapture, frame: np.ndarray, target: str
 ) -> cv2.VideoWriter:
     fps = read_property(reader, cv2.CAP_PROP_FPS, 1000) or 25.0
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), fps, frame.shape[1::-1])
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), fps, frame.shape[1::-1])
     if not writer.isOpened():
         raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")
     return writer

@@ -44,13 +44,11 @@ class TaskDecomposition(nn.Module):
         self.reduction = nn.Conv2d(conv_dim * num_convs, conv_dim, 1, bias=norm == "")
         self.norm = get_norm(norm, conv_dim)
 
-        for layer in self.attention:
+        for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.001)
-                nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.reduction.weight, std=0.01)
-        if self.reduction.bias is not None:
-            nn.init.zeros_(self.reduction.bias)
+                nn.init.normal_(layer.weight, std=0.01 if layer is self.reduction else 0.001)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def kernels(self, pooled_features: Tensor) -> Tensor:
         """

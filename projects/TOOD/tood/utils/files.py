@@ -95,8 +95,8 @@ def count_up(path: str, is_used: Callable[[str], bool] = os.path.exists, suffix:
 
 def list_counted(path: str) -> List[str]:
     """Return those of PATH, PATH-2, PATH-3 and so on that exist, the highest number first."""
-    numbers = [x[len(path) + 1 :] for x in glob.glob(f"{glob.escape(path)}-*")]
-    numbers = sorted((int(x) for x in numbers if re.fullmatch("[1-9][0-9]*", x)), reverse=True)
+    suffixes = [x[len(path) + 1 :] for x in glob.glob(f"{glob.escape(path)}-*")]
+    numbers = sorted((int(x) for x in suffixes if re.fullmatch("[1-9][0-9]*", x)), reverse=True)
     found = [f"{path}-{number}" for number in numbers if number > 1]
     return [*found, path] if os.path.exists(path) else found
 

@@ -13,7 +13,7 @@ from tood.utils.files import check_folder
 try:
     import fcntl
 except ImportError:  # on Windows: no lock
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 

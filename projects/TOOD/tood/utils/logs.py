@@ -111,6 +111,7 @@ def keep_logs_to_files(logger_names: Sequence[str]) -> None:
     for name in logger_names:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
-            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+            stream = getattr(handler, "stream", None)
+            if stream in (sys.stdout, sys.stderr):
                 logger.removeHandler(handler)
-                logger.addHandler(WarningsAboveBars(handler.stream))
+                logger.addHandler(WarningsAboveBars(stream))

@@ -1,6 +1,6 @@
 """YAML of plain values: no tag runs code, and aliases do not multiply what is read."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import yaml
 
@@ -72,7 +72,7 @@ class _TextLoader(_Bounded, yaml.BaseLoader):
 
 
 class PlainLoader(_Bounded, yaml.SafeLoader):
-    yaml_constructors = {
+    yaml_constructors: Dict[Optional[str], Callable] = {
         f"tag:yaml.org,2002:{tag}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{tag}"]
         for tag in _TAGS
     }

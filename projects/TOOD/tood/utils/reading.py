@@ -86,8 +86,8 @@ def open_regular(path: str, limit: Optional[int] = None) -> Iterator[BinaryIO]:
     with opened as f:
         size = os.fstat(f.fileno()).st_size
         if limit is not None and size > limit:
-            size = f"{size / MiB:,.1f} MiB"
-            raise UserError(f"{path} has {size}; at most {limit / MiB:,.1f} MiB are read.")
+            found = f"{size / MiB:,.1f} MiB"
+            raise UserError(f"{path} has {found}; at most {limit / MiB:,.1f} MiB are read.")
         yield f
 
 

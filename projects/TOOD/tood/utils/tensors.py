@@ -65,6 +65,7 @@ def check_pickle(f: BinaryIO) -> None:
             PyTorch would do so.
     """
     texts: Set[str] = set()
+    value: Any  # of the type that belongs to the operation
     for operation, value, _ in pickletools.genops(f):
         if operation.name == "PROTO" and value > pickle.HIGHEST_PROTOCOL:
             raise ValueError(f"its pickle has the protocol {value}")

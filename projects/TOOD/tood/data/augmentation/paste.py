@@ -34,8 +34,7 @@ class PasteRare(SampleAugmentation):
         for _ in range(np.random.randint(MOST + 1)):
             gt_class = rare[np.random.randint(len(rare))]
             cut = cut_object(samples.draw(gt_class), gt_class)
-            place = find_place(sample, cut[0]) if cut is not None else None
-            if place is not None:
+            if cut is not None and (place := find_place(sample, cut[0])) is not None:
                 sample = sample.paste(cut[0], *place, alpha=cut[1])
         return sample
 

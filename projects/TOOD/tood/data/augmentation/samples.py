@@ -114,8 +114,8 @@ def make_sample(image: np.ndarray, annotations: List[Dict]) -> Sample:
     """Return the sample of an image and of its annotations in Detectron2's format."""
     from detectron2.structures import BoxMode
 
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    xyxy = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    boxes = np.array(xyxy, dtype=np.float64).reshape(-1, 4)
     classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     crowds = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     return Sample(image, clip_boxes(boxes, image), classes, crowds)

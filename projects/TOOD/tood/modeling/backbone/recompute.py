@@ -26,8 +26,7 @@ class RecomputedBlocks(nn.Sequential):
         for block in self:
             if self.training and torch.is_grad_enabled():
                 # No block draws random numbers: their state need not be kept.
-                options = dict(use_reentrant=False, preserve_rng_state=False)
-                x = checkpoint(_Twice(block), x, **options)
+                x = checkpoint(_Twice(block), x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x)
         return x
@@ -90,7 +89,7 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
             f"{type(model or bottom_up).__name__}; set it to False, or use an "
             "option of this backbone."
         )
-    if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in model.modules()):
+    if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in bottom_up.modules()):
         raise UserError(
             "With MODEL.TOOD.CHECKPOINT_BACKBONE, timm's batch norms would count each batch twice; "
             "set MODEL.TOOD.FREEZE_BN_STATS True."
