@@ -27,6 +27,7 @@ setup(
     entry_points={"console_scripts": ["tood = tood.app.cli:main"]},
     package_dir={"": "projects/TOOD", "tood.configs": "configs"},
     package_data={
+        "tood": ["py.typed", "*.pyi"],
         "tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py"],
         "tood.app.report": ["*.jinja"],
     },
@@ -47,7 +48,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, "mypy", "ruff"],
         "export": EXPORT,
         "guarantee": GUARANTEE,
         "timm": TIMM,
