@@ -15,13 +15,13 @@ from tood.utils.errors import UserError, format_reason
 from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, read_regular
 
 LISTS = ("images", "categories", "annotations")
-# Larger ones are not told apart where pycocotools turns them into floating point numbers.
+# pycocotools converts ids to floating point numbers, which cannot distinguish larger ones.
 LARGEST_ID = 2**53
 NEW_ID = "\uffff"  # begins the ids, in texts, of added categories, which are the last ones
 
 
 class DataSet(NamedTuple):
-    """A data set in memory, read once by whoever names it in ``DATASETS``."""
+    """A data set in memory, read once, by the code that adds it to ``DATASETS``."""
 
     entry: str  # its name there
     content: Dict  # as read_annotations returns it

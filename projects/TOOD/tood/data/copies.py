@@ -29,7 +29,7 @@ def find_copies(paths: Sequence[str]) -> List[int]:
 
 
 def trained_on(train: Sequence[str], val: Sequence[str]) -> List[str]:
-    """Return which of the images to validate on are trained on as well: files of the same bytes,
+    """Return the validation images that are trained on as well: files of the same bytes,
     and those that Roboflow made of the same photograph.
 
     Args:

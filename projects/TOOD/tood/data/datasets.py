@@ -49,10 +49,10 @@ class DataOptions(NamedTuple):
     test: Sequence[str]
     num_classes: int
     filter_empty: bool  # ignore training images without objects
-    train_size: InputSize  # the smallest that training resizes to
+    train_size: InputSize  # the smallest input size of training
     test_size: InputSize
-    finest_stride: int  # of the feature maps, pixels
-    max_detections: int = 0  # of an image; 0 if it is not known
+    finest_stride: int  # stride of the finest feature map in pixels
+    max_detections: int = 0  # maximum per image; 0 if it is not known
 
 
 def prepare_datasets(

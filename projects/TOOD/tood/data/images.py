@@ -1,4 +1,4 @@
-"""Images in files: read as the network wants them, and looked at quickly before a long run."""
+"""Images in files: read for the network, and checked quickly before a long run."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
 HEIF = (".heic", ".heif")
 
-# What reading raises for files that are broken, empty, too large, or of no size at all.
+# Errors of reading files that are broken, empty, too large, or without a size.
 IMAGE_ERRORS = (OSError, ValueError)
 # An environment variable, because loaders are other processes.
 LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
@@ -86,7 +86,7 @@ def _open(path: str) -> BinaryIO:
 
 def read_image(path: str, format: str = "RGB", bit_depth: int = 16) -> np.ndarray:
     """Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
-    where Pillow would clip everything above 255.
+    whereas Pillow would clip everything above 255.
 
     Args:
         path: local, or anything that Detectron2's PathManager knows.
@@ -149,7 +149,7 @@ def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int]:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # some versions of Pillow turn its size, others do not
             width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
-        # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
+        # Not image.getexif(), which decodes a PNG, to find tags that hardly any has at its end.
         if Image.Image.getexif(image).get(EXIF_ORIENTATION) in _TURNED:
             width, height = height, width
         end = _ENDS.get(image.format or "")

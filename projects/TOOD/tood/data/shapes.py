@@ -23,7 +23,7 @@ def draw_scene(
     Args:
         rng: every choice comes from it.
         size: width and height in pixels.
-        crowded: many small shapes, of 8 to 28 pixels whatever the size is, and about one for each
+        crowded: many small shapes, of 8 to 28 pixels for every size, and about one for each
             64 x 64 pixels. For tiles of large images.
 
     Returns:
@@ -127,7 +127,7 @@ def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def _hue(rng: np.random.Generator, shape: int) -> float:
-    """Each shape has its part of the colour circle, so that a short training tells them apart."""
+    """Each shape has its part of the colour circle, so that a short training distinguishes them."""
     return (shape + rng.uniform(0.25, 0.75)) / len(SHAPES)
 
 

@@ -29,7 +29,7 @@ def largest_shares(boxes: np.ndarray, image_sizes: np.ndarray, options: TileOpti
         options: without a size, images are in one piece.
 
     Returns:
-        (M,), shares of the area inside of the image; 1 where a tile shows all of it.
+        (M,), shares of the area inside of the image; 1 if a tile shows all of it.
     """
     if not options.size:
         return np.ones(len(boxes))
@@ -88,7 +88,7 @@ def tile_records(
             size = {"width": tile.width, "height": tile.height}
             whole = {"whole_size": (record["width"], record["height"])}
             row = {**record, **size, **whole, "tile": tuple(tile), "annotations": mine}
-            # A tile that contains a part of an object too small to count teaches that it is none.
+            # A tile with too small a part of an object is not used: the part would be background.
             if mine:
                 with_objects.append(row)
             elif not (shares > 0).any() and (empty or len(boxes)):
@@ -138,7 +138,7 @@ class LargeImage:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it holds: none for a file that is mapped."""
+        """Memory of its pixels in bytes: 0 for a file that is mapped."""
         return 0 if self._strips else self._pixels.nbytes
 
     def read(self, tile: Tile) -> np.ndarray:
@@ -165,9 +165,9 @@ class RecentImages:
     def __init__(self, max_bytes: int = 256 * 1024**2, max_images: int = 16, bit_depth: int = 16):
         """
         Args:
-            max_bytes: of all that are kept; a larger image is not kept.
-            max_images: that are kept; of a file that is mapped, no more than its handle.
-            bit_depth: of :func:`~tood.data.images.read_image`.
+            max_bytes: memory of all images that are kept; a larger image is not kept.
+            max_images: number of images that are kept; a mapped file needs only its handle.
+            bit_depth: argument of :func:`~tood.data.images.read_image`.
         """
         self.max_bytes, self.max_images, self.bit_depth = max_bytes, max_images, bit_depth
         self._images: Dict[Tuple[str, str], LargeImage] = {}  # the latest is the last

@@ -40,7 +40,7 @@ def read_property(reader: cv2.VideoCapture, key: int, high: float) -> float:
 def written_video(
     reader: cv2.VideoCapture, frame: np.ndarray, target: str
 ) -> Iterator[cv2.VideoWriter]:
-    """Give a writer of a video that has another name until it is whole."""
+    """Yield a writer of a video, which has another name until it is complete."""
     part = "{}.part{}".format(*os.path.splitext(target))
     writer = _open_writer(part, reader, frame, target)
     try:

@@ -44,8 +44,8 @@ class DensePredictions(NamedTuple):
     pred_boxes: Tensor  # (N, R, 4), aligned boxes
     anchors: Boxes  # R boxes, whose centres are the locations
     grid_sizes: List[torch.Size]  # (H, W) of each level
-    centerness_logits: Optional[Tensor] = None  # (N, R), of a head that predicts the centerness
-    extras: Dict[str, Tensor] = {}  # (N, R, X) float32 each, of a head that predicts more
+    centerness_logits: Optional[Tensor] = None  # (N, R), if the head predicts it
+    extras: Dict[str, Tensor] = {}  # (N, R, X) float32 each, if the head predicts more
 
     @property
     def pred_scores(self) -> Tensor:
@@ -107,8 +107,8 @@ class DenseHead(nn.Module):
             align_cls, align_box: whether the scores are corrected by the map M, and the sides of
                 the boxes read at the offsets O.
             prior_prob: score that each class starts with.
-            conv_type: of stacked convolutions and predictors, "plain" or "depthwise"
-                (:func:`make_conv`); the alignment branches' are narrow, and 3x3 always.
+            conv_type: type of the stacked convolutions and the predictors, "plain" or "depthwise"
+                (:func:`make_conv`). The alignment branches are narrow, and always "plain".
 
         Raises:
             ValueError: for an unknown type of anchors or convolutions, or more than one anchor per
@@ -322,7 +322,7 @@ def stack_convs(
 
     Args:
         dcn_groups: 0 for a convolution of :func:`make_conv`; groups of a deformable one.
-        conv_type: of those that are not deformable.
+        conv_type: type of those that are not deformable.
 
     Raises:
         ValueError: for deformable convolutions among "depthwise" ones.

@@ -66,7 +66,7 @@ class TaskDecomposition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """
         Args:
-            x: (N, C, H, W), of :func:`read_layers` by :meth:`kernels`.
+            x: (N, C, H, W), result of :func:`read_layers` for :meth:`kernels`.
 
         Returns:
             (N, C, H, W), the features of the task.
@@ -93,7 +93,7 @@ class AlignmentBranch(nn.Sequential):
         return self[0].weight.flatten(1).expand(pooled_features.shape[0], -1, -1)
 
     def from_hidden(self, x: Tensor) -> Tensor:
-        """Return (N, out, H, W) from (N, hidden, H, W) of :func:`read_layers`."""
+        """Return (N, out, H, W) from (N, hidden, H, W), a result of :func:`read_layers`."""
         x = x + self[0].bias.to(x.dtype).view(1, -1, 1, 1)
         return self[2](self[1](x))
 

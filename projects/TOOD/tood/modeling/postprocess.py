@@ -23,7 +23,7 @@ class Candidates(NamedTuple):
     scores: Tensor  # (N, T)
     boxes: Tensor  # (N, T, 4)
     classes: Tensor  # (N, T) int64
-    extras: Dict[str, Tensor] = {}  # (N, T, X) each, of a head that predicts more
+    extras: Dict[str, Tensor] = {}  # (N, T, X) each, if the head predicts more
 
     def to_instances(self, image_sizes: Sequence[Tuple[int, int]]) -> List[Instances]:
         """Return the valid candidates of each image; extras become fields of the same name."""
@@ -53,8 +53,8 @@ def select_candidates(
     Args:
         pred_scores: (N, R, K). NaN is below every threshold.
         pred_boxes: (N, R, 4).
-        level_sizes: locations of each level.
-        extras: (N, R, X) each.
+        level_sizes: number of locations of each level.
+        extras: further predictions by name, (N, R, X) each.
     """
     R, K = pred_scores.shape[1:]
     best_scores, best_pairs, start = [], [], 0

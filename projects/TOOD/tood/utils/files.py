@@ -158,7 +158,7 @@ def load_tensors(f: BinaryIO) -> object:
         for name in archive.namelist():
             if name.endswith(".pkl"):
                 check_pickle(io.BytesIO(archive.read(name)))
-    elif start[:1] == b"\x80":  # of an old PyTorch: five pickles, then values
+    elif start[:1] == b"\x80":  # an old format of PyTorch: five pickles, then values
         f.seek(0)
         for _ in range(5):
             check_pickle(f)
@@ -344,7 +344,7 @@ def encode_image(image: np.ndarray, format: str, **options) -> bytes:
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        format, options: of Pillow.
+        format, options: arguments of Pillow's ``Image.save``.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format, **options)
@@ -366,7 +366,7 @@ def encode_json(content, **options) -> str:
 
     Args:
         content: plain values; also scalars and arrays of NumPy and PyTorch.
-        options: of ``json.dumps``.
+        options: arguments of ``json.dumps``.
     """
     try:
         return json.dumps(content, allow_nan=False, **options)

@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
         Args:
             part: an image that fits.
-            x, y: of its upper left corner.
+            x, y: position of its upper left corner.
             alpha: (h, w) from 0 to 1, opacity of each of its pixels; default: 1.
         """
         image = self.image.copy()
@@ -78,7 +78,7 @@ class TrainingSamples:
     def __init__(self, records: Sequence[Dict], load: Callable[[Dict], Sample]):
         """
         Args:
-            records: in Detectron2's format, one or more.
+            records: one or more records in Detectron2's format.
             load: maps a record to its sample.
         """
         self._records, self._load = DatasetFromList(list(records)), load

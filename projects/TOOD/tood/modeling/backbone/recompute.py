@@ -33,19 +33,19 @@ class RecomputedBlocks(nn.Sequential):
 
 
 class _Twice:
-    """A block whose second computation leaves the running statistics of batch norms alone."""
+    """A block whose second computation does not update the running statistics of batch norms."""
 
     def __init__(self, block: nn.Module):
         self.block, self.computed = block, False
 
     def __call__(self, x: Tensor) -> Tensor:
-        with _held_statistics(self.block) if self.computed else contextlib.nullcontext():
+        with _keep_statistics(self.block) if self.computed else contextlib.nullcontext():
             self.computed = True
             return self.block(x)
 
 
 @contextlib.contextmanager
-def _held_statistics(module: nn.Module) -> Iterator[None]:
+def _keep_statistics(module: nn.Module) -> Iterator[None]:
     norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.training]
     counts = [x.num_batches_tracked for x in norms if x.num_batches_tracked is not None]
     before = [x.momentum for x in norms], [x.clone() for x in counts]

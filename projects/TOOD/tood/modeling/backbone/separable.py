@@ -24,7 +24,7 @@ class Float32Conv(nn.Conv2d):
 
 class DepthwiseConv2d(Float32Conv):
     """5 x 5 convolution of each channel, without bias. Its first weights keep the scale of the
-    channels, so that the standard deviation of the 1x1 convolution after it means what it means
+    channels, so that the standard deviation of the 1x1 convolution after it has the same effect as
     without it.
     """
 

@@ -28,14 +28,14 @@ def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
     convolutions stay in float32.
 
     Args:
-        size: sides of an image that the model takes, pixels.
+        size: side of an image that the model accepts, in pixels.
     """
     for pair in find_pairs(model, size):
         places = [_find_place(model, name) for name in pair]
         for place, partner, mixin in zip(places, reversed(places), (_FoldedConv, _FoldedNorm)):
             layer = getattr(*place)
             layer.__class__ = _make_class(mixin, layer.__class__)
-            # Found by its place: somebody may replace one, and then nothing is folded.
+            # Found by its name, since it may be replaced; then nothing is folded.
             object.__setattr__(layer, "partner", partner)
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
@@ -141,7 +141,7 @@ class _FoldedConv(nn.Conv2d):
 
 
 class _FoldedNorm(nn.BatchNorm2d):
-    """Its norm: only the activation is left."""
+    """The norm of a folded convolution: only the activation remains."""
 
     partner: Tuple[nn.Module, str]  # where its convolution is
     drop: nn.Module  # these two only of timm's BatchNormAct2d

@@ -57,7 +57,7 @@ class TimmBackbone(Backbone):
             name: name of a timm model.
             pretrained: start from timm's weights, which are fetched.
             out_indices: indices of the maps in timm; default: the deepest of each stride.
-            freeze_at: how many stages, from the first, are not trained. A stage ends with a map.
+            freeze_at: number of first stages that are not trained. A stage ends with a map.
             drop_path: rate of stochastic depth.
             strides: strides of the maps for an FPN: 8, 16 and 32, or 4 as well.
 
@@ -182,7 +182,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
         try:
             with torch.device("meta"):
                 model = _create(name, False, **options, **chosen)
-        except TypeError:  # of another kind of model
+        except TypeError:  # an option of other models
             continue
         for divisibility in DIVISIBILITIES:
             try:
@@ -226,7 +226,7 @@ def _create(name: str, pretrained: bool, **options) -> nn.Module:
             f"The timm model {name} gives no maps ({format_reason(error)}); name another one with "
             "MODEL.TIMM.NAME."
         ) from error
-    except (OSError, ValueError) as error:  # of the hub that it is fetched from
+    except (OSError, ValueError) as error:  # raised by the hub
         raise UserError(
             f"The weights of the timm model {name} cannot be fetched ({format_reason(error)}); set "
             "MODEL.TIMM.PRETRAINED False, and name a file with MODEL.WEIGHTS."
