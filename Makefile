@@ -2,6 +2,7 @@
 #   make demo    set up, then train, evaluate and draw on a generated data set
 #   make test    set up, then run the tests
 #   make quick   set up, then run the tests that take no more than seconds
+#   make lint    set up, then check style and types
 # Without make: python3 tools/bootstrap.py demo (or test, quick).
 PYTHON ?= python3
 
@@ -14,6 +15,7 @@ setup:
 	$(PYTHON) tools/bootstrap.py
 
 lint: setup
-	.venv/bin/python -m pip install --quiet ruff
+	.venv/bin/python -m pip install --quiet mypy ruff
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy

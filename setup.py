@@ -51,6 +51,7 @@ setup(
     entry_points={"console_scripts": ["tood = tood.app.cli:main"]},
     package_dir={"": "projects/TOOD", "tood.configs": "configs"},
     package_data={
+        "tood": ["py.typed", "*.pyi"],
         "tood.configs": ["*.yaml", "paper/*.yaml", "lazy/*.py"],
         "tood.app.report": ["*.jinja"],
     },
@@ -71,7 +72,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, "mypy", "ruff"],
         "docs": DOCS,
         "export": EXPORT,
         "guarantee": GUARANTEE,

@@ -1,9 +1,11 @@
 """The program ``tood`` and the functions of the package: one is argparse around the others."""
 
+import ast
 import importlib.metadata
 import inspect
 import json
 import os
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -77,6 +79,15 @@ def test_public_functions_are_documented(name):
     for parameter in signature.parameters.values():
         assert parameter.annotation is not parameter.empty, parameter
         assert f"{parameter.name}" in function.__doc__
+
+
+def test_type_checkers_see_the_same_names():
+    stub = ast.parse(Path(tood.__file__).with_suffix(".pyi").read_text())
+    imports = [x for x in stub.body if isinstance(x, ast.ImportFrom)]
+    found = {y.asname: f"{x.module}.{y.name}" for x in imports for y in x.names}
+    assert sorted(found) == sorted(tood.__all__)
+    for name, path in found.items():
+        assert path.endswith(f".{name}") and pkgutil.resolve_name(path) is getattr(tood, name)
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def test_the_wheel_is_enough(program, site, shapes, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.stdout.split() == [str(site / "tood" / x) for x in ("__init__.py", "configs")]
 
+    assert (site / "tood" / "py.typed").exists() and (site / "tood" / "__init__.pyi").exists()
     assert "8 images" in program("check", shapes)
     table = program("train", shapes, "--dry-run")
     assert "small_data" in table and str(ROOT) not in table

@@ -440,7 +440,7 @@ def test_data_checks_name_boxes_that_tiles_cut():
 
     size = "raise INPUT.TILES.SIZE"
     overlap = "raise INPUT.TILES.OVERLAP"
-    lost = f"not trained on, but background where they are seen; {size}"
+    lost = f"not trained on, but background in the tiles that show them; {size}"
     whole = "boxes that no tile shows whole"
     in_parts = f"trained on in parts; {overlap}"
     assert found(0.5) == {whole: (2, "annotation 2", in_parts)}

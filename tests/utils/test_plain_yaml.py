@@ -41,7 +41,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
         (BOMB, "more than 200,000 values"),
         (BOMB.replace("[x, x]", "{k: v}").replace("[*", "{<<: [*").replace("]\n", "]}\n"), "more"),
         (f"a: &a {'x' * 10**6}\nb: [{', '.join(['*a'] * 1000)}]", "more than 200,000 values"),
-        ("a: &a [*a]", "stands for what contains it"),
+        ("a: &a [*a]", "for a value that contains the alias"),
         ("[" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH}"),
         ("a: 1\nb: 2\na: 3", "the key a twice"),
         ('"\\ud800"', "surrogates not allowed"),

@@ -161,8 +161,9 @@ def _draw_pair(
     boxes, classes = found.pred_boxes.tensor.numpy(), found.pred_classes.tolist()
     scores = found.scores.tolist()
     predicted = draw_boxes(image, boxes, classes, class_names, scores, scale=scale)
-    boxes = [
-        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in record["annotations"]
-    ]
-    classes = [a["category_id"] for a in record["annotations"]]
+    annotations = record["annotations"]
+    boxes = np.array(
+        [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    )
+    classes = [a["category_id"] for a in annotations]
     return [predicted, draw_boxes(image, boxes, classes, class_names, scale=scale)]

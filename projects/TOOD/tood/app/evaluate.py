@@ -132,7 +132,7 @@ def _choose_folder(model: str, trained: Trained, run: Run) -> str:
     the data, and after the checkpoint if one is named, with a number if other data have that name.
     """
     with at_level("tood", logging.ERROR):  # the evaluation says what there is to say of it
-        options = run_options(load_config(run.config, run.opts))
+        options = run_options(load_config(run.config or run.config_file, run.opts))
     given = {dataset.entry: dataset for dataset in run.datasets}
     found = {entry: given.get(entry) or read_entry(entry) for entry in options.data.test}
     run.datasets = [dataset for dataset in found.values() if dataset is not None]
@@ -141,10 +141,9 @@ def _choose_folder(model: str, trained: Trained, run: Run) -> str:
     name = re.sub(r"[^\w.-]+", "_", name)[:80].strip("._") or "data"
     if os.path.isfile(model) or options.weights != trained.weights:
         name += f"_{os.path.splitext(os.path.basename(options.weights))[0]}"
-    for number in itertools.count(1):
-        folder = os.path.join(trained.folder, "eval", f"{name}_{number}" if number > 1 else name)
-        if _read_data_hash(folder) in ("", hashed):
-            return folder
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    folders = (os.path.join(trained.folder, "eval", x) for x in names)
+    return next(x for x in folders if _read_data_hash(x) in ("", hashed))
 
 
 def _get_content(entry: str, dataset: Optional[DataSet]) -> Dict:

@@ -169,8 +169,8 @@ def find_objects(
     missing = "The data sets of the model do not contain this image"
     if annotated is not None:
         missing = _describe_missing(ious, [names[c] for c in classes], class_name)
-    classes = torch.cat([objects.classes, torch.tensor([k])])
-    objects = Objects(torch.cat([objects.boxes, asked[None]]), classes, len(boxes))
+    all_classes = torch.cat([objects.classes, torch.tensor([k])])
+    objects = Objects(torch.cat([objects.boxes, asked[None]]), all_classes, len(boxes))
     return objects, f"{missing}; the class is {names[k]}, {source}."
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -285,7 +285,7 @@ def write_detections(
         image["file_name"] = path.replace(os.sep, "/")
     part = Part("all", content, root, "the detections")
     written = write_dataset(part, save_as, output)
-    account = {"data": run.predictor.options.weights, "format": "detections"}
+    account: Dict[str, Any] = {"data": run.predictor.options.weights, "format": "detections"}
     account[IDENTITY] = run.identity
     account.update(written=[*written.files, *also], omitted=written.omitted)
     write_json_file(account, os.path.join(output, LEDGER))
@@ -297,7 +297,8 @@ def to_coco(results: Sequence[Result]) -> Dict:
     Args:
         results: at least one. Their calibrated values, if there are any, are written as well.
     """
-    images, annotations = [], []
+    images: List[Dict] = []
+    annotations: List[Dict] = []
     fields = [(x, key) for x, (_, key) in FIELDS.items() if results[0].instances.has(x)]
     for i, result in enumerate(results, 1):
         height, width = result.instances.image_size
@@ -382,7 +383,8 @@ class Run:
             self._warn(f"The video {path} cannot be read. It is skipped.")
             return
         progress = tqdm(total=total, desc=os.path.basename(path), leave=False)
-        number, frame = 0, first
+        frame: Optional[np.ndarray] = first
+        number = 0
         with contextlib.closing(progress), written_video(reader, first, target) as writer:
             try:
                 while frame is not None:
@@ -417,7 +419,7 @@ class Run:
 
     def write_json(self, path: str) -> None:
         """Write the detections, marked as such, with their thresholds."""
-        info = {**DETECTIONS, **self.identity}
+        info: Dict[str, Any] = {**DETECTIONS, **self.identity}
         if not self.keep_all:
             limits = zip(self.predictor.class_names, self.predictor.thresholds.values)
             info["score_thresholds"] = dict(limits)

@@ -15,13 +15,13 @@ from tood.utils.errors import UserError, format_reason
 from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, read_regular
 
 LISTS = ("images", "categories", "annotations")
-# Larger ones are not told apart where pycocotools turns them into floating point numbers.
+# pycocotools converts ids to floating point numbers, which cannot distinguish larger ones.
 LARGEST_ID = 2**53
 NEW_ID = "\uffff"  # begins the ids, in texts, of added categories, which are the last ones
 
 
 class DataSet(NamedTuple):
-    """A data set in memory, read once by whoever names it in ``DATASETS``."""
+    """A data set in memory, read once, by the code that adds it to ``DATASETS``."""
 
     entry: str  # its name there
     content: Dict  # as read_annotations returns it
@@ -91,7 +91,7 @@ def unite_images(content: Dict, image_root: str) -> Tuple[List[str], Set]:
         if known is image or known.get("id") == image.get("id"):  # one id is refused by others
             kept.append(image)
         else:
-            names.append(name)
+            names.append(image["file_name"])
             ids[repr(image.get("id"))] = known.get("id")
     content["images"] = kept
     if ids and "annotations" in content:
@@ -145,13 +145,13 @@ def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Di
     for name in LISTS[:2]:
         if not content[name]:
             raise UserError(f"{json_file} lists no {name}; the data set is empty.")
-    repairs = defaultdict(list)
+    repairs: Dict[str, List[str]] = defaultdict(list)
     cleaners: Dict[str, Callable] = {
         "images": lambda record, get: _clean_image(record, get, image_root, repairs),
         "categories": lambda record, get: {"name": get.text("name")},
         "annotations": lambda record, get: _clean_annotation(record, get, repairs),
     }
-    clean = {}
+    clean: Dict[str, List[Dict]] = {}
     for name, records in content.items():
         seen, clean[name] = set(), []
         for i, record in enumerate(records):

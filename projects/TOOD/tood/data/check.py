@@ -33,9 +33,9 @@ _READERS = 16
 class InputSize(NamedTuple):
     """Detectron2's resizing of images: the shorter side, and a limit of the longer one, pixels."""
 
-    shorter: int  # 0: as they are
+    shorter: int  # 0: images are not resized
     longer: int
-    tiles: TileOptions = WHOLE  # which are resized instead of the images
+    tiles: TileOptions = WHOLE  # resized instead of the images
 
     def scale(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
         """Return the scale by which images of these sizes are resized."""
@@ -135,7 +135,7 @@ def check_data(
         stride: stride of the finest feature map, in pixels of the network's input.
         to_train: report what the findings mean for training, or else for evaluation.
         filter_empty: whether training ignores images without objects.
-        max_detections: the most that are found in an image; 0 if it is not known.
+        max_detections: maximum number of detections per image; 0 if it is not known.
     """
     images = content["images"]
     annotations, broken = split_broken(content)
@@ -347,7 +347,7 @@ def _tile_rows(
 ) -> List[Tuple[str, str, np.ndarray]]:
     in_parts = shares < 1 - 1e-6
     lost = in_parts & (shares < min_visible) & to_train
-    lost_are = "not trained on, but background where they are seen; raise INPUT.TILES.SIZE"
+    lost_are = "not trained on, but background in the tiles that show them; raise INPUT.TILES.SIZE"
     parts_are = "trained on in parts" if to_train else "found in parts, or missed"
     return [
         (f"of which no tile shows {min_visible:.0%}", lost_are, lost),

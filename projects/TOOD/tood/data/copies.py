@@ -37,7 +37,7 @@ def find_copies(paths: Sequence[str]) -> List[int]:
 
 
 def trained_on(train: Sequence[str], val: Sequence[str]) -> List[str]:
-    """Return which of the images to validate on are trained on as well: files of the same bytes,
+    """Return the validation images that are trained on as well: files of the same bytes,
     and those that Roboflow made of the same photograph.
 
     Args:
@@ -75,7 +75,8 @@ def _make_thumbnails(paths: Sequence[str]) -> np.ndarray:
             with Image.open(path) as image:
                 image.draft("L", (4 * THUMBNAIL, 4 * THUMBNAIL))  # JPEG files are read faster
                 grey = ImageOps.exif_transpose(image).convert("L")
-                row[:] = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.BOX)).ravel()
+                small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+                row[:] = np.asarray(small).ravel()
         except Exception:  # of Pillow's readers, each its own; training and inference report it
             continue
         row -= row.mean()

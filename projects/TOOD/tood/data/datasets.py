@@ -49,10 +49,10 @@ class DataOptions(NamedTuple):
     test: Sequence[str]
     num_classes: int
     filter_empty: bool  # ignore training images without objects
-    train_size: InputSize  # the smallest that training resizes to
+    train_size: InputSize  # the smallest input size of training
     test_size: InputSize
-    finest_stride: int  # of the feature maps, pixels
-    max_detections: int = 0  # of an image; 0 if it is not known
+    finest_stride: int  # stride of the finest feature map in pixels
+    max_detections: int = 0  # maximum per image; 0 if it is not known
 
 
 def prepare_datasets(
@@ -89,8 +89,8 @@ def prepare_datasets(
     train = list(data.train) if training else []
     entries = list(dict.fromkeys([*train, *data.test]))
     given = {dataset.entry: dataset for dataset in datasets}
-    found = [given.get(entry) or read_entry(entry, to_train=entry in train) for entry in entries]
-    found = [dataset for dataset in found if dataset is not None]
+    known = [given.get(entry) or read_entry(entry, to_train=entry in train) for entry in entries]
+    found = [dataset for dataset in known if dataset is not None]
     reports = []
     for dataset in found:
         report = _check_dataset(dataset, data, to_train=dataset.entry in train)

@@ -19,7 +19,7 @@ class OwnData(NamedTuple):
 def parse_own_data(entry: str) -> Optional[OwnData]:
     """
     Args:
-        entry: of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+        entry: an entry of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
 
     Returns:
         its files, or None for a registered name.

@@ -1,4 +1,4 @@
-"""Images in files: read as the network wants them, and looked at quickly before a long run."""
+"""Images in files: read for the network, and checked quickly before a long run."""
 
 import contextlib
 import functools
@@ -7,7 +7,8 @@ import re
 from typing import BinaryIO, Iterator, List, Tuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tood.utils.errors import format_reason
 from tood.utils.folders import is_drawing
@@ -19,7 +20,7 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
 HEIF = (".heic", ".heif")
 
-# What reading raises for files that are broken, empty, too large, or of no size at all.
+# Errors of reading files that are broken, empty, too large, or without a size.
 IMAGE_ERRORS = (OSError, ValueError)
 # An environment variable, because loaders are other processes.
 LIMIT_VARIABLE = "TOOD_MAX_PIXELS"
@@ -50,7 +51,7 @@ class TooManyPixels(ValueError):
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Tuple[BinaryIO, Image.Image]]:
+def opened(path: str) -> Iterator[Tuple[BinaryIO, ImageFile.ImageFile]]:
     """Open a file, and its image by Pillow.
 
     Raises:
@@ -85,7 +86,7 @@ def _open(path: str) -> BinaryIO:
 
 def read_image(path: str, format: str = "RGB", bit_depth: int = 16) -> np.ndarray:
     """Read an image as Detectron2's ``read_image``, at any depth: of 16 bits, eight are kept,
-    where Pillow would clip everything above 255.
+    whereas Pillow would clip everything above 255.
 
     Args:
         path: local, or anything that Detectron2's PathManager knows.
@@ -146,12 +147,12 @@ def _probe_once(path: str) -> Tuple[int, int, int]:
 def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int]:
     with opened(path) as (f, image):
         width, height = image.size
-        if image.format == "TIFF":  # some versions of Pillow turn its size, others do not
+        if isinstance(image, TiffImageFile):  # some versions of Pillow turn its size, others do not
             width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
-        # Not image.getexif(), which decodes a PNG, in search of what hardly any has at its end.
+        # Not image.getexif(), which decodes a PNG, to find tags that hardly any has at its end.
         if Image.Image.getexif(image).get(EXIF_ORIENTATION) in _TURNED:
             width, height = height, width
-        end = _ENDS.get(image.format)
+        end = _ENDS.get(image.format or "")
         f.seek(-min(f.seek(0, 2), 64), 2)
         if end is None or end not in f.read():
             f.seek(0)

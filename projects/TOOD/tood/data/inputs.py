@@ -29,7 +29,9 @@ def find_files(patterns: Union[str, Sequence[str]]) -> Tuple[List[str], str]:
     Raises:
         UserError: for a pattern without a file.
     """
-    found, below, skipped = {}, {}, []
+    found: Dict[str, str] = {}
+    below: Dict[str, Dict[str, str]] = {}
+    skipped: List[str] = []
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         pattern = os.path.expanduser(pattern)
         if os.path.isdir(pattern):
@@ -51,7 +53,7 @@ def _glob(pattern: str, skipped: List[str]) -> Dict[str, str]:
     program wrote is added to ``skipped``.
     """
     known = IMAGE_SUFFIXES | VIDEOS | set(HEIF)
-    paths = {}
+    paths: Dict[str, str] = {}
     for path in sorted(_expand(pattern, skipped)):
         if os.path.splitext(path)[1].lower() in known and os.path.isfile(path):
             if is_drawing(path):

@@ -71,8 +71,8 @@ class TrainingBatches(Sampler):
         Args:
             groups: group of each image; a batch is of one group, as Detectron2's wide and tall
                 images.
-            batch_size: images of this process.
-            seed: the same in all processes.
+            batch_size: number of images per batch of this process.
+            seed: seed of the order, the same in all processes.
             skip: number of earlier batches.
             repeat_factors: float32, mean number of times that each image comes in an epoch, at
                 least 1; default: once.
@@ -84,7 +84,7 @@ class TrainingBatches(Sampler):
         return itertools.islice(self._all_batches(), self.skip, None)
 
     def _all_batches(self) -> Iterator[List[int]]:
-        waiting = {group: [] for group in self.groups}
+        waiting: Dict[int, List[int]] = {group: [] for group in self.groups}
         for key in itertools.islice(self._all_keys(), self.rank, None, self.world_size):
             group = self.groups[key % len(self.groups)]
             waiting[group].append(key)
@@ -149,7 +149,7 @@ class GuardedLoader:
     def __init__(self, loader: DataLoader, purpose: str = "training"):
         """
         Args:
-            purpose: of the images, for the error.
+            purpose: purpose of the images, for the error.
         """
         self.loader, self.dataset, self.purpose = loader, loader.dataset, purpose
         loader.worker_init_fn = functools.partial(_init_worker, loader.worker_init_fn)
@@ -192,7 +192,7 @@ def _init_worker(init: Optional[Callable[[int], None]], worker_id: int) -> None:
 @contextlib.contextmanager
 def _sigchld_kept() -> Iterator[None]:
     """Take away PyTorch's handler of SIGCHLD, which raises the death of a worker anywhere: during
-    the backward pass, in the middle of a file, where others take it for an error of theirs. The
+    the backward pass, in the middle of a file, where it looks like an error of other code. The
     loader finds it as well when it waits for a batch.
     """
     if not hasattr(signal, "SIGCHLD") or not is_main_thread():
@@ -220,12 +220,12 @@ def build_training_loader(
 
     Args:
         dataset: records in Detectron2's format.
-        mapper: from a record to the network's input.
-        total_batch_size: images of a step, of all processes together.
+        mapper: maps a record to the network's input.
+        total_batch_size: number of images per step, of all processes together.
         aspect_ratio_grouping: whether wide and tall images are in separate batches.
-        num_workers: loading processes of each process.
+        num_workers: number of loading processes per process.
         seed: seed of order and augmentation; default: drawn, the same in all processes.
-        repeat_factors: of :class:`TrainingBatches`.
+        repeat_factors: argument of :class:`TrainingBatches`.
 
     Raises:
         UserError: for a batch that the processes cannot share evenly.

@@ -44,9 +44,9 @@ class CheckedMapper(DatasetMapper):
     ):
         """
         Args:
-            bit_depth: of :func:`~tood.data.images.read_image`; the others are Detectron2's.
-            sample_augmentations: those of several images, which come last. If this is not None,
-                objects of which little is left after an augmentation are ignored.
+            bit_depth: argument of :func:`~tood.data.images.read_image`; others are Detectron2's.
+            sample_augmentations: augmentations of several images, applied last. If this is not
+                None, objects that are hardly visible after an augmentation are ignored.
             records: training images that they draw from.
 
         Raises:
@@ -75,7 +75,7 @@ class CheckedMapper(DatasetMapper):
     def __call__(self, dataset_dict: Dict) -> Dict:
         """
         Args:
-            dataset_dict: in Detectron2's format.
+            dataset_dict: a record in Detectron2's format.
 
         Returns:
             with "image" (3, H, W) uint8, and "instances" for training.

@@ -23,7 +23,7 @@ def draw_scene(
     Args:
         rng: every choice comes from it.
         size: width and height in pixels.
-        crowded: many small shapes, of 8 to 28 pixels whatever the size is, and about one for each
+        crowded: many small shapes, of 8 to 28 pixels for every size, and about one for each
             64 x 64 pixels. For tiles of large images.
 
     Returns:
@@ -34,7 +34,7 @@ def draw_scene(
     # Drawn larger and scaled down, for smooth edges.
     image = _mottled_ground(rng, size).resize((size * _OVERSAMPLING,) * 2)
     draw = ImageDraw.Draw(image)
-    objects = []
+    objects: List[Dict] = []
     crowd = size**2 // 64**2
     count = rng.integers(max(crowd // 2, 1), crowd * 3 // 2 + 2) if crowded else rng.integers(1, 7)
     for _ in range(count):
@@ -87,7 +87,8 @@ def write_shapes_dataset(
     rng = np.random.default_rng(seed)
     images_folder = os.path.join(folder, "images")
     os.makedirs(images_folder, exist_ok=True)
-    images, annotations = [], []
+    images: List[Dict] = []
+    annotations: List[Dict] = []
     for i in tqdm(range(num_images), desc=f"drawing {folder}", disable=None):
         image, objects = draw_scene(rng, size, crowded=crowded)
         file_name = f"{i:05d}.jpg"
@@ -126,13 +127,13 @@ def _mottled_ground(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def _hue(rng: np.random.Generator, shape: int) -> float:
-    """Each shape has its part of the colour circle, so that a short training tells them apart."""
+    """Each shape has its part of the colour circle, so that a short training distinguishes them."""
     return (shape + rng.uniform(0.25, 0.75)) / len(SHAPES)
 
 
 def _color(rng: np.random.Generator, hue: float, value: float) -> Tuple[int, int, int]:
-    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1.0), value)
-    return tuple(int(255 * c) for c in rgb)
+    red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1.0), value)
+    return int(255 * red), int(255 * green), int(255 * blue)
 
 
 def _outline(shape: str, center: np.ndarray, radius: float, tilt: float) -> np.ndarray:

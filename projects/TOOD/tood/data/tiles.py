@@ -3,10 +3,10 @@ of an image is read. Boxes are x, y, width, height in pixels of the image.
 """
 
 import os
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
-from PIL import Image
+from PIL import ImageFile
 
 from tood.data.images import EXIF_ORIENTATION, decode_image, opened
 from tood.utils.tiles import Tile, TileOptions, make_tiles, tile_starts
@@ -29,7 +29,7 @@ def largest_shares(boxes: np.ndarray, image_sizes: np.ndarray, options: TileOpti
         options: without a size, images are in one piece.
 
     Returns:
-        (M,), shares of the area inside of the image; 1 where a tile shows all of it.
+        (M,), shares of the area inside of the image; 1 if a tile shows all of it.
     """
     if not options.size:
         return np.ones(len(boxes))
@@ -88,7 +88,7 @@ def tile_records(
             size = {"width": tile.width, "height": tile.height}
             whole = {"whole_size": (record["width"], record["height"])}
             row = {**record, **size, **whole, "tile": tuple(tile), "annotations": mine}
-            # A tile that contains a part of an object too small to count teaches that it is none.
+            # A tile with too small a part of an object is not used: the part would be background.
             if mine:
                 with_objects.append(row)
             elif not (shares > 0).any() and (empty or len(boxes)):
@@ -125,20 +125,20 @@ class LargeImage:
         self.format = format
         with opened(path) as (_, image):
             # A file elsewhere, which PathManager reads, cannot be mapped.
-            self._strips = _find_strips(image) if os.path.isfile(path) else []
+            strips = _find_strips(image) if os.path.isfile(path) else []
             self.width, self.height = image.size
             channels = len(image.getbands())
-            if not self._strips:
+            if not strips:
                 self._pixels = decode_image(image, format, bit_depth)
                 self.height, self.width = self._pixels.shape[:2]
         self._strips = [
             (top, np.memmap(path, np.uint8, "r", offset, (bottom - top, self.width, channels)))
-            for top, bottom, offset in self._strips
+            for top, bottom, offset in strips
         ]
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it holds: none for a file that is mapped."""
+        """Memory of its pixels in bytes: 0 for a file that is mapped."""
         return 0 if self._strips else self._pixels.nbytes
 
     def read(self, tile: Tile) -> np.ndarray:
@@ -165,9 +165,9 @@ class RecentImages:
     def __init__(self, max_bytes: int = 256 * 1024**2, max_images: int = 16, bit_depth: int = 16):
         """
         Args:
-            max_bytes: of all that are kept; a larger image is not kept.
-            max_images: that are kept; of a file that is mapped, no more than its handle.
-            bit_depth: of :func:`~tood.data.images.read_image`.
+            max_bytes: memory of all images that are kept; a larger image is not kept.
+            max_images: number of images that are kept; a mapped file needs only its handle.
+            bit_depth: argument of :func:`~tood.data.images.read_image`.
         """
         self.max_bytes, self.max_images, self.bit_depth = max_bytes, max_images, bit_depth
         self._images: Dict[Tuple[str, str], LargeImage] = {}  # the latest is the last
@@ -198,18 +198,19 @@ def _count_bytes(images: Dict) -> int:
     return sum(x.num_bytes for x in images.values())
 
 
-def _find_strips(image: Image.Image) -> List[Tuple[int, int, int]]:
+def _find_strips(image: ImageFile.ImageFile) -> List[Tuple[int, int, int]]:
     """Return first row, end and offset in the file of each strip of an upright TIFF whose pixels
     stand there as they are; none for other images.
     """
     if image.format != "TIFF" or image.mode not in ("RGB", "L"):
         return []
+    strips: List[Any] = image.tile
     plain = all(
         codec == "raw"
         and (extents[0], extents[2]) == (0, image.width)
         and args[:2] in ((image.mode, 0), (image.mode, image.width * len(image.getbands())))
-        for codec, extents, _, args in image.tile
+        for codec, extents, _, args in strips
     )
     if not plain or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return []
-    return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in image.tile)
+    return sorted((extents[1], extents[3], offset) for _, extents, offset, _ in strips)

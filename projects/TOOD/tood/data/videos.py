@@ -40,7 +40,7 @@ def read_property(reader: cv2.VideoCapture, key: int, high: float) -> float:
 def written_video(
     reader: cv2.VideoCapture, frame: np.ndarray, target: str
 ) -> Iterator[cv2.VideoWriter]:
-    """Give a writer of a video that has another name until it is whole."""
+    """Yield a writer of a video, which has another name until it is complete."""
     part = "{}.part{}".format(*os.path.splitext(target))
     writer = _open_writer(part, reader, frame, target)
     try:
@@ -58,7 +58,7 @@ def _open_writer(
     path: str, reader: cv2.VideoCapture, frame: np.ndarray, target: str
 ) -> cv2.VideoWriter:
     fps = read_property(reader, cv2.CAP_PROP_FPS, 1000) or 25.0
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), fps, frame.shape[1::-1])
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), fps, frame.shape[1::-1])
     if not writer.isOpened():
         raise UserError(f"The video {target} cannot be written; OpenCV lacks its format.")
     return writer

@@ -230,6 +230,7 @@ class Predictor:
                     f"MODEL.TOOD.SCORE_THRESH_TEST, {facts.score_threshold:g}, to {FLOOR}."
                 )
             known = self.calibration
+            assert known is not None  # its error was raised
             self.watch = Watch(known.reference, known.thresholds, known.seed)
 
     def __call__(self, images: Union[Image, Sequence[Image]]):
@@ -269,9 +270,11 @@ class Predictor:
         """
         if self.calibration:
             self.calibration.add_values(instances)
-        alarm = self.watch.observe(instances, image, name) if self.watch else ""
-        if alarm:
-            tqdm.write(f"warning: {alarm}", file=sys.stderr)
+        if self.watch:
+            pixels = _read_pixels(image, self.options.bit_depth)
+            alarm = self.watch.observe(instances, pixels, name)
+            if alarm:
+                tqdm.write(f"warning: {alarm}", file=sys.stderr)
         return self.thresholds.select(instances)
 
     def as_dicts(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
@@ -296,8 +299,9 @@ class Predictor:
         Raises:
             UserError: as :meth:`__call__`.
         """
-        is_one = isinstance(images, (str, os.PathLike, np.ndarray))
-        return [self._predict_one(image) for image in ([images] if is_one else images)]
+        if isinstance(images, (str, os.PathLike, np.ndarray)):
+            return [self._predict_one(images)]
+        return [self._predict_one(image) for image in images]
 
     def _predict_one(self, image: Image) -> Result:
         path = "" if isinstance(image, np.ndarray) else os.fspath(image)
@@ -397,8 +401,8 @@ class Predictor:
             ``INPUT.FORMAT``, and "height" and "width" of the original image.
         """
         name = f"The image {image}" if isinstance(image, (str, os.PathLike)) else "An image"
-        image = _read_pixels(image, self.options.bit_depth)
-        height, width = image.shape[:2]
+        pixels = _read_pixels(image, self.options.bit_depth)
+        height, width = pixels.shape[:2]
         if self._min_size > 0:
             shorter = self.options.min_size_test / min(height, width)
             shorter = min(shorter, self.options.max_size_test / max(height, width))
@@ -408,11 +412,11 @@ class Predictor:
                     "it at the network's size; cut it into pieces."
                 )
         if self.options.input_format == "RGB":
-            image = image[:, :, ::-1]
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            pixels = pixels[:, :, ::-1]
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self._min_size > 0:
-            image = resized(image, self.resize)
-        return {"image": image, "height": height, "width": width}
+            tensor = resized(tensor, self.resize)
+        return {"image": tensor, "height": height, "width": width}
 
 
 def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:

@@ -138,7 +138,8 @@ class TAL(Assigner):
             metrics = alignment_metric(class_scores[classes], ious, self.alpha, self.beta)
             best = metrics.topk(min(self.topk, metrics.shape[1]), dim=1)
             chunks.append((best.indices, ious.gather(1, best.indices), best.values))
-        return tuple(torch.cat(x) for x in zip(*chunks))
+        locations, ious, metrics = (torch.cat(x) for x in zip(*chunks))
+        return locations, ious, metrics
 
 
 def alignment_metric(scores: Tensor, ious: Tensor, alpha: float, beta: float) -> Tensor:

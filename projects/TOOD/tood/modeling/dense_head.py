@@ -6,13 +6,14 @@ network's input; stride units stay inside ``DenseHead._decode``.
 """
 
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from detectron2.layers import ShapeSpec, cat, get_norm
 from detectron2.modeling import build_anchor_generator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes
@@ -43,8 +44,8 @@ class DensePredictions(NamedTuple):
     pred_boxes: Tensor  # (N, R, 4), aligned boxes
     anchors: Boxes  # R boxes, whose centres are the locations
     grid_sizes: List[torch.Size]  # (H, W) of each level
-    centerness_logits: Optional[Tensor] = None  # (N, R), of a head that predicts the centerness
-    extras: Dict[str, Tensor] = {}  # (N, R, X) float32 each, of a head that predicts more
+    centerness_logits: Optional[Tensor] = None  # (N, R), if the head predicts it
+    extras: Dict[str, Tensor] = {}  # (N, R, X) float32 each, if the head predicts more
 
     @property
     def pred_scores(self) -> Tensor:
@@ -63,7 +64,7 @@ class DensePredictions(NamedTuple):
 
 
 class LevelMaps(NamedTuple):
-    """Outputs of a head's convolutions for one level; or for several, a list of maps each."""
+    """Outputs of a head's convolutions for one level."""
 
     cls_logits: Tensor  # (N, K, H, W), becomes P
     box_regression: Tensor  # (N, 4, H, W), becomes B
@@ -88,7 +89,7 @@ class DenseHead(nn.Module):
         *,
         num_classes: int,
         strides: List[int],
-        anchor_generator: nn.Module,
+        anchor_generator: DefaultAnchorGenerator,
         anchor_type: str = "anchor_free",
         box2box_transform: Box2BoxTransform,
         align_cls: bool = True,
@@ -106,8 +107,8 @@ class DenseHead(nn.Module):
             align_cls, align_box: whether the scores are corrected by the map M, and the sides of
                 the boxes read at the offsets O.
             prior_prob: score that each class starts with.
-            conv_type: of stacked convolutions and predictors, "plain" or "depthwise"
-                (:func:`make_conv`); the alignment branches' are narrow, and 3x3 always.
+            conv_type: type of the stacked convolutions and the predictors, "plain" or "depthwise"
+                (:func:`make_conv`). The alignment branches are narrow, and always "plain".
 
         Raises:
             ValueError: for an unknown type of anchors or convolutions, or more than one anchor per
@@ -177,8 +178,9 @@ class DenseHead(nn.Module):
         init_convs(nn.ModuleList([convs, *(layer for layer in added if layer is not None)]))
         # Both factors of the score start at the prior, and so does their geometric mean.
         logit = -math.log((1 - self.prior_prob) / self.prior_prob)
-        for layer in [self.cls_pred, *([self.cls_align[-1]] if self.align_cls else [])]:
-            nn.init.constant_(layer.bias, logit)
+        nn.init.constant_(self.cls_pred.get_parameter("bias"), logit)
+        if self.cls_align is not None:
+            nn.init.constant_(self.cls_align[-1].get_parameter("bias"), logit)
         # Offsets start near zero: boxes begin as their own location predicts them.
         if self.reg_align is not None:
             init_convs(self.reg_align, std=0.001)
@@ -190,26 +192,25 @@ class DenseHead(nn.Module):
         """
         grid_sizes = [x.shape[-2:] for x in features]
         anchors = Boxes(make_anchors(self.anchor_generator, grid_sizes))
-        levels = LevelMaps(*zip(*(self._forward_level(x) for x in features)))
+        levels = zip(*(self._forward_level(x) for x in features))
+        cls_logits, box_regression, align_logits, offsets, centerness, extra_maps = levels
         # Half precision is too coarse for products of small probabilities and for pixels.
         with torch.autocast(features[0].device.type, enabled=False):
-            pred_log_scores = _flatten_levels(levels.cls_logits)
-            if levels.align_logits[0] is None:
+            pred_log_scores = _flatten_levels(cls_logits)
+            if align_logits[0] is None:
                 pred_log_scores = F.logsigmoid(pred_log_scores)
             else:
                 pred_log_scores = average_log_sigmoids(
-                    pred_log_scores, _flatten_levels(levels.align_logits)
+                    pred_log_scores, _flatten_levels(align_logits)
                 )
-            box_regression = _flatten_levels(levels.box_regression)
-            pred_boxes = self._decode(box_regression, anchors.tensor, grid_sizes)
-            if levels.offsets[0] is not None:
-                pred_boxes = self._sample(pred_boxes, levels.offsets, grid_sizes)
+            pred_boxes = self._decode(_flatten_levels(box_regression), anchors.tensor, grid_sizes)
+            if offsets[0] is not None:
+                pred_boxes = self._sample(pred_boxes, offsets, grid_sizes)
             centerness_logits = None
-            if levels.centerness_logits[0] is not None:
-                centerness_logits = _flatten_levels(levels.centerness_logits).squeeze(2)
+            if centerness[0] is not None:
+                centerness_logits = _flatten_levels(centerness).squeeze(2)
             extras = {
-                name: _flatten_levels([maps[name] for maps in levels.extras])
-                for name in levels.extras[0]
+                name: _flatten_levels([maps[name] for maps in extra_maps]) for name in extra_maps[0]
             }
         return DensePredictions(
             pred_log_scores, pred_boxes, anchors, grid_sizes, centerness_logits, extras
@@ -249,7 +250,7 @@ class DenseHead(nn.Module):
         return _flatten_levels(sampled)
 
 
-def make_anchors(generator: nn.Module, grid_sizes: Sequence[Tuple[int, int]]) -> Tensor:
+def make_anchors(generator: DefaultAnchorGenerator, grid_sizes: Sequence[torch.Size]) -> Tensor:
     """Return the anchors of Detectron2's ``DefaultAnchorGenerator``, one per location, made on the
     device: Detectron2's main branch makes them on the CPU, and a GPU waits for the copy.
 
@@ -321,7 +322,7 @@ def stack_convs(
 
     Args:
         dcn_groups: 0 for a convolution of :func:`make_conv`; groups of a deformable one.
-        conv_type: of those that are not deformable.
+        conv_type: type of those that are not deformable.
 
     Raises:
         ValueError: for deformable convolutions among "depthwise" ones.
@@ -331,6 +332,7 @@ def stack_convs(
             f"MODEL.TOOD.CONV_TYPE is {conv_type} with MODEL.TOOD.NUM_DCN_CONVS "
             f"{sum(map(bool, dcn_groups))}; deformable convolutions are for the type plain."
         )
+    conv: nn.Module
     stack, bias = [], norm == ""
     for num_groups in dcn_groups:
         if num_groups > 0:

@@ -6,7 +6,7 @@ they are called is in Detectron2's ``DenseDetector.forward``.
 """
 
 import contextlib
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -75,19 +75,19 @@ class TOOD(DenseDetector):
         """
         Args:
             backbone: a Detectron2 backbone.
-            head: from features to :class:`DensePredictions`.
+            head: maps features to :class:`DensePredictions`.
             head_in_features: names of the feature maps, from fine to coarse.
             num_classes: number of classes K.
             assigner: assigns from iteration ``atss_iters`` on.
-            warmup_assigner: assigns before; default: ATSS.
-            atss_iters: number of iterations by ``warmup_assigner``.
+            warmup_assigner: assigns in earlier iterations; default: ATSS.
+            atss_iters: number of iterations that use ``warmup_assigner``.
             box_reg_loss: loss of predicted boxes; default: GIoU.
             focal_loss_gamma: exponent of the classification loss; its alpha is the assigner's.
             cls_loss_weight, box_reg_loss_weight: weights of the two losses.
             freeze_bn_stats: keep the backbone's batch norm statistics while training.
             checkpoint_backbone: apply :func:`recompute_blocks`: less memory, a longer step.
             score_thresh_test, topk_candidates_test, nms_thresh_test, max_detections_per_image:
-                of inference; candidates are counted per level.
+                thresholds and limits of inference; candidates are counted per level.
             class_agnostic_nms: whether boxes of one class suppress those of others.
             precision_train, precision_test: compute dtype in training and at inference, one of
                 ``PRECISIONS``.
@@ -246,7 +246,7 @@ class TOOD(DenseDetector):
             return self._sum_losses(predictions, targets, assigner)
 
     def _sum_losses(self, predictions: DensePredictions, targets: Targets, assigner: Assigner):
-        options = dict(alpha=assigner.focal_loss_alpha, **self.loss_options)
+        options: Dict[str, Any] = dict(alpha=assigner.focal_loss_alpha, **self.loss_options)
         return compute_loss_sums(predictions, targets, box_reg_loss=self.box_reg_loss, **options)
 
     @property

@@ -3,12 +3,14 @@
 Shapes: N images, K classes, C channels, L stacked convolutions, H x W locations of one level.
 """
 
+from typing import Dict, List, Optional, Union
+
 from detectron2.config import configurable
 from detectron2.layers import cat
 from torch import Tensor, nn
 
 from tood.modeling.dense_head import HEAD_REGISTRY, DenseHead, LevelMaps, stack_convs
-from tood.modeling.layers import TaskDecomposition, read_layers
+from tood.modeling.layers import AlignmentBranch, TaskDecomposition, read_layers
 
 
 @HEAD_REGISTRY.register()
@@ -49,9 +51,9 @@ class TOODHead(DenseHead):
         self.inter_convs = nn.ModuleList(
             stack_convs(in_channels, conv_dim, norm, dcn_groups, self.conv_type)
         )
-        decomposition = dict(conv_dim=conv_dim, num_convs=num_convs, norm=norm)
-        self.cls_decomp = TaskDecomposition(**decomposition)
-        self.reg_decomp = TaskDecomposition(**decomposition)
+        self.cls_decomp, self.reg_decomp = (
+            TaskDecomposition(conv_dim=conv_dim, num_convs=num_convs, norm=norm) for _ in range(2)
+        )
         self.add_predictors(self.inter_convs, conv_dim, align_channels=conv_dim * num_convs)
 
     def _forward_level(self, x: Tensor) -> LevelMaps:
@@ -61,10 +63,12 @@ class TOODHead(DenseHead):
             inter_features.append(x)
         pooled = cat([x.mean(dim=(2, 3), keepdim=True) for x in inter_features], dim=1)
         branches = [branch for branch in (self.cls_align, self.reg_align) if branch is not None]
+        readers: List[Union[TaskDecomposition, AlignmentBranch]]
         readers = [self.cls_decomp, self.reg_decomp, *branches]
         for_cls, for_reg, *hidden = read_layers(
             inter_features, [r.kernels(pooled) for r in readers]
         )
+        aligned: Dict[Optional[AlignmentBranch], Tensor]
         aligned = {branch: branch.from_hidden(x) for branch, x in zip(branches, hidden)}
         return LevelMaps(
             cls_logits=self.cls_pred(self.cls_decomp(for_cls)),

@@ -44,13 +44,11 @@ class TaskDecomposition(nn.Module):
         self.reduction = nn.Conv2d(conv_dim * num_convs, conv_dim, 1, bias=norm == "")
         self.norm = get_norm(norm, conv_dim)
 
-        for layer in self.attention:
+        for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.001)
-                nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.reduction.weight, std=0.01)
-        if self.reduction.bias is not None:
-            nn.init.zeros_(self.reduction.bias)
+                nn.init.normal_(layer.weight, std=0.01 if layer is self.reduction else 0.001)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def kernels(self, pooled_features: Tensor) -> Tensor:
         """
@@ -68,7 +66,7 @@ class TaskDecomposition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """
         Args:
-            x: (N, C, H, W), of :func:`read_layers` by :meth:`kernels`.
+            x: (N, C, H, W), result of :func:`read_layers` for :meth:`kernels`.
 
         Returns:
             (N, C, H, W), the features of the task.
@@ -95,7 +93,7 @@ class AlignmentBranch(nn.Sequential):
         return self[0].weight.flatten(1).expand(pooled_features.shape[0], -1, -1)
 
     def from_hidden(self, x: Tensor) -> Tensor:
-        """Return (N, out, H, W) from (N, hidden, H, W) of :func:`read_layers`."""
+        """Return (N, out, H, W) from (N, hidden, H, W), a result of :func:`read_layers`."""
         x = x + self[0].bias.to(x.dtype).view(1, -1, 1, 1)
         return self[2](self[1](x))
 

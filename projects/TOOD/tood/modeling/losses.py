@@ -8,7 +8,7 @@ Shapes: N images, R locations of all levels, K classes. Boxes are XYXY pixels of
 input.
 """
 
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +141,7 @@ def sum_cls_losses(
     Args:
         pred_log_scores: (N, R, K).
     """
-    options = dict(gamma=gamma, alpha=alpha)
+    options: Dict[str, Any] = dict(gamma=gamma, alpha=alpha)
     classes = targets.gt_classes.unsqueeze(2)
     of_objects = pred_log_scores.gather(2, classes)
     masked = torch.where(targets.positive.unsqueeze(2), LOG_ZERO, of_objects)

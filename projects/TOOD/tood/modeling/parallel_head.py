@@ -64,7 +64,7 @@ class ParallelHead(DenseHead):
         towers = nn.ModuleList([self.cls_tower, self.reg_tower])
         self.add_predictors(towers, conv_dim, align_channels=conv_dim)
         self.centerness = make_conv(self.conv_type, conv_dim, 1) if centerness else None
-        if centerness:
+        if self.centerness is not None:
             init_convs(self.centerness)
 
     @classmethod

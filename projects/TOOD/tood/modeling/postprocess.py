@@ -23,7 +23,7 @@ class Candidates(NamedTuple):
     scores: Tensor  # (N, T)
     boxes: Tensor  # (N, T, 4)
     classes: Tensor  # (N, T) int64
-    extras: Dict[str, Tensor] = {}  # (N, T, X) each, of a head that predicts more
+    extras: Dict[str, Tensor] = {}  # (N, T, X) each, if the head predicts more
 
     def to_instances(self, image_sizes: Sequence[Tuple[int, int]]) -> List[Instances]:
         """Return the valid candidates of each image; extras become fields of the same name."""
@@ -53,19 +53,19 @@ def select_candidates(
     Args:
         pred_scores: (N, R, K). NaN is below every threshold.
         pred_boxes: (N, R, 4).
-        level_sizes: locations of each level.
-        extras: (N, R, X) each.
+        level_sizes: number of locations of each level.
+        extras: further predictions by name, (N, R, X) each.
     """
     R, K = pred_scores.shape[1:]
-    scores, pairs, start = [], [], 0
+    best_scores, best_pairs, start = [], [], 0
     for level, size in zip(pred_scores.split(list(level_sizes), dim=1), level_sizes):
         level = torch.where(level > score_thresh, level, -1.0).flatten(1)
         # Padded, because a small level has fewer pairs, and a traced graph cannot branch on that.
         best = F.pad(level, (0, topk), value=-1.0).topk(topk, dim=1)
-        scores.append(best.values)
-        pairs.append(best.indices + start * K)
+        best_scores.append(best.values)
+        best_pairs.append(best.indices + start * K)
         start += size
-    scores, pairs = cat(scores, dim=1), cat(pairs, dim=1).clamp(max=R * K - 1)
+    scores, pairs = cat(best_scores, dim=1), cat(best_pairs, dim=1).clamp(max=R * K - 1)
     locations = torch.div(pairs, K, rounding_mode="floor")
     boxes = gather_rows(pred_boxes, locations)
     # Sampling far outside of the map leaves boxes without area; NMS would keep them all. One box

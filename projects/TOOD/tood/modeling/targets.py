@@ -81,7 +81,7 @@ def label_batch(
 
 def find_locations(
     image_size: Tuple[int, int],
-    grid_sizes: Sequence[Tuple[int, int]],
+    grid_sizes: Sequence[torch.Size],
     strides: Sequence[int],
     size_divisibility: int,
     device: torch.device,

@@ -112,7 +112,7 @@ def protect_numbers(word: str) -> str:
 
 
 def expand_home(text: str) -> str:
-    """Replace "~" at the start of a path: of the text, or after a colon, a comma or "="."""
+    """Replace "~" at the start of a path: at the start of the text, or after ":", "," or "="."""
     home = os.path.expanduser("~").replace("\\", r"\\")
     return re.sub(r"""(^|[:=,'"([])~(?=/|$)""", rf"\g<1>{home}", text)
 
@@ -188,7 +188,7 @@ def _check_kind(name: str, value: Any, kind: Any, texts: Dict[type, str]) -> Non
     """Raise UserError for a value that is not of an annotated kind.
 
     Args:
-        texts: words for kinds, other than the usual ones.
+        texts: custom words for some kinds.
     """
     kinds = get_args(kind) if get_origin(kind) is Union else (kind,)
     if any(_fits(value, x) for x in kinds):

@@ -58,7 +58,7 @@ def guard_memory(remedy: str) -> Iterator[None]:
     """Report that memory is short as "There is not enough memory (REASON); REMEDY.".
 
     Raises:
-        OutOfMemory: in the place of errors that say so, of any library.
+        OutOfMemory: in place of such errors of any library.
     """
     try:
         yield
@@ -75,7 +75,7 @@ def run_main(main: Callable[[], object], continue_by: Optional[Callable[[], str]
     exit status 1, a signal with one line and 128 + its number.
 
     Args:
-        continue_by: returns the command that continues after a signal, for the last line.
+        continue_by: returns the command that continues after a signal; printed in the last line.
     """
     mark_resumable(False)
     try:
@@ -101,9 +101,9 @@ def _run(main: Callable[[], object]) -> None:
 
 
 def _end(number: int, command: str) -> None:
-    atexit.register(exit_at_signals)  # without a traceback of what libraries do at the end
+    atexit.register(exit_at_signals)  # without a traceback of the libraries' exit functions
     name = signal.Signals(number).name
-    with contextlib.suppress(OSError, ValueError):  # a terminal that is closed
+    with contextlib.suppress(OSError, ValueError):  # the terminal is closed
         sys.stdout.flush()  # before the last line
         end = f"; continue with\n{command}" if command else "."
         print(f"error: stopped by {name}{end}", file=sys.stderr)

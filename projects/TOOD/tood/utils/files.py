@@ -95,8 +95,8 @@ def count_up(path: str, is_used: Callable[[str], bool] = os.path.exists, suffix:
 
 def list_counted(path: str) -> List[str]:
     """Return those of PATH, PATH-2, PATH-3 and so on that exist, the highest number first."""
-    numbers = [x[len(path) + 1 :] for x in glob.glob(f"{glob.escape(path)}-*")]
-    numbers = sorted((int(x) for x in numbers if re.fullmatch("[1-9][0-9]*", x)), reverse=True)
+    suffixes = [x[len(path) + 1 :] for x in glob.glob(f"{glob.escape(path)}-*")]
+    numbers = sorted((int(x) for x in suffixes if re.fullmatch("[1-9][0-9]*", x)), reverse=True)
     found = [f"{path}-{number}" for number in numbers if number > 1]
     return [*found, path] if os.path.exists(path) else found
 
@@ -158,7 +158,7 @@ def load_tensors(f: BinaryIO) -> object:
         for name in archive.namelist():
             if name.endswith(".pkl"):
                 check_pickle(io.BytesIO(archive.read(name)))
-    elif start[:1] == b"\x80":  # of an old PyTorch: five pickles, then values
+    elif start[:1] == b"\x80":  # an old format of PyTorch: five pickles, then values
         f.seek(0)
         for _ in range(5):
             check_pickle(f)
@@ -344,7 +344,7 @@ def encode_image(image: np.ndarray, format: str, **options) -> bytes:
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        format, options: of Pillow.
+        format, options: arguments of Pillow's ``Image.save``.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format, **options)
@@ -366,7 +366,7 @@ def encode_json(content, **options) -> str:
 
     Args:
         content: plain values; also scalars and arrays of NumPy and PyTorch.
-        options: of ``json.dumps``.
+        options: arguments of ``json.dumps``.
     """
     try:
         return json.dumps(content, allow_nan=False, **options)

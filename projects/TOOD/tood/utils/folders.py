@@ -1,4 +1,4 @@
-"""Marks of what the program wrote, so that it is not read as data, and walks through folders."""
+"""Marks of written files and folders, so that they are not read as data, and walks of folders."""
 
 import os
 from typing import Dict, Iterator, List, Optional
@@ -59,10 +59,11 @@ def is_drawing(path: str) -> bool:
 
 
 def walk_folders(root: str, skipped: Optional[List[str]] = None) -> Iterator[str]:
-    """Yield a folder and those below it, each real one once, however many links lead to it.
+    """Yield a folder and those below it, each real one once, regardless of links to it.
 
     Args:
-        skipped: takes the folders that the program wrote; these and hidden ones are not entered.
+        skipped: list to which the folders that the program wrote are added; these and hidden ones
+            are not entered.
     """
     seen = set()
     for folder, names, _ in os.walk(root, followlinks=True):

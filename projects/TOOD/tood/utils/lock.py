@@ -1,4 +1,4 @@
-"""A lock on a folder, held by one process while it lives."""
+"""A lock on a folder, owned by one process until it ends."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from tood.utils.files import check_folder
 try:
     import fcntl
 except ImportError:  # on Windows: no lock
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def locked(folder: str, key: str = "OUTPUT_DIR") -> Iterator[None]:
         key: the config key or flag that names the folder.
 
     Raises:
-        LockedError: if another training has the lock, with its process.
+        LockedError: if another training has the lock; names its process.
         UserError: for a folder that cannot be written to.
     """
     if "://" in folder:
@@ -76,7 +76,7 @@ def is_locked(folder: str) -> bool:
 @contextlib.contextmanager
 def _locked(folder: str, key: str) -> Iterator[None]:
     path = _find_lock_file(folder)
-    if path in _OWNERS:  # POSIX does not tell the trainings of one process apart
+    if path in _OWNERS:  # POSIX does not distinguish the trainings of one process
         raise _make_error(folder, key, str(_OWNERS[path]))
     with _open_locked(path, folder, key) as f:
         _OWNERS[path] = os.getpid()
@@ -92,7 +92,7 @@ def _locked(folder: str, key: str) -> Iterator[None]:
 
 
 def _open_locked(path: str, folder: str, key: str) -> TextIO:
-    """Return the lock file, locked. Who had it before removes it, perhaps between opening it and
+    """Return the lock file, locked. Its previous owner removes it, perhaps between opening it and
     locking it here: then another file of this name counts.
     """
     while True:

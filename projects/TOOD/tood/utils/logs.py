@@ -1,4 +1,4 @@
-"""Loggers and warnings of other libraries: silenced, or limited in what they print."""
+"""Loggers and warnings of other libraries: silenced, or limited in their output."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ MESSAGES = (  # warnings that users cannot act on
     "`broadcast_buffers` is deprecated",
     "TypedStorage is deprecated",
 )
-# How Detectron2's long records begin, of hundreds of lines.
+# Beginnings of Detectron2's long records, of hundreds of lines.
 PAGES = (
     "Rank of current process",
     "Environment info:",
@@ -111,6 +111,7 @@ def keep_logs_to_files(logger_names: Sequence[str]) -> None:
     for name in logger_names:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
-            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+            stream = getattr(handler, "stream", None)
+            if stream in (sys.stdout, sys.stderr):
                 logger.removeHandler(handler)
-                logger.addHandler(WarningsAboveBars(handler.stream))
+                logger.addHandler(WarningsAboveBars(stream))

@@ -1,6 +1,6 @@
 """YAML of plain values: no tag runs code, and aliases do not multiply what is read."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import yaml
 
@@ -19,8 +19,8 @@ def load_yaml(text: str, as_text: bool = False, loader: Optional[type] = None) -
 
     Raises:
         yaml.YAMLError, ValueError: if it is not YAML, contains other tags than those of plain
-            values, the same key twice, an alias of what contains it, too many or too deeply nested
-            values, or text that is not Unicode. Call it within ``guard_reading``.
+            values, the same key twice, an alias for a value that contains it, too many or too
+            deeply nested values, or text that is not Unicode. Call it within ``guard_reading``.
     """
     try:
         return yaml.load(text, Loader=_TextLoader if as_text else loader or PlainLoader)
@@ -44,7 +44,7 @@ class _Bounded:
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and node not in self._sizes:
-            raise ValueError("an alias in it stands for what contains it")
+            raise ValueError("it has an alias for a value that contains the alias")
         length = len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0
         self._num_nodes += self._sizes[node] if is_alias else 1 + length
         if self._num_nodes > MAX_NODES:
@@ -72,11 +72,11 @@ class _TextLoader(_Bounded, yaml.BaseLoader):
 
 
 class PlainLoader(_Bounded, yaml.SafeLoader):
-    yaml_constructors = {
+    yaml_constructors: Dict[Optional[str], Callable] = {
         f"tag:yaml.org,2002:{tag}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{tag}"]
         for tag in _TAGS
     }
-    yaml_constructors[None] = yaml.SafeLoader.yaml_constructors[None]  # refuses others
+    yaml_constructors[None] = yaml.SafeLoader.yaml_constructors[None]  # refuses other tags
     yaml_implicit_resolvers = {
         first: [x for x in resolvers if not x[0].endswith((":timestamp", ":value"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

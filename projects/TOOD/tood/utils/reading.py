@@ -1,5 +1,5 @@
-"""The guard at every file that users bring: regular files of a bounded size are read, and whatever
-a parser raises is reported in one sentence that names the file.
+"""The guard at every file that users bring: regular files of a bounded size are read, and any
+error of a parser is reported in one sentence that names the file.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import BinaryIO, Iterator, Optional
 from tood.utils.errors import UserError, format_reason
 
 MiB = 2**20
-MAX_TEXT = 1024 * MiB  # of an annotation file; COCO's largest has 450 MiB
+MAX_TEXT = 1024 * MiB  # size of an annotation file; COCO's largest has 450 MiB
 MAX_CONFIG = 1 * MiB
 MAX_LABEL = 16 * MiB  # of one image
 
@@ -40,7 +40,7 @@ def guard_reading(path: str, remedy: str = "correct it, or name another file") -
 
 @contextlib.contextmanager
 def guard_nesting(path: str, remedy: str = "export it again") -> Iterator[None]:
-    """Report only that what was read is nested too deeply to be used, as a parser may accept it."""
+    """Report only that content is nested too deeply to be used, which a parser may accept."""
     try:
         yield
     except RecursionError as error:
@@ -86,8 +86,8 @@ def open_regular(path: str, limit: Optional[int] = None) -> Iterator[BinaryIO]:
     with opened as f:
         size = os.fstat(f.fileno()).st_size
         if limit is not None and size > limit:
-            size = f"{size / MiB:,.1f} MiB"
-            raise UserError(f"{path} has {size}; at most {limit / MiB:,.1f} MiB are read.")
+            found = f"{size / MiB:,.1f} MiB"
+            raise UserError(f"{path} has {found}; at most {limit / MiB:,.1f} MiB are read.")
         yield f
 
 

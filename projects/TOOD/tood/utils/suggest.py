@@ -4,7 +4,7 @@ import difflib
 import os
 from typing import Iterable
 
-MAX_NAMES = 5000  # of a folder that are looked at
+MAX_NAMES = 5000  # names of a folder that are compared
 
 
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -34,7 +34,7 @@ def suggest_path(path: str) -> str:
         except OSError:
             return ""
         names.sort(key=lambda name: _rate(step, name))  # the most similar one of each stem
-        stems = {os.path.splitext(name)[0]: name for name in names}  # ".json" alone is no likeness
+        stems = {os.path.splitext(name)[0]: name for name in names}  # ".json" alone is not similar
         close = difflib.get_close_matches(os.path.splitext(step)[0], stems, n=1)
         if not close:
             return ""

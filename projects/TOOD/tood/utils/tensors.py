@@ -20,7 +20,7 @@ def open_archive(f: BinaryIO, compressed: Sequence[str] = ()) -> zipfile.ZipFile
     """Open a zip file of PyTorch, whose records are stored as they are.
 
     Args:
-        compressed: folders below the archive's own one whose records may be compressed.
+        compressed: folders, below the archive's root folder, whose records may be compressed.
 
     Raises:
         ValueError: if a record is compressed, two have one name, or they are larger than the file.
@@ -50,7 +50,7 @@ def _read_directory_offset(f: BinaryIO, archive: zipfile.ZipFile) -> int:
     end = f.seek(-22 - len(archive.comment), 2)
     f.seek(end + 16)
     offset = int.from_bytes(f.read(4), "little")
-    if offset == 2**32 - 1:  # of a large archive
+    if offset == 2**32 - 1:  # a large archive
         f.seek(end - 12)
         f.seek(int.from_bytes(f.read(8), "little") + 48)
         offset = int.from_bytes(f.read(8), "little")
@@ -58,13 +58,14 @@ def _read_directory_offset(f: BinaryIO, archive: zipfile.ZipFile) -> int:
 
 
 def check_pickle(f: BinaryIO) -> None:
-    """Look at the operations of a pickle, up to its end, without doing them.
+    """Check the operations of a pickle, up to its end, without executing them.
 
     Raises:
-        pickle.UnpicklingError: if it calls what can make any number of bytes of a few, although
-            PyTorch would do so.
+        pickle.UnpicklingError: if it calls a function that can make any number of bytes from a few,
+            which PyTorch would allow.
     """
     texts: Set[str] = set()
+    value: Any  # of the type that belongs to the operation
     for operation, value, _ in pickletools.genops(f):
         if operation.name == "PROTO" and value > pickle.HIGHEST_PROTOCOL:
             raise ValueError(f"its pickle has the protocol {value}")
@@ -86,8 +87,9 @@ def check_tensors(content: Any, num_bytes: int) -> None:
         num_bytes: size of their file.
 
     Raises:
-        ValueError: that names a tensor with NaN or infinity, also after a conversion to float32, or
-            one that is not a plain tensor; or if they are much larger than their file.
+        ValueError: if a tensor, which the message names, contains NaN or infinity, also after a
+            conversion to float32, or is not a plain tensor; or if they are much larger than their
+            file.
     """
     total = 0
     for name, x in _iterate_leaves(content):
@@ -157,7 +159,7 @@ def check_types(tensors: Dict[str, Any], expected: Dict[str, Any]) -> None:
             ignored.
 
     Raises:
-        ValueError: that names the first one that is integer, boolean or complex.
+        ValueError: if one is integer, boolean or complex; the message names the first.
     """
     for name, x in tensors.items():
         known = expected.get(name)

@@ -5,16 +5,16 @@ from typing import List, NamedTuple
 
 from tood.utils.errors import UserError
 
-MAX_TILES = 10_000  # of an image
+MAX_TILES = 10_000  # per image
 
 
 class TileOptions(NamedTuple):
     """``INPUT.TILES``."""
 
-    size: int = 0  # side, pixels; 0: images stay whole
-    overlap: int = 0  # of neighbours, at least; pixels
-    min_visible: float = 0.5  # of an object's area in a tile, to be one of its objects
-    empty_share: float = 0.2  # tiles without objects that are trained on, for each with objects
+    size: int = 0  # side in pixels; 0: images stay whole
+    overlap: int = 0  # minimum overlap of neighbours in pixels
+    min_visible: float = 0.5  # share of an object's area in a tile that makes it one of its objects
+    empty_share: float = 0.2  # tiles without objects in training, per tile with objects
 
 
 WHOLE = TileOptions()  # no tiles

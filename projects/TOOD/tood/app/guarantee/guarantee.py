@@ -10,7 +10,6 @@ from detectron2.evaluation import inference_on_dataset
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
 from tood.app.guarantee.certify import (
-    Certificate,
     Promise,
     certify,
     describe,
@@ -40,6 +39,11 @@ NEAR = (
     "Even if all its detections count, the detector misses nearly as much as is promised: other "
     "images like these might certify nothing, and the average is over these choices, too. Promise "
     "less, or use --confidence."
+)
+# Of a Certificate; None if each class has its own threshold.
+THRESHOLD_FIELDS = (
+    *("score_threshold", "empirical_miss_rate", "bound", "false_per_image", "precision"),
+    "images_needed",
 )
 SUMMARY, CURVE = os.path.basename(GUARANTEE), "guarantee.png"
 
@@ -185,8 +189,9 @@ def _read_results(results: str, val_data: str, group: str) -> Calibration:
     detections = read_results(results)
     notes = ["Not checked: the detector may not have been trained on any of these images."]
     groups = group_images(content, image_root, group)
-    known = dict(weights=weights, notes=notes, group=group)
-    return Calibration(name, content, detections, results, groups, **known)
+    return Calibration(
+        name, content, detections, results, groups, weights=weights, notes=notes, group=group
+    )
 
 
 def _detect(trained: Trained, data: str, options: Sequence[str], group: str) -> Calibration:
@@ -224,13 +229,16 @@ def _summarize(
     pooled = certify(outcome, promise)
     curve = trace_curve(outcome, promise)
     classes = _certify_classes(outcome, promise) if per_class else []
-    nothing = Certificate(None, all(x["certifiable"] for x in classes), *pooled[2:4], *[None] * 5)
+    certificate = pooled._asdict()
+    if per_class:
+        certifiable = all(x["certifiable"] for x in classes)
+        certificate.update(dict.fromkeys(THRESHOLD_FIELDS), certifiable=certifiable)
     sentences = [x["sentence"] for x in classes] or [describe(pooled, promise)]
     notes = [*found.notes, *_list_notes(outcome, found.group)]
     if not per_class and is_near_refusal(outcome, promise):
         notes.append(NEAR)
     summary = {
-        **(nothing if per_class else pooled)._asdict(),
+        **certificate,
         **promise._asdict(),
         "group": found.group,
         "num_images": outcome.num_images,

@@ -228,7 +228,7 @@ def report_on(
     """
     check_output(output, overwrite)
     subject = examine(predictor, detections, notes)
-    if not comm.is_main_process():
+    if subject is None:  # not the main process
         return None
     if read_image is None:
         read_image = RecentImages(max_images=64, bit_depth=predictor.options.bit_depth).read
@@ -296,7 +296,9 @@ def examine(
         the subject of a report; None in all processes but the main one.
     """
     name = predictor.options.data.test[0]
-    found = {"detections": detections} if detections is not None else _run_detector(predictor, name)
+    found: Dict = {"detections": detections}
+    if detections is None:
+        found = _run_detector(predictor, name)
     if not comm.is_main_process():
         return None
     folder, drawn = predictor.options.output_dir, {}
@@ -348,11 +350,11 @@ def _run_detector(predictor: Predictor, name: str) -> Dict:
     positives = PositivesEvaluator(predictor.model, views, reuse=is_plain)
     evaluators = [DetectionCollector(name), positives]
     alignment = AlignmentEvaluator(name, predictor.model, records=records) if is_plain else None
-    evaluators += [alignment] if is_plain else []
+    evaluators += [] if alignment is None else [alignment]
     loader = predictor.build_test_loader(records)
     with torch.no_grad():
         found = inference_on_dataset(predictor.detector, loader, DatasetEvaluators(evaluators))
-    if is_plain and comm.is_main_process():
+    if alignment is not None and alignment.metrics is not None:  # in the main process
         found["alignment"] = summarize(alignment.metrics, predictor.class_names)
         found["pairs"] = alignment.pairs
     return found

@@ -7,7 +7,7 @@ from tood.data.augmentation.samples import Sample, TrainingSamples
 from tood.data.augmentation.single import find_padding
 
 PROBABILITY = 0.5
-MARGIN = 0.25  # of a side: the four images meet no closer to a border
+MARGIN = 0.25  # share of a side: the four images meet no closer to a border
 
 
 class Mosaic(SampleAugmentation):

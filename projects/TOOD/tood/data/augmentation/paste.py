@@ -10,11 +10,11 @@ from tood.data.augmentation.samples import Sample, TrainingSamples
 from tood.utils.errors import UserError
 
 RARE = 0.5  # a class is rare if it has fewer objects than this share of the classes' mean
-MOST = 3  # copies in an image; from none to so many
+MOST = 3  # maximum number of copies in an image; the minimum is 0
 SCALES = (0.8, 1.25)  # factors of a copy's size
 CONTEXT = 4  # pixels around an object that are copied with it, and fade to the outside
-MAX_OVERLAP = 0.1  # of a copy with a box of the image, as a share of the smaller of both
-TRIES = 20  # places that are tried for a copy
+MAX_OVERLAP = 0.1  # overlap of a copy with a box of the image, over the smaller area
+TRIES = 20  # number of places that are tried for a copy
 
 
 class PasteRare(SampleAugmentation):
@@ -34,8 +34,7 @@ class PasteRare(SampleAugmentation):
         for _ in range(np.random.randint(MOST + 1)):
             gt_class = rare[np.random.randint(len(rare))]
             cut = cut_object(samples.draw(gt_class), gt_class)
-            place = find_place(sample, cut[0]) if cut is not None else None
-            if place is not None:
+            if cut is not None and (place := find_place(sample, cut[0])) is not None:
                 sample = sample.paste(cut[0], *place, alpha=cut[1])
         return sample
 

@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
         Args:
             part: an image that fits.
-            x, y: of its upper left corner.
+            x, y: position of its upper left corner.
             alpha: (h, w) from 0 to 1, opacity of each of its pixels; default: 1.
         """
         image = self.image.copy()
@@ -78,7 +78,7 @@ class TrainingSamples:
     def __init__(self, records: Sequence[Dict], load: Callable[[Dict], Sample]):
         """
         Args:
-            records: in Detectron2's format, one or more.
+            records: one or more records in Detectron2's format.
             load: maps a record to its sample.
         """
         self._records, self._load = DatasetFromList(list(records)), load
@@ -114,8 +114,8 @@ def make_sample(image: np.ndarray, annotations: List[Dict]) -> Sample:
     """Return the sample of an image and of its annotations in Detectron2's format."""
     from detectron2.structures import BoxMode
 
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    xyxy = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    boxes = np.array(xyxy, dtype=np.float64).reshape(-1, 4)
     classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     crowds = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     return Sample(image, clip_boxes(boxes, image), classes, crowds)

@@ -68,7 +68,7 @@ class QuarterTurnTransform(T.Transform):
         """
         Args:
             turns: number of quarters.
-            width, height: of the image.
+            width, height: size of the image in pixels.
         """
         super().__init__()
         self.turns, self.width, self.height = turns, width, height

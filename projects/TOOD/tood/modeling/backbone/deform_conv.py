@@ -80,10 +80,10 @@ class DeformConvPack(PortableDeformConv):
             bias=bias,
         )
         self.conv_offset = nn.Conv2d(in_channels, 27 * num_groups, 3, padding=1)
-        nn.init.zeros_(self.conv_offset.weight)  # starts as a plain convolution, halved
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():  # starts as a plain convolution, halved
+            nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # it makes the other two
         """(N, C, H, W) to (N, C', H, W)."""
         taps = 9 * self.deformable_groups
         offset, mask = self.conv_offset(x).split([2 * taps, taps], dim=1)

@@ -7,7 +7,7 @@ by bit, but the map between them, as large as their result, is not kept for the 
 gradients of the kernel and of the norm follow from that of the folded kernel.
 """
 
-from typing import Tuple
+from typing import Any, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def is_fixed(norm: nn.Module) -> bool:
     return isinstance(norm, FrozenBatchNorm2d)
 
 
-def fold_norm(conv: nn.Module, norm: nn.Module) -> Tuple[Tensor, Tensor]:
+def fold_norm(conv: Any, norm: Any) -> Tuple[Tensor, Tensor]:
     """
     Args:
         conv: anything with a ``weight`` (C', C, h, w) and a ``bias`` (C',) or None.

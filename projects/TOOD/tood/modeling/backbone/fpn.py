@@ -44,7 +44,7 @@ class LastLevelP6P7NoReLU(nn.Module):
         Args:
             channels: number of channels of P5, P6 and P7.
             num_levels: 1 for P6 alone, or 2.
-            conv_type: of :func:`make_conv`.
+            conv_type: type of the convolutions, as in :func:`make_conv`.
         """
         super().__init__()
         self.num_levels = num_levels
@@ -93,13 +93,13 @@ def make_tood_fpn(
     FPN convolution starts from Xavier's uniform distribution.
 
     Args:
-        bottom_up: a ResNet; its deformable convolutions and its batch norms are exchanged for
-            this project's, with the same parameters.
+        bottom_up: a ResNet; its deformable convolutions and batch norms are replaced by this
+            project's, with the same parameters.
         in_features: names of its feature maps, from fine to coarse.
-        out_channels, norm, fuse_type: of Detectron2's ``FPN``.
-        num_top_levels: above P5: 0, 1 or 2. A level that no head reads would have parameters
-            without a gradient, which training by several processes refuses.
-        conv_type: of the convolutions that are not 1x1: "plain" or "depthwise".
+        out_channels, norm, fuse_type: arguments of Detectron2's ``FPN``.
+        num_top_levels: number of levels above P5: 0, 1 or 2. A level that no head reads would
+            have parameters without a gradient, which training by several processes refuses.
+        conv_type: type of the convolutions that are not 1x1: "plain" or "depthwise".
     """
     make_deform_convs_portable(bottom_up)
     use_fixed_norms(bottom_up)
@@ -139,9 +139,11 @@ def make_resnet_stages(
         depth: 18, 34, 50, 101 or 152; the last five arguments are for those from 50 on.
         norm: a name that Detectron2's ``get_norm`` knows.
         stride_in_1x1: whether the first 1x1 convolution of a stage has its stride, or the 3x3.
-        num_groups, width_per_group: of the 3x3 convolutions in the first stage.
+        num_groups, width_per_group: number and width of the groups of the 3x3 convolutions in
+            the first stage.
         deform_on_per_stage: which stages have deformable 3x3 convolutions, from C2 to C5.
-        deform_modulated, deform_num_groups: of these.
+        deform_modulated, deform_num_groups: whether these predict masks as well, and the number
+            of their deformable groups.
 
     Raises:
         ValueError: for another depth, or deformable convolutions or groups that it does not

@@ -26,27 +26,26 @@ class RecomputedBlocks(nn.Sequential):
         for block in self:
             if self.training and torch.is_grad_enabled():
                 # No block draws random numbers: their state need not be kept.
-                options = dict(use_reentrant=False, preserve_rng_state=False)
-                x = checkpoint(_Twice(block), x, **options)
+                x = checkpoint(_Twice(block), x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x)
         return x
 
 
 class _Twice:
-    """A block whose second computation leaves the running statistics of batch norms alone."""
+    """A block whose second computation does not update the running statistics of batch norms."""
 
     def __init__(self, block: nn.Module):
         self.block, self.computed = block, False
 
     def __call__(self, x: Tensor) -> Tensor:
-        with _held_statistics(self.block) if self.computed else contextlib.nullcontext():
+        with _keep_statistics(self.block) if self.computed else contextlib.nullcontext():
             self.computed = True
             return self.block(x)
 
 
 @contextlib.contextmanager
-def _held_statistics(module: nn.Module) -> Iterator[None]:
+def _keep_statistics(module: nn.Module) -> Iterator[None]:
     norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.training]
     counts = [x.num_batches_tracked for x in norms if x.num_batches_tracked is not None]
     before = [x.momentum for x in norms], [x.clone() for x in counts]
@@ -90,7 +89,7 @@ def recompute_blocks(backbone: Backbone, *, freeze_bn_stats: bool = True) -> Non
             f"{type(model or bottom_up).__name__}; set it to False, or use an "
             "option of this backbone."
         )
-    if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in model.modules()):
+    if not freeze_bn_stats and any(isinstance(x, _BatchNorm) for x in bottom_up.modules()):
         raise UserError(
             "With MODEL.TOOD.CHECKPOINT_BACKBONE, timm's batch norms would count each batch twice; "
             "set MODEL.TOOD.FREEZE_BN_STATS True."

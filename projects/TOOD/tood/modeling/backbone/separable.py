@@ -10,9 +10,9 @@ CONV_TYPES = ("plain", "depthwise")
 KERNEL_SIZE = 5  # of the depthwise convolutions
 
 
-class Float32Conv:
-    """A convolution in float32 also under a CPU's autocast: a mixin for depthwise ones, whose
-    bfloat16 is slower there.
+class Float32Conv(nn.Conv2d):
+    """A convolution in float32 also under a CPU's autocast, for depthwise ones, whose bfloat16 is
+    slower there. Also a mixin for other kinds of ``nn.Conv2d``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,15 +22,17 @@ class Float32Conv:
             return super().forward(x.to(self.weight.dtype))
 
 
-class DepthwiseConv2d(Float32Conv, nn.Conv2d):
+class DepthwiseConv2d(Float32Conv):
     """5 x 5 convolution of each channel, without bias. Its first weights keep the scale of the
-    channels, so that the standard deviation of the 1x1 convolution after it means what it means
+    channels, so that the standard deviation of the 1x1 convolution after it has the same effect as
     without it.
     """
 
     def __init__(self, channels: int, stride: int = 1):
-        options = dict(stride=stride, padding=KERNEL_SIZE // 2, groups=channels, bias=False)
-        super().__init__(channels, channels, KERNEL_SIZE, **options)
+        padding = KERNEL_SIZE // 2
+        super().__init__(
+            channels, channels, KERNEL_SIZE, stride, padding, groups=channels, bias=False
+        )
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=1 / KERNEL_SIZE)
@@ -70,10 +72,9 @@ def make_conv(
         ValueError: for another type.
     """
     check_conv_type(conv_type)
-    options = dict(stride=stride, bias=bias)
     if conv_type == "depthwise":
-        return SeparableConv2d(in_channels, out_channels, **options)
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, **options)
+        return SeparableConv2d(in_channels, out_channels, stride=stride, bias=bias)
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
 
 
 def check_conv_type(conv_type: str) -> None:

@@ -5,7 +5,7 @@ kernel, and in float32 where the CPU's bfloat16 is slower.
 import functools
 import itertools
 from collections import Counter
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +28,19 @@ def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
     convolutions stay in float32.
 
     Args:
-        size: sides of an image that the model takes, pixels.
+        size: side of an image that the model accepts, in pixels.
     """
     for pair in find_pairs(model, size):
         places = [_find_place(model, name) for name in pair]
         for place, partner, mixin in zip(places, reversed(places), (_FoldedConv, _FoldedNorm)):
             layer = getattr(*place)
-            layer.__class__ = _make_class(mixin, type(layer))
-            # Found by its place: somebody may replace one, and then nothing is folded.
+            layer.__class__ = _make_class(mixin, layer.__class__)
+            # Found by its name, since it may be replaced; then nothing is folded.
             object.__setattr__(layer, "partner", partner)
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1:
-            conv.__class__ = _make_class(Float32Conv, type(conv))
+            # mypy takes the class for one without a hash.
+            conv.__class__ = _make_class(Float32Conv, type(conv))  # type: ignore[arg-type]
 
 
 def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
@@ -121,15 +122,17 @@ def _make_class(mixin: type, base: type) -> type:
     return type(f"{mixin.__name__.lstrip('_')}{base.__name__}", (mixin, base), {})
 
 
-class _FoldedConv:
+class _FoldedConv(nn.Conv2d):
     """A convolution that does the work of its norm while that is fixed."""
+
+    partner: Tuple[nn.Module, str]  # where its norm is
 
     def forward(self, x: Tensor) -> Tensor:
         norm = getattr(*self.partner)
         if not (isinstance(norm, _FoldedNorm) and is_fixed(norm)):
             return super().forward(x)
         weight, bias = fold_norm(self, norm)
-        options = (self.stride, self.padding, self.dilation, self.groups)
+        options: Tuple[Any, ...] = (self.stride, self.padding, self.dilation, self.groups)
         if type(self).__name__.endswith("Conv2dSame"):
             from timm.layers import conv2d_same  # an extra, which is there if there is such a layer
 
@@ -137,8 +140,12 @@ class _FoldedConv:
         return F.conv2d(x, weight, bias, *options)
 
 
-class _FoldedNorm:
-    """Its norm: only the activation is left."""
+class _FoldedNorm(nn.BatchNorm2d):
+    """The norm of a folded convolution: only the activation remains."""
+
+    partner: Tuple[nn.Module, str]  # where its convolution is
+    drop: nn.Module  # these two only of timm's BatchNormAct2d
+    act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         if not (isinstance(getattr(*self.partner), _FoldedConv) and is_fixed(self)):

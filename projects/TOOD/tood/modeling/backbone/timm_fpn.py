@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec
@@ -17,7 +17,7 @@ from tood.utils.suggest import suggest
 
 STRIDES = (4, 8, 16, 32)  # of the maps that can be used
 # Options that make a transformer accept images of any size.
-OPTIONS = ({}, {"dynamic_img_size": True})
+OPTIONS: Tuple[Dict[str, bool], ...] = ({}, {"dynamic_img_size": True})
 # Multiples to which images are padded: of 32 strides, or of windows at these strides.
 DIVISIBILITIES = (32, 64, 128, 224, 256, 384)
 
@@ -57,7 +57,7 @@ class TimmBackbone(Backbone):
             name: name of a timm model.
             pretrained: start from timm's weights, which are fetched.
             out_indices: indices of the maps in timm; default: the deepest of each stride.
-            freeze_at: how many stages, from the first, are not trained. A stage ends with a map.
+            freeze_at: number of first stages that are not trained. A stage ends with a map.
             drop_path: rate of stochastic depth.
             strides: strides of the maps for an FPN: 8, 16 and 32, or 4 as well.
 
@@ -79,7 +79,8 @@ class TimmBackbone(Backbone):
             name, pretrained, **options, **rate, out_indices=tuple(x.out_index for x in levels)
         )
         self.levels = sorted(levels, key=lambda x: x.stride)
-        self.made, self.shapes = nn.ModuleDict(), {}
+        self.made = nn.ModuleDict()
+        self.shapes: Dict[str, ShapeSpec] = {}
         self._complete()
         _freeze(self.model, freeze_at)
         speed_up_convs(self.model, self._divisibility)
@@ -181,7 +182,7 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
         try:
             with torch.device("meta"):
                 model = _create(name, False, **options, **chosen)
-        except TypeError:  # of another kind of model
+        except TypeError:  # an option of other models
             continue
         for divisibility in DIVISIBILITIES:
             try:
@@ -198,7 +199,8 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
 def _find_levels(model: nn.Module, divisibility: int) -> List[Level]:
     height, width = divisibility * 2, divisibility
     maps = model(torch.zeros(1, 3, height, width, device="meta"))
-    info, levels = model.feature_info, []
+    info: Any = model.feature_info
+    levels = []
     for i, x, channels, stride in zip(info.out_indices, maps, info.channels(), info.reduction()):
         shape, wanted = tuple(x.shape[1:]), (height // stride, width // stride)
         if shape not in ((channels, *wanted), (*wanted, channels)):
@@ -224,7 +226,7 @@ def _create(name: str, pretrained: bool, **options) -> nn.Module:
             f"The timm model {name} gives no maps ({format_reason(error)}); name another one with "
             "MODEL.TIMM.NAME."
         ) from error
-    except (OSError, ValueError) as error:  # of the hub that it is fetched from
+    except (OSError, ValueError) as error:  # raised by the hub
         raise UserError(
             f"The weights of the timm model {name} cannot be fetched ({format_reason(error)}); set "
             "MODEL.TIMM.PRETRAINED False, and name a file with MODEL.WEIGHTS."
@@ -262,7 +264,7 @@ def constant_same_padding() -> Iterator[None]:
     that grows with each layer, and PyTorch's exporter does not finish. Strides divide the maps of
     images that are padded to ``size_divisibility``, so the numbers are always the same.
     """
-    padding = sys.modules.get("timm.layers.padding")
+    padding: Any = sys.modules.get("timm.layers.padding")
     if padding is None:  # no such model has been made
         yield
         return
@@ -290,8 +292,9 @@ def import_timm():
 
 def _freeze(model: nn.Module, num_stages: int) -> None:
     """Freeze all layers of a model up to the end of its first stages."""
-    ends = [x["module"] for x in model.feature_info.info[:num_stages]]
-    ends = tuple(f"{form}." for end in ends for form in (end, end.replace(".", "_")))
+    info: Any = model.feature_info
+    stages = [x["module"] for x in info.info[:num_stages]]
+    ends = tuple(f"{form}." for end in stages for form in (end, end.replace(".", "_")))
     names = [f"{name.removeprefix('model.')}." for name, _ in model.named_modules()]
     last = max((i for i, name in enumerate(names) if name.startswith(ends)), default=-1)
     if num_stages and last < 0:
