@@ -15,7 +15,7 @@ setup:
 	$(PYTHON) tools/bootstrap.py
 
 lint: setup
-	.venv/bin/python -m pip install --quiet mypy ruff
+	.venv/bin/python -m pip install --quiet mypy ruff==0.17.6
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy

@@ -18,7 +18,7 @@ from tood.app import cli
 from tood.config.check import known_keys
 from tood.utils.arguments import split_overrides
 
-PAGES = ("README.md", "CHANGELOG.md", "dev/README.md", "docs/*.md")
+PAGES = ("README.md", "CHANGELOG.md", "dev/README.md", "docs/*.md", "docs/results/*.md")
 PROGRAMS = ("*.py", "tools/*.py", "demo/*.py", "dev/experiments/*.py")
 OTHERS = ("make", "pip", "source", "tensorboard")  # programs of others
 KEYS = r"\b(?:MODEL|INPUT|SOLVER|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]*[A-Z0-9_]"

@@ -50,7 +50,7 @@ def test_wrong_size_is_named(capsys):
 
 @pytest.mark.slow
 def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys):
-    """All parts together take minutes: docs/performance.md."""
+    """All parts together take minutes: docs/results/performance.md."""
     fails = ["-c", "print(1); raise SystemExit('out of memory')"]
     list_commands = benchmark_gpu.list_commands
 
