@@ -89,6 +89,23 @@ def no_waiting_for_the_disk():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Nothing needs a network at run time. Processes of this machine may be asked."""
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        is_here = self.family not in (socket.AF_INET, socket.AF_INET6) or (
+            address[0] in ("localhost", "::1") or address[0].startswith("127.")
+        )
+        assert is_here, f"A test asks {address} in the network."
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(socket.socket, "connect", connect_here)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_traces():
     """PyTorch's exporter writes a trace for whoever listens, as pytest does: three times slower."""
     logging.getLogger("torch.__trace").handlers.clear()

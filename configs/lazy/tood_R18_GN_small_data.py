@@ -1,4 +1,4 @@
-# A few hundred photographs, from scratch; docs/results/small_data.md says what it reached on which data.
+# A few hundred photographs, from scratch; docs/results/small_data.md has what it reached.
 # docs/training.md has a config for custom data that is based on this one.
 from tood.engine.optimizer import clipped_sgd
 

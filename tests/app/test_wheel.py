@@ -20,24 +20,42 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Folder where the wheel is installed."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source, site = folder / "source", folder / "site"
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def build_wheel(folder):
+    """Build the wheel of a copy of the sources, with one time stamp for all files."""
+    source = folder / "source"
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("configs", "projects/TOOD/tood"):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
-    subprocess.run([*pip, *build], check=True)
+    environ = dict(os.environ, SOURCE_DATE_EPOCH="1700000000")
+    subprocess.run([*PIP, *build], check=True, env=environ)
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel):
+    """Folder where the wheel is installed."""
+    site = wheel.parent / "site"
     install = ["install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
-    subprocess.run([*pip, *install], check=True)
+    subprocess.run([*PIP, *install], check=True)
     return site
+
+
+@pytest.mark.slow
+def test_two_builds_are_equal(wheel, tmp_path):
+    assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes()
 
 
 @pytest.fixture
