@@ -65,9 +65,7 @@ def scale_schedule(
     Raises:
         UserError: for numbers that are not positive.
     """
-    for name, value in (("--images-per-step", images_per_step), ("--epochs", epochs)):
-        if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
-            raise UserError(f"{name} is {value!r}; it must be more than 0 and a number.")
+    check_wanted(images_per_step, epochs)
     images_per_step = images_per_step or schedule.ims_per_batch
     batch_factor = images_per_step / schedule.ims_per_batch
     max_iter = schedule.max_iter / batch_factor
@@ -93,6 +91,13 @@ def scale_schedule(
         checkpoint_period=share(schedule.checkpoint_period),
         eval_period=share(schedule.eval_period),
     )
+
+
+def check_wanted(images_per_step: Optional[int], epochs: Optional[float]) -> None:
+    """Raise UserError for a value that is neither None nor a positive number."""
+    for name, value in (("--images-per-step", images_per_step), ("--epochs", epochs)):
+        if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+            raise UserError(f"{name} is {value!r}; it must be more than 0 and a number.")
 
 
 def refuse_two_values(

@@ -33,7 +33,7 @@ from tood.config.build import build_detector
 from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.inferred import is_typed
 from tood.config.read import load_config, read_options, read_schedule, tile_options
-from tood.config.schedule import KEYS, Schedule, refuse_other_schedule, scale_schedule
+from tood.config.schedule import KEYS, Schedule, check_wanted, refuse_other_schedule, scale_schedule
 from tood.config.zoo import find_config_file, get_config_file
 from tood.data.annotations import class_names
 from tood.utils.errors import OutOfMemory, UserError, guard_memory, is_out_of_memory
@@ -100,6 +100,7 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
         UserError: for values that cannot be used or contradict each other, and if not even the
             smallest images fit.
     """
+    check_wanted(wishes.images_per_step, wishes.epochs)  # before a step is timed
     tiles = WHOLE if wishes.config else plan_tiles(wishes.options, content)
     name = find_base(wishes) or choose_config(content, tiles)
     base = read_config_file(find_config_file(name))
@@ -241,9 +242,7 @@ def fit_step(
     model = build_detector(cfg)
     precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if PRECISION in typed else list_precisions()
     if number is not None:
-        # Numbers that cannot be used are refused with the schedule.
-        seconds = _time(model, precisions, number, size, or_none=True) if number > 0 else {}
-        return Step(size, number, None, seconds)
+        return Step(size, number, None, _time(model, precisions, number, size, or_none=True))
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
     while True:
         try:
