@@ -67,7 +67,11 @@ def test_first_predictions_are_those_of_plain_convolutions():
     scores = head([torch.randn(2, 32, size, size) for size in (16, 8, 4, 2, 1)]).pred_scores
     torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=4e-3, rtol=0)
     assert head.inter_convs[1][0].weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert head.inter_convs[1][0].depthwise.weight.std().item() == pytest.approx(0.2, rel=0.1)
+    # Small objects are found late with random kernels.
+    identity = torch.zeros(5, 5)
+    identity[2, 2] = 1
+    noise = head.inter_convs[1][0].depthwise.weight - identity
+    assert noise.std().item() == pytest.approx(0.02, rel=0.1) and noise.abs().max() < 0.12
 
 
 def test_levels_above_p5():
