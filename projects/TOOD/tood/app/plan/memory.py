@@ -19,7 +19,7 @@ MiB = 1024**2
 # proportional to their number.
 MOST_TIMED = 400_000  # pixels
 # The quickest of some steps counts: the first one makes preparations, and other programs disturb.
-TIMED_STEPS, TIMED_SECONDS = 3, 2.0
+TIMED_STEPS, TIMED_SECONDS = 3, 5.0
 # Memory of a step on a CPU beside its weights, as a multiple of the tensors saved for the
 # gradients: 1.25 to 1.51 were measured in separate processes.
 BACKWARD = 1.6
