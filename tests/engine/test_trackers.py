@@ -42,6 +42,18 @@ def test_wandb(command, out, monkeypatch):
     assert b"total_loss" in content and b"bbox/AP" in content
 
 
+@pytest.mark.slow
+def test_a_tracker_that_fails_does_not_end_a_training(command, out, monkeypatch):
+    pytest.importorskip("mlflow", reason="an extra")
+    (out.parent / "file").touch()  # where its folder would be
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (out.parent / "file" / "runs").as_uri())
+    train_net.cli(command(opts=["MODEL.TOOD.TRACKER", "mlflow", *STEPS]))
+    log = (out / "log.txt").read_text()
+    assert log.count("Nothing more is written to the tracker (MODEL.TOOD.TRACKER): ") == 1
+    assert "Traceback" not in log and (out / "model_final.pth").is_file()
+    assert "bbox/AP" in (out / "metrics.json").read_text()
+
+
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     message = complaint(build_tracker, "wandb", str(tmp_path), lambda: "a")

@@ -129,17 +129,16 @@ def test_training_ends_when_it_gets_no_better(command, out):
 @pytest.mark.slow
 def test_the_average_alone_is_evaluated(command, out):
     opts = ["MODEL.TOOD.EMA_DECAY", "0.5", "MODEL.TOOD.EVAL_EMA_ALONE", "True"]
-    opts += ["TEST.EVAL_PERIOD", "2", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
+    opts += ["TEST.EVAL_PERIOD", "4", "MODEL.TOOD.SCORE_THRESH_TEST", "0.0"]
     trainer = engine_train.main(train_net.parse_args(command(opts=opts)))
     metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     APs = [line["ema/bbox/AP"] for line in metrics if "ema/bbox/AP" in line]
-    assert len(APs) == 2 and trainer._last_eval_results["bbox"]["AP"] == APs[-1]
+    assert len(APs) == 1 and trainer._last_eval_results["bbox"]["AP"] == APs[0]
     assert not any("bbox/AP" in line for line in metrics)
     best = torch.load(out / "model_best.pth", weights_only=True)
-    assert best["AP"] == max(APs)
-    if APs[-1] == max(APs):
-        averaged = torch.load(out / "model_final_ema.pth", weights_only=True)["model"]
-        assert all(torch.equal(x, averaged[name]) for name, x in best["model"].items())
+    assert best["AP"] == APs[0]
+    averaged = torch.load(out / "model_final_ema.pth", weights_only=True)["model"]
+    assert all(torch.equal(x, averaged[name]) for name, x in best["model"].items())
     assert (out / "ema" / "inference").is_dir() and not (out / "inference").exists()
 
 

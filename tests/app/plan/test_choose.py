@@ -104,6 +104,9 @@ def test_the_quicker_precision_is_chosen_and_said(
     # A typed one is neither compared nor overridden; a config of the user's is taken as it is.
     typed = choose.make_plan(wishes._replace(options=SMALL), found.train.content)
     assert typed.options[choose.PRECISION] == "float32" and len(typed.seconds) == 1
+    amp = [*free, "SOLVER.AMP.ENABLED", "False"]  # Detectron2's key
+    off = choose.make_plan(wishes._replace(options=amp), found.train.content)
+    assert off.cfg.MODEL.TOOD.PRECISION_TRAIN == "float32" and len(off.seconds) == 1
     named = choose.make_plan(wishes._replace(config=CONFIG), found.train.content)
     assert choose.PRECISION not in named.options and not named.seconds
 

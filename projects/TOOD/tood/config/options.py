@@ -56,7 +56,7 @@ class TrainingOptions:
     # Decay of a moving average of the weights, which is evaluated beside them. 0: no average;
     # 0.999 is usual.
     ema_decay: float = option(0.0, 0, 0.999999)
-    # Evaluate the moving average alone: half of the time.
+    # Evaluate the moving average alone, if there is one: half of the time.
     eval_ema_alone: bool = option(False)
     # Evaluations in a row without a better AP that end a training; 0: never.
     early_stop_patience: int = option(0, 0)

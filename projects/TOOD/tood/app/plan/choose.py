@@ -240,7 +240,8 @@ def fit_step(
         number = typed.get(KEYS["ims_per_batch"])
     cfg = _load(config_file, {**_size_keys(size), **typed}, content)
     model = build_detector(cfg)
-    precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if PRECISION in typed else list_precisions()
+    is_chosen = {PRECISION, "SOLVER.AMP.ENABLED"} & set(typed)
+    precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if is_chosen else list_precisions()
     if number is not None:
         return Step(size, number, None, _time(model, precisions, number, size, or_none=True))
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
