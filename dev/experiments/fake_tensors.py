@@ -15,6 +15,26 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+# What moves values from one device to another.
+MOVES = {"_to_copy", "copy_"}
+
+
+class OneDevice(TorchDispatchMode):
+    """Operations between devices raise RuntimeError. Fake tensors do so by themselves only in some
+    versions of PyTorch: a convolution of 2.11 takes a weight from another device.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        found = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        # Numbers may be anywhere.
+        devices = {str(x.device) for x in found if x.dim() > 0}
+        if len(devices) > 1 and func.overloadpacket.__name__ not in MOVES:
+            raise RuntimeError(f"{func} has tensors on devices {sorted(devices)}.")
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -24,7 +44,7 @@ def fake_tensors(model, device):
     # Or autocast would turn itself off.
     amp = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     bfloat16 = mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True)
-    with FakeTensorMode(), pads, amp, bfloat16:
+    with FakeTensorMode(), OneDevice(), pads, amp, bfloat16:
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
                 fakes = {k: fake_like(x, device) for k, x in tensors.items() if x is not None}
