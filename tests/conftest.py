@@ -16,10 +16,13 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 # demo, train_net, tools, and experiments
+NO_NETWORK = str(ROOT / "tests" / "no_network")
 sys.path[:0] = [str(ROOT / x) for x in ("demo", "", "tools", "dev", "dev/experiments")]
+sys.path.append(NO_NETWORK)
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
+import block_sockets  # noqa: E402
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
@@ -89,20 +92,29 @@ def no_waiting_for_the_disk():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_network():
-    """Nothing needs a network at run time. Processes of this machine may be asked."""
-    connect = socket.socket.connect
-
-    def connect_here(self, address):
-        is_here = self.family not in (socket.AF_INET, socket.AF_INET6) or (
-            address[0] in ("localhost", "::1") or address[0].startswith("127.")
-        )
-        assert is_here, f"A test asks {address} in the network."
-        return connect(self, address)
-
+def network_log(tmp_path_factory):
+    """Nothing needs a network at run time, also not in the processes that tests start. Processes of
+    this machine may be asked.
+    """
+    path = tmp_path_factory.mktemp("network") / "attempts.txt"
+    path.touch()
+    folders = [NO_NETWORK, *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(socket.socket, "connect", connect_here)
-        yield
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        monkeypatch.setenv(block_sockets.LOG, str(path))
+        for holder, name in block_sockets.REPLACED:
+            monkeypatch.setattr(holder, name, getattr(holder, name))  # is set back at the end
+        block_sockets.block_sockets()
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def no_network(network_log):
+    """A test fails if something asked the network while it ran."""
+    before = network_log.stat().st_size
+    yield
+    attempts = network_log.read_text()[before:]
+    assert not attempts, f"A test asks the network: {attempts}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import NO_NETWORK, ROOT
 
 pytest.importorskip("setuptools", minversion="70.1")  # builds the wheel without an index
 
@@ -63,7 +63,8 @@ def program(site, tmp_path):
     """Function that runs the program in another folder, with the wheel's package."""
 
     def run(*argv, path=(), status=0):
-        environ = dict(os.environ, PYTHONPATH=os.pathsep.join([*map(str, path), str(site)]))
+        paths = [NO_NETWORK, *map(str, path), str(site)]
+        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
         words = [sys.executable, "-m", "tood", *map(str, argv)]
         done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == status, done.stdout + done.stderr
@@ -76,7 +77,7 @@ def program(site, tmp_path):
 def test_the_wheel_is_enough(program, site, shapes, tmp_path):
     assert "tood train DATA" in program("--help")
     code = "import tood, tood.config.zoo; print(tood.__file__, tood.config.zoo.CONFIGS)"
-    environ = dict(os.environ, PYTHONPATH=str(site))
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join([NO_NETWORK, str(site)]))
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.stdout.split() == [str(site / "tood" / x) for x in ("__init__.py", "configs")]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CONFIG, ROOT, TINY
+from conftest import CONFIG, NO_NETWORK, ROOT, TINY
 
 OTHER = os.environ.get("OTHER_DETECTRON2")
 
@@ -33,7 +33,7 @@ def loss_curve(entry, output, python_path):
     command += ["--config-file", CONFIG, "--train-data", entry, "--val-data", entry, *TINY]
     command += [str(x) for item in options.items() for x in item]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    paths = [*python_path, str(ROOT), str(ROOT / "projects" / "TOOD")]
+    paths = [NO_NETWORK, *python_path, str(ROOT), str(ROOT / "projects" / "TOOD")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
