@@ -48,9 +48,9 @@ class Outputs(torch.nn.Module):
         return predictions.pred_log_scores, predictions.pred_boxes
 
 
-def build(name):
-    """Return a model with random weights, on the CPU, in evaluation mode."""
-    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+def build(name, device="cpu"):
+    """Return a model with random weights, in evaluation mode."""
+    options = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
     if name.startswith(TIMM):
         timm = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME"]
         name, options = BASE, [*options, *timm, name[len(TIMM) :]]
@@ -68,6 +68,14 @@ def milliseconds(model, image):
         model.head([features[f] for f in model.head_in_features])
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[1:])
+
+
+def count_parameters(model):
+    """Return the number with weights and biases of frozen norms, buffers in Detectron2 only."""
+    affine = ("norm.weight", "norm.bias")
+    tensors = [*model.parameters()]
+    tensors += [b for name, b in model.named_buffers() if name.endswith(affine)]
+    return sum(x.numel() for x in tensors)
 
 
 def count_deform_conv(inputs, outputs):
@@ -121,10 +129,7 @@ def row(name, args):
     features = model.backbone(image)
     features = tuple(features[f] for f in model.head_in_features)
     cost = [multiply_adds(model.backbone, (image,)), multiply_adds(model.head, features)]
-    parameters = sum(p.numel() for p in model.parameters())
-    # Weights and biases of frozen norms are buffers in Detectron2, and parameters elsewhere.
-    affine = ("norm.weight", "norm.bias")
-    parameters += sum(b.numel() for n, b in model.named_buffers() if n.endswith(affine))
+    parameters = count_parameters(model)
     of_head = sum(p.numel() for p in model.head.parameters())
     text = f"| `{name}` | {parameters:,} | {of_head:,} | {sum(cost) / 1e9:.2f} "
     text += f"| {cost[1] / 1e9:.2f} |"
