@@ -257,7 +257,8 @@ def test_a_trained_model(trained, new_entry, tmp_path):
     collected = [{**x, "category_id": ids[x["category_id"]]} for x in collected]
     assert min(x["score"] for x in collected) < 0.05
     alone = certify(find_outcome(content, collected), Promise(0.9))
-    assert found.score_threshold == alone.score_threshold
+    # Scores of images in other batches are rounded differently.
+    assert found.score_threshold == pytest.approx(alone.score_threshold, rel=1e-5)
     assert summary["empirical_miss_rate"] == alone.empirical_miss_rate
     assert "name annotated images that the model has not seen with --calibration-data" in complaint(
         tood.guarantee, trained, miss_rate=0.1
