@@ -63,7 +63,7 @@ def program(site, tmp_path):
     """Function that runs the program in another folder, with the wheel's package."""
 
     def run(*argv, path=(), status=0):
-        paths = [NO_NETWORK, *map(str, path), str(site)]
+        paths = [*map(str, path), NO_NETWORK, str(site)]
         environ = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
         words = [sys.executable, "-m", "tood", *map(str, argv)]
         done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, complaint
+from detectron2.utils.env import TORCH_VERSION
 from torch import nn
 
 from tood.deploy.module import (
@@ -31,6 +32,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 detect_onnx = pytest.importorskip("detect_onnx")
 MODEL, SAMPLE = "archive/models/model.json", "archive/data/sample_inputs/model.pt"
+# Each weight is a record of its own; before, all were in a pickle.
+IS_RECORDED = TORCH_VERSION >= (2, 9)
+OLD_PICKLES = {f"archive/data/{x}/model.pt" for x in ("weights", "constants")}
 METADATA = {
     "model": "TOOD",
     "classes": ["a", "b"],
@@ -131,7 +135,8 @@ def mark(tmp_path):
 
 def test_a_program_is_written_without_samples_and_paths(program):
     records = read_records(program)
-    assert records[SAMPLE] == b"" and not [x for x in records if x.endswith((".pt", ".pkl"))][1:]
+    pickles = {x for x in records if x.endswith((".pt", ".pkl"))}
+    assert records[SAMPLE] == b"" and pickles - {SAMPLE} == (set() if IS_RECORDED else OLD_PICKLES)
     assert str(ROOT).encode() not in b"".join(records.values())
     outputs = ExportedFile(str(program))(draw(3))
     assert outputs["num_detections"].tolist() == [3] and outputs["boxes"].shape == (1, 5, 4)
@@ -161,6 +166,8 @@ def test_pickles_in_a_program_are_not_read(program, tmp_path, mark, kind, legacy
     payload = pickle.dumps(Payload(mark)) if legacy else save_bytes(Payload(mark))
     records = {**read_records(program), PICKLES[kind]: payload}
     if kind == "a weight":
+        if not IS_RECORDED:
+            pytest.skip("its weights are in a pickle")
         config = "archive/data/weights/model_weights_config.json"
         entry = {"use_pickle": True, "path_name": "weight_0"}
         records = change_json(
@@ -240,7 +247,8 @@ def test_notes_in_a_graph_are_not_read(program, tmp_path, mark):
     code = f"__import__('os').mkdir('{mark}') or True"
 
     def change(content):
-        content["guards_code"] = [code]
+        if "guards_code" in content:
+            content["guards_code"] = [code]
         notes = {"source_fn_stack": "a,torch.load", "stack_trace": code, "custom": "no JSON"}
         for node in content["graph_module"]["graph"]["nodes"]:
             node["metadata"] = notes
@@ -250,6 +258,8 @@ def test_notes_in_a_graph_are_not_read(program, tmp_path, mark):
 
 
 WEIGHTS = "archive/data/weights/model_weights_config.json"
+VULKAN = {"type": "vulkan", "index": 0}
+recorded = pytest.mark.skipif(not IS_RECORDED, reason="its weights are in a pickle")
 
 
 def set_tensor(key, value):
@@ -262,10 +272,15 @@ def set_tensor(key, value):
     "name, change, says",
     [
         (MODEL, set_graph("inputs", []), "are not a program"),
-        (WEIGHTS, set_tensor("storage_offset", {"as_int": 10**9}), "are not a program"),
-        (WEIGHTS, set_tensor("sizes", [{"as_int": 10**9}]), "are not a program"),
-        (WEIGHTS, set_tensor("device", {"type": "vulkan", "index": 0}), "are not a program"),
-        ("archive/data/weights/weight_0", None, "its record data/weights/weight_0 is empty"),
+        *(
+            pytest.param(*values, marks=recorded)
+            for values in (
+                (WEIGHTS, set_tensor("storage_offset", {"as_int": 10**9}), "are not a program"),
+                (WEIGHTS, set_tensor("sizes", [{"as_int": 10**9}]), "are not a program"),
+                (WEIGHTS, set_tensor("device", VULKAN), "are not a program"),
+                ("archive/data/weights/weight_0", None, "record data/weights/weight_0 is empty"),
+            )
+        ),
     ],
 )
 def test_a_program_that_does_not_fit_its_tensors(program, tmp_path, capfd, name, change, says):

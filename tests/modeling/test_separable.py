@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from tood.config.read import load_config
 from tood.modeling.backbone.fpn import LastLevelP6P7NoReLU
 from tood.modeling.backbone.separable import DepthwiseConv2d, SeparableConv2d, make_conv
-from tood.modeling.dense_head import HEAD_REGISTRY, stack_convs
+from tood.modeling.dense_head import HEAD_REGISTRY, init_convs, stack_convs
 from tood.utils.errors import UserError
 
 DEPTHWISE = ["MODEL.TOOD.CONV_TYPE", "depthwise"]
@@ -39,6 +39,16 @@ def test_first_weights_keep_the_scale():
     assert conv(x)[..., 2:-2, 2:-2].std().item() == pytest.approx(1, rel=0.05)
 
 
+def test_outputs_begin_as_large_as_those_of_plain_convolutions():
+    x, stds = torch.randn(1, 256, 24, 24), []
+    for conv_type in ("plain", "depthwise"):
+        conv = make_conv(conv_type, 256, 64)
+        init_convs(torch.nn.ModuleList([conv]))
+        assert not conv.bias.any()
+        stds.append(conv(x)[..., 2:-2, 2:-2].std().item())
+    assert stds[0] == pytest.approx(stds[1], rel=0.1)
+
+
 @pytest.mark.parametrize("head", ["task_aligned", "parallel"])
 def test_every_wide_convolution_is_depthwise_and_trained(make_input, head):
     model = build_small(*DEPTHWISE, "MODEL.TOOD.HEAD", head).train()
@@ -61,12 +71,15 @@ def test_every_wide_convolution_is_depthwise_and_trained(make_input, head):
 
 
 def test_first_predictions_are_those_of_plain_convolutions():
-    cfg = load_config(CONFIG, [*TINY, *DEPTHWISE])
     shapes = [ShapeSpec(channels=32, stride=s) for s in (8, 16, 32, 64, 128)]
-    head = HEAD_REGISTRY.get("task_aligned")(cfg, shapes)
-    scores = head([torch.randn(2, 32, size, size) for size in (16, 8, 4, 2, 1)]).pred_scores
-    torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=4e-3, rtol=0)
-    assert head.inter_convs[1][0].weight.std().item() == pytest.approx(0.01, rel=0.1)
+    maps, scores = [torch.randn(2, 32, size, size) for size in (16, 8, 4, 2, 1)], []
+    for opts in ([], DEPTHWISE):
+        head = HEAD_REGISTRY.get("task_aligned")(load_config(CONFIG, [*TINY, *opts]), shapes)
+        scores.append(head(maps).pred_scores)
+    assert scores[0].mean().item() == pytest.approx(0.01, rel=0.02)
+    assert scores[1].mean().item() == pytest.approx(scores[0].mean().item(), rel=0.02)
+    assert scores[1].std().item() == pytest.approx(scores[0].std().item(), rel=0.15)
+    assert head.inter_convs[1][0].weight.std().item() == pytest.approx(0.03, rel=0.1)
     # Small objects are found late with random kernels.
     identity = torch.zeros(5, 5)
     identity[2, 2] = 1

@@ -1,7 +1,7 @@
 """A config tried before a training: its model without weights, its optimizer and its schedule."""
 
 import logging
-from typing import List
+from typing import List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -24,18 +24,21 @@ def build_detector(cfg: CfgNode) -> torch.nn.Module:
     return _tried(lambda: build_model(cfg), "MODEL")
 
 
-def check_builds(cfg: CfgNode, *, built: bool = False) -> None:
+def check_builds(cfg: CfgNode, *, built: bool = False) -> Optional[torch.nn.Module]:
     """Build what a training builds, on a device without numbers. Custom parts are not tried: they
     may need numbers, and their errors are best shown with a traceback.
 
     Args:
         built: the model was built before, and is not tried again.
 
+    Returns:
+        the model, if it was tried.
+
     Raises:
         UserError: where that fails, with the options to look at.
     """
     if has_parts_of_a_user(cfg):
-        return
+        return None
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.PRETRAINED = "meta", False
@@ -44,12 +47,12 @@ def check_builds(cfg: CfgNode, *, built: bool = False) -> None:
     with torch.device("meta"):
         backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
         _check_levels(cfg, backbone.output_shape())
-        if not built:
-            build_detector(cfg)
+        model = None if built else build_detector(cfg)
     layer = torch.nn.Linear(1, 1)
     with at_level("detectron2", logging.ERROR):
         optimizer = _tried(lambda: build_optimizer(cfg, layer), "SOLVER")
         _tried(lambda: build_lr_scheduler(cfg, optimizer), "SOLVER")
+    return model
 
 
 def _tried(build, group: str):

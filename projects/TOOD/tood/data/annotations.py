@@ -211,6 +211,12 @@ def class_names(content: Dict) -> List[str]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
+def join_names(names: Sequence[str], most: int = 8) -> str:
+    """Return names for a sentence, the first ones of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def count_objects(content: Dict) -> Dict[str, int]:
     """Return the number of annotations of each class, by its name, in the order of the ids."""
     counts = Counter(a["category_id"] for a in content.get("annotations", ()))

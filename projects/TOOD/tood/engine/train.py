@@ -42,7 +42,7 @@ from tood.data.tiles import tile_records
 from tood.engine.closing import make_report_hint
 from tood.engine.launch import launch, place_from_environment
 from tood.engine.progress import printed_to_log
-from tood.engine.trainer import Trainer
+from tood.engine.trainer import Trainer, attach_teacher, get_class_names
 from tood.evaluation.coco import load_content
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
@@ -162,7 +162,7 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
     _check_device(options.device, run.num_gpus)
     if not run.eval_only:
         check_training(cfg)
-    check_builds(cfg, built=run.is_built)
+    model = check_builds(cfg, built=run.is_built)
     reports = prepare_datasets(
         options.data,
         training=not run.eval_only,
@@ -177,6 +177,8 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
             news.append("No validation data (--val-data): nothing will be evaluated.")
         news += _set_schedule(cfg, run)
     _check_weights(options, run)
+    if model is not None and not run.eval_only:
+        attach_teacher(cfg, model, get_class_names(cfg))
     check_folder(options.output_dir)
     return cfg, news
 

@@ -18,6 +18,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch.utils.data import DataLoader
 
 from tood.checkpoint.identity import hash_data, hash_weights, write_identity
+from tood.config.check import get_key
 from tood.config.options import read_training_options
 from tood.config.read import run_options, tile_options
 from tood.data.loader import GuardedLoader, build_training_loader
@@ -27,6 +28,7 @@ from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
 from tood.engine.optimizer import clip_gradients
 from tood.evaluation.alignment_evaluator import AlignmentEvaluator
 from tood.evaluation.coco import CleanCOCOEvaluator, load_content, results_folder
+from tood.inference.teacher import EQUAL_KEYS, load_teacher
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.detector import TOOD
@@ -56,6 +58,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
     def build_experiment(self, cfg) -> Experiment:
         """Build all parts of a training, in the order of ``DefaultTrainer``."""
         model = self.build_model(cfg)
+        options = self.build_options(cfg, model)
+        attach_teacher(cfg, model, options.class_names)
         optimizer = self.build_optimizer(cfg, model)
         return Experiment(
             model=model,
@@ -66,18 +70,17 @@ class Trainer(TrainingLoop, DefaultTrainer):
             validation_loaders=lambda: {
                 name: self.build_validation_loader(cfg, name) for name in cfg.DATASETS.TEST
             },
-            options=self.build_options(cfg, model),
+            options=options,
             precise_bn=self.build_precise_bn(cfg, model),
         )
 
     @classmethod
     def build_options(cls, cfg, model) -> LoopOptions:
-        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
         return LoopOptions(
             output_dir=cfg.OUTPUT_DIR,
             max_iter=cfg.SOLVER.MAX_ITER,
             ims_per_batch=cfg.SOLVER.IMS_PER_BATCH,
-            class_names=names or [str(i) for i in range(model.num_classes)],
+            class_names=get_class_names(cfg),
             weights=cfg.MODEL.WEIGHTS,
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             max_to_keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
@@ -204,6 +207,23 @@ class Trainer(TrainingLoop, DefaultTrainer):
         optimizer = super().build_optimizer(without_clipping, model)
         clip_gradients(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
         return optimizer
+
+
+def attach_teacher(cfg, model, class_names) -> None:
+    """Give a model, or one without numbers, the teacher that a config names; errors as of
+    :func:`load_teacher`.
+    """
+    options = read_training_options(cfg)
+    if options.teacher:
+        values = {key: get_key(cfg, key) for key in (*EQUAL_KEYS, "MODEL.DEVICE")}
+        facts = dict(student=model, class_names=class_names, values=values)
+        model.teacher = load_teacher(options.teacher, options.teacher_weight, **facts)
+
+
+def get_class_names(cfg):
+    """Return the names of the classes of the training data, numbers if they have none."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    return names or [str(i) for i in range(cfg.MODEL.TOOD.NUM_CLASSES)]
 
 
 def _compute_repeat_factors(cfg, records):

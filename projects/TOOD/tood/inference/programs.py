@@ -92,7 +92,7 @@ def read_program(path: str) -> Tuple[Any, Dict]:
         # It logs the traceback of an error that it then raises without a reason.
         with quiet(), at_level("torch.export", logging.CRITICAL):
             return torch.export.load(buffer), metadata
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:  # the former from versions before 2.9
         raise ValueError("its graph and its tensors are not a program") from error
 
 
@@ -195,7 +195,8 @@ def _parse(name: str, content: bytes) -> Any:
 
 def _drop_notes(program: Dict) -> None:
     """Remove what is not needed to run a graph, such as where its nodes come from."""
-    program["guards_code"] = []
+    if "guards_code" in program:  # in files of newer versions of PyTorch
+        program["guards_code"] = []
     stack: list = [program]
     while stack:
         value = stack.pop()

@@ -6,7 +6,7 @@ network's input; stride units stay inside ``DenseHead._decode``.
 """
 
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from tood.modeling.backbone.deform_conv import DeformConvPack
-from tood.modeling.backbone.separable import DepthwiseConv2d, check_conv_type, make_conv
+from tood.modeling.backbone.separable import (
+    DepthwiseConv2d,
+    SeparableConv2d,
+    check_conv_type,
+    make_conv,
+)
 from tood.modeling.layers import (
     AlignmentBranch,
     average_log_sigmoids,
@@ -56,6 +61,15 @@ class DensePredictions(NamedTuple):
             return self.pred_log_scores.exp()
         log_centerness = F.logsigmoid(self.centerness_logits).unsqueeze(2)
         return (0.5 * (self.pred_log_scores + log_centerness)).exp()
+
+    def apply_threshold(self, threshold: float) -> Tuple[Tensor, float]:
+        """Return ``pred_scores``, and the threshold of these. With centerness, that of the class
+        alone is applied to them: other scores are -1.
+        """
+        if self.centerness_logits is None:
+            return self.pred_scores, threshold
+        confident = self.pred_log_scores.exp() > threshold
+        return torch.where(confident, self.pred_scores, -1.0), 0.0
 
     @property
     def level_sizes(self) -> List[int]:
@@ -347,13 +361,16 @@ def stack_convs(
 
 def init_convs(module: nn.Module, std: float = 0.01) -> None:
     """Draw weights from a normal distribution; deformable convolutions begin as plain ones, and
-    depthwise ones by :class:`DepthwiseConv2d`.
+    depthwise ones by :class:`DepthwiseConv2d`. The 1x1 convolution of a separable one has a ninth
+    of a 3x3 kernel's inputs, and begins three times as large, so that its outputs are learned as
+    soon (docs/results/small_data.md).
     """
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv2d):
             layer.reset_parameters()
         elif isinstance(layer, (nn.Conv2d, DeformConvPack)):
-            nn.init.normal_(layer.weight, std=std)
+            scale = 3 if isinstance(layer, SeparableConv2d) else 1
+            nn.init.normal_(layer.weight, std=scale * std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     for layer in module.modules():

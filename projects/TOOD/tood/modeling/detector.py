@@ -32,6 +32,7 @@ from tood.modeling.losses import (
 from tood.modeling.parallel_head import ParallelHead  # noqa: F401  (registers "parallel")
 from tood.modeling.postprocess import Candidates, select_candidates, suppress_non_maxima
 from tood.modeling.targets import Targets, label_batch
+from tood.modeling.teacher import Teacher
 
 Batch = List[Dict[str, Tensor]]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,6 +44,7 @@ class TOOD(DenseDetector):
 
     # Called in each training step with the batch's predictions and targets: TrainingWatcher.
     watcher: Optional[Callable] = None
+    teacher: Optional[Teacher] = None  # its predictions are learned as well
     size_divisibility = property(lambda self: get_size_divisibility(self.backbone))  # pixels
 
     @configurable
@@ -161,9 +163,9 @@ class TOOD(DenseDetector):
         return torch.autocast(self.device.type, PRECISIONS[precision])
 
     def preprocess_image(self, batched_inputs: Batch) -> ImageList:
-        """Return Detectron2's normalized, padded batch. At inference on a CPU it is in
-        channels-last memory, and so are all maps of the network, which takes less time. Training
-        keeps the plain order, whose rounding errors are half as large.
+        """Return Detectron2's normalized, padded batch: at inference on a CPU in channels-last
+        memory, as all maps are then, which takes less time; training has smaller rounding errors
+        in the plain order.
         """
         images = super().preprocess_image(batched_inputs)
         images.tensor = pad_to_multiple(images.tensor, self.size_divisibility)
@@ -207,7 +209,10 @@ class TOOD(DenseDetector):
             targets = self.label_batch(images, predictions, gt_instances, assigner)
             if self.watcher is not None:
                 self.watcher(self, images, features, predictions, targets, gt_instances)
-            return self.losses(predictions, targets, assigner)
+            losses = self.losses(predictions, targets, assigner)
+        if self.teacher is not None:
+            losses.update(self.teacher(self, images, predictions))
+        return losses
 
     def assigner_at(self, iteration: int) -> Assigner:
         """Return the assigner of an iteration."""
@@ -277,18 +282,10 @@ class TOOD(DenseDetector):
 
     def select(self, predictions: DensePredictions) -> Candidates:
         """Return the candidates for NMS of the whole batch, as tensors."""
-        scores, threshold = predictions.pred_scores, self.score_thresh_test
-        if predictions.centerness_logits is not None:  # the threshold is for the class alone
-            confident = predictions.pred_log_scores.exp() > threshold
-            scores, threshold = torch.where(confident, scores, -1.0), 0.0
-        return select_candidates(
-            scores,
-            predictions.pred_boxes,
-            predictions.level_sizes,
-            threshold,
-            self.topk_candidates_test,
-            predictions.extras,
-        )
+        scores, threshold = predictions.apply_threshold(self.score_thresh_test)
+        boxes, sizes, extras = predictions.pred_boxes, predictions.level_sizes, predictions.extras
+        most = self.topk_candidates_test
+        return select_candidates(scores, boxes, sizes, threshold, most, extras)
 
 
 def _known(precision_train: str, precision_test: str) -> Tuple[str, str]:

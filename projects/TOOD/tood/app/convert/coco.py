@@ -115,7 +115,7 @@ def unused_root(content: Dict) -> Optional[Dict]:
     used = {str(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
     for root in categories:
         groups = {str(c.get("supercategory")) for c in categories if c is not root}
-        if str(root.get("id")) not in used and groups == {root.get("name")}:
+        if str(root.get("id")) not in used and [*groups] == [root.get("name")]:
             return root
     return None
 

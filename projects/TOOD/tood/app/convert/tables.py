@@ -82,6 +82,7 @@ CSV = Format("CSV", find_tables, read_tables)
 
 def _read_table(folder: Folder, file: str) -> Optional[Table]:
     first = decode(folder.head(file), folder.path(file), "replace").splitlines()[:1]
+    first = [line.replace("\0", "") for line in first]  # an error of Python before 3.11
     for delimiter in ",;\t|":
         columns = _find_columns(next(csv.reader(first, delimiter=delimiter), []))
         if columns is not None:

@@ -36,6 +36,7 @@ from tood.config.read import load_config, read_options, read_schedule, tile_opti
 from tood.config.schedule import KEYS, Schedule, check_wanted, refuse_other_schedule, scale_schedule
 from tood.config.zoo import find_config_file, get_config_file
 from tood.data.annotations import class_names
+from tood.engine.trainer import attach_teacher
 from tood.utils.errors import OutOfMemory, UserError, guard_memory, is_out_of_memory
 from tood.utils.logs import at_level
 from tood.utils.tiles import WHOLE, TileOptions
@@ -240,6 +241,7 @@ def fit_step(
         number = typed.get(KEYS["ims_per_batch"])
     cfg = _load(config_file, {**_size_keys(size), **typed}, content)
     model = build_detector(cfg)
+    attach_teacher(cfg, model, class_names(content))
     is_chosen = {PRECISION, "SOLVER.AMP.ENABLED"} & set(typed)
     precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if is_chosen else list_precisions()
     if number is not None:

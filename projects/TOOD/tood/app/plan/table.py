@@ -13,7 +13,7 @@ from tood.app.plan.memory import MiB
 from tood.app.plan.rules import compute_statistics
 from tood.app.plan.state import PLAN
 from tood.config.check import get_key
-from tood.data.annotations import class_names
+from tood.data.annotations import class_names, join_names
 from tood.utils.errors import WIDTH
 
 Row = Tuple[str, str]
@@ -43,7 +43,7 @@ def make_table(data: TrainingData, plan: Plan, duration: Duration, output: str) 
 def _list_data(data: TrainingData) -> List[Row]:
     content = data.train.content
     names = class_names(content)
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = join_names(names)
     statistics = compute_statistics(content)
     negatives = count_negatives(content)
     to_train = f"{statistics.num_images} images, {statistics.num_objects} objects"
