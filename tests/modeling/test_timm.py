@@ -127,7 +127,7 @@ def test_train_and_evaluate(name, command, tmp_path):
 
 def test_mistakes(command):
     assert "did you mean resnet18?" in get_error(command(opts=[*FPN, "resnet_18"]))
-    message = get_error(command(opts=[*FPN, "coat_tiny"]))
+    message = get_error(command(opts=[*FPN, "mixer_s32_224"]))
     assert "does not take images of other sizes" in message
     message = get_error(command(opts=["MODEL.TIMM.NAME", "resnet18"]))
     assert "needs both its name and build_timm_fpn_backbone" in message

@@ -26,6 +26,7 @@ from layouts import (
 from PIL import Image
 
 from tood.app.convert import door
+from tood.app.convert.coco import unused_root
 from tood.app.convert.door import read_data
 from tood.data.annotations import clean_annotations
 
@@ -192,6 +193,12 @@ def test_a_root_that_has_objects_stays(new, content):
     changed["annotations"][0]["category_id"] = 0
     path.write_text(json.dumps(changed))
     assert load_content(folder)["categories"][0]["name"] == "shapes"
+
+
+@pytest.mark.parametrize("name", [[], {}, None, 3])
+def test_a_name_that_is_no_text_is_no_root(name):
+    categories = [{"id": 1, "name": "a"}, {"id": 0, "name": name}]
+    assert unused_root({"categories": categories, "annotations": []}) is None
 
 
 def test_names_that_two_images_have_are_not_guessed(new, content):

@@ -17,7 +17,11 @@ from tood.utils.suggest import suggest
 
 STRIDES = (4, 8, 16, 32)  # of the maps that can be used
 # Options that make a transformer accept images of any size.
-OPTIONS: Tuple[Dict[str, bool], ...] = ({}, {"dynamic_img_size": True})
+OPTIONS: Tuple[Dict[str, bool], ...] = (
+    {},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},  # Swin before timm 1.0.31
+)
 # Multiples to which images are padded: of 32 strides, or of windows at these strides.
 DIVISIBILITIES = (32, 64, 128, 224, 256, 384)
 
