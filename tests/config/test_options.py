@@ -46,4 +46,5 @@ def test_defaults_and_ranges_are_those_of_the_fields():
         "MODEL.TOOD.EMA_DECAY": options.Range(0, 0.999999),
         "MODEL.TOOD.EARLY_STOP_PATIENCE": options.Range(0),
         "MODEL.TOOD.MAX_DEAD_ITERS": options.Range(0),
+        "MODEL.TOOD.TEACHER_WEIGHT": options.Range(0),
     }

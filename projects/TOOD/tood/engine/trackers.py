@@ -123,13 +123,16 @@ class WandbTracker(Tracker):
     def begin(self) -> None:
         import wandb
 
+        mode = os.environ.get("WANDB_MODE", "offline")
+        # Its reports about itself go by the settings of the process: they would use the network.
+        wandb.setup(wandb.Settings(mode=mode))
         self._run = wandb.init(
             id=self.get_run_id(),
             resume="allow",
             name=os.path.basename(self.folder),
             project=os.environ.get("WANDB_PROJECT", "tood"),
             dir=self.folder,
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
         )
 
     def log(self, scalars: Dict[str, float], iteration: int) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
 
 try:
-    from detectron2 import _C  # noqa: F401
+    from detectron2 import _C
 
-    HAS_EXTENSION = True
+    HAS_EXTENSION = _C.has_cuda()  # it may be compiled for CPUs alone
 except ImportError:
     HAS_EXTENSION = False
 
