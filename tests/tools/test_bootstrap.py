@@ -10,10 +10,12 @@ import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import bootstrap
 import pytest
 from conftest import ROOT
+from detectron2.utils.env import TORCH_VERSION
 
 from tood.app.setup import detectron2_wheel, packages, run_pip
 from tood.utils.errors import UserError
@@ -99,6 +101,28 @@ def test_torch_and_torchvision_that_do_not_go_together(monkeypatch):
     message = one_sentence(error)
     assert "torch 2." in message and "torchvision 0." in message
     assert "do not go together" in message and "torchvision::nms" in message
+
+
+@pytest.mark.parametrize(
+    "version, limits",
+    [
+        ("2.0.1+cu118", ["numpy<2"]),
+        ("2.2.2", ["numpy<2"]),
+        ("2.3.0", []),
+        ("2.14.1", []),
+        ("3.0", []),
+        ("git", []),
+    ],
+)
+def test_old_versions_of_pytorch_get_numpy_1(monkeypatch, version, limits):
+    printed = SimpleNamespace(stdout=" ".join(version.split(".")[:2]) + "\n")
+    monkeypatch.setattr(packages, "run", lambda command: printed)
+    assert packages.list_limits("python") == limits
+
+
+def test_limits_of_this_python():
+    expected = ["numpy<2"] if TORCH_VERSION < (2, 3) else []
+    assert packages.list_limits(sys.executable) == expected
 
 
 def test_edits_change_exactly_what_they_name(tmp_path):

@@ -64,7 +64,8 @@ def install_needs(python: str, folder: str, project: Sequence[str]) -> None:
         install_detectron2(python)
     say("Installing this project and what it draws and tests with ...")
     # cv2 may be there under any of its four package names.
-    pip_install(python, [*([] if has_module(python, "cv2") else [OPENCV]), *project])
+    opencv = [] if has_module(python, "cv2") else [OPENCV]
+    pip_install(python, [*opencv, *list_limits(python), *project])
 
 
 def check_disk(folder: str) -> None:
@@ -89,6 +90,16 @@ def check_torch(python: str) -> None:
             f"belongs together, for example with: {python} -m pip install --upgrade torch "
             "torchvision"
         )
+
+
+def list_limits(python: str) -> List[str]:
+    """Return requirements of the PyTorch that is there: versions before 2.3 need NumPy 1."""
+    code = "from importlib.metadata import version as v; print(*v('torch').split('.')[:2])"
+    try:
+        version = tuple(map(int, run([python, "-c", code]).stdout.split()))
+    except ValueError:  # one of its developers
+        return []
+    return ["numpy<2"] if version and version < (2, 3) else []
 
 
 def has_module(python: str, name: str) -> bool:
