@@ -105,19 +105,25 @@ def network_log(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
         monkeypatch.setenv(block_sockets.LOG, str(path))
-        for holder, name in block_sockets.REPLACED:
+        for holder, name, _ in block_sockets.REPLACED:
             monkeypatch.setattr(holder, name, getattr(holder, name))  # is set back at the end
         block_sockets.block_sockets()
         yield path
+        check_network(path)
 
 
 @pytest.fixture(autouse=True)
 def no_network(network_log):
     """A test fails if something asked the network while it ran."""
-    before = network_log.stat().st_size
+    check_network(network_log)  # of fixtures of several tests
     yield
-    attempts = network_log.read_text()[before:]
-    assert not attempts, f"A test asks the network: {attempts}"
+    check_network(network_log)
+
+
+def check_network(path):
+    attempts = path.read_text()
+    path.write_text("")  # one test fails
+    assert not attempts, f"A test, or a fixture before it, asks the network: {attempts}"
 
 
 @pytest.fixture(scope="session", autouse=True)

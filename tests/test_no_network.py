@@ -38,10 +38,17 @@ def connect():
 
 def test_an_attempt_of_this_process_is_seen(attempts):
     connect()
-    with pytest.raises(OSError, match="no network"):
-        socket.getaddrinfo("example.com", 80)
+    for ask in (
+        lambda: socket.getaddrinfo("a.example", 80),
+        lambda: socket.gethostbyname("b.example"),
+    ):
+        with pytest.raises(OSError, match="no network"):
+            ask()
+    with socket.socket(type=socket.SOCK_DGRAM) as s, pytest.raises(OSError, match="no network"):
+        s.sendto(b"a", ("192.0.2.2", 80))
     text = attempts()
-    assert "192.0.2.1" in text and "example.com" in text and "in connect" in text
+    for address in ("192.0.2.1", "192.0.2.2", "a.example", "b.example", "in connect"):
+        assert address in text
 
 
 def test_an_attempt_of_another_process_is_seen(attempts):

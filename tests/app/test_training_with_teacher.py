@@ -1,15 +1,21 @@
 """``MODEL.TOOD.TEACHER`` in whole trainings: its losses, and teachers that do not fit."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, app_error, get_error
+from conftest import CONFIG, SMALL, app_error, get_error, load_extension
+from detectron2.modeling import build_model
 
 import train_net
 from tood.app import cli
+from tood.engine.train import check
+from tood.engine.trainer import attach_teacher, get_class_names
+from tood.modeling.teacher import Teacher
 
-KEY = "MODEL.TOOD.TEACHER"
+KEY, TEACHER_WEIGHT = "MODEL.TOOD.TEACHER", "MODEL.TOOD.TEACHER_WEIGHT"
 
 
 def read_metrics(folder):
@@ -21,7 +27,7 @@ def read_metrics(folder):
 def test_train_net(command, out, trained):
     train_net.cli(command(opts=[KEY, str(trained), "MODEL.TOOD.EMA_DECAY", "0.9"]))
     losses = read_metrics(out)
-    assert losses["loss_teacher_cls"] > 0 and losses["loss_teacher_box_reg"] >= 0
+    assert losses["loss_teacher_cls"] > 0 and "loss_teacher_box_reg" in losses
     names = torch.load(out / "model_final.pth", weights_only=True)["model"]
     assert not [x for x in names if "teacher" in x]
 
@@ -41,7 +47,7 @@ def others(trained, tmp_path):
         folder = tmp_path / "other"
         folder.mkdir()
         text = (trained / "config.yaml").read_text()
-        assert change is None or class_names or change(text) != text
+        assert class_names or change(text) != text
         (folder / "config.yaml").write_text(change(text))
         content = torch.load(trained / "model_final.pth", weights_only=True)
         content["class_names"] = class_names or content["class_names"]
@@ -53,7 +59,7 @@ def others(trained, tmp_path):
 
 def test_a_teacher_that_is_not_there(command, out, photo_folder):
     message = get_error(command(opts=[KEY, "nowhere"]))
-    assert f"{KEY} cannot be used: " in message and "nowhere" in message
+    assert f"{KEY} cannot be used: No checkpoint or output folder at nowhere; name " in message
     assert not out.exists()
     message = app_error("train", "photos", "--output", "app", *SMALL, KEY, "nowhere")
     assert f"{KEY} cannot be used: " in message and not (photo_folder.parent / "app").exists()
@@ -65,11 +71,75 @@ def test_a_teacher_of_other_classes(command, out, others):
     assert not out.exists()
 
 
-def test_a_teacher_of_other_pixels(command, out, others):
-    folder = others(lambda text: text.replace("FORMAT: RGB", "FORMAT: BGR", 1))
-    message = get_error(command(opts=[KEY, folder]))
-    assert "has INPUT.FORMAT BGR, and this training RGB" in message
+PIXELS = {
+    "INPUT.FORMAT BGR, and this training RGB": ("FORMAT: RGB", "FORMAT: BGR"),
+    "INPUT.BIT_DEPTH 12, and this training 16": ("BIT_DEPTH: 16", "BIT_DEPTH: 12"),
+    "MODEL.PIXEL_MEAN [1": ("PIXEL_MEAN:\n  - 123.675", "PIXEL_MEAN:\n  - 1"),
+    "MODEL.PIXEL_STD [1": ("PIXEL_STD:\n  - 58.395", "PIXEL_STD:\n  - 1"),
+}
+
+
+@pytest.mark.parametrize("says", PIXELS)
+def test_a_teacher_of_other_pixels(command, out, others, says):
+    folder = others(lambda text: text.replace(*PIXELS[says], 1))
+    assert f"has {says}" in get_error(command(opts=[KEY, folder]))
     assert not out.exists()
+
+
+def test_rounded_pixels_are_equal(command, others, tmp_path):
+    """As timm's are, which are computed."""
+    folder = others(lambda text: text.replace("- 57.12\n", "- 57.120000000000005\n", 1))
+    cfg, _ = check(train_net.parse_args(command(opts=[KEY, folder, TEACHER_WEIGHT, "0.5"])))
+    model = build_model(cfg)
+    attach_teacher(cfg, model, get_class_names(cfg))
+    assert model.teacher.weight == 0.5
+    cfg.MODEL.TOOD.TEACHER_WEIGHT = 0.0
+    model = build_model(cfg)
+    attach_teacher(cfg, model, get_class_names(cfg))
+    assert model.teacher is None
+
+
+def test_a_teacher_is_not_overwritten(command, others):
+    folder = others(lambda text: text + "\n")
+    before = (Path(folder) / "config.yaml").read_text()
+    message = get_error(command(opts=[KEY, folder, "OUTPUT_DIR", folder]))
+    assert "is in the output folder of this training; name another one." in message
+    assert (Path(folder) / "config.yaml").read_text() == before
+
+
+def test_a_teacher_for_a_head_of_a_user(command, out):
+    """Which is not built before the training."""
+    load_extension("head")
+    head = ["MODEL.TOOD.HEAD", "UncertainHead"]
+    assert f"{KEY} cannot be used" in get_error(command(opts=[KEY, "nowhere", *head]))
+    assert not out.exists()
+
+
+def test_a_plan_of_a_config_has_the_teacher(photo_folder, trained, monkeypatch):
+    calls = []
+    arguments = ["train", "photos", "--config-file", CONFIG, "--dry-run", *SMALL]
+    predict = Teacher.predict
+    monkeypatch.setattr(Teacher, "predict", lambda *x: calls.append(x) or predict(*x))
+    cli.main([*arguments, KEY, str(trained)])
+    assert calls
+    assert f"{KEY} cannot be used" in app_error(*arguments, KEY, "nowhere")
+
+
+@pytest.mark.slow
+def test_a_teacher_that_was_moved(photo_folder, trained, tmp_path, monkeypatch, fresh_loggers):
+    shutil.copytree(trained, "n")
+    begin = ["train", str(photo_folder), "--output", str(tmp_path / "out"), "--model", "R18"]
+    options = [*SMALL, "SOLVER.STEPS", "()", "SOLVER.MAX_ITER"]
+    cli.main([*begin, *options, "2", KEY, "n"])
+    assert f"TEACHER: {tmp_path}/n" in (tmp_path / "out" / "plan.yaml").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # it is found from there
+    again = [*begin, "--resume", *options]
+    cli.main([*again, "3", KEY, "../n"])
+    (tmp_path / "n").rename(tmp_path / "moved")
+    assert "cannot be used" in app_error(*again, "4", KEY, "../n")
+    cli.main([*again, "4", KEY, "../moved"])
+    assert read_metrics(tmp_path / "out")["iteration"] >= 3
 
 
 def test_a_teacher_of_other_levels(command, out, trained):

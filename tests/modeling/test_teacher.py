@@ -53,6 +53,25 @@ def sum_losses(scores, boxes, targets, **changed):
     return compute_teacher_loss_sums(make_predictions(scores, boxes), targets, **options)
 
 
+def test_options_of_the_losses():
+    scores, boxes = torch.full((1, 1, 1), 0.25), torch.tensor([[[0.0, 0, 4, 4]]])
+    targets = SoftTargets(torch.full((1, 1, 1), 0.75), torch.tensor([[[0.0, 0, 4, 2]]]))
+    bce = -0.75 * math.log(0.25) - 0.25 * math.log(0.75)
+    losses = sum_losses(scores, boxes, targets, gamma=1.0, cls_weight=3.0, box_reg_weight=5.0)
+    assert losses["loss_teacher_cls"].item() == pytest.approx(3 * 0.5 * bce, rel=1e-5)
+    assert losses["loss_teacher_box_reg"].item() == pytest.approx(5 * 0.75 * 0.5, rel=1e-5)
+
+
+def test_boxes_that_are_not_learned_need_not_be_sound():
+    """Also not for a box loss that allows its boxes to be strange only where they are equal."""
+    scores, boxes = torch.tensor([[[0.5], [0.5]]]), torch.tensor([[[0.0, 0, 4, 4], [math.nan] * 4]])
+    targets = SoftTargets(torch.tensor([[[0.5], [0.01]]]), torch.tensor([[[0.0, 0, 4, 2]] * 2]))
+    losses = sum_losses(scores, boxes.requires_grad_(), targets)
+    losses["loss_teacher_box_reg"].backward()
+    assert losses["loss_teacher_box_reg"].item() == pytest.approx(0.5, rel=1e-4)
+    assert boxes.grad.isfinite().all()
+
+
 def test_losses_against_a_loop():
     scores, targets = torch.rand(2, 7, 3), torch.rand(2, 7, 3) * 0.5
     targets[0, :3] = 0.01  # no boxes are learned there
@@ -132,8 +151,18 @@ def test_its_locations_are_the_students():
     torch.testing.assert_close(found.boxes, expected.pred_boxes, atol=1e-3, rtol=1e-4)
 
 
+def test_the_losses_are_in_float32(make_input):
+    student = build("MODEL.TOOD.PRECISION_TRAIN", "bfloat16").train()
+    student.teacher = Teacher(build())
+    with EventStorage(0):
+        losses = student([make_input()])
+    assert {x.dtype for x in losses.values()} == {torch.float32}
+
+
 def test_a_teacher_is_no_part_of_the_student(make_input):
     student, model = build(), build()
+    for layer in (model.head.cls_pred, model.head.cls_align[-1]):
+        torch.nn.init.zeros_(layer.bias)  # scores of a quarter to a half, whose boxes are learned
     before = {k: v.clone() for k, v in model.state_dict().items()}
     names = [*student.state_dict()]
     student.teacher = Teacher(model, weight=3.0)
@@ -144,7 +173,14 @@ def test_a_teacher_is_no_part_of_the_student(make_input):
         thrice = student.train()(batch)
         student.teacher.weight = 1.0
         once = student(batch)
-    for name in ("loss_teacher_cls", "loss_teacher_box_reg"):
+    images, predictions = student.predict_with_images(batch)
+    targets = student.teacher.predict(images, student.strides)
+    best = targets.scores.amax(dim=2)
+    assert best.min() > MIN_SCORE
+    expected = compute_teacher_loss_sums(predictions, targets, **OPTIONS)
+    for name, total in expected.items():
+        assert once[name] > 0
+        torch.testing.assert_close(once[name], total / best.sum(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(thrice[name], 3 * once[name])
     sum(thrice.values()).backward()
     assert not model.training and all(p.grad is None for p in model.parameters())

@@ -11,19 +11,26 @@ import socket
 import traceback
 
 LOG = "TOOD_TESTS_NETWORK_LOG"  # environment variable: the path of the file
-REPLACED = [(socket.socket, "connect"), (socket.socket, "connect_ex"), (socket, "getaddrinfo")]
+# Functions, and the place of the address among their arguments.
+REPLACED = [
+    (socket.socket, "connect", 1),
+    (socket.socket, "connect_ex", 1),
+    (socket.socket, "sendto", -1),
+    (socket, "getaddrinfo", 0),
+    (socket, "gethostbyname", 0),
+]
 HERE = (None, "", "localhost", "::1", "::", "0.0.0.0", socket.gethostname())
 
 
 def block_sockets():
     """Replace what finds and connects addresses."""
-    for holder, name in REPLACED:
-        setattr(holder, name, _allow_here(getattr(holder, name), is_method=holder is not socket))
+    for holder, name, place in REPLACED:
+        setattr(holder, name, _allow_here(getattr(holder, name), place))
 
 
-def _allow_here(function, is_method):
+def _allow_here(function, place):
     def call(*args, **kwargs):
-        address = args[is_method] if len(args) > is_method else kwargs["host"]
+        address = args[place] if args else kwargs["host"]
         if not is_here(address):
             with open(os.environ[LOG], "a") as f:
                 f.write(f"{address}\n{''.join(traceback.format_stack(limit=12))}\n")
@@ -35,9 +42,11 @@ def _allow_here(function, is_method):
 
 def is_here(address):
     """Tell whether an address, or a host, is one of this machine."""
-    if isinstance(address, tuple):
-        address = address[0]
-    elif isinstance(address, (str, bytes)) and os.fsdecode(address).startswith(("/", "\0")):
-        return True  # a Unix socket
-    host = os.fsdecode(address) if isinstance(address, bytes) else address
-    return host in HERE or bool(re.fullmatch(r"127(\.\d+){3}", host))
+    host = address[0] if isinstance(address, tuple) else address
+    if isinstance(host, bytes):
+        host = os.fsdecode(host)
+    if isinstance(host, int):  # of a family that is no network, such as netlink
+        return True
+    if host in HERE or re.fullmatch(r"127(\.\d+){3}", host):
+        return True
+    return not isinstance(address, tuple) and host.startswith(("/", "\0"))  # a Unix socket

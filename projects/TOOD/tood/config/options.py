@@ -66,7 +66,7 @@ class TrainingOptions:
     # Measure the alignment of classification and localization in each evaluation as well.
     eval_alignment: bool = option(False)
     # Output folder of a training, or a checkpoint, whose predictions are learned as well, and the
-    # weight of their losses (docs/training.md).
+    # weight of their losses; 0: none (docs/training.md).
     teacher: str = option("")
     teacher_weight: float = option(1.0, 0)
     # "mlflow" or "wandb": write metrics there as well (docs/integrations.md).

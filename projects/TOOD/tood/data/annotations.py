@@ -17,6 +17,7 @@ from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, read_regu
 LISTS = ("images", "categories", "annotations")
 # pycocotools converts ids to floating point numbers, which cannot distinguish larger ones.
 LARGEST_ID = 2**53
+MOST_NAMES = 8  # in a sentence
 NEW_ID = "\uffff"  # begins the ids, in texts, of added categories, which are the last ones
 
 
@@ -211,10 +212,10 @@ def class_names(content: Dict) -> List[str]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def join_names(names: Sequence[str], most: int = 8) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return names for a sentence, the first ones of many."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def count_objects(content: Dict) -> Dict[str, int]:

@@ -177,7 +177,7 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
             news.append("No validation data (--val-data): nothing will be evaluated.")
         news += _set_schedule(cfg, run)
     _check_weights(options, run)
-    if model is not None and not run.eval_only:
+    if not (run.eval_only or run.is_built):
         attach_teacher(cfg, model, get_class_names(cfg))
     check_folder(options.output_dir)
     return cfg, news

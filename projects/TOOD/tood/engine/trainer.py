@@ -210,14 +210,18 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
 
 def attach_teacher(cfg, model, class_names) -> None:
-    """Give a model, or one without numbers, the teacher that a config names; errors as of
-    :func:`load_teacher`.
+    """Give a model the teacher that a config names; errors as of :func:`load_teacher`.
+
+    Args:
+        model: may have no numbers; None: the teacher is only checked, apart from its levels.
     """
     options = read_training_options(cfg)
-    if options.teacher:
-        values = {key: get_key(cfg, key) for key in (*EQUAL_KEYS, "MODEL.DEVICE")}
+    if options.teacher and options.teacher_weight:
+        values = {key: get_key(cfg, key) for key in (*EQUAL_KEYS, "MODEL.DEVICE", "OUTPUT_DIR")}
         facts = dict(student=model, class_names=class_names, values=values)
-        model.teacher = load_teacher(options.teacher, options.teacher_weight, **facts)
+        teacher = load_teacher(options.teacher, options.teacher_weight, **facts)
+        if model is not None:
+            model.teacher = teacher
 
 
 def get_class_names(cfg):

@@ -1,5 +1,7 @@
 """The teacher of a training, ``MODEL.TOOD.TEACHER``: a trained detector, checked to fit."""
 
+import math
+import os
 from typing import Any, Dict, Sequence
 
 from tood.config.check import get_key
@@ -10,7 +12,7 @@ from tood.utils.errors import UserError
 
 KEY = "MODEL.TOOD.TEACHER"
 # Both see the same images.
-EQUAL_KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+EQUAL_KEYS = ("INPUT.FORMAT", "INPUT.BIT_DEPTH", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
 
 def load_teacher(
@@ -20,37 +22,57 @@ def load_teacher(
     Args:
         path: output folder of a training, a checkpoint, or the name of a released model.
         weight: factor of its losses.
-        student: the TOOD that is trained, or one without numbers.
+        student: the TOOD that is trained, or one without numbers; None: its levels are not checked.
         class_names: names of its classes.
-        values: those of ``EQUAL_KEYS`` in its config, and "MODEL.DEVICE".
+        values: those of ``EQUAL_KEYS`` in its config, "MODEL.DEVICE" and "OUTPUT_DIR".
 
     Raises:
-        UserError: if there is no such teacher, or if it finds other classes, takes other images, or
-            does not have the levels of the student.
+        UserError: if there is no such teacher, or if it finds other classes, takes other images,
+            does not have the levels of the student, or would be overwritten.
     """
     try:
         found = Predictor(path, device=values["MODEL.DEVICE"], score_threshold="from-config")
     except UserError as error:
-        raise UserError(f"{KEY} cannot be used: {error.sentence()}") from error
+        raise UserError(
+            f"{KEY} cannot be used: {error.sentence().partition(';')[0].rstrip('.')}; name the "
+            "output folder of a training, or a checkpoint in it."
+        ) from error
+    about = f"The detector {path} ({KEY})"
+    if os.path.realpath(os.path.dirname(found.options.weights)) == os.path.realpath(
+        values["OUTPUT_DIR"]
+    ):
+        raise UserError(f"{about} is in the output folder of this training; name another one.")
     if found.class_names != list(class_names):
         raise UserError(
-            f"{KEY}, {path}, finds {join_names(found.class_names)}; the classes of this training "
-            f"are {join_names(class_names)}; name a detector of the same classes."
+            f"{about} finds {join_names(found.class_names)}; the classes of this training are "
+            f"{join_names(class_names)}; name a detector of the same classes."
         )
     for key in EQUAL_KEYS:
         value = get_key(found.cfg, key)
-        if value != values[key]:
+        if not _is_equal(value, values[key]):
             raise UserError(
-                f"{KEY}, {path}, has {key} {value}, and this training {values[key]}; name a "
-                "detector with the same value: both see the same images."
+                f"{about} has {key} {value}, and this training {values[key]}; name a detector with "
+                "the same value: both see the same images."
             )
+    if student is not None:
+        _check_levels(found.model, student, about)
+    return Teacher(found.model, weight)
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Compare numbers as far as they are rounded."""
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_is_equal, a, b))
+    return a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=1e-6))
+
+
+def _check_levels(teacher: Any, student: Any, about: str) -> None:
     try:
-        find_levels(found.model.strides, student.strides)
-        if student.size_divisibility % found.model.size_divisibility:
+        find_levels(teacher.strides, student.strides)
+        if student.size_divisibility % teacher.size_divisibility:
             raise ValueError(
-                f"it takes images of multiples of {found.model.size_divisibility} pixels, not "
+                f"it takes images of multiples of {teacher.size_divisibility} pixels, not "
                 f"{student.size_divisibility}"
             )
     except ValueError as error:
-        raise UserError(f"{KEY}, {path}, does not fit: {error}; name another detector.") from error
-    return Teacher(found.model, weight)
+        raise UserError(f"{about} does not fit: {error}; name another detector.") from error

@@ -24,7 +24,7 @@ MIN_SCORE = 0.05
 class SoftTargets(NamedTuple):
     """A teacher's predictions for a batch."""
 
-    scores: Tensor  # (N, R, K), probabilities
+    scores: Tensor  # (N, R, K), aligned probabilities, without centerness
     boxes: Tensor  # (N, R, 4)
 
 

@@ -9,6 +9,7 @@ from tood.app.plan.memory import time_step
 from tood.app.plan.rules import FEW, choose_epochs
 from tood.config.build import build_detector
 from tood.engine.progress import count_evaluations
+from tood.engine.trainer import attach_teacher
 from tood.utils.errors import is_out_of_memory
 
 FORWARD = 0.35  # time of an evaluation, as a part of steps with as many images
@@ -49,16 +50,25 @@ def estimate_duration(plan: Plan, num_val_images: int) -> Duration:
     if seconds is None:
         return Duration(solver.MAX_ITER, number)
     models = 2 if tood.EMA_DECAY and not tood.EVAL_EMA_ALONE else 1
-    forward = FORWARD * plan.seconds.get(tood.PRECISION_TEST, seconds) / solver.IMS_PER_BATCH
+    alone = plan.seconds.get(tood.PRECISION_TEST, seconds)
+    if tood.TEACHER:
+        alone = _measure_step(plan, tood.PRECISION_TEST) or alone
+    forward = FORWARD * alone / solver.IMS_PER_BATCH
     return Duration(solver.MAX_ITER, number, seconds, num_val_images * models * forward)
 
 
-def _measure_step(plan: Plan) -> Optional[float]:
-    """Return the seconds of a step; None if it cannot be measured."""
+def _measure_step(plan: Plan, precision: str = "") -> Optional[float]:
+    """Return the seconds of a step, or of one without a teacher in a precision; None if it cannot
+    be measured.
+    """
     if plan.cfg.MODEL.DEVICE != "cpu":
         return None
     try:
         model = build_detector(plan.cfg)
+        if precision:
+            model.precision_train = precision
+        else:
+            attach_teacher(plan.cfg, model, plan.class_names)
         return time_step(model, plan.cfg.SOLVER.IMS_PER_BATCH, *_find_size(plan.cfg))
     except RuntimeError as error:
         if is_out_of_memory(error):  # the images of a step are the user's choice

@@ -70,7 +70,7 @@ def list_words(typed: Wishes) -> List[str]:
         if name and write(bare) == value:  # as a flag writes it
             words += [f"--{name.replace('_', '-')}", bare]
         else:
-            keys += [key, str(value)]
+            keys += [key, _make_relative(str(value))]
     return words + keys
 
 
@@ -81,6 +81,8 @@ def _make_relative(path: str) -> str:
 
 
 SMALLEST = 32  # size of images, pixels
+# Options that may be paths: a training may be resumed from another folder.
+PATHS = ("MODEL.TOOD.TEACHER",)
 # Flags that are values of the config.
 FLAGS = {
     "image_size": ("INPUT.MIN_SIZE_TRAIN", lambda size: f"({size},)"),
@@ -98,6 +100,7 @@ def list_options(options: Sequence[str], **flags: object) -> List[str]:
     """
     typed = dict(zip(options[::2], options[1::2]))
     typed.pop("OUTPUT_DIR", None)
+    typed.update({key: _make_absolute(typed[key]) for key in PATHS if key in typed})
     for name, value in flags.items():
         if value in (None, ""):
             continue

@@ -167,7 +167,7 @@ def draw_training(records: List[Dict]) -> bytes:
     """
     figure = Figure(figsize=(2 * SIZE[0], SIZE[1]), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2)
-    names = ("total_loss", "loss_cls", "loss_box_reg")
+    names = ("total_loss", "loss_cls", "loss_box_reg", "loss_teacher_cls", "loss_teacher_box_reg")
     for axes, keys, title in zip(
         panels, (names, ("bbox/AP", "ema/bbox/AP")), ("losses", "AP on the validation data")
     ):

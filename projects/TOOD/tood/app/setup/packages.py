@@ -64,8 +64,10 @@ def install_needs(python: str, folder: str, project: Sequence[str]) -> None:
         install_detectron2(python)
     say("Installing this project and what it draws and tests with ...")
     # cv2 may be there under any of its four package names.
-    opencv = [] if has_module(python, "cv2") else [OPENCV]
-    pip_install(python, [*opencv, *list_limits(python), *project])
+    pip_install(python, [*([] if has_module(python, "cv2") else [OPENCV]), *project])
+    limits = list_limits(python)
+    if limits:  # by itself: pip would look for versions of all packages that ask for it
+        pip_install(python, limits)
 
 
 def check_disk(folder: str) -> None:
