@@ -25,6 +25,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 import block_sockets  # noqa: E402
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
+from detectron2.utils.env import TORCH_VERSION  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -46,6 +47,10 @@ gc.freeze()
 settings.register_profile("tood", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("tood")
 
+# docs/deploy.md
+needs_graphs = pytest.mark.skipif(
+    TORCH_VERSION < (2, 8), reason="PyTorch cannot export graphs of any size"
+)
 EXTENSIONS = ROOT / "tests" / "extensions"
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
 # A model small enough for an iteration in a fraction of a second.
@@ -247,6 +252,12 @@ def command(entry, out, fresh_loggers):
         ]
 
     return build
+
+
+def skip_without_graphs():
+    """In fixtures, where marks do nothing."""
+    if TORCH_VERSION < (2, 8):
+        pytest.skip("PyTorch cannot export graphs of any size")
 
 
 def free_port():

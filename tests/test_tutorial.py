@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from conftest import NO_NETWORK, ROOT, SMALL
+from conftest import NO_NETWORK, ROOT, SMALL, needs_graphs
 
 nbformat = pytest.importorskip("nbformat", reason="an extra")
 nbclient = pytest.importorskip("nbclient", reason="an extra")
@@ -13,6 +13,7 @@ SMALLER = {  # a training of two steps of a tiny network
 }
 
 
+@needs_graphs
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path):
     pytest.importorskip("onnxruntime", reason="an extra")

@@ -1,5 +1,6 @@
 """The detectors that ``benchmark.py`` measures, with random weights and images."""
 
+import contextlib
 from typing import Callable, Dict
 
 from tood.utils import logs  # isort: skip  # noqa: F401  (first: libraries warn)
@@ -40,8 +41,9 @@ class Subject:
         self.scaler = make_grad_scaler(scaled)
 
     def autocast(self):
-        enabled = self.dtype != torch.float32
-        return torch.autocast(torch.device(self.args.device).type, self.dtype, enabled=enabled)
+        if self.dtype == torch.float32:  # PyTorch 2.0 refuses it for CPUs even if it is turned off
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.args.device).type, self.dtype)
 
     def step(self):
         self.model.train()

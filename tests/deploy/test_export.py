@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CONFIG, ROOT, TINY, assert_from_their_locations, load_extension
+from conftest import (
+    CONFIG,
+    ROOT,
+    TINY,
+    assert_from_their_locations,
+    load_extension,
+    needs_graphs,
+    skip_without_graphs,
+)
 from detectron2.layers import FrozenBatchNorm2d, batched_nms
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
@@ -109,6 +117,7 @@ def predictor(weights):
 @pytest.fixture(scope="module")
 def onnx_file(weights, tmp_path_factory):
     """A file that is made without the decompositions of the exporter, its slowest step."""
+    skip_without_graphs()
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(torch.export.ExportedProgram, "run_decompositions")
         return write_file(weights, tmp_path_factory.mktemp("onnx") / "a.onnx")
@@ -346,6 +355,7 @@ def test_what_is_for_int8(tmp_path):
 
 
 @pytest.mark.slow
+@needs_graphs
 def test_operators_of_onnx_in_an_anchor_based_model_with_deformable_convolutions(tmp_path):
     opts = ["MODEL.TOOD.ANCHOR_TYPE", "anchor_based", "MODEL.TOOD.NUM_DCN_CONVS", "1"]
     model = Predictor(CONFIG, save_random(tmp_path, *opts), opts=[*SMALL, *opts]).model
@@ -366,6 +376,7 @@ class InPlace(torch.nn.Module):
         return made.relu_() + x
 
 
+@needs_graphs
 @pytest.mark.parametrize(
     "maker, possible",
     [
@@ -445,6 +456,7 @@ def test_torchscript(weights, predictor, tmp_path, capsys):
         assert_same_detections(file(images.numpy()), run(module, images))
 
 
+@needs_graphs
 @pytest.mark.slow
 @pytest.mark.parametrize("opts", [[], TENSORFLOWS])
 def test_exported_program(tmp_path, opts):
@@ -462,6 +474,7 @@ def test_exported_program(tmp_path, opts):
 
 
 @pytest.mark.slow
+@needs_graphs
 def test_kernels_of_a_timm_model_and_depthwise_ones_are_in_the_file(tmp_path):
     """If timm's model computed norms separately, int8 would not change the convolutions."""
     pytest.importorskip("timm", reason="an extra")

@@ -13,7 +13,7 @@ from typing import Tuple
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, complaint
+from conftest import ROOT, complaint, skip_without_graphs
 from detectron2.utils.env import TORCH_VERSION
 from torch import nn
 
@@ -83,6 +83,7 @@ def draw(number):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
+    skip_without_graphs()
     path = tmp_path_factory.mktemp("program") / "a.pt2"
     save_program(Five(), str(path), METADATA)
     return path

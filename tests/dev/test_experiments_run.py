@@ -63,6 +63,7 @@ def test_estimate_memory(tmp_path, monkeypatch, capsys):
     assert 0 < recomputed < plain and 0 < half_recomputed < half
 
 
+@pytest.mark.skipif(TORCH_VERSION < (2, 1), reason="each view has a storage object of its own")
 def test_memory_in_use_is_counted_once():
     with LiveMemory() as memory:
         x = torch.zeros(1000)  # 4,000 bytes

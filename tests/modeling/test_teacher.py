@@ -63,7 +63,7 @@ def test_options_of_the_losses():
 
 
 def test_boxes_that_are_not_learned_need_not_be_sound():
-    """Also not for a box loss that allows its boxes to be strange only where they are equal."""
+    """Not even numbers: box losses are finite for equal boxes alone."""
     scores, boxes = torch.tensor([[[0.5], [0.5]]]), torch.tensor([[[0.0, 0, 4, 4], [math.nan] * 4]])
     targets = SoftTargets(torch.tensor([[[0.5], [0.01]]]), torch.tensor([[[0.0, 0, 4, 2]] * 2]))
     losses = sum_losses(scores, boxes.requires_grad_(), targets)
