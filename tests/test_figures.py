@@ -33,7 +33,7 @@ MEASURED = re.compile(
 )
 # A block, or words in the text with the name of a program, a flag, a key or a test.
 COMMAND = re.compile(r"^```bash|`[^`]*(\.py|tood |make |--|test_|[A-Z]\.[A-Z])[^`]*`", re.MULTILINE)
-STUDENT = {5: 2.7764}  # 97.5 % quantile for the mean of so many
+STUDENT = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764}  # 97.5 % quantiles by the number of pairs
 
 
 class Table(NamedTuple):
@@ -237,10 +237,10 @@ def test_differences_are_those_of_the_rows_above():
     for rows in (table.rows for table in read_all()):
         for old, new, row in zip(rows, rows[1:], rows[2:]):
             if row[0] == "difference":
-                for a, b, difference in zip(old[1:6], new[1:6], row[1:6]):
+                for a, b, difference in zip(old[1:-1], new[1:-1], row[1:-1]):
                     assert float(b) - float(a) == pytest.approx(float(difference), abs=0.1501)
                     found += 1
-    assert found == 5
+    assert found >= 7
 
 
 # Figures that are in several tables
@@ -280,7 +280,10 @@ SAME = [  # table/row/column
     [f"models/{P2}/CPU ms", "runtimes/N with P2, 320 x 320/PyTorch 2.14.1"],
     [f"models/{N}/CPU ms", "runtimes/N, 320 x 320/PyTorch 2.14.1"],
     [f"models/{S}/CPU ms", "runtimes/S, 320 x 320/PyTorch 2.14.1"],
-    ["Pico's runtimes/Pico, AP/ONNX Runtime 1.32.0", "Pico/Pico 5/AP"],
+    [
+        "Pico's runtimes/Pico, AP/ONNX Runtime 1.32.0",
+        "Pico/1x1 convolutions that begin a third as large 5/AP",
+    ],
     ["Pico's runtimes/N, AP/ONNX Runtime 1.32.0", "Pico/N 1/AP"],
     *([f"R18/here, SEED {x[-1]}/AP", f"R18's curve/800/{x}"] for x in SEEDS),
     *([f"P2/800/{x}", f"bfloat16/float32/{x}"] for x in (*SEEDS, "mean, standard deviation")),
