@@ -9,6 +9,7 @@ from tood import model_zoo
 from tood.modeling.backbone.deform_conv import (
     HAS_EXTENSION,
     DeformConvPack,
+    DeformConvParameters,
     PortableDeformConv,
     make_deform_convs_portable,
 )
@@ -85,9 +86,8 @@ def test_layers_of_a_backbone_are_exchanged_with_their_parameters():
     cfg = model_zoo.get_config("tood_R101_DCN_FPN_mstrain_2x")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 50])
     resnet = build_model(cfg).backbone.bottom_up
-    convs = [m for m in resnet.modules() if isinstance(m, ModulatedDeformConv)]
-    assert len(convs) == 4 + 6 + 3  # res3 to res5
-    assert all(isinstance(m, PortableDeformConv) for m in convs)
+    kinds = [type(m) for m in resnet.modules() if hasattr(m, "deformable_groups")]
+    assert kinds == [PortableDeformConv] * (4 + 6 + 3)  # res3 to res5
     names = [n for n, _ in resnet.named_parameters()]
     before = dict(resnet.named_parameters())
     make_deform_convs_portable(resnet)
@@ -104,3 +104,22 @@ def test_both_operators_give_the_same():
     x = torch.randn(2, 8, 7, 9, device="cuda")
     compiled = pack(x)
     torch.testing.assert_close(compiled.cpu(), pack.cpu()(x.cpu()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    not issubclass(ModulatedDeformConv, torch.nn.Module), reason="Detectron2 has a placeholder"
+)
+@pytest.mark.parametrize("kernel_size, groups, bias", [(3, 1, True), ((3, 1), 2, False)])
+def test_parameters_are_those_of_detectron2(kernel_size, groups, bias):
+    options = dict(kernel_size=kernel_size, groups=groups, deformable_groups=2, bias=bias)
+    layers = []
+    for kind in (ModulatedDeformConv, DeformConvParameters):
+        torch.manual_seed(1)
+        layers.append(kind(4, 8, stride=2, padding=1, **options))
+    ours, theirs = layers[1], layers[0]
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert (ours.groups, ours.deformable_groups) == (theirs.groups, theirs.deformable_groups)

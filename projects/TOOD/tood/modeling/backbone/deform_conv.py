@@ -6,8 +6,10 @@ parameters and the same results. Detectron2's own layer needs its extension and 
 import torch
 import torchvision
 from detectron2.layers import ModulatedDeformConv
+from detectron2.modeling.backbone import resnet
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
 
@@ -17,6 +19,41 @@ try:
     HAS_EXTENSION = _C.has_cuda()  # it may be compiled for CPUs alone
 except ImportError:
     HAS_EXTENSION = False
+
+
+class DeformConvParameters(nn.Module):
+    """Parameters of Detectron2's ``ModulatedDeformConv``, with its arguments and first values."""
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        deformable_groups=1,
+        bias=True,
+        norm=None,
+        activation=None,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size = _pair(kernel_size)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups, self.deformable_groups = groups, deformable_groups
+        self.norm, self.activation = norm, activation
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
+        )
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+
+# Without its extension, Detectron2's main branch has a class that cannot be built in its place.
+if not issubclass(ModulatedDeformConv, nn.Module):
+    ModulatedDeformConv = resnet.ModulatedDeformConv = DeformConvParameters
 
 
 class PortableDeformConv(ModulatedDeformConv):
