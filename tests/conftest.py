@@ -48,9 +48,9 @@ settings.register_profile("tood", deadline=None, suppress_health_check=list(Heal
 settings.load_profile("tood")
 
 # docs/deploy.md
-needs_graphs = pytest.mark.skipif(
-    TORCH_VERSION < (2, 8), reason="PyTorch cannot export graphs of any size"
-)
+NO_GRAPHS = TORCH_VERSION < (2, 8)
+WHY_NO_GRAPHS = "PyTorch cannot export graphs of any size"
+needs_graphs = pytest.mark.skipif(NO_GRAPHS, reason=WHY_NO_GRAPHS)
 EXTENSIONS = ROOT / "tests" / "extensions"
 CONFIG = str(ROOT / "configs" / "tood_R18_GN_small_data.yaml")
 # A model small enough for an iteration in a fraction of a second.
@@ -256,8 +256,8 @@ def command(entry, out, fresh_loggers):
 
 def skip_without_graphs():
     """In fixtures, where marks do nothing."""
-    if TORCH_VERSION < (2, 8):
-        pytest.skip("PyTorch cannot export graphs of any size")
+    if NO_GRAPHS:
+        pytest.skip(WHY_NO_GRAPHS)
 
 
 def free_port():

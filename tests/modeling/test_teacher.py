@@ -50,7 +50,7 @@ def make_predictions(scores, boxes):
 
 def sum_losses(scores, boxes, targets, **changed):
     options = {**OPTIONS, **changed}
-    return compute_teacher_loss_sums(make_predictions(scores, boxes), targets, **options)
+    return compute_teacher_loss_sums(make_predictions(scores, boxes), targets, **options)[0]
 
 
 def test_options_of_the_losses():
@@ -177,7 +177,8 @@ def test_a_teacher_is_no_part_of_the_student(make_input):
     targets = student.teacher.predict(images, student.strides)
     best = targets.scores.amax(dim=2)
     assert best.min() > MIN_SCORE
-    expected = compute_teacher_loss_sums(predictions, targets, **OPTIONS)
+    expected, weight = compute_teacher_loss_sums(predictions, targets, **OPTIONS)
+    torch.testing.assert_close(weight, best.sum())
     for name, total in expected.items():
         assert once[name] > 0
         torch.testing.assert_close(once[name], total / best.sum(), rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ def is_here(address):
     host = address[0] if isinstance(address, tuple) else address
     if isinstance(host, bytes):
         host = os.fsdecode(host)
-    if isinstance(host, int):  # of a family that is no network, such as netlink
+    if isinstance(host, int):  # of a family within this machine, such as netlink
         return True
     if host in HERE or re.fullmatch(r"127(\.\d+){3}", host):
         return True

@@ -27,7 +27,7 @@ def load_teacher(
         values: those of ``EQUAL_KEYS`` in its config, "MODEL.DEVICE" and "OUTPUT_DIR".
 
     Raises:
-        UserError: if there is no such teacher, or if it finds other classes, takes other images,
+        UserError: if the teacher does not exist, finds other classes, takes other images,
             does not have the levels of the student, or would be overwritten.
     """
     try:

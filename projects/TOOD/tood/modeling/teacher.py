@@ -8,7 +8,7 @@ Shapes: N images, R locations of all levels of the student, K classes. Boxes are
 network's input.
 """
 
-from typing import Any, Dict, NamedTuple, Sequence
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.structures import ImageList
@@ -29,8 +29,8 @@ class SoftTargets(NamedTuple):
 
 
 class Teacher:
-    """A trained TOOD and the weight of its lessons. It is no part of the student's state: not in
-    checkpoints, not in copies of the student, and no optimizer changes it.
+    """A trained TOOD and the weight of its losses. It is not part of the student's state: neither
+    checkpoints nor copies of the student contain it, and the optimizer does not change it.
     """
 
     def __init__(self, model: Any, weight: float = 1.0):
@@ -68,17 +68,16 @@ class Teacher:
             predictions: its predictions for it.
 
         Returns:
-            "loss_teacher_cls" and "loss_teacher_box_reg": :func:`compute_teacher_loss_sums` by the
-            mean over all processes of the sum of :func:`weigh_boxes`.
+            "loss_teacher_cls" and "loss_teacher_box_reg": the sums of
+            :func:`compute_teacher_loss_sums` by the mean of its weights over all processes.
         """
         targets = self.predict(images, student.strides)
         with torch.autocast(images.device.type, enabled=False):
-            options: Dict[str, Any] = dict(box_reg_loss=student.box_reg_loss)
-            sums = compute_teacher_loss_sums(
-                predictions, targets, **options, **student.loss_options
+            sums, weight = compute_teacher_loss_sums(
+                predictions, targets, box_reg_loss=student.box_reg_loss, **student.loss_options
             )
-            weights = mean_over_processes(weigh_boxes(targets).sum()).clamp(min=1)
-            return {name: self.weight * x / weights for name, x in sums.items()}
+            weight = mean_over_processes(weight).clamp(min=1)
+            return {name: self.weight * x / weight for name, x in sums.items()}
 
 
 def find_levels(strides: Sequence[int], wanted: Sequence[int]) -> slice:
@@ -109,17 +108,18 @@ def compute_teacher_loss_sums(
     gamma: float,
     cls_weight: float,
     box_reg_weight: float,
-) -> Dict[str, Tensor]:
-    """Return the weighted sums over all locations of :func:`aligned_focal_loss` with the teacher's
-    scores as targets, in which each class counts, and of the box loss against its boxes, by
-    :func:`weigh_boxes`.
+) -> Tuple[Dict[str, Tensor], Tensor]:
     """
-    options: Dict[str, Any] = dict(gamma=gamma, alpha=None)
-    cls = aligned_focal_loss(predictions.pred_log_scores, targets.scores, **options).sum()
+    Returns:
+        the weighted sums over all locations of :func:`aligned_focal_loss` with the teacher's scores
+        as targets, in which each class counts, and of the box loss against its boxes, by
+        :func:`weigh_boxes`; and the sum of these weights.
+    """
+    cls = aligned_focal_loss(
+        predictions.pred_log_scores, targets.scores, gamma=gamma, alpha=None
+    ).sum()
     weights = weigh_boxes(targets)
     pred_boxes = torch.where(weights.unsqueeze(2) > 0, predictions.pred_boxes, targets.boxes)
     box_reg = (box_reg_loss(pred_boxes, targets.boxes) * weights).sum()
-    return {
-        "loss_teacher_cls": cls_weight * cls,
-        "loss_teacher_box_reg": box_reg_weight * box_reg,
-    }
+    sums = {"loss_teacher_cls": cls_weight * cls, "loss_teacher_box_reg": box_reg_weight * box_reg}
+    return sums, weights.sum()

@@ -80,7 +80,7 @@ class Plan(NamedTuple):
     num_images: int  # or tiles
     memory: Optional[StepMemory]  # None: the images of a step are the user's choice
     seconds: Dict[str, float]  # of a step in each precision, if they were measured
-    class_names: Sequence[str] = ()
+    class_names: Sequence[str]  # in the order of their ids
 
     def opts(self) -> List[str]:
         """Return the options in the form of a command line."""
@@ -125,8 +125,8 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     options = {**chosen, **typed}
     cfg = _load(base, options, content)
     statistics = compute_statistics(content, tiles)
-    facts = (statistics, number, memory, seconds, class_names(content))
-    return Plan(name, base, options, list(typed), cfg, *facts)
+    names = class_names(content)
+    return Plan(name, base, options, list(typed), cfg, statistics, number, memory, seconds, names)
 
 
 def find_base(wishes: Wishes) -> str:

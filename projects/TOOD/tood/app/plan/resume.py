@@ -16,7 +16,7 @@ from tood.utils.files import last_checkpoint_in, read_tensors, write_whole
 # Options that take effect in a resumed training, and leave what it has learned valid.
 CHANGEABLE = re.compile(
     r"SOLVER\..*|TEST\.EVAL_PERIOD|DATALOADER\.NUM_WORKERS|MODEL\.DEVICE|VIS_PERIOD"
-    r"|MODEL\.TOOD\.(EARLY_STOP_PATIENCE|MAX_DEAD_ITERS|VAL_LOSS|EVAL_ALIGNMENT|TEACHER|TEACHER_WEIGHT)"
+    r"|MODEL\.TOOD\.(EARLY_STOP_PATIENCE|MAX_DEAD_ITERS|VAL_LOSS|EVAL_ALIGNMENT|TEACHER(_WEIGHT)?)"
 )
 
 
