@@ -138,6 +138,7 @@ def test_a_teacher_that_was_moved(photo_folder, trained, tmp_path, monkeypatch, 
     cli.main([*again, "3", KEY, "../n"])
     (tmp_path / "n").rename(tmp_path / "moved")
     assert "cannot be used" in app_error(*again, "4", KEY, "../n")
+    assert "cannot be used" in app_error(*begin, "--resume", "--dry-run", *options, "4")
     cli.main([*again, "4", KEY, "../moved"])
     assert read_metrics(tmp_path / "out")["iteration"] >= 3
 

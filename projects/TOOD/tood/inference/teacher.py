@@ -1,8 +1,9 @@
 """The teacher of a training, ``MODEL.TOOD.TEACHER``: a trained detector, checked to fit."""
 
+import contextlib
 import math
 import os
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Iterator, Sequence
 
 from tood.config.check import get_key
 from tood.data.annotations import join_names
@@ -30,13 +31,8 @@ def load_teacher(
         UserError: if the teacher does not exist, finds other classes, takes other images,
             does not have the levels of the student, or would be overwritten.
     """
-    try:
+    with named():
         found = Predictor(path, device=values["MODEL.DEVICE"], score_threshold="from-config")
-    except UserError as error:
-        raise UserError(
-            f"{KEY} cannot be used: {error.sentence().partition(';')[0].rstrip('.')}; name the "
-            "output folder of a training, or a checkpoint in it."
-        ) from error
     about = f"The detector {path} ({KEY})"
     if os.path.realpath(os.path.dirname(found.options.weights)) == os.path.realpath(
         values["OUTPUT_DIR"]
@@ -57,6 +53,18 @@ def load_teacher(
     if student is not None:
         _check_levels(found.model, student, about)
     return Teacher(found.model, weight)
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
+    """Name the key in the UserError of a teacher that cannot be used."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{KEY} cannot be used: {error.sentence().partition(';')[0].rstrip('.')}; name the "
+            "output folder of a training, or a checkpoint in it."
+        ) from error
 
 
 def _is_equal(a: Any, b: Any) -> bool:

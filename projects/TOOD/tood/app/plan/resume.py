@@ -7,9 +7,12 @@ from typing import Dict, Iterator, NamedTuple, Sequence
 
 from tood.app.plan.state import PLAN
 from tood.config.files import change_config_file, read_config_file
+from tood.config.options import read_training_options
 from tood.config.read import load_config, read_options
 from tood.config.schedule import KEYS
 from tood.engine.train import Run
+from tood.inference.locate import find_model
+from tood.inference.teacher import named
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in, read_tensors, write_whole
 
@@ -76,7 +79,10 @@ def describe(run: Run, changes: Changes, output: str) -> str:
     config_file, opts = read_config_file(run.config_file), [*run.opts]
     for item in changes.after.items():
         opts += map(str, item)
-    load_config(config_file, opts, resume=True)
+    teacher = read_training_options(load_config(config_file, opts, resume=True)).teacher
+    if teacher:
+        with named():
+            find_model(teacher)
     length = read_options(config_file, opts, keys=[KEYS["max_iter"]])[KEYS["max_iter"]]
     last, done = last_checkpoint_in(output), 0
     source = "the last checkpoint that can be used"  # the training names those that cannot
