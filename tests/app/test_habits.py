@@ -6,7 +6,7 @@ from conftest import app_error
 from tood.app import cli
 from tood.app.habits import FOREIGN, KEYS
 from tood.config.check import known_keys
-from tood.config.zoo import get_config
+from tood.config.read import get_config
 
 
 @pytest.mark.parametrize(

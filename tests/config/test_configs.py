@@ -2,7 +2,7 @@ import pytest
 from conftest import ROOT
 from detectron2.modeling import build_model
 
-from tood import TOOD
+from tood import TOOD, model_zoo
 from tood.config.read import load_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -22,6 +22,22 @@ def test_config_builds(path):
     # A third of the schedule; of the released ones 4 epochs, also when there are 24.
     warmup = min(cfg.SOLVER.MAX_ITER / 3, 4 * 7330)
     assert cfg.MODEL.TOOD.ATSS_ITERS == pytest.approx(warmup, abs=1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("weights", [None, ""])
+def test_a_config_by_name_is_what_commands_read(path, weights):
+    if path.stem.startswith("Base"):
+        pytest.skip("has no name")
+    opts = ["MODEL.DEVICE", "cpu", *([] if weights is None else ["MODEL.WEIGHTS", weights])]
+    assert model_zoo.get_config(path.stem, opts) == load_config(str(path), opts)
+
+
+def test_a_model_by_name_has_its_own_pixels_and_anchors():
+    model = model_zoo.get_model("tood_lite0_Pico_small_data", device="cpu")
+    assert model.pixel_mean.flatten().tolist() == [127.0] * 3
+    anchors = model.head.anchor_generator.cell_anchors
+    assert [int(a[0, 2] - a[0, 0]) for a in anchors] == [64, 128, 256, 512]
 
 
 def test_released_settings():

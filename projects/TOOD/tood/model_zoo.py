@@ -7,7 +7,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.zoo import RELEASED_MODELS, ReleasedModel, get_config, get_config_file
+from tood.config.read import get_config
+from tood.config.zoo import RELEASED_MODELS, ReleasedModel, get_config_file
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
 

@@ -20,7 +20,7 @@ from tood.app.plan.rules import LARGEST_SMALL, DataStatistics
 from tood.app.plan.state import Wishes
 from tood.app.plan.table import make_table
 from tood.config.files import read_config_file
-from tood.config.zoo import get_config
+from tood.config.read import get_config
 from tood.utils.errors import UserError
 from tood.utils.tiles import WHOLE
 

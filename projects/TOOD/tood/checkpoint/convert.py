@@ -21,7 +21,8 @@ from detectron2.modeling import build_model, build_resnet_backbone
 from torch import Tensor
 
 from tood.checkpoint.names import detectron2_name, mmdet_name
-from tood.config.zoo import RELEASED_MODELS, differing_options, get_config
+from tood.config.read import differing_options, get_config
+from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors, write_atomically
 from tood.utils.tensors import hash_tensors

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -27,6 +27,7 @@ from tood.config.inferred import (
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule, refuse_two_values
 from tood.config.unread import check_unread
+from tood.config.zoo import get_config_file
 from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
@@ -153,6 +154,26 @@ def check_training(cfg: CfgNode) -> None:
 def read_schedule(config_file: ConfigFile) -> Schedule:
     """Return the schedule that a config file states, before any override."""
     return Schedule.from_config(_merged(config_file, ()))
+
+
+def get_config(name: str, options: Sequence = ()) -> CfgNode:
+    """Return the config of a model by its name, see :func:`~tood.config.zoo.get_config_file`, with
+    the anchors and pixels that follow from its levels and its backbone, as commands have them.
+
+    Args:
+        options: keys and values in turn.
+    """
+    config_file = read_config_file(get_config_file(name))
+    cfg = _merged(config_file, options)
+    infer_anchor_sizes(cfg, config_file, options)
+    infer_pixels(cfg, config_file, options)
+    return cfg
+
+
+def differing_options(name: str, options: Mapping[str, object]) -> List:
+    """Return KEY, VALUE, ... of the options whose values differ from those of a config."""
+    cfg = get_config(name)
+    return [x for key, value in options.items() if get_key(cfg, key) != value for x in (key, value)]
 
 
 def apply_schedule(cfg: CfgNode, schedule: Schedule, overrides: Sequence[str]) -> Dict[str, object]:

@@ -5,12 +5,8 @@ The published AP is the authors' or MMDetection's, on COCO val2017.
 
 import os
 from pathlib import Path
-from typing import List, Mapping, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional
 
-from detectron2.config import CfgNode, get_cfg
-
-from tood.config.check import get_key
-from tood.config.defaults import add_tood_config
 from tood.utils.errors import UserError
 from tood.utils.suggest import suggest, suggest_path
 
@@ -71,22 +67,3 @@ def get_config_file(name: str) -> str:
 def find_config_file(config: str) -> str:
     """Return the path of a config that is named by its path, or by its name in this project."""
     return config if os.path.isfile(config) else get_config_file(config)
-
-
-def get_config(name: str, options: Sequence = ()) -> CfgNode:
-    """Return the config of a model by its name, see :func:`get_config_file`.
-
-    Args:
-        options: keys and values in turn.
-    """
-    cfg = get_cfg()
-    add_tood_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
-    cfg.merge_from_list(list(options))
-    return cfg
-
-
-def differing_options(name: str, options: Mapping[str, object]) -> List:
-    """Return KEY, VALUE, ... of the options whose values differ from those of a config."""
-    cfg = get_config(name)
-    return [x for key, value in options.items() if get_key(cfg, key) != value for x in (key, value)]
