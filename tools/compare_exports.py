@@ -6,8 +6,10 @@
         MODEL.WEIGHTS output/mine/model_best.pth
 
 AP is COCO's on the first of DATASETS.TEST, of the same pixels as in ``train_net.py --eval-only``.
-Times are medians for one image, from pixels to detections, measured in turn. With ``--sides 320
-640`` the images are resized to squares of these sides for it.
+Times are medians for one image, from pixels to detections. Each file has turns of several images,
+after a rest: the threads of most runtimes go on spinning after a call, and would halve the speed of
+another runtime if it was called next. With ``--sides 320 640`` the images are resized to squares
+of these sides for it.
 """
 
 import contextlib
@@ -32,7 +34,9 @@ from tood.modeling.detector import PRECISIONS
 from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 
-WARMUP_ROUNDS = 2
+TURNS = 3
+WARMUP_CALLS = 2  # of each turn
+REST = 0.2  # seconds before each turn, until the threads of the last one sleep
 
 
 def parse_args(argv=None):
@@ -44,7 +48,7 @@ def parse_args(argv=None):
         choices=PRECISIONS,
         help="precision of PyTorch; may be repeated",
     )
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of timing")
+    parser.add_argument("--images", type=int, default=15, help="images to time")
     parser.add_argument(
         "--sides", type=int, nargs="+", metavar="PIXELS", help="sides of square images to time"
     )
@@ -54,8 +58,8 @@ def parse_args(argv=None):
     argv, opts = split_overrides(argv)
     args = parse_arguments(parser, argv)
     args.opts, args.precisions = opts, args.precision or ["float32"]
-    if args.rounds < 1:
-        raise UserError(f"--rounds is {args.rounds}; it must be above 0.")
+    if args.images < 1:
+        raise UserError(f"--images is {args.images}; it must be above 0.")
     if args.sides and min(args.sides) < 1:
         raise UserError(f"--sides has {min(args.sides)}; sides are 1 pixel or more.")
     for values in (args.files, args.precisions):
@@ -88,7 +92,7 @@ def main(args):
     results = {name: evaluate(predictor, detector) for name, detector in progress}
     times = {
         column: measure(detectors, batches)
-        for column, batches in batches_to_time(predictor, args.rounds, args.sides).items()
+        for column, batches in batches_to_time(predictor, args.images, args.sides).items()
     }
     print(f"| | AP | AP50 | AP75 | {' | '.join(times)} | MB |\n{'|---' * (5 + len(times))}|")
     for name, metrics in results.items():
@@ -121,10 +125,10 @@ def evaluate(predictor, detector):
         return inference_on_dataset(detector, loader, evaluator)["bbox"]
 
 
-def batches_to_time(predictor, rounds, sides):
+def batches_to_time(predictor, images, sides):
     """Return {title: batches of one image}, as they are evaluated, or resized to squares."""
     loader = predictor.build_test_loader(predictor.options.data.test[0])
-    batches = list(itertools.islice(loader, rounds))
+    batches = list(itertools.islice(loader, images))
     if not sides:
         return {"ms an image": batches}
     return {
@@ -137,15 +141,15 @@ def batches_to_time(predictor, rounds, sides):
 
 
 def measure(detectors, batches):
-    """Return {name: seconds for an image in each round}."""
+    """Return {name: seconds for each image, in each turn}."""
     seconds = {name: [] for name in detectors}
-    batches = [batches[0]] * WARMUP_ROUNDS + batches
-    for i, batch in enumerate(tqdm(batches, desc="timing")):
-        for name, detector in detectors.items():
+    for name in tqdm([*detectors] * TURNS, desc="timing"):
+        time.sleep(REST)
+        for i, batch in enumerate([batches[0]] * WARMUP_CALLS + batches):
             start = time.perf_counter()
             with torch.no_grad():
-                detector(batch)
-            if i >= WARMUP_ROUNDS:
+                detectors[name](batch)
+            if i >= WARMUP_CALLS:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -503,7 +503,7 @@ def test_kernels_of_a_timm_model_and_depthwise_ones_are_in_the_file(tmp_path):
 def test_a_file_is_the_model_to_detectron2(onnx_file, weights, shapes, capsys, sides):
     data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]
     argv = ["--config-file", CONFIG, onnx_file, *(["--sides", *sides] if sides else [])]
-    argv += ["--rounds", "1", *SMALL, *data]
+    argv += ["--images", "1", *SMALL, *data]
     compare_exports.main(compare_exports.parse_args([*argv, "MODEL.WEIGHTS", weights]))
     rows = [r.split("|")[1:-1] for r in capsys.readouterr().out.splitlines() if r[:1] == "|"]
     titles = [f" ms at {side} x {side} " for side in sides] or [" ms an image "]
@@ -707,8 +707,8 @@ def test_comparison_refuses(onnx_file, weights, shapes):
     argv = ["--config-file", CONFIG, onnx_file]
     with pytest.raises(UserError, match="a.onnx is named twice"):
         compare_exports.parse_args([*argv, onnx_file])
-    with pytest.raises(UserError, match="--rounds is 0"):
-        compare_exports.parse_args([*argv, "--rounds", "0"])
+    with pytest.raises(UserError, match="--images is 0"):
+        compare_exports.parse_args([*argv, "--images", "0"])
     with pytest.raises(UserError, match="--sides has 0"):
         compare_exports.parse_args([*argv, onnx_file, "--sides", "320", "0"])
     data = ["DATASETS.TEST", f"('{shapes}/annotations.json:{shapes}/images',)"]

@@ -11,7 +11,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 import torchvision
-from detectron2.layers import ShapeSpec, cat, get_norm
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import build_anchor_generator
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -27,6 +27,7 @@ from tood.modeling.backbone.separable import (
     check_conv_type,
     make_conv,
 )
+from tood.modeling.group_norm import make_norm
 from tood.modeling.layers import (
     AlignmentBranch,
     average_log_sigmoids,
@@ -353,8 +354,8 @@ def stack_convs(
             conv = DeformConvPack(in_channels, conv_dim, num_groups=num_groups, bias=bias)
         else:
             conv = make_conv(conv_type, in_channels, conv_dim, bias=bias)
-        norms = [] if norm == "" else [get_norm(norm, conv_dim)]
-        stack.append(nn.Sequential(conv, *norms, nn.ReLU(inplace=True)))
+        layers = (conv, make_norm(norm, conv_dim), nn.ReLU(inplace=True))
+        stack.append(nn.Sequential(*(layer for layer in layers if layer is not None)))
         in_channels = conv_dim
     return stack
 

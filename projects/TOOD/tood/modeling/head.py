@@ -10,7 +10,7 @@ from detectron2.layers import cat
 from torch import Tensor, nn
 
 from tood.modeling.dense_head import HEAD_REGISTRY, DenseHead, LevelMaps, stack_convs
-from tood.modeling.layers import AlignmentBranch, TaskDecomposition, read_layers
+from tood.modeling.layers import AlignmentBranch, TaskDecomposition, average_locations, read_layers
 
 
 @HEAD_REGISTRY.register()
@@ -61,7 +61,7 @@ class TOODHead(DenseHead):
         for conv in self.inter_convs:
             x = conv(x)
             inter_features.append(x)
-        pooled = cat([x.mean(dim=(2, 3), keepdim=True) for x in inter_features], dim=1)
+        pooled = cat([average_locations(x) for x in inter_features], dim=1)[..., None, None]
         branches = [branch for branch in (self.cls_align, self.reg_align) if branch is not None]
         readers: List[Union[TaskDecomposition, AlignmentBranch]]
         readers = [self.cls_decomp, self.reg_decomp, *branches]

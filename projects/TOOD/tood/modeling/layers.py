@@ -7,13 +7,16 @@ each takes its product from there.
 Shapes: N images, C channels, L stacked interactive convolutions, H x W locations of one level.
 """
 
-from typing import Callable, Sequence, Tuple
+import functools
+from typing import Callable, Iterable, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import cat, get_norm
+from detectron2.layers import cat
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
+
+from tood.modeling.group_norm import make_norm
 
 
 class TaskDecomposition(nn.Module):
@@ -42,7 +45,7 @@ class TaskDecomposition(nn.Module):
             nn.Sigmoid(),
         )
         self.reduction = nn.Conv2d(conv_dim * num_convs, conv_dim, 1, bias=norm == "")
-        self.norm = get_norm(norm, conv_dim)
+        self.norm = make_norm(norm, conv_dim)
 
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -98,6 +101,13 @@ class AlignmentBranch(nn.Sequential):
         return self[2](self[1](x))
 
 
+def average_locations(x: Tensor) -> Tensor:
+    """Return the mean (N, C) of (N, C, H, W). In this order its gradient is channels-last, as that
+    of :func:`read_layers`, and their sum is quicker.
+    """
+    return x.flatten(2).transpose(1, 2).mean(dim=1)
+
+
 def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Apply several 1x1 convolutions to the interactive features of all layers, by one matrix
     product per layer: the L maps are never copied into one.
@@ -109,15 +119,42 @@ def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Te
     Returns:
         for each kernel, (N, width, H, W).
     """
-    _, C, H, W = layers[0].shape
     widths = [kernel.shape[1] for kernel in kernels]
+    joint_kernels = cat(list(kernels), dim=1).split(layers[0].shape[1], dim=2)
+    read = _convolve if _is_float32_on_cpu(layers[0]) else _multiply
+    return read(layers, joint_kernels).split(widths, dim=1)
+
+
+def _multiply(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the products of L maps (N, C, H, W) and L kernels (N, width, C)."""
+    H, W = layers[0].shape[2:]
     # Locations x channels, in and out: without a copy if the memory is channels-last.
     layers = [x.flatten(2).transpose(1, 2) for x in layers]
-    kernels = cat(list(kernels), dim=1).transpose(1, 2).split(C, dim=1)
-    x = torch.bmm(layers[0], kernels[0])
-    for layer, kernel in zip(layers[1:], kernels[1:]):
-        x += torch.bmm(layer, kernel)
-    return x.transpose(1, 2).unflatten(2, (H, W)).split(widths, dim=1)
+    x = _add_up(torch.bmm(x, kernel.transpose(1, 2)) for x, kernel in zip(layers, kernels))
+    return x.transpose(1, 2).unflatten(2, (H, W))
+
+
+def _convolve(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tensor:
+    """:func:`_multiply`, by a convolution for each image and layer."""
+    images = zip(*(x.split(1) for x in layers))
+    kernels = [kernel.unflatten(2, (-1, 1, 1)) for kernel in kernels]
+    return cat([_add_up(map(F.conv2d, image, k)) for image, k in zip(images, zip(*kernels))])
+
+
+def _add_up(values: Iterable[Tensor]) -> Tensor:
+    """Return the sum of new tensors, in the memory of the first."""
+    return functools.reduce(Tensor.add_, values)
+
+
+def _is_float32_on_cpu(x: Tensor) -> bool:
+    """Return whether convolutions are quicker than matrix products: PyTorch computes the former
+    with oneDNN, the latter with MKL, which has half the speed on other makers' processors. In a
+    traced program, the number of images must not be a constant.
+    """
+    compiler = getattr(torch, "compiler", None)  # since PyTorch 2.1
+    traced = torch.jit.is_tracing() or getattr(compiler, "is_compiling", bool)()
+    is_float32 = x.device.type == "cpu" and x.dtype == torch.float32
+    return is_float32 and torch.backends.mkldnn.is_available() and not traced
 
 
 def average_log_sigmoids(a: Tensor, b: Tensor) -> Tensor:
