@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import deform_conv2d
 
 from tood.modeling import layers
 from tood.modeling.layers import TaskDecomposition, average_log_sigmoids, sample_each_side
@@ -98,6 +99,29 @@ def test_folded_layer_attention_equals_weighting_the_layers(norm):
     expected = F.conv2d(scaled, layer.reduction.weight, layer.reduction.bias)
     expected = F.relu(expected if layer.norm is None else layer.norm(expected))
     torch.testing.assert_close(layer(reduced), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 20.0])
+def test_gradients_of_sampling_are_torchvisions(share, spread):
+    """Offsets that are integers, that reach the border and beyond it, and that are enormous."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    boxes, offsets = draw(2, 4, 5, 6), spread * draw(2, 8, 5, 6)
+    offsets[0] = offsets[0].round()
+    offsets[1, :, 0] = 1e30
+    grad = draw(2, 4, 5, 6) * (torch.rand(2, 4, 5, 6, generator=generator) < share)
+    inputs = boxes.requires_grad_(), offsets.requires_grad_()
+    ones = boxes.new_ones(4, 1, 1, 1)
+    expected = deform_conv2d(*inputs, weight=ones)
+    actual = layers._SampleSides.apply(*inputs, ones, deform_conv2d)
+    assert torch.equal(actual, expected)
+    expected, actual = (torch.autograd.grad(x, inputs, grad) for x in (expected, actual))
+    for x, y in zip(actual, expected):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])

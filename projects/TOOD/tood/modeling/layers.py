@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import cat
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
 from tood.modeling.group_norm import make_norm
@@ -102,10 +103,11 @@ class AlignmentBranch(nn.Sequential):
 
 
 def average_locations(x: Tensor) -> Tensor:
-    """Return the mean (N, C) of (N, C, H, W). In this order its gradient is channels-last, as that
-    of :func:`read_layers`, and their sum is quicker.
+    """Return the mean (N, C) of (N, C, H, W). Its gradient is never as large as the map, as that of
+    PyTorch's ``mean`` is.
     """
-    return x.flatten(2).transpose(1, 2).mean(dim=1)
+    x = x.flatten(2)
+    return x.sum(dim=2) / x.shape[2]
 
 
 def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
@@ -185,7 +187,46 @@ def sample_each_side(
     # A NaN offset would crash torchvision's operator on the CPU; the box it belongs to is NaN.
     offsets = torch.nan_to_num(offsets)
     # One group per side: each channel is sampled with its own offset and multiplied by one.
-    sampled = deform_conv2d(boxes, offsets, weight=boxes.new_ones(4, 1, 1, 1))
+    ones = boxes.new_ones(4, 1, 1, 1)
+    if boxes.device.type == "cpu" and (boxes.requires_grad or offsets.requires_grad):
+        sampled = _SampleSides.apply(boxes, offsets, ones, deform_conv2d)
+    else:
+        sampled = deform_conv2d(boxes, offsets, weight=ones)
     x1, y1, x2, y2 = sampled.unbind(dim=1)
     crossed = (x1 > x2) | (y1 > y2)
     return torch.where(crossed.unsqueeze(1), boxes, sampled)
+
+
+class _SampleSides(torch.autograd.Function):
+    """``deform_conv2d`` of :func:`sample_each_side`. Only boxes of positives have a loss: gradients
+    are computed where the one that arrives is not zero. A GPU would have to wait for that list.
+    """
+
+    @staticmethod
+    def forward(ctx, boxes, offsets, ones, deform_conv2d):
+        ctx.save_for_backward(boxes, offsets)
+        return deform_conv2d(boxes, offsets, weight=ones)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        boxes, offsets = ctx.saved_tensors
+        grad_boxes, grad_offsets = torch.zeros_like(boxes), torch.zeros_like(offsets)
+        N, _, H, W = boxes.shape
+        image, side, row, column = index = grad.nonzero(as_tuple=True)
+        grad = grad[index]
+        place_y, place_x = ((image, 2 * side + i, row, column) for i in (0, 1))
+        y, x = row + offsets[place_y], column + offsets[place_x]
+        y0, x0 = y.floor(), x.floor()
+        # Of each of the four neighbours: weights (dy, dx), and their derivatives -1 or 1.
+        for corner_y, dy, sign_y in ((y0, 1 - (y - y0), -1), (y0 + 1, y - y0, 1)):
+            for corner_x, dx, sign_x in ((x0, 1 - (x - x0), -1), (x0 + 1, x - x0, 1)):
+                inside = (corner_y >= 0) & (corner_y < H) & (corner_x >= 0) & (corner_x < W)
+                rows, columns = corner_y.clamp(0, H - 1).long(), corner_x.clamp(0, W - 1).long()
+                corner = (image, side, rows, columns)
+                from_here = torch.where(inside, grad, 0.0)
+                grad_boxes.index_put_(corner, from_here * dy * dx, accumulate=True)
+                product = torch.where(inside, grad * boxes[corner], 0.0)
+                grad_offsets[place_y] += sign_y * dx * product
+                grad_offsets[place_x] += sign_x * dy * product
+        return grad_boxes, grad_offsets, None, None
