@@ -132,10 +132,10 @@ def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers
         old, x["file_name"] = x["file_name"], f"v{i // 2}_{i}.jpg"
         shutil.copy(shapes / "images" / old, data / "images" / x["file_name"])
     (data / "annotations.json").write_text(json.dumps(content))
-    flags = dict(calibration_share=0.5, val_share=0.5, epochs=1, report=False)
+    flags = dict(calibration_share=0.5, val_share=0.5, epochs=1, report=False, options=SMALL)
     flags["group"] = r"^images/v\d+_"
     assert "to calibrate on  4 images" in str(tood.train(data, dry_run=True, **flags))
-    tood.train(data, output=str(out), options=SMALL, **flags)
+    tood.train(data, output=str(out), **flags)
     found = {}
     for part in ("train", "val", "calibration"):
         written = json.loads((out / "data" / f"{part}.json").read_text())

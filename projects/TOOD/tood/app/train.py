@@ -35,7 +35,7 @@ from tood.app.plan.table import make_table
 from tood.app.report.make import report_on
 from tood.app.trained import Trained, find_trained, load, name_output, read_records
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.config.read import check_weights, load_config
+from tood.config.read import load_config
 from tood.data.datasets import prepare_datasets
 from tood.data.tiles import RecentImages
 from tood.engine.launch import place_from_environment
@@ -172,9 +172,7 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
         wishes = complete_wishes(wishes, begun, output) if begun else wishes
     found = read_training_data(wishes)
     plan = make_plan(wishes, found.train.content)
-    cfg = load_config(plan.base, plan.opts())  # says what there is to say of the options
-    if "://" not in cfg.MODEL.WEIGHTS:  # a file; others are fetched
-        check_weights(cfg.MODEL.WEIGHTS)
+    load_config(plan.base, plan.opts())  # says what there is to say of the options
     return _format_plan(wishes, found, plan, output)
 
 

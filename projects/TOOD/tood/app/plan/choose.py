@@ -3,6 +3,7 @@ config. Typed flags and options come first; what is chosen follows from them as 
 """
 
 import logging
+import os
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
@@ -32,7 +33,7 @@ from tood.checkpoint.weights import PACKAGES
 from tood.config.build import build_detector
 from tood.config.files import ConfigFile, override_config_file, read_config_file
 from tood.config.inferred import is_typed
-from tood.config.read import load_config, read_options, read_schedule, tile_options
+from tood.config.read import check_weights, load_config, read_options, read_schedule, tile_options
 from tood.config.schedule import KEYS, Schedule, check_wanted, refuse_other_schedule, scale_schedule
 from tood.config.zoo import find_config_file, get_config_file
 from tood.data.annotations import class_names
@@ -102,11 +103,15 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
         UserError: for values that cannot be used or contradict each other, and if not even the
             smallest images fit.
     """
-    check_wanted(wishes.images_per_step, wishes.epochs)  # before a step is timed
+    # What can be refused is refused before a step is timed.
+    check_wanted(wishes.images_per_step, wishes.epochs)
     tiles = WHOLE if wishes.config else plan_tiles(wishes.options, content)
     name = find_base(wishes) or choose_config(content, tiles)
     base = read_config_file(find_config_file(name))
     typed = read_typed(wishes.options, base)
+    weights = str(typed.get("MODEL.WEIGHTS", base.content.get("MODEL", {}).get("WEIGHTS", "")))
+    if "://" not in weights:  # a file; others are fetched
+        check_weights(os.path.expanduser(weights))
     chosen: Dict[str, object] = {}
     if not is_typed(base, wishes.options):  # or it is checked against the data
         chosen["MODEL.TOOD.NUM_CLASSES"] = len(class_names(content))
