@@ -8,6 +8,8 @@ import contextlib
 import json
 import math
 import os
+import sys
+from collections import Counter
 from typing import Any, Callable, Dict, List, NamedTuple
 
 import numpy as np
@@ -25,6 +27,10 @@ from tood.utils.errors import UserError, format_reason
 from tood.utils.reading import parse_number
 from tood.utils.suggest import suggest_path
 from tood.utils.tiles import TileOptions
+
+# OpenVINO is half as quick with images of any size, and compiles a model for one in a second.
+FREQUENT = 20  # images of a size for which that is done
+MOST_FIXED = 4  # sizes
 
 # Output -> field of the Instances, where their names differ.
 FIELDS = {"boxes": "pred_boxes", "classes": "pred_classes"}
@@ -309,17 +315,31 @@ def _onnxruntime(path: str):
 
 
 def _openvino(path: str):
+    # With this package, which comes with it, it reports each model that it reads to a server.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     _, proto = read_onnx(path)
+    core = openvino.Core()
     # On a CPU with bfloat16, OpenVINO would compute float32 in it, and detections would differ.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path, "CPU", options)
-    request = compiled.create_infer_request()
+    seen: Counter = Counter()
+    fixed = {}  # shape -> a request for images of this shape alone
+
+    def compile_for(*shape):
+        model = core.read_model(path)
+        if shape:
+            model.reshape(shape)
+        return core.compile_model(model, "CPU", options).create_infer_request()
+
+    of_any_size = compile_for()
 
     def run(images):
-        results = request.infer([images])
-        return [results[output].copy() for output in compiled.outputs]
+        seen[images.shape] += 1
+        if seen[images.shape] == FREQUENT and len(fixed) < MOST_FIXED:
+            fixed[images.shape] = compile_for(*images.shape)
+        results = fixed.get(images.shape, of_any_size).infer([images])
+        return [x.copy() for x in results.values()]
 
     return run, _parse({entry.key: entry.value for entry in proto.metadata_props})
 
