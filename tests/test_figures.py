@@ -250,7 +250,7 @@ NUMBERS = {  # of tables of a page
     "results": ("README.md", 1),
     "backbones": ("docs/backbones.md", 0),
     "runtimes": ("docs/backbones.md", 2),
-    "Pico's runtimes": ("docs/backbones.md", 3),
+    "AP of runtimes": ("docs/backbones.md", 3),
     "R18": ("docs/results/small_data.md", 0),
     "ImageNet": ("docs/results/small_data.md", 1),
     "P2": ("docs/results/small_data.md", 2),
@@ -270,7 +270,7 @@ WEIGHTS = "AP of the weights"
 T_HEADS = ("T-head + ATSS", "T-head + TAL", "alpha 0.5 beta 6")
 SAME = [  # table/row/column
     [f"models/{P2}/AP, BCCD", f"results/{BCCD} {P2}/AP", f"ImageNet/from stride 4, {WEIGHTS}/800"],
-    [f"models/{P2}/AP, BCCD", "P2/800, weights/seed 1", "runtimes/AP of N with P2/PyTorch 2.14.1"],
+    [f"models/{P2}/AP, BCCD", "P2/800, weights/seed 1"],
     [f"results/{BCCD} {P2}/command", "P2/800, weights/mean, standard deviation"],
     [f"models/{N}/AP, BCCD", f"ImageNet/from stride 8, {WEIGHTS}/800"],
     [f"models/{PICO}/AP, BCCD", "Pico/Pico 1/AP"],
@@ -281,11 +281,8 @@ SAME = [  # table/row/column
     [f"models/{P2}/CPU ms", "runtimes/N with P2, 320 x 320/PyTorch 2.14.1"],
     [f"models/{N}/CPU ms", "runtimes/N, 320 x 320/PyTorch 2.14.1"],
     [f"models/{S}/CPU ms", "runtimes/S, 320 x 320/PyTorch 2.14.1"],
-    [
-        "Pico's runtimes/Pico, AP/ONNX Runtime 1.32.0",
-        "Pico/1x1 convolutions that begin a third as large 5/AP",
-    ],
-    ["Pico's runtimes/N, AP/ONNX Runtime 1.32.0", "Pico/N 1/AP"],
+    [f"models/{PICO}/CPU ms", "runtimes/Pico, 320 x 320/PyTorch 2.14.1"],
+    ["AP of runtimes/N/ONNX Runtime 1.32.0", "Pico/N 1/AP"],
     *([f"R18/here, SEED {x[-1]}/AP", f"R18's curve/800/{x}"] for x in SEEDS),
     *([f"P2/800/{x}", f"bfloat16/float32/{x}"] for x in (*SEEDS, "mean, standard deviation")),
     *([f"shapes/{x}/AP", f"shapes again/{x}/before"] for x in T_HEADS),
