@@ -88,12 +88,12 @@ def main(args):
     if not predictor.options.data.test:
         raise UserError("DATASETS.TEST is empty; name the data to evaluate on.")
     prepare_datasets(predictor.options.data, training=False)
-    progress = tqdm(detectors.items(), desc="evaluating")
-    results = {name: evaluate(predictor, detector) for name, detector in progress}
     times = {
         column: measure(detectors, batches)
         for column, batches in batches_to_time(predictor, args.images, args.sides).items()
     }
+    progress = tqdm(detectors.items(), desc="evaluating")
+    results = {name: evaluate(predictor, detector) for name, detector in progress}
     print(f"| | AP | AP50 | AP75 | {' | '.join(times)} | MB |\n{'|---' * (5 + len(times))}|")
     for name, metrics in results.items():
         aps = [f"{metrics[key]:.3f}" for key in ("AP", "AP50", "AP75")]

@@ -15,6 +15,17 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
 SIZES = [(64, 96), (64, 64), (48, 64)]
 
 
+class Model:
+    def __init__(self, path):
+        self.path, self.shape = path, None
+
+    def clone(self):
+        return Model(self.path)
+
+    def reshape(self, shape):
+        self.shape = shape
+
+
 class Program:
     """What ``compile_model`` returns, and a request of it."""
 
@@ -37,10 +48,12 @@ def made(monkeypatch):
     shapes = []
 
     class Core:
+        read = False
+
         def read_model(self, path):
-            model = types.SimpleNamespace(path=path, shape=None)
-            model.reshape = lambda shape: setattr(model, "shape", shape)
-            return model
+            assert not self.read
+            self.read = True
+            return Model(path)
 
         def compile_model(self, model, device, options):
             assert (device, options["INFERENCE_PRECISION_HINT"]) == ("CPU", "f32")

@@ -3,9 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.ops import deform_conv2d
 
-from tood.modeling import layers
 from tood.modeling.layers import TaskDecomposition, average_log_sigmoids, sample_each_side
 
 
@@ -99,70 +97,3 @@ def test_folded_layer_attention_equals_weighting_the_layers(norm):
     expected = F.conv2d(scaled, layer.reduction.weight, layer.reduction.bias)
     expected = F.relu(expected if layer.norm is None else layer.norm(expected))
     torch.testing.assert_close(layer(reduced), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 20.0])
-def test_gradients_of_sampling_are_torchvisions(share, spread):
-    """Offsets that are integers, that reach the border and beyond it, and that are enormous."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    boxes, offsets = draw(2, 4, 5, 6), spread * draw(2, 8, 5, 6)
-    offsets[0] = offsets[0].round()
-    offsets[1, :, 0] = 1e30
-    grad = draw(2, 4, 5, 6) * (torch.rand(2, 4, 5, 6, generator=generator) < share)
-    inputs = boxes.requires_grad_(), offsets.requires_grad_()
-    ones = boxes.new_ones(4, 1, 1, 1)
-    expected = deform_conv2d(*inputs, weight=ones)
-    actual = layers._SampleSides.apply(*inputs, ones, deform_conv2d)
-    assert torch.equal(actual, expected)
-    expected, actual = (torch.autograd.grad(x, inputs, grad) for x in (expected, actual))
-    for x, y in zip(actual, expected):
-        torch.testing.assert_close(x, y)
-
-
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_convolutions_and_matrix_products_read_the_same(order):
-    """Values and gradients of both forms, against the concatenated maps."""
-    N, C, H, W, L, widths = 3, 6, 5, 4, 2, (7, 2)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    maps = [draw(N, C, H, W).contiguous(memory_format=order) for _ in range(L)]
-    kernels = [draw(N, width, L * C) for width in widths]
-    grads = [draw(N, width, H, W) for width in widths]
-    inputs = [x.requires_grad_() for x in (*maps, *kernels)]
-    joint = torch.cat(maps, dim=1)
-    expected = [torch.einsum("nchw,nkc->nkhw", joint, k) for k in kernels]
-    expected += torch.autograd.grad(expected, inputs, grads)
-    split = torch.cat(kernels, dim=1).split(C, dim=2)
-    for read in (layers._multiply, layers._convolve):
-        actual = list(read(maps, split).split(widths, dim=1))
-        actual += torch.autograd.grad(actual, inputs, grads, retain_graph=True)
-        for x, y in zip(actual, expected):
-            torch.testing.assert_close(x, y)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_are_read_by_what_is_quicker(dtype, monkeypatch):
-    used = []
-    for form in (layers._multiply, layers._convolve):
-
-        def note(*args, form=form):
-            used.append(form.__name__)
-            return form(*args)
-
-        monkeypatch.setattr(layers, form.__name__, note)
-    maps, kernels = [torch.ones(1, 4, 2, 2, dtype=dtype)], [torch.ones(1, 3, 4, dtype=dtype)]
-    layers.read_layers(maps, kernels)
-    has_convs = dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    assert used == ["_convolve" if has_convs else "_multiply"]
-    used.clear()
-    inputs = (maps[0], kernels[0])
-    torch.jit.trace(lambda x, k: layers.read_layers([x], [k]), inputs, check_trace=False)
-    assert set(used) == {"_multiply"}  # or the program would have the number of images in it

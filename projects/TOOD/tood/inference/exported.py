@@ -323,11 +323,12 @@ def _openvino(path: str):
     core = openvino.Core()
     # On a CPU with bfloat16, OpenVINO would compute float32 in it, and detections would differ.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
+    of_file = core.read_model(path)  # once: the file may change
     seen: Counter = Counter()
     fixed = {}  # shape -> a request for images of this shape alone
 
     def compile_for(*shape):
-        model = core.read_model(path)
+        model = of_file.clone()
         if shape:
             model.reshape(shape)
         return core.compile_model(model, "CPU", options).create_infer_request()

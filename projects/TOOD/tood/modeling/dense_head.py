@@ -27,7 +27,7 @@ from tood.modeling.backbone.separable import (
     check_conv_type,
     make_conv,
 )
-from tood.modeling.group_norm import make_norm
+from tood.modeling.cpu import make_norm
 from tood.modeling.layers import (
     AlignmentBranch,
     average_log_sigmoids,

@@ -7,17 +7,22 @@ each takes its product from there.
 Shapes: N images, C channels, L stacked interactive convolutions, H x W locations of one level.
 """
 
-import functools
-from typing import Callable, Iterable, Sequence, Tuple
+from typing import Callable, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import cat
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
-from tood.modeling.group_norm import make_norm
+from tood.modeling.cpu import (
+    SampleSides,
+    convolve,
+    has_quick_convs,
+    make_norm,
+    multiply,
+    runs_now_on_cpu,
+)
 
 
 class TaskDecomposition(nn.Module):
@@ -104,10 +109,12 @@ class AlignmentBranch(nn.Sequential):
 
 def average_locations(x: Tensor) -> Tensor:
     """Return the mean (N, C) of (N, C, H, W). Its gradient is never as large as the map, as that of
-    PyTorch's ``mean`` is.
+    PyTorch's ``mean`` is, except in float16, in which a sum may overflow.
     """
     x = x.flatten(2)
-    return x.sum(dim=2) / x.shape[2]
+    if x.requires_grad and x.dtype != torch.float16:
+        return x.sum(dim=2) / x.shape[2]
+    return x.mean(dim=2)
 
 
 def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
@@ -123,40 +130,8 @@ def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Te
     """
     widths = [kernel.shape[1] for kernel in kernels]
     joint_kernels = cat(list(kernels), dim=1).split(layers[0].shape[1], dim=2)
-    read = _convolve if _is_float32_on_cpu(layers[0]) else _multiply
+    read = convolve if has_quick_convs(layers[0]) else multiply
     return read(layers, joint_kernels).split(widths, dim=1)
-
-
-def _multiply(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tensor:
-    """Return the sum of the products of L maps (N, C, H, W) and L kernels (N, width, C)."""
-    H, W = layers[0].shape[2:]
-    # Locations x channels, in and out: without a copy if the memory is channels-last.
-    layers = [x.flatten(2).transpose(1, 2) for x in layers]
-    x = _add_up(torch.bmm(x, kernel.transpose(1, 2)) for x, kernel in zip(layers, kernels))
-    return x.transpose(1, 2).unflatten(2, (H, W))
-
-
-def _convolve(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tensor:
-    """:func:`_multiply`, by a convolution for each image and layer."""
-    images = zip(*(x.split(1) for x in layers))
-    kernels = [kernel.unflatten(2, (-1, 1, 1)) for kernel in kernels]
-    return cat([_add_up(map(F.conv2d, image, k)) for image, k in zip(images, zip(*kernels))])
-
-
-def _add_up(values: Iterable[Tensor]) -> Tensor:
-    """Return the sum of new tensors, in the memory of the first."""
-    return functools.reduce(Tensor.add_, values)
-
-
-def _is_float32_on_cpu(x: Tensor) -> bool:
-    """Return whether convolutions are quicker than matrix products: PyTorch computes the former
-    with oneDNN, the latter with MKL, which has half the speed on other makers' processors. In a
-    traced program, the number of images must not be a constant.
-    """
-    compiler = getattr(torch, "compiler", None)  # since PyTorch 2.1
-    traced = torch.jit.is_tracing() or getattr(compiler, "is_compiling", bool)()
-    is_float32 = x.device.type == "cpu" and x.dtype == torch.float32
-    return is_float32 and torch.backends.mkldnn.is_available() and not traced
 
 
 def average_log_sigmoids(a: Tensor, b: Tensor) -> Tensor:
@@ -188,45 +163,10 @@ def sample_each_side(
     offsets = torch.nan_to_num(offsets)
     # One group per side: each channel is sampled with its own offset and multiplied by one.
     ones = boxes.new_ones(4, 1, 1, 1)
-    if boxes.device.type == "cpu" and (boxes.requires_grad or offsets.requires_grad):
-        sampled = _SampleSides.apply(boxes, offsets, ones, deform_conv2d)
+    if runs_now_on_cpu(boxes) and (boxes.requires_grad or offsets.requires_grad):
+        sampled = SampleSides.apply(boxes, offsets, ones, deform_conv2d)
     else:
         sampled = deform_conv2d(boxes, offsets, weight=ones)
     x1, y1, x2, y2 = sampled.unbind(dim=1)
     crossed = (x1 > x2) | (y1 > y2)
     return torch.where(crossed.unsqueeze(1), boxes, sampled)
-
-
-class _SampleSides(torch.autograd.Function):
-    """``deform_conv2d`` of :func:`sample_each_side`. Only boxes of positives have a loss: gradients
-    are computed where the one that arrives is not zero. A GPU would have to wait for that list.
-    """
-
-    @staticmethod
-    def forward(ctx, boxes, offsets, ones, deform_conv2d):
-        ctx.save_for_backward(boxes, offsets)
-        return deform_conv2d(boxes, offsets, weight=ones)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        boxes, offsets = ctx.saved_tensors
-        grad_boxes, grad_offsets = torch.zeros_like(boxes), torch.zeros_like(offsets)
-        N, _, H, W = boxes.shape
-        image, side, row, column = index = grad.nonzero(as_tuple=True)
-        grad = grad[index]
-        place_y, place_x = ((image, 2 * side + i, row, column) for i in (0, 1))
-        y, x = row + offsets[place_y], column + offsets[place_x]
-        y0, x0 = y.floor(), x.floor()
-        # Of each of the four neighbours: weights (dy, dx), and their derivatives -1 or 1.
-        for corner_y, dy, sign_y in ((y0, 1 - (y - y0), -1), (y0 + 1, y - y0, 1)):
-            for corner_x, dx, sign_x in ((x0, 1 - (x - x0), -1), (x0 + 1, x - x0, 1)):
-                inside = (corner_y >= 0) & (corner_y < H) & (corner_x >= 0) & (corner_x < W)
-                rows, columns = corner_y.clamp(0, H - 1).long(), corner_x.clamp(0, W - 1).long()
-                corner = (image, side, rows, columns)
-                from_here = torch.where(inside, grad, 0.0)
-                grad_boxes.index_put_(corner, from_here * dy * dx, accumulate=True)
-                product = torch.where(inside, grad * boxes[corner], 0.0)
-                grad_offsets[place_y] += sign_y * dx * product
-                grad_offsets[place_x] += sign_x * dy * product
-        return grad_boxes, grad_offsets, None, None

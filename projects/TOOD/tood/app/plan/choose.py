@@ -109,7 +109,7 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     name = find_base(wishes) or choose_config(content, tiles)
     base = read_config_file(find_config_file(name))
     typed = read_typed(wishes.options, base)
-    weights = str(typed.get("MODEL.WEIGHTS", base.content.get("MODEL", {}).get("WEIGHTS", "")))
+    weights = str({**read_options(base, (), ["MODEL.WEIGHTS"]), **typed}["MODEL.WEIGHTS"])
     if "://" not in weights:  # a file; others are fetched
         check_weights(os.path.expanduser(weights))
     chosen: Dict[str, object] = {}

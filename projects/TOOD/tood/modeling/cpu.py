@@ -1,0 +1,143 @@
+"""Operators in the form that takes less time on a CPU than PyTorch's own, with the same results but
+for rounding (docs/results/performance.md). Where a program is traced, and on other devices, nothing
+of it is used.
+
+Shapes: N images, C channels, H x W locations of one level.
+"""
+
+import functools
+from typing import Iterable, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import cat, get_norm
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def runs_now_on_cpu(x: Tensor) -> bool:
+    """Return whether operators on a tensor run on a CPU now: they are not traced, nor on fakes."""
+    compiler = getattr(torch, "compiler", None)  # since PyTorch 2.1
+    is_traced = torch.jit.is_tracing() or getattr(compiler, "is_compiling", bool)()
+    return type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and not is_traced
+
+
+# --- 1x1 convolutions with other kernels for each image ---------------------------------------
+
+
+def has_quick_convs(x: Tensor) -> bool:
+    """Return whether :func:`convolve` is quicker than :func:`multiply`: PyTorch computes the former
+    with oneDNN, the latter with MKL, which has half the speed on other makers' processors. In a
+    traced program, the number of images must not be a constant.
+    """
+    if x.dtype != torch.float32 or x.numel() == 0 or not torch.backends.mkldnn.is_available():
+        return False
+    return runs_now_on_cpu(x)
+
+
+def multiply(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the products of L maps (N, C, H, W) and L kernels (N, width, C)."""
+    H, W = layers[0].shape[2:]
+    # Locations x channels, in and out: without a copy if the memory is channels-last.
+    layers = [x.flatten(2).transpose(1, 2) for x in layers]
+    x = _add_up(torch.bmm(x, kernel.transpose(1, 2)) for x, kernel in zip(layers, kernels))
+    return x.transpose(1, 2).unflatten(2, (H, W))
+
+
+def convolve(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tensor:
+    """:func:`multiply`, by a convolution for each image and layer."""
+    images = zip(*(x.split(1) for x in layers))
+    kernels = [kernel.unflatten(2, (-1, 1, 1)) for kernel in kernels]
+    return cat([_add_up(map(F.conv2d, image, k)) for image, k in zip(images, zip(*kernels))])
+
+
+def _add_up(values: Iterable[Tensor]) -> Tensor:
+    """Return the sum of new tensors, in the memory of the first."""
+    return functools.reduce(Tensor.add_, values)
+
+
+# --- group norms -----------------------------------------------------------------------------
+
+
+def make_norm(name: str, channels: int) -> Optional[nn.Module]:
+    """Return Detectron2's norm of a name; a group norm is a :class:`GroupNorm`."""
+    norm = get_norm(name, channels)
+    if type(norm) is nn.GroupNorm:
+        norm.__class__ = GroupNorm
+    return norm
+
+
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's, whose gradients are computed of copies in plain memory order where that is
+    quicker. These cannot be differentiated again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        is_slow = x.dtype in (torch.bfloat16, torch.float16) and runs_now_on_cpu(x)
+        if is_slow and x.dim() == 4 and self.affine and torch.is_grad_enabled():
+            return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps):
+        N, C, H, W = x.shape
+        # The operator of PyTorch 2.0 takes no other order than these two.
+        order = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+        x = x.contiguous(memory_format=order)
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, N, C, H * W, groups, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.groups = groups
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, mean, rstd = ctx.saved_tensors
+        N, C, H, W = x.shape
+        grads = torch.ops.aten.native_group_norm_backward(
+            *(grad.contiguous(), x.contiguous(), mean, rstd, weight),
+            *(N, C, H * W, ctx.groups, [True] * 3),
+        )
+        return (*grads, None, None)
+
+
+# --- sampling ---------------------------------------------------------------------------------
+
+
+class SampleSides(torch.autograd.Function):
+    """The ``deform_conv2d`` of :func:`~tood.modeling.layers.sample_each_side`. Only boxes of
+    positives have a loss: gradients are computed where the one that arrives is not zero. A GPU
+    would have to wait for that list.
+    """
+
+    @staticmethod
+    def forward(ctx, boxes, offsets, ones, deform_conv2d):
+        ctx.save_for_backward(boxes, offsets)
+        return deform_conv2d(boxes, offsets, weight=ones)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        boxes, offsets = ctx.saved_tensors
+        grad_boxes, grad_offsets = torch.zeros_like(boxes), torch.zeros_like(offsets)
+        N, _, H, W = boxes.shape
+        image, side, row, column = index = grad.nonzero(as_tuple=True)
+        grad = grad[index]
+        place_y, place_x = ((image, 2 * side + i, row, column) for i in (0, 1))
+        y, x = row + offsets[place_y], column + offsets[place_x]
+        y0, x0 = y.floor(), x.floor()
+        # Of each of the four neighbours: weights (dy, dx), and their derivatives -1 or 1.
+        for corner_y, dy, sign_y in ((y0, 1 - (y - y0), -1), (y0 + 1, y - y0, 1)):
+            for corner_x, dx, sign_x in ((x0, 1 - (x - x0), -1), (x0 + 1, x - x0, 1)):
+                inside = (corner_y >= 0) & (corner_y < H) & (corner_x >= 0) & (corner_x < W)
+                rows, columns = corner_y.clamp(0, H - 1).long(), corner_x.clamp(0, W - 1).long()
+                corner = (image, side, rows, columns)
+                from_here = torch.where(inside, grad, 0.0)
+                grad_boxes.index_put_(corner, from_here * dy * dx, accumulate=True)
+                product = torch.where(inside, grad * boxes[corner], 0.0)
+                grad_offsets[place_y] += sign_y * dx * product
+                grad_offsets[place_x] += sign_x * dy * product
+        return grad_boxes, grad_offsets, None, None
