@@ -256,7 +256,7 @@ NUMBERS = {  # of tables of a page
     "P2": ("docs/results/small_data.md", 2),
     "R18's curve": ("docs/results/small_data.md", 4),
     "bfloat16": ("docs/results/small_data.md", 6),
-    "Pico": ("docs/results/small_data.md", 8),
+    "Pico": ("docs/results/small_data.md", 9),
     "shapes": ("docs/results/experiments.md", 1),
     "shapes again": ("docs/results/experiments.md", 2),
     "speed": ("docs/results/performance.md", 0),
