@@ -279,10 +279,11 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
     assert second.resume and second.config_file == first.config_file == "out/plan.yaml"
     assert first.opts == second.opts == ["OUTPUT_DIR", "out"] and first.epochs is None
     # The flags change only the schedule of a config that is named.
-    cli.main(["train", "photos", "--config-file", CONFIG, "--output", "own", "--epochs", "1"])
+    named = ["train", "photos", "--config-file", CONFIG, "--output"]
+    cli.main([*named, "own", "--epochs", "1", *TINY])
     plan = yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
     assert plan["SOLVER"]["MAX_ITER"] == 2 and "INPUT" not in plan  # 6 images, 4 of a step
-    cli.main(["train", "photos", "--config-file", CONFIG, "--output", "whole"])
+    cli.main([*named, "whole", *TINY])
     assert "SOLVER" not in yaml.safe_load((tmp_path / "whole" / "plan.yaml").read_text())
 
 
