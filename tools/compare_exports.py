@@ -28,14 +28,14 @@ from tqdm import tqdm
 
 from tood.data.datasets import prepare_datasets
 from tood.evaluation.coco import CleanCOCOEvaluator
-from tood.inference.exported import RUNTIMES, ExportedDetector, ExportedFile
+from tood.inference.exported import FREQUENT, RUNTIMES, ExportedDetector, ExportedFile
 from tood.inference.predictor import Predictor
 from tood.modeling.detector import PRECISIONS
 from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
 
 TURNS = 3
-WARMUP_CALLS = 2  # of each turn
+WARMUP_CALLS = 2  # of each turn; FREQUENT in the first, until a runtime has compiled for the size
 REST = 0.2  # seconds before each turn, until the threads of the last one sleep
 
 
@@ -145,11 +145,12 @@ def measure(detectors, batches):
     seconds = {name: [] for name in detectors}
     for name in tqdm([*detectors] * TURNS, desc="timing"):
         time.sleep(REST)
-        for i, batch in enumerate([batches[0]] * WARMUP_CALLS + batches):
+        calls = WARMUP_CALLS if seconds[name] else FREQUENT
+        for i, batch in enumerate([batches[0]] * calls + batches):
             start = time.perf_counter()
             with torch.no_grad():
                 detectors[name](batch)
-            if i >= WARMUP_CALLS:
+            if i >= calls:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -162,6 +162,9 @@ def get_config(name: str, options: Sequence = ()) -> CfgNode:
 
     Args:
         options: keys and values in turn.
+
+    Raises:
+        UserError: for an unknown name, or options that cannot be used.
     """
     config_file = read_config_file(get_config_file(name))
     cfg = _merged(config_file, options)

@@ -45,7 +45,7 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
             # Runtimes before 1.20 know convolutions of unsigned weights only.
             quantize_dynamic(source, part, weight_type=QuantType.QUInt8, **options)
         else:
-            # The runtime's depthwise convolutions of signed maps take twice as long.
+            # ONNX Runtime takes a quarter to a third more time for signed maps.
             options["activation_type"] = QuantType.QUInt8
             quantize_static(source, part, _Reader(images), **options)
         save_checked(onnx.load(part), target, precision="int8")

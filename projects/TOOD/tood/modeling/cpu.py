@@ -26,9 +26,9 @@ def runs_now_on_cpu(x: Tensor) -> bool:
 
 
 def has_quick_convs(x: Tensor) -> bool:
-    """Return whether :func:`convolve` is quicker than :func:`multiply`: PyTorch computes the former
-    with oneDNN, the latter with MKL, which has half the speed on other makers' processors. In a
-    traced program, the number of images must not be a constant.
+    """Return whether to :func:`convolve`, which PyTorch computes with oneDNN, instead of to
+    :func:`multiply`, with MKL: it had half the speed on an AMD processor. In a traced program, the
+    number of images must not be a constant.
     """
     if x.dtype != torch.float32 or x.numel() == 0 or not torch.backends.mkldnn.is_available():
         return False
@@ -114,16 +114,16 @@ class SampleSides(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, boxes, offsets, ones, deform_conv2d):
+    def forward(ctx, sample, boxes, offsets):
         ctx.save_for_backward(boxes, offsets)
-        return deform_conv2d(boxes, offsets, weight=ones)
+        return sample(boxes, offsets)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         boxes, offsets = ctx.saved_tensors
         grad_boxes, grad_offsets = torch.zeros_like(boxes), torch.zeros_like(offsets)
-        N, _, H, W = boxes.shape
+        H, W = boxes.shape[2:]
         image, side, row, column = index = grad.nonzero(as_tuple=True)
         grad = grad[index]
         place_y, place_x = ((image, 2 * side + i, row, column) for i in (0, 1))
@@ -140,4 +140,4 @@ class SampleSides(torch.autograd.Function):
                 product = torch.where(inside, grad * boxes[corner], 0.0)
                 grad_offsets[place_y] += sign_y * dx * product
                 grad_offsets[place_x] += sign_x * dy * product
-        return grad_boxes, grad_offsets, None, None
+        return None, grad_boxes, grad_offsets

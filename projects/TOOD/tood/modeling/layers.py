@@ -7,6 +7,7 @@ each takes its product from there.
 Shapes: N images, C channels, L stacked interactive convolutions, H x W locations of one level.
 """
 
+import functools
 from typing import Callable, Sequence, Tuple
 
 import torch
@@ -118,8 +119,8 @@ def average_locations(x: Tensor) -> Tensor:
 
 
 def read_layers(layers: Sequence[Tensor], kernels: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """Apply several 1x1 convolutions to the interactive features of all layers, by one matrix
-    product per layer: the L maps are never copied into one.
+    """Apply several 1x1 convolutions to the interactive features of all layers, by one product per
+    layer: the L maps are never copied into one.
 
     Args:
         layers: L maps (N, C, H, W).
@@ -162,11 +163,11 @@ def sample_each_side(
     # A NaN offset would crash torchvision's operator on the CPU; the box it belongs to is NaN.
     offsets = torch.nan_to_num(offsets)
     # One group per side: each channel is sampled with its own offset and multiplied by one.
-    ones = boxes.new_ones(4, 1, 1, 1)
+    sample = functools.partial(deform_conv2d, weight=boxes.new_ones(4, 1, 1, 1))
     if runs_now_on_cpu(boxes) and (boxes.requires_grad or offsets.requires_grad):
-        sampled = SampleSides.apply(boxes, offsets, ones, deform_conv2d)
+        sampled = SampleSides.apply(sample, boxes, offsets)
     else:
-        sampled = deform_conv2d(boxes, offsets, weight=ones)
+        sampled = sample(boxes, offsets)
     x1, y1, x2, y2 = sampled.unbind(dim=1)
     crossed = (x1 > x2) | (y1 > y2)
     return torch.where(crossed.unsqueeze(1), boxes, sampled)
