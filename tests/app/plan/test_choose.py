@@ -1,5 +1,7 @@
 """Choices of ``tood train``: config, images of a step, image size."""
 
+import math
+
 import pytest
 from conftest import CONFIG, SMALL, TINY
 from detectron2.modeling import build_model
@@ -102,6 +104,12 @@ def test_the_quicker_precision_is_chosen_and_said(
     # Evaluations are in float32.
     assert duration.evaluation_seconds == pytest.approx(10 * 0.35 * timed["float32"] / 4)
     assert f"precision        {row}\n" in make_table(found, plan, duration, "output")
+    # Two evaluations of many images, four of few.
+    periods = [
+        choose.make_plan(wishes, found.train.content, n).cfg.TEST.EVAL_PERIOD for n in (10**6, 1)
+    ]
+    length = plan.cfg.SOLVER.MAX_ITER
+    assert periods == [math.ceil(length / 2), math.ceil(length / 4)]
     # A typed one is neither compared nor overridden; a config of the user's is taken as it is.
     typed = choose.make_plan(wishes._replace(options=SMALL), found.train.content)
     assert typed.options[choose.PRECISION] == "float32" and len(typed.seconds) == 1

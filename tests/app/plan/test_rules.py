@@ -8,11 +8,13 @@ from tood.app.plan.rules import (
     choose_epochs,
     choose_input,
     choose_max_detections,
+    choose_period,
     choose_size,
     choose_tiles,
     compute_statistics,
     num_samples,
 )
+from tood.engine.progress import count_evaluations
 from tood.utils.tiles import WHOLE, TileOptions
 
 
@@ -43,6 +45,25 @@ def test_the_size_of_the_images(small_object, aspect, largest, expected):
 )
 def test_the_length_of_the_training(num_images, expected):
     assert choose_epochs(num_images) == expected
+
+
+@pytest.mark.parametrize(
+    "steps, step_seconds, evaluation_seconds, expected",
+    [
+        (800, 0.4, 4.0, 200),  # 16 of 320 seconds: a twentieth
+        (800, 0.4, 4.1, 267),  # three of them
+        (800, 0.4, 60.0, 400),  # two at least
+        (803, None, 0.0, 201),  # four, and none more at the end
+        (803, 0.4, 0.0, 201),  # without validation data
+        (1, 0.4, 4.0, 1),
+    ],
+)
+def test_evaluations_take_a_twentieth_of_the_steps(
+    steps, step_seconds, evaluation_seconds, expected
+):
+    period = choose_period(steps, step_seconds, evaluation_seconds)
+    assert period == expected
+    assert count_evaluations(steps, period) <= 4
 
 
 def test_statistics():

@@ -171,14 +171,22 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
         refuse_used(output, begun, resume=True)
         wishes = complete_wishes(wishes, begun, output) if begun else wishes
     found = read_training_data(wishes)
-    plan = make_plan(wishes, found.train.content)
+    plan = _make_plan(wishes, found)
     load_config(plan.base, plan.opts())  # says what there is to say of the options
     return _format_plan(wishes, found, plan, output)
 
 
+def _make_plan(wishes: Wishes, found: TrainingData) -> Plan:
+    return make_plan(wishes, found.train.content, _count_val_images(found))
+
+
+def _count_val_images(found: TrainingData) -> int:
+    return sum(len(x.content["images"]) for x in found.val)
+
+
 def _format_plan(wishes: Wishes, found: TrainingData, plan: Plan, output: str) -> str:
     """Return the table, and a line on a training that is too short."""
-    duration = estimate_duration(plan, sum(len(x.content["images"]) for x in found.val))
+    duration = estimate_duration(plan, _count_val_images(found))
     table = make_table(found, plan, duration, output)
     few = "" if wishes.config else warn_if_short(plan, duration)  # its length is not a rule's
     return f"{table}\n{few}" if few else table
@@ -197,7 +205,7 @@ def _train(wishes: Wishes, run: Run, output: str) -> Trained:
     if run.resume and begun:
         wishes = complete_wishes(wishes, begun, output)
     found = read_training_data(wishes)
-    plan = make_plan(wishes, found.train.content)
+    plan = _make_plan(wishes, found)
     table = _format_plan(wishes, found, plan, output)
     print(table, flush=True)
     if begun:

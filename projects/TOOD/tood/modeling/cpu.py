@@ -58,6 +58,8 @@ def _add_up(values: Iterable[Tensor]) -> Tensor:
 
 # --- group norms -----------------------------------------------------------------------------
 
+CACHED = 2**20  # elements of a map in float32 of which a CPU's cache has room for some
+
 
 def make_norm(name: str, channels: int) -> Optional[nn.Module]:
     """Return Detectron2's norm of a name; a group norm is a :class:`GroupNorm`."""
@@ -68,8 +70,9 @@ def make_norm(name: str, channels: int) -> Optional[nn.Module]:
 
 
 class GroupNorm(nn.GroupNorm):
-    """PyTorch's, whose gradients are computed of copies in plain memory order where that is
-    quicker. These cannot be differentiated again.
+    """PyTorch's, with other gradients where its own are slow: those of half precision take 25 times
+    as long in channels-last order as in the plain one, which takes copies. They cannot be
+    differentiated again.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,24 +87,56 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps):
         N, C, H, W = x.shape
-        # The operator of PyTorch 2.0 takes no other order than these two.
-        order = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
-        x = x.contiguous(memory_format=order)
+        x = x.contiguous(memory_format=torch.channels_last)
         y, mean, rstd = torch.native_group_norm(x, weight, bias, N, C, H * W, groups, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.groups = groups
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        """Return rstd (g - mean of g - x' mean of g x') as the gradient of x, where
+        x' = (x - mean) rstd and g = grad weight; means are over a group's channels and locations.
+        """
         x, weight, mean, rstd = ctx.saved_tensors
-        N, C, H, W = x.shape
-        grads = torch.ops.aten.native_group_norm_backward(
-            *(grad.contiguous(), x.contiguous(), mean, rstd, weight),
-            *(N, C, H * W, ctx.groups, [True] * 3),
-        )
-        return (*grads, None, None)
+        width = x.shape[1] // mean.shape[1]  # channels of a group
+        grad_x = torch.empty_like(x)
+        # N x locations x channels, some images at a time: maps in float32 then fit into the cache.
+        rows = [v.flatten(2).transpose(1, 2) for v in (x, grad, grad_x)]
+        # N x 1 x channels.
+        of_channels = [v.repeat_interleave(width, dim=1).unsqueeze(1) for v in (mean, rstd)]
+        number = max(CACHED // x[0].numel(), 1)
+        parts = zip(*(v.split(number) for v in (*rows, *of_channels)))
+        grads = [_differentiate_norm(weight, width, *part) for part in parts]
+        grad_weight, grad_bias = (cat(v).sum(dim=(0, 1)).to(weight.dtype) for v in zip(*grads))
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _differentiate_norm(weight, width, x, grad, out, mean, rstd):
+    """Write the gradient of x to ``out``; return those of weight and bias, for each image."""
+    x, grad = x.float(), grad.float()
+    of_bias = grad.sum(dim=1, keepdim=True)
+    of_weight = ((grad * x).sum(dim=1, keepdim=True) - of_bias * mean) * rstd
+    of_bias_mean, of_weight_mean = (
+        (v * weight).unflatten(2, (-1, width)).sum(dim=3).repeat_interleave(width, dim=2)
+        / (width * x.shape[1])
+        for v in (of_bias, of_weight)
+    )
+    slope = -rstd * rstd * of_weight_mean
+    shift = -slope * mean - rstd * of_bias_mean
+    out.copy_(x.mul_(slope).add_(shift).addcmul_(grad, rstd * weight))
+    return of_weight, of_bias
+
+
+# --- depthwise convolutions --------------------------------------------------------------------
+
+
+def has_slow_bias(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Return whether the gradient of a convolution's bias, which is a sum, takes oneDNN as long as
+    that of its kernel: as depthwise ones of 5x5 do, and smaller ones do not.
+    """
+    is_large = conv.groups > 1 and max(conv.kernel_size) > 3
+    return is_large and torch.is_grad_enabled() and runs_now_on_cpu(x)
 
 
 # --- sampling ---------------------------------------------------------------------------------

@@ -10,9 +10,14 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from tood.app.plan.data import count_negatives
-from tood.app.plan.memory import StepMemory, list_precisions, measure_step, time_precisions
+from tood.app.plan.memory import (
+    StepMemory,
+    estimate_evaluation,
+    list_precisions,
+    measure_step,
+    time_precisions,
+)
 from tood.app.plan.rules import (
-    EVALUATIONS,
     LARGEST_SIZE,
     LARGEST_SMALL,
     SMALLEST_SIZE,
@@ -21,6 +26,7 @@ from tood.app.plan.rules import (
     ImageSize,
     choose_epochs,
     choose_max_detections,
+    choose_period,
     choose_precision,
     choose_size,
     choose_tiles,
@@ -92,12 +98,13 @@ class Plan(NamedTuple):
         return override_config_file(self.base, path, {**datasets, **self.options})
 
 
-def make_plan(wishes: Wishes, content: Dict) -> Plan:
+def make_plan(wishes: Wishes, content: Dict, num_val_images: int = 0) -> Plan:
     """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is free; of a
     config that the user names, the flags change the schedule alone.
 
     Args:
         content: content of the training data.
+        num_val_images: images to validate on.
 
     Raises:
         UserError: for values that cannot be used or contradict each other, and if not even the
@@ -127,6 +134,8 @@ def make_plan(wishes: Wishes, content: Dict) -> Plan:
     if not wishes.config or (wishes.epochs, images_per_step) != (None, None):
         schedule = _choose_schedule(wishes, typed, read_schedule(base), images_per_step, number)
         chosen.update(schedule.options())
+        if not wishes.config:
+            chosen.update(_choose_periods(cfg, schedule, seconds, num_val_images))
     options = {**chosen, **typed}
     cfg = _load(base, options, content)
     statistics = compute_statistics(content, tiles)
@@ -202,10 +211,18 @@ def _choose_schedule(
     refuse_other_schedule(
         schedule, typed, epochs=wishes.epochs, images_per_step=wishes.images_per_step
     )
-    if wishes.config:
-        return schedule
-    period = max(schedule.max_iter // EVALUATIONS, 1)
-    return schedule._replace(eval_period=period, checkpoint_period=period)
+    return schedule
+
+
+def _choose_periods(
+    cfg: CfgNode, schedule: Schedule, seconds: Dict[str, float], num_val_images: int
+) -> Dict[str, object]:
+    tood = cfg.MODEL.TOOD
+    step = seconds.get(tood.PRECISION_TRAIN)
+    alone = seconds.get(tood.PRECISION_TEST) or step or 0.0
+    evaluation = estimate_evaluation(cfg, alone / schedule.ims_per_batch, num_val_images)
+    period = choose_period(schedule.max_iter, step, evaluation)
+    return {KEYS["eval_period"]: period, KEYS["checkpoint_period"]: period}
 
 
 def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:

@@ -5,14 +5,12 @@ from typing import NamedTuple, Optional
 from detectron2.config import CfgNode
 
 from tood.app.plan.choose import Plan
-from tood.app.plan.memory import time_step
+from tood.app.plan.memory import estimate_evaluation, time_step
 from tood.app.plan.rules import FEW, choose_epochs
 from tood.config.build import build_detector
 from tood.engine.progress import count_evaluations
 from tood.engine.trainer import attach_teacher
 from tood.utils.errors import is_out_of_memory
-
-FORWARD = 0.35  # time of an evaluation, as a part of steps with as many images
 
 
 class Duration(NamedTuple):
@@ -49,12 +47,11 @@ def estimate_duration(plan: Plan, num_val_images: int) -> Duration:
     seconds = plan.seconds.get(tood.PRECISION_TRAIN) or _measure_step(plan)
     if seconds is None:
         return Duration(solver.MAX_ITER, number)
-    models = 2 if tood.EMA_DECAY and not tood.EVAL_EMA_ALONE else 1
     alone = plan.seconds.get(tood.PRECISION_TEST, seconds)
     if tood.TEACHER:
         alone = _measure_step(plan, tood.PRECISION_TEST) or alone
-    forward = FORWARD * alone / solver.IMS_PER_BATCH
-    return Duration(solver.MAX_ITER, number, seconds, num_val_images * models * forward)
+    evaluation = estimate_evaluation(cfg, alone / solver.IMS_PER_BATCH, num_val_images)
+    return Duration(solver.MAX_ITER, number, seconds, evaluation)
 
 
 def _measure_step(plan: Plan, precision: str = "") -> Optional[float]:

@@ -6,6 +6,7 @@ from typing import Dict, NamedTuple, Optional, Sequence
 
 import psutil
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ TIMED_STEPS, TIMED_SECONDS = 3, 5.0
 # Memory of a step on a CPU beside its weights, as a multiple of the tensors saved for the
 # gradients: 1.25 to 1.51 were measured in separate processes.
 BACKWARD = 1.6
+FORWARD = 0.35  # time of an evaluation, as a part of steps with as many images
 
 
 class StepMemory(NamedTuple):
@@ -103,6 +105,18 @@ def time_precisions(
         seconds[precision] = time_step(model, num_images, height, width)
     model.precision_train = before
     return seconds
+
+
+def estimate_evaluation(cfg: CfgNode, seconds: float, num_images: int) -> float:
+    """Return the seconds of an evaluation during a training.
+
+    Args:
+        seconds: those of a step, for each image in it, in the precision of evaluations.
+        num_images: images to validate on.
+    """
+    tood = cfg.MODEL.TOOD
+    models = 2 if tood.EMA_DECAY and not tood.EVAL_EMA_ALONE else 1
+    return num_images * models * FORWARD * seconds
 
 
 def list_precisions() -> Sequence[str]:

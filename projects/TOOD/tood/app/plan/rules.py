@@ -27,7 +27,9 @@ MOST_MAGNIFIED = 2.0  # tiles, for objects smaller than is wanted
 # Images that a training sees: as many as the small config's 800 steps of four, or more passes of
 # larger sets; of tiny sets no more than this many passes.
 IMAGES_SEEN, PASSES, MOST_PASSES = 3200, 12, 100
-EVALUATIONS = 4
+# Evaluations take at most this part of the time of all steps, but there are two of them, for a
+# curve, and not more than four.
+EVALUATED, FEWEST_EVALUATIONS, MOST_EVALUATIONS = 0.05, 2, 4
 # Half precision is taken if its step takes at most this part of float32's.
 QUICK = 0.8
 FEW = 0.5  # steps, as a part of those that follow from this, of which little is to be expected
@@ -173,6 +175,21 @@ def choose_max_detections(statistics: DataStatistics) -> int:
     of the fullest image because not all detections are right.
     """
     return max(100 * math.ceil(2 * statistics.most_objects / 100), 100)
+
+
+def choose_period(
+    steps: int, step_seconds: Optional[float] = None, evaluation_seconds: float = 0.0
+) -> int:
+    """Return the steps between two evaluations of a training.
+
+    Args:
+        step_seconds, evaluation_seconds: time of a step and an evaluation; None or 0: not known.
+    """
+    number = MOST_EVALUATIONS
+    if step_seconds and evaluation_seconds:
+        affordable = math.floor(EVALUATED * steps * step_seconds / evaluation_seconds)
+        number = min(max(affordable, FEWEST_EVALUATIONS), MOST_EVALUATIONS)
+    return math.ceil(steps / number)
 
 
 def choose_epochs(num_images: int) -> float:

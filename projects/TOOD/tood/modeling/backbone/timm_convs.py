@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
 from tood.modeling.backbone.separable import Float32Conv
+from tood.modeling.cpu import has_slow_bias
 
 SIZE = 64  # pixels of the image on the meta device by which pairs are found
 
@@ -133,11 +134,13 @@ class _FoldedConv(nn.Conv2d):
             return super().forward(x)
         weight, bias = fold_norm(self, norm)
         options: Tuple[Any, ...] = (self.stride, self.padding, self.dilation, self.groups)
+        convolve: Any = F.conv2d
         if type(self).__name__.endswith("Conv2dSame"):
-            from timm.layers import conv2d_same  # an extra, which is there if there is such a layer
-
-            return conv2d_same(x, weight, bias, *options)
-        return F.conv2d(x, weight, bias, *options)
+            # An extra, which is there if there is such a layer.
+            from timm.layers import conv2d_same as convolve
+        if has_slow_bias(self, x):
+            return convolve(x, weight, None, *options).add_(bias.view(-1, 1, 1))
+        return convolve(x, weight, bias, *options)
 
 
 class _FoldedNorm(nn.BatchNorm2d):
