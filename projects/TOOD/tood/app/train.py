@@ -251,6 +251,7 @@ def _run(run: Run, output: str) -> Trained:
             prepare_datasets(data, training=False, known_classes=names, datasets=run.datasets)
     else:
         model = trainer.experiment.model.eval()
+        model.teacher = None  # which has as many numbers, and is not needed any more
         Checkpointer(model, complete=True).load(trained.weights)
         names = trainer.options.class_names
         predictor = Predictor.from_model(model, trainer.cfg, names, trained.weights)
