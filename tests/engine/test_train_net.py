@@ -82,6 +82,22 @@ def test_gradient_clipping_of_configs_in_python(each, clip_type):
     assert measure_step(model, optimizer) == pytest.approx(CLIPPED[clip_type], rel=1e-3)
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, "inf"])
+def test_each_gradient_is_clipped_as_by_pytorch(norm_type):
+    ours, theirs = (torch.nn.ParameterList(torch.zeros(n) for n in (1, 7, 90)) for _ in range(2))
+    optimizer = clipped_sgd(ours, lr=1.0, max_norm=2.0, norm_type=norm_type, each=True)
+    optimizer.step()  # without gradients
+    assert not any(p.any() for p in ours)
+    for x, y in zip(ours[1:], theirs[1:]):  # the first one has none
+        x.grad = torch.randn(len(x), generator=torch.Generator().manual_seed(len(x)))
+        y.grad = x.grad.clone()
+        torch.nn.utils.clip_grad_norm_(y, 2.0, norm_type)
+    optimizer.step()
+    assert not ours[0].any()
+    for x, y in zip(ours[1:], theirs[1:]):
+        torch.testing.assert_close(-x.detach(), y.grad)
+
+
 def measure_step(model, optimizer):
     """Return how far a step by gradients of ones moves the parameters."""
     before = torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 
 from tood.config.read import load_config
+from tood.engine.hooks import WeightAverage
 from tood.modeling.box_ops import paired_giou
 from tood.modeling.dense_head import DensePredictions
 from tood.modeling.losses import GIoULoss
@@ -186,6 +187,8 @@ def test_a_teacher_is_no_part_of_the_student(make_input):
     sum(thrice.values()).backward()
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all((v == before[k]).all() for k, v in model.state_dict().items())
+    averaged = WeightAverage(student, decay=0.9)
+    assert averaged.model.teacher is None and student.teacher is not None
     student.teacher = None
     with EventStorage(0):
         assert {*student(batch)} == {"loss_cls", "loss_box_reg"}

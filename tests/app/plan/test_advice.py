@@ -68,6 +68,8 @@ def test_a_good_model_is_exported():
         ((1, 2, 2, 2), 800, "are the boxes and classes right", "tood check 'my cells'"),
         ((20, 30, 36, 37), 800, None, None),  # by less than 5 %
         ((20, 30, 39, 36), 800, None, None),
+        ((30, 33), 800, None, None),  # in half of a training by less than twice as much
+        ((30, 34), 800, "from 30.0 to 34.0): train longer", "--epochs 107"),
         ((36,), 800, None, None),  # of one evaluation nothing is known
     ],
 )

@@ -99,17 +99,23 @@ def test_the_quicker_precision_is_chosen_and_said(
     found = read_training_data(wishes)
     plan = choose.make_plan(wishes, found.train.content)
     assert plan.options[choose.PRECISION] == plan.cfg.MODEL.TOOD.PRECISION_TRAIN == chosen
-    duration = estimate_duration(plan, num_val_images=10)
+    val = [{"images": [{"width": 320, "height": 240}] * 10}]
+    duration = estimate_duration(plan, val)
     assert duration.step_seconds == timed[chosen]
     # Evaluations are in float32.
     assert duration.evaluation_seconds == pytest.approx(10 * 0.35 * timed["float32"] / 4)
     assert f"precision        {row}\n" in make_table(found, plan, duration, "output")
     # Two evaluations of many images, four of few.
-    periods = [
-        choose.make_plan(wishes, found.train.content, n).cfg.TEST.EVAL_PERIOD for n in (10**6, 1)
-    ]
-    length = plan.cfg.SOLVER.MAX_ITER
-    assert periods == [math.ceil(length / 2), math.ceil(length / 4)]
+    half, quarter = (math.ceil(plan.cfg.SOLVER.MAX_ITER / n) for n in (2, 4))
+    many = [{"images": val[0]["images"] * 10**5}]
+    patient = wishes._replace(options=[*free, "MODEL.TOOD.EARLY_STOP_PATIENCE", "2"])
+    for wanted, data, period in (
+        (wishes, many, half),
+        (wishes, val, quarter),
+        (patient, many, quarter),
+    ):
+        cfg = choose.make_plan(wanted, found.train.content, data).cfg
+        assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD) == (period, quarter)
     # A typed one is neither compared nor overridden; a config of the user's is taken as it is.
     typed = choose.make_plan(wishes._replace(options=SMALL), found.train.content)
     assert typed.options[choose.PRECISION] == "float32" and len(typed.seconds) == 1

@@ -13,9 +13,10 @@ from tood.app.plan.rules import (
     choose_tiles,
     compute_statistics,
     num_samples,
+    num_views,
 )
 from tood.engine.progress import count_evaluations
-from tood.utils.tiles import WHOLE, TileOptions
+from tood.utils.tiles import WHOLE, TileOptions, make_tiles
 
 
 def statistics(small_object, aspect=1.0):
@@ -64,6 +65,20 @@ def test_evaluations_take_a_twentieth_of_the_steps(
     period = choose_period(steps, step_seconds, evaluation_seconds)
     assert period == expected
     assert count_evaluations(steps, period) <= 4
+
+
+def test_what_an_evaluation_looks_at():
+    contents = [{"images": [{"width": w, "height": h}]} for w, h in ((1000, 700), (512, 10))]
+    assert num_views(contents, WHOLE) == 2
+    # Of 512 pixels every 448: three in a row, of which two suffice for 700; and one.
+    tiles = TileOptions(512, 64)
+    assert (
+        num_views(contents, tiles)
+        == 3 * 2 + 1
+        == sum(
+            len(make_tiles(x["width"], x["height"], 512, 64)) for c in contents for x in c["images"]
+        )
+    )
 
 
 def test_statistics():

@@ -177,16 +177,12 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
 
 
 def _make_plan(wishes: Wishes, found: TrainingData) -> Plan:
-    return make_plan(wishes, found.train.content, _count_val_images(found))
-
-
-def _count_val_images(found: TrainingData) -> int:
-    return sum(len(x.content["images"]) for x in found.val)
+    return make_plan(wishes, found.train.content, [x.content for x in found.val])
 
 
 def _format_plan(wishes: Wishes, found: TrainingData, plan: Plan, output: str) -> str:
     """Return the table, and a line on a training that is too short."""
-    duration = estimate_duration(plan, _count_val_images(found))
+    duration = estimate_duration(plan, [x.content for x in found.val])
     table = make_table(found, plan, duration, output)
     few = "" if wishes.config else warn_if_short(plan, duration)  # its length is not a rule's
     return f"{table}\n{few}" if few else table
@@ -251,7 +247,7 @@ def _run(run: Run, output: str) -> Trained:
             prepare_datasets(data, training=False, known_classes=names, datasets=run.datasets)
     else:
         model = trainer.experiment.model.eval()
-        model.teacher = None  # which has as many numbers, and is not needed any more
+        model.teacher = None  # not needed any more, and often larger
         Checkpointer(model, complete=True).load(trained.weights)
         names = trainer.options.class_names
         predictor = Predictor.from_model(model, trainer.cfg, names, trained.weights)

@@ -42,8 +42,9 @@ def clip_gradients(
             return
         # As clip_grad_norm_ of every one, of which each takes as long as ten operators.
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norms = torch.stack([gradient.norm(norm_type) for gradient in gradients])
-        for gradient, scale in zip(gradients, (max_norm / (norms + 1e-6)).clamp(max=1).unbind()):
+        norms = [gradient.norm(float(norm_type)) for gradient in gradients]
+        scales = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1) if norms else ()
+        for gradient, scale in zip(gradients, scales):
             gradient.mul_(scale)
 
     optimizer.register_step_pre_hook(clip)

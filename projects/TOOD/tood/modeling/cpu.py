@@ -77,8 +77,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
-        is_slow = x.dtype in (torch.bfloat16, torch.float16) and runs_now_on_cpu(x)
-        if is_slow and x.dim() == 4 and self.affine and torch.is_grad_enabled():
+        is_half = x.dtype in (torch.bfloat16, torch.float16) and x.dim() == 4
+        is_slow = is_half and x.stride(1) == 1 and runs_now_on_cpu(x)  # in channels-last order
+        if is_slow and self.affine and torch.is_grad_enabled():
             return _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
@@ -99,13 +100,14 @@ class _GroupNorm(torch.autograd.Function):
         x' = (x - mean) rstd and g = grad weight; means are over a group's channels and locations.
         """
         x, weight, mean, rstd = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
         width = x.shape[1] // mean.shape[1]  # channels of a group
         grad_x = torch.empty_like(x)
         # N x locations x channels, some images at a time: maps in float32 then fit into the cache.
         rows = [v.flatten(2).transpose(1, 2) for v in (x, grad, grad_x)]
         # N x 1 x channels.
         of_channels = [v.repeat_interleave(width, dim=1).unsqueeze(1) for v in (mean, rstd)]
-        number = max(CACHED // x[0].numel(), 1)
+        number = max(CACHED // x.shape[1:].numel(), 1)
         parts = zip(*(v.split(number) for v in (*rows, *of_channels)))
         grads = [_differentiate_norm(weight, width, *part) for part in parts]
         grad_weight, grad_bias = (cat(v).sum(dim=(0, 1)).to(weight.dtype) for v in zip(*grads))
@@ -131,12 +133,12 @@ def _differentiate_norm(weight, width, x, grad, out, mean, rstd):
 # --- depthwise convolutions --------------------------------------------------------------------
 
 
-def has_slow_bias(conv: nn.Conv2d, x: Tensor) -> bool:
+def has_slow_bias(conv: nn.Conv2d, x: Tensor, bias: Tensor) -> bool:
     """Return whether the gradient of a convolution's bias, which is a sum, takes oneDNN as long as
     that of its kernel: as depthwise ones of 5x5 do, and smaller ones do not.
     """
     is_large = conv.groups > 1 and max(conv.kernel_size) > 3
-    return is_large and torch.is_grad_enabled() and runs_now_on_cpu(x)
+    return is_large and bias.requires_grad and runs_now_on_cpu(x)
 
 
 # --- sampling ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tood.utils.errors import WIDTH
 from tood.utils.tiles import WHOLE, TileOptions
 
 LOW_AP = 5.0  # below, nothing worth a look was learned
-RISING = 0.05  # of AP, in the last quarter of a training, as a part of it
+RISING = 0.05  # of AP, in a quarter of a training, as a part of it
 FEW_OBJECTS = 50  # of a class
 MANY = 0.25  # of the objects missed, of the detections wrong
 SURE_DOUBT = 0.5  # of suspect labels
@@ -138,7 +138,9 @@ def _advise_length(history: History) -> List[Advice]:
         return []
     rule = choose_epochs(history.num_images)
     done = steps * history.images_per_step / history.num_images
-    is_rising = len(aps) > 1 and aps[-1] - aps[-2] > RISING * aps[-1]
+    # Of few evaluations, the last two are further apart.
+    enough = RISING * max(4 / len(aps), 1) * aps[-1]
+    is_rising = len(aps) > 1 and aps[-1] - aps[-2] > enough
     epochs = "--epochs", f"{max(rule, 2 * done):.0f}"
     if max(aps) < LOW_AP and (done < 0.9 * rule or is_rising):
         text = f"The model has learned little in {steps} steps (AP {max(aps):.1f}): train longer."

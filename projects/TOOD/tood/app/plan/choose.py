@@ -33,6 +33,7 @@ from tood.app.plan.rules import (
     compute_statistics,
     is_pretrained,
     num_samples,
+    num_views,
 )
 from tood.app.plan.state import Wishes
 from tood.checkpoint.weights import PACKAGES
@@ -98,13 +99,13 @@ class Plan(NamedTuple):
         return override_config_file(self.base, path, {**datasets, **self.options})
 
 
-def make_plan(wishes: Wishes, content: Dict, num_val_images: int = 0) -> Plan:
+def make_plan(wishes: Wishes, content: Dict, val: Sequence[Dict] = ()) -> Plan:
     """Choose by the rules of :mod:`tood.app.plan.rules`, and by the memory that is free; of a
     config that the user names, the flags change the schedule alone.
 
     Args:
         content: content of the training data.
-        num_val_images: images to validate on.
+        val: contents of the data to validate on.
 
     Raises:
         UserError: for values that cannot be used or contradict each other, and if not even the
@@ -135,7 +136,7 @@ def make_plan(wishes: Wishes, content: Dict, num_val_images: int = 0) -> Plan:
         schedule = _choose_schedule(wishes, typed, read_schedule(base), images_per_step, number)
         chosen.update(schedule.options())
         if not wishes.config:
-            chosen.update(_choose_periods(cfg, schedule, seconds, num_val_images))
+            chosen.update(_choose_periods(cfg, schedule, seconds, num_views(val, tiles)))
     options = {**chosen, **typed}
     cfg = _load(base, options, content)
     statistics = compute_statistics(content, tiles)
@@ -217,12 +218,17 @@ def _choose_schedule(
 def _choose_periods(
     cfg: CfgNode, schedule: Schedule, seconds: Dict[str, float], num_val_images: int
 ) -> Dict[str, object]:
+    """Return periods of evaluations and checkpoints. Patience counts evaluations, of which there
+    are as many as without a limit then.
+    """
     tood = cfg.MODEL.TOOD
-    step = seconds.get(tood.PRECISION_TRAIN)
-    alone = seconds.get(tood.PRECISION_TEST) or step or 0.0
-    evaluation = estimate_evaluation(cfg, alone / schedule.ims_per_batch, num_val_images)
-    period = choose_period(schedule.max_iter, step, evaluation)
-    return {KEYS["eval_period"]: period, KEYS["checkpoint_period"]: period}
+    usual = period = choose_period(schedule.max_iter)
+    if not tood.EARLY_STOP_PATIENCE:
+        step = seconds.get(tood.PRECISION_TRAIN)
+        alone = seconds.get(tood.PRECISION_TEST) or step or 0.0  # a teacher's time with it
+        evaluation = estimate_evaluation(cfg, alone / schedule.ims_per_batch, num_val_images)
+        period = choose_period(schedule.max_iter, step, evaluation)
+    return {KEYS["eval_period"]: period, KEYS["checkpoint_period"]: usual}
 
 
 def plan_tiles(options: Sequence[str], content: Dict) -> TileOptions:

@@ -1,13 +1,14 @@
 """The duration of a training, estimated from one step that is measured."""
 
-from typing import NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Sequence
 
 from detectron2.config import CfgNode
 
 from tood.app.plan.choose import Plan
 from tood.app.plan.memory import estimate_evaluation, time_step
-from tood.app.plan.rules import FEW, choose_epochs
+from tood.app.plan.rules import FEW, choose_epochs, num_views
 from tood.config.build import build_detector
+from tood.config.read import tile_options
 from tood.engine.progress import count_evaluations
 from tood.engine.trainer import attach_teacher
 from tood.utils.errors import is_out_of_memory
@@ -36,13 +37,14 @@ class Duration(NamedTuple):
         return f"{self.steps} steps, about {format_seconds(self.seconds)}: {each}"
 
 
-def estimate_duration(plan: Plan, num_val_images: int) -> Duration:
+def estimate_duration(plan: Plan, val: Sequence[Dict]) -> Duration:
     """Return how long a training takes; on a GPU, no step is measured.
 
     Args:
-        num_val_images: images to validate on.
+        val: contents of the data to validate on.
     """
     cfg, solver, tood = plan.cfg, plan.cfg.SOLVER, plan.cfg.MODEL.TOOD
+    num_val_images = num_views(val, tile_options(cfg))
     number = count_evaluations(solver.MAX_ITER, cfg.TEST.EVAL_PERIOD) if num_val_images else 0
     seconds = plan.seconds.get(tood.PRECISION_TRAIN) or _measure_step(plan)
     if seconds is None:

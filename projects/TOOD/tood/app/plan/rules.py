@@ -3,14 +3,14 @@
 import importlib.util
 import math
 from collections import Counter
-from typing import Dict, Mapping, NamedTuple, Optional
+from typing import Dict, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 from tood.data.annotations import has_size
 from tood.data.check import InputSize, split_broken
 from tood.data.tiles import tile_records
-from tood.utils.tiles import WHOLE, TileOptions
+from tood.utils.tiles import WHOLE, TileOptions, count_tiles
 
 STRIDE = 8  # of the finest feature map of most models, pixels of the network's input
 # If the weights from ImageNet are installed, images whose shorter side is not larger than this are
@@ -103,6 +103,15 @@ def num_samples(content: Dict, tiles: TileOptions, filter_empty: bool = False) -
     if filter_empty:
         kept = [x for x in kept if any(map(_is_object, x["annotations"]))]
     return len(tile_records(kept, tiles)) if tiles.size else len(kept)
+
+
+def num_views(contents: Sequence[Dict], tiles: TileOptions) -> int:
+    """Return the number of images, or of all their tiles, that an evaluation looks at."""
+    images = [image for content in contents for image in content["images"]]
+    if not tiles.size:
+        return len(images)
+    sides = [(image["width"], image["height"]) for image in images]
+    return sum(math.prod(count_tiles(x, tiles.size, tiles.overlap) for x in xy) for xy in sides)
 
 
 def _is_object(annotation: Dict) -> bool:

@@ -138,7 +138,7 @@ class _FoldedConv(nn.Conv2d):
         if type(self).__name__.endswith("Conv2dSame"):
             # An extra, which is there if there is such a layer.
             from timm.layers import conv2d_same as convolve
-        if has_slow_bias(self, x):
+        if has_slow_bias(self, x, bias):
             return convolve(x, weight, None, *options).add_(bias.view(-1, 1, 1))
         return convolve(x, weight, bias, *options)
 
