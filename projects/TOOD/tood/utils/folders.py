@@ -41,12 +41,13 @@ def is_output(folder: str) -> bool:
 
 
 def make_drawing_options(format: str) -> Dict:
-    """Return Pillow's options that mark an image as a drawing, if its format has a place for it."""
+    """Return Pillow's options of a drawing, which mark it as one if its format has a place for it."""
     if format not in ("JPEG", "PNG"):
         return {}
     exif = Image.Exif()
     exif[_SOFTWARE] = DRAWING
-    return {"exif": exif}
+    # Level 3 takes a third of the time of Pillow's 6, for a tenth more bytes.
+    return {"exif": exif, **({"compress_level": 3} if format == "PNG" else {})}
 
 
 def is_drawing(path: str) -> bool:
