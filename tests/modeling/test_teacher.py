@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 
 from tood.config.read import load_config
 from tood.engine.hooks import WeightAverage
+from tood.modeling import teacher
 from tood.modeling.box_ops import paired_giou
 from tood.modeling.dense_head import DensePredictions
 from tood.modeling.losses import GIoULoss
@@ -158,6 +159,21 @@ def test_the_losses_are_in_float32(make_input):
     with EventStorage(0):
         losses = student([make_input()])
     assert {x.dtype for x in losses.values()} == {torch.float32}
+
+
+def test_losses_of_several_processes(make_input, monkeypatch):
+    """They are divided by the mean of the weights, here as if the others had none."""
+    torch.manual_seed(0)
+    student, model = build().train(), build()
+    for layer in (model.head.cls_pred, model.head.cls_align[-1]):
+        torch.nn.init.zeros_(layer.bias)
+    student.teacher = Teacher(model)
+    images, predictions = student.predict_with_images([make_input()])
+    alone = student.teacher(student, images, predictions)
+    monkeypatch.setattr(teacher, "mean_over_processes", lambda weight: weight / 4)
+    one_of_four = student.teacher(student, images, predictions)
+    for name, loss in alone.items():
+        torch.testing.assert_close(one_of_four[name], 4 * loss)
 
 
 def test_a_teacher_is_no_part_of_the_student(make_input):
