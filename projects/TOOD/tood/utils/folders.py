@@ -41,7 +41,7 @@ def is_output(folder: str) -> bool:
 
 
 def make_drawing_options(format: str) -> Dict:
-    """Return Pillow's options of a drawing; they mark it as one if its format has a place for it."""
+    """Return Pillow's options of a drawing, which mark it as one if the format can."""
     if format not in ("JPEG", "PNG"):
         return {}
     exif = Image.Exif()
