@@ -11,7 +11,7 @@ MESSAGES = (  # warnings that users cannot act on
     "torch.meshgrid: in an upcoming release",
     "`broadcast_buffers` is deprecated",
     "TypedStorage is deprecated",
-    # Images are loaded beside the training also where there is one core.
+    # On one core, images are loaded beside the training as well.
     "This DataLoader will create .* worker processes in total",
 )
 # Beginnings of Detectron2's long records, of hundreds of lines.
