@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 
 import pytest
 from conftest import complaint
@@ -39,8 +40,14 @@ def test_wandb(command, out, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     train_net.cli(command(opts=["MODEL.TOOD.TRACKER", "wandb", *STEPS]))
     (run,) = (out / "wandb").glob("offline-run-*")
-    (content,) = (path.read_bytes() for path in run.glob("*.wandb"))
-    assert b"total_loss" in content and b"bbox/AP" in content
+    (path,) = run.glob("*.wandb")
+    for _ in range(300):  # W&B's own process writes it, perhaps a moment later
+        content = path.read_bytes()
+        if b"total_loss" in content and b"bbox/AP" in content:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"{path} has {len(content)} bytes, without the metrics")
     with contextlib.suppress(ImportError):  # of newer versions
         from wandb.analytics.opentelemetry.opentelemetry_proxy import get_open_telemetry_proxy
 
