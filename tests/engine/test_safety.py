@@ -252,7 +252,7 @@ class Called:
         self.events, self.message = [], ""
 
 
-def _note(event, args):  # cannot be removed
+def _note(event, args, Called=Called):  # cannot be removed, and outlives the module
     if Called.active is not None and event in ("import", "pickle.find_class"):
         Called.active.events.append(str(args[0]) if event == "import" else event)
 
