@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from layouts import (
     NAMES,
@@ -131,8 +131,29 @@ def is_plain(layout):
     )
 
 
+# Two lists, and the images of one: those of the other, of equal names, are not taken for them.
+ONE_SPLIT = {
+    "kind": "csv",
+    "images": [
+        (split, f"images/{split}/{stem}.jpg", "", state)
+        for split, state in (("train", "both"), ("val", "no image"))
+        for stem in STEMS[:3]
+    ],
+    "has_splits": True,
+    "is_double": False,
+    "odd": set(),
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco"])
+def test_images_of_another_split_are_not_taken(kind, tmp_path):
+    write(tmp_path, {**ONE_SPLIT, "kind": kind})
+    assert "are not there" in refused(tmp_path)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(layout=layouts())
+@example(layout=ONE_SPLIT)
 def test_reading_is_what_was_drawn(layout, tmp_path_factory):
     root = tmp_path_factory.mktemp("layout")
     truth = write(root, layout)

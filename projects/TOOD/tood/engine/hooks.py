@@ -176,7 +176,7 @@ class WeightAverage:
         self.decay = decay
         self.num_steps = 0
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self.model.teacher = None  # which a model in training alone needs
+        self.model.teacher = None  # needed in training only
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -408,11 +408,12 @@ def _by_name(
     """
     index, name = folder.names, name.replace("\\", "/")
     base = name.rpartition("/")[2]
+    splits = () if os.path.isabs(name) else folder_splits(name)
     for images, key in (
         (index.base.get(base) or index.stem.get(base, ()), str),
         (index.plain_base.get(plain(base)) or index.plain_stem.get(plain(base), ()), plain),
     ):
-        images = [i for i in images if i not in taken]
+        images = [i for i in images if i not in taken and _agree(splits, i)]
         if places and "/" in name:
             images = [i for i in images if os.path.dirname(i) in places]
         if not images:

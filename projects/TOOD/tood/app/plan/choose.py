@@ -216,17 +216,20 @@ def _choose_schedule(
 
 
 def _choose_periods(
-    cfg: CfgNode, schedule: Schedule, seconds: Dict[str, float], num_val_images: int
+    cfg: CfgNode, schedule: Schedule, seconds: Dict[str, float], number: int
 ) -> Dict[str, object]:
-    """Return periods of evaluations and checkpoints. Patience counts evaluations, of which there
-    are as many as without a limit then.
+    """Return periods of evaluations, whose time is limited, and checkpoints. Patience counts
+    evaluations, so that their number stays the same with it.
+
+    Args:
+        number: images, or tiles, that an evaluation looks at.
     """
     tood = cfg.MODEL.TOOD
     usual = period = choose_period(schedule.max_iter)
     if not tood.EARLY_STOP_PATIENCE:
         step = seconds.get(tood.PRECISION_TRAIN)
         alone = seconds.get(tood.PRECISION_TEST) or step or 0.0  # a teacher's time with it
-        evaluation = estimate_evaluation(cfg, alone / schedule.ims_per_batch, num_val_images)
+        evaluation = estimate_evaluation(cfg, alone / schedule.ims_per_batch, number)
         period = choose_period(schedule.max_iter, step, evaluation)
     return {KEYS["eval_period"]: period, KEYS["checkpoint_period"]: usual}
 

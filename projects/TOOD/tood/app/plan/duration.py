@@ -44,15 +44,15 @@ def estimate_duration(plan: Plan, val: Sequence[Dict]) -> Duration:
         val: contents of the data to validate on.
     """
     cfg, solver, tood = plan.cfg, plan.cfg.SOLVER, plan.cfg.MODEL.TOOD
-    num_val_images = num_views(val, tile_options(cfg))
-    number = count_evaluations(solver.MAX_ITER, cfg.TEST.EVAL_PERIOD) if num_val_images else 0
+    views = num_views(val, tile_options(cfg))
+    number = count_evaluations(solver.MAX_ITER, cfg.TEST.EVAL_PERIOD) if views else 0
     seconds = plan.seconds.get(tood.PRECISION_TRAIN) or _measure_step(plan)
     if seconds is None:
         return Duration(solver.MAX_ITER, number)
     alone = plan.seconds.get(tood.PRECISION_TEST, seconds)
     if tood.TEACHER:
         alone = _measure_step(plan, tood.PRECISION_TEST) or alone
-    evaluation = estimate_evaluation(cfg, alone / solver.IMS_PER_BATCH, num_val_images)
+    evaluation = estimate_evaluation(cfg, alone / solver.IMS_PER_BATCH, views)
     return Duration(solver.MAX_ITER, number, seconds, evaluation)
 
 

@@ -112,7 +112,7 @@ def estimate_evaluation(cfg: CfgNode, seconds: float, num_images: int) -> float:
 
     Args:
         seconds: those of a step, for each image in it, in the precision of evaluations.
-        num_images: images to validate on.
+        num_images: images, or tiles, that the evaluation looks at.
     """
     tood = cfg.MODEL.TOOD
     models = 2 if tood.EMA_DECAY and not tood.EVAL_EMA_ALONE else 1

@@ -189,7 +189,7 @@ def choose_max_detections(statistics: DataStatistics) -> int:
 def choose_period(
     steps: int, step_seconds: Optional[float] = None, evaluation_seconds: float = 0.0
 ) -> int:
-    """Return the steps between two evaluations of a training.
+    """Return the steps between two evaluations of a training, or checkpoints.
 
     Args:
         step_seconds, evaluation_seconds: time of a step and an evaluation; None or 0: not known.
