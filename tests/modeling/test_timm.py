@@ -12,7 +12,7 @@ import train_net
 from tood.checkpoint import weights
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import load_config
-from tood.modeling.backbone.timm_convs import fold_convs, speed_up_convs
+from tood.modeling.backbone.timm_convs import find_pairs, fold_convs, speed_up_convs
 from tood.modeling.backbone.timm_fpn import (
     TimmBackbone,
     constant_same_padding,
@@ -257,7 +257,7 @@ def test_fixed_norms_are_folded(name):
             for x in (layer.bias, layer.running_mean):
                 torch.nn.init.normal_(x)
     folded = copy.deepcopy(plain)
-    speed_up_convs(folded)
+    speed_up_convs(folded, find_pairs(folded, 64))
     assert list(folded.state_dict()) == list(plain.state_dict())
     norms = [x for x in folded.modules() if isinstance(x, torch.nn.BatchNorm2d)]
     number = sum(type(x).__name__.startswith("Folded") for x in norms)
@@ -284,7 +284,7 @@ def test_norms_are_folded_for_good(name):
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(layer.running_var, 0.5, 1.5)
             torch.nn.init.normal_(layer.bias)
-    speed_up_convs(model)
+    speed_up_convs(model, find_pairs(model, 64))
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(images)
@@ -299,7 +299,7 @@ def test_nothing_is_folded_into_a_layer_that_was_replaced(replaced):
     plain = timm.create_model("resnet18", features_only=True).eval()
     torch.nn.init.uniform_(plain.bn1.running_var, 0.5, 1.5)
     model = copy.deepcopy(plain)
-    speed_up_convs(model)
+    speed_up_convs(model, find_pairs(model, 64))
     setattr(model, replaced, copy.deepcopy(getattr(plain, replaced)))
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():

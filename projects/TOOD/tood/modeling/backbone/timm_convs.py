@@ -3,23 +3,21 @@ kernel, and in float32 where the CPU's bfloat16 is slower.
 """
 
 import functools
-import itertools
 from collections import Counter
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tood.modeling.backbone.fixed_norm import fold_norm, is_fixed
 from tood.modeling.backbone.separable import Float32Conv
 from tood.modeling.cpu import has_slow_bias
 
-SIZE = 64  # pixels of the image on the meta device by which pairs are found
+Pair = Tuple[str, str]  # names of a convolution and of its batch norm
 
 
-def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
+def speed_up_convs(model: nn.Module, pairs: Sequence[Pair]) -> None:
     """Exchange the forward passes of convolutions and of the batch norms after them, in place; all
     parameters, buffers and their names stay. Results are equal but for rounding.
 
@@ -29,9 +27,9 @@ def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
     convolutions stay in float32.
 
     Args:
-        size: side of an image that the model accepts, in pixels.
+        pairs: what :func:`find_pairs` returns for such a model.
     """
-    for pair in find_pairs(model, size):
+    for pair in pairs:
         places = [_find_place(model, name) for name in pair]
         for place, partner, mixin in zip(places, reversed(places), (_FoldedConv, _FoldedNorm)):
             layer = getattr(*place)
@@ -44,9 +42,13 @@ def speed_up_convs(model: nn.Module, size: int = SIZE) -> None:
             conv.__class__ = _make_class(Float32Conv, type(conv))  # type: ignore[arg-type]
 
 
-def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
+@torch.no_grad()
+def find_pairs(model: nn.Module, size: int) -> List[Pair]:
     """Return names of convolutions and of the batch norm that is the only layer to take the result;
-    from a forward pass on the meta device, because the order of modules need not be that of it.
+    from a forward pass, because the order of modules need not be that of it.
+
+    Args:
+        size: side of an image that the model accepts, in pixels.
     """
     made: Dict[int, str] = {}
     calls: Counter = Counter()
@@ -71,12 +73,8 @@ def find_pairs(model: nn.Module, size: int) -> List[Tuple[str, str]]:
         for name, layer in layers.items()
         if _is_norm(layer) or not list(layer.children())
     ]
-    values = itertools.chain(model.named_parameters(), model.named_buffers())
-    meta = {name: torch.empty_like(x, device="meta") for name, x in values}
     try:
-        image = torch.zeros(1, 3, size, size, device="meta")
-        with torch.no_grad():
-            maps = functional_call(model.eval(), meta, (image,))
+        maps = model.eval()(next(model.parameters()).new_zeros(1, 3, size, size))
     finally:
         model.train(was_training)
         for handle in handles:

@@ -1,6 +1,7 @@
 """Any timm model that gives maps of several strides, below the FPN of the released models."""
 
 import contextlib
+import functools
 import sys
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -11,7 +12,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
 from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
-from tood.modeling.backbone.timm_convs import speed_up_convs
+from tood.modeling.backbone.timm_convs import Pair, find_pairs, speed_up_convs
 from tood.utils.errors import UserError, format_reason
 from tood.utils.suggest import suggest
 
@@ -79,15 +80,15 @@ class TimmBackbone(Backbone):
                 "MODEL.TIMM.NAME."
             )
         rate = {"drop_path_rate": drop_path} if drop_path else {}
-        self.model = _create(
-            name, pretrained, **options, **rate, out_indices=tuple(x.out_index for x in levels)
-        )
+        options = dict(options, **rate, out_indices=tuple(x.out_index for x in levels))
+        self.model = _create(name, pretrained, **options)
         self.levels = sorted(levels, key=lambda x: x.stride)
         self.made = nn.ModuleDict()
         self.shapes: Dict[str, ShapeSpec] = {}
         self._complete()
         _freeze(self.model, freeze_at)
-        speed_up_convs(self.model, self._divisibility)
+        pairs = _find_pairs(name, self._divisibility, tuple(options.items()))
+        speed_up_convs(self.model, pairs)
 
     def _complete(self) -> None:
         """Make the maps of the wanted strides that the model lacks, from fine to coarse."""
@@ -169,8 +170,10 @@ def make_timm_fpn(*, bottom_up: TimmBackbone, **options) -> FPN:
     return fpn
 
 
+@functools.cache
 def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, int, List[Level]]:
-    """Find a model's options, image sizes and maps, without memory for its weights.
+    """Find a model's options, image sizes and maps, without memory for its weights. A training
+    builds its model several times, and passes on a device without numbers are slow: one is enough.
 
     Args:
         out_indices: indices of the maps; default: those that timm returns.
@@ -197,6 +200,12 @@ def inspect_model(name: str, out_indices: Tuple[int, ...] = ()) -> Tuple[Dict, i
         f"The timm model {name} does not take images of other sizes than it was made for "
         f"({reason}); name another one with MODEL.TIMM.NAME."
     )
+
+
+@functools.cache
+def _find_pairs(name: str, size: int, options: Tuple[Tuple[str, Any], ...]) -> List[Pair]:
+    with torch.device("meta"):
+        return find_pairs(_create(name, False, **dict(options)), size)
 
 
 @torch.no_grad()
