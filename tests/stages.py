@@ -14,6 +14,9 @@ import subprocess
 import sys
 import time
 
+# What a training imports when it needs it.
+LATE = ("timm", "torch.utils.tensorboard", "pycocotools.cocoeval", "tood.app.report.make")
+
 
 class Starter:
     """Starts the program in a group of processes, one after the other, as a shell does."""
@@ -57,8 +60,10 @@ def serve():
     # Where the tests were started by nohup, or in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    for module in ("tood.app.train", "tood.app.cli", "detectron2.engine"):
+    for module in ("tood.app.train", "tood.app.cli", "detectron2.engine", *LATE):
         importlib.import_module(module)
+    TimmBackbone = importlib.import_module("tood.modeling.backbone.timm_fpn").TimmBackbone
+    TimmBackbone("tf_efficientnet_lite0")  # its structure is remembered
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -7,8 +7,8 @@ import functools
 import io
 import json
 import logging
-from contextlib import nullcontext, redirect_stdout
-from typing import Any, Callable, ContextManager, Dict, Optional, Tuple, Union
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, Callable, ContextManager, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,7 @@ def _translate(program, module: ExportableTOOD, last: bool = False):
         quiet(),
         redirect_stdout(io.StringIO()),
         at_level("torch.onnx", logging.ERROR),
+        _without_slow_rules(),
     ):
         try:
             return torch.onnx.export(
@@ -93,6 +94,24 @@ def _translate(program, module: ExportableTOOD, last: bool = False):
             if last:
                 raise
             return None
+
+
+@contextmanager
+def _without_slow_rules() -> Iterator[None]:
+    """Turn off the rule of onnxscript, if it has it, that makes one operator of two slices: it
+    lists all nodes for each node, which took a third of an export, and finds no such slices here.
+    """
+    from onnxscript import rewriter
+
+    name = "_DEFAULT_REWRITE_RULES"
+    rules = getattr(rewriter, name, None)
+    if rules is not None:
+        setattr(rewriter, name, tuple(x for x in rules if x.name != "SlicesSplit"))
+    try:
+        yield
+    finally:
+        if rules is not None:
+            setattr(rewriter, name, rules)
 
 
 def import_onnx():
