@@ -212,7 +212,7 @@ def test_texts_as_programs_of_windows_write_them(encoding, tmp_path):
 def test_an_empty_line_between_names_of_classes(tmp_path):
     yolo_set(tmp_path, [f"{i}.jpg" for i in range(4)])
     put(tmp_path, "classes.txt", "disc\n\nsquare\nstar\n\n")
-    assert "classes.txt has an empty line between names" in refused(tmp_path)
+    assert "classes.txt has an empty line before a name" in refused(tmp_path)
 
 
 def test_labels_between_two_lists_of_classes(tmp_path):

@@ -265,7 +265,7 @@ def split_broken(content: Dict) -> Tuple[List[Dict], List[Finding]]:
         else:
             valid.append(a)
             continue
-        found[kind].append(f"annotation {a['id']} has {kind} {a[kind]}")
+        found[kind].append(f"annotation {a['id']} has {kind} {a[kind]!r}")
     return valid, [_finding(*kinds[k], found[k], is_error=True) for k in kinds if k in found]
 
 

@@ -11,11 +11,14 @@ from tood.app.convert.folder import (
     decode,
     folder_splits,
     get_stem,
+    get_suffix,
     match_files,
     match_names,
+    read_split,
     split_words,
 )
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, LIST, NO_IMAGE, Ledger
+from tood.data.images import IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 from tood.utils.reading import parse_number
 
@@ -26,6 +29,8 @@ LARGEST = 1e9  # number
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
 _FOLLOWS = re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))")  # a flag or labels, in a list
 DUPLICATE = "the same class and box twice"
+LISTED = ("train", "val", "test")
+YES = ("1", "true", "yes")  # in small letters
 
 
 class Object(NamedTuple):
@@ -172,7 +177,7 @@ def divide_images(
     for image in folder.images:
         by_split[words[image] if words[image] in named else ""].append(image)
     ledger.ignore(by_split.pop("", ()), "in no split that has labels")
-    return {split: by_split[split] for split in ("train", "val", "test", "all") if split in named}
+    return {split: by_split[split] for split in (*LISTED, "all") if split in named}
 
 
 def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
@@ -191,7 +196,8 @@ def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
             (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
         )
         if other:
-            what = "two sets without different names" if split == "all" else f"two sets {split!r}"
+            is_unnamed = "all" in (split, splits[other])
+            what = "two sets without different names" if is_unnamed else f"two sets {split!r}"
             raise UserError(
                 f"{folder.root} contains {what}, {other} and {file}; name one of them, or move the "
                 "other away."
@@ -207,9 +213,34 @@ def _split_by_image(folder: Folder) -> Dict[str, str]:
     kinds = {tuple(x) for x in names.values()}
     if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
         steps = names
-    # The outermost folder decides, unless it is the same for all, as in training/val.
-    step = -1 if len({tuple(x[:1]) for x in steps.values()}) == 1 else 0
-    return {image: found[step] if found else "" for image, found in steps.items()}
+    # The outermost folder decides, unless those in it are the splits, as in training/val.
+    inner = {outer: {tuple(x[1:]) for x in steps.values() if x[:1] == [outer]} for outer in LISTED}
+    is_alone = len({tuple(x[:1]) for x in steps.values()}) == 1
+    nested = {outer for outer, x in inner.items() if len(x) > 1 and (is_alone or all(x))}
+    return {
+        image: found[-1 if is_alone or found[0] in nested else 0] if found else ""
+        for image, found in steps.items()
+    }
+
+
+def check_splits(stated: Dict[str, str], ledger: Ledger) -> None:
+    """Hold the splits that a file states to those that are known, or to none.
+
+    Args:
+        stated: split, as it is written, -> where.
+
+    Raises:
+        UserError: if some are known and some are not.
+    """
+    known = next((text for text in stated if read_split(text)), "")
+    for text, where in stated.items():
+        if known and not read_split(text):
+            raise UserError(
+                f"{where} has {repr(text) if text else 'nothing'} as its split, and others have "
+                f"{known!r}; name train, val or test, or remove it."
+            )
+        if text and not known:
+            ledger.note("splits other than train, val and test, which divide nothing", text)
 
 
 def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
@@ -392,8 +423,8 @@ def sort_corners(corners: Sequence[float], ledger: Ledger, file: str) -> Tuple:
 def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[str]]]:
     """Return the images of the splits that text files such as ``train.txt`` list, or None.
 
-    Such files are in ``ImageSets`` or ``ImageSets/Main``, or anywhere if their first line names an
-    image. A ``trainval.txt`` beside others contributes what they lack.
+    Such files are in ``ImageSets`` or ``ImageSets/Main``, or anywhere if a line of their first ones
+    names an image. A ``trainval.txt`` beside others contributes what they lack.
     """
     homes: Dict[str, Dict[str, str]] = {}
     for file in folder.with_suffix(".txt"):
@@ -438,10 +469,14 @@ def _listed_name(folder: Folder, line: str) -> str:
 
 
 def _names_image(folder: Folder, file: str) -> bool:
-    start = decode(folder.head(file), folder.path(file), "replace").splitlines()
-    first = next(filter(None, map(str.strip, start)), "").replace("\\", "/")
-    base = os.path.basename(_listed_name(folder, first))
-    return base in folder.names.base or base in folder.names.stem
+    """Return whether a line of its beginning names an image, perhaps with another ending."""
+    known = folder.names
+    for line in decode(folder.head(file), folder.path(file), "replace").splitlines():
+        base = os.path.basename(_listed_name(folder, line.strip().replace("\\", "/")))
+        is_image = get_suffix(base) in IMAGE_SUFFIXES and get_stem(base) in known.stem
+        if is_image or base in known.base or base in known.stem:
+            return True
+    return False
 
 
 def read_numbers(texts: Sequence[str], where: str) -> List[float]:

@@ -81,15 +81,15 @@ def _read_file(
             "images, annotations, categories."
         )
     content = {key: content[key] for key in LISTS}
-    names = [c["name"] for c in content["categories"] if isinstance(c, dict) and c.get("name")]
-    doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
-    if doubled is not None:
-        raise UserError(f"{folder.path(file)} names the category {doubled!r} twice; rename one.")
     ledger.objects_in += len(content["annotations"])
     group = unused_root(content)
     if group is not None:
         content["categories"] = [c for c in content["categories"] if c is not group]
         ledger.note(f"ignored the class {group['name']!r}, which only groups the others", file)
+    names = [c["name"] for c in content["categories"] if isinstance(c, dict) and c.get("name")]
+    doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if doubled is not None:
+        raise UserError(f"{folder.path(file)} names the category {doubled!r} twice; rename one.")
     content["images"] = _locate(folder, file, ledger, content["images"], split, root)
     repeated, _ = unite_images(content, folder.root)
     for name in repeated:
@@ -168,23 +168,25 @@ def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
 
 
 def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:
-    """Keep one of the annotations that differ only in their id."""
-    seen: Dict = {}
+    """Keep one of the annotations of the same image, class, box and marks, whatever else they say.
+    Those of one id are kept, and refused by others.
+    """
+    seen: Dict[str, set] = {}
     kept = []
-    for a in content["annotations"]:
-        key = str([a.get(k) for k in ("image_id", "category_id", "bbox")]) if _has_id(a) else None
-        same = seen.setdefault(key, []) if key else []
-        rest = {**a, "id": None} if key else a
-        if any({**other, "id": None} == rest and other["id"] != a["id"] for other in same):
-            ledger.drop(DUPLICATE, f"{file}, id {a['id']}")
-            continue
-        same.append(a)
+    for i, a in enumerate(content["annotations"]):
+        if isinstance(a, dict) and is_box(a.get("bbox")):
+            marks = [bool(a.get(key)) for key in ("iscrowd", "ignore")]
+            box = [float(x) for x in a["bbox"]]
+            ids = seen.setdefault(
+                repr([a.get("image_id"), a.get("category_id"), box, marks]), set()
+            )
+            own, is_first = repr(a.get("id")), not ids
+            if not is_first and (a.get("id") is None or own not in ids):
+                ledger.drop(DUPLICATE, f"{file}, entry {i} of its annotations")
+                continue
+            ids.add(own)
         kept.append(a)
     content["annotations"] = kept
-
-
-def _has_id(annotation) -> bool:
-    return isinstance(annotation, dict) and annotation.get("id") is not None
 
 
 def _check_outside(content: Dict, ledger: Ledger) -> None:

@@ -30,10 +30,12 @@ class Conversion:
     entries: Dict[str, str]  # split -> how to name it: "FILE.json:IMAGES" or "FOLDER:SPLIT"
     ledger: Ledger
     omitted: Dict[str, int]  # reason -> number of objects that the format cannot express
+    changed: Dict[str, int] = dataclasses.field(default_factory=dict)  # what -> number of objects
 
     def __str__(self) -> str:
         rows = self.ledger.rows()
         rows += [("not written", f"{number} {reason}") for reason, number in self.omitted.items()]
+        rows += [("changed", f"{number} {what}") for what, number in self.changed.items()]
         rows += [("written", entry) for entry in self.entries.values()]
         return tabulate(rows, tablefmt="simple")
 
@@ -77,7 +79,7 @@ def convert(
         with guard_nesting(data):
             written = write_dataset(converted.parts.values(), to, output)
         write_ledger(converted, written, output)
-    return Conversion(output, written.entries, converted.ledger, written.omitted)
+    return Conversion(output, written.entries, converted.ledger, written.omitted, written.changed)
 
 
 def _check_records(part: Part, is_coco: bool) -> None:

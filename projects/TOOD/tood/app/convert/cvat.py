@@ -4,7 +4,7 @@ import collections
 import math
 import os
 import re
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from xml.etree.ElementTree import Element
 
 from tood.app.convert.build import (
@@ -13,13 +13,14 @@ from tood.app.convert.build import (
     Object,
     Record,
     build_contents,
+    check_splits,
     read_label,
     read_numbers,
     read_size,
 )
-from tood.app.convert.folder import SPLITS, Folder, get_stem, match_names
+from tood.app.convert.folder import Folder, get_stem, match_names, read_split
 from tood.app.convert.ledger import NO_IMAGE, Ledger
-from tood.app.convert.voc import parse_xml
+from tood.app.convert.voc import find_root, parse_xml
 from tood.utils.errors import UserError
 from tood.utils.reading import MiB
 
@@ -34,8 +35,7 @@ Stated = Tuple[str, str, Optional[Tuple[int, int]], List[Object]]  # name, split
 
 def find_cvat(folder: Folder) -> List[str]:
     """Return CVAT's files."""
-    pattern = re.compile(rb"<annotations[\s>]")
-    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.head(f))]
+    return [f for f in folder.with_suffix(".xml") if find_root(folder, f) == "annotations"]
 
 
 def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
@@ -72,30 +72,53 @@ CVAT = Format("CVAT XML", find_cvat, read_cvat)
 
 
 def _read_images(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
-    found = []
+    found: List[Stated] = []
+    stated: Dict[str, str] = {}
     for image in root.iterfind("image"):
         objects = [_read_object(folder, file, shape, None, ledger) for shape in image]
-        split = SPLITS.get((image.get("subset") or "").lower(), "")
-        name = image.get("name") or ""
+        subset, name = image.get("subset") or "", image.get("name") or ""
+        stated.setdefault(subset, f"{folder.path(file)}: {name}")
+        split = read_split(subset)
         size = read_size(image.get("width"), image.get("height"))
         found.append((name, split, size, [o for o in objects if o is not None]))
+    check_splits(stated, ledger)
     return found
 
 
 def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
     """Return the objects of a video's frames, by the names of the images that are there."""
     tracks = root.findall("track")
+    if not tracks:
+        return []
     frames: Dict[int, List[Object]] = collections.defaultdict(list)
+    first = math.inf
     for track in tracks:
         for shape in track:
+            (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
+            first = min(first, frame)
             if shape.get("outside") == "1":
                 ledger.skip("outside of the frame, as CVAT marks it", file)
                 continue
-            (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
             found = _read_object(folder, file, shape, track.get("label"), ledger)
             frames[int(frame)] += [found] if found is not None else []
-    if not tracks:
-        return []
+    images = _number_images(folder, file, frames)
+    _check_first(folder, file, images, first, root)
+    absent = [f"frame {n}" for n in frames if n not in images]
+    kind = f"frames with objects in {folder.path(file)} are not there"
+    if len(absent) > len(frames) / 2:
+        ledger.check_share(kind, absent, len(frames), "number the images as CVAT does")
+    stated = (root.findtext(f"./meta//original_size/{key}") for key in ("width", "height"))
+    size = read_size(*stated)
+    unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
+    names = {n: os.path.relpath(x[0], os.path.dirname(file) or ".") for n, x in images.items()}
+    return [
+        (names.get(n, f"frame {n}"), "", size, objects)
+        for n, objects in sorted({**unlabelled, **frames}.items())
+    ]
+
+
+def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int, List[str]]:
+    """Return the images of each number that ends a name; one for each of some frames."""
     images: Dict[int, List[str]] = collections.defaultdict(list)
     for image in folder.images:
         number = re.search(r"(\d+)$", get_stem(image))
@@ -107,19 +130,22 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
             f"{folder.path(file)}: a frame could be {folder.path(doubled[0])} or "
             f"{folder.path(doubled[1])}; leave one image per frame in the folder."
         )
-    if frames.get(0) and 0 not in images and 1 in images:
+    return dict(images)
+
+
+def _check_first(
+    folder: Folder, file: str, images: Dict[int, List[str]], first: float, root: Element
+) -> None:
+    """Raise UserError if images are counted from 1: there is none for the number 0, which is a
+    frame, or as many as CVAT says that there are frames.
+    """
+    number = read_size(root.findtext("./meta//size"), 1)
+    is_beyond = number is None or max(images, default=0) >= number[0]
+    if 0 not in images and 1 in images and (first == 0 or is_beyond):
         raise UserError(
             f"{folder.path(file)} counts frames from 0, but the images begin with "
             f"{folder.path(images[1][0])}; rename the images so that the first is 0."
         )
-    stated = (root.findtext(f"./meta//original_size/{key}") for key in ("width", "height"))
-    size = read_size(*stated)
-    unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
-    names = {n: os.path.relpath(x[0], os.path.dirname(file) or ".") for n, x in images.items()}
-    return [
-        (names.get(n, f"frame {n}"), "", size, objects)
-        for n, objects in sorted({**unlabelled, **frames}.items())
-    ]
 
 
 def _read_object(

@@ -20,7 +20,7 @@ from tood.utils.reading import MAX_LABEL, MAX_TEXT, guard_reading, open_regular,
 STATING = (".csv", ".tsv", ".yaml", ".yml", ".json", ".xml", ".data")
 SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # Words in names of folders that distinguish images from labels, and nothing else.
@@ -39,6 +39,7 @@ MARKED = (".jpg", ".jpeg", ".png")  # images that may be drawings
 MAX_FILES = 2_000_000
 READERS = 16
 _INTERESTING = re.compile(rb'"(shapes|imagePath|images|annotations)"\s*:')
+_DRIVE = re.compile(r"[a-zA-Z]:/")
 
 
 class Folder:
@@ -193,7 +194,8 @@ class Folder:
         """
         if file not in self._json:
             data, self._json[file] = self.read(file), None
-            if _INTERESTING.search(data) or (is_wide(data) and get_suffix(file) == ".json"):
+            # Of UTF-16, the bytes of letters are those of UTF-8.
+            if _INTERESTING.search(data.replace(b"\0", b"") if is_wide(data) else data):
                 content = parse_json(data, self.path(file))
                 if isinstance(content, dict) and "imageData" in content:
                     content["imageData"] = bool(content["imageData"])
@@ -218,11 +220,35 @@ class Names:
         self.images = set(images)
         self.same_folder = _index(images, lambda i: (os.path.dirname(i), get_stem(i)))
         self.same_area = _index(images, lambda i: (find_area(i), get_stem(i)))
-        self.plain_area = _index(images, lambda i: (find_area(i), plain(get_stem(i))))
+        self.plain_area = PlainIndex((find_area(i), get_stem(i), i) for i in images)
         self.stem = _index(images, get_stem)
-        self.plain_stem = _index(images, lambda i: plain(get_stem(i)))
+        self.plain_stem = PlainIndex(("", get_stem(i), i) for i in images)
         self.base = _index(images, os.path.basename)
-        self.plain_base = _index(images, lambda i: plain(os.path.basename(i)))
+        self.plain_base = PlainIndex(("", os.path.basename(i), i) for i in images)
+
+
+class PlainIndex:
+    """Images by their folders, or nothing, and names without what programs change: the quoting,
+    the case of letters, and a prefix, of which one of two names that are equal may have one.
+    """
+
+    def __init__(self, entries: Iterable[Tuple[Any, str, str]]):
+        """
+        Args:
+            entries: (folders, name, image) of each image.
+        """
+        self._whole: Dict[Any, List[str]] = collections.defaultdict(list)
+        self._bare: Dict[Any, List[str]] = collections.defaultdict(list)
+        for home, name, image in entries:
+            self._whole[home, plain(name)].append(image)
+            if _PREFIX.match(unquote(name)):
+                self._bare[home, plain(_PREFIX.sub("", unquote(name)))].append(image)
+
+    def find(self, name: str, home: Any = "") -> List[str]:
+        """Return the images of a name."""
+        found = self._whole.get((home, plain(name))) or self._bare.get((home, plain(name)))
+        bare = _PREFIX.sub("", unquote(name))
+        return found or self._whole.get((home, plain(bare)), [])
 
 
 def match_files(
@@ -246,9 +272,9 @@ def match_files(
     places = (
         lambda file, stem: names.same_folder.get((os.path.dirname(file), stem), ()),
         lambda file, stem: names.same_area.get((find_area(file), stem), ()),
-        lambda file, stem: names.plain_area.get((find_area(file), plain(stem)), ()),
+        lambda file, stem: names.plain_area.find(stem, find_area(file)),
         lambda file, stem: names.stem.get(stem, ()),
-        lambda file, stem: names.plain_stem.get(plain(stem), ()),
+        lambda file, stem: names.plain_stem.find(stem),
     )
     left, areas = list(files), {find_area(image) for image in names.images}
     for level, place in enumerate(places):
@@ -348,10 +374,12 @@ def match_names(
     taken, places = set(found.values()), _places(folder, names, near, found)
     has_paths = any("/" in name for name in found)  # so that folders in other names count as well
     by_image: Dict[str, str] = {}
+    where = f"{folder.path(source)}: " if source else ""
     for name in names:
         image = None
         if name not in found:
-            image = _by_name(folder, name, near, taken, places[os.path.dirname(name)], has_paths)
+            home = places[os.path.dirname(name)]
+            image = _by_name(folder, name, near, taken, home, has_paths, where)
         if image is None:
             continue
         other = by_image.setdefault(image, name)
@@ -398,20 +426,28 @@ def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
 
 
 def _by_name(
-    folder: Folder, name: str, near: Sequence[str], taken: Set[str], places: Set[str], strict: bool
+    folder: Folder,
+    name: str,
+    near: Sequence[str],
+    taken: Set[str],
+    places: Set[str],
+    strict: bool,
+    where: str,
 ) -> Optional[str]:
     """Return the image whose path ends as a name does, with as many folders as possible.
 
     Args:
         places: paths at which images of the same folder were found.
         strict: whether at least one folder of a path must agree.
+        where: begins the sentences of errors.
     """
     index, name = folder.names, name.replace("\\", "/")
     base = name.rpartition("/")[2]
-    splits = () if os.path.isabs(name) else folder_splits(name)
+    # The folders of another machine, also of one with Windows, say nothing of splits.
+    splits = () if os.path.isabs(name) or _DRIVE.match(name) else folder_splits(name)
     for images, key in (
         (index.base.get(base) or index.stem.get(base, ()), str),
-        (index.plain_base.get(plain(base)) or index.plain_stem.get(plain(base), ()), plain),
+        (index.plain_base.find(base) or index.plain_stem.find(base), plain),
     ):
         images = [i for i in images if i not in taken and _agree(splits, i)]
         if places and "/" in name:
@@ -427,13 +463,13 @@ def _by_name(
             images = [i for i in images if any(n and i.startswith(f"{n}/") for n in near)] or images
         if len(images) > 1:
             raise UserError(
-                f"{name!r} could mean {folder.path(images[0])} or {folder.path(images[1])}; name "
-                "the folder as well, or rename one of them."
+                f"{where}{name!r} could mean {folder.path(images[0])} or "
+                f"{folder.path(images[1])}; name the folder as well, or rename one of them."
             )
         if places and os.path.dirname(images[0]) not in places:
             raise UserError(
-                f"{name!r} is not in {folder.path(min(places))} like others of its list, but "
-                f"{folder.path(images[0])} has its name; name the folder as well, or rename one."
+                f"{where}{name!r} is not in {folder.path(min(places))} like others of its list, "
+                f"but {folder.path(images[0])} has its name; name the folder, or rename one."
             )
         return images[0]
     return None
@@ -453,8 +489,8 @@ def _index(images: Iterable[str], key) -> Dict[Any, List[str]]:
 
 
 def plain(name: str) -> str:
-    """Return a name without what programs change in it: quoting, prefixes, the case of letters."""
-    name = unicodedata.normalize("NFC", _PREFIX.sub("", unquote(name)))
+    """Return a name without what programs change in it: quoting and the case of letters."""
+    name = unicodedata.normalize("NFC", unquote(name))
     return name.casefold().replace(" ", "_")
 
 
@@ -482,11 +518,13 @@ def folder_splits(file: str) -> List[str]:
     """Return the splits that the folders of a file are named after, the outermost first:
     "train2017", "val" and "images_test" are, "train_station" is not.
     """
-    found = []
-    for step in file.lower().split("/")[:-1]:
-        words = [w for w in re.split(r"[\W_\d]+", step) if w and w not in AREAS]
-        found += [SPLITS[words[0]]] if len(words) == 1 and words[0] in SPLITS else []
-    return found
+    return list(filter(None, map(read_split, file.split("/")[:-1])))
+
+
+def read_split(text: str) -> str:
+    """Return the split that a folder, or a value, is named after, or ""."""
+    words = [w for w in re.split(r"[\W_\d]+", text.lower()) if w and w not in AREAS]
+    return SPLITS.get(words[0], "") if len(words) == 1 else ""
 
 
 def decode(data: bytes, path: str, errors: str = "strict") -> str:

@@ -16,7 +16,7 @@ from tood.app.convert.build import (
     read_size,
     read_split_lists,
 )
-from tood.app.convert.folder import Folder, get_stem, plain
+from tood.app.convert.folder import Folder, get_stem
 from tood.app.convert.ledger import Ledger
 from tood.utils.errors import UserError
 
@@ -29,7 +29,8 @@ def find_labelme(folder: Folder) -> List[str]:
 
 
 def _is_labelme(content: Any) -> bool:
-    return isinstance(content, dict) and ("shapes" in content or "imagePath" in content)
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    return isinstance(shapes, list) or (isinstance(content, dict) and "imagePath" in content)
 
 
 def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
@@ -59,7 +60,7 @@ LABELME = Format("LabelMe", find_labelme, read_labelme)
 def _is_there(folder: Folder, file: str) -> bool:
     stated = os.path.basename(str(folder.json(file).get("imagePath") or "").replace("\\", "/"))
     stems = folder.names.plain_stem
-    return plain(get_stem(file)) in stems or plain(get_stem(stated)) in stems
+    return bool(stems.find(get_stem(file)) or stems.find(get_stem(stated)))
 
 
 def _read_objects(folder: Folder, file: str, ledger: Ledger) -> List[Object]:

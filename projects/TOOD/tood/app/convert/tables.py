@@ -10,16 +10,18 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 from tood.app.convert.build import (
     LARGEST,
     WITHIN,
+    YES,
     Contents,
     Format,
     Object,
     Record,
     build_contents,
+    check_splits,
     find_split,
     read_size,
     sort_corners,
 )
-from tood.app.convert.folder import SPLITS, Folder, decode, match_names
+from tood.app.convert.folder import Folder, decode, match_names, read_split
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
 from tood.utils.errors import UserError
 from tood.utils.reading import guard_reading, parse_number
@@ -41,6 +43,7 @@ OPTIONAL = {
 }
 BOX = ("x1", "y1", "x2", "y2")
 ENDINGS = (".csv", ".tsv")
+HEADLESS = {"image": 0, "label": 5, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "headless": 0}
 
 
 class Table(NamedTuple):
@@ -50,6 +53,11 @@ class Table(NamedTuple):
     rows: List[Tuple[int, List[str]]]  # (number of the line, cells)
     columns: Dict[str, int]  # key of COLUMNS or OPTIONAL -> number of the column
     has_decimal_commas: bool
+
+    @property
+    def width(self) -> int:
+        """Number of columns of the first row."""
+        return len(self.rows[0][1])
 
 
 def find_tables(folder: Folder) -> List[Tuple[str, Table]]:
@@ -88,14 +96,53 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
         if columns is not None:
             text = decode(folder.read(file), folder.path(file))
             rows = _read_rows(folder, file, text, delimiter)
+            if "headless" in columns:
+                _check_headless(folder, file, rows)
+            else:
+                columns["label"] = _find_label(rows)
             return Table(file, rows, columns, delimiter != ",")
     return None
 
 
+def _find_label(rows: Sequence[Tuple[int, List[str]]]) -> int:
+    """Return the column of classes: of several, the first whose cells are not all numbers."""
+    (_, header), *rest = rows
+    names = _plain_names(header)
+    columns = [names.index(name) for name in COLUMNS["label"] if name in names]
+    for column in columns:
+        cells = [row[column] for _, row in rest if len(row) > column]
+        if any(cell and _number(cell, False) is None for cell in cells):
+            return column
+    return columns[0]
+
+
+def _check_headless(folder: Folder, file: str, rows: Sequence[Tuple[int, List[str]]]) -> None:
+    """Raise UserError for rows that seem to be in another order than path, x1, y1, x2, y2, class:
+    with the number of the class before the box, or with a width and a height.
+    """
+    cells = [row[1:6] for _, row in rows if len(row) >= 6 and all(row[1:6])]
+    numbers = [[_number(x, True) for x in row] for row in cells]
+    if all(None not in row for row in numbers):
+        firsts, lasts = ({row[i] for row in numbers} for i in (0, 4))
+        if len(firsts) < len(lasts) and all(x == int(x) for x in firsts if x is not None):
+            raise UserError(
+                f"{folder.path(file)} has a number in the last column of every row, and few "
+                "numbers in the second, as if that were the class; add a header such as "
+                "filename,label,xmin,ymin,xmax,ymax."
+            )
+    boxes = [row[:4] for row in numbers if None not in row[:4]]
+    swapped = [x for x in boxes if x[0] > x[2] or x[1] > x[3]]  # type: ignore[operator]
+    if len(swapped) > len(boxes) / 10:
+        raise UserError(
+            f"{folder.path(file)} has {len(swapped)} of {len(boxes)} boxes whose second corner is "
+            "not below and right of the first, as if they were x, y, width, height; write "
+            "corners, or add a header."
+        )
+
+
 def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
     """Return the meaning of columns by the first row of a file, or None for other files."""
-    names = [name.strip().lower().replace("_", "").replace(" ", "") for name in first]
-    columns = {}
+    names, columns = _plain_names(first), {}
     for key, known in {**COLUMNS, **OPTIONAL}.items():
         name = next((name for name in known if name in names), None)
         if name is not None:
@@ -104,8 +151,12 @@ def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
         return columns
     # Without a header: path, x1, y1, x2, y2, class.
     if len(first) == 6 and all(_number(x, True) is not None or not x.strip() for x in first[1:5]):
-        return {"image": 0, "label": 5, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "headless": 0}
+        return dict(HEADLESS)
     return None
+
+
+def _plain_names(header: Sequence[str]) -> List[str]:
+    return [name.strip().lower().replace("_", "").replace(" ", "") for name in header]
 
 
 def _read_rows(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple[int, List[str]]]:
@@ -120,9 +171,13 @@ def _read_records(
 ) -> List[Record]:
     """Return the boxes of each image."""
     found: Dict[Tuple, List[Object]] = collections.defaultdict(list)
-    for number, row in table.rows if "headless" in table.columns else table.rows[1:]:
+    rows = table.rows if "headless" in table.columns else table.rows[1:]
+    for number, row in rows:
         image, size, named, objects = _read_row(folder, table, ledger, number, row, names)
         found[image, size, named or split] += objects
+    if "split" in table.columns:
+        column, path = table.columns["split"], folder.path(table.file)
+        check_splits({row[column]: f"{path}, line {n}," for n, row in reversed(rows)}, ledger)
     boxes = [(image, o.box) for (image, *_), objects in found.items() for o in objects]
     small = [x for x in boxes if all(-WITHIN <= value <= 1 + WITHIN for value in x[1])]
     relative = bool(boxes) and len(small) == len(boxes)
@@ -136,7 +191,8 @@ def _read_records(
         ledger.note("boxes are relative to the images' sizes", table.file)
     ledger.objects_in += len(boxes)
     home = table.file.rpartition("/")[0]
-    near = [home, *(f"{home}/{x}".lstrip("/") for x in ("images", split) if x), "", "images"]
+    places = ("images", *([split, f"images/{split}", f"{split}/images"] if split else []))
+    near = [home, *(f"{home}/{x}".lstrip("/") for x in places), "", "images"]
     images = match_names(folder, ledger, [image for image, _, _ in found], near, table.file)
     records, splits = [], {}
     for (name, size, named), objects in found.items():
@@ -160,9 +216,14 @@ def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, na
     columns, where = table.columns, f"{folder.path(table.file)}, line {number}"
     if len(row) <= max(columns.values()):
         raise UserError(f"{where} has {len(row)} columns, fewer than others of its file; fix it.")
+    if any(row[table.width :]):
+        raise UserError(
+            f"{where} has {len(row)} columns, more than the {table.width} of its first line; put "
+            "names with commas into quotes."
+        )
     image, texts = row[columns["image"]], [row[columns[key]] for key in BOX]
     size = read_size(*(row[columns[k]] if k in columns else None for k in ("width", "height")))
-    split = SPLITS.get(row[columns["split"]].lower(), "") if "split" in columns else ""
+    split = read_split(row[columns["split"]]) if "split" in columns else ""
     if not any(texts):
         return image, size, split, []
     box = tuple(_number(x, table.has_decimal_commas) for x in texts)
@@ -171,7 +232,7 @@ def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, na
         raise UserError(
             f"{where} must have an image, four numbers and a label: {','.join(row)[:80]}; fix it."
         )
-    group = "group" in columns and row[columns["group"]] == "1"
+    group = "group" in columns and row[columns["group"]].lower() in YES
     box = sort_corners(box, ledger, table.file)
     return image, size, split, [Object(names.get(label, label), box, group)]
 

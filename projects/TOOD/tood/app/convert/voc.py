@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element
 from defusedxml.ElementTree import fromstring
 
 from tood.app.convert.build import (
+    YES,
     Contents,
     Format,
     Labels,
@@ -19,10 +20,14 @@ from tood.app.convert.build import (
     read_split_lists,
     sort_corners,
 )
-from tood.app.convert.folder import Folder
+from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import Ledger
+from tood.utils.errors import UserError
 from tood.utils.reading import MAX_LABEL, guard_reading
 
+BOXLESS = "without an upright box"
+_COMMENT = re.compile(r"<!--.*?(-->|\Z)", re.DOTALL)
+_ELEMENT = re.compile(r"<([A-Za-z_][^\s/>]*)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # Pascal's own files, which have some fractions although they count pixels from 1
 _OFFICIAL = re.compile(rb"<database>[^<]*VOC\s?20\d\d")
@@ -30,13 +35,17 @@ _OFFICIAL = re.compile(rb"<database>[^<]*VOC\s?20\d\d")
 
 def find_voc(folder: Folder) -> List[str]:
     """Return the XML files of annotations."""
-    pattern = re.compile(rb"<annotation[\s>]")
-    return [f for f in folder.with_suffix(".xml") if pattern.search(folder.head(f))]
+    return [f for f in folder.with_suffix(".xml") if find_root(folder, f) == "annotation"]
 
 
 def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """Read the files of all images, in splits by lists or by folders."""
     labels = {file: _parse(folder, file, ledger) for file in files}
+    if ledger.examples.get(BOXLESS) and not any(label.objects for label in labels.values()):
+        raise UserError(
+            f"{folder.path(ledger.examples[BOXLESS])} has objects without a bndbox, as all other "
+            "files: Pascal VOC's boxes are needed; export them again as boxes."
+        )
     first = _first_pixel(folder, labels, ledger)
     for file, label in labels.items():
         objects = [
@@ -50,6 +59,16 @@ def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
 VOC = Format("Pascal VOC", find_voc, read_voc)
 
 
+def find_root(folder: Folder, file: str) -> str:
+    """Return the name of the first element of an XML file, or ""."""
+    for read in (folder.head, folder.read):
+        text = decode(read(file), folder.path(file), "replace")
+        found = _ELEMENT.search(_COMMENT.sub("", text))
+        if found or "<!--" not in text:  # a comment may be longer than the head
+            break
+    return found.group(1) if found else ""
+
+
 def parse_xml(folder: Folder, file: str, limit: int = MAX_LABEL) -> Element:
     """Return the root of an XML file, without following entities."""
     with guard_reading(folder.path(file), "export it again as XML without entities"):
@@ -59,15 +78,16 @@ def parse_xml(folder: Folder, file: str, limit: int = MAX_LABEL) -> Element:
 def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:
     """Return the content of a file, pixels as they are written."""
     root, objects, where = parse_xml(folder, file), [], f"{folder.path(file)}:"
-    for element in root.findall("object"):
-        box = element.find("bndbox")
-        if box is None:
-            ledger.skip("without an upright box", file)
+    for element in root.iter("object"):
+        boxes = element.findall("bndbox")  # some programs write several
+        if not boxes:
+            ledger.skip(BOXLESS, file)
             continue
-        corners = read_numbers([box.findtext(key) for key in CORNERS], where)
         label = read_label(element.findtext("name"), where)
-        difficult = (element.findtext("difficult") or "").strip() in ("1", "true")
-        objects.append(Object(label, sort_corners(corners, ledger, file), difficult))
+        difficult = (element.findtext("difficult") or "").strip().lower() in YES
+        for box in boxes:
+            corners = read_numbers([box.findtext(key) for key in CORNERS], where)
+            objects.append(Object(label, sort_corners(corners, ledger, file), difficult))
     if any(o.crowd for o in objects):
         ledger.note("files with difficult objects, which are marked iscrowd unless kept", file)
     size = read_size(root.findtext("size/width"), root.findtext("size/height"))

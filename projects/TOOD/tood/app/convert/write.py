@@ -14,12 +14,14 @@ import yaml
 from tood.app.convert.door import Converted, Part
 from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import LEDGER
-from tood.data.annotations import class_names, clean_annotations
+from tood.data.annotations import class_names, clean_annotations, has_size
 from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
 
 CROWDS = "crowds and objects to ignore, which the format cannot mark"
 OUTSIDE = "objects outside of their image"
+EMPTY = "objects without width or height"
+CUT = "boxes, cut at the edges of their image"
 # Names of images that would be taken for lists of classes or of images.
 _RESERVED = ("classes", "labels", "labelmap", "train", "val", "test", "trainval", "data")
 
@@ -32,6 +34,7 @@ class Written(NamedTuple):
     entries: Dict[str, str]  # split -> how to name it: "FILE.json:IMAGES" or "FOLDER:SPLIT"
     files: List[str]  # relative to the output folder
     omitted: Dict[str, int]  # reason -> number of objects
+    changed: Dict[str, int] = {}  # what -> number of objects
 
 
 class _Labelled(NamedTuple):
@@ -51,7 +54,8 @@ class _Labelled(NamedTuple):
 def write_ledger(converted: Converted, written: Written, output: str) -> None:
     """Write the account of a data set, with the files that were written."""
     content = converted.ledger.as_dict()
-    content.update(format=converted.format, written=written.files, omitted=written.omitted)
+    content.update(format=converted.format, written=written.files)
+    content.update(omitted=written.omitted, changed=written.changed)
     write_json(content, os.path.join(output, LEDGER))
 
 
@@ -65,8 +69,8 @@ def write_dataset(parts: Union[Part, Iterable[Part]], to: str, output: str) -> W
         output: folder.
 
     Raises:
-        UserError: for another format, an image that is not there, or a folder that cannot be
-            written to.
+        UserError: for another format, an image that is not there, classes that the format cannot
+            tell apart, or a folder that cannot be written to.
     """
     parts = [parts] if isinstance(parts, Part) else list(parts)
     if to not in WRITERS:
@@ -75,6 +79,7 @@ def write_dataset(parts: Union[Part, Iterable[Part]], to: str, output: str) -> W
         entries = {part.name: _write_coco(part, output) for part in parts}
         return Written(entries, [f"{name}.json" for name in entries], {})
     omitted: Counter = Counter()
+    changed: Counter = Counter()
     names: List[str] = []
     images: List[_Labelled] = []
     taken = set(_RESERVED)
@@ -82,10 +87,21 @@ def write_dataset(parts: Union[Part, Iterable[Part]], to: str, output: str) -> W
         lists = {key: part.content[key] for key in ("images", "categories", "annotations")}
         content = clean_annotations(lists, part.source, part.image_root)
         names += [name for name in class_names(content) if name not in names]
-        images += _labelled_images(part, content, to, taken, omitted)
+        images += _labelled_images(part, content, to, taken, omitted, changed)
+    _check_names(names, to)
     files = WRITERS[to](images, names, output)
     entries = {p.name: output if p.name == "all" else f"{output}:{p.name}" for p in parts}
-    return Written(entries, files, dict(omitted))
+    return Written(entries, files, dict(omitted), {k: n for k, n in changed.items() if n})
+
+
+def _check_names(names: Sequence[str], to: str) -> None:
+    """Raise UserError for classes that could not be read again."""
+    for i, name in enumerate(names):
+        if name.strip() in [x.strip() for x in names[:i]]:
+            raise UserError(
+                f"Two classes are called {name.strip()!r} but for spaces, which {to} does not "
+                "keep; rename one of them."
+            )
 
 
 def _write_coco(part: Part, output: str) -> str:
@@ -101,7 +117,7 @@ def _write_coco(part: Part, output: str) -> str:
 
 
 def _labelled_images(
-    part: Part, content: Dict, to: str, taken: set, omitted: Counter
+    part: Part, content: Dict, to: str, taken: set, omitted: Counter, changed: Counter
 ) -> List[_Labelled]:
     """Return the images of a split with the objects that a format can express."""
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -112,17 +128,21 @@ def _labelled_images(
         if difficult and to != "voc":
             omitted[CROWDS] += 1
             continue
+        if not has_size(a["bbox"]):  # nor would a training use it
+            omitted[EMPTY] += 1
+            continue
         box = (x, y, x + w, y + h)
         objects[a["image_id"]].append((names[a["category_id"]], box, difficult))
     images = []
     for image in content["images"]:
         size, kept = (image["width"], image["height"]), []
         for name, box, difficult in objects[image["id"]]:
-            box = _within(box, size) if to != "labelme" else box
-            if box is None:
+            within = _within(box, size) if to != "labelme" else box
+            if within is None:
                 omitted[OUTSIDE] += 1
-            else:
-                kept.append((name, box, difficult))
+                continue
+            changed[CUT] += within != box
+            kept.append((name, within, difficult))
         path = os.path.join(part.image_root, image["file_name"])
         name = _free_name(image["file_name"], taken)
         images.append(_Labelled(part.name, path, name, size, kept))

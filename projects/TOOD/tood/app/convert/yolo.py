@@ -21,8 +21,8 @@ from tood.app.convert.folder import (
     Folder,
     decode,
     find_area,
+    folder_splits,
     get_stem,
-    plain,
     relative_path,
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
@@ -82,18 +82,23 @@ def find_yolo(folder: Folder) -> Optional[Found]:
 
 
 def find_config_above(path: str) -> str:
-    """Return FILE.yaml:SPLIT if a configuration beside a folder names that as one of its splits, or
-    "": exports are named by their folder "train" as well.
+    """Return FILE.yaml:SPLIT if a configuration beside a folder names that as one of its splits,
+    FILE.yaml if all of them are inside, or "": exports are named by their folder "train" as well.
     """
     above = Folder(os.path.normpath(os.path.join(path, os.pardir)), walk=False)
     path = os.path.realpath(path)
     names = [x for x in os.listdir(above.root) if x.lower().endswith((".yaml", ".yml"))]
     for name in sorted(names):
-        config = _read_yaml(above, name)
+        config, inside = _read_yaml(above, name), {}
         for split, entries in config.entries.items() if config else ():
-            places = [above.path(p) for x in entries for p in _find(above, config, x)[:1]]
-            if any(f"{os.path.realpath(p)}{os.sep}".startswith(path + os.sep) for p in places):
-                return f"{above.path(name)}:{split}"
+            found = [_find(above, config, x)[:1] for x in entries]
+            places = [f"{os.path.realpath(above.path(p))}{os.sep}" for x in found for p in x]
+            inside[split] = [p.startswith(path + os.sep) for p in places]
+        named = [split for split, x in inside.items() if any(x)]
+        if named and all(map(all, inside.values())):  # the whole data set
+            return above.path(name)
+        if len(named) == 1 and all(inside[named[0]]):
+            return f"{above.path(name)}:{named[0]}"
     return ""
 
 
@@ -104,10 +109,11 @@ def label_files(folder: Folder) -> List[str]:
     lines = {f: next(filter(str.strip, start), "") for f, start in starts.items()}
     if not any(_LINE.match(line) for line in lines.values()):
         return []
-    known = folder.names.plain_area
-    beside = {f for f in texts if (find_area(f), plain(get_stem(f))) in known}
-    in_labels = {f for f in texts if "labels" in f.lower().split("/")[:-1]}
-    return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in in_labels]
+    find = folder.names.plain_area.find
+    beside = {f for f in texts if find(get_stem(f), find_area(f))}
+    # An empty file, too, says something; other texts among labels are a README, for example.
+    empty = {f for f in texts if not lines[f] and "labels" in f.lower().split("/")[:-1]}
+    return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in empty]
 
 
 def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
@@ -126,6 +132,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     for file in found.labels:
         objects = _read_objects(folder, file, order(file), config, lines)
         found_labels[file] = Labels(objects, relative=True)
+    _check_poses(folder, lines)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
     if config is not None:
@@ -157,6 +164,7 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
         return None
     if not isinstance(content, dict):
         return None
+    content, as_text = ({str(k).lower(): v for k, v in x.items()} for x in (content, as_text))
     if content.get("train") and "nc" in content and not content.get("names"):
         raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
     shape = content.get("kpt_shape")
@@ -167,6 +175,8 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
 
 def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
     """Read darknet's and CVAT's configuration, ``key = value`` in lines."""
+    if not re.search(rb"^\s*names\s*=", folder.head(file).replace(b"\0", b""), re.MULTILINE):
+        return None  # of another program
     pairs = [line.split("=", 1) for line in folder.lines(file) if "=" in line]
     content = {key.strip(): value.strip() for key, value in pairs}
     return _read_config(folder, file, content, content.get("names"), content.get("classes"))
@@ -196,6 +206,12 @@ def _read_names(folder: Folder, file: str, names: Any, number: Any) -> List[str]
     number = int(number) if re.fullmatch(r"[0-9]{1,9}", str(number)) else None
     if isinstance(names, str):
         names = _names_in_text(folder, file, names, number)
+    names = ["" if name is None else name for name in names]
+    nameless = next((n for n in names if isinstance(n, (dict, list)) or not str(n).strip()), None)
+    if nameless is not None:
+        raise UserError(
+            f"{path} has {nameless!r} among the names of its classes; write one text for each."
+        )
     names = [str(name).strip() for name in names]
     doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if not names or doubled is not None:
@@ -217,6 +233,11 @@ def _names_in_text(folder: Folder, file: str, text: str, number: Optional[int]) 
         listed = os.path.normpath(os.path.join(os.path.dirname(file), path))
         if listed in folder.files:
             return folder.lines(listed)
+    if re.fullmatch(r"\S+\.(names|txt)", text.strip()):
+        raise UserError(
+            f"{folder.path(file)} says that the classes are in {text.strip()}, which is not there; "
+            "add this file, or write the names."
+        )
     inner = text.strip().strip("[](){}")
     ways = [
         [x.strip().strip("'\"") for x in re.split(separator, inner) if x.strip()]
@@ -245,7 +266,10 @@ def _find(folder: Folder, config: Config, entry: str) -> List[str]:
     tried = [os.path.join(base, entry) for base in bases]
     # Roboflow's paths begin one folder too high; others are of another machine.
     steps = inner.strip("/").split("/")
-    tried += [os.path.join(home, *steps[i:]) for i in range(len(steps))]
+    ways = [steps[i:] for i in range(len(steps))]
+    # What is left of the path must say as much of the split: valid/images is not images.
+    is_split = [bool(folder_splits("/".join([*way, ""]))) for way in ways]
+    tried += [os.path.join(home, *way) for way, x in zip(ways, is_split) if x == is_split[0]]
     return [p for p in tried if os.path.exists(folder.path(p))]
 
 
@@ -339,9 +363,9 @@ def _is_class_file(file: str) -> bool:
 
 
 def _names_in(folder: Folder, file: str) -> List[str]:
-    if "" in (line.strip() for line in folder.text(file).strip().splitlines()):
+    if "" in (line.strip() for line in folder.text(file).rstrip().splitlines()):
         raise UserError(
-            f"{folder.path(file)} has an empty line between names, so that the numbers of the "
+            f"{folder.path(file)} has an empty line before a name, so that the numbers of the "
             "classes are not certain; remove it, or name the class."
         )
     return _read_names(folder, file, folder.lines(file), None)
@@ -414,9 +438,34 @@ def _read_box(values: Sequence[float], where: str) -> Tuple[float, float, float,
     if len(values) < 6 or len(values) % 2:
         raise UserError(
             f"{where} cannot be read: it has {len(values)} numbers after the class, but boxes have "
-            "4 and polygons 6, 8, ...; export it again."
+            "4 and polygons 6, 8, ...; export it again, or add kpt_shape if these are key points."
         )
     return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+
+
+def _check_poses(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -> None:
+    """Raise UserError if lines seem to be boxes and key points, not polygons: all have as many
+    numbers, the points after the first four numbers lie in the box that these are, and most of
+    these sizes are no point among the others.
+    """
+    more = [(file, v) for file, v in lines if len(v) > 4]
+    numbers = {len(v) for _, v in more}
+    if len(more) < 4 or len(numbers) > 1 or numbers & {6, 8}:  # triangles, turned boxes
+        return
+    inside, apart = [], 0
+    for _, (x, y, w, h, *rest) in more:
+        step = 3 if len(rest) % 3 == 0 and set(rest[2::3]) <= {0, 1, 2} else 2
+        points = [(a, b) for a, b in zip(rest[::step], rest[1::step]) if a > 0 < b]
+        inside.append(all(abs(a - x) <= w / 2 and abs(b - y) <= h / 2 for a, b in points))
+        xs, ys = zip((x, y), *points)
+        apart += not (min(xs) <= w <= max(xs) and min(ys) <= h <= max(ys))
+        if rest[-2:] == [x, y]:  # a closed outline
+            return
+    if all(inside) and apart > len(more) / 2:
+        raise UserError(
+            f"{folder.path(more[0][0])} seems to contain a box and key points in each line; add "
+            "kpt_shape to a data.yaml, for example kpt_shape: [5, 2]."
+        )
 
 
 def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -> None:

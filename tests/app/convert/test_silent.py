@@ -1,0 +1,419 @@
+"""Folders that were once read wrongly without a word: read rightly now, or refused."""
+
+import pytest
+from layouts import (
+    NAMES,
+    SIZE,
+    coco,
+    found_in,
+    make_boxes,
+    ordered,
+    put,
+    put_csv,
+    put_image,
+    refused,
+    voc,
+    yolo,
+)
+
+import tood
+from tood.app.convert.door import read_data
+
+CLASSES = "\n".join(NAMES) + "\n"
+BOX = 'outside="0" keyframe="1" xtl="5" ytl="5" xbr="25" ybr="30"'
+
+
+def put_all(root, images):
+    """Write images; return their truth."""
+    for image in images:
+        put_image(root, image)
+    return {image: make_boxes(image) for image in images}
+
+
+def notes(data):
+    return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
+
+
+# --- CVAT --------------------------------------------------------------------------------------
+
+
+def put_tracks(root, frames, size=""):
+    boxes = "".join(f'<box frame="{n}" {BOX}/>' for n in frames)
+    meta = f"<meta><task><size>{size}</size></task></meta>" if size else ""
+    text = f'<annotations>{meta}<track id="0" label="disc">{boxes}</track></annotations>'
+    put(root, "annotations.xml", text)
+
+
+@pytest.mark.parametrize("size", [8, ""])
+def test_frames_from_0_and_images_from_1(tmp_path, size):
+    put_all(tmp_path, [f"frame_{i:06d}.png" for i in range(1, 9)])
+    put_tracks(tmp_path, range(3, 7), size)
+    assert "counts frames from 0" in refused(tmp_path)
+
+
+def test_a_first_frame_that_was_removed(tmp_path):
+    put_all(tmp_path, [f"frame_{i:06d}.png" for i in range(1, 8)])
+    put_tracks(tmp_path, range(3, 7), 8)
+    found = found_in(tmp_path)["all"]
+    assert [name for name, boxes in found.items() if boxes] == [
+        f"frame_{i:06d}.png" for i in range(3, 7)
+    ]
+
+
+def test_images_do_not_dilute_the_share_of_absent_frames(tmp_path):
+    put_all(tmp_path, [f"{i:06d}.png" for i in range(8)])
+    put_tracks(tmp_path, [100, 101, 102, 3])
+    assert "3 of 4 frames with objects" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("subset", ["Val_2", "valid"])
+def test_subsets_of_cvat(tmp_path, subset):
+    subsets = ["Train", "Train", subset]
+    for i in range(3):
+        put_image(tmp_path, f"{i}.jpg")
+    images = "".join(
+        f'<image name="{i}.jpg" subset="{x}" width="64" height="48">'
+        '<box label="disc" xtl="5" ytl="5" xbr="25" ybr="30"/></image>'
+        for i, x in enumerate(subsets)
+    )
+    put(tmp_path, "annotations.xml", f"<annotations>{images}</annotations>")
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 2, "val": 1}
+    put(tmp_path, "annotations.xml", f"<annotations>{images.replace(subset, '')}</annotations>")
+    assert "has nothing as its split, and others have 'Train'" in refused(tmp_path)
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def put_splits(root, values):
+    truth = put_all(root, [f"{i}.jpg" for i in range(len(values))])
+    rows = [[x, i, *b[1:], b[0]] for x, (i, boxes) in zip(values, truth.items()) for b in boxes]
+    put_csv(root, "labels.csv", rows, header="split,filename,xmin,ymin,xmax,ymax,label")
+    return truth
+
+
+def test_words_of_a_split_column(tmp_path):
+    truth = put_splits(tmp_path, ["TRAIN"] * 4 + ["VALIDATE"] * 2)
+    train, val = (dict(list(truth.items())[x]) for x in (slice(4), slice(4, 6)))
+    assert found_in(tmp_path) == ordered({"train": train, "val": val})
+
+
+@pytest.mark.parametrize("value, shown", [("UNASSIGNED", "'UNASSIGNED'"), ("", "nothing")])
+def test_values_of_a_split_column_that_are_not_known(tmp_path, value, shown):
+    put_splits(tmp_path, ["TRAIN"] * 4 + [value] * 2)
+    message = refused(tmp_path)
+    assert f"labels.csv, line 14, has {shown} as its split" in message and "'TRAIN'" in message
+
+
+def test_a_column_that_divides_nothing_is_told(tmp_path):
+    truth = put_splits(tmp_path, ["a"] * 4 + ["b"] * 2)
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert "splits other than train, val and test" in notes(tmp_path)
+
+
+def test_more_cells_than_the_header(tmp_path):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(4)])
+    rows = [[i, *b[1:], b[0], ""] for i, boxes in truth.items() for b in boxes]
+    put_csv(tmp_path, "labels.csv", rows)  # of empty cells, as spreadsheets write them
+    assert found_in(tmp_path) == ordered({"all": truth})
+    put_csv(tmp_path, "labels.csv", [*rows[:-1], [*rows[-1][:-1], " small"]])
+    assert "line 13 has 7 columns, more than the 6 of its first line" in refused(tmp_path)
+
+
+def test_rows_in_another_order_without_a_header(tmp_path):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(6)])
+    boxes = [(i, *b) for i, some in truth.items() for b in some]
+    rows = [[i, NAMES.index(name), *box] for i, name, *box in boxes]
+    put_csv(tmp_path, "labels.csv", rows, header="")
+    assert "add a header" in refused(tmp_path)
+    rows = [[i, a, b, c - a, d - b, name] for i, name, a, b, c, d in boxes]
+    put_csv(tmp_path, "labels.csv", rows, header="")
+    assert "as if they were x, y, width, height" in refused(tmp_path)
+    rows = [[i, *box, NAMES.index(name)] for i, name, *box in boxes]
+    put_csv(tmp_path, "labels.csv", rows, header="")
+    by_number = {i: [[str(NAMES.index(n)), *box] for n, *box in x] for i, x in truth.items()}
+    assert found_in(tmp_path) == ordered({"all": by_number})
+
+
+def test_names_of_classes_beside_their_numbers(tmp_path):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(4)])
+    rows = [[i, *b[1:], NAMES.index(b[0]), b[0]] for i, x in truth.items() for b in x]
+    put_csv(tmp_path, "a.csv", rows, header="filename,xmin,ymin,xmax,ymax,class,name")
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+# --- splits ------------------------------------------------------------------------------------
+
+
+def test_splits_in_a_folder_named_as_one(tmp_path):
+    truth = {
+        "train": put_all(tmp_path, [f"training/train/{i}.jpg" for i in range(6)]),
+        "val": put_all(tmp_path, [f"training/val/{i}.jpg" for i in range(3)]),
+        "test": put_all(tmp_path, [f"testing/{i}.jpg" for i in range(3)]),
+    }
+    for images in truth.values():
+        for image, boxes in images.items():
+            put(tmp_path, image.replace("jpg", "xml"), voc(image.split("/")[-1], boxes))
+    assert found_in(tmp_path) == ordered(truth)
+
+
+def test_a_class_named_as_a_split_in_folders_of_splits(tmp_path):
+    truth = {}
+    for split in ("train", "val"):
+        images = [f"{split}/{name}/{name}{i}.jpg" for name in ("bus", "train") for i in range(3)]
+        truth[split] = put_all(tmp_path, images)
+        for image, boxes in truth[split].items():
+            put(tmp_path, image.replace("jpg", "xml"), voc(image.split("/")[-1], boxes))
+    assert found_in(tmp_path) == ordered(truth)
+
+
+@pytest.mark.parametrize("first", ["gone.jpg", "gone.png"])
+def test_a_list_whose_first_image_is_not_there(tmp_path, first):
+    names = [f"images/{i}.jpg" for i in range(10)]
+    truth = put_all(tmp_path, names)
+    for image, boxes in truth.items():
+        put(tmp_path, image.replace("images", "labels").replace("jpg", "txt"), yolo(boxes))
+    put(tmp_path, "classes.txt", CLASSES)
+    put(tmp_path, "train.txt", "\n".join(names[:7]))
+    put(tmp_path, "val.txt", "\n".join([f"images/{first}", *names[7:]]))
+    parts = {"train": names[:7], "val": names[7:]}
+    assert found_in(tmp_path) == ordered({k: {i: truth[i] for i in v} for k, v in parts.items()})
+    assert "images that" in notes(tmp_path) and first in notes(tmp_path)
+
+
+# --- YOLO --------------------------------------------------------------------------------------
+
+
+def put_labels(root, line, number=6):
+    put(root, "classes.txt", "face\n")
+    for i in range(number):
+        put_image(root, f"images/{i}.jpg")
+        put(root, f"labels/{i}.txt", line(i))
+
+
+@pytest.mark.parametrize("marks", ["", " 2"])
+def test_key_points_are_not_a_polygon(tmp_path, marks):
+    points = ("0.46 0.45", "0.54 0.45", "0.5 0.5", "0.46 0.55", "0.54 0.55", "0.5 0.52")
+    text = " ".join(f"{point}{marks}" for point in points)
+    put_labels(tmp_path, lambda i: f"0 0.5 0.5 0.3{i} 0.4 {text}\n")
+    assert "add kpt_shape" in refused(tmp_path)
+
+
+def test_polygons_of_as_many_points_are_read(tmp_path):
+    """Around a circle, as programs write ellipses."""
+    turns = [(0.1, 0.0), (0.05, 0.09), (-0.05, 0.09), (-0.1, 0.0), (-0.05, -0.09), (0.05, -0.09)]
+    outline = " ".join(f"{0.6 + x:.2f} {0.6 + y:.2f}" for x, y in turns)
+    put_labels(tmp_path, lambda i: f"0 {outline}\n")
+    box = [0.5 * SIZE[0], 0.51 * SIZE[1], 0.7 * SIZE[0], 0.69 * SIZE[1]]
+    expected = [["face", *(round(x, 3) for x in box)]]
+    assert found_in(tmp_path)["all"] == {f"images/{i}.jpg": expected for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    "names, word",
+    [("[{0: face}, {1: cat}]", "'0': 'face'"), ("{0: face, 1: }", "''"), ("['', face]", "''")],
+)
+def test_names_that_are_none(tmp_path, names, word):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").unlink()
+    put(tmp_path, "data.yaml", f"train: images\nnames: {names}\n")
+    message = refused(tmp_path)
+    assert "among the names of its classes" in message and word in message
+
+
+def test_a_list_of_classes_that_begins_with_an_empty_line(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path, "classes.txt", "\nface\n")
+    assert "empty line before a name" in refused(tmp_path)
+
+
+def test_a_file_of_names_that_is_not_there(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").unlink()
+    put(tmp_path, "obj.data", "classes = 1\ntrain = images\nnames = data/obj.names\n")
+    assert "data/obj.names, which is not there" in refused(tmp_path)
+
+
+def test_a_split_that_is_not_there_is_not_another_one(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path, "data.yaml", "train: images\nval: ../valid/images\nnames: [face]\n")
+    assert "its entry ../valid/images is not there" in refused(tmp_path)
+
+
+def test_capital_letters_in_keys(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").unlink()
+    put(tmp_path, "data.yaml", "Train: images\nNames: [face]\n")
+    assert len(found_in(tmp_path)["train"]) == 6
+
+
+def test_a_folder_that_contains_several_splits(tmp_path):
+    names = [f"{split}/{i}.jpg" for split in ("train", "val") for i in range(3)]
+    truth = put_all(tmp_path, [f"images/{name}" for name in names])
+    for image, boxes in truth.items():
+        put(tmp_path, image.replace("images", "labels").replace("jpg", "txt"), yolo(boxes))
+    put(tmp_path, "data.yaml", f"train: images/train\nval: images/val\nnames: {NAMES}\n")
+    found = found_in(tmp_path / "images")
+    assert {split: len(images) for split, images in found.items()} == {"train": 3, "val": 3}
+    put(tmp_path, "data.yaml", f"train: [images/train, images/val]\nnames: {NAMES}\n")
+    refused(tmp_path / "images" / "train")  # a part of its split alone
+
+
+# --- Pascal VOC --------------------------------------------------------------------------------
+
+
+def put_voc(root, change=lambda text: text, number=4, encoding="utf-8"):
+    truth = put_all(root, [f"{i}.jpg" for i in range(number)])
+    for image, boxes in truth.items():
+        path = root / image.replace("jpg", "xml")
+        path.write_bytes(change(voc(image, boxes)).encode(encoding))
+    return truth
+
+
+def test_several_boxes_of_an_object(tmp_path):
+    second = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    truth = put_voc(tmp_path, lambda text: text.replace("</bndbox>", f"</bndbox>{second}", 1))
+    found = found_in(tmp_path)["all"]
+    assert all(len(found[image]) == len(boxes) + 1 for image, boxes in truth.items())
+
+
+def test_objects_in_an_element_of_their_own(tmp_path):
+    def change(text):
+        head, _, tail = text.partition("<object>")
+        return f"{head}<objects><object>{tail}".replace("</annotation>", "</objects></annotation>")
+
+    truth = put_voc(tmp_path, change)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_difficult_in_words(tmp_path):
+    put_voc(tmp_path, lambda text: text.replace("<bndbox>", "<difficult>True</difficult><bndbox>"))
+    content = read_data(str(tmp_path)).parts["all"].content
+    assert all(a["iscrowd"] == 1 for a in content["annotations"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
+def test_a_file_whose_beginning_says_nothing(tmp_path, encoding):
+    truth = put_voc(tmp_path, lambda text: f"<!-- {'x' * 5000} -->{text}", encoding=encoding)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_objects_without_boxes(tmp_path):
+    put_voc(tmp_path, lambda text: text.replace("bndbox", "polygon"))
+    message = refused(tmp_path)
+    assert "0.xml has objects without a bndbox" in message
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def test_dates_are_no_prefix(tmp_path):
+    """The labels of one day are not those of another day's photograph."""
+    truth = put_all(tmp_path, [f"images/2023010{i}-cam{i}.jpg" for i in range(9)])
+    for image, boxes in list(truth.items())[:8]:
+        put(tmp_path, image.replace("images", "labels").replace("jpg", "txt"), yolo(boxes))
+    put(tmp_path, "labels/20230208-cam8.txt", yolo(make_boxes(1)))
+    put(tmp_path, "classes.txt", CLASSES)
+    truth["images/20230108-cam8.jpg"] = []
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert "no image" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("side", ["image", "label"])
+def test_a_prefix_on_one_side(tmp_path, side):
+    prefix = {"image": "", "label": "", side: "1234abcd-"}
+    image = f"images/{prefix['image']}IMG_1.jpg"
+    put_image(tmp_path, image)
+    put(tmp_path, f"labels/{prefix['label']}IMG_1.txt", yolo(make_boxes(1)))
+    put(tmp_path, "classes.txt", CLASSES)
+    assert found_in(tmp_path) == ordered({"all": {image: make_boxes(1)}})
+
+
+def test_paths_of_windows_say_nothing_of_splits(tmp_path):
+    truth = put_all(tmp_path, [f"train/{i}.jpg" for i in range(4)])
+    content = coco({f"C:\\dev\\photos\\{k.replace('/', chr(92))}": v for k, v in truth.items()})
+    put(tmp_path, "labels.json", content)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+# --- COCO --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.pop("id"),
+        lambda a: a.update(id=a["id"] + 100, bbox=[float(x) for x in a["bbox"]]),
+        lambda a: a.update(id=a["id"] + 100, segmentation=[]),
+        lambda a: a.update(id=a["id"] + 100, area=1.5),
+    ],
+)
+def test_an_object_that_is_written_twice(tmp_path, change):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(4)])
+    content = coco(truth)
+    copies = [dict(a) for a in content["annotations"]]
+    for copy in copies:
+        change(copy)
+    content["annotations"] += copies
+    put(tmp_path, "labels.json", content)
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert f"{len(copies)}: the same class and box twice" in notes(tmp_path)
+
+
+def test_a_root_named_as_the_only_class(tmp_path):
+    truth = put_all(tmp_path, ["0.jpg"])
+    content = coco(truth)
+    content["categories"] = [
+        {"id": 0, "name": "disc", "supercategory": "none"},
+        {"id": 1, "name": "disc", "supercategory": "disc"},
+    ]
+    for a in content["annotations"]:
+        a["category_id"] = 1
+    put(tmp_path, "labels.json", content)
+    expected = [["disc", *box[1:]] for box in truth["0.jpg"]]
+    assert found_in(tmp_path) == ordered({"all": {"0.jpg": expected}})
+
+
+# --- files of other programs -------------------------------------------------------------------
+
+
+def test_files_of_other_programs_do_not_stop_a_folder(tmp_path):
+    truth = put_all(tmp_path, [f"images/{i}.jpg" for i in range(4)])
+    for image, boxes in truth.items():
+        put(tmp_path, image.replace("images", "labels").replace("jpg", "txt"), yolo(boxes))
+    put(tmp_path, "classes.txt", CLASSES)
+    put(tmp_path, "labels/README.txt", "Labels of our photographs, 2023.\n")
+    put(tmp_path, "model.json", {"shapes": {"input": [1, 3]}})
+    (tmp_path / "cache.data").write_bytes(bytes(range(256)))
+    (tmp_path / "settings.json").write_bytes('{"theme": "dark"}'.encode("utf-16"))
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+# --- what is written ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc", "labelme"])
+def test_boxes_without_an_area_are_not_written_as_objects(tmp_path, monkeypatch, to):
+    monkeypatch.chdir(tmp_path)
+    truth = put_all(tmp_path / "data", ["0.jpg"])
+    content = coco(truth)
+    first = content["annotations"][0]
+    for i, box in enumerate([[10, 10, 0, 5], [45, 33, -20, -19], [60, 10, 10, 5]]):
+        content["annotations"].append({**first, "id": 10 + i, "bbox": box})
+    put(tmp_path, "data/labels.json", content)
+    conversion = tood.convert("data", output="out", to=to)
+    assert conversion.omitted == {"objects without width or height": 2}
+    cut = {} if to == "labelme" else {"boxes, cut at the edges of their image": 1}
+    assert conversion.changed == cut and all(x in str(conversion) for x in cut)
+    assert len(found_in("out")["all"].popitem()[1]) == len(truth["0.jpg"]) + 1
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc", "labelme"])
+def test_classes_that_a_format_cannot_tell_apart(tmp_path, monkeypatch, to):
+    monkeypatch.chdir(tmp_path)
+    content = coco(put_all(tmp_path / "data", ["0.jpg"]), names=["disc", "square", "star"])
+    content["categories"].append({"id": 9, "name": "disc "})
+    put(tmp_path, "data/labels.json", content)
+    with pytest.raises(tood.utils.errors.UserError, match="called 'disc' but for spaces"):
+        tood.convert("data", output="out", to=to)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
