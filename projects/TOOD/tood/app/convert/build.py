@@ -216,11 +216,8 @@ def _split_by_image(folder: Folder) -> Dict[str, str]:
     # The outermost folder decides, unless those in it are the splits, as in training/val.
     inner = {outer: {tuple(x[1:]) for x in steps.values() if x[:1] == [outer]} for outer in LISTED}
     is_alone = len({tuple(x[:1]) for x in steps.values()}) == 1
-    nested = {outer for outer, x in inner.items() if len(x) > 1 and (is_alone or all(x))}
-    return {
-        image: found[-1 if is_alone or found[0] in nested else 0] if found else ""
-        for image, found in steps.items()
-    }
+    nested = {outer for outer, rest in inner.items() if is_alone or (len(rest) > 1 and all(rest))}
+    return {i: x[-1 if x[0] in nested else 0] if x else "" for i, x in steps.items()}
 
 
 def check_splits(stated: Dict[str, str], ledger: Ledger) -> None:
