@@ -287,7 +287,8 @@ def write_detections(
     written = write_dataset(part, save_as, output)
     account: Dict[str, Any] = {"data": run.predictor.options.weights, "format": "detections"}
     account[IDENTITY] = run.identity
-    account.update(written=[*written.files, *also], omitted=written.omitted)
+    account.update(written=[*written.files, *also])
+    account.update(omitted=written.omitted, changed=written.changed)
     write_json_file(account, os.path.join(output, LEDGER))
 
 
