@@ -1,5 +1,7 @@
 """Folders that were once read wrongly without a word: read rightly now, or refused."""
 
+import json
+
 import pytest
 from layouts import (
     NAMES,
@@ -32,6 +34,16 @@ def put_all(root, images):
 
 def notes(data):
     return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
+
+
+# --- COCO --------------------------------------------------------------------------------------
+
+
+def test_a_list_that_is_there_twice(tmp_path):
+    truth = put_all(tmp_path, ["0.jpg", "1.jpg"])
+    first, second = (json.dumps(coco({image: boxes})) for image, boxes in truth.items())
+    put(tmp_path, "all.json", f"{first[:-1]}, {second[1:]}")
+    assert "the key images twice" in refused(tmp_path)
 
 
 # --- CVAT --------------------------------------------------------------------------------------
@@ -245,6 +257,22 @@ def test_capital_letters_in_keys(tmp_path):
     (tmp_path / "classes.txt").unlink()
     put(tmp_path, "data.yaml", "Train: images\nNames: [face]\n")
     assert len(found_in(tmp_path)["train"]) == 6
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("data.yaml", "train: images\nnames: [face]\nNames: [hand]\n"),
+        ("data.yaml", "train: images\nnames: [face]\nnames: [hand]\n"),
+        ("obj.data", "train = train.txt\nnames = a.names\nnames = b.names\n"),
+    ],
+)
+def test_a_key_that_is_there_twice(file, text, tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").unlink()
+    put(tmp_path, file, text)
+    message = refused(tmp_path)
+    assert file in message and "the key names twice" in message
 
 
 def test_a_folder_that_contains_several_splits(tmp_path):

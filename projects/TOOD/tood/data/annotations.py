@@ -12,7 +12,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tu
 
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, format_reason
-from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, read_regular
+from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, make_dict, read_regular
 
 LISTS = ("images", "categories", "annotations")
 # pycocotools converts ids to floating point numbers, which cannot distinguish larger ones.
@@ -259,12 +259,12 @@ def parse_json(data: bytes, path: str):
     """Return the content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: for everything else.
+        UserError: for everything else, and for an object that has the same key twice.
     """
     if is_wide(data):
         raise UserError(f"The annotation file {path} is in UTF-16; save it as UTF-8.")
     with guard_reading(f"The annotation file {path}", "export it again as JSON in UTF-8"):
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=make_dict)
 
 
 def is_wide(data: bytes) -> bool:

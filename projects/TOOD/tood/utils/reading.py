@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import stat
-from typing import BinaryIO, Iterator, Optional
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, Optional, Tuple
 
 from tood.utils.errors import UserError, format_reason
 
@@ -116,6 +116,20 @@ def parse_number(value: object, low: float = -math.inf, high: float = math.inf) 
     if not math.isfinite(number) or not low <= number <= high:
         raise ValueError(f"{str(value)[:40]} is not a number from {low:g} to {high:g}")
     return number
+
+
+def make_dict(pairs: Iterable[Tuple[str, Any]]) -> Dict[str, Any]:
+    """Return the keys and values of a file as a dictionary.
+
+    Raises:
+        ValueError: if it has a key twice, whose first value would be lost.
+    """
+    made: Dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"it has the key {key[:40]} twice in one place")
+        made[key] = value
+    return made
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # on Windows

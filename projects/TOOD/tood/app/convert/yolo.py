@@ -29,7 +29,7 @@ from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
 from tood.utils.errors import UserError
 from tood.utils.folders import is_output
 from tood.utils.plain_yaml import load_yaml
-from tood.utils.reading import MAX_CONFIG, MiB, guard_reading
+from tood.utils.reading import MAX_CONFIG, MiB, guard_reading, make_dict
 
 SPLIT_KEYS = ("train", "val", "valid", "test")  # of a data.yaml or obj.data
 _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
@@ -164,7 +164,11 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
         return None
     if not isinstance(content, dict):
         return None
-    content, as_text = ({str(k).lower(): v for k, v in x.items()} for x in (content, as_text))
+    with guard_reading(path, "leave one of both"):
+        content, as_text = (
+            make_dict((str(key).lower(), value) for key, value in x.items())
+            for x in (content, as_text)
+        )
     if content.get("train") and "nc" in content and not content.get("names"):
         raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
     shape = content.get("kpt_shape")
@@ -177,8 +181,9 @@ def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
     """Read darknet's and CVAT's configuration, ``key = value`` in lines."""
     if not re.search(rb"^\s*names\s*=", folder.head(file).replace(b"\0", b""), re.MULTILINE):
         return None  # of another program
-    pairs = [line.split("=", 1) for line in folder.lines(file) if "=" in line]
-    content = {key.strip(): value.strip() for key, value in pairs}
+    pairs = [map(str.strip, line.split("=", 1)) for line in folder.lines(file) if "=" in line]
+    with guard_reading(folder.path(file), "leave one of both"):
+        content = make_dict((key, value) for key, value in pairs)
     return _read_config(folder, file, content, content.get("names"), content.get("classes"))
 
 
