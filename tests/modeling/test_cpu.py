@@ -123,6 +123,17 @@ def test_layers_are_read_by_what_is_quicker(dtype, monkeypatch):
     assert set(used) == {"multiply"}  # or the program would have the number of images in it
 
 
+@pytest.mark.parametrize("has_avx2_alone", [False, True])
+def test_maps_are_plain_in_training_with_avx2_alone(has_avx2_alone, monkeypatch):
+    monkeypatch.setattr(cpu, "_has_avx2_alone", lambda: has_avx2_alone)
+    x = draw(0, torch.channels_last)
+    assert cpu.order_for_gradients(x).is_contiguous() is has_avx2_alone
+    torch.testing.assert_close(cpu.order_for_gradients(x), x, rtol=0, atol=0)
+    with torch.no_grad():  # inference is quicker as it is
+        assert cpu.order_for_gradients(x) is x
+    assert cpu.order_for_gradients(x.bfloat16()).is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 20.0])
 def test_gradients_of_sampling_are_torchvisions(share, spread):

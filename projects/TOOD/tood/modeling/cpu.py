@@ -56,6 +56,23 @@ def _add_up(values: Iterable[Tensor]) -> Tensor:
     return functools.reduce(Tensor.add_, values)
 
 
+# --- memory order of training -----------------------------------------------------------------
+
+
+def order_for_gradients(x: Tensor) -> Tensor:
+    """Return a map in the plain order if that makes a step quicker: without AVX-512, gradients of
+    3x3 kernels take oneDNN twice as long in channels-last order.
+    """
+    is_slow = x.dtype == torch.float32 and runs_now_on_cpu(x) and _has_avx2_alone()
+    return x.contiguous() if is_slow and torch.is_grad_enabled() else x
+
+
+@functools.cache
+def _has_avx2_alone() -> bool:
+    cpu = getattr(torch.backends, "cpu", None)  # since PyTorch 2.1
+    return cpu is not None and cpu.get_cpu_capability() == "AVX2"
+
+
 # --- group norms -----------------------------------------------------------------------------
 
 CACHED = 2**20  # elements of a map in float32 of which a CPU's cache has room for some

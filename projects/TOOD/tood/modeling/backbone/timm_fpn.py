@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tood.modeling.backbone.fpn import count_top_levels, make_tood_fpn
 from tood.modeling.backbone.timm_convs import Pair, find_pairs, speed_up_convs
+from tood.modeling.cpu import order_for_gradients
 from tood.utils.errors import UserError, format_reason
 from tood.utils.suggest import suggest
 
@@ -116,13 +117,15 @@ class TimmBackbone(Backbone):
             maps (N, C, H / stride, W / stride) by name.
         """
         if images.device.type == "cpu":
-            # Depthwise convolutions are a third quicker so, and the rest of the network follows.
+            # Depthwise convolutions are a third quicker so, and the rest of the network follows,
+            # but for what order_for_gradients finds slow.
             images = images.contiguous(memory_format=torch.channels_last)
         by_index = dict(zip(sorted(x.out_index for x in self.levels), self.model(images)))
         maps = {}
         for level in self.levels:
             x = by_index[level.out_index]
-            maps[_name(level.stride)] = x.permute(0, 3, 1, 2) if level.channels_last else x
+            x = x.permute(0, 3, 1, 2) if level.channels_last else x
+            maps[_name(level.stride)] = order_for_gradients(x)
         finest = min(maps)
         for name, layer in self.made.items():
             source = finest if name < finest else f"c{int(name[1]) - 1}"
