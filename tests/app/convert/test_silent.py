@@ -193,6 +193,18 @@ def test_a_list_whose_first_image_is_not_there(tmp_path, first):
     assert "images that" in notes(tmp_path) and first in notes(tmp_path)
 
 
+@pytest.mark.parametrize("more", [" 5,5,20,20,0 9,9,30,30,1", "\tmasks/0.png", " 1 0.5"])
+def test_a_list_with_more_than_names(tmp_path, more):
+    truth = put_all(tmp_path, [f"my images/{i}.jpg" for i in range(4)])
+    for image, boxes in truth.items():
+        put(tmp_path, image.replace("jpg", "xml"), voc(image, boxes))
+    images = list(truth)
+    put(tmp_path, "train.txt", "".join(f"{image}{more}\n" for image in images[:3]))
+    put(tmp_path, "val.txt", f"{images[3]}{more}\n")
+    parts = {"train": images[:3], "val": images[3:]}
+    assert found_in(tmp_path) == ordered({k: {i: truth[i] for i in v} for k, v in parts.items()})
+
+
 # --- YOLO --------------------------------------------------------------------------------------
 
 

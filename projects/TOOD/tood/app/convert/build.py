@@ -27,7 +27,12 @@ CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
 NOT_CLASSES = ("__ignore__", "_background_", "background")
 LARGEST = 1e9  # number
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
-_FOLLOWS = re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))")  # a flag or labels, in a list
+# In a list, behind a name: a flag or a file of labels; anything, behind the name of an image.
+_SUFFIX = f"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
+_FOLLOWS = [
+    re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))"),
+    re.compile(rf"(.*{_SUFFIX})\s.*", re.IGNORECASE),
+]
 DUPLICATE = "the same class and box twice"
 LISTED = ("train", "val", "test")
 YES = ("1", "true", "yes")  # in small letters
@@ -459,10 +464,10 @@ def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) 
 
 
 def _listed_name(folder: Folder, line: str) -> str:
-    """Return a line of a list without a flag, or a file of labels, that follows the name."""
-    more = _FOLLOWS.fullmatch(line)
+    """Return a line of a list without what follows the name."""
+    more = [x.group(1) for x in (form.fullmatch(line) for form in _FOLLOWS) if x]
     known, base = folder.names, os.path.basename(line.replace("\\", "/"))
-    return line if more is None or base in known.base or base in known.stem else more.group(1)
+    return line if not more or base in known.base or base in known.stem else more[0]
 
 
 def _names_image(folder: Folder, file: str) -> bool:
