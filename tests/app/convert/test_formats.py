@@ -26,8 +26,8 @@ from layouts import (
 from PIL import Image
 
 from tood.app.convert import door
-from tood.app.convert.coco import unused_root
 from tood.app.convert.door import read_data
+from tood.app.convert.formats.coco import unused_root
 from tood.data.annotations import clean_annotations
 
 TRUTH = {f"{i:05d}.jpg": make_boxes(i) for i in range(8)}

@@ -13,9 +13,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.convert.coco import DETECTIONS
 from tood.app.convert.command import empty_folder
 from tood.app.convert.door import Part
+from tood.app.convert.formats.coco import DETECTIONS
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset
 from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY, hash_weights, make_identity

@@ -9,14 +9,15 @@ import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from tood.app.convert.build import Contents, Format
-from tood.app.convert.coco import COCO, read_coco_file
-from tood.app.convert.cvat import CVAT
-from tood.app.convert.folder import SPLITS, Folder, relative_path
-from tood.app.convert.labelme import LABELME
+from tood.app.convert.folder import Folder, relative_path
+from tood.app.convert.formats.coco import COCO, read_coco_file
+from tood.app.convert.formats.cvat import CVAT
+from tood.app.convert.formats.labelme import LABELME
+from tood.app.convert.formats.tables import CSV
+from tood.app.convert.formats.voc import VOC
+from tood.app.convert.formats.yolo import YOLO, find_config_above, label_files
 from tood.app.convert.ledger import CONFIGURATION, LEDGER, Ledger
-from tood.app.convert.tables import CSV
-from tood.app.convert.voc import VOC
-from tood.app.convert.yolo import YOLO, find_config_above, label_files
+from tood.app.convert.names import SPLITS
 from tood.utils.errors import UserError
 from tood.utils.folders import MARK, is_output
 from tood.utils.reading import guard_nesting

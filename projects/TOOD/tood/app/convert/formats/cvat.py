@@ -13,14 +13,16 @@ from tood.app.convert.build import (
     Object,
     Record,
     build_contents,
-    check_splits,
     read_label,
     read_numbers,
     read_size,
 )
-from tood.app.convert.folder import Folder, get_stem, match_names, read_split
+from tood.app.convert.folder import Folder
+from tood.app.convert.formats.voc import find_root, parse_xml
 from tood.app.convert.ledger import NO_IMAGE, Ledger
-from tood.app.convert.voc import find_root, parse_xml
+from tood.app.convert.matching import match_names
+from tood.app.convert.names import get_stem, read_split
+from tood.app.convert.splits import check_splits
 from tood.utils.errors import UserError
 from tood.utils.reading import MiB
 

@@ -11,21 +11,13 @@ from tood.app.convert.build import (
     Labels,
     Object,
     build_contents,
-    list_images,
     match_labels,
     read_numbers,
-    read_split_lists,
 )
-from tood.app.convert.folder import (
-    SPLITS,
-    Folder,
-    decode,
-    find_area,
-    folder_splits,
-    get_stem,
-    relative_path,
-)
+from tood.app.convert.folder import Folder, decode, relative_path
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
+from tood.app.convert.names import SPLITS, find_area, folder_splits, get_stem
+from tood.app.convert.splits import list_images, read_split_lists
 from tood.utils.errors import UserError
 from tood.utils.folders import is_output
 from tood.utils.plain_yaml import load_yaml

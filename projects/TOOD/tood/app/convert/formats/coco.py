@@ -3,17 +3,12 @@
 import os
 from typing import Dict, List, Optional, Sequence
 
-from tood.app.convert.build import (
-    DUPLICATE,
-    Contents,
-    Format,
-    Object,
-    check_outside,
-    enter_image,
-    find_split,
-)
-from tood.app.convert.folder import Folder, find_area, folder_splits, get_stem, match_names
+from tood.app.convert.build import DUPLICATE, Contents, Format, Object, check_outside, enter_image
+from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import LABELS, Ledger
+from tood.app.convert.matching import match_names
+from tood.app.convert.names import find_area, folder_splits, get_stem
+from tood.app.convert.splits import find_split
 from tood.data.annotations import is_box, is_size, unite_images
 from tood.utils.errors import UserError
 

@@ -17,11 +17,11 @@ from tood.app.convert.build import (
     read_label,
     read_numbers,
     read_size,
-    read_split_lists,
     sort_corners,
 )
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import Ledger
+from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 from tood.utils.reading import MAX_LABEL, guard_reading
 

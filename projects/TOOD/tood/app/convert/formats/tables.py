@@ -16,13 +16,14 @@ from tood.app.convert.build import (
     Object,
     Record,
     build_contents,
-    check_splits,
-    find_split,
     read_size,
     sort_corners,
 )
-from tood.app.convert.folder import Folder, decode, match_names, read_split
+from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
+from tood.app.convert.matching import match_names
+from tood.app.convert.names import read_split
+from tood.app.convert.splits import check_splits, find_split
 from tood.utils.errors import UserError
 from tood.utils.reading import guard_reading, parse_number
 

@@ -14,10 +14,11 @@ from tood.app.convert.build import (
     read_label,
     read_numbers,
     read_size,
-    read_split_lists,
 )
-from tood.app.convert.folder import Folder, get_stem
+from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import Ledger
+from tood.app.convert.names import get_stem
+from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 
 AREAS = (None, "", "polygon", "rectangle", "oriented_rectangle", "mask", "circle")

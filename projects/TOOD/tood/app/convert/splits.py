@@ -1,0 +1,146 @@
+"""The splits of a folder: by its folders and names, or by its lists."""
+
+import os
+import re
+from typing import Dict, List, Optional, Sequence
+
+from tood.app.convert.folder import Folder, decode
+from tood.app.convert.ledger import LIST, Ledger
+from tood.app.convert.matching import match_names
+from tood.app.convert.names import (
+    SPLITS,
+    folder_splits,
+    get_stem,
+    get_suffix,
+    read_split,
+    split_words,
+)
+from tood.data.images import IMAGE_SUFFIXES
+from tood.utils.errors import UserError
+
+LISTED = ("train", "val", "test")
+# In a list, behind a name: a flag or a file of labels; anything, behind the name of an image.
+_SUFFIX = f"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
+_FOLLOWS = [
+    re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))"),
+    re.compile(rf"(.*{_SUFFIX})\s.*", re.IGNORECASE),
+]
+
+
+def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
+    """Return the split of each file that labels many images, by its folders or its name.
+
+    Raises:
+        UserError: if two files are of one split, or a file of several is of none.
+    """
+    if folder.only:  # a data set by itself
+        return dict.fromkeys(files, "all")
+    splits: Dict[str, str] = {}
+    for file in files:
+        named = folder_splits(file)[:1] or split_words(get_stem(file))
+        split = named[0] if len(named) == 1 else "all"
+        other = next(
+            (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
+        )
+        if other:
+            is_unnamed = "all" in (split, splits[other])
+            what = "two sets without different names" if is_unnamed else f"two sets {split!r}"
+            raise UserError(
+                f"{folder.root} contains {what}, {other} and {file}; name one of them, or move the "
+                "other away."
+            )
+        splits[file] = split
+    return splits
+
+
+def split_by_image(folder: Folder) -> Dict[str, str]:
+    """Return the split of each image by its folders, or by its name if every image has one."""
+    steps = {i: folder_splits(i) for i in folder.images}
+    names = {i: split_words(get_stem(i)) for i in folder.images}
+    kinds = {tuple(x) for x in names.values()}
+    if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
+        steps = names
+    # The outermost folder decides, unless those in it are the splits, as in training/val.
+    inner = {outer: {tuple(x[1:]) for x in steps.values() if x[:1] == [outer]} for outer in LISTED}
+    is_alone = len({tuple(x[:1]) for x in steps.values()}) == 1
+    nested = {outer for outer, rest in inner.items() if is_alone or (len(rest) > 1 and all(rest))}
+    return {i: x[-1 if x[0] in nested else 0] if x else "" for i, x in steps.items()}
+
+
+def check_splits(stated: Dict[str, str], ledger: Ledger) -> None:
+    """Hold the splits that a file states to those that are known, or to none.
+
+    Args:
+        stated: split, as it is written, -> where.
+
+    Raises:
+        UserError: if some are known and some are not.
+    """
+    known = next((text for text in stated if read_split(text)), "")
+    for text, where in stated.items():
+        if known and not read_split(text):
+            raise UserError(
+                f"{where} has {repr(text) if text else 'nothing'} as its split, and others have "
+                f"{known!r}; name train, val or test, or remove it."
+            )
+        if text and not known:
+            ledger.note("splits other than train, val and test, which divide nothing", text)
+
+
+def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[str]]]:
+    """Return the images of the splits that text files such as ``train.txt`` list, or None.
+
+    Such files are in ``ImageSets`` or ``ImageSets/Main``, or anywhere if a line of their first ones
+    names an image. A ``trainval.txt`` beside others contributes what they lack.
+    """
+    homes: Dict[str, Dict[str, str]] = {}
+    for file in folder.with_suffix(".txt"):
+        name, home = get_stem(file).lower(), os.path.dirname(file)
+        root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
+        if is_voc:  # also lists of one class, which are not needed
+            ledger.enter(file, LIST)
+        if name not in SPLITS:
+            continue
+        if is_voc or ("imagesets" not in home.lower() and _names_image(folder, file)):
+            homes.setdefault(root, {})[name] = file
+    splits: Dict[str, List[str]] = {}
+    for root, files in homes.items():
+        near = [os.path.join(root, place).rstrip("/") for place in ("", "JPEGImages", "images")]
+        lists = {n: list_images(folder, ledger, file, [*near, ""]) for n, file in files.items()}
+        both = lists.pop("trainval", None)
+        if both is not None and not {"train", "val"} <= set(lists):
+            rest = {*lists.get("train", ()), *lists.get("val", ())}
+            lists["val" if "train" in lists else "train"] = [i for i in both if i not in rest]
+        for name, images in lists.items():
+            splits.setdefault(SPLITS[name], []).extend(images)
+    used = {image for images in splits.values() for image in images}
+    if not used:
+        return None
+    ledger.ignore([i for i in folder.images if i not in used], "in no list of images")
+    return splits
+
+
+def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
+    """Return the images that a text file names; ``near`` as in match_names."""
+    names = [_listed_name(folder, line) for line in folder.lines(file)]
+    found = match_names(folder, ledger, names, near, file)
+    ledger.enter(file, LIST)
+    return [found[name] for name in names if name in found]
+
+
+def _listed_name(folder: Folder, line: str) -> str:
+    """Return a line of a list without what follows the name."""
+    more = [x.group(1) for x in (form.fullmatch(line) for form in _FOLLOWS) if x]
+    known, base = folder.names, os.path.basename(line.replace("\\", "/"))
+    return line if not more or base in known.base or base in known.stem else more[0]
+
+
+def _names_image(folder: Folder, file: str) -> bool:
+    """Return whether a line of its beginning names an image, perhaps with another ending."""
+    known = folder.names
+    for line in decode(folder.head(file), folder.path(file), "replace").splitlines():
+        base = os.path.basename(_listed_name(folder, line.strip().replace("\\", "/")))
+        is_image = get_suffix(base) in IMAGE_SUFFIXES and get_stem(base) in known.stem
+        if is_image or base in known.base or base in known.stem:
+            return True
+    return False
