@@ -1,6 +1,7 @@
 """Folders that were once read wrongly without a word: read rightly now, or refused."""
 
 import json
+import os
 
 import pytest
 from layouts import (
@@ -44,6 +45,28 @@ def test_a_list_that_is_there_twice(tmp_path):
     first, second = (json.dumps(coco({image: boxes})) for image, boxes in truth.items())
     put(tmp_path, "all.json", f"{first[:-1]}, {second[1:]}")
     assert "the key images twice" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "homes, chosen",
+    [
+        (["depth/train", "images/train"], "images/train"),
+        (["train/cam0", "train/cam1"], ""),
+        (["ir/train", "rgb/train"], ""),
+        (["", "images"], "images"),
+    ],
+)
+def test_two_folders_with_images_of_equal_names(tmp_path, homes, chosen):
+    truths = {
+        home: put_all(tmp_path, [f"{home}/{i}.png".lstrip("/") for i in range(4)]) for home in homes
+    }
+    truth = truths[chosen or homes[0]]
+    names = {os.path.basename(image): boxes for image, boxes in truth.items()}
+    put(tmp_path, "annotations/instances_train.json", json.dumps(coco(names)))
+    if chosen:
+        assert found_in(tmp_path) == ordered({"train": truth})
+    else:
+        assert "'0.png' could mean" in refused(tmp_path)
 
 
 # --- CVAT --------------------------------------------------------------------------------------
@@ -205,6 +228,47 @@ def test_a_list_with_more_than_names(tmp_path, more):
     assert found_in(tmp_path) == ordered({k: {i: truth[i] for i in v} for k, v in parts.items()})
 
 
+def put_voc_in(root, folders):
+    truth = put_all(root, [f"{x}/{'ab'[n]}{i}.jpg" for n, x in enumerate(folders) for i in range(3)])
+    for image, boxes in truth.items():
+        put(root, image.replace("jpg", "xml"), voc(image, boxes))
+    return truth
+
+
+@pytest.mark.parametrize(
+    "folders", ["trainset testset", "TrainImages ValImages", "train evaluation"]
+)
+def test_other_names_of_splits(tmp_path, folders):
+    put_voc_in(tmp_path, folders.split())
+    assert {split: len(images) for split, images in found_in(tmp_path).items()} in (
+        {"train": 3, "test": 3},
+        {"train": 3, "val": 3},
+    )
+
+
+@pytest.mark.parametrize("folders", ["cells_train cells_val", "train holdout"])
+def test_names_that_speak_of_splits(tmp_path, folders):
+    truth = put_voc_in(tmp_path, folders.split())
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert "folders that speak of splits, and divide nothing" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train_list", "ImageSets/Main/train_set1"])
+def test_lists_that_divide_nothing(tmp_path, name):
+    truth = put_voc_in(tmp_path, ["a"])
+    put(tmp_path, f"{name}.txt", "a0\na1\n")
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert "lists of images that speak of splits, and divide nothing" in notes(tmp_path)
+
+
+def test_lists_of_folds(tmp_path):
+    put_voc_in(tmp_path, ["a"])
+    for fold in range(3):
+        put(tmp_path, f"fold{fold}/val.txt", f"a/a{fold}.jpg\n")
+        put(tmp_path, f"fold{fold}/train.txt", f"a/a{(fold + 1) % 3}.jpg\n")
+    assert "both list a/a" in refused(tmp_path)
+
+
 # --- YOLO --------------------------------------------------------------------------------------
 
 
@@ -287,6 +351,51 @@ def test_a_key_that_is_there_twice(file, text, tmp_path):
     assert file in message and "the key names twice" in message
 
 
+@pytest.mark.parametrize("values", [6, 8, 10])
+def test_poses_of_which_a_point_is_outside(tmp_path, values):
+    line = ["0", "0.35", "0.64", "0.1", "0.04", "0.298", "0.62", "0.4", "0.62", "0.4", "0.66"][
+        : values + 1
+    ]
+    inner = ["0", "0.35", "0.64", "0.1", "0.04", "0.34", "0.63", "0.36", "0.63", "0.36", "0.65"][
+        : values + 1
+    ]
+    put_labels(tmp_path, lambda i: " ".join(inner if i else line) + "\n", number=12)
+    assert "a box and key points in each line" in refused(tmp_path)
+
+
+def test_other_lines_than_kpt_shape_says(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2 0.5 0.5 0.4 0.4\n")
+    put(tmp_path, "data.yaml", "train: images\nnames: [face]\nkpt_shape: [6, 3]\n")
+    assert "kpt_shape says that there are 4 or 22" in refused(tmp_path)
+
+
+def test_polygons_are_named(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.1 0.1 0.3 0.1 0.2 0.3\n")
+    assert "lines of polygons, whose boxes are kept" in notes(tmp_path)
+
+
+def test_a_comment_among_classes(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path, "classes.txt", "# classes\nface\n")
+    assert "the line '# classes'" in refused(tmp_path)
+
+
+def test_labels_of_an_image_named_classes(tmp_path):
+    truth = put_all(tmp_path, ["images/classes.jpg", "images/1.jpg"])
+    for image, boxes in truth.items():
+        put(tmp_path, image.replace("images", "labels").replace("jpg", "txt"), yolo(boxes))
+    put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}\n")
+    assert found_in(tmp_path) == ordered({"train": truth})
+
+
+def test_what_ultralytics_detected(tmp_path):
+    put_labels(tmp_path, lambda i: "0 0.5 0.5 0.2 0.2\n")
+    put_image(tmp_path, "runs/detect/predict/0.jpg")
+    put(tmp_path, "runs/detect/predict/labels/0.txt", "0 0.5 0.5 0.2 0.2\n")
+    assert len(found_in(tmp_path)["all"]) == 6
+    assert "what Ultralytics wrote" in notes(tmp_path)
+
+
 def test_a_folder_that_contains_several_splits(tmp_path):
     names = [f"{split}/{i}.jpg" for split in ("train", "val") for i in range(3)]
     truth = put_all(tmp_path, [f"images/{name}" for name in names])
@@ -300,6 +409,34 @@ def test_a_folder_that_contains_several_splits(tmp_path):
 
 
 # --- Pascal VOC --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "old, new", [("<annotation>", '<annotation xmlns="a">'), ("object>", "Object>")]
+)
+def test_other_elements(tmp_path, old, new):
+    truth = put_all(tmp_path, ["0.jpg"])
+    put(tmp_path, "0.xml", voc("0.jpg", truth["0.jpg"]).replace(old, new))
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_labels_of_another_kind(tmp_path):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(4)])
+    for image, boxes in truth.items():
+        name, text = (
+            ("3.txt", yolo(boxes)) if image == "3.jpg" else (image[0] + ".xml", voc(image, boxes))
+        )
+        put(tmp_path, name, text)
+    assert "3.jpg has no objects in Pascal VOC's form, but some in" in refused(tmp_path)
+
+
+def test_labels_of_an_image_that_is_not_there(tmp_path):
+    images = [f"train/images/site{s}/{i}.jpg" for s, i in ("A1", "A2", "B0", "B1", "B2")]
+    truth = put_all(tmp_path, [*images, "val/images/siteA/3.jpg", "val/images/siteB/3.jpg"])
+    for site, i in ("A0", "A1", "A2", "A3", "B1", "B2", "B3"):
+        put(tmp_path, f"labels/site{site}/{i}.txt", yolo(make_boxes(f"{site}{i}")))
+    put(tmp_path, "classes.txt", CLASSES)
+    assert truth and "has no image in its place" in refused(tmp_path)
 
 
 def put_voc(root, change=lambda text: text, number=4, encoding="utf-8"):
@@ -457,3 +594,71 @@ def test_classes_that_a_format_cannot_tell_apart(tmp_path, monkeypatch, to):
     with pytest.raises(tood.utils.errors.UserError, match="called 'disc' but for spaces"):
         tood.convert("data", output="out", to=to)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+# --- tables, and conversions -------------------------------------------------------------------
+
+
+def test_four_corners_in_a_table(tmp_path):
+    put_image(tmp_path, "0.jpg")
+    header = "filename,x1,y1,x2,y2,x3,y3,x4,y4,label"
+    put_csv(tmp_path, "a.csv", [["0.jpg", 5, 9, 9, 5, 13, 9, 9, 13, "disc"]], header)
+    assert "columns of four corners" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("extra", ["name", "image_id"])
+def test_columns_of_the_same_meaning(tmp_path, extra):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(3)])
+    number = {name: str(i) for i, name in enumerate(NAMES)}
+    rows = []
+    for image, boxes in truth.items():
+        for n, (name, *box) in enumerate(boxes):
+            # The numbers of rows are names of other images; a person has labelled many classes.
+            label = number[name] if extra == "name" else name
+            rows.append(["bob" if extra == "name" else (n + 1) % 3, image, *box, label])
+    put_csv(tmp_path, "a.csv", rows, f"{extra},path,xmin,ymin,xmax,ymax,class")
+    found = found_in(tmp_path)["all"]
+    if extra == "name":
+        found = {
+            i: [[NAMES[int(label)], *box] for label, *box in boxes] for i, boxes in found.items()
+        }
+    assert {"all": found} == ordered({"all": truth})
+
+
+def test_conversions_into_the_data(tmp_path):
+    truth = put_all(tmp_path, ["0.jpg"])
+    put(tmp_path, "0.xml", voc("0.jpg", truth["0.jpg"]))
+    with pytest.raises(tood.UserError, match="would be read as one"):
+        tood.convert(tmp_path, output=tmp_path / "out", to="voc")
+    tood.convert(tmp_path, output=tmp_path / "out", to="coco")
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc", "labelme"])
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", " ", "_background_"])
+def test_names_of_classes_that_are_not_read_again(tmp_path, name, to):
+    put_image(tmp_path, "0.jpg")
+    put(tmp_path, "a.json", json.dumps(coco({"0.jpg": [(name, 5, 5, 20, 20)]}, [name, "disc"])))
+    if name == "_background_" and to != "labelme":
+        assert tood.convert(tmp_path, output=tmp_path / "out", to=to)
+    else:
+        with pytest.raises(tood.UserError):
+            tood.convert(tmp_path, output=tmp_path / "out", to=to)
+
+
+@pytest.mark.parametrize("name", [".a.png", "a\nb.png", "a"])
+def test_names_of_images_that_are_not_read_again(tmp_path, name):
+    put_image(tmp_path, "0.png")
+    os.rename(tmp_path / "0.png", tmp_path / name)
+    put(tmp_path, "a.json", json.dumps(coco({name: [("disc", 5, 5, 20, 20)]})))
+    with pytest.raises(tood.UserError):
+        tood.convert(f"{tmp_path}/a.json:{tmp_path}", output=tmp_path / "out", to="yolo")
+
+
+def test_images_of_odd_names(tmp_path):
+    names = ["ledger.png", "__MACOSXa.png", "a\\b.png", "b.png"]
+    truth = put_all(tmp_path, names)
+    put(tmp_path, "a.json", json.dumps(coco(truth)))
+    assert found_in(tmp_path) == ordered({"all": truth})
+    tood.convert(tmp_path, output=tmp_path / "out", to="labelme")
+    boxes = sorted(map(repr, found_in(tmp_path / "out")["all"].values()))
+    assert boxes == sorted(map(repr, found_in(tmp_path / "a.json")["all"].values()))

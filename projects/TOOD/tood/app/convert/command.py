@@ -21,6 +21,9 @@ from tood.utils.files import check_folder
 from tood.utils.folders import remove_output
 from tood.utils.reading import MAX_TEXT, guard_nesting, read_regular
 
+# Formats whose files are found in any folder, as readers call them.
+NAMES = {"yolo": "YOLO", "voc": "Pascal VOC", "labelme": "LabelMe"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -74,6 +77,11 @@ def convert(
         _check_records(part, is_coco=converted.format == "COCO")
         if is_inside(part.image_root, output):
             raise UserError(f"{output} contains the data; name another --output.")
+        if converted.format == NAMES.get(to) and is_inside(output, part.image_root):
+            raise UserError(
+                f"{output} is in the folder of the data, with which it would be read as one; name "
+                "another --output."
+            )
     empty_folder(output, overwrite)
     with _remove_on_error(output):
         with guard_nesting(data):

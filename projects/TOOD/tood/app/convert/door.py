@@ -16,8 +16,9 @@ from tood.app.convert.formats.labelme import LABELME
 from tood.app.convert.formats.tables import CSV
 from tood.app.convert.formats.voc import VOC
 from tood.app.convert.formats.yolo import YOLO, find_config_above, label_files
-from tood.app.convert.ledger import CONFIGURATION, LEDGER, Ledger
-from tood.app.convert.names import SPLITS
+from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LEDGER, Ledger
+from tood.app.convert.names import SPLITS, find_area, get_stem, split_words
+from tood.app.convert.splits import names_image
 from tood.utils.errors import UserError
 from tood.utils.folders import MARK, is_output
 from tood.utils.reading import guard_nesting
@@ -96,6 +97,8 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
             return converted
         with guard_nesting(path):
             contents = kind.read(folder, found, ledger)
+    if kind is not YOLO:
+        _refuse_other_labels(folder, kind, contents)
     _close(folder, ledger, contents)
     contents = _choose_parts(path, contents, split)
     if keep_difficult and kind is VOC:
@@ -188,8 +191,40 @@ def _example(found: Any) -> str:
     return found
 
 
+def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> None:
+    """Raise UserError if images without objects have some in YOLO's labels, whose classes no file
+    names.
+    """
+    find = folder.names.plain_area.find
+    labels = {i: f for f in label_files(folder) for i in find(get_stem(f), find_area(f))}
+    for content in contents.values() if labels else ():
+        labelled = {a.get("image_id") for a in content["annotations"] if isinstance(a, dict)}
+        for image in content["images"]:
+            other = labels.get(image.get("file_name"), "")
+            if other and image.get("id") not in labelled and folder.head(other).strip():
+                raise UserError(
+                    f"{folder.path(image['file_name'])} has no objects in {kind.name}'s form, but "
+                    f"some in {folder.path(other)}; leave labels of one kind in the folder."
+                )
+
+
+def _note_splits(folder: Folder, ledger: Ledger, contents: Contents) -> None:
+    """Note names that speak of splits, and divide nothing."""
+    if list(contents) == ["all"]:
+        homes = {os.path.dirname(i) for i, (role, _) in ledger.files.items() if role == IMAGE}
+        steps = {step: home for home in homes for step in home.split("/")}
+        spoken = {step: split for step in steps for split in split_words(step)[:1]}
+        for step in sorted(spoken) if homes else ():
+            ledger.note("folders that speak of splits, and divide nothing", steps[step])
+    for file in folder.with_suffix(".txt"):
+        is_unused = ledger.files.get(file, (IGNORED,))[0] == IGNORED
+        if is_unused and split_words(get_stem(file)) and names_image(folder, file):
+            ledger.note("lists of images that speak of splits, and divide nothing", file)
+
+
 def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     """Give files without a role the reason, and check the account."""
+    _note_splits(folder, ledger, contents)
     for file, reason in folder.ignored.items():
         ledger.ignore([file], reason)
     ledger.ignore(folder.images, "in no split")

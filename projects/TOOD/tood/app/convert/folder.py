@@ -20,6 +20,7 @@ HEAD = 4096  # bytes by which formats are recognized
 OUTPUT, DRAWING = "an output folder of tood, not data", "a drawing by tood, not data"
 MARKED = (".jpg", ".jpeg", ".png")  # images that may be drawings
 MAX_FILES = 2_000_000
+TASKS = ("detect", "segment", "pose", "obb", "classify")
 READERS = 16
 _INTERESTING = re.compile(rb'"(shapes|imagePath|images|annotations)"\s*:')
 
@@ -89,8 +90,10 @@ class Folder:
                 )
             for entry in self._entries(real):
                 file = f"{prefix}/{entry.name}".lstrip("/")
-                if entry.name.startswith((".", "__MACOSX")):
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
                     self._hide(entry, file)
+                elif _is_runs(entry):
+                    self.ignored[f"{file}/"] = "what Ultralytics wrote, not data"
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, file))
                 elif entry.is_file(follow_symlinks=False):
@@ -193,6 +196,13 @@ class Folder:
                 f"The image {self.path(image)} cannot be read ({format_reason(error)}); "
                 "repair it or take it out of the folder."
             ) from error
+
+
+def _is_runs(entry: os.DirEntry) -> bool:
+    """Return whether a folder is Ultralytics' of trainings, detections and drawings."""
+    if entry.name != "runs" or not entry.is_dir(follow_symlinks=False):
+        return False
+    return any(os.path.isdir(os.path.join(entry.path, task)) for task in TASKS)
 
 
 def decode(data: bytes, path: str, errors: str = "strict") -> str:

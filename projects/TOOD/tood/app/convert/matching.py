@@ -76,7 +76,9 @@ def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: S
         pairs: folders that correspond to each other.
         areas: areas of all images.
     """
-    has_place = find_area(file) and find_area(file) in areas
+    area = find_area(file)
+    longest = max(_common_tail(area, other) for other in areas)
+    has_place = area and (area in areas or _common_tail(area, find_area(image)) < longest)
     if has_place or not pairs.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
         raise UserError(
             f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has "
@@ -175,6 +177,9 @@ def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Di
 
 def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     """Return the image at exactly the path that a name says."""
+    exact = next((i for n in near if (i := f"{n}/{name}".lstrip("/")) in folder.names.images), None)
+    if exact is not None:  # also with a backslash in it
+        return exact
     name = name.replace("\\", "/")
     if os.path.isabs(name):
         name, near = relative_path(name, folder.root), ("",)

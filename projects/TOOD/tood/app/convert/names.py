@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "evaluation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # Words in names of folders that distinguish images from labels, and nothing else.
@@ -106,7 +106,9 @@ def folder_splits(file: str) -> List[str]:
 def read_split(text: str) -> str:
     """Return the split that a folder, or a value, is named after, or ""."""
     words = [w for w in re.split(r"[\W_\d]+", text.lower()) if w and w not in AREAS]
-    return SPLITS.get(words[0], "") if len(words) == 1 else ""
+    words = [w for w in words if w != "split"] or words
+    bare = re.sub(r"(set|data|split|images?)$", "", words[0]) if len(words) == 1 else ""
+    return SPLITS.get(bare, "")
 
 
 def get_suffix(file: str) -> str:

@@ -97,13 +97,12 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
     for file in folder.with_suffix(".txt"):
         name, home = get_stem(file).lower(), os.path.dirname(file)
         root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
-        if is_voc:  # also lists of one class, which are not needed
-            ledger.enter(file, LIST)
         if name not in SPLITS:
             continue
-        if is_voc or ("imagesets" not in home.lower() and _names_image(folder, file)):
+        if is_voc or ("imagesets" not in home.lower() and names_image(folder, file)):
             homes.setdefault(root, {})[name] = file
     splits: Dict[str, List[str]] = {}
+    listed: Dict[str, str] = {}  # image -> the first list of it
     for root, files in homes.items():
         near = [os.path.join(root, place).rstrip("/") for place in ("", "JPEGImages", "images")]
         lists = {n: list_images(folder, ledger, file, [*near, ""]) for n, file in files.items()}
@@ -113,11 +112,23 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
             lists["val" if "train" in lists else "train"] = [i for i in both if i not in rest]
         for name, images in lists.items():
             splits.setdefault(SPLITS[name], []).extend(images)
+            _check_listed(folder, listed, files.get(name, ""), images)
     used = {image for images in splits.values() for image in images}
     if not used:
         return None
     ledger.ignore([i for i in folder.images if i not in used], "in no list of images")
     return splits
+
+
+def _check_listed(folder: Folder, listed: Dict[str, str], file: str, images: Sequence[str]) -> None:
+    """Raise UserError if lists in several folders name the same image, as those of folds do."""
+    for image in images:
+        other = listed.setdefault(image, file)
+        if other and file and os.path.dirname(other) != os.path.dirname(file):
+            raise UserError(
+                f"{folder.path(other)} and {folder.path(file)} both list {image}; leave the lists "
+                "of one division in the folder."
+            )
 
 
 def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
@@ -135,7 +146,7 @@ def _listed_name(folder: Folder, line: str) -> str:
     return line if not more or base in known.base or base in known.stem else more[0]
 
 
-def _names_image(folder: Folder, file: str) -> bool:
+def names_image(folder: Folder, file: str) -> bool:
     """Return whether a line of its beginning names an image, perhaps with another ending."""
     known = folder.names
     for line in decode(folder.head(file), folder.path(file), "replace").splitlines():

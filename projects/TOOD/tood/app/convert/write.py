@@ -11,10 +11,13 @@ from xml.sax.saxutils import escape
 
 import yaml
 
+from tood.app.convert.build import NOT_CLASSES
 from tood.app.convert.door import Converted, Part
 from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import LEDGER
+from tood.app.convert.names import get_suffix
 from tood.data.annotations import class_names, clean_annotations, has_size
+from tood.data.images import IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 from tood.utils.files import write_json, write_whole
 
@@ -23,7 +26,7 @@ OUTSIDE = "objects outside of their image"
 EMPTY = "objects without width or height"
 CUT = "boxes, cut at the edges of their image"
 # Names of images that would be taken for lists of classes or of images.
-_RESERVED = ("classes", "labels", "labelmap", "train", "val", "test", "trainval", "data")
+_RESERVED = ("classes", "labels", "labelmap", "train", "val", "test", "trainval", "data", "ledger")
 
 Sized = Tuple[str, Tuple[float, float, float, float], bool]  # class, x1 y1 x2 y2, difficult
 
@@ -97,6 +100,9 @@ def write_dataset(parts: Union[Part, Iterable[Part]], to: str, output: str) -> W
 def _check_names(names: Sequence[str], to: str) -> None:
     """Raise UserError for classes that could not be read again."""
     for i, name in enumerate(names):
+        is_none = to == "labelme" and name.strip() in NOT_CLASSES
+        if is_none or not name.strip() or not name.isprintable():
+            raise UserError(f"A class is called {name!r}, which {to} cannot keep; rename it.")
         if name.strip() in [x.strip() for x in names[:i]]:
             raise UserError(
                 f"Two classes are called {name.strip()!r} but for spaces, which {to} does not "
@@ -145,6 +151,11 @@ def _labelled_images(
             kept.append((name, within, difficult))
         path = os.path.join(part.image_root, image["file_name"])
         name = _free_name(image["file_name"], taken)
+        if name.startswith(".") or not name.isprintable() or get_suffix(name) not in IMAGE_SUFFIXES:
+            raise UserError(
+                f"The image {path!r} would not be found again in a folder; rename it, with one of "
+                f"the endings {', '.join(IMAGE_SUFFIXES)}."
+            )
         images.append(_Labelled(part.name, path, name, size, kept))
     return images
 

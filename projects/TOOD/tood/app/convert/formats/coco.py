@@ -1,7 +1,7 @@
 """COCO's format as programs export it: of COCO itself, Roboflow, CVAT, Label Studio."""
 
 import os
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from tood.app.convert.build import DUPLICATE, Contents, Format, Object, check_outside, enter_image
 from tood.app.convert.folder import Folder
@@ -14,6 +14,7 @@ from tood.utils.errors import UserError
 
 DETECTIONS = {"contributor": "tood predict"}  # in "info" of a file of detections
 LISTS = ("images", "categories", "annotations")
+IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages"}
 # Beside instances_NAME.json, COCO has these files of the same images.
 OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_info_")
 
@@ -130,7 +131,8 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     left = [name for name in names if name not in outside]
     if left and root is not None and os.path.isdir(folder.root):
         folder.include(folder.root)
-    found = {**match_names(folder, ledger, left, _near(folder, file, home, split)), **outside}
+    near = _near(folder, file, home, split, left)
+    found = {**match_names(folder, ledger, left, near), **outside}
     located, missing = [], []
     for image in images:
         name = image.get("file_name") if isinstance(image, dict) else None
@@ -150,16 +152,36 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     return located
 
 
-def _near(folder: Folder, file: str, home: str, split: str) -> List[str]:
-    """Return the folders that the images of a file may be in, the most certain one first."""
-    areas, stem = {find_area(f"{home}/x"), ("default",)}, get_stem(file)
+def _near(folder: Folder, file: str, home: str, split: str, names: Sequence[str]) -> List[str]:
+    """Return the folders that the images of a file may be in, the most certain one first; raise
+    UserError if two that are equally certain have an image of the same name.
+    """
+    areas = {find_area(f"{home}/x"), ("default",)}
     near = [
         f
         for f in dict.fromkeys(os.path.dirname(i) for i in folder.images)
         if find_area(f"{f}/x") in areas or folder_splits(f"{f}/x")[:1] == [split]
     ]
-    near.sort(key=lambda f: os.path.basename(f) not in stem)  # instances_val2017, val2017
-    return [home, os.path.dirname(home), *near]
+
+    ranks = {f: _rank(f, get_stem(file)) for f in [os.path.dirname(home), *near] if f != home}
+    for name in names:
+        same = folder.names.base.get(os.path.basename(name), ())
+        places = [i[: -len(name)].rstrip("/") for i in same if f"/{i}".endswith(f"/{name}")]
+        best = min((ranks[f] for f in places if f in ranks), default=None)
+        equal = [f for f in places if ranks.get(f) == best and best is not None]
+        if home not in places and len(equal) > 1:
+            first, second = (folder.path(os.path.join(f, name)) for f in equal[:2])
+            raise UserError(
+                f"{folder.path(file)}: {name!r} could mean {first} or {second}; name the folder: "
+                "FILE.json:FOLDER."
+            )
+    return [home, *sorted(ranks, key=ranks.__getitem__)]
+
+
+def _rank(folder: str, stem: str) -> Tuple[bool, bool]:
+    """Return how uncertain it is that a folder contains the images of a file."""
+    is_named = bool(folder) and os.path.basename(folder) in stem  # instances_val2017, val2017
+    return not is_named, IMAGE_FOLDERS.isdisjoint(folder.lower().split("/"))
 
 
 def _merge_duplicates(content: Dict, file: str, ledger: Ledger) -> None:

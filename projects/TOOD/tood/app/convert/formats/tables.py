@@ -97,24 +97,52 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
         if columns is not None:
             text = decode(folder.read(file), folder.path(file))
             rows = _read_rows(folder, file, text, delimiter)
+            if columns.pop("corners", None) is not None:
+                raise UserError(
+                    f"{folder.path(file)} has columns of four corners, x1 to y4; write the upright "
+                    "boxes, in the columns xmin, ymin, xmax, ymax."
+                )
             if "headless" in columns:
                 _check_headless(folder, file, rows)
             else:
                 columns["label"] = _find_label(rows)
+                columns["image"] = _find_image(folder, rows)
             return Table(file, rows, columns, delimiter != ",")
     return None
 
 
 def _find_label(rows: Sequence[Tuple[int, List[str]]]) -> int:
-    """Return the column of classes: of several, the first whose cells are not all numbers."""
+    """Return the column of classes: of several, the first whose cells are not all numbers, if it
+    says the same as the numbers of the first.
+    """
+    columns, cells = _find_cells(rows, "label")
+    for column, texts in zip(columns, cells):
+        if any(text and _number(text, False) is None for text in texts):
+            pairs = set(zip(cells[0], texts))
+            is_same = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+            return column if is_same else columns[0]
+    return columns[0]
+
+
+def _find_image(folder: Folder, rows: Sequence[Tuple[int, List[str]]]) -> int:
+    """Return the column of images: of several, the first that names most of the folder's, rather
+    with their endings.
+    """
+    columns, cells = _find_cells(rows, "image")
+    known, counts = folder.names, []
+    for texts in cells if len(cells) > 1 else ():
+        bases = [text.replace("\\", "/").rpartition("/")[2] for text in texts]
+        whole = sum(base in known.base for base in bases)
+        counts.append((whole, sum(base in known.stem for base in bases)))
+    return columns[counts.index(max(counts))] if counts else columns[0]
+
+
+def _find_cells(rows: Sequence[Tuple[int, List[str]]], key: str) -> Tuple[List[int], List]:
+    """Return the columns that a key of COLUMNS may mean, and the cells of each."""
     (_, header), *rest = rows
     names = _plain_names(header)
-    columns = [names.index(name) for name in COLUMNS["label"] if name in names]
-    for column in columns:
-        cells = [row[column] for _, row in rest if len(row) > column]
-        if any(cell and _number(cell, False) is None for cell in cells):
-            return column
-    return columns[0]
+    columns = [names.index(name) for name in COLUMNS[key] if name in names]
+    return columns, [[row[c] if len(row) > c else "" for _, row in rest] for c in columns]
 
 
 def _check_headless(folder: Folder, file: str, rows: Sequence[Tuple[int, List[str]]]) -> None:
@@ -149,7 +177,7 @@ def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
         if name is not None:
             columns[key] = names.index(name)
     if all(key in columns for key in COLUMNS):
-        return columns
+        return {**columns, "corners": 0} if {"x3", "y3"} <= set(names) else columns
     # Without a header: path, x1, y1, x2, y2, class.
     if len(first) == 6 and all(_number(x, True) is not None or not x.strip() for x in first[1:5]):
         return dict(HEADLESS)

@@ -35,7 +35,7 @@ _OFFICIAL = re.compile(rb"<database>[^<]*VOC\s?20\d\d")
 
 def find_voc(folder: Folder) -> List[str]:
     """Return the XML files of annotations."""
-    return [f for f in folder.with_suffix(".xml") if find_root(folder, f) == "annotation"]
+    return [f for f in folder.with_suffix(".xml") if find_root(folder, f).lower() == "annotation"]
 
 
 def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
@@ -78,6 +78,8 @@ def parse_xml(folder: Folder, file: str, limit: int = MAX_LABEL) -> Element:
 def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:
     """Return the content of a file, pixels as they are written."""
     root, objects, where = parse_xml(folder, file), [], f"{folder.path(file)}:"
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2].lower()  # without a name space
     for element in root.iter("object"):
         boxes = element.findall("bndbox")  # some programs write several
         if not boxes:

@@ -64,7 +64,7 @@ def find_yolo(folder: Folder) -> Optional[Found]:
             for entry in entries:
                 _resolve(folder, configs[0], entry)  # includes folders outside of the root
     texts = folder.with_suffix(".txt", ".names")
-    class_files = [f for f in texts if _is_class_file(f)]
+    class_files = [f for f in texts if _is_class_file(folder, f)]
     if not configs and not class_files:
         return None
     labels = label_files(folder)
@@ -96,7 +96,7 @@ def find_config_above(path: str) -> str:
 
 def label_files(folder: Folder) -> List[str]:
     """Return the text files that are labels, or at the place of an image's labels."""
-    texts = [f for f in folder.with_suffix(".txt") if not _is_class_file(f)]
+    texts = [f for f in folder.with_suffix(".txt") if not _is_class_file(folder, f)]
     starts = {f: decode(folder.head(f), f, "replace").split("\n") for f in texts}
     lines = {f: next(filter(str.strip, start), "") for f, start in starts.items()}
     if not any(_LINE.match(line) for line in lines.values()):
@@ -125,6 +125,8 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         objects = _read_objects(folder, file, order(file), config, lines)
         found_labels[file] = Labels(objects, relative=True)
     _check_poses(folder, lines)
+    for file in (file for file, values in lines if len(values) > 4):
+        ledger.note("lines of polygons, whose boxes are kept", file)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
     if config is not None:
@@ -355,8 +357,11 @@ def _images_by_split(folder: Folder, ledger: Ledger, config: Config) -> Dict[str
 # --- classes -----------------------------------------------------------------------------------
 
 
-def _is_class_file(file: str) -> bool:
-    return os.path.basename(file).lower() == "classes.txt" or file.lower().endswith(".names")
+def _is_class_file(folder: Folder, file: str) -> bool:
+    if os.path.basename(file).lower() != "classes.txt":
+        return file.lower().endswith(".names")
+    first = decode(folder.head(file), file, "replace").strip().split("\n")[0]
+    return not (_LINE.match(first) and folder.names.plain_area.find("classes", find_area(file)))
 
 
 def _names_in(folder: Folder, file: str) -> List[str]:
@@ -365,7 +370,14 @@ def _names_in(folder: Folder, file: str) -> List[str]:
             f"{folder.path(file)} has an empty line before a name, so that the numbers of the "
             "classes are not certain; remove it, or name the class."
         )
-    return _read_names(folder, file, folder.lines(file), None)
+    names = folder.lines(file)
+    comment = next((name for name in names if name.startswith("# ")), None)
+    if comment is not None:
+        raise UserError(
+            f"{folder.path(file)} has the line {comment!r:.60}, which would be the name of a "
+            "class; remove it."
+        )
+    return _read_names(folder, file, names, None)
 
 
 def _class_order(folder: Folder, ledger: Ledger, found: Found):
@@ -421,7 +433,12 @@ def _read_objects(
                 f"{folder.path(file)} has the class {number:g}, but there are {len(names)} "
                 f"classes, counted from 0 ({', '.join(names)[:80]}); name all of them."
             )
-        if pose and len(values) == 4 + pose:
+        if pose and len(values) not in (4, 4 + pose):
+            raise UserError(
+                f"{where} has {len(values)} numbers after the class, but kpt_shape says that there "
+                f"are 4 or {4 + pose}; correct one of them."
+            )
+        if pose:
             values = values[:4]
         objects.append(Object(names[int(number)], _read_box(values, where)))
         lines.append((file, values))
@@ -442,23 +459,24 @@ def _read_box(values: Sequence[float], where: str) -> Tuple[float, float, float,
 
 def _check_poses(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -> None:
     """Raise UserError if lines seem to be boxes and key points, not polygons: all have as many
-    numbers, the points after the first four numbers lie in the box that these are, and most of
-    these sizes are no point among the others.
+    numbers, nearly all points after the first four numbers lie in the box that these are, and most
+    of these sizes are no point among the others.
     """
     more = [(file, v) for file, v in lines if len(v) > 4]
     numbers = {len(v) for _, v in more}
-    if len(more) < 4 or len(numbers) > 1 or numbers & {6, 8}:  # triangles, turned boxes
+    # Some triangles and turned boxes look like that as well.
+    if len(more) < (10 if numbers & {6, 8} else 4) or len(numbers) > 1:
         return
     inside, apart = [], 0
     for _, (x, y, w, h, *rest) in more:
         step = 3 if len(rest) % 3 == 0 and set(rest[2::3]) <= {0, 1, 2} else 2
         points = [(a, b) for a, b in zip(rest[::step], rest[1::step]) if a > 0 < b]
-        inside.append(all(abs(a - x) <= w / 2 and abs(b - y) <= h / 2 for a, b in points))
+        inside += [abs(a - x) <= w / 2 and abs(b - y) <= h / 2 for a, b in points]
         xs, ys = zip((x, y), *points)
         apart += not (min(xs) <= w <= max(xs) and min(ys) <= h <= max(ys))
         if rest[-2:] == [x, y]:  # a closed outline
             return
-    if all(inside) and apart > len(more) / 2:
+    if sum(inside) >= 0.9 * len(inside) and apart > len(more) / 2:
         raise UserError(
             f"{folder.path(more[0][0])} seems to contain a box and key points in each line; add "
             "kpt_shape to a data.yaml, for example kpt_shape: [5, 2]."
