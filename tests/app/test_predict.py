@@ -27,7 +27,7 @@ from tood.visualization import draw as visualization
 
 
 def run_predict(trained, *images, **arguments):
-    images = [str(x) for x in images]
+    images = [str(x) for x in images] or None
     return predict(str(trained / "model_final.pth"), images, **arguments)
 
 

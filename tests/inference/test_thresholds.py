@@ -155,7 +155,10 @@ def test_guaranteed_thresholds_of_classes_go_by_their_names(write_guarantee):
             dict(settings={**SETTINGS, "MODEL.TOOD.NMS_THRESH_TEST": 0.5}),
             "of the model with MODEL.TOOD.NMS_THRESH_TEST 0.5, and it is 0.6 here",
         ),
-        (dict(settings={**SETTINGS, "NEW": 1}), "of the model with NEW 1, and it is None here"),
+        (
+            dict(settings={**SETTINGS, "NEW": 1}),
+            "of the model with NEW 1, and it is the default here",
+        ),
     ],
 )
 def test_a_guarantee_that_cannot_be_used(write_guarantee, changes, says):

@@ -90,7 +90,7 @@ def test_models_of_timm(name, make_input):
     batch = [make_input()]
     (losses, kept), (again, kept_less) = step(plain, batch), step(recomputed, batch)
     assert all(torch.equal(losses[k], again[k]) for k in losses)
-    assert kept_less < 0.9 * kept
+    assert TORCH_VERSION < (2, 1) or kept_less < 0.9 * kept  # as above
     others = dict(recomputed.named_parameters())
     for key, parameter in plain.named_parameters():
         if parameter.grad is not None:

@@ -229,7 +229,8 @@ def test_a_list_with_more_than_names(tmp_path, more):
 
 
 def put_voc_in(root, folders):
-    truth = put_all(root, [f"{x}/{'ab'[n]}{i}.jpg" for n, x in enumerate(folders) for i in range(3)])
+    names = [(x, f"{'ab'[n]}{i}") for n, x in enumerate(folders) for i in range(3)]
+    truth = put_all(root, [f"{folder}/{name}.jpg" for folder, name in names])
     for image, boxes in truth.items():
         put(root, image.replace("jpg", "xml"), voc(image, boxes))
     return truth

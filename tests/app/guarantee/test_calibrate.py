@@ -347,7 +347,7 @@ def test_data_that_cannot_be_calibrated_on(model, shapes, new_images, tmp_path):
     assert "has 1 image or group of images; at least 2 are needed" in refuse(one)
     assert "has 1 image or group of images" in refuse(new_images, group=r"\.jpg")
     assert "is not a regular expression" in refuse(new_images, group="(")
-    assert "--group video matches the name of no calibration" in refuse(new_images, group="video")
+    assert "--group video matches the name of no image" in refuse(new_images, group="video")
     categories = [{**x, "name": x["name"].replace("disc", "discs")} for x in content["categories"]]
     renamed = write("d.json", categories=categories)
     says = refuse(renamed)

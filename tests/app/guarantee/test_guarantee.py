@@ -192,7 +192,7 @@ def test_copies_are_one_unit(write, tmp_path):
         (dict(miss_rate=1.0), "--miss-rate is 1; it must be between 0 and 1, as 0.1."),
         (dict(miss_rate=0.1, confidence=95.0), "--confidence is 95; it must be between 0 and 1"),
         (dict(miss_rate=0.1, group="("), "--group ( is not a regular expression"),
-        (dict(miss_rate=0.1, group="video"), "--group video matches the name of no calibration"),
+        (dict(miss_rate=0.1, group="video"), "--group video matches the name of no image"),
     ],
 )
 def test_values_that_promise_nothing(values, says, write):

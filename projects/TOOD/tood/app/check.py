@@ -108,6 +108,10 @@ def check(
         checked = tood.check("photos/")
         print(checked, checked.error or "sound")
     """
+    typed = {"--config-file": config, "--overwrite": overwrite, " ".join(options[:2]): options}
+    unused = next((name for name, value in typed.items() if value and not output), "")
+    if unused:
+        raise UserError(f"{unused} is about the drawing; name it with --output, or omit {unused}.")
     names = [data] if isinstance(data, str) else list(data)
     parts = [part for name in names for part in _check_parts(read_data(name))]
     trained = [x for part in parts if part.name == "train" for x in list_paths(part.dataset)]

@@ -346,6 +346,10 @@ def make_parser(name: str) -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Mistakes are one sentence, without the usage in front of it."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.register("action", None, _StoreOnce)
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
             positional = self._get_positional_actions()
@@ -357,6 +361,15 @@ class _Parser(argparse.ArgumentParser):
         example = EXAMPLES.get(self.prog.split()[-1], "")
         example = f"; for example: {self.prog} {example}" if example else ""
         self.exit(2, f"error: {message}{example}; {self.prog} --help lists what it takes.\n")
+
+
+class _StoreOnce(argparse._StoreAction):
+    """Refuses a flag that is typed twice, whose first value would have no effect."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string and hasattr(namespace, self.dest):
+            parser.error(f"{option_string} is typed twice; omit one of both")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def _list_words(parser: argparse.ArgumentParser) -> Words:
@@ -382,7 +395,8 @@ def run(name: str, argv: Sequence[str]) -> None:
             raise UserError(f"tood {name} takes no option {overrides[0]}; it reads no config.")
         args["options"] = overrides
     positional = [a.dest for a in parser._actions if not a.option_strings and a.dest in args]
-    values = [args.pop(dest) for dest in positional]
+    values = [args.pop(dest) for dest in positional if args[dest] != []]
+    args = {name: value for name, value in args.items() if name not in positional}
     try:
         result = get_function(name)(*values, **args)
     except ModuleNotFoundError as error:

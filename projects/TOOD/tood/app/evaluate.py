@@ -23,6 +23,7 @@ from tood.engine.train import Run, start
 from tood.evaluation.coco import load_content
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import WIDTH, UserError
+from tood.utils.folders import is_output
 from tood.utils.logs import at_level
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 
@@ -98,7 +99,7 @@ def evaluate(
     run = Run(
         trained.config_file,
         config=read_config_file(trained.config_file),
-        opts=[*trained.options(), *list_data_options(names, options), *options],
+        opts=trained.options([*list_data_options(names, options), *options]),
         eval_only=True,
         num_gpus=num_gpus,
         datasets=datasets,
@@ -107,6 +108,8 @@ def evaluate(
     folder = _read_typed(output, options) or _choose_folder(model, trained, run)
     if os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise UserError(f"{folder} contains a training; name another folder with --output.")
+    if os.path.isdir(folder) and os.listdir(folder) and not is_output(folder):
+        raise UserError(f"{folder} contains other files; name another folder with --output.")
     run.opts = [*run.opts, "OUTPUT_DIR", folder]
     print(f"Evaluating; the log is {os.path.join(folder, 'log.txt')} ...", flush=True)
     results = start(run)

@@ -41,6 +41,7 @@ DURATIONS = {
     "torchscript": "a few seconds",
     "exported": "about 15 seconds",
 }
+CALIBRATION_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def export(
     preprocessing: str = "inside",
     precision: str = "float32",
     calibrate: str = "",
-    calibration_images: int = 100,
+    calibration_images: int = CALIBRATION_IMAGES,
     score_threshold: Union[None, float, str] = None,
     overwrite: bool = False,
     config: str = "",
@@ -130,7 +131,7 @@ def export(
         precision="float32",
         augment=False,
         score_threshold=chosen.score_threshold,
-        opts=[*trained.options(), *options],
+        opts=trained.options(options),
     )
     parts = dict(preprocess=preprocessing == "inside", nms=not raw)
     if format == "onnx":
@@ -168,6 +169,8 @@ def check_options(options: _Options, overwrite: bool) -> None:
         )
     if options.calibrate and precision != "int8":
         raise UserError("--calibrate is for --precision int8 only.")
+    if options.calibration_images != CALIBRATION_IMAGES and precision != "int8":
+        raise UserError("--calibration-images is for --precision int8 only.")
     if options.calibrate and not images_in(options.calibrate):
         raise UserError(f"There are no images in {options.calibrate} (--calibrate).")
     if options.calibration_images < 1:

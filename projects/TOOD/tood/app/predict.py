@@ -29,8 +29,15 @@ from tood.inference.results import Result
 from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, check_image_output, choose_output, write_image
+from tood.utils.files import (
+    check_folder,
+    check_image_output,
+    choose_output,
+    refuse_photograph,
+    write_image,
+)
 from tood.utils.files import write_json as write_json_file
+from tood.utils.reading import open_regular
 
 try:
     import cv2
@@ -50,6 +57,9 @@ except ImportError as error:
 
 DEFAULT_INPUTS = 12
 THUMBNAIL = 320  # longer side in the sheet, pixels
+
+
+COLUMNS = 4  # of a sheet
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Predictions:
 @accept_paths("model", "images", "output", "json", "sheet", "config")
 def predict(
     model: str,
-    images: Union[str, Sequence[str]] = (),
+    images: Union[None, str, Sequence[str]] = None,
     *,
     output: str = "",
     score_threshold: Union[None, float, str] = None,
@@ -91,7 +101,7 @@ def predict(
     json: str = "",
     all_detections: bool = False,
     sheet: str = "",
-    columns: int = 4,
+    columns: int = COLUMNS,
     watch: bool = False,
     overwrite: bool = False,
     config: str = "",
@@ -131,9 +141,9 @@ def predict(
             of which none can be read. Single inputs that cannot be read are skipped, with a
             warning on stderr.
     """
-    _check_flags(columns, json, all_detections)
+    _check_flags(images, columns, sheet, json, all_detections)
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
-    opts = [*trained.options(), *options]
+    opts = trained.options(options)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold, watch=watch)
     inputs, note = find_inputs(images, predictor.options)
     output = choose_output(output, os.path.join(trained.folder, "detections"), overwrite)
@@ -141,7 +151,7 @@ def predict(
         sheet = os.path.join(output, "sheet.png")
     targets = dict.fromkeys(inputs, "") if save_as else choose_targets(inputs, output)
     files = [x for x in (*targets.values(), json, sheet) if x]
-    check_outputs(inputs, files, sheet, overwrite)
+    check_outputs(inputs, files, sheet, json, overwrite)
     if save_as:
         prepare_dataset(save_as, inputs, output, overwrite)
     run = Run(predictor, with_sheet=bool(sheet), keep_all=all_detections)
@@ -157,14 +167,20 @@ def predict(
     return Predictions(output, run.results, run.skipped, text)
 
 
-def _check_flags(columns: int, json: str, all_detections: bool) -> None:
+def _check_flags(images: object, columns: int, sheet: str, json: str, all_detections: bool) -> None:
+    if images is not None and not images:
+        raise UserError("The list of images is empty; name images, folders or patterns.")
     if columns < 1:
         raise UserError(f"--columns is {columns}; it must be above 0.")
+    if columns != COLUMNS and images and not sheet:
+        raise UserError("--columns is about --sheet; name it, or omit --columns.")
     if all_detections and not json:
         raise UserError("--all is about the file of --json; name it, or omit --all.")
 
 
-def check_outputs(inputs: List[str], files: List[str], sheet: str, overwrite: bool) -> None:
+def check_outputs(
+    inputs: List[str], files: List[str], sheet: str, json: str, overwrite: bool
+) -> None:
     """
     Raises:
         UserError: before any work, for files that could not or must not be written.
@@ -183,10 +199,22 @@ def check_outputs(inputs: List[str], files: List[str], sheet: str, overwrite: bo
         raise UserError(
             f"{existing[0]} already exists{more}; name other files, or add --overwrite."
         )
+    for path in existing:
+        refuse_photograph(path)
+        if path == json and not _is_ours(path):
+            raise UserError(
+                f"{path} was not written by tood predict, and is not written over; name another "
+                "--json."
+            )
     if sheet:
         check_image_output(sheet)
     for path in files:
         check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
+
+
+def _is_ours(path: str) -> bool:
+    with open_regular(path) as f:
+        return DETECTIONS["contributor"].encode() in f.read(512)  # begins with it
 
 
 def _identify(path: str) -> Tuple[int, int]:
@@ -195,7 +223,9 @@ def _identify(path: str) -> Tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def find_inputs(patterns: Union[str, Sequence[str]], options: RunOptions) -> Tuple[List[str], str]:
+def find_inputs(
+    patterns: Union[None, str, Sequence[str]], options: RunOptions
+) -> Tuple[List[str], str]:
     """Return the files of paths, folders and patterns, as :func:`tood.data.inputs.find_files` does;
     without a pattern, the first validation images, and a sentence that says so.
 

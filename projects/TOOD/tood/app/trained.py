@@ -32,11 +32,23 @@ class Trained:
     report: str = ""  # path of its page
     plan: str = dataclasses.field(default="", repr=False)  # what was chosen, as a table
     advice: str = dataclasses.field(default="", compare=False)  # what to do next, as text
+    # The weights are a file that the user has named, not those of a folder.
+    is_named: bool = dataclasses.field(default=False, repr=False, compare=False)
 
-    def options(self) -> List[str]:
+    def options(self, typed: Sequence[str] = ()) -> List[str]:
         """Return overrides of its config: these weights, the current folder, and the data that
-        ``tood train`` has written to it, if the config has their previous paths.
+        ``tood train`` has written to it, if the config has their previous paths; then those that
+        the user has typed.
+
+        Raises:
+            UserError: if the user has typed other weights than the checkpoint that is named.
         """
+        if self.is_named and "MODEL.WEIGHTS" in typed[::2]:
+            other = dict(zip(typed[::2], typed[1::2]))["MODEL.WEIGHTS"]
+            raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")
+        return [*self._list_options(), *typed]
+
+    def _list_options(self) -> List[str]:
         options = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]
         data = os.path.join(os.path.abspath(self.folder), "data")
         if not (os.path.isfile(self.config_file) and os.path.isdir(data)):
@@ -59,7 +71,7 @@ class Trained:
         """
         from tood.inference.predictor import Predictor  # takes seconds to import
 
-        opts = [*self.options(), *options.pop("opts", ())]
+        opts = self.options(options.pop("opts", ()))
         return Predictor(self.config_file, self.weights, opts=opts, **options)
 
     def predict(self, images, **options) -> List["Result"]:
@@ -185,7 +197,7 @@ def find_trained(model: str, config: str = "") -> Trained:
     """Return a trained model; arguments and errors as of
     :func:`tood.inference.locate.find_model`.
     """
-    return Trained(*find_model(model, config))
+    return Trained(*find_model(model, config), is_named=os.path.isfile(model))
 
 
 def list_data_options(names: Sequence[str], options: Sequence[str]) -> List[str]:
@@ -246,7 +258,7 @@ def read_predictor(
     from tood.inference.predictor import Predictor
 
     datasets, names = read_validation_data(val_data)
-    opts = [*trained.options(), *list_data_options(names, options), *options]
+    opts = trained.options([*list_data_options(names, options), *options])
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=score_threshold)
     reports = prepare_datasets(
         predictor.options.data,

@@ -3,9 +3,10 @@
 from typing import Dict, List
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
 
+from tood.config.defaults import add_tood_config
 from tood.config.options import Range, get_training_ranges
 from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.backbone.separable import CONV_TYPES
@@ -295,3 +296,16 @@ def get_key(cfg: CfgNode, key: str):
     for name in key.split("."):
         cfg = cfg[name]
     return cfg
+
+
+def list_changes(cfg: CfgNode, group: str) -> List[str]:
+    """Return the keys of a group whose values are not the defaults."""
+    defaults = get_cfg()
+    add_tood_config(defaults)
+    known = set(known_keys(defaults))
+    values = {key: get_key(cfg, key) for key in known_keys(cfg[group], f"{group}.")}
+    return [
+        key
+        for key, value in values.items()
+        if not isinstance(value, CfgNode) and (key not in known or value != get_key(defaults, key))
+    ]

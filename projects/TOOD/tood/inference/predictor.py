@@ -1,6 +1,7 @@
 """A trained detector for programs: images in, detections out."""
 
 import functools
+import json
 import os
 import sys
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.checkpoint.identity import hash_weights
 from tood.config.build import check_builds
-from tood.config.check import get_key
+from tood.config.check import get_key, list_changes
 from tood.config.read import (
     check_weights,
     finish_config,
@@ -60,7 +61,10 @@ SETTINGS = (
     *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP"),
     *("MODEL.TOOD.TOPK_CANDIDATES_TEST", "MODEL.TOOD.NMS_THRESH_TEST"),
     *("MODEL.TOOD.CLASS_AGNOSTIC_NMS", "MODEL.TOOD.PRECISION_TEST", "TEST.DETECTIONS_PER_IMAGE"),
+    *("INPUT.FORMAT", "INPUT.BIT_DEPTH"),
 )
+# Keys of the model on which detections do not depend.
+OF_THE_RUN = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.TOOD.SCORE_THRESH_TEST")
 AUGMENTATION = ("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP")
 
 
@@ -184,9 +188,10 @@ class Predictor:
         """Values of the config that decide, with the weights, which detections there are, as plain
         values.
         """
-        keys = SETTINGS + AUGMENTATION * self.is_augmented
+        keys = [*SETTINGS, *AUGMENTATION * self.is_augmented, *list_changes(self.cfg, "MODEL")]
+        keys = [key for key in keys if key not in OF_THE_RUN]
         values = {key: get_key(self.cfg, key) for key in keys}
-        values = {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
+        values = json.loads(json.dumps(values))  # lists in place of tuples, as in files
         return {**values, "TEST.AUG.ENABLED": self.is_augmented}
 
     def find_thresholds(self, choice: Choice = None) -> Thresholds:

@@ -241,18 +241,26 @@ def read_guarantee(model: Model) -> Thresholds:
     return Thresholds(limits, f"{text}, {words}")
 
 
+def keep_comparable(settings: Dict[str, object], known: Dict) -> Dict[str, object]:
+    """Return the settings that a file can say: older ones have not all keys."""
+    is_old = "INPUT.FORMAT" not in known
+    return {key: x for key, x in settings.items() if not is_old or key in known}
+
+
 def _check_settings(known: object, settings: Dict, path: str, command: str) -> None:
     if not isinstance(known, dict):
         raise UserError(
             f"{path} is the guarantee of a file of detections, of which neither NMS nor sizes are "
             f"known; {command} --overwrite writes one of the model."
         )
+    settings = keep_comparable(settings, known)
     different = [key for key in {**settings, **known} if settings.get(key) != known.get(key)]
     if different:
         key = different[0]
+        has, value = known.get(key, "by default"), settings.get(key, "the default")
         raise UserError(
-            f"{path} is the guarantee of the model with {key} {known.get(key)}, and it is "
-            f"{settings.get(key)} here; use the same value, or calibrate with this one."
+            f"{path} is the guarantee of the model with {key} {has}, and it is {value} here; use "
+            "the same value, or calibrate with this one."
         )
 
 

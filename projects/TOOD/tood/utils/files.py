@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tood.utils.errors import UserError, format_reason
-from tood.utils.folders import make_drawing_options, make_output, remove_output
+from tood.utils.folders import is_drawing, make_drawing_options, make_output, remove_output
 from tood.utils.reading import open_regular
 from tood.utils.tensors import check_classes, check_pickle, check_tensors, open_archive
 
@@ -126,15 +126,25 @@ def check_image_output(path: str, overwrite: bool = True) -> None:
     """Make the folder of an image to write.
 
     Raises:
-        UserError: if Pillow cannot write the format, the folder cannot be used, or, unless
-            ``overwrite``, the file already exists.
+        UserError: if Pillow cannot write the format, the folder cannot be used, or the file already
+            exists and is no drawing or, unless ``overwrite``, is one.
     """
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; name another --output, or add --overwrite.")
+    refuse_photograph(path)
     suffix = os.path.splitext(path)[1].lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise UserError(f"No image can be written to {path}; its name must end in .png or .jpg.")
     check_folder(os.path.dirname(path) or ".", "--output")
+
+
+def refuse_photograph(path: str) -> None:
+    """Raise UserError for an image that the program has not drawn, which it does not write over."""
+    marked = path.lower().endswith((".jpg", ".jpeg", ".png")) and os.path.isfile(path)
+    if marked and os.path.getsize(path) and not is_drawing(path):
+        raise UserError(
+            f"{path} was not drawn by tood, and is not written over; name another file."
+        )
 
 
 def read_tensors(path: str) -> Dict:

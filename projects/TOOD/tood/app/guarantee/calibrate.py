@@ -106,6 +106,8 @@ def calibrate(
         UserError: for a file or a value that cannot be used, images of the training, and data with
             too few images or right detections.
     """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}.")
     import_scipy()
     choice, trained = parse_threshold(score_threshold), find_trained(model, config)
     predictor, images = read_calibration_data(trained, calibration_data, group, options)

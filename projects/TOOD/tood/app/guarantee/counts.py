@@ -109,11 +109,12 @@ def count(
     """
     _check_flags(audit, audited, most, seed)
     of_audit = {"output": output, "save-as": save_as != "coco", "seed": seed}
+    of_audit.update(overwrite=overwrite)
     _refuse_unused(audit, audited, of_audit, {"score-threshold": score_threshold, "most": most})
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     found, note = find_files(images)
     paths = _name_files(found, audit)
-    opts = [*trained.options(), *options]
+    opts = trained.options(options)
     build = functools.partial(Predictor, trained.config_file, opts=opts, score_threshold=threshold)
     if audited:
         return _correct(build, paths, audited, most)

@@ -109,12 +109,14 @@ def find_groups(names: Sequence[str], copies: Sequence[int], group: str = "") ->
         group: regular expression, see :func:`split_data`.
 
     Raises:
-        UserError: for an expression that cannot be used.
+        UserError: for an expression that cannot be used, or that no name matches.
     """
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
         raise UserError(f"--group {group} is not a regular expression ({error}).") from error
+    if pattern and not any(map(pattern.search, names)):
+        raise UserError(f"--group {group} matches the name of no image, for example {names[0]}.")
     parent = list(copies)
 
     def root(i: int) -> int:

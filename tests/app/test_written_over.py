@@ -1,0 +1,129 @@
+"""What is typed takes effect or is refused, and no file of others is written over."""
+
+import json
+import shutil
+
+import pytest
+from conftest import complaint
+
+import tood
+from tood.app import cli
+
+BOX = (8, 8, 20, 20)
+
+
+def draw_on(command, trained, image, data):
+    """Return what is said of a drawing that is to replace a photograph."""
+    calls = {
+        "explain": lambda: tood.explain(
+            trained, image, (8, 8, 20, 20), output=image, overwrite=True
+        ),
+        "draw": lambda: tood.draw(trained, output=image, overwrite=True),
+        "check": lambda: tood.check(data, output=image, overwrite=True),
+        # Of another image, to the name of the photograph.
+        "predict": lambda: tood.predict(
+            trained, sorted(image.parent.glob("*.jpg"))[1], output=image, overwrite=True
+        ),
+        "sheet": lambda: tood.predict(
+            trained, image, output=data / "found", sheet=image, overwrite=True
+        ),
+    }
+    return complaint(calls[command])
+
+
+@pytest.mark.parametrize("command", ["explain", "draw", "check", "predict", "sheet"])
+def test_photographs_are_not_drawn_over(command, trained, photo_folder):
+    image = photo_folder / "images" / "00000.jpg"
+    before = image.read_bytes()
+    message = draw_on(command, trained, image, photo_folder)
+    assert str(image) in message and "written over" in message
+    assert image.read_bytes() == before
+
+
+def test_drawings_are_drawn_over(trained, photo_folder):
+    images = sorted((photo_folder / "images").glob("*.jpg"))
+    for image in images[:2]:
+        tood.predict(trained, image, output=photo_folder / "found.jpg", overwrite=True)
+
+
+def test_files_of_others_are_no_place_for_detections(trained, photo_folder, tmp_path):
+    shutil.copytree(trained, tmp_path / "mine")
+    image, config = photo_folder / "images" / "00000.jpg", tmp_path / "mine" / "config.yaml"
+    for path in (config, photo_folder / "annotations.json"):
+        before = path.read_bytes()
+        message = complaint(
+            tood.predict, trained, image, output=tmp_path / "out", json=path, overwrite=True
+        )
+        assert str(path) in message and path.read_bytes() == before
+    for _ in range(2):  # its own file may be replaced
+        tood.predict(trained, image, output=tmp_path / "out", json="found.json", overwrite=True)
+
+
+def test_evaluations_in_a_folder_of_others(trained, tmp_path, fresh_loggers):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.json").write_text("{}")
+    message = complaint(tood.evaluate, trained, output=tmp_path / "mine")
+    assert "mine contains other files" in message
+    assert [x.name for x in (tmp_path / "mine").iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    "command, line",
+    [
+        ("report", "M --val-data a --val-data b"),
+        ("guarantee", "M --calibration-data a --calibration-data b"),
+        ("predict", "M --output a --output b"),
+        ("train", "photos --output=a --output b"),
+    ],
+)
+def test_flags_that_are_typed_twice(command, line, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.run(command, line.split())
+    assert error.value.code == 2 and "is typed twice; omit one" in capsys.readouterr().err
+
+
+def test_two_checkpoints(trained, photo_folder):
+    weights, image = trained / "model_final.pth", photo_folder / "images" / "00000.jpg"
+    options = ["MODEL.WEIGHTS", "other.pth"]
+    for call in (
+        lambda: tood.predict(weights, image, options=options),
+        lambda: tood.evaluate(weights, options=options),
+        lambda: tood.explain(weights, image, BOX, options=options),
+    ):
+        assert "model_final.pth and MODEL.WEIGHTS other.pth are typed" in complaint(call)
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda m, p: tood.predict(m, []), "list of images is empty"),
+        (lambda m, p: tood.predict(m, p / "images", columns=3), "--columns is about --sheet"),
+        (lambda m, p: tood.check(p, config="nope.yaml"), "--config-file is about the drawing"),
+        (
+            lambda m, p: tood.check(p, options=["MODEL.FOO", "1"]),
+            "MODEL.FOO 1 is about the drawing",
+        ),
+        (lambda m, p: tood.check(p, overwrite=True), "--overwrite is about the drawing"),
+        (
+            lambda m, p: tood.export(m, output=p / "a.onnx", calibration_images=5),
+            "--calibration-images is for",
+        ),
+        (
+            lambda m, p: tood.train(p, group="zzz", dry_run=True),
+            "--group zzz matches the name of no",
+        ),
+        (lambda m, p: tood.count(m, p / "images", overwrite=True), "--overwrite is of the images"),
+        (lambda m, p: tood.calibrate(m, calibration_data=p, seed=-1), "--seed is -1"),
+    ],
+)
+def test_what_would_have_no_effect(call, says, trained, photo_folder):
+    assert says in complaint(call, trained, photo_folder)
+
+
+def test_values_of_the_network_are_settings(trained):
+    plain = tood.Predictor(trained).settings
+    assert json.loads(json.dumps(plain)) == plain
+    for options in (["INPUT.FORMAT", "BGR"], ["MODEL.FPN.FUSE_TYPE", "avg"]):
+        assert tood.Predictor(trained, opts=options).settings != plain
+    for options in (["MODEL.TOOD.SCORE_THRESH_TEST", "0.2"], ["MODEL.DEVICE", "cpu"]):
+        assert tood.Predictor(trained, opts=options).settings == plain
