@@ -303,7 +303,7 @@ def test_resume_leaves_a_bad_last_checkpoint_to_the_training(
         cli.main(["train", "photos", "--resume", *flag, *flags])
         text = " ".join(capsys.readouterr().out.split())
         known = content is not None and "model" in content
-        assert ("from model_0000003.pth, after iteration 4 of" in text) == known
+        assert ("from model_0000003.pth, after 4 of" in text) == known
         assert ("from the last checkpoint that can be used, by plan.yaml." in text) != known
 
 

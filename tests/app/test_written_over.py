@@ -67,6 +67,14 @@ def test_evaluations_in_a_folder_of_others(trained, tmp_path, fresh_loggers):
     assert [x.name for x in (tmp_path / "mine").iterdir()] == ["metrics.json"]
 
 
+@pytest.mark.slow
+def test_the_config_of_an_earlier_evaluation_is_replaced(trained, tmp_path, fresh_loggers):
+    for value in ("0.7", "0.5"):
+        options = ["MODEL.TOOD.NMS_THRESH_TEST", value]
+        tood.evaluate(trained, output=tmp_path / "out", options=options)
+        assert f"NMS_THRESH_TEST: {value}" in (tmp_path / "out" / "config.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     "command, line",
     [

@@ -207,9 +207,19 @@ def test_a_dry_run_says_what_is_continued(prepare, tmp_path):
     (out / "last_checkpoint").write_text("model_0000002.pth")
     before = read_all(out)
     text = str(tood.train("photos", **resume, options=["SOLVER.MAX_ITER", "9"]))
-    assert "continues the training in out from model_0000002.pth, after iteration 3 of 9" in text
+    assert "continues the training in out from model_0000002.pth, after 3 of 9 iterations" in text
     assert "Other options than before: SOLVER.MAX_ITER 6 -> 9." in text
     assert "Nothing was written" in text and read_all(out) == before
+
+
+def test_labels_that_were_changed_are_named(prepare, tmp_path):
+    out = prepare(epochs=2)
+    labels, resume = tmp_path / "photos" / "annotations.json", dict(resume=True, dry_run=True)
+    assert "was changed" not in str(tood.train("photos", output="out", **resume))
+    later = (out / "data" / "ledger.json").stat().st_mtime + 1
+    os.utime(labels, (later, later))
+    text = " ".join(str(tood.train("photos", output="out", **resume)).split())
+    assert "annotations.json was changed after the training began, which goes on with" in text
 
 
 @pytest.fixture

@@ -272,7 +272,8 @@ class StopOnSignal(HookBase):
         self.trainer.iter = iteration  # the loop may have counted on
         self._is_saving = True
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        name, folder = f"model_{iteration:07d}.pth", self.checkpointer.save_dir
         logger.warning(
-            f"Stopped after iteration {iteration}; its checkpoint is model_{iteration:07d}.pth in "
-            f"{self.checkpointer.save_dir}, from which --resume continues."
+            f"Stopped after {iteration + 1} iterations; the checkpoint is {name} in {folder}, from "
+            "which --resume continues."
         )

@@ -46,6 +46,7 @@ from tood.engine.trainer import Trainer, attach_teacher, get_class_names
 from tood.evaluation.coco import load_content
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
+from tood.utils.folders import is_output
 from tood.utils.lock import locked
 from tood.utils.logs import keep_logs_to_files, keep_pages_to_files, restored
 from tood.utils.signals import SIGNALS, Stopped, mark_resumable
@@ -218,7 +219,10 @@ def _set_up_evaluation(cfg: CfgNode, run: Run) -> None:
     log.info(f"Command line arguments: {run}")
     log.info(f"Running with full config:\n{cfg.dump()}")
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if comm.is_main_process() and not os.path.exists(path):
+    # Of a training, or of another program; that of an earlier evaluation is replaced.
+    kept = [os.path.join(cfg.OUTPUT_DIR, name) for name in ("last_checkpoint", "plan.yaml")]
+    is_kept = any(map(os.path.exists, kept)) or not is_output(cfg.OUTPUT_DIR)
+    if comm.is_main_process() and not (is_kept and os.path.exists(path)):
         write_whole(path, cfg.dump().encode())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
 

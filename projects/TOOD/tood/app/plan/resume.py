@@ -5,7 +5,7 @@ import os
 import re
 from typing import Dict, Iterator, NamedTuple, Sequence
 
-from tood.app.plan.state import PLAN
+from tood.app.plan.state import PLAN, find_changed
 from tood.config.files import change_config_file, read_config_file
 from tood.config.options import read_training_options
 from tood.config.read import load_config, read_options
@@ -91,7 +91,7 @@ def describe(run: Run, changes: Changes, output: str) -> str:
             iteration = read_tensors(os.path.join(output, last)).get("iteration")
             if type(iteration) is int:
                 done = iteration + 1
-                source = f"{last}, after iteration {done} of {length}"
+                source = f"{last}, after {done} of {length} iterations"
     begins = f"continues the training in {output} from {source}"
     if not last:
         begins = (
@@ -106,4 +106,11 @@ def describe(run: Run, changes: Changes, output: str) -> str:
     else:
         begins += f", by {PLAN}"
     lines = [f"--resume {begins}."]
-    return "\n".join(lines + ([f"Other options than before: {changes}."] if changes.after else []))
+    lines += [f"Other options than before: {changes}."] if changes.after else []
+    changed = find_changed(output)
+    if changed:
+        lines.append(
+            f"{changed} was changed after the training began, which goes on with the data as they "
+            f"were, in {os.path.join(output, 'data')}."
+        )
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ import os
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
+from tood.app.convert.ledger import CLASSES, CONFIGURATION, LABELS, LIST
 from tood.utils.errors import UserError
 from tood.utils.files import count_up, list_counted
 from tood.utils.folders import remove_output
@@ -161,6 +162,20 @@ def read_image_root(output: str) -> str:
         return ""
     is_known = isinstance(root, str)
     return os.path.normpath(os.path.join(output, os.path.dirname(LEDGER), root)) if is_known else ""
+
+
+def find_changed(output: str) -> str:
+    """Return a file with labels that was changed after it was read for a training, or ""."""
+    account, root = os.path.join(output, LEDGER), read_image_root(output)
+    with contextlib.suppress(
+        UserError, OSError, ValueError, LookupError, TypeError, RecursionError
+    ):
+        begun = os.path.getmtime(account)
+        for name, (role, _) in json.loads(read_regular(account, MAX_TEXT))["files"].items():
+            path = os.path.join(root, name)
+            if role in (LABELS, LIST, CLASSES, CONFIGURATION) and os.path.getmtime(path) > begun:
+                return path
+    return ""
 
 
 def complete_wishes(wishes: Wishes, begun: Wishes, output: str) -> Wishes:
