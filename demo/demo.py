@@ -37,7 +37,8 @@ def parse_args(argv=None):
     parser.add_argument("--overwrite", action="store_true", help="files that already exist")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = vars(parse_arguments(parser, argv))
-    args["images"], first = split_overrides(args.pop("input"))
+    images, first = split_overrides(args.pop("input"))
+    args["images"] = images or None
     args["config"], args["options"] = args.pop("config_file"), [*first, *args.pop("opts")]
     return args
 

@@ -108,7 +108,8 @@ def evaluate(
     folder = _read_typed(output, options) or _choose_folder(model, trained, run)
     if os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise UserError(f"{folder} contains a training; name another folder with --output.")
-    if os.path.isdir(folder) and os.listdir(folder) and not is_output(folder):
+    is_earlier = is_output(folder) or os.path.exists(os.path.join(folder, RESULTS))
+    if os.path.isdir(folder) and os.listdir(folder) and not is_earlier:
         raise UserError(f"{folder} contains other files; name another folder with --output.")
     run.opts = [*run.opts, "OUTPUT_DIR", folder]
     print(f"Evaluating; the log is {os.path.join(folder, 'log.txt')} ...", flush=True)

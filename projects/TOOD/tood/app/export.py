@@ -169,13 +169,13 @@ def check_options(options: _Options, overwrite: bool) -> None:
         )
     if options.calibrate and precision != "int8":
         raise UserError("--calibrate is for --precision int8 only.")
-    if options.calibration_images != CALIBRATION_IMAGES and precision != "int8":
-        raise UserError("--calibration-images is for --precision int8 only.")
     if options.calibrate and not images_in(options.calibrate):
         raise UserError(f"There are no images in {options.calibrate} (--calibrate).")
     if options.calibration_images < 1:
         number = options.calibration_images
         raise UserError(f"--calibration-images is {number}; it must be above 0.")
+    if options.calibration_images != CALIBRATION_IMAGES and precision != "int8":
+        raise UserError("--calibration-images is for --precision int8 only.")
     check_folder(os.path.dirname(output) or ".", "--output")
 
 

@@ -43,8 +43,8 @@ class Trained:
         Raises:
             UserError: if the user has typed other weights than the checkpoint that is named.
         """
-        if self.is_named and "MODEL.WEIGHTS" in typed[::2]:
-            other = dict(zip(typed[::2], typed[1::2]))["MODEL.WEIGHTS"]
+        other = str(dict(zip(typed[::2], typed[1::2])).get("MODEL.WEIGHTS", self.weights))
+        if self.is_named and os.path.realpath(other) != os.path.realpath(self.weights):
             raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")
         return [*self._list_options(), *typed]
 
