@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import complaint
+from PIL import Image
 
 import tood
 from tood.app import cli
@@ -38,6 +39,15 @@ def test_photographs_are_not_drawn_over(command, trained, photo_folder):
     message = draw_on(command, trained, image, photo_folder)
     assert str(image) in message and "written over" in message
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", ["bmp", "webp", "tif"])
+def test_drawings_without_a_mark_are_kept(ending, trained, photo_folder):
+    image, mine = photo_folder / "images" / "00000.jpg", photo_folder / f"mine.{ending}"
+    Image.new("RGB", (9, 9)).save(mine)
+    message = complaint(tood.predict, trained, image, output=mine, overwrite=True)
+    assert "mine." in message and "not marked as drawn by tood" in message
+    assert Image.open(mine).size == (9, 9)
 
 
 def test_drawings_are_drawn_over(trained, photo_folder):

@@ -431,6 +431,15 @@ def test_labels_of_another_kind(tmp_path):
     assert "3.jpg has no objects in Pascal VOC's form, but some in" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("broken", [{"images": [3]}, {"annotations": [{"image_id": [1]}]}])
+def test_labels_of_another_kind_beside_broken_records(tmp_path, broken):
+    truth = put_all(tmp_path, ["0.jpg"])
+    put(tmp_path, "0.txt", yolo(truth["0.jpg"]))
+    put(tmp_path, "a.json", json.dumps({**coco(truth), **broken}))
+    with pytest.raises(tood.UserError):
+        tood.check(tmp_path)
+
+
 def test_labels_of_an_image_that_is_not_there(tmp_path):
     images = [f"train/images/site{s}/{i}.jpg" for s, i in ("A1", "A2", "B0", "B1", "B2")]
     truth = put_all(tmp_path, [*images, "val/images/siteA/3.jpg", "val/images/siteB/3.jpg"])

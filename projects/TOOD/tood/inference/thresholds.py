@@ -242,7 +242,7 @@ def read_guarantee(model: Model) -> Thresholds:
 
 
 def keep_comparable(settings: Dict[str, object], known: Dict) -> Dict[str, object]:
-    """Return the settings that a file can say: older ones have not all keys."""
+    """Return the settings to compare with a file's: earlier versions wrote fewer keys."""
     is_old = "INPUT.FORMAT" not in known
     return {key: x for key, x in settings.items() if not is_old or key in known}
 

@@ -127,24 +127,30 @@ def check_image_output(path: str, overwrite: bool = True) -> None:
 
     Raises:
         UserError: if Pillow cannot write the format, the folder cannot be used, or the file already
-            exists and is no drawing or, unless ``overwrite``, is one.
+            exists, unless it is a drawing and ``overwrite`` is set.
     """
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; name another --output, or add --overwrite.")
     refuse_photograph(path)
-    suffix = os.path.splitext(path)[1].lower()
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+    if _find_format(path) not in Image.SAVE:
         raise UserError(f"No image can be written to {path}; its name must end in .png or .jpg.")
     check_folder(os.path.dirname(path) or ".", "--output")
 
 
 def refuse_photograph(path: str) -> None:
-    """Raise UserError for an image that the program has not drawn, which it does not write over."""
-    marked = path.lower().endswith((".jpg", ".jpeg", ".png")) and os.path.isfile(path)
-    if marked and os.path.getsize(path) and not is_drawing(path):
+    """Raise UserError for an image that is not marked as a drawing of the program, which does not
+    write over it.
+    """
+    is_there = os.path.isfile(path) and os.path.getsize(path)
+    if is_there and _find_format(path) in Image.SAVE and not is_drawing(path):
         raise UserError(
-            f"{path} was not drawn by tood, and is not written over; name another file."
+            f"{path} is not marked as drawn by tood, and is not written over; name another file."
         )
+
+
+def _find_format(path: str) -> str:
+    """Return Pillow's name of the format that the ending of a path stands for, or ""."""
+    return Image.registered_extensions().get(os.path.splitext(path)[1].lower(), "")
 
 
 def read_tensors(path: str) -> Dict:
@@ -343,8 +349,7 @@ def write_image(image: np.ndarray, path: str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    suffix = os.path.splitext(path)[1].lower()
-    format = Image.registered_extensions()[suffix]
+    format = _find_format(path)
     with written_whole(path) as f:
         Image.fromarray(image).save(f, format=format, **make_drawing_options(format))
 

@@ -198,12 +198,13 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
     find = folder.names.plain_area.find
     labels = {i: f for f in label_files(folder) for i in find(get_stem(f), find_area(f))}
     for content in contents.values() if labels else ():
-        labelled = {a.get("image_id") for a in content["annotations"] if isinstance(a, dict)}
-        for image in content["images"]:
-            other = labels.get(image.get("file_name"), "")
-            if other and image.get("id") not in labelled and folder.head(other).strip():
+        labelled = {str(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)}
+        for image in (image for image in content["images"] if isinstance(image, dict)):
+            name = str(image.get("file_name"))
+            other = labels.get(name, "")
+            if other and str(image.get("id")) not in labelled and folder.head(other).strip():
                 raise UserError(
-                    f"{folder.path(image['file_name'])} has no objects in {kind.name}'s form, but "
+                    f"{folder.path(name)} has no objects in {kind.name}'s form, but "
                     f"some in {folder.path(other)}; leave labels of one kind in the folder."
                 )
 

@@ -77,8 +77,8 @@ def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: S
         areas: areas of all images.
     """
     area = find_area(file)
-    longest = max(_common_tail(area, other) for other in areas)
-    has_place = area and (area in areas or _common_tail(area, find_area(image)) < longest)
+    own = _common_tail(area, find_area(image))
+    has_place = area and (area in areas or any(_common_tail(area, x) > own for x in areas))
     if has_place or not pairs.isdisjoint((os.path.dirname(file), os.path.dirname(image))):
         raise UserError(
             f"{folder.path(file)} has no image in its place, but {folder.path(image)}, which has "
@@ -177,9 +177,10 @@ def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Di
 
 def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     """Return the image at exactly the path that a name says."""
-    exact = next((i for n in near if (i := f"{n}/{name}".lstrip("/")) in folder.names.images), None)
-    if exact is not None:  # also with a backslash in it
-        return exact
+    if "\\" in name:  # which may be a letter of a name
+        for path in (f"{n}/{name}".lstrip("/") for n in near):
+            if path in folder.names.images:
+                return path
     name = name.replace("\\", "/")
     if os.path.isabs(name):
         name, near = relative_path(name, folder.root), ("",)

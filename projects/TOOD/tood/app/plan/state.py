@@ -173,7 +173,8 @@ def find_changed(output: str) -> str:
         begun = os.path.getmtime(account)
         for name, (role, _) in json.loads(read_regular(account, MAX_TEXT))["files"].items():
             path = os.path.join(root, name)
-            if role in (LABELS, LIST, CLASSES, CONFIGURATION) and os.path.getmtime(path) > begun:
+            is_read = role in (LABELS, LIST, CLASSES, CONFIGURATION) and os.path.exists(path)
+            if is_read and os.path.getmtime(path) > begun:
                 return path
     return ""
 
