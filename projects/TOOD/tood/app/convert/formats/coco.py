@@ -162,11 +162,9 @@ def _near(folder: Folder, file: str, home: str, split: str, names: Sequence[str]
         for f in dict.fromkeys(os.path.dirname(i) for i in folder.images)
         if find_area(f"{f}/x") in areas or folder_splits(f"{f}/x")[:1] == [split]
     ]
-
     ranks = {f: _rank(f, get_stem(file)) for f in [os.path.dirname(home), *near] if f != home}
     for name in names:
-        same = folder.names.base.get(os.path.basename(name), ())
-        places = [i[: -len(name)].rstrip("/") for i in same if f"/{i}".endswith(f"/{name}")]
+        places = _list_places(folder, name)
         best = min((ranks[f] for f in places if f in ranks), default=None)
         equal = [f for f in places if ranks.get(f) == best and best is not None]
         if home not in places and len(equal) > 1:
@@ -176,6 +174,15 @@ def _near(folder: Folder, file: str, home: str, split: str, names: Sequence[str]
                 "FILE.json:FOLDER."
             )
     return [home, *sorted(ranks, key=ranks.__getitem__)]
+
+
+def _list_places(folder: Folder, name: str) -> List[str]:
+    """Return the folders in which the path of an image, with or without its ending, is there."""
+    name, known = os.path.normpath(name.replace("\\", "/")), folder.names
+    base = os.path.basename(name)
+    whole = known.base.get(base) or [os.path.splitext(i)[0] for i in known.stem.get(base, ())]
+    found = [i[: -len(name)].rstrip("/") for i in whole if f"/{i}".endswith(f"/{name}")]
+    return list(dict.fromkeys(found))
 
 
 def _rank(folder: str, stem: str) -> Tuple[bool, bool]:
