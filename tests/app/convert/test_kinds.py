@@ -155,6 +155,16 @@ def test_trainval_is_not_a_second_set(with_train, tmp_path):
     assert found_in(tmp_path) == expected(train=range(4), val=range(4, 8), test=range(8, 12))
 
 
+def test_two_lists_of_one_split(tmp_path):
+    expected = voc_lists(tmp_path)
+    lists = {"train": range(4), "ImageSets/Main/train": range(4), "val": range(4, 12)}
+    for name, some in lists.items():
+        put(tmp_path, f"{name}.txt", "\n".join(f"IMG {i:03d}" for i in some))
+    assert found_in(tmp_path) == expected(train=range(4), val=range(4, 12))
+    put(tmp_path, "ImageSets/Main/train.txt", "IMG 000\nIMG 001")
+    assert "are both lists of train, and differ; leave one of them" in refused(tmp_path)
+
+
 def test_lists_of_yolo(tmp_path):
     truth = yolo_set(tmp_path, [f"images/{i}.jpg" for i in range(6)])
     put(tmp_path, "classes.txt", CLASSES)

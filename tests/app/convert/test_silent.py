@@ -70,6 +70,31 @@ def test_two_folders_with_images_of_equal_names(tmp_path, homes, chosen, form):
         assert f"{form.format(0)!r} could mean" in refused(tmp_path)
 
 
+# --- percent ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coco", "csv", "voc"])
+def test_boxes_in_percent_are_named(tmp_path, kind):
+    size = (640, 480)
+    truth = {f"{i}.png": make_boxes(i) for i in range(4)}
+
+    def put_truth():
+        for image, boxes in truth.items():
+            put_image(tmp_path, image, size)
+            if kind == "voc":
+                put(tmp_path, image.replace("png", "xml"), voc(image, boxes, size))
+        if kind == "csv":
+            put_csv(tmp_path, "a.csv", [[i, *b[1:], b[0]] for i, x in truth.items() for b in x])
+        if kind == "coco":
+            put(tmp_path, "a.json", coco(truth, size=size))
+
+    put_truth()
+    assert "boxes all end before pixel 100, as if they were percent" in notes(tmp_path)
+    truth["3.png"] = [["disc", 200, 100, 300, 200], *truth["3.png"]]
+    put_truth()
+    assert "percent" not in notes(tmp_path)
+
+
 # --- CVAT --------------------------------------------------------------------------------------
 
 
@@ -94,6 +119,22 @@ def test_a_first_frame_that_was_removed(tmp_path):
     assert [name for name, boxes in found.items() if boxes] == [
         f"frame_{i:06d}.png" for i in range(3, 7)
     ]
+
+
+def test_frames_between_key_frames(tmp_path):
+    """CVAT's own file has a box in each frame of a track; one of key frames alone lacks most."""
+    put_all(tmp_path, [f"frame_{i:06d}.png" for i in range(12)])
+    put_tracks(tmp_path, [0, 5, 6])
+    text = "frames lack a track between two of its boxes; export all frames"
+    (found,) = [x for x in read_data(str(tmp_path)).ledger.noted() if x[0] == text]
+    assert found[1:] == (4, "frame_000001.png")
+    put_tracks(tmp_path, range(7))
+    assert text not in notes(tmp_path)
+    path = tmp_path / "annotations.xml"
+    path.write_text(path.read_text().replace('frame="2" outside="0"', 'frame="2" outside="1"'))
+    assert text not in notes(tmp_path)
+    put_tracks(tmp_path, [0, 10**9])
+    assert text in notes(tmp_path)  # in no time
 
 
 def test_images_do_not_dilute_the_share_of_absent_frames(tmp_path):

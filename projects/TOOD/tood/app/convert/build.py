@@ -18,6 +18,7 @@ NOT_CLASSES = ("__ignore__", "_background_", "background")
 LARGEST = 1e9  # number
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
 DUPLICATE = "the same class and box twice"
+PERCENT, MANY = 100, 10  # boxes, of which more than chance ends within so many pixels
 YES = ("1", "true", "yes")  # in small letters
 
 
@@ -233,9 +234,10 @@ def check_outside(found: Sequence[Tuple[str, Sequence[Object], Tuple]], ledger: 
     Args:
         found: images, their objects in pixels, and their sizes.
     """
-    outside, total = [], 0
+    outside, total, far = [], 0, 0.0
     for image, objects, (width, height) in found:
         total += len(objects)
+        far = max([far, *(max(o.box[2:]) for o in objects)])
         for o in objects:
             x1, y1, x2, y2 = o.box
             if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
@@ -247,6 +249,10 @@ def check_outside(found: Sequence[Tuple[str, Sequence[Object], Tuple]], ledger: 
         )
     for example in outside:
         ledger.note("objects lie outside of their images", example)
+    smallest = min((min(size) for _, objects, size in found if objects), default=0)
+    if PERCENT / 2 < far <= PERCENT and total >= MANY and smallest >= 2 * PERCENT:
+        text = "boxes all end before pixel 100, as if they were percent of the images; write pixels"
+        ledger.note(text, f"{total} objects in images of at least {smallest} pixels")
 
 
 def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) -> List[str]:

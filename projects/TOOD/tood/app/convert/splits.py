@@ -92,6 +92,9 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
 
     Such files are in ``ImageSets`` or ``ImageSets/Main``, or anywhere if a line of their first ones
     names an image. A ``trainval.txt`` beside others contributes what they lack.
+
+    Raises:
+        UserError: for two different lists of one split, and images in the lists of several folders.
     """
     homes: Dict[str, Dict[str, str]] = {}
     for file in folder.with_suffix(".txt"):
@@ -100,7 +103,13 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
         if name not in SPLITS:
             continue
         if is_voc or ("imagesets" not in home.lower() and names_image(folder, file)):
-            homes.setdefault(root, {})[name] = file
+            other = homes.setdefault(root, {}).setdefault(name, file)
+            if folder.lines(other) != folder.lines(file):
+                raise UserError(
+                    f"{folder.path(other)} and {folder.path(file)} are both lists of {name}, and "
+                    "differ; leave one of them in the folder."
+                )
+            ledger.enter(file, LIST)
     splits: Dict[str, List[str]] = {}
     listed: Dict[str, str] = {}  # image -> the first list of it
     for root, files in homes.items():

@@ -1,5 +1,6 @@
 """CVAT's ``annotations.xml`` 1.1, of images or of a video's frames."""
 
+import bisect
 import collections
 import math
 import os
@@ -93,8 +94,9 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
     if not tracks:
         return []
     frames: Dict[int, List[Object]] = collections.defaultdict(list)
-    first = math.inf
+    first, gaps = math.inf, []
     for track in tracks:
+        gaps += _list_gaps(folder, file, track)
         for shape in track:
             (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
             first = min(first, frame)
@@ -105,6 +107,12 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
             frames[int(frame)] += [found] if found is not None else []
     images = _number_images(folder, file, frames)
     _check_first(folder, file, images, first, root)
+    numbers, lacking = sorted(images), set()
+    for a, b in gaps:
+        lacking.update(numbers[bisect.bisect_right(numbers, a) : bisect.bisect_left(numbers, b)])
+    for n in sorted(lacking):
+        text = "frames lack a track between two of its boxes; export all frames"
+        ledger.note(text, images[n][0])
     absent = [f"frame {n}" for n in frames if n not in images]
     kind = f"frames with objects in {folder.path(file)} are not there"
     if len(absent) > len(frames) / 2:
@@ -117,6 +125,17 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
         (names.get(n, f"frame {n}"), "", size, objects)
         for n, objects in sorted({**unlabelled, **frames}.items())
     ]
+
+
+def _list_gaps(folder: Folder, file: str, track: Element) -> List[Tuple[int, int]]:
+    """Return pairs of frames with boxes of a track, between which it has none: CVAT's own export
+    interpolates them.
+    """
+    where = f"{folder.path(file)}:"
+    shapes = [(int(read_numbers([x.get("frame")], where)[0]), x.get("outside")) for x in track]
+    shapes.sort(key=lambda shape: shape[0])
+    pairs = zip(shapes, shapes[1:])
+    return [(a, b) for (a, gone), (b, _) in pairs if gone != "1" and b > a + 1]
 
 
 def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int, List[str]]:
