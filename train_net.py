@@ -10,6 +10,7 @@
 
 import sys
 
+import tood
 from tood.utils.arguments import make_continue_command, parse_arguments
 from tood.utils.errors import run_main
 
@@ -18,9 +19,10 @@ def parse_args(argv=None):
     """Return the :class:`~tood.engine.train.Run` that is typed."""
     # Here, because importing takes seconds, in which a signal may come; the first silences warnings
     # of the libraries.
-    from tood.engine.train import Run
+    with tood.importing():
+        from tood.engine.train import Run
 
-    from detectron2.engine import default_argument_parser  # isort: skip
+        from detectron2.engine import default_argument_parser  # isort: skip
 
     parser = default_argument_parser(epilog=__doc__.split("::", 1)[1])
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):

@@ -1,6 +1,8 @@
 """The program ``tood`` and the functions of the package: one is argparse around the others."""
 
 import ast
+import atexit
+import gc
 import importlib.metadata
 import inspect
 import json
@@ -16,6 +18,7 @@ from conftest import app_error
 
 import tood
 from tood.app import cli
+from tood.utils import errors
 from tood.utils.errors import UserError
 
 # What needs seconds to import.
@@ -105,6 +108,25 @@ def test_all_names_are_there_in_a_fresh_interpreter(how, tmp_path):
     assert set(found) == set(tood.__all__) and "Predictor" in found["Predictor"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tood.nothing  # noqa: B018
+
+
+def test_no_garbage_is_searched_for_while_modules_are_imported(monkeypatch):
+    """Nor at the end of a program, however many run in one process."""
+    states = []
+    monkeypatch.setattr(importlib, "import_module", lambda name: states.append(gc.isenabled()))
+    with pytest.raises(AttributeError):  # nothing is imported
+        tood.__getattr__("TOOD")
+    assert states == [False, False] and gc.isenabled()
+    gc.disable()
+    with tood.importing():
+        pass
+    assert not gc.isenabled()
+    gc.enable()
+    errors.omit_last_search.cache_clear()
+    monkeypatch.setattr(atexit, "register", states.append)
+    for _ in range(2):
+        errors.run_main(lambda: None)
+    assert states[2:] == [gc.freeze]
 
 
 def test_mistakes_of_a_command_line(photo_folder, capsys):

@@ -3,6 +3,8 @@
 import atexit
 import contextlib
 import errno
+import functools
+import gc
 import re
 import signal
 import sys
@@ -78,11 +80,18 @@ def run_main(main: Callable[[], object], continue_by: Optional[Callable[[], str]
         continue_by: returns the command that continues after a signal; printed in the last line.
     """
     mark_resumable(False)
+    omit_last_search()
     try:
         with handled():
             _run(main)
     except Stopped as stopped:
         _end(stopped.number, continue_by() if continue_by else "")
+
+
+@functools.cache
+def omit_last_search() -> None:
+    """Make Python end without searching all modules for garbage, which takes a second."""
+    atexit.register(gc.freeze)
 
 
 def _run(main: Callable[[], object]) -> None:
