@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def test_evaluations_have_a_folder_for_each_data_set(run, other, tmp_path, shape
     arguments = dict(output="a", options=["OUTPUT_DIR", "b"])
     assert "omit one of them" in complaint(tood.evaluate, run, **arguments)
     assert "contains a training" in complaint(tood.evaluate, run, output=str(run))
+
+
+def test_results_of_augmented_views_are_printed_and_renewed(run, other, tmp_path):
+    aug = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)"]
+    folder = tmp_path / "found"
+    found = tood.evaluate(run, val_data=other, output=folder, options=aug)
+    clear_loggers()
+    line = re.search(r"\nwith test-time augmentation \(TEST.AUG\): AP ([0-9.]+)", str(found))
+    assert line and float(line[1]) == pytest.approx(found.results["bbox_TTA"]["AP"], abs=0.05)
+    assert list(folder.glob("TTA/inference/*.json"))
+    assert "augmentation" not in str(tood.evaluate(run, val_data=other, output=folder))
+    clear_loggers()
+    assert not list(folder.glob("TTA/inference/*")) and list(folder.glob("inference/*.json"))
 
 
 def change_weights(path):

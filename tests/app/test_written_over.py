@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from conftest import complaint
 from PIL import Image
 
@@ -132,10 +133,61 @@ def test_two_checkpoints(trained, photo_folder):
         ),
         (lambda m, p: tood.count(m, p / "images", overwrite=True), "--overwrite is of the images"),
         (lambda m, p: tood.calibrate(m, calibration_data=p, seed=-1), "--seed is -1"),
+        (
+            lambda m, p: tood.evaluate(m, options=["SOLVER.BASE_LR", 1]),
+            "SOLVER.BASE_LR is an option of trainings; a trained model has no use for it",
+        ),
+        (
+            lambda m, p: tood.predict(m, p / "images", options={"INPUT.MIN_SIZE_TRAIN": (96,)}),
+            "INPUT.MIN_SIZE_TRAIN is an option of trainings",
+        ),
+        (lambda m, p: tood.load(m).predictor(opts=["SEED", 2]), "SEED is an option of trainings"),
+        (
+            lambda m, p: tood.report(m, options=["OUTPUT_DIR", "a"]),
+            "OUTPUT_DIR has no effect here; name files and folders by --output.",
+        ),
+        (
+            lambda m, p: tood.report(results="a", val_data="b", output="c", options=["SEED", 1]),
+            "--results needs no config",
+        ),
+        (
+            lambda m, p: tood.train(p, output=p / "annotations.json", dry_run=True),
+            "annotations.json (--output) cannot be written to",
+        ),
     ],
 )
 def test_what_would_have_no_effect(call, says, trained, photo_folder):
     assert says in complaint(call, trained, photo_folder)
+
+
+def test_values_of_the_training_may_be_repeated(trained):
+    options = tood.load(trained).options(["SEED", 1, "SOLVER.STEPS", "()", "OUTPUT_DIR", trained])
+    assert options[-6:] == ["SEED", 1, "SOLVER.STEPS", "()", "OUTPUT_DIR", trained]
+
+
+def test_a_gpu_that_is_typed(trained, photo_folder, monkeypatch):
+    """A config may name one, as those of other machines do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = complaint(tood.train, photo_folder, device="cuda", dry_run=True)
+    assert message.startswith("MODEL.DEVICE is cuda (--device), but PyTorch finds no GPU")
+    assert "finds no GPU" in complaint(tood.evaluate, trained, options=["MODEL.DEVICE", "cuda:1"])
+
+
+@pytest.mark.parametrize(
+    "argv, name",
+    [
+        (["train", "photos", "--output", ""], "--output"),
+        (["train", "", "--output", "a"], "DATA"),
+        (["predict", "m", ""], "IMAGES"),
+        (["eval", "m", "--val-data", "photos", "--val-data", ""], "--val-data"),
+    ],
+)
+def test_an_empty_value_is_refused(argv, name, photo_folder, capsys):
+    """As of a variable of the shell that is not set."""
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: tood {argv[0]}: {name} is empty; type a value")
 
 
 def test_values_of_the_network_are_settings(trained):

@@ -49,6 +49,17 @@ def test_what_is_typed_wins(write_report):
     assert choose_thresholds("from-config", model) == ([0.0, 0.0], text, "")
 
 
+def test_thresholds_below_the_models_own(write_report, tmp_path):
+    """MODEL.TOOD.SCORE_THRESH_TEST 0.35 is typed: there are no detections below, and none is said
+    to be.
+    """
+    model = write_report()._replace(score_threshold=0.35)
+    text = f"at the thresholds of {tmp_path}/report (0.35 WBC, 0.41 RBC)"
+    assert choose_thresholds(None, model) == ([0.35, 0.41], text, "")
+    assert choose_thresholds([0.1, 0.5], model).values == [0.35, 0.5]
+    assert choose_thresholds(0.3, model)[:2] == ([0.35, 0.35], "of at least 0.35")
+
+
 def test_without_a_report_no_weights_are_hashed(tmp_path):
     model = make_model(tmp_path, compute_hash=lambda: pytest.fail("hashed"))
     assert choose_thresholds(None, model) == ([0.3, 0.3], "of at least 0.3", "")

@@ -309,7 +309,7 @@ def test_a_calibration_is_of_its_weights_and_settings(calibrated, model, new_ima
     assert "is on other weights than" in detect.thresholds.note
     assert "is on other weights" in complaint(Predictor, str(other), watch=True)
     resized = Predictor(str(model), opts=["INPUT.MIN_SIZE_TEST", "96"])
-    assert "is for INPUT.MIN_SIZE_TEST 64, not 96" in resized.thresholds.note
+    assert "is for INPUT.MIN_SIZE_TEST 64, and it is 96 here" in resized.thresholds.note
     path = model / "calibration.json"
     text = path.read_text().replace('"INPUT.MIN_SIZE_TEST": 64', '"INPUT.MIN_SIZE_TEST": 96')
     original = path.read_text()

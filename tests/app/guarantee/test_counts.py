@@ -250,6 +250,8 @@ def test_audits_that_are_refused(trained, folder, corrected, tmp_path):
     path.write_text(json.dumps({**content, "identity": {"weights": "0"}}))
     assert "has counts of other weights than" in refuse()
     path.write_text(json.dumps(content))
+    message = refuse(options=["MODEL.TOOD.NMS_THRESH_TEST", "0.3"])
+    assert "has counts with MODEL.TOOD.NMS_THRESH_TEST 0.6, and it is 0.3 here" in message
     image = next((corrected / "images").iterdir())
     label = corrected / "labels" / f"{image.stem}.txt"
     text, pixels = label.read_text(), image.read_bytes()

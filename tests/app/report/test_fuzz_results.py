@@ -132,7 +132,7 @@ def test_reports(tmp_path):
     )
     others = st.fixed_dictionaries({"identity": anything, "classes": rows})
 
-    model = Model(f"{tmp_path}/w.pth", str(tmp_path), ["a"], 0.05, lambda: "w")
+    model = Model(f"{tmp_path}/w.pth", str(tmp_path), ["a"], 0.0, lambda: "w")
 
     @fuzzed
     @given(st.one_of(reports, reports, reports, others, anything))

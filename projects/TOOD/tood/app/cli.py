@@ -378,6 +378,15 @@ def _list_words(parser: argparse.ArgumentParser) -> Words:
     return Words(parser.prog, flags, positional, takes_keys=bool(parser.epilog))
 
 
+def _refuse_empty(parser: argparse.ArgumentParser, args: Dict) -> None:
+    """Refuse "" as a value, as a variable of a shell that is not set: the default would be used."""
+    for action in parser._actions:
+        value = args.get(action.dest)
+        if value == "" or (isinstance(value, list) and "" in value):
+            name = next(iter(action.option_strings), action.metavar)
+            parser.error(f"{name} is empty; type a value")
+
+
 def run(name: str, argv: Sequence[str]) -> None:
     """Parse the command line of a command, call its function, and print what it returns.
 
@@ -390,6 +399,7 @@ def run(name: str, argv: Sequence[str]) -> None:
     refuse_unknown(_list_words(parser), argv)
     # Flags may stand between the names of images.
     args = vars(parser.parse_intermixed_args(argv))
+    _refuse_empty(parser, args)
     if overrides:
         if not parser.epilog:
             raise UserError(f"tood {name} takes no option {overrides[0]}; it reads no config.")

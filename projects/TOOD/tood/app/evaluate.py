@@ -1,6 +1,7 @@
 """Evaluate a trained detector by COCO's metrics."""
 
 import dataclasses
+import glob
 import itertools
 import json
 import logging
@@ -8,7 +9,7 @@ import math
 import os
 import re
 import textwrap
-from typing import Dict, Mapping, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from detectron2.data import MetadataCatalog
 
@@ -27,6 +28,10 @@ from tood.utils.folders import is_output
 from tood.utils.logs import at_level
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 
+# And what precedes their metrics.
+TASKS = {"bbox": "", "bbox_TTA": "with test-time augmentation (TEST.AUG): "}
+# Files of some evaluations, by the end of the names of their results.
+OPTIONAL = {"_TTA": "TTA/inference/**/*.*", "alignment": "inference/**/alignment_*.json"}
 RESULTS = os.path.join("inference", "results.json")
 
 
@@ -43,8 +48,9 @@ class Evaluated:
         by_set = {"": self.results} if "bbox" in self.results else self.results
         lines = []
         for name, results in by_set.items():
-            text = describe_metrics(results.get("bbox", {}))
-            lines.append(f"{name}: {text}" if name else text)
+            for task, words in TASKS.items():
+                text = describe_metrics(results.get(task, {}))
+                lines += [f"{name}{': ' * bool(name)}{words}{text}"] * bool(text)
         return "\n".join([*lines, f"Metrics: {os.path.join(self.folder, RESULTS)}"])
 
     @property
@@ -96,6 +102,7 @@ def evaluate(
     """
     trained = find_trained(model, config)
     datasets, names = read_validation_data(val_data)
+    folder, options = _take_output(output, options)
     run = Run(
         trained.config_file,
         config=read_config_file(trained.config_file),
@@ -105,7 +112,7 @@ def evaluate(
         datasets=datasets,
         shows_progress=True,
     )
-    folder = _read_typed(output, options) or _choose_folder(model, trained, run)
+    folder = folder or _choose_folder(model, trained, run)
     if os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise UserError(f"{folder} contains a training; name another folder with --output.")
     is_earlier = is_output(folder) or os.path.exists(os.path.join(folder, RESULTS))
@@ -114,14 +121,27 @@ def evaluate(
     run.opts = [*run.opts, "OUTPUT_DIR", folder]
     print(f"Evaluating; the log is {os.path.join(folder, 'log.txt')} ...", flush=True)
     results = start(run)
-    return Evaluated(_read_results(folder) if results is None else results, folder)
+    results = _read_results(folder) if results is None else results
+    _remove_earlier(folder, results)
+    return Evaluated(results, folder)
 
 
-def _read_typed(output: str, options: Sequence[str]) -> str:
-    typed = dict(zip(options[::2], options[1::2])).get("OUTPUT_DIR", "")
+def _remove_earlier(folder: str, results: Dict[str, Dict]) -> None:
+    """Remove what an earlier evaluation has written to the folder, and this one has not."""
+    tasks = {*results, *(task for found in results.values() for task in found)}
+    for end, pattern in OPTIONAL.items():
+        if not any(task.endswith(end) for task in tasks):
+            for path in glob.glob(os.path.join(glob.escape(folder), pattern), recursive=True):
+                os.remove(path)
+
+
+def _take_output(output: str, options: Sequence[str]) -> Tuple[str, List[str]]:
+    """Return the folder that is typed, "" if none is, and the other options."""
+    others = dict(zip(options[::2], options[1::2]))
+    typed = others.pop("OUTPUT_DIR", "")
     if output and typed:
         raise UserError(f"--output is {output}, and OUTPUT_DIR {typed}; omit one of them.")
-    return os.path.expanduser(str(output or typed))
+    return os.path.expanduser(output or typed), [x for item in others.items() for x in item]
 
 
 def _name(entry: str, folder: str) -> str:

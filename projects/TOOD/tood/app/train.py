@@ -44,7 +44,7 @@ from tood.inference.predictor import Predictor
 from tood.inference.thresholds import FROM_CONFIG
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import WIDTH, UserError, format_reason
-from tood.utils.files import write_whole
+from tood.utils.files import refuse_file, write_whole
 from tood.utils.lock import refuse_locked
 from tood.utils.signals import mark_resumable
 
@@ -161,6 +161,7 @@ def _write_to(output: str, run: Run, data: str) -> None:
 
 def _describe(wishes: Wishes, run: Run, output: str) -> str:
     """Return what would be done."""
+    refuse_file(output, "--output")
     refuse_locked(output, "--output")
     _write_to(output, run, wishes.data)
     begun = read_begun(output)

@@ -26,7 +26,7 @@ from tood.config.inferred import (
 )
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule, refuse_two_values
-from tood.config.unread import check_unread
+from tood.config.unread import OF_TRAININGS, check_unread
 from tood.config.zoo import get_config_file
 from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
@@ -80,6 +80,7 @@ def load_config(
             cfg.merge_from_list([key, tuple(names)])
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         infer_anchor_sizes(cfg, config_file, opts)
+    _check_typed_device(str(typed.get("MODEL.DEVICE", "")))
     finish_config(cfg)
     if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
         check_augmentations(cfg.INPUT.AUGMENTATIONS)
@@ -87,6 +88,14 @@ def load_config(
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
     return cfg
+
+
+def _check_typed_device(device: str) -> None:
+    """Raise UserError for a GPU that is typed, on a machine without one; a file may name one."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is {device} (--device), but PyTorch finds no GPU; omit it, or write cpu."
+        )
 
 
 def finish_config(cfg: CfgNode) -> None:
@@ -211,6 +220,20 @@ def read_options(
     """
     cfg = _merged(config_file, opts)
     return _get_values(cfg, opts[::2] if keys is None else keys)
+
+
+def refuse_training_options(config: str, opts: Sequence[str]) -> None:
+    """Raise UserError for options that would change only trainings, typed for a trained model. The
+    values of its config may be repeated.
+    """
+    keys = [*filter(OF_TRAININGS.fullmatch, opts[::2])]
+    if not keys:
+        return
+    config_file = read_config_file(config)
+    before, after = read_options(config_file, (), keys), read_options(config_file, opts, keys)
+    for key in after:
+        if after[key] != before[key]:
+            raise UserError(f"{key} is an option of trainings; a trained model has no use for it.")
 
 
 def _get_values(cfg: CfgNode, keys: Sequence[str]) -> Dict[str, object]:

@@ -1,6 +1,7 @@
 """Detectron2's options that TOOD never reads. Setting them is an error or gives a warning."""
 
 import logging
+import re
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -28,6 +29,17 @@ UNREAD = (
 SAME = (
     *("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST", "TOPK_CANDIDATES_TEST"),
     *("PRIOR_PROB", "FOCAL_LOSS_ALPHA", "FOCAL_LOSS_GAMMA", "NUM_CONVS"),
+)
+# Options that a trained model does not read any more.
+OF_TRAININGS = re.compile(
+    r"SOLVER\..*|SEED|VIS_PERIOD|TEST\.(EVAL_PERIOD|PRECISE_BN\..*)"
+    r"|INPUT\.(AUGMENTATIONS|CROP\..*|RANDOM_FLIP|M(IN|AX)_SIZE_TRAIN(_SAMPLING)?)"
+    r"|INPUT\.TILES\.(MIN_VISIBLE|EMPTY_SHARE)"
+    r"|DATALOADER\.(SAMPLER_TRAIN|REPEAT_THRESHOLD|FILTER_EMPTY_ANNOTATIONS|RANDOM_SUBSET_RATIO)"
+    r"|DATALOADER\.ASPECT_RATIO_GROUPING"
+    r"|MODEL\.TOOD\.(PRECISION_TRAIN|CHECKPOINT_BACKBONE|TEACHER(_WEIGHT)?|EMA_DECAY|TRACKER)"
+    r"|MODEL\.TOOD\.(EVAL_EMA_ALONE|EARLY_STOP_PATIENCE|MAX_DEAD_ITERS|VAL_LOSS)"
+    r"|MODEL\.TOOD\.(FOCAL_LOSS_(ALPHA|GAMMA)|(CLS|BOX_REG)_LOSS_WEIGHT|BOX_REG_LOSS)"
 )
 
 

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple
 import numpy as np
 
 from tood.inference.drift import STATISTICS
-from tood.inference.thresholds import Model, find_weights_hash, keep_comparable
+from tood.inference.thresholds import Model, find_difference, find_weights_hash
 from tood.utils.errors import UserError
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 
@@ -82,11 +82,9 @@ def read_calibration(model: Model, settings: Dict[str, object]) -> Calibration:
         found = {x["name"]: x for x in content["classes"]}
     if known != model.compute_hash():
         raise UserError(f"{path} is on other weights than {model.weights}; {again}.")
-    settings = keep_comparable(settings, used)
-    for key in {**settings, **used}:
-        if used.get(key) != settings.get(key):
-            has, value = used.get(key, "by default"), settings.get(key, "by default")
-            raise UserError(f"{path} is for {key} {has}, not {value}; {again}.")
+    different = find_difference(settings, used)
+    if different:
+        raise UserError(f"{path} is for {different}; {again}.")
     missing = [name for name in model.class_names if name not in found]
     if missing:
         raise UserError(f"{path} has no class {missing[0]!r}; {again}.")

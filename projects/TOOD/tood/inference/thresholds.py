@@ -47,7 +47,8 @@ class Model(NamedTuple):
 
 
 def choose_thresholds(choice: Choice, model: Model) -> Thresholds:
-    """Return the thresholds that all commands, the predictor and exported files use.
+    """Return the thresholds that all commands, the predictor and exported files use: none below
+    that of the model, ``MODEL.TOOD.SCORE_THRESH_TEST``, which finds nothing there.
 
     Args:
         choice: a number, one for each class, ``FROM_REPORT``, ``GUARANTEED``, or ``FROM_CONFIG``:
@@ -58,25 +59,25 @@ def choose_thresholds(choice: Choice, model: Model) -> Thresholds:
         UserError: for a value that is not a threshold, and for ``FROM_REPORT`` without a report,
             or ``GUARANTEED`` without a guarantee, on these weights.
     """
-    number = len(model.class_names)
+    number, lowest = len(model.class_names), model.score_threshold
     if choice is None:
         return _choose_default(model)
     if isinstance(choice, str) and choice == FROM_REPORT:
-        values = read_thresholds(model)
+        values = [max(x, lowest) for x in read_thresholds(model)]
         return Thresholds(values, _describe(values, model.class_names, f"of {_report(model)} "))
     if isinstance(choice, str) and choice == GUARANTEED:
         return read_guarantee(model)
     if isinstance(choice, str) and choice == FROM_CONFIG:
-        return Thresholds([0.0] * number, f"of at least {model.score_threshold:g}, as configured")
+        return Thresholds([0.0] * number, f"of at least {lowest:g}, as configured")
     if is_single(choice):
-        value = _parse_number(choice)
+        value = max(_parse_number(choice), lowest)
         return Thresholds([value] * number, f"of at least {value:g}")
     if len(choice) != number:
         raise UserError(
             f"The score threshold is {choice!r:.80}; it must be a number, one for each of the "
             f'{number} classes, "{FROM_REPORT}", "{GUARANTEED}" or "{FROM_CONFIG}".'
         )
-    values = [_parse_number(x) for x in choice]
+    values = [max(_parse_number(x), lowest) for x in choice]
     return Thresholds(values, _describe(values, model.class_names))
 
 
@@ -241,10 +242,18 @@ def read_guarantee(model: Model) -> Thresholds:
     return Thresholds(limits, f"{text}, {words}")
 
 
-def keep_comparable(settings: Dict[str, object], known: Dict) -> Dict[str, object]:
-    """Return the settings to compare with a file's: earlier versions wrote fewer keys."""
+def find_difference(settings: Dict[str, object], known: Dict) -> str:
+    """Return the first of a predictor's settings that differs from those in a file, with both
+    values, as "INPUT.FORMAT BGR, and it is RGB here"; "" if none does. Earlier versions wrote fewer
+    keys.
+    """
     is_old = "INPUT.FORMAT" not in known
-    return {key: x for key, x in settings.items() if not is_old or key in known}
+    settings = {key: x for key, x in settings.items() if not is_old or key in known}
+    for key in {**settings, **known}:
+        has, value = known.get(key, "by default"), settings.get(key, "the default")
+        if settings.get(key) != known.get(key):
+            return f"{key} {has}, and it is {value} here"
+    return ""
 
 
 def _check_settings(known: object, settings: Dict, path: str, command: str) -> None:
@@ -253,14 +262,11 @@ def _check_settings(known: object, settings: Dict, path: str, command: str) -> N
             f"{path} is the guarantee of a file of detections, of which neither NMS nor sizes are "
             f"known; {command} --overwrite writes one of the model."
         )
-    settings = keep_comparable(settings, known)
-    different = [key for key in {**settings, **known} if settings.get(key) != known.get(key)]
+    different = find_difference(settings, known)
     if different:
-        key = different[0]
-        has, value = known.get(key, "by default"), settings.get(key, "the default")
         raise UserError(
-            f"{path} is the guarantee of the model with {key} {has}, and it is {value} here; use "
-            "the same value, or calibrate with this one."
+            f"{path} is the guarantee of the model with {different}; use the same value, or "
+            "calibrate with this one."
         )
 
 

@@ -54,10 +54,23 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR", *, is_data: bool = False)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"The folder {folder} ({key}) cannot be written to ({error.strerror}); name another "
-            f"one with {key}."
-        ) from error
+        raise _make_error(folder, key, str(error.strerror)) from error
+
+
+def refuse_file(folder: str, key: str) -> None:
+    """Raise UserError for a folder that :func:`check_folder` could not make, because it or one
+    above it is a file. Nothing is made.
+    """
+    missing = _list_missing(folder)
+    existing = os.path.dirname(missing[-1]) if missing else folder
+    if existing and not os.path.isdir(existing):
+        raise _make_error(folder, key, os.strerror(errno.ENOTDIR))
+
+
+def _make_error(folder: str, key: str, reason: str) -> UserError:
+    return UserError(
+        f"The folder {folder} ({key}) cannot be written to ({reason}); name another one with {key}."
+    )
 
 
 _made: List[str] = []  # folders, by check_folder

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from tabulate import tabulate
@@ -21,7 +21,7 @@ from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY
 from tood.data.inputs import find_files, is_video, resolve_folder
 from tood.inference.predictor import Predictor
-from tood.inference.thresholds import find_weights_hash, parse_threshold
+from tood.inference.thresholds import find_difference, find_weights_hash, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, shorten
 from tood.utils.files import choose_output, compute_sha256, write_json
@@ -63,6 +63,7 @@ class Audit(NamedTuple):
     seed: int
     images: List[Listed]
     chosen: List[int]  # indices
+    settings: Optional[Dict]  # that the counts depend on; None if an earlier version wrote it
 
 
 @accept_paths("model", "images", "output", "audited", "config")
@@ -218,6 +219,7 @@ def _write_audit(
         IDENTITY: run.identity,
         "seed": seed,
         "class_names": run.predictor.class_names,
+        "settings": run.predictor.settings,
         "score_thresholds": run.predictor.thresholds.values,
         "chosen": chosen,
         "images": [
@@ -249,28 +251,23 @@ def read_audit(folder: str) -> Audit:
         if any(len(x.counts) != len(names) or min(x.counts) < 0 for x in images):
             raise ValueError("an image has no count of each class")
         chosen, seed = [int(i) for i in content["chosen"]], int(content["seed"])
-        weights = find_weights_hash(content)
+        weights, settings = find_weights_hash(content), content.get("settings")
     if len(chosen) < 2 or chosen != choose_sample(len(images), len(chosen), seed):
         raise UserError(
             f"The images that {path} calls chosen are not those that its seed {seed} draws; an "
             "interval needs images that were drawn at random: use tood count --audit again."
         )
-    return Audit(path, weights, names, seed, images, chosen)
+    return Audit(path, weights, names, seed, images, chosen, settings)
 
 
 def _correct(
     build: Callable[[], Predictor], paths: Dict[str, str], audited: str, most: int
 ) -> Counts:
-    """Return the totals by an audit, after checking that its images and weights are these."""
+    """Return the totals by an audit, after checking that its images and its model are these."""
     audit = read_audit(audited)
     _check_images(audit, paths)
     true = _read_true(audit, audited)
-    predictor = build()
-    if audit.weights != predictor.describe().compute_hash():
-        raise UserError(
-            f"{audit.path} has counts of other weights than {predictor.options.weights}; name the "
-            "model of these counts."
-        )
+    _check_model(audit, build())
     detected = np.array([x.counts for x in audit.images])
     columns = [*zip(audit.class_names, detected.T, true.T)]
     totals = {
@@ -284,6 +281,25 @@ def _correct(
     sums = dict(zip(audit.class_names, detected.sum(axis=0).tolist()))
     text = _format_totals(audit, totals, bool((true == detected[audit.chosen]).all()))
     return Counts(len(paths), sums, totals, "", text + _list_emptied(audit, true))
+
+
+def _check_model(audit: Audit, predictor: Predictor) -> None:
+    """
+    Raises:
+        UserError: for other weights or options than those of the counts.
+    """
+    if audit.weights != predictor.describe().compute_hash():
+        raise UserError(
+            f"{audit.path} has counts of other weights than {predictor.options.weights}; name the "
+            "model of these counts."
+        )
+    known = predictor.settings if audit.settings is None else audit.settings
+    different = find_difference(predictor.settings, known)
+    if different:
+        raise UserError(
+            f"{audit.path} has counts with {different}; use the same value, or draw again with "
+            "--audit."
+        )
 
 
 def _list_emptied(audit: Audit, true: np.ndarray) -> str:

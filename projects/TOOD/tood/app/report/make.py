@@ -178,6 +178,8 @@ def report(
         raise UserError("Name either a model, or a file of detections with --results.")
     if results and not (val_data and output):
         raise UserError("--results needs --val-data and --output.")
+    if results and (config or options):
+        raise UserError("--results needs no config; omit --config-file and options of the config.")
     if results:
         check_output(output, overwrite)
         content, image_root, notes = read_data(val_data)
