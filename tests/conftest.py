@@ -1,5 +1,6 @@
 """Common parts of the tests: a tiny model, a data set that takes no time, and training runs."""
 
+import atexit
 import gc
 import importlib.util
 import logging
@@ -12,7 +13,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
+
+gc.disable()  # until all is imported
+atexit.register(gc.freeze)
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # demo, train_net, tools, and experiments
@@ -29,6 +34,7 @@ from detectron2.utils.env import TORCH_VERSION  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
+from warm import serve_python  # noqa: E402
 
 import tood  # noqa: E402
 import train_net  # noqa: E402
@@ -39,9 +45,12 @@ from tood.data.shapes import write_shapes_dataset  # noqa: E402
 from tood.engine import train as engine_train  # noqa: E402
 from tood.utils.errors import UserError  # noqa: E402
 
-# What the modules hold stays: the collector need not walk through it in each test.
-gc.collect()
-gc.freeze()
+
+def pytest_collection_finish():
+    """What the modules hold stays: the collector need not walk through it in each test."""
+    gc.freeze()
+    gc.enable()
+
 
 # Machines may be slow; fixtures are shared by the examples.
 settings.register_profile("tood", deadline=None, suppress_health_check=list(HealthCheck))
@@ -161,6 +170,13 @@ def entry(shapes):
     return f"{shapes}/annotations.json:{shapes}/images"
 
 
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """An executable like Python, whose processes have imported the package."""
+    with serve_python(tmp_path_factory.mktemp("warm")) as path:
+        yield path
+
+
 @pytest.fixture
 def out(tmp_path):
     """The output folder of ``command``."""
@@ -205,6 +221,14 @@ def photo_folder(shapes, tmp_path, monkeypatch, fresh_loggers):
     shutil.copytree(shapes, folder)
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+@pytest.fixture
+def without_steps(monkeypatch):
+    """Plans measure neither the time nor the memory of a step. A backward pass in this process
+    would forbid others in those that are forked from it.
+    """
+    monkeypatch.setattr("tood.app.plan.memory._take_step", lambda *_: None)
 
 
 @pytest.fixture

@@ -1,7 +1,4 @@
-"""Runs the program in processes that receive signals at given stages.
-
-As a script, it has imported the package before it reads jobs: each takes the time of its work.
-"""
+"""Runs the program in processes that receive signals at given stages."""
 
 import functools
 import importlib
@@ -14,79 +11,42 @@ import subprocess
 import sys
 import time
 
-# What a training imports when it needs it.
-LATE = ("timm", "torch.utils.tensorboard", "pycocotools.cocoeval", "tood.app.report.make")
+
+def run_program(python, argv, log, stages=()):
+    """Run ``tood ARGV`` in a group of processes, as a shell does; return its exit status and what
+    it has printed.
+
+    Args:
+        python: the executable of :mod:`warm`.
+        stages: (function, number of its call, signal, seconds to wait before) of each signal to
+            the whole group, which comes at the call, or at its end for "FUNCTION."; SIGKILL is
+            for its newest worker alone.
+    """
+    group = log.with_suffix(".group")
+    job = {"argv": argv, "group": str(group), "stages": list(stages), "python": sys.executable}
+    with open(log, "wb") as f:
+        command = [python, __file__, json.dumps(job)]
+        streams = dict(stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT)
+        status = subprocess.run(command, **streams).returncode
+    for _ in range(100):  # its workers end with it
+        try:
+            os.killpg(int(group.read_text()), 0)
+        except ProcessLookupError:
+            return status, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"a process of {argv} is left")
 
 
-class Starter:
-    """Starts the program in a group of processes, one after the other, as a shell does."""
-
-    def __init__(self):
-        self.server = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path)),
-        )
-
-    def run(self, argv, log, stages=()):
-        """Run ``tood ARGV``; return its exit status and what it has printed.
-
-        Args:
-            stages: (function, number of its call, signal, seconds to wait before) of each signal to
-                the whole group, which comes at the call, or at its end for "FUNCTION."; SIGKILL is
-                for its newest worker alone.
-        """
-        job = {"argv": argv, "log": str(log), "stages": list(stages)}
-        print(json.dumps(job), file=self.server.stdin, flush=True)
-        pid, status = json.loads(self.server.stdout.readline())
-        for _ in range(100):  # its workers end with it
-            try:
-                os.killpg(pid, 0)
-            except ProcessLookupError:
-                break
-            time.sleep(0.05)
-        else:
-            raise AssertionError(f"a process of {argv} is left")
-        return status, log.read_text()
-
-    def close(self):
-        self.server.stdin.close()
-        self.server.wait(timeout=60)
-
-
-def serve():
-    # Where the tests were started by nohup, or in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    for module in ("tood.app.train", "tood.app.cli", "detectron2.engine", *LATE):
-        importlib.import_module(module)
-    TimmBackbone = importlib.import_module("tood.modeling.backbone.timm_fpn").TimmBackbone
-    TimmBackbone("tf_efficientnet_lite0")  # its structure is remembered
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            return start(**json.loads(line))
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(json.dumps([pid, status]), flush=True)
-
-
-def start(argv, log, stages):
+def start(argv, group, stages, python):
     from tood.app import cli
 
     os.setsid()
-    for path, flags, *numbers in (
-        (os.devnull, os.O_RDONLY, 0),
-        (log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1, 2),
-    ):
-        opened = os.open(path, flags)
-        for number in numbers:
-            os.dup2(opened, number)
+    with open(group, "w") as f:
+        f.write(str(os.getpid()))
     for stage in stages:
         signal_at(*stage)
     sys.argv = ["tood/__main__.py", *argv]  # as of python -m tood
-    sys.orig_argv = [sys.executable, "-m", "tood", *argv]
+    sys.orig_argv = [python, "-m", "tood", *argv]
     sys.exit(cli.main(argv))
 
 
@@ -121,4 +81,4 @@ def signal_at(at, call, number, seconds):
 
 
 if __name__ == "__main__":
-    serve()
+    start(**json.loads(sys.argv[1]))

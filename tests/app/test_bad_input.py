@@ -132,18 +132,17 @@ def test_output_folder_that_cannot_be_written_to(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_disk_full_while_saving(command, tmp_path):
+def test_disk_full_while_saving(command, tmp_path, warm_python):
     """No file may grow beyond a megabyte, and a checkpoint does."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), *command()],
+        [warm_python, str(ROOT / "train_net.py"), *command()],
         capture_output=True,
         text=True,
         preexec_fn=limit,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
     last = done.stderr.strip().splitlines()[-1]

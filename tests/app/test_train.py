@@ -269,7 +269,7 @@ def test_data_of_a_user_are_not_written_over(photo_folder, tmp_path):
     assert mine.read_text() == "of a user"
 
 
-def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
+def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path, without_steps):
     flags = ["--output", "out", "--epochs", "1", *SMALL]
     seen = []
     monkeypatch.setattr(command, "_run", lambda run, *_: seen.append(run) or tood_result())
@@ -289,7 +289,7 @@ def test_resume_continues_by_the_plan(photo_folder, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("content", [None, {"iteration": "3"}, {"iteration": 3, "model": {}}])
 def test_resume_leaves_a_bad_last_checkpoint_to_the_training(
-    photo_folder, monkeypatch, tmp_path, capsys, content
+    photo_folder, monkeypatch, tmp_path, capsys, without_steps, content
 ):
     """The training names it, and continues from the previous one."""
     monkeypatch.setattr(command, "_run", lambda run, *_: tood_result())
@@ -367,7 +367,7 @@ def test_metrics_are_lines_for_a_terminal():
     assert str(several).splitlines()[:2] == ["x: AP 1.0", "y: AP 2.0"]
 
 
-def test_options_are_part_of_the_plan(photo_folder, monkeypatch, tmp_path, capsys):
+def test_options_are_part_of_the_plan(photo_folder, monkeypatch, tmp_path, capsys, without_steps):
     """--resume, and train_net.py with the plan, train by them without typing them again."""
     seen = []
     monkeypatch.setattr(command, "_run", lambda run, *_: seen.append(run) or tood_result())

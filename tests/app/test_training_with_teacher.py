@@ -35,7 +35,20 @@ def test_train_net(command, out, trained):
 @pytest.mark.slow
 def test_the_app(photo_folder, trained, tmp_path, fresh_loggers):
     options = [*SMALL, KEY, str(trained), "MODEL.TOOD.TEACHER_WEIGHT", "0.5"]
-    cli.main(["train", "photos", "--model", "R18", "--output", "out", "--epochs", "1", *options])
+    cli.main(
+        [
+            "train",
+            "photos",
+            "--model",
+            "R18",
+            "--output",
+            "out",
+            "--epochs",
+            "1",
+            "--no-report",
+            *options,
+        ]
+    )
     assert read_metrics(tmp_path / "out")["loss_teacher_cls"] > 0
 
 
@@ -129,6 +142,7 @@ def test_a_plan_of_a_config_has_the_teacher(photo_folder, trained, monkeypatch):
 def test_a_teacher_that_was_moved(photo_folder, trained, tmp_path, monkeypatch, fresh_loggers):
     shutil.copytree(trained, "n")
     begin = ["train", str(photo_folder), "--output", str(tmp_path / "out"), "--model", "R18"]
+    begin.append("--no-report")
     options = [*SMALL, "SOLVER.STEPS", "()", "SOLVER.MAX_ITER"]
     cli.main([*begin, *options, "2", KEY, "n"])
     assert f"TEACHER: {tmp_path}/n" in (tmp_path / "out" / "plan.yaml").read_text()

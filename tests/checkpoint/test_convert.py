@@ -1,7 +1,6 @@
 """Conversion of released checkpoints: names, whole files, and what cannot be converted."""
 
 import subprocess
-import sys
 from collections import OrderedDict
 
 import convert_checkpoint as convert_checkpoint_tool
@@ -430,7 +429,7 @@ def test_model_zoo(released, tmp_path):
 
 
 @pytest.mark.slow
-def test_command(released, tmp_path, capsys):
+def test_command(released, tmp_path, capsys, warm_python):
     source, target = released(), str(tmp_path / "t.pth")
     convert_checkpoint_tool.main(convert_checkpoint_tool.parse_args([source, target]))
     output = capsys.readouterr().out
@@ -438,7 +437,7 @@ def test_command(released, tmp_path, capsys):
     assert "MODEL.RESNETS.DEPTH 18" in output and "NUM_CLASSES 3" in output
     with pytest.raises(UserError, match="is the source itself"):
         convert_checkpoint_tool.main(convert_checkpoint_tool.parse_args([source, source]))
-    argv = [sys.executable, TOOL, str(tmp_path / "none.pth"), target]
+    argv = [warm_python, TOOL, str(tmp_path / "none.pth"), target]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: The checkpoint")

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 from conftest import CONFIG, ROOT
@@ -35,11 +34,11 @@ print(opened)
 
 
 @pytest.mark.slow
-def test_each_file_of_a_chain_is_opened_once(tmp_path):
+def test_each_file_of_a_chain_is_opened_once(tmp_path, warm_python):
     child = tmp_path / "child.yaml"
     child.write_text(f"_BASE_: {ROOT}/configs/tood_lite0_N_small_data.yaml\nSEED: 3\n")
-    command = [sys.executable, "-c", COUNT_OPENS, str(child)]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    command = [warm_python, "-c", COUNT_OPENS, str(child)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     once, again = done.stdout.split("\n--\n")
     names = ["child", "tood_lite0_N_small_data", "tood_lite0_S_small_data"]

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
@@ -143,7 +142,7 @@ def find_lazy_script():
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_lazy_script() is None, reason=f"this Detectron2 came without {SCRIPT}")
-def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path):
+def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path, warm_python):
     """The guide's config of own data, made tiny by overrides."""
     text = (ROOT / "docs" / "training.md").read_text()
     config = text.split("```python\n# mine.py\n")[1].split("```")[0]
@@ -160,20 +159,21 @@ def test_the_script_of_detectron2_trains_and_evaluates(shapes, tmp_path):
         *("train.device=cpu", "train.max_iter=4", "train.log_period=1"),
         f"train.output_dir={tmp_path / 'out'}",
     ]
-    run(tmp_path, *overrides)
+    run(warm_python, tmp_path, *overrides)
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     *metrics, last = [json.loads(line) for line in lines]
     assert [row["iteration"] for row in metrics] == [0, 1, 2, 3]
     assert all(0 < row["loss_cls"] < 10 and 0 < row["loss_box_reg"] <= 4 for row in metrics)
     weights = tmp_path / "out" / "model_final.pth"
-    evaluated = run(tmp_path, "--eval-only", *overrides, f"train.init_checkpoint={weights}")
+    overrides.append(f"train.init_checkpoint={weights}")
+    evaluated = run(warm_python, tmp_path, "--eval-only", *overrides)
     assert f"'AP': {last['bbox/AP']}" in evaluated and f"'APs': {last['bbox/APs']}" in evaluated
 
 
-def run(folder, *arguments):
+def run(python, folder, *arguments):
     flags = [a for a in arguments if a.startswith("--")]
     overrides = [a for a in arguments if not a.startswith("--")]
-    command = [sys.executable, find_lazy_script(), "--config-file", "mine.py"]
+    command = [python, find_lazy_script(), "--config-file", "mine.py"]
     command += ["--num-gpus", "0", *flags, *overrides]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

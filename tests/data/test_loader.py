@@ -4,7 +4,6 @@ import itertools
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -122,12 +121,16 @@ os.setsid()
 """
 
 
-def run_guarded(code):
-    argv = [sys.executable, "-c", GUARDED + textwrap.dedent(code)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def run_guarded(warm_python):
+    def run(code):
+        argv = [warm_python, "-c", GUARDED + textwrap.dedent(code)]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    return run
 
 
-def test_workers_live_on_after_signals_to_the_group():
+def test_workers_live_on_after_signals_to_the_group(run_guarded):
     done = run_guarded(
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -150,7 +153,7 @@ def is_alive(pid):
         return False
 
 
-def test_workers_end_with_their_parent():
+def test_workers_end_with_their_parent(run_guarded):
     done = run_guarded(
         """
         for count, pids in enumerate(main(Pids())):
@@ -167,7 +170,7 @@ def test_workers_end_with_their_parent():
     assert len(pids) == 2 and not any(map(is_alive, pids))
 
 
-def test_a_killed_worker_is_noticed_at_a_batch_alone():
+def test_a_killed_worker_is_noticed_at_a_batch_alone(run_guarded):
     """Not in the work between: PyTorch's own handler raises wherever the process happens to be."""
     done = run_guarded(
         """

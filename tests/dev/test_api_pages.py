@@ -3,7 +3,6 @@
 import html
 import re
 import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
@@ -16,10 +15,10 @@ def keep_letters(text):
 
 
 @pytest.mark.slow
-def test_every_public_name_has_its_docstring_on_a_page(tmp_path):
+def test_every_public_name_has_its_docstring_on_a_page(tmp_path, warm_python):
     """In a process, since names of ``tood`` are set there."""
     pytest.importorskip("pdoc", reason="an extra")
-    command = [sys.executable, ROOT / "dev" / "build_api.py", tmp_path / "api"]
+    command = [warm_python, ROOT / "dev" / "build_api.py", tmp_path / "api"]
     subprocess.run(command, check=True, timeout=300)
     page = (tmp_path / "api" / "tood.html").read_text(encoding="utf-8")
     text = keep_letters(html.unescape(re.sub("<[^>]+>", " ", page)))

@@ -39,7 +39,8 @@ def test_draw_curves(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_measure_suspects(entry, tmp_path, monkeypatch, capsys):
+def test_measure_suspects(entry, tmp_path, monkeypatch, capsys, warm_python):
+    monkeypatch.setattr("sys.executable", warm_python)
     small = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "MODEL.TOOD.NUM_CLASSES", "4"]
     argv = ["--config-file", CONFIG, "--train-data", entry, "--output", str(tmp_path)]
     args = measure_suspects.parse_args([*argv, *TINY, *SIZES, *small])
@@ -63,7 +64,7 @@ def test_estimate_memory(tmp_path, monkeypatch, capsys):
     assert 0 < recomputed < plain and 0 < half_recomputed < half
 
 
-@pytest.mark.skipif(TORCH_VERSION < (2, 1), reason="each view has a storage object of its own")
+@pytest.mark.skipif(TORCH_VERSION < (2, 1), reason="each view has a separate storage object")
 def test_memory_in_use_is_counted_once():
     with LiveMemory() as memory:
         x = torch.zeros(1000)  # 4,000 bytes

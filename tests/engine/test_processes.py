@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +106,7 @@ def half_empty(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg):
+def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg, warm_python):
     """Batches of two images, one in each process, some without an object."""
     start = build_model(tiny_cfg).state_dict()
     torch.save({"model": start}, tmp_path / "start.pth")
@@ -125,13 +124,13 @@ def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg
     train_net.cli(argv["one"])
     script = str(ROOT / "train_net.py")
     quiet = dict(os.environ, OMP_NUM_THREADS="1")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun = [warm_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", str(free_port()), script, *argv["torchrun"]]
     started = [subprocess.Popen(torchrun, env=quiet, stdout=subprocess.DEVNULL)]
     slurm = {**quiet, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for rank in "01":
         slurm.update(SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=rank, SLURM_LOCALID=rank)
-        words = [sys.executable, script, *argv["srun"]]
+        words = [warm_python, script, *argv["srun"]]
         started.append(subprocess.Popen(words, env=slurm, stdout=subprocess.DEVNULL))
     assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
 
@@ -153,9 +152,9 @@ def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_all_processes(command, shapes, tmp_path):
+def test_a_mistake_ends_all_processes(command, shapes, tmp_path, warm_python):
     argv = command(train=f"{shapes}/annotations.json:{tmp_path}")  # no images there
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun = [warm_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun += ["--master-port", str(free_port()), str(ROOT / "train_net.py"), *argv]
     done = subprocess.run(torchrun, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import SMALL
-from stages import Starter
+from stages import run_program
 
 from tood.utils.signals import TOGETHER
 
@@ -32,21 +32,14 @@ REPORT = "tood.app.train:report_on"
 DRAWING = "tood.app.draw:draw_predictions"
 
 
-@pytest.fixture(scope="module")
-def starter():
-    starter = Starter()
-    yield starter
-    starter.close()
-
-
 @pytest.fixture
-def train(starter, shapes, tmp_path, monkeypatch):
+def train(warm_python, shapes, tmp_path, monkeypatch):
     """Train in the folder "out"; return exit status, output and the command that continues."""
     monkeypatch.chdir(tmp_path)
 
     def run(*stages, flags=()):
         argv = ["train", *flags, str(shapes), "--output", str(tmp_path / "out"), *OPTIONS]
-        return starter.run(argv, tmp_path / "log", stages)
+        return run_program(warm_python, argv, tmp_path / "log", stages)
 
     return run
 
@@ -78,11 +71,11 @@ def read_final(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(starter, shapes, tmp_path_factory):
+def whole(warm_python, shapes, tmp_path_factory):
     """The final weights of a training that is not stopped."""
     folder = tmp_path_factory.mktemp("whole")
     argv = ["train", str(shapes), "--output", str(folder / "out"), "--no-report", *OPTIONS]
-    status, log = starter.run(argv, folder / "log")
+    status, log = run_program(warm_python, argv, folder / "log")
     assert status == 0, log
     return read_final(folder)
 
@@ -179,10 +172,11 @@ def test_a_killed_worker_is_one_sentence(train, shapes, tmp_path, stage, call, p
         ("tood.app.convert.write:_copy", 2, INT, "convert {shapes} --output {out} --to yolo"),
     ],
 )
-def test_other_commands(starter, trained, shapes, tmp_path, stage, call, number, command):
+def test_other_commands(warm_python, trained, shapes, tmp_path, stage, call, number, command):
     """Files that were written are whole."""
     words = command.format(trained=trained, shapes=shapes, out=tmp_path / "out").split()
-    status, log = starter.run(words, tmp_path / "log", [(stage, call, number, 0)])
+    stages = [(stage, call, number, 0)]
+    status, log = run_program(warm_python, words, tmp_path / "log", stages)
     assert status == 128 + number, log
     assert log.splitlines()[-1] == f"error: stopped by {signal.Signals(number).name}."
     assert "Traceback" not in log and log.count("error: ") == 1

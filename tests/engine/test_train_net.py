@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -221,7 +220,7 @@ def test_wrong_data_leaves_no_output(command, out, data, says):
 
 
 @pytest.mark.slow
-def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
+def test_exit_status_and_message_of_the_command(shapes, tmp_path, command, warm_python):
     # Images that look whole, but that a worker process cannot read.
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -232,9 +231,8 @@ def test_exit_status_and_message_of_the_command(shapes, tmp_path, command):
     argv = command(
         train=f"{shapes}/annotations.json:{broken}", opts=["DATALOADER.NUM_WORKERS", "1"]
     )
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), *argv], capture_output=True, text=True
-    )
+    words = [warm_python, str(ROOT / "train_net.py"), *argv]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     last = done.stderr.strip().splitlines()[-1]

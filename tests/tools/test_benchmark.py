@@ -49,7 +49,7 @@ def test_wrong_size_is_named(capsys):
 
 
 @pytest.mark.slow
-def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys):
+def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys, warm_python):
     """All parts together take minutes: docs/results/performance.md."""
     fails = ["-c", "print(1); raise SystemExit('out of memory')"]
     list_commands = benchmark_gpu.list_commands
@@ -58,6 +58,7 @@ def test_a_table_for_a_gpu_without_one(tmp_path, monkeypatch, capsys):
         known = [x for x in list_commands(*args) if not x[1].startswith("float32")]
         return [*known, ("demo", "wrong", fails), ("demo", "fine", ["-c", ""])]
 
+    monkeypatch.setattr("sys.executable", warm_python)
     monkeypatch.setattr(benchmark_gpu, "list_commands", commands)
     path = tmp_path / "gpu.md"
     flags = ["--device", "cpu", "--tiny", "--batch", "1", "--output", str(path)]

@@ -94,7 +94,8 @@ def test_what_was_killed_behind_its_last_checkpoint_goes_on(command, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named(command, tmp_path):
+def test_a_run_that_fails_is_named(command, tmp_path, monkeypatch, warm_python):
+    monkeypatch.setattr("sys.executable", warm_python)
     listed = tmp_path / "experiments.yaml"
     listed.write_text("groups: {a: [{name: wrong, options: {NO.SUCH: 1}, paper: {}}]}")
     args = args_for(command, tmp_path / "runs", "--experiments", str(listed), "--seeds", "1")

@@ -20,11 +20,9 @@ RUN = [*SMALL, "SOLVER.IMS_PER_BATCH", "2"]
 
 
 @pytest.fixture
-def prepare(photo_folder, tmp_path, monkeypatch):
+def prepare(photo_folder, tmp_path, monkeypatch, without_steps):
     """A function that prepares a training, but does not train."""
     monkeypatch.setattr(command, "_run", lambda run, output: command.Trained("", "", output))
-    # A backward pass in this process would forbid others in the ones that are killed.
-    monkeypatch.setattr("tood.app.plan.memory._take_step", lambda *_: None)
 
     def run(**options):
         tood.train("photos", output="out", **{"options": RUN, **options})
