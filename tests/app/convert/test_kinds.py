@@ -159,10 +159,11 @@ def test_two_lists_of_one_split(tmp_path):
     expected = voc_lists(tmp_path)
     lists = {"train": range(4), "ImageSets/Main/train": range(4), "val": range(4, 12)}
     for name, some in lists.items():
-        put(tmp_path, f"{name}.txt", "\n".join(f"IMG {i:03d}" for i in some))
+        ending = "" if "/" in name else ".jpg"  # one in names, one in files
+        put(tmp_path, f"{name}.txt", "\n".join(f"IMG {i:03d}{ending}" for i in some))
     assert found_in(tmp_path) == expected(train=range(4), val=range(4, 12))
     put(tmp_path, "ImageSets/Main/train.txt", "IMG 000\nIMG 001")
-    assert "are both lists of train, and differ; leave one of them" in refused(tmp_path)
+    assert "are lists of one split, and name other images; leave one" in refused(tmp_path)
 
 
 def test_lists_of_yolo(tmp_path):

@@ -96,37 +96,45 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
     Raises:
         UserError: for two different lists of one split, and images in the lists of several folders.
     """
-    homes: Dict[str, Dict[str, str]] = {}
+    homes: Dict[str, Dict[str, List[str]]] = {}
     for file in folder.with_suffix(".txt"):
         name, home = get_stem(file).lower(), os.path.dirname(file)
         root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
         if name not in SPLITS:
             continue
         if is_voc or ("imagesets" not in home.lower() and names_image(folder, file)):
-            other = homes.setdefault(root, {}).setdefault(name, file)
-            if folder.lines(other) != folder.lines(file):
-                raise UserError(
-                    f"{folder.path(other)} and {folder.path(file)} are both lists of {name}, and "
-                    "differ; leave one of them in the folder."
-                )
-            ledger.enter(file, LIST)
+            homes.setdefault(root, {}).setdefault(name, []).append(file)
     splits: Dict[str, List[str]] = {}
     listed: Dict[str, str] = {}  # image -> the first list of it
     for root, files in homes.items():
         near = [os.path.join(root, place).rstrip("/") for place in ("", "JPEGImages", "images")]
-        lists = {n: list_images(folder, ledger, file, [*near, ""]) for n, file in files.items()}
+        lists = {n: _list_once(folder, ledger, some, [*near, ""]) for n, some in files.items()}
         both = lists.pop("trainval", None)
         if both is not None and not {"train", "val"} <= set(lists):
             rest = {*lists.get("train", ()), *lists.get("val", ())}
             lists["val" if "train" in lists else "train"] = [i for i in both if i not in rest]
         for name, images in lists.items():
             splits.setdefault(SPLITS[name], []).extend(images)
-            _check_listed(folder, listed, files.get(name, ""), images)
+            _check_listed(folder, listed, files.get(name, [""])[0], images)
     used = {image for images in splits.values() for image in images}
     if not used:
         return None
     ledger.ignore([i for i in folder.images if i not in used], "in no list of images")
     return splits
+
+
+def _list_once(
+    folder: Folder, ledger: Ledger, files: Sequence[str], near: Sequence[str]
+) -> List[str]:
+    """Return the images that the lists of one split name, which may be written in several forms."""
+    lists = [list_images(folder, ledger, file, near) for file in files]
+    for file, images in zip(files, lists):
+        if set(images) != set(lists[0]):
+            raise UserError(
+                f"{folder.path(files[0])} and {folder.path(file)} are lists of one split, and name "
+                "other images; leave one of them in the folder."
+            )
+    return lists[0]
 
 
 def _check_listed(folder: Folder, listed: Dict[str, str], file: str, images: Sequence[str]) -> None:
