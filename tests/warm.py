@@ -15,6 +15,7 @@ import os
 import resource
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -24,23 +25,24 @@ import threading
 import types
 from pathlib import Path
 
+from tood.utils.errors import UserError
+
 # What a training imports when it needs it.
 LATE = ("timm", "torch.utils.tensorboard", "pycocotools.cocoeval", "tood.app.report.make")
 MODULES = ("tood.app.train", "tood.app.cli", "detectron2.engine", *LATE)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIZE = struct.Struct("!q")  # of a request; the answer is a status
-CLIENT = """#!{python} -ISE
-import json, os, resource, signal, socket, struct, sys
+CLIENT = """import json, os, resource, signal, socket, struct, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({path!r})
 request = json.dumps({{
-    "words": sys.argv, "folder": os.getcwd(), "environ": dict(os.environ),
+    "words": [{client!r}, *sys.argv[1:]], "folder": os.getcwd(), "environ": dict(os.environ),
     "file_size": resource.getrlimit(resource.RLIMIT_FSIZE),
 }}).encode()
-for number in {forwarded}:
-    signal.signal(number, lambda number, frame: server.send(bytes([number])))
 socket.send_fds(server, [struct.pack({size!r}, len(request))], [0, 1, 2])
 server.sendall(request)
+for number in {forwarded}:  # not before, or one would be a part of the request
+    signal.signal(number, lambda number, frame: server.send(bytes([number])))
 status = struct.unpack({size!r}, server.recv({length}))[0]
 if status < 0:
     signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
@@ -56,16 +58,19 @@ def serve_python(folder):
     Args:
         folder: an empty one, for the executable and the socket.
     """
-    path, client = str(folder / "socket"), folder / "python"
-    texts = dict(python=sys.executable, path=path, size=SIZE.format, length=SIZE.size)
-    client.write_text(CLIENT.format(forwarded=[*map(int, FORWARDED)], **texts))
-    client.chmod(0o755)
-    environ = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+    path, client, program = (str(folder / name) for name in ("socket", "python", "client.py"))
+    texts = dict(client=client, path=path, size=SIZE.format, length=SIZE.size)
+    Path(program).write_text(CLIENT.format(forwarded=[*map(int, FORWARDED)], **texts))
+    begin = shlex.join([sys.executable, "-ISE", program])  # not after "#!", where a space ends it
+    Path(client).write_text(f'#!/bin/sh\nexec {begin} "$@"\n')
+    os.chmod(client, 0o755)
+    paths = [str(Path(__file__).with_name("no_network")), *sys.path]  # before Debian's own
+    environ = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(paths))
     command = [sys.executable, __file__, path]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with subprocess.Popen(command, env=environ, **pipes) as server:
         assert server.stdout.readline() == b"ready\n"
-        yield str(client)
+        yield client
         server.stdin.close()
 
 
@@ -73,9 +78,12 @@ def serve(path):
     """Answer until the standard input ends, as it does when the tests end in any way."""
     gc.disable()
     for name in MODULES:
-        importlib.import_module(name)
-    TimmBackbone = importlib.import_module("tood.modeling.backbone.timm_fpn").TimmBackbone
-    TimmBackbone("tf_efficientnet_lite0")  # its structure is remembered
+        with contextlib.suppress(ImportError):  # extras
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError, UserError):
+        from tood.modeling.backbone.timm_fpn import TimmBackbone
+
+        TimmBackbone("tf_efficientnet_lite0")  # its structure is remembered
     gc.freeze()  # or each process would copy the memory of all modules
     gc.enable()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -101,7 +109,10 @@ def answer(client):
     (size,) = SIZE.unpack(header)
     text = b""
     while len(text) < size:
-        text += client.recv(size - len(text))
+        part = client.recv(size - len(text))
+        if not part:  # it was killed
+            os._exit(1)
+        text += part
     pid = os.fork()
     if pid == 0:
         client.close()

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import complaint
+from conftest import CONFIG, complaint
 from PIL import Image
 
 import tood
 from tood.app import cli
+from tood.app.plan import resume
 
 BOX = (8, 8, 20, 20)
 
@@ -143,8 +144,8 @@ def test_two_checkpoints(trained, photo_folder):
         ),
         (lambda m, p: tood.load(m).predictor(opts=["SEED", 2]), "SEED is an option of trainings"),
         (
-            lambda m, p: tood.report(m, options=["OUTPUT_DIR", "a"]),
-            "OUTPUT_DIR has no effect here; name files and folders by --output.",
+            lambda m, p: tood.evaluate(m, options=["SOLVER.BASE_LRR", 1]),
+            "key: SOLVER.BASE_LRR; did you mean SOLVER.BASE_LR?",
         ),
         (
             lambda m, p: tood.report(results="a", val_data="b", output="c", options=["SEED", 1]),
@@ -161,16 +162,34 @@ def test_what_would_have_no_effect(call, says, trained, photo_folder):
 
 
 def test_values_of_the_training_may_be_repeated(trained):
-    options = tood.load(trained).options(["SEED", 1, "SOLVER.STEPS", "()", "OUTPUT_DIR", trained])
-    assert options[-6:] == ["SEED", 1, "SOLVER.STEPS", "()", "OUTPUT_DIR", trained]
+    options = tood.load(trained).options(["SEED", 1, "SOLVER.STEPS", "()"])
+    assert options[-4:] == ["SEED", 1, "SOLVER.STEPS", "()"]
 
 
-def test_a_gpu_that_is_typed(trained, photo_folder, monkeypatch):
+def test_a_model_that_was_trained_in_float16_on_a_gpu(trained, photo_folder, tmp_path):
+    """It is used on a CPU in the precision of inference."""
+    model = shutil.copytree(trained, tmp_path / "model")
+    config = (model / "config.yaml").read_text()
+    assert "PRECISION_TRAIN: float32" in config
+    (model / "config.yaml").write_text(config.replace("_TRAIN: float32", "_TRAIN: float16"))
+    assert tood.Predictor(model).class_names == tood.Predictor(trained).class_names
+    options = ["MODEL.TOOD.PRECISION_TRAIN", "float16"]
+    message = complaint(tood.train, photo_folder, options=options, dry_run=True)
+    assert "float16 needs a GPU" in message
+
+
+def test_a_gpu_that_is_typed(trained, photo_folder, tmp_path, monkeypatch):
     """A config may name one, as those of other machines do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = complaint(tood.train, photo_folder, device="cuda", dry_run=True)
     assert message.startswith("MODEL.DEVICE is cuda (--device), but PyTorch finds no GPU")
     assert "finds no GPU" in complaint(tood.evaluate, trained, options=["MODEL.DEVICE", "cuda:1"])
+    cfg = tood.Predictor(trained).cfg
+    assert "finds no GPU" in complaint(tood.Predictor, cfg, device="cuda")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"_BASE_: {CONFIG}\nMODEL: {{DEVICE: cuda}}\n")
+    message = complaint(resume.read_changes, str(plan), ["MODEL.DEVICE", "cuda"], "out")
+    assert "finds no GPU" in message and not resume.read_changes(str(plan), [], "out").after
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,8 @@ def test_audits_that_are_refused(trained, folder, corrected, tmp_path):
     path.write_text(json.dumps({**content, "identity": {"weights": "0"}}))
     assert "has counts of other weights than" in refuse()
     path.write_text(json.dumps(content))
+    message = refuse(options=["MODEL.TOOD.SCORE_THRESH_TEST", "0.9"])
+    assert "SCORE_THRESH_TEST is typed with --audited" in message
     message = refuse(options=["MODEL.TOOD.NMS_THRESH_TEST", "0.3"])
     assert "has counts with MODEL.TOOD.NMS_THRESH_TEST 0.6, and it is 0.3 here" in message
     image = next((corrected / "images").iterdir())
@@ -284,7 +286,8 @@ def test_audits_that_are_refused(trained, folder, corrected, tmp_path):
     changed = {**content, "chosen": [0, 1, 2, 3]}
     path.write_text(json.dumps(changed))
     assert "are not those that its seed 0 draws" in refuse()
-    for broken in ({**content, "images": 3}, {}, {**content, "class_names": ["a"]}):
+    broken_lists = {**content, "images": 3}, {**content, "class_names": ["a"]}
+    for broken in (*broken_lists, {}, {**content, "settings": []}):
         path.write_text(json.dumps(broken))
         assert f"{path} cannot be read: " in refuse()
     path.unlink()

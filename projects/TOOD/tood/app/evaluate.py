@@ -122,7 +122,8 @@ def evaluate(
     print(f"Evaluating; the log is {os.path.join(folder, 'log.txt')} ...", flush=True)
     results = start(run)
     results = _read_results(folder) if results is None else results
-    _remove_earlier(folder, results)
+    if results:  # as of the main process
+        _remove_earlier(folder, results)
     return Evaluated(results, folder)
 
 
@@ -131,7 +132,8 @@ def _remove_earlier(folder: str, results: Dict[str, Dict]) -> None:
     tasks = {*results, *(task for found in results.values() for task in found)}
     for end, pattern in OPTIONAL.items():
         if not any(task.endswith(end) for task in tasks):
-            for path in glob.glob(os.path.join(glob.escape(folder), pattern), recursive=True):
+            paths = glob.glob(os.path.join(glob.escape(folder), pattern), recursive=True)
+            for path in filter(os.path.isfile, paths):
                 os.remove(path)
 
 

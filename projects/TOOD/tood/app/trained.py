@@ -48,9 +48,6 @@ class Trained:
             from tood.config.read import refuse_training_options  # needs PyTorch
 
             refuse_training_options(self.config_file, [*map(str, typed)])
-        folder = str(dict(zip(typed[::2], typed[1::2])).get("OUTPUT_DIR", self.folder))
-        if os.path.realpath(folder) != os.path.realpath(self.folder):
-            raise UserError("OUTPUT_DIR has no effect here; name files and folders by --output.")
         other = str(dict(zip(typed[::2], typed[1::2])).get("MODEL.WEIGHTS", self.weights))
         if self.is_named and os.path.realpath(other) != os.path.realpath(self.weights):
             raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")

@@ -80,8 +80,8 @@ def load_config(
             cfg.merge_from_list([key, tuple(names)])
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         infer_anchor_sizes(cfg, config_file, opts)
-    _check_typed_device(str(typed.get("MODEL.DEVICE", "")))
-    finish_config(cfg)
+    refuse_missing_gpu(str(typed.get("MODEL.DEVICE", "")))
+    finish_config(cfg, training=training or "MODEL.TOOD.PRECISION_TRAIN" in typed)
     if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
         check_augmentations(cfg.INPUT.AUGMENTATIONS)
     infer_pixels(cfg, config_file, opts)
@@ -90,7 +90,7 @@ def load_config(
     return cfg
 
 
-def _check_typed_device(device: str) -> None:
+def refuse_missing_gpu(device: str) -> None:
     """Raise UserError for a GPU that is typed, on a machine without one; a file may name one."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
@@ -98,8 +98,12 @@ def _check_typed_device(device: str) -> None:
         )
 
 
-def finish_config(cfg: CfgNode) -> None:
+def finish_config(cfg: CfgNode, training: bool = False) -> None:
     """Move a config to the CPU if there is no GPU, and check it.
+
+    Args:
+        training: whether the device must have the precision of trainings: a model that was trained
+            on a GPU may be used on a CPU.
 
     Raises:
         UserError: for an invalid value.
@@ -112,7 +116,7 @@ def finish_config(cfg: CfgNode) -> None:
     if cfg.MODEL.META_ARCHITECTURE == "TOOD":
         check_config(cfg)
         check_unread(cfg)
-        _set_precision(cfg)
+        _set_precision(cfg, training)
 
 
 def run_options(cfg: CfgNode) -> RunOptions:
@@ -230,7 +234,8 @@ def refuse_training_options(config: str, opts: Sequence[str]) -> None:
     if not keys:
         return
     config_file = read_config_file(config)
-    before, after = read_options(config_file, (), keys), read_options(config_file, opts, keys)
+    after = read_options(config_file, opts, keys)  # first: it knows mistakes in their names
+    before = read_options(config_file, (), keys)
     for key in after:
         if after[key] != before[key]:
             raise UserError(f"{key} is an option of trainings; a trained model has no use for it.")
@@ -281,7 +286,7 @@ def _as_typed(cfg: CfgNode, opts: Sequence[str]) -> List[str]:
     return opts
 
 
-def _set_precision(cfg: CfgNode) -> None:
+def _set_precision(cfg: CfgNode, training: bool) -> None:
     """Translate ``SOLVER.AMP.ENABLED``, Detectron2's key, into the half precision of the device.
 
     Raises:
@@ -291,7 +296,7 @@ def _set_precision(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.ENABLED and tood.PRECISION_TRAIN == "float32":
         tood.PRECISION_TRAIN = "bfloat16" if cfg.MODEL.DEVICE == "cpu" else "float16"
     cfg.SOLVER.AMP.ENABLED = False  # or Detectron2 would make another step
-    for key in ("PRECISION_TRAIN", "PRECISION_TEST"):
+    for key in ("PRECISION_TEST", *["PRECISION_TRAIN"] * training):
         if cfg.MODEL.DEVICE == "cpu" and tood[key] == "float16":
             raise UserError(f"MODEL.TOOD.{key} float16 needs a GPU; a CPU can do bfloat16.")
 

@@ -12,6 +12,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -197,19 +198,20 @@ def _check_weights(options: RunOptions, run: Run) -> None:
 def begin(cfg: CfgNode, run: Run, news: Sequence[str]) -> None:
     """Begin to write: the config and the log."""
     limit = keep_logs_to_files if run.shows_progress else keep_pages_to_files
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())  # as default_setup does
     limit(["detectron2"])
-    _set_up(cfg, run)
+    if run.eval_only:
+        _set_up_evaluation(cfg, run)
+    else:
+        default_setup(cfg, run)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tood")
     limit(["fvcore", "tood"])
     for text in news:
         logger.info(text)
 
 
-def _set_up(cfg: CfgNode, run: Run) -> None:
-    """Do what Detectron2's ``default_setup`` does, which takes half a second to look up three keys,
-    and would write the config of an evaluation over that of a training.
-    """
+def _set_up_evaluation(cfg: CfgNode, run: Run) -> None:
+    """Do what Detectron2's ``default_setup`` does, without touching the config of a training."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fvcore")
     log = logging.getLogger("detectron2")
     log.info(f"Rank of current process: {comm.get_rank()}. World size: {comm.get_world_size()}")
@@ -217,22 +219,12 @@ def _set_up(cfg: CfgNode, run: Run) -> None:
     log.info(f"Command line arguments: {run}")
     log.info(f"Running with full config:\n{cfg.dump()}")
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    if comm.is_main_process() and not (run.eval_only and _is_kept(path)):
+    # Of a training, or of another program; that of an earlier evaluation is replaced.
+    kept = [os.path.join(cfg.OUTPUT_DIR, name) for name in ("last_checkpoint", "plan.yaml")]
+    is_kept = any(map(os.path.exists, kept)) or not is_output(cfg.OUTPUT_DIR)
+    if comm.is_main_process() and not (is_kept and os.path.exists(path)):
         write_whole(path, cfg.dump().encode())
-        log.info(f"Full config saved to {path}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    if not run.eval_only:  # images to evaluate on have many sizes
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-
-
-def _is_kept(config: str) -> bool:
-    """Return whether a config is of a training, or of another program; that of an earlier
-    evaluation may be replaced.
-    """
-    folder = os.path.dirname(config)
-    marks = [os.path.join(folder, name) for name in ("last_checkpoint", "plan.yaml")]
-    is_others = any(map(os.path.exists, marks)) or not is_output(folder)
-    return is_others and os.path.exists(config)
 
 
 def _read_class_names(options: RunOptions) -> Sequence[str]:

@@ -25,6 +25,7 @@ from tood.config.read import (
     finish_config,
     load_config,
     merge_options,
+    refuse_missing_gpu,
     run_options,
 )
 from tood.config.zoo import get_config_file
@@ -458,6 +459,7 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> 
         cfg = config.clone()
         cfg.defrost()
         merge_options(cfg, opts)
+        refuse_missing_gpu(str(dict(zip(opts[::2], opts[1::2])).get("MODEL.DEVICE", "")))
         finish_config(cfg)
     else:
         cfg = load_config(_find_file(config), opts)

@@ -111,7 +111,8 @@ def count(
     _check_flags(audit, audited, most, seed)
     of_audit = {"output": output, "save-as": save_as != "coco", "seed": seed}
     of_audit.update(overwrite=overwrite)
-    _refuse_unused(audit, audited, of_audit, {"score-threshold": score_threshold, "most": most})
+    others = {"score-threshold": score_threshold, "most": most}
+    _refuse_unused(audit, audited, of_audit, others, options[::2])
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     found, note = find_files(images)
     paths = _name_files(found, audit)
@@ -144,8 +145,15 @@ def _check_flags(audit: int, audited: str, most: int, seed: int) -> None:
         raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}.")
 
 
-def _refuse_unused(audit: int, audited: str, of_audit: Dict, others: Dict) -> None:
-    """Raise UserError for flags that would have no effect."""
+def _refuse_unused(
+    audit: int, audited: str, of_audit: Dict, others: Dict, keys: Sequence[str]
+) -> None:
+    """Raise UserError for flags and keys that would have no effect."""
+    if audited and "MODEL.TOOD.SCORE_THRESH_TEST" in keys:
+        raise UserError(
+            f"MODEL.TOOD.SCORE_THRESH_TEST is typed with --audited, but {AUDIT} in {audited} has "
+            "counted already; omit it, or draw again with --audit."
+        )
     typed = [name for name, value in {**of_audit, **others}.items() if value not in (None, "", 0)]
     for name in typed:
         if audited and name != "most":
@@ -252,6 +260,8 @@ def read_audit(folder: str) -> Audit:
             raise ValueError("an image has no count of each class")
         chosen, seed = [int(i) for i in content["chosen"]], int(content["seed"])
         weights, settings = find_weights_hash(content), content.get("settings")
+        if not isinstance(settings, (dict, type(None))):
+            raise ValueError("its settings are no values by keys")
     if len(chosen) < 2 or chosen != choose_sample(len(images), len(chosen), seed):
         raise UserError(
             f"The images that {path} calls chosen are not those that its seed {seed} draws; an "

@@ -8,7 +8,7 @@ from typing import Dict, Iterator, NamedTuple, Sequence
 from tood.app.plan.state import PLAN, find_changed
 from tood.config.files import change_config_file, read_config_file
 from tood.config.options import read_training_options
-from tood.config.read import load_config, read_options
+from tood.config.read import load_config, read_options, refuse_missing_gpu
 from tood.config.schedule import KEYS
 from tood.engine.train import Run
 from tood.inference.locate import find_model
@@ -41,6 +41,7 @@ def read_changes(plan: str, options: Sequence[str], output: str) -> Changes:
     """
     config_file = read_config_file(plan)
     after = read_options(config_file, options)
+    refuse_missing_gpu(str(after.get("MODEL.DEVICE", "")))
     before = read_options(config_file, (), keys=list(after))
     after = {key: value for key, value in after.items() if value != before[key]}
     for key, value in after.items():
