@@ -182,7 +182,7 @@ def test_a_gpu_that_is_typed(trained, photo_folder, tmp_path, monkeypatch):
     """A config may name one, as those of other machines do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = complaint(tood.train, photo_folder, device="cuda", dry_run=True)
-    assert message.startswith("MODEL.DEVICE is cuda (--device), but PyTorch finds no GPU")
+    assert message.startswith("MODEL.DEVICE, or --device of tood train, is cuda, but PyTorch finds")
     assert "finds no GPU" in complaint(tood.evaluate, trained, options=["MODEL.DEVICE", "cuda:1"])
     cfg = tood.Predictor(trained).cfg
     assert "finds no GPU" in complaint(tood.Predictor, cfg, device="cuda")

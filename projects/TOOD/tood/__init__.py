@@ -48,8 +48,8 @@ __all__ = [*_APP, *_DETECTOR]
 
 @contextlib.contextmanager
 def importing():
-    """Search for no garbage meanwhile: a million new objects stay, and are searched many times,
-    which takes a fifth of the time.
+    """Search for no garbage meanwhile: hundreds of thousands of new objects stay, and are searched
+    many times, which takes a fifth of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -94,7 +94,8 @@ def refuse_missing_gpu(device: str) -> None:
     """Raise UserError for a GPU that is typed, on a machine without one; a file may name one."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            f"MODEL.DEVICE is {device} (--device), but PyTorch finds no GPU; omit it, or write cpu."
+            f"MODEL.DEVICE, or --device of tood train, is {device}, but PyTorch finds no GPU; omit "
+            "it, or write cpu."
         )
 
 

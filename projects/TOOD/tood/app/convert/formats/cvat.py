@@ -96,15 +96,17 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
     frames: Dict[int, List[Object]] = collections.defaultdict(list)
     first, gaps = math.inf, []
     for track in tracks:
-        gaps += _list_gaps(folder, file, track)
+        shown = []
         for shape in track:
             (frame,) = read_numbers([shape.get("frame")], f"{folder.path(file)}:")
-            first = min(first, frame)
-            if shape.get("outside") == "1":
+            first, is_outside = min(first, frame), shape.get("outside") == "1"
+            shown.append((int(frame), is_outside))
+            if is_outside:
                 ledger.skip("outside of the frame, as CVAT marks it", file)
                 continue
             found = _read_object(folder, file, shape, track.get("label"), ledger)
             frames[int(frame)] += [found] if found is not None else []
+        gaps += _list_gaps(shown)
     images = _number_images(folder, file, frames)
     _check_first(folder, file, images, first, root)
     numbers, lacking = sorted(images), set()
@@ -127,15 +129,16 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
     ]
 
 
-def _list_gaps(folder: Folder, file: str, track: Element) -> List[Tuple[int, int]]:
+def _list_gaps(shown: Sequence[Tuple[int, bool]]) -> List[Tuple[int, int]]:
     """Return pairs of frames with boxes of a track, between which it has none: CVAT's own export
     interpolates them.
+
+    Args:
+        shown: frames of its boxes, and whether it leaves the image there.
     """
-    where = f"{folder.path(file)}:"
-    shapes = [(int(read_numbers([x.get("frame")], where)[0]), x.get("outside")) for x in track]
-    shapes.sort(key=lambda shape: shape[0])
-    pairs = zip(shapes, shapes[1:])
-    return [(a, b) for (a, gone), (b, _) in pairs if gone != "1" and b > a + 1]
+    known = sorted(shown)
+    pairs = zip(known, known[1:])
+    return [(a, b) for (a, is_outside), (b, _) in pairs if not is_outside and b > a + 1]
 
 
 def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int, List[str]]:
