@@ -9,6 +9,7 @@ resized to, the names of the classes, and so on; the detections are those of the
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
+SEAL_BYTES = 76  # of the last entry of a file's metadata, a hash of what is before it
 SEAM = 2  # pixels of the image; a box that comes so near to a seam may be cut by it
 
 
@@ -129,6 +131,11 @@ class Detector:
         about = self.session.get_modelmeta().custom_metadata_map
         if about.get("model") != "TOOD" or "num_detections" not in about.get("outputs", ""):
             raise Error(f"{path} makes no detections; write one with tood export, without --raw.")
+        if about.get("guarantee") and not is_sealed(content):
+            raise Error(
+                f"{path} was changed after tood export wrote it, and finds other detections than "
+                "those that its score threshold is guaranteed for; export it again."
+            )
         try:
             self.read_metadata(about)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -292,6 +299,11 @@ def nms(boxes, scores, groups, threshold):
 
 
 # --- files and images ----------------------------------------------------------------------
+
+
+def is_sealed(content):
+    """Return whether a file's content is still what ``tood export`` wrote."""
+    return content.endswith(hashlib.sha256(content[:-SEAL_BYTES]).hexdigest().encode())
 
 
 def find_images(inputs):

@@ -747,6 +747,38 @@ def test_files_that_cannot_be_used(tmp_path):
         ExportedFile(str(tmp_path / "c.ts"))
 
 
+def _round(proto):
+    (weight, *_) = (x for x in proto.graph.initializer if len(x.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).astype(np.float16).astype(np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
+def _lower(proto):
+    (entry,) = (x for x in proto.metadata_props if x.key == "score_thresholds")
+    entry.value = "[0.5, 0.5, 0.5, 0.5]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [_round, _lower])
+def test_a_guarantee_is_of_the_file_as_it_was_exported(onnx_file, tmp_path, change):
+    path = str(tmp_path / "a.onnx")
+    save_checked(onnx.load(onnx_file), path, score_thresholds=[0.07] * 4, guarantee="guaranteed")
+    same = onnx.load(path)
+    onnx.save(same, path)  # another program has read and written it
+    assert detect_onnx.Detector(path).guarantee == "guaranteed"
+    change(same)
+    onnx.save(same, path)
+    says = "a.onnx was changed after tood export wrote it, .*export it again"
+    with pytest.raises(UserError, match=says):
+        ExportedFile(path)
+    with pytest.raises(detect_onnx.Error, match=says):
+        detect_onnx.Detector(path)
+    proto = onnx.load(path)
+    save_checked(proto, path, guarantee="")  # it promises nothing
+    onnx.save(proto, path)
+    ExportedFile(path), detect_onnx.Detector(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "key, value", [("classes", 3), ("outputs", None), ("min_size", "wide"), ("pixel_mean", "x")]

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from tood.deploy.onnx import save_checked
 from tood.inference import exported
 from tood.inference.exported import ExportedFile
+from tood.utils.errors import UserError
 
+onnx = pytest.importorskip("onnx", reason="an extra")
 onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
 SIZES = [(64, 96), (64, 64), (48, 64)]
 
@@ -88,6 +91,15 @@ def test_a_frequent_size_has_a_program_of_its_own(path, made, monkeypatch):
             np.testing.assert_array_equal(values, expected[name])
     # The third size is one too many.
     assert made == [None, (1, 3, *SIZES[0]), (1, 3, *SIZES[1])]
+
+
+def test_a_guarantee_is_of_the_file_that_was_exported(path, made, tmp_path):
+    proto, changed = onnx.load(path), str(tmp_path / "a.onnx")
+    save_checked(proto, changed, guarantee="guaranteed")
+    assert ExportedFile(changed, "openvino").metadata["guarantee"] == "guaranteed"
+    onnx.save(proto, changed)  # without the seal
+    with pytest.raises(UserError, match="a.onnx was changed after tood export wrote it"):
+        ExportedFile(changed, "openvino")
 
 
 def test_openvino_itself(path, monkeypatch):

@@ -4,6 +4,7 @@ Shapes: N images, K classes, T candidates of an image, H x W locations of a map.
 """
 
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -25,6 +26,8 @@ from tood.utils.logs import at_level
 
 OPSET = 18
 INPUT = "images"
+SEAL = "sha256"  # the last entry of the metadata: a hash of the file before it
+SEAL_BYTES = 76
 
 
 def exportable_to_onnx(model: TOOD, **options) -> ExportableTOOD:
@@ -128,19 +131,30 @@ def import_onnx():
 
 
 def save_checked(proto, path: str, **metadata: Any) -> None:
-    """Check a model, and write it.
+    """Check a model, and write it, sealed: programs that convert it keep its metadata, which may
+    promise what the converted one does not do.
 
     Args:
         metadata: added to its properties: strings as they are, other values as JSON.
     """
     onnx = import_onnx()
-    for entry in [entry for entry in proto.metadata_props if entry.key in metadata]:
+    replaced = {SEAL, *metadata}
+    for entry in [entry for entry in proto.metadata_props if entry.key in replaced]:
         proto.metadata_props.remove(entry)
     for key, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
         proto.metadata_props.add(key=key, value=text)
     onnx.checker.check_model(proto, full_check=True)
-    write_whole(path, proto.SerializeToString())
+    content = proto.SerializeToString()
+    entry = {"key": SEAL, "value": hashlib.sha256(content).hexdigest()}
+    # Of two messages, one after the other, protobuf reads the entries of both.
+    write_whole(path, content + onnx.ModelProto(metadata_props=[entry]).SerializeToString())
+
+
+def is_sealed(content: bytes) -> bool:
+    """Return whether a file's content is still what :func:`save_checked` wrote."""
+    seal = hashlib.sha256(content[:-SEAL_BYTES]).hexdigest()
+    return content.endswith(seal.encode())
 
 
 def _forget_its_making(proto) -> None:

@@ -19,6 +19,7 @@ from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from tood.deploy.module import DETECTIONS, RAW_OUTPUTS
+from tood.deploy.onnx import is_sealed
 from tood.inference.programs import read_onnx, read_program
 from tood.inference.scripts import read_torchscript
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
@@ -307,11 +308,10 @@ def compare_detections(
 def _onnxruntime(path: str):
     import onnxruntime
 
-    content, _ = read_onnx(path)
+    content, proto = read_onnx(path)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map
     (name,) = (x.name for x in session.get_inputs())
-    return lambda images: session.run(None, {name: images}), _parse(metadata)
+    return lambda images: session.run(None, {name: images}), _read_metadata(path, content, proto)
 
 
 def _openvino(path: str):
@@ -319,7 +319,7 @@ def _openvino(path: str):
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    _, proto = read_onnx(path)
+    content, proto = read_onnx(path)
     core = openvino.Core()
     # On a CPU with bfloat16, OpenVINO would compute float32 in it, and detections would differ.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -342,7 +342,18 @@ def _openvino(path: str):
         results = fixed.get(images.shape, of_any_size).infer([images])
         return [x.copy() for x in results.values()]
 
-    return run, _parse({entry.key: entry.value for entry in proto.metadata_props})
+    return run, _read_metadata(path, content, proto)
+
+
+def _read_metadata(path: str, content: bytes, proto: Any) -> Dict[str, Any]:
+    """Return the metadata of an ONNX file, whose guarantee is of the file as it was exported."""
+    metadata = _parse({entry.key: entry.value for entry in proto.metadata_props})
+    if metadata.get("guarantee") and not is_sealed(content):
+        raise UserError(
+            f"{path} was changed after tood export wrote it, and finds other detections than those "
+            "that its score threshold is guaranteed for; export it again."
+        )
+    return metadata
 
 
 def _torchscript(path: str):
