@@ -361,6 +361,10 @@ def test_no_images(trained, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"")
     with pytest.raises(UserError, match="There is no config.yaml beside"):
         predict(str(tmp_path / "w.pth"))
+    for name in ("a.onnx", "a.PT2"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=f"{name} is an exported file, not a checkpoint"):
+            predict(str(tmp_path / name))
 
 
 def test_inputs_that_cannot_be_used_are_skipped(trained, photos, tmp_path, capsys):

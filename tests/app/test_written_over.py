@@ -135,6 +135,10 @@ def test_two_checkpoints(trained, photo_folder):
         (lambda m, p: tood.count(m, p / "images", overwrite=True), "--overwrite is of the images"),
         (lambda m, p: tood.calibrate(m, calibration_data=p, seed=-1), "--seed is -1"),
         (
+            lambda m, p: tood.predict(m, p / "images", options=["MODEL.WEIGHTS", ""]),
+            "MODEL.WEIGHTS is empty; name a checkpoint, or omit it",
+        ),
+        (
             lambda m, p: tood.evaluate(m, options=["SOLVER.BASE_LR", 1]),
             "SOLVER.BASE_LR is an option of trainings; a trained model has no use for it",
         ),

@@ -49,6 +49,8 @@ class Trained:
 
             refuse_training_options(self.config_file, [*map(str, typed)])
         other = str(dict(zip(typed[::2], typed[1::2])).get("MODEL.WEIGHTS", self.weights))
+        if self.weights and not other:
+            raise UserError("MODEL.WEIGHTS is empty; name a checkpoint, or omit it.")
         if self.is_named and os.path.realpath(other) != os.path.realpath(self.weights):
             raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")
         return [*self._list_options(), *typed]

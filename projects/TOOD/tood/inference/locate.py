@@ -10,6 +10,7 @@ from tood.utils.suggest import suggest, suggest_path
 # In order of preference.
 WEIGHTS = ("model_best.pth", "model_final.pth")
 RELEASED = "tood://"
+EXPORTED = (".onnx", ".ts", ".pt2")
 
 
 class Files(NamedTuple):
@@ -31,6 +32,11 @@ def find_model(model: str, config: str = "") -> Files:
         UserError: if there is no checkpoint, or no config beside it.
     """
     model = os.path.expanduser(model)
+    if os.path.isfile(model) and model.lower().endswith(EXPORTED):
+        raise UserError(
+            f"{model} is an exported file, not a checkpoint; name the output folder of its "
+            "training (demo/detect_onnx.py detects with ONNX files)."
+        )
     if config:
         from tood.config.zoo import find_config_file  # needs PyTorch
 
