@@ -133,8 +133,9 @@ class Detector:
             raise Error(f"{path} makes no detections; write one with tood export, without --raw.")
         if about.get("guarantee") and not is_sealed(content):
             raise Error(
-                f"{path} was changed after tood export wrote it, and finds other detections than "
-                "those that its score threshold is guaranteed for; export it again."
+                f"{path} is not as tood export writes it: it was changed since, or is of an "
+                "earlier version; the guarantee of its score threshold is of the file as it was; "
+                "export it again."
             )
         try:
             self.read_metadata(about)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, SMALL, app_error, get_error, load_extension
+from conftest import CONFIG, SMALL, app_error, complaint, get_error, load_extension
 from detectron2.modeling import build_model
 
+import tood
 import train_net
 from tood.app import cli
 from tood.engine.train import check
@@ -50,6 +51,33 @@ def test_the_app(photo_folder, trained, tmp_path, fresh_loggers):
         ]
     )
     assert read_metrics(tmp_path / "out")["loss_teacher_cls"] > 0
+
+
+def test_images_to_validate_on_that_a_teacher_knows(
+    command, trained, entry, photo_folder, without_steps
+):
+    _, news = check(train_net.parse_args(command(opts=[KEY, str(trained)])))
+    words = "images that the teacher (MODEL.TOOD.TEACHER) was trained on, or copies of such images"
+    assert f"{words}: 8, for example" in " ".join(news[0].split())
+    for opts in ([], [KEY, str(trained), TEACHER_WEIGHT, "0"]):
+        _, news = check(train_net.parse_args(command(opts=opts)))
+        assert "teacher" not in "".join(news)
+    flags = dict(model="R18", images_per_step=2, dry_run=True, options=[*SMALL, KEY, str(trained)])
+    plan = " ".join(tood.train("photos", **flags).plan.split())
+    assert f"teacher {trained}; it was trained on 2 of the images to validate on: AP may" in plan
+    message = complaint(tood.train, "photos", calibration_share=0.25, **flags)
+    assert f"{KEY} {trained} was trained on 2 of the images to calibrate on, for " in message
+    assert "train it with the same --calibration-share" in message
+    path = trained / "config.yaml"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace(entry, "shapes_elsewhere"))
+        plan = " ".join(tood.train("photos", **flags).plan.split())
+        _, news = check(train_net.parse_args(command(opts=[KEY, str(trained)])))
+    finally:
+        path.write_text(text)
+    says = "ot checked whether the teacher was trained on images to validate on (shapes_elsewhere"
+    assert f"; n{says}" in plan and f"N{says}" in "".join(news)
 
 
 @pytest.fixture

@@ -591,6 +591,8 @@ def test_program_uses_the_thresholds_of_the_file(onnx_file, shapes, tmp_path, ca
     save_checked(onnx.load(onnx_file), path, score_thresholds=[0.07] * 4, guarantee=words)
     assert run()[0] == found and f"detections {words}, " in run()[2]
     assert "guaranteed" not in run("--score-thresh", "0.08")[2]
+    to_float16(path, str(tmp_path / "half.onnx"))
+    assert not detect_onnx.Detector(str(tmp_path / "half.onnx")).guarantee
     for wrong in ([0.5], [0.5, 0.5, 0.5, 2], "high"):
         save_checked(onnx.load(onnx_file), path, score_thresholds=wrong)
         with pytest.raises(detect_onnx.Error, match="export it again"):
@@ -768,7 +770,7 @@ def test_a_guarantee_is_of_the_file_as_it_was_exported(onnx_file, tmp_path, chan
     assert detect_onnx.Detector(path).guarantee == "guaranteed"
     change(same)
     onnx.save(same, path)
-    says = "a.onnx was changed after tood export wrote it, .*export it again"
+    says = "a.onnx is not as tood export writes it: it was changed since.*export it again"
     with pytest.raises(UserError, match=says):
         ExportedFile(path)
     with pytest.raises(detect_onnx.Error, match=says):

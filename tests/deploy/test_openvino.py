@@ -98,7 +98,7 @@ def test_a_guarantee_is_of_the_file_that_was_exported(path, made, tmp_path):
     save_checked(proto, changed, guarantee="guaranteed")
     assert ExportedFile(changed, "openvino").metadata["guarantee"] == "guaranteed"
     onnx.save(proto, changed)  # without the seal
-    with pytest.raises(UserError, match="a.onnx was changed after tood export wrote it"):
+    with pytest.raises(UserError, match="a.onnx is not as tood export writes it"):
         ExportedFile(changed, "openvino")
 
 

@@ -9,7 +9,8 @@ from conftest import SMALL, complaint
 from PIL import Image
 
 import tood
-from tood.app.guarantee.unseen import Seen, check_unseen
+from tood.app.guarantee.unseen import Seen, check_unseen, read_seen
+from tood.app.trained import find_trained
 from tood.data.shapes import write_shapes_dataset
 
 
@@ -46,6 +47,36 @@ def test_training_images_and_their_copies_are_refused(parts, final, tmp_path):
         sentence = complaint(check, parts, [new, seen], final)
         assert "1 of the 2 calibration images are images that the model was trained on" in sentence
         assert str(seen).rpartition("/")[2] in sentence
+
+
+def test_what_a_teacher_has_seen_has_been_seen(trained, tmp_path):
+    """By the configs of four generations of trainings, the first of which is gone; the second has
+    no checkpoint any more, and the data of the third were moved with it.
+    """
+    text = (trained / "config.yaml").read_text()
+    assert text.count("TEACHER: ''") == 1
+    line = next(x for x in text.splitlines() if "annotations.json" in x)
+    entry = line.strip(" -")
+    for name, teacher in (("a", "gone"), ("b", "a"), ("c", "b")):
+        (tmp_path / name).mkdir()
+        found = text.replace("TEACHER: ''", f"TEACHER: {tmp_path / teacher}")
+        found = found.replace(entry, "/old/b/data/train.json") if name == "b" else found
+        (tmp_path / name / "config.yaml").write_text(found)
+        if name != "a":
+            shutil.copy(trained / "model_final.pth", tmp_path / name)
+    (tmp_path / "b" / "data").mkdir()
+    (tmp_path / "b" / "data" / "train.json").write_text("{}")
+    last, moved = find_trained(str(tmp_path / "c")), str(tmp_path / "b/data/train.json")
+    assert list(read_seen(last).train) == [entry, moved, str(tmp_path / "gone")]
+    path = tmp_path / "a" / "config.yaml"  # trained once more, by its student
+    path.write_text(path.read_text().replace(str(tmp_path / "gone"), str(tmp_path / "c")))
+    assert list(read_seen(last).train) == [entry, moved]
+    (tmp_path / "c" / "config.yaml").write_text(
+        (tmp_path / "c" / "config.yaml")
+        .read_text()
+        .replace("TEACHER_WEIGHT: 1.0", "TEACHER_WEIGHT: 0.0")
+    )
+    assert list(read_seen(last).train) == [entry]  # nothing was learned from it
 
 
 def test_copies_that_were_saved_again_are_named(parts, final, tmp_path, monkeypatch):

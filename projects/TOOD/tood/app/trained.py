@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Union
 
 from tood.app.plan.state import find_path
-from tood.inference.locate import find_model
+from tood.inference.locate import find_model, find_moved
 from tood.inference.thresholds import FROM_CONFIG, find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
@@ -65,7 +65,7 @@ class Trained:
         datasets = read_config_file(self.config_file).content.get("DATASETS", {})
         for part in ("TRAIN", "TEST"):
             names = list(datasets.get(part, ()))
-            moved = [_find_moved(name, data) for name in names]
+            moved = [find_moved(name, self.folder) for name in names]
             if moved != names:
                 options += [f"DATASETS.{part}", str(tuple(moved))]
         return options
@@ -121,13 +121,6 @@ class Trained:
         report = f"; report: {self.report}" if self.report else ""
         text = f"Weights: {self.weights}{AP}{report}"
         return f"{text}\n{self.advice}" if self.advice else text
-
-
-def _find_moved(name: str, data: str) -> str:
-    """Return the path of a data set of ``tood train`` in a folder, and other names as they are."""
-    here = os.path.join(data, os.path.basename(name))
-    is_own = os.path.basename(os.path.dirname(name)) == "data"
-    return here if is_own and os.path.isfile(here) else name
 
 
 @accept_paths("folder")

@@ -72,6 +72,11 @@ class TrainingOptions:
     # "mlflow" or "wandb": write metrics there as well (docs/integrations.md).
     tracker: str = option("")
 
+    @property
+    def active_teacher(self) -> str:
+        """The teacher, "" if its losses have no weight."""
+        return self.teacher if self.teacher_weight else ""
+
 
 def add_training_keys(tood: CfgNode) -> None:
     """Add the keys of :class:`TrainingOptions`, with their defaults, to ``MODEL.TOOD``."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from typing import Dict, List, Mapping, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -32,6 +32,7 @@ from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
 from tood.data.datasets import DataOptions
 from tood.utils.errors import UserError, format_reason
+from tood.utils.logs import at_level
 from tood.utils.suggest import suggest
 from tood.utils.tiles import TileOptions
 
@@ -185,6 +186,17 @@ def get_config(name: str, options: Sequence = ()) -> CfgNode:
     infer_anchor_sizes(cfg, config_file, options)
     infer_pixels(cfg, config_file, options)
     return cfg
+
+
+def read_origin(path: str) -> Tuple[Sequence[str], str]:
+    """Return the names of the data sets that a config trains on, and its teacher, "" for none.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    with at_level("tood", logging.ERROR):  # nothing is computed in its precision
+        cfg = load_config(path, ["MODEL.TOOD.PRECISION_TEST", "float32"])
+    return cfg.DATASETS.TRAIN, read_training_options(cfg).active_teacher
 
 
 def differing_options(name: str, options: Mapping[str, object]) -> List:

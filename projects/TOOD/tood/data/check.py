@@ -225,6 +225,20 @@ def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
     return [finding] if finding.number else []
 
 
+def check_taught(taught: Sequence[str], val: Sequence[str]) -> List[Finding]:
+    """Look for images that a teacher was trained on, and its student is evaluated on.
+
+    Args:
+        taught, val: paths of the images.
+    """
+    finding = _finding(
+        "images that the teacher (MODEL.TOOD.TEACHER) was trained on, or copies of such images",
+        "AP may be too high: the teacher passes on what it knows of them; train it without them",
+        trained_on(taught, val),
+    )
+    return [finding] if finding.number else []
+
+
 def _fault(image: Dict, path: str):
     """Return the kind of a fault, "" for none, and its details."""
     if not os.path.isfile(path):

@@ -26,6 +26,7 @@ from tood.data.check import (
     check_data,
     check_images,
     check_overlap,
+    check_taught,
     image_paths,
     split_broken,
 )
@@ -61,6 +62,7 @@ def prepare_datasets(
     training: bool,
     known_classes: Sequence[str] = (),
     datasets: Sequence[DataSet] = (),
+    taught: Sequence[str] = (),
 ) -> List[DataReport]:
     """Register the data sets that are named by file, and check all data sets before a long run,
     without decoding the images. Each annotation file is opened once; loaders and evaluators use
@@ -72,6 +74,7 @@ def prepare_datasets(
             Data sets in COCO's format may lack some, or have them in another order: they are
             matched by their names.
         datasets: those that were read before; their files are not opened again.
+        taught: images that a teacher was trained on.
 
     Returns:
         the reports on the data sets whose files are known; none of them contains an error.
@@ -96,6 +99,7 @@ def prepare_datasets(
         report = _check_dataset(dataset, data, to_train=dataset.entry in train)
         if dataset.entry in data.test:
             shared = _check_overlap([x for x in found if x.entry in train], dataset)
+            shared += _check_taught(taught, dataset)
             report = report._replace(findings=[*report.findings, *shared])
         reports.append(report)
         _contents[dataset.entry] = dataset.content
@@ -225,6 +229,12 @@ def _check_overlap(train: Sequence[DataSet], dataset: DataSet) -> List[Finding]:
     paths = image_paths(dataset.content["images"], dataset.image_root)
     too_many = len(trained) + len(paths) > MAX_IMAGES_LOOKED_AT
     return [] if too_many or not trained else check_overlap(trained, paths)
+
+
+def _check_taught(taught: Sequence[str], dataset: DataSet) -> List[Finding]:
+    paths = image_paths(dataset.content["images"], dataset.image_root)
+    few = len(taught) + len(paths) <= MAX_IMAGES_LOOKED_AT
+    return check_taught(taught, paths) if taught and few and comm.is_main_process() else []
 
 
 def _register(dataset: DataSet, names: Optional[List[str]], *, to_test: bool) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 from tood.deploy.onnx import INPUT, import_onnx, save_checked
 from tood.utils.logs import silenced
 
+OTHER = {"guarantee": ""}  # metadata of a file that finds other detections
+
 
 def to_float16(source: str, target: str) -> None:
     """
@@ -23,7 +25,7 @@ def to_float16(source: str, target: str) -> None:
     onnx = import_onnx()
     proto = onnx.shape_inference.infer_shapes(onnx.load(source))
     _HalfNodes(onnx, proto, _Graph(proto).network()).apply()
-    save_checked(proto, target, precision="float16")
+    save_checked(proto, target, **OTHER, precision="float16")
 
 
 def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = None) -> None:
@@ -48,7 +50,7 @@ def to_int8(source: str, target: str, images: Optional[Iterable[np.ndarray]] = N
             # ONNX Runtime takes a quarter to a third more time for signed maps.
             options["activation_type"] = QuantType.QUInt8
             quantize_static(source, part, _Reader(images), **options)
-        save_checked(onnx.load(part), target, precision="int8")
+        save_checked(onnx.load(part), target, **OTHER, precision="int8")
 
 
 class _Graph:

@@ -26,7 +26,7 @@ from tood.checkpoint.identity import IDENTITY, hash_data, hash_weights, make_ide
 from tood.config.build import check_builds
 from tood.config.files import ConfigFile, read_config_file
 from tood.config.inferred import is_typed
-from tood.config.options import RunOptions
+from tood.config.options import RunOptions, read_training_options
 from tood.config.read import (
     apply_schedule,
     check_training,
@@ -44,6 +44,7 @@ from tood.engine.launch import launch, place_from_environment
 from tood.engine.progress import printed_to_log
 from tood.engine.trainer import Trainer, attach_teacher, get_class_names
 from tood.evaluation.coco import load_content
+from tood.inference.teacher import NOT_CHECKED, list_taught_images
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.folders import is_output
@@ -164,14 +165,19 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
     if not run.eval_only:
         check_training(cfg)
     model = check_builds(cfg, built=run.is_built)
+    teacher = "" if run.eval_only else read_training_options(cfg).active_teacher
+    taught, unknown = list_taught_images(teacher)
     reports = prepare_datasets(
         options.data,
         training=not run.eval_only,
         known_classes=_read_class_names(options) if run.eval_only else (),
         datasets=run.datasets,
+        taught=taught,
     )
     news = [str(report) for report in reports]
     if not run.eval_only:
+        if unknown and options.data.test:
+            news.append(f"{NOT_CHECKED.capitalize()} ({', '.join(unknown)} not found).")
         if not is_typed(run.config, run.opts):
             news.append(f"{cfg.MODEL.TOOD.NUM_CLASSES} classes, of the data.")
         if not options.data.test:

@@ -217,7 +217,7 @@ def attach_teacher(cfg, model, class_names) -> None:
         model: may have no numbers; None: the teacher is only checked, apart from its levels.
     """
     options = read_training_options(cfg)
-    if options.teacher and options.teacher_weight:
+    if options.active_teacher:
         values = {key: get_key(cfg, key) for key in (*EQUAL_KEYS, "MODEL.DEVICE", "OUTPUT_DIR")}
         facts = dict(student=model, class_names=class_names, values=values)
         teacher = load_teacher(options.teacher, options.teacher_weight, **facts)

@@ -350,8 +350,9 @@ def _read_metadata(path: str, content: bytes, proto: Any) -> Dict[str, Any]:
     metadata = _parse({entry.key: entry.value for entry in proto.metadata_props})
     if metadata.get("guarantee") and not is_sealed(content):
         raise UserError(
-            f"{path} was changed after tood export wrote it, and finds other detections than those "
-            "that its score threshold is guaranteed for; export it again."
+            f"{path} is not as tood export writes it: it was changed since, or is of an "
+            "earlier version; the guarantee of its score threshold is of the file as it was; "
+            "export it again."
         )
     return metadata
 

@@ -60,6 +60,15 @@ def find_model(model: str, config: str = "") -> Files:
     return Files(config_file, weights, folder)
 
 
+def find_moved(name: str, folder: str) -> str:
+    """Return the path of a data set that ``tood train`` has written to an output folder, where that
+    is now; other names as they are.
+    """
+    here = os.path.join(os.path.abspath(folder), "data", os.path.basename(name))
+    is_own = os.path.basename(os.path.dirname(name)) == "data"
+    return here if is_own and os.path.isfile(here) else name
+
+
 def _find_weights(folder: str) -> str:
     for name in (*WEIGHTS, last_checkpoint_in(folder)):
         if os.path.isfile(os.path.join(folder, name)):

@@ -3,15 +3,19 @@
 import contextlib
 import math
 import os
-from typing import Any, Dict, Iterator, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Set, Tuple
 
 from tood.config.check import get_key
+from tood.config.read import read_origin
 from tood.data.annotations import join_names
+from tood.data.datasets import list_images
+from tood.inference.locate import find_model, find_moved
 from tood.inference.predictor import Predictor
 from tood.modeling.teacher import Teacher, find_levels
 from tood.utils.errors import UserError
 
 KEY = "MODEL.TOOD.TEACHER"
+NOT_CHECKED = "not checked whether the teacher was trained on images to validate on"
 # Both see the same images.
 EQUAL_KEYS = ("INPUT.FORMAT", "INPUT.BIT_DEPTH", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 
@@ -53,6 +57,46 @@ def load_teacher(
     if student is not None:
         _check_levels(found.model, student, about)
     return Teacher(found.model, weight)
+
+
+def list_training_data(path: str) -> List[str]:
+    """Return the names of the data sets that a teacher and its own teachers were trained on, by
+    their configs, and the path of one that is not there any more.
+
+    Args:
+        path: as of :func:`load_teacher`; "" for no teacher.
+    """
+    names: List[str] = []
+    seen: Set[str] = set()
+    while path and path not in seen:  # a folder may have been used again, for its own student
+        seen.add(path)
+        try:
+            config_file = _find_config(os.path.expanduser(path))
+            train, teacher = read_origin(config_file)
+        except UserError:
+            return [*names, path]
+        names += [find_moved(name, os.path.dirname(config_file)) for name in train]
+        path = teacher
+    return names
+
+
+def _find_config(path: str) -> str:
+    """Return the config of a teacher, whose checkpoint may be gone."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    beside = os.path.join(folder, "config.yaml")
+    is_there = os.path.exists(path) and os.path.isfile(beside)
+    return beside if is_there else find_model(path).config_file
+
+
+def list_taught_images(path: str) -> Tuple[List[str], List[str]]:
+    """
+    Returns:
+        the images that a teacher and its own teachers were trained on, as far as they are there,
+        and the names of the data sets of which none is, or whose files are not known.
+    """
+    found = {name: list_images(name) for name in list_training_data(path)}
+    images = [image for paths in found.values() for image in paths]
+    return images, [name for name, paths in found.items() if not paths]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from tood.config.read import load_config, run_options
 from tood.data.copies import find_alike, trained_on
 from tood.data.datasets import list_images
 from tood.inference.locate import WEIGHTS
+from tood.inference.teacher import list_training_data
 from tood.utils.errors import UserError, shorten
 from tood.utils.files import read_tensors
 from tood.utils.logs import at_level
@@ -21,18 +22,21 @@ MOST_COMPARED = 20_000  # images whose pixels are read, a few milliseconds each
 class Seen(NamedTuple):
     """Data of a training, and the rule that may have ended it, by its config."""
 
-    train: Sequence[str]  # names of data
+    train: Sequence[str]  # names of data, those of its teachers as well
     val: Sequence[str]
     patience: int = 0  # evaluations without better weights that end the training, 0 for never
     max_iter: int = 0
 
 
 def read_seen(trained: Trained) -> Seen:
-    """Return the facts of a training, by its config."""
+    """Return the facts of a training, by its config and those of its teachers, which have passed on
+    what they have learned.
+    """
     with at_level("tood", logging.ERROR):  # the predictor says what there is to say of the config
         cfg = load_config(trained.config_file, trained.options())
-    data, patience = run_options(cfg).data, read_training_options(cfg).early_stop_patience
-    return Seen(data.train, data.test, patience, cfg.SOLVER.MAX_ITER)
+    data, options = run_options(cfg).data, read_training_options(cfg)
+    train = dict.fromkeys([*data.train, *list_training_data(options.active_teacher)])
+    return Seen([*train], data.test, options.early_stop_patience, cfg.SOLVER.MAX_ITER)
 
 
 def check_unseen(paths: Sequence[str], seen: Seen, weights: str) -> List[str]:

@@ -6,6 +6,7 @@ from typing import List, Sequence, Tuple
 import torch
 from tabulate import tabulate
 
+from tood.app.check import list_paths
 from tood.app.plan.choose import ORIGINS, PRECISION, Plan
 from tood.app.plan.data import TrainingData, count_negatives
 from tood.app.plan.duration import Duration, format_seconds
@@ -13,8 +14,11 @@ from tood.app.plan.memory import MiB
 from tood.app.plan.rules import compute_statistics
 from tood.app.plan.state import PLAN
 from tood.config.check import get_key
+from tood.config.options import read_training_options
 from tood.data.annotations import class_names, join_names
-from tood.utils.errors import WIDTH
+from tood.data.copies import trained_on
+from tood.inference.teacher import NOT_CHECKED, list_taught_images
+from tood.utils.errors import WIDTH, UserError, shorten
 
 Row = Tuple[str, str]
 # Keys whose values are in the rows.
@@ -22,13 +26,15 @@ SHOWN = (
     *("INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN"),
     *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"),
     *("SOLVER.BASE_LR", "TEST.DETECTIONS_PER_IMAGE", "MODEL.DEVICE", "MODEL.WEIGHTS"),
-    *(PRECISION, "OUTPUT_DIR"),
+    *(PRECISION, "OUTPUT_DIR", "MODEL.TOOD.TEACHER"),
 )
 
 
 def make_table(data: TrainingData, plan: Plan, duration: Duration, output: str) -> str:
     """Return what was found, and what will be done."""
-    rows = [*_list_data(data), *_list_settings(plan), ("time", str(duration))]
+    teacher = read_training_options(plan.cfg).active_teacher
+    rows = [*_list_data(data), *_list_teacher(data, teacher), *_list_settings(plan)]
+    rows.append(("time", str(duration)))
     others = [f"{key} {get_key(plan.cfg, key)}" for key in plan.typed if key not in SHOWN]
     rows += [("options" if i == 0 else "", text) for i, text in enumerate(others)]
     rows.append(("output", f"{output}, config {PLAN}"))
@@ -58,6 +64,31 @@ def _list_data(data: TrainingData) -> List[Row]:
         ("to validate on", data.how),
         *([("to calibrate on", to_calibrate)] if kept else []),
     ]
+
+
+def _list_teacher(data: TrainingData, teacher: str) -> List[Row]:
+    """Return the row on a teacher, which may know images that its student must not have seen.
+
+    Raises:
+        UserError: for images to calibrate on that it was trained on.
+    """
+    if not teacher:
+        return []
+    text, (taught, unknown) = teacher, list_taught_images(teacher)
+    kept = trained_on(taught, list_paths(data.calibration)) if data.calibration else []
+    if kept:
+        raise UserError(
+            f"MODEL.TOOD.TEACHER {teacher} was trained on {len(kept)} of the images to calibrate "
+            f"on, for example {shorten(kept[0])}; train it with the same --calibration-share."
+        )
+    shared = [path for x in data.val for path in trained_on(taught, list_paths(x))]
+    if shared:
+        text += (
+            f"; it was trained on {len(shared)} of the images to validate on: AP may be too high"
+        )
+    if unknown:
+        text += f"; {NOT_CHECKED} ({', '.join(unknown)} not found)"
+    return [("teacher", text)]
 
 
 def _list_settings(plan: Plan) -> List[Row]:
