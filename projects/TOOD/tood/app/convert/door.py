@@ -15,7 +15,8 @@ from tood.app.convert.formats.cvat import CVAT
 from tood.app.convert.formats.labelme import LABELME
 from tood.app.convert.formats.tables import CSV
 from tood.app.convert.formats.voc import VOC
-from tood.app.convert.formats.yolo import YOLO, find_config_above, label_files
+from tood.app.convert.formats.yolo import YOLO, label_files
+from tood.app.convert.formats.yolo_config import find_config_above
 from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LEDGER, Ledger
 from tood.app.convert.names import SPLITS, find_area, get_stem, split_words
 from tood.app.convert.splits import names_image
