@@ -714,3 +714,92 @@ def test_images_of_odd_names(tmp_path):
     tood.convert(tmp_path, output=tmp_path / "out", to="labelme")
     boxes = sorted(map(repr, found_in(tmp_path / "out")["all"].values()))
     assert boxes == sorted(map(repr, found_in(tmp_path / "a.json")["all"].values()))
+
+
+@pytest.mark.parametrize(
+    "header, cells, says",
+    [
+        ("label,class_name", ["verified", "disc"], "has the columns label and class_name, which"),
+        ("class,category", ["toy", "disc"], "has the columns class and category"),
+        ("class,name", ["1", "disc"], ""),
+        ("class,name", ["disc", "bob"], ""),
+    ],
+)
+def test_two_columns_of_classes(tmp_path, header, cells, says):
+    put_all(tmp_path, ["0.jpg"])
+    first = ["0.jpg", 5, 5, 20, 20, *cells]
+    other = [{"disc": "ring", "1": "2"}.get(x, x) for x in cells]
+    rows = [first, ["0.jpg", 8, 8, 20, 20, *other]]
+    put_csv(tmp_path, "a.csv", rows, f"filename,xmin,ymin,xmax,ymax,{header}")
+    if says:
+        assert says in refused(tmp_path)
+    else:
+        found = {name for name, *_ in found_in(tmp_path)["all"]["0.jpg"]}
+        assert found == {"disc", "ring"}
+
+
+def test_spaces_before_quotes_of_a_table(tmp_path):
+    put_image(tmp_path, "0.jpg")
+    put(tmp_path, "a.csv", 'filename, xmin, ymin, xmax, ymax, label\n"0.jpg", 5, 5, 9, 9, "disc"\n')
+    assert found_in(tmp_path) == {"all": {"0.jpg": [["disc", 5, 5, 9, 9]]}}
+
+
+def test_names_without_endings_that_contain_dots(tmp_path):
+    truth = put_all(tmp_path, ["shot.jpg", "shot.1.jpg"])
+    put(tmp_path, "ann_0.xml", voc("shot.1", truth["shot.1.jpg"]))
+    assert found_in(tmp_path) == ordered({"all": {**truth, "shot.jpg": []}})
+    (tmp_path / "shot.jpg").unlink()
+    assert found_in(tmp_path) == ordered({"all": {"shot.1.jpg": truth["shot.1.jpg"]}})
+
+
+@pytest.mark.parametrize("follows", [" 1 1 2", " 7", " -1", ""])
+@pytest.mark.parametrize("stem", ["cat_{}", "my cat {}"])
+def test_numbers_behind_the_names_of_a_list(tmp_path, stem, follows):
+    """As the lists of Oxford-IIIT Pet have; names may end in a number as well."""
+    names = [stem.format(i) for i in range(6)]
+    truth = put_all(tmp_path, [f"images/{name}.jpg" for name in names])
+    for image, boxes in truth.items():
+        put(tmp_path, f"xmls/{image[7:-4]}.xml", voc(image[7:], boxes))
+    for split, part in (("trainval", names[:4]), ("test", names[4:])):
+        put(tmp_path, f"{split}.txt", "".join(f"{name}{follows}\n" for name in part))
+    found = found_in(tmp_path)
+    assert {k: len(v) for k, v in found.items()} == {"train": 4, "test": 2}
+
+
+def test_a_list_that_begins_with_absent_images(tmp_path):
+    truth = put_all(tmp_path, [f"{i}.jpg" for i in range(3)])
+    for image, boxes in truth.items():
+        put(tmp_path, f"{image[:-4]}.txt", yolo(boxes))
+    put(tmp_path, "classes.txt", CLASSES)
+    gone = "".join(f"images/of/another/place/{i:05}.jpg\n" for i in range(10, 200))
+    put(tmp_path, "train.txt", f"{gone}0.jpg\n1.jpg\n")
+    put(tmp_path, "val.txt", "2.jpg\n")
+    assert "train.txt names are not there" in refused(tmp_path)
+
+
+def test_a_folder_with_the_ending_of_a_file(tmp_path):
+    root = tmp_path / "cars.data"
+    truth = put_all(root, ["0.jpg"])
+    put(root, "0.xml", voc("0.jpg", truth["0.jpg"]))
+    assert found_in(root) == ordered({"all": truth})
+
+
+def test_conversions_of_boxes_in_other_units(tmp_path):
+    put_image(tmp_path / "a", "0.jpg")
+    content = coco({"0.jpg": [["disc", 0.1, 0.2, 0.5, 0.6]]})
+    put(tmp_path, "a/all.json", content)
+    with pytest.raises(tood.UserError, match="boxes, all of which are relative"):
+        tood.convert(tmp_path / "a", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0 0,5 0,5 0,2 0,2", "0,0.5,0.5,0.2,0.2", "disc 0.5 0.5 0.2 0.2", "Car 0.00 0 -1.58 5 5"],
+)
+def test_labels_of_yolo_in_other_lines(tmp_path, line):
+    for i in range(3):
+        put_image(tmp_path, f"images/{i}.jpg")
+        put(tmp_path, f"labels/{i}.txt", f"\n{line}\n")
+    put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}\n")
+    assert f"labels/0.txt begins with '{line}', which is no line of YOLO" in refused(tmp_path)

@@ -14,7 +14,7 @@ from tood.app.convert.folder import is_inside
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.write import LEDGER, WRITERS, write_dataset, write_ledger
 from tood.data.annotations import clean_annotations
-from tood.data.check import check_images, split_broken
+from tood.data.check import InputSize, check_data, check_images, split_broken
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder
@@ -102,6 +102,9 @@ def _check_records(part: Part, is_coco: bool) -> None:
         for what, count, example, remedy, *_ in found:
             if count:
                 raise UserError(f"{part.source} has {count} {what}, as {example}; {remedy}.")
+    report = check_data(part.source, content, InputSize(0, 0), 1, to_train=False)
+    if report.errors:  # other units than pixels
+        raise UserError(report.error_sentence())
 
 
 @contextlib.contextmanager

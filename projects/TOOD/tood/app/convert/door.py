@@ -86,7 +86,7 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
                 f"{path} is an output folder of tood (it contains {MARK}), not data; name the "
                 "folder of your data, or a file as FILE.json:IMAGES."
             )
-        folder = Folder(path if is_folder else os.path.dirname(path) or ".", _only(path))
+        folder = Folder(path) if is_folder else Folder(os.path.dirname(path) or ".", _only(path))
         try:
             kind, found = _recognize(path, folder)
         except UnknownFormatError:

@@ -3,11 +3,12 @@
 import collections
 import os
 import re
-from typing import Dict, Iterable, Mapping, Optional, Sequence, Set
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set
 
 from tood.app.convert.folder import Folder, relative_path
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.names import find_area, folder_splits, get_stem, get_suffix, plain
+from tood.data.images import IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 
 _DRIVE = re.compile(r"[a-zA-Z]:/")
@@ -44,7 +45,7 @@ def match_files(
         found, owned = {}, set(owners) if level > 1 else set()
         for file in left:
             said = stated.get(file, "").replace("\\", "/")
-            candidates = {c for s in (get_stem(file), get_stem(said)) if s for c in place(file, s)}
+            candidates = {c for s in _list_stems(folder, file, said) for c in place(file, s)}
             direct = relative_path(os.path.join(os.path.dirname(file), said), "")
             candidates |= {direct} & names.images if said and level == 0 else set()
             if level > 2:
@@ -66,6 +67,15 @@ def match_files(
                 )
         left = [file for file in left if file not in found]
     return {file: image for image, file in owners.items()}
+
+
+def _list_stems(folder: Folder, file: str, said: str) -> List[str]:
+    """Return the names of an image without its ending: that of its file of labels, and the stated
+    one, whose ending may lack, so that what follows a dot in it is none.
+    """
+    base = os.path.basename(said)
+    is_whole = get_suffix(base) not in IMAGE_SUFFIXES and base in folder.names.stem
+    return [x for x in (get_stem(file), base if is_whole else get_stem(base)) if x]
 
 
 def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: Set) -> None:

@@ -21,6 +21,7 @@ from tood.utils.errors import UserError
 LISTED = ("train", "val", "test")
 # In a list, behind a name: a flag or a file of labels; anything, behind the name of an image.
 _SUFFIX = f"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
+_NUMBER = re.compile(r"(.*\S)\s+-?\d+")  # flags, or numbers of classes
 _FOLLOWS = [
     re.compile(r"(.*\S)\s+(-?[01]|\S+\.(xml|txt|json))"),
     re.compile(rf"(.*{_SUFFIX})\s.*", re.IGNORECASE),
@@ -102,7 +103,7 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
         root, is_voc = re.subn(r"(^|/)ImageSets(/Main)?$", "", home, flags=re.IGNORECASE)
         if name not in SPLITS:
             continue
-        if is_voc or ("imagesets" not in home.lower() and names_image(folder, file)):
+        if is_voc or ("imagesets" not in home.lower() and names_image(folder, file, whole=True)):
             homes.setdefault(root, {}).setdefault(name, []).append(file)
     splits: Dict[str, List[str]] = {}
     listed: Dict[str, str] = {}  # image -> the first list of it
@@ -159,14 +160,25 @@ def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) 
 def _listed_name(folder: Folder, line: str) -> str:
     """Return a line of a list without what follows the name."""
     more = [x.group(1) for x in (form.fullmatch(line) for form in _FOLLOWS) if x]
-    known, base = folder.names, os.path.basename(line.replace("\\", "/"))
-    return line if not more or base in known.base or base in known.stem else more[0]
+    shorter = [line]
+    while match := _NUMBER.fullmatch(shorter[-1]):
+        shorter.append(match.group(1))
+    is_known = (name for name in shorter if _is_known(folder, name))
+    return next(is_known, more[0] if more else line)
 
 
-def names_image(folder: Folder, file: str) -> bool:
-    """Return whether a line of its beginning names an image, perhaps with another ending."""
+def _is_known(folder: Folder, name: str) -> bool:
+    base = os.path.basename(name.replace("\\", "/"))
+    return base in folder.names.base or base in folder.names.stem
+
+
+def names_image(folder: Folder, file: str, *, whole: bool = False) -> bool:
+    """Return whether a line of its beginning, or of all of it, names an image, perhaps with another
+    ending.
+    """
     known = folder.names
-    for line in decode(folder.head(file), folder.path(file), "replace").splitlines():
+    data = folder.read(file) if whole else folder.head(file)
+    for line in decode(data, folder.path(file), "replace").splitlines():
         base = os.path.basename(_listed_name(folder, line.strip().replace("\\", "/")))
         is_image = get_suffix(base) in IMAGE_SUFFIXES and get_stem(base) in known.stem
         if is_image or base in known.base or base in known.stem:

@@ -44,22 +44,27 @@ def find_cvat(folder: Folder) -> List[str]:
 def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """Read the images of each file, or the frames that its tracks cover."""
     records, names = [], {}
+    stated: Dict[str, str] = {}  # subset -> where
+    empty: List[Record] = []  # frames without objects
     for file in files:
         root = parse_xml(folder, file, MAX_XML)
         names.update(dict.fromkeys(e.text or "" for e in root.iterfind("./meta//label/name")))
         found = [
-            *_read_images(folder, file, root, ledger),
-            *_read_frames(folder, file, root, ledger),
+            *_read_images(folder, file, root, ledger, stated),
+            *_read_frames(folder, file, root, ledger, stated),
         ]
-        ledger.objects_in += sum(len(objects) for *_, objects in found)
-        home = os.path.dirname(file)
-        near = [home, f"{home}/images".lstrip("/")]
-        images = match_names(folder, ledger, [name for name, *_ in found], near, file)
-        for name, split, size, objects in found:
-            if name in images:
-                records.append(Record(file, images[name], objects, size, split=split))
-            else:
-                ledger.drop(NO_IMAGE, name, len(objects))
+        matched = _match(folder, file, found, ledger)
+        is_video = root.find("track") is not None
+        records += [record for record in matched if record.objects or not is_video]
+        empty += [record for record in matched if is_video and not record.objects]
+    check_splits(stated, ledger)
+    known = {record.image for record in records}  # in the tracks of another file
+    records += {r.image: r for r in reversed(empty) if r.image not in known}.values()
+    if not records:
+        raise UserError(
+            f"{folder.path(files[0])} names no image that is there, and has no tracks; export it "
+            "again as CVAT for images 1.1."
+        )
     labels = {o.label for record in records for o in record.objects}
     classes = [name for name in names if name] if labels <= set(names) else None
     listed = {record.image for record in records}
@@ -74,9 +79,26 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
 CVAT = Format("CVAT XML", find_cvat, read_cvat)
 
 
-def _read_images(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
+def _match(folder: Folder, file: str, found: Sequence[Stated], ledger: Ledger) -> List[Record]:
+    """Return the records of the images that are there."""
+    ledger.objects_in += sum(len(objects) for *_, objects in found)
+    home = os.path.dirname(file)
+    near = [home, f"{home}/images".lstrip("/")]
+    images = match_names(folder, ledger, [name for name, *_ in found], near, file)
+    for name, _, _, objects in found:
+        if name not in images:
+            ledger.drop(NO_IMAGE, name, len(objects))
+    return [
+        Record(file, images[name], objects, size, split=split)
+        for name, split, size, objects in found
+        if name in images
+    ]
+
+
+def _read_images(
+    folder: Folder, file: str, root: Element, ledger: Ledger, stated: Dict[str, str]
+) -> List[Stated]:
     found: List[Stated] = []
-    stated: Dict[str, str] = {}
     for image in root.iterfind("image"):
         objects = [_read_object(folder, file, shape, None, ledger) for shape in image]
         subset, name = image.get("subset") or "", image.get("name") or ""
@@ -84,15 +106,17 @@ def _read_images(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
         split = read_split(subset)
         size = read_size(image.get("width"), image.get("height"))
         found.append((name, split, size, [o for o in objects if o is not None]))
-    check_splits(stated, ledger)
     return found
 
 
-def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> List[Stated]:
+def _read_frames(
+    folder: Folder, file: str, root: Element, ledger: Ledger, stated: Dict[str, str]
+) -> List[Stated]:
     """Return the objects of a video's frames, by the names of the images that are there."""
     tracks = root.findall("track")
     if not tracks:
         return []
+    split = _read_split(folder, file, tracks, stated)
     frames: Dict[int, List[Object]] = collections.defaultdict(list)
     first, gaps = math.inf, []
     for track in tracks:
@@ -115,18 +139,57 @@ def _read_frames(folder: Folder, file: str, root: Element, ledger: Ledger) -> Li
     for n in sorted(lacking):
         text = "frames lack a track between two of its boxes; export all frames"
         ledger.note(text, images[n][0])
+    _check_absent(folder, file, images, frames, ledger)
+    sides = (root.findtext(f"./meta//original_size/{key}") for key in ("width", "height"))
+    size = read_size(*sides)
+    others = _find_others(images, frames, root)
+    names = {**{n: some[0] for n, some in images.items()}, **others}
+    near = os.path.dirname(file) or "."
+    return [
+        (os.path.relpath(names[n], near) if n in names else f"frame {n}", split, size, frames[n])
+        for n in sorted({*frames, *others})
+    ]
+
+
+def _check_absent(
+    folder: Folder, file: str, images: Dict[int, List[str]], frames: Dict, ledger: Ledger
+) -> None:
+    """Raise UserError if most frames with objects are not there."""
     absent = [f"frame {n}" for n in frames if n not in images]
     kind = f"frames with objects in {folder.path(file)} are not there"
     if len(absent) > len(frames) / 2:
         ledger.check_share(kind, absent, len(frames), "number the images as CVAT does")
-    stated = (root.findtext(f"./meta//original_size/{key}") for key in ("width", "height"))
-    size = read_size(*stated)
-    unlabelled = {n: [] for n, some in images.items() if len(some) == 1}
-    names = {n: os.path.relpath(x[0], os.path.dirname(file) or ".") for n, x in images.items()}
-    return [
-        (names.get(n, f"frame {n}"), "", size, objects)
-        for n, objects in sorted({**unlabelled, **frames}.items())
-    ]
+
+
+def _read_split(
+    folder: Folder, file: str, tracks: Sequence[Element], stated: Dict[str, str]
+) -> str:
+    """Return the split of the one video that all tracks are of, and enter it as it is stated."""
+    videos = {(track.get("task_id") or "", track.get("subset") or "") for track in tracks}
+    if len(videos) > 1:
+        ids = ", ".join(sorted(f"task {task} {subset}".strip() for task, subset in videos))
+        raise UserError(
+            f"{folder.path(file)} has tracks of several videos ({ids}), which count frames from 0 "
+            "each; export every task by itself, into a folder of its own."
+        )
+    ((_, subset),) = videos
+    stated.setdefault(subset, folder.path(file))
+    return read_split(subset)
+
+
+def _find_others(images: Dict[int, List[str]], frames: Iterable[int], root: Element) -> Dict:
+    """Return the image of each frame without objects, which lies beside those with objects, and is
+    one of the video's number of frames, where that is stated and they are counted from its start.
+    """
+    homes = {os.path.dirname(images[n][0]) for n in frames if n in images}
+    number = read_size(root.findtext("./meta//size"), 1)
+    end = math.inf if number is None or max(frames, default=0) >= number[0] else number[0]
+    found = {}
+    for n in images.keys() - frames:
+        beside = [image for image in images[n] if os.path.dirname(image) in homes]
+        if len(beside) == 1 and n < end:
+            found[n] = beside[0]
+    return found
 
 
 def _list_gaps(shown: Sequence[Tuple[int, bool]]) -> List[Tuple[int, int]]:
@@ -191,17 +254,25 @@ def _read_object(
             a, b, c, d = a - c, b - d, a + c, b + d
         elif shape.tag == "mask":  # corner, width and height
             c, d = a + c, b + d
-        points = _rotate((a, b, c, d), angle)
+        points = _rotate((a, b, c, d), angle, shape.tag == "ellipse")
     xs, ys = zip(*points)
     return Object(label, (min(xs), min(ys), max(xs), max(ys)))
 
 
-def _rotate(box: Sequence[float], degrees: float) -> List[Tuple[float, float]]:
-    """Return the corners of a box that is turned around its centre."""
+def _rotate(
+    box: Sequence[float], degrees: float, is_ellipse: bool = False
+) -> List[Tuple[float, float]]:
+    """Return the corners of a box that is turned around its centre, or those of the box around the
+    ellipse in it.
+    """
     x1, y1, x2, y2 = box
     if not degrees:
         return [(x1, y1), (x2, y2)]
     x, y, turn = (x1 + x2) / 2, (y1 + y2) / 2, math.radians(degrees)
     cos, sin = math.cos(turn), math.sin(turn)
+    if is_ellipse:
+        rx, ry = x2 - x, y2 - y
+        w, h = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
+        return [(x - w, y - h), (x + w, y + h)]
     corners = [(a - x, b - y) for a in (x1, x2) for b in (y1, y2)]
     return [(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in corners]

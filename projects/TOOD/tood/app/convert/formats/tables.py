@@ -39,7 +39,7 @@ COLUMNS = {
 OPTIONAL = {
     "width": ("width", "imagewidth", "imgwidth"),
     "height": ("height", "imageheight", "imgheight"),
-    "split": ("split", "subset", "set", "usage"),
+    "split": ("split", "subset", "set", "usage", "partition"),
     "group": ("isgroupof",),  # of Open Images: a box around many objects, COCO's crowd
 }
 BOX = ("x1", "y1", "x2", "y2")
@@ -93,7 +93,8 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
     first = decode(folder.head(file), folder.path(file), "replace").splitlines()[:1]
     first = [line.replace("\0", "") for line in first]  # an error of Python before 3.11
     for delimiter in ",;\t|":
-        columns = _find_columns(next(csv.reader(first, delimiter=delimiter), []))
+        header = next(csv.reader(first, delimiter=delimiter, skipinitialspace=True), [])
+        columns = _find_columns(header)
         if columns is not None:
             text = decode(folder.read(file), folder.path(file))
             rows = _read_rows(folder, file, text, delimiter)
@@ -105,23 +106,33 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
             if "headless" in columns:
                 _check_headless(folder, file, rows)
             else:
-                columns["label"] = _find_label(rows)
+                columns["label"] = _find_label(folder, file, rows)
                 columns["image"] = _find_image(folder, rows)
             return Table(file, rows, columns, delimiter != ",")
     return None
 
 
-def _find_label(rows: Sequence[Tuple[int, List[str]]]) -> int:
-    """Return the column of classes: of several, the first whose cells are not all numbers, if it
-    says the same as the numbers of the first.
+def _find_label(folder: Folder, file: str, rows: Sequence[Tuple[int, List[str]]]) -> int:
+    """Return the column of classes: of several that say the same, the first whose cells are not all
+    numbers.
+
+    Raises:
+        UserError: for another column that divides the objects differently.
     """
     columns, cells = _find_cells(rows, "label")
+    same = []
     for column, texts in zip(columns, cells):
-        if any(text and _number(text, False) is None for text in texts):
-            pairs = set(zip(cells[0], texts))
-            is_same = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-            return column if is_same else columns[0]
-    return columns[0]
+        pairs = set(zip(cells[0], texts))
+        if len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
+            same.append((column, texts))
+        elif len(set(texts)) > 1:
+            first, other = (rows[0][1][c] for c in (columns[0], column))
+            raise UserError(
+                f"{folder.path(file)} has the columns {first} and {other}, which both could be the "
+                "class and divide the objects differently; remove or rename one of them."
+            )
+    is_text = (any(x and _number(x, False) is None for x in texts) for _, texts in same)
+    return next((c for (c, _), is_name in zip(same, is_text) if is_name), columns[0])
 
 
 def _find_image(folder: Folder, rows: Sequence[Tuple[int, List[str]]]) -> int:
@@ -189,7 +200,7 @@ def _plain_names(header: Sequence[str]) -> List[str]:
 
 
 def _read_rows(folder: Folder, file: str, text: str, delimiter: str) -> List[Tuple[int, List[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     with guard_reading(folder.path(file), "export it again as CSV"):
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     return [(number, row) for number, row in rows if any(row)]
@@ -272,7 +283,7 @@ def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:
     for file in folder.with_suffix(*ENDINGS):
         if "classdescriptions" in file.lower().replace("-", "").replace("_", ""):
             with guard_reading(folder.path(file), "export it again as CSV"):
-                rows = list(csv.reader(folder.lines(file)))
+                rows = list(csv.reader(folder.lines(file), skipinitialspace=True))
             names.update(row[:2] for row in rows if len(row) >= 2)
             ledger.enter(file, CLASSES)
     return names

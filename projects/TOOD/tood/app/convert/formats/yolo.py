@@ -68,9 +68,24 @@ def label_files(folder: Folder) -> List[str]:
     return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in empty]
 
 
+def _refuse_other_lines(folder: Folder) -> None:
+    """Raise UserError for texts at the place of labels, all of which have other lines."""
+    find = folder.names.plain_area.find
+    for file in folder.with_suffix(".txt"):
+        lines = decode(folder.head(file), file, "replace").split("\n")
+        line = next(filter(str.strip, lines), "").strip()
+        if line and find(get_stem(file), find_area(file)) and not _is_class_file(folder, file):
+            raise UserError(
+                f"{folder.path(file)} begins with {line[:60]!r}, which is no line of YOLO: the "
+                "number of a class, centre x, centre y, width, height, with decimal points, spaces."
+            )
+
+
 def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     """Read the labels of all images that a configuration names, or of all."""
     config = found.config
+    if not found.labels:
+        _refuse_other_lines(folder)
     if config is not None:
         ledger.enter(config.file, CONFIGURATION)
         for entry in config.absent:
