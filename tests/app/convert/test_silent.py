@@ -803,3 +803,40 @@ def test_labels_of_yolo_in_other_lines(tmp_path, line):
         put(tmp_path, f"labels/{i}.txt", f"\n{line}\n")
     put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}\n")
     assert f"labels/0.txt begins with '{line}', which is no line of YOLO" in refused(tmp_path)
+
+
+def test_photographs_in_heic(tmp_path, monkeypatch):
+    monkeypatch.setattr("tood.app.convert.build.IMAGE_SUFFIXES", {".jpg"})
+    truth = put_all(tmp_path, ["0.jpg"])
+    put(tmp_path, "0.txt", yolo(truth["0.jpg"]))
+    put(tmp_path, "IMG_1.txt", yolo(truth["0.jpg"]))
+    put(tmp_path, "IMG_1.HEIC", "")
+    put(tmp_path, "classes.txt", CLASSES)
+    assert "IMG_1.HEIC is in HEIC, which needs another package: pip install" in refused(tmp_path)
+
+
+def test_images_to_test_on_without_labels(tmp_path):
+    for split in ("train", "val", "test"):
+        truth = put_all(tmp_path, [f"images/{split}/{split}{i}.jpg" for i in range(3)])
+        for image, boxes in truth.items() if split != "test" else ():
+            put(tmp_path, image.replace("images", "labels").replace(".jpg", ".txt"), yolo(boxes))
+    keys = "".join(f"{split}: images/{split}\n" for split in ("train", "val", "test"))
+    put(tmp_path, "data.yaml", f"{keys}names: {NAMES}\n")
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 3, "val": 3}
+    assert "3: images to test on without labels, e.g. images/test/test0.jpg" in notes(tmp_path)
+    put(tmp_path, "labels/test/test0.txt", "")  # one without objects
+    assert "images have no labels (2 of 3" in refused(tmp_path) or "2 of 3 images" in refused(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_sizes_of_boxes_in_a_table(tmp_path, more):
+    truth = put_all(tmp_path, ["0.jpg", "1.jpg"])
+    rows = [
+        [image, x1, y1, x2, y2, x2 - x1 + more, y2 - y1 + more, name]
+        for image, boxes in truth.items()
+        for name, x1, y1, x2, y2 in boxes
+    ]
+    put_csv(tmp_path, "a.csv", rows, "image,x1,y1,x2,y2,width,height,label")
+    assert found_in(tmp_path) == ordered({"all": truth})

@@ -7,8 +7,9 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, NO_IMAGE, Ledger
 from tood.app.convert.matching import match_files
-from tood.app.convert.names import folder_splits
+from tood.app.convert.names import folder_splits, get_stem
 from tood.app.convert.splits import LISTED, split_by_image
+from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 from tood.utils.reading import parse_number
 
@@ -72,6 +73,7 @@ def match_labels(folder: Folder, ledger: Ledger, labels: Dict[str, Labels]) -> L
     """
     matched = match_files(folder, ledger, list(labels), {f: x.stated for f, x in labels.items()})
     orphans = [file for file in labels if file not in matched]
+    _refuse_heic(folder, orphans)
     remedy = "put images and labels of the same names together"
     ledger.check_share("files of labels have no image", orphans, len(labels), remedy)
     ledger.ignore(orphans, NO_IMAGE)
@@ -83,6 +85,17 @@ def match_labels(folder: Folder, ledger: Ledger, labels: Dict[str, Labels]) -> L
         for file, found in labels.items()
         if file in matched
     ]
+
+
+def _refuse_heic(folder: Folder, orphans: Sequence[str]) -> None:
+    """Raise UserError if images of labels are there, but cannot be read."""
+    lost = {get_stem(file) for file in orphans} if HEIF[0] not in IMAGE_SUFFIXES else set()
+    example = next((f for f in folder.with_suffix(*HEIF) if get_stem(f) in lost), None)
+    if example is not None:
+        raise UserError(
+            f"The image {folder.path(example)} is in HEIC, which needs another package: pip "
+            "install pillow-heif, or save such images as JPEG."
+        )
 
 
 def build_contents(

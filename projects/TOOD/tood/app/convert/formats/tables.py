@@ -106,10 +106,31 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
             if "headless" in columns:
                 _check_headless(folder, file, rows)
             else:
+                _omit_box_sizes(columns, rows[1:], delimiter != ",")
                 columns["label"] = _find_label(folder, file, rows)
                 columns["image"] = _find_image(folder, rows)
             return Table(file, rows, columns, delimiter != ",")
     return None
+
+
+def _omit_box_sizes(
+    columns: Dict[str, int], rows: Sequence[Tuple[int, List[str]]], has_decimal_commas: bool
+) -> None:
+    """Omit a width and a height that are those of the boxes, not of their images."""
+    keys = ("x1", "y1", "x2", "y2", "width", "height")
+    if not set(keys) <= set(columns):
+        return
+    last = max(columns.values())
+    cells = [[row[columns[key]] for key in keys] for _, row in rows if len(row) > last]
+    numbers = [[_number(x, has_decimal_commas) for x in row] for row in cells if any(row[:4])]
+    values = [[x for x in row if x is not None] for row in numbers]
+    if values and all(len(row) == 6 and _is_size(*row) for row in values):
+        del columns["width"], columns["height"]
+
+
+def _is_size(x1: float, y1: float, x2: float, y2: float, width: float, height: float) -> bool:
+    """Return whether a width and a height are those of a box, perhaps with both of its ends."""
+    return abs(x2 - x1 - width) <= 1 and abs(y2 - y1 - height) <= 1
 
 
 def _find_label(folder: Folder, file: str, rows: Sequence[Tuple[int, List[str]]]) -> int:

@@ -4,7 +4,7 @@ classes.
 
 import os
 import re
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import (
     WITHIN,
@@ -109,10 +109,24 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
         ledger.ignore([r.file for r in records if r.image not in used], reason)
+        splits = _omit_test(ledger, splits, {record.image for record in records})
     return build_contents(folder, ledger, records, splits=splits, classes=names)
 
 
 YOLO = Format("YOLO", find_yolo, read_yolo)
+
+
+def _omit_test(
+    ledger: Ledger, splits: Dict[str, List[str]], labelled: Set[str]
+) -> Dict[str, List[str]]:
+    """Return the splits without a test none of whose images has labels, as those of contests."""
+    others = {name: images for name, images in splits.items() if name != "test"}
+    if not others or not labelled.isdisjoint(splits.get("test", ())):
+        return splits
+    kept = {image for images in others.values() for image in images}
+    test = [image for image in splits.get("test", ()) if image not in kept]
+    ledger.ignore(test, "images to test on without labels")
+    return others
 
 
 # --- classes -----------------------------------------------------------------------------------
