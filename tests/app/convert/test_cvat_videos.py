@@ -41,6 +41,22 @@ def test_photographs_elsewhere_are_no_frames(tmp_path, size):
     assert ignored.startswith("12: not named by CVAT's file")
 
 
+def test_jobs_that_begin_later(tmp_path):
+    frames = put_frames(tmp_path, range(5, 15))
+    put_xml(tmp_path, "video/annotations.xml", make_track([5]), size=10)
+    assert sorted(found_in(tmp_path)["all"]) == frames
+
+
+@pytest.mark.parametrize("outside", [0, 1])
+def test_frames_without_objects_in_other_folders(tmp_path, outside):
+    frames = [*put_frames(tmp_path, range(2), "a"), *put_frames(tmp_path, range(2, 4), "b")]
+    track = make_track([0]).replace('outside="0"', f'outside="{outside}"')
+    put_xml(tmp_path, "annotations.xml", track, size=4)
+    assert found_in(tmp_path) == {
+        "all": {x: [] if outside or i else [DISC] for i, x in enumerate(frames)}
+    }
+
+
 def test_frames_beyond_the_video(tmp_path):
     frames = put_frames(tmp_path, range(8))
     put_xml(tmp_path, "video/annotations.xml", make_track([0, 2]), size=4)
@@ -85,7 +101,9 @@ def test_files_without_images_or_tracks(tmp_path, text):
     put_image(tmp_path, "0.jpg")
     put(tmp_path, "all.xml", f"<annotations>{text}</annotations>")
     message = refused(tmp_path)
-    assert "names no image that is there, and has no tracks" in message or "gone.jpg" in message
+    assert (
+        "names no image that is there, in its images or tracks" in message or "gone.jpg" in message
+    )
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 200])

@@ -738,6 +738,19 @@ def test_two_columns_of_classes(tmp_path, header, cells, says):
         assert found == {"disc", "ring"}
 
 
+def test_columns_that_are_no_other_class(tmp_path):
+    truth = put_all(tmp_path, ["0.jpg", "1.jpg"])
+    rows = [
+        [image[:-4], image, *box, name] for image, boxes in truth.items() for name, *box in boxes
+    ]
+    put_csv(tmp_path, "a.csv", rows, "name,image_path,xmin,ymin,xmax,ymax,label")
+    assert found_in(tmp_path) == ordered({"all": truth})
+    number = {name: str(i) for i, name in enumerate(NAMES)}
+    rows = [[*row[1:], number[row[-1]]] for row in rows] + [["1.jpg", *[""] * 5, "0"]]
+    put_csv(tmp_path, "a.csv", rows, "filename,xmin,ymin,xmax,ymax,label,class")
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
 def test_spaces_before_quotes_of_a_table(tmp_path):
     put_image(tmp_path, "0.jpg")
     put(tmp_path, "a.csv", 'filename, xmin, ymin, xmax, ymax, label\n"0.jpg", 5, 5, 9, 9, "disc"\n')
@@ -764,6 +777,23 @@ def test_numbers_behind_the_names_of_a_list(tmp_path, stem, follows):
         put(tmp_path, f"{split}.txt", "".join(f"{name}{follows}\n" for name in part))
     found = found_in(tmp_path)
     assert {k: len(v) for k, v in found.items()} == {"train": 4, "test": 2}
+
+
+def test_names_of_a_list_that_are_not_there(tmp_path):
+    """They are not another image's name and a number; and a log is no list."""
+    truth = put_all(tmp_path, ["photo.jpg", "photo 2.jpg", "photo 3.jpg", "1.jpg"])
+    for image, boxes in truth.items():
+        put(tmp_path, f"{image[:-4]}.xml", voc(image, boxes))
+    put(tmp_path, "train.txt", "photo 2\nphoto 4\n1\n")
+    put(tmp_path, "val.txt", "photo\nphoto 3\n")
+    found = found_in(tmp_path)
+    assert {k: sorted(v) for k, v in found.items()} == {
+        "train": ["1.jpg", "photo 2.jpg"],
+        "val": ["photo 3.jpg", "photo.jpg"],
+    }
+    put(tmp_path, "train.txt", "step loss of the run\n1 200\n2 150\n")
+    (tmp_path / "val.txt").unlink()
+    assert len(found_in(tmp_path)["all"]) == 4
 
 
 def test_a_list_that_begins_with_absent_images(tmp_path):

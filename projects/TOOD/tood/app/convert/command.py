@@ -103,8 +103,11 @@ def _check_records(part: Part, is_coco: bool) -> None:
             if count:
                 raise UserError(f"{part.source} has {count} {what}, as {example}; {remedy}.")
     report = check_data(part.source, content, InputSize(0, 0), 1, to_train=False)
-    if report.errors:  # other units than pixels
-        raise UserError(report.error_sentence())
+    for error in report.errors:  # other units than pixels
+        raise UserError(
+            f"{part.source} has {error.number} {error.what}, as {error.example}; "
+            f"{error.consequence}."
+        )
 
 
 @contextlib.contextmanager

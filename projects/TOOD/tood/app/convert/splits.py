@@ -151,20 +151,35 @@ def _check_listed(folder: Folder, listed: Dict[str, str], file: str, images: Seq
 
 def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
     """Return the images that a text file names; ``near`` as in match_names."""
-    names = [_listed_name(folder, line) for line in folder.lines(file)]
+    lines = folder.lines(file)
+    number = _count_numbers(folder, lines)
+    names = [_listed_name(folder, line, number) for line in lines]
     found = match_names(folder, ledger, names, near, file)
     ledger.enter(file, LIST)
     return [found[name] for name in names if name in found]
 
 
-def _listed_name(folder: Folder, line: str) -> str:
-    """Return a line of a list without what follows the name."""
+def _count_numbers(folder: Folder, lines: Sequence[str]) -> int:
+    """Return how many numbers, of classes and flags, follow each name of a list: none if lines
+    without them name images, or have other numbers of them.
+    """
+    forms = []  # of each line: without numbers, without the last one, ...
+    for line in filter(str.strip, lines):
+        forms.append([line.strip()])
+        while match := _NUMBER.fullmatch(forms[-1][-1]):
+            forms[-1].append(match.group(1))
+    if len({len(form) for form in forms}) != 1:
+        return 0
+    known = [sum(_is_known(folder, name) for name in names) for names in zip(*forms)]
+    return 0 if known[0] else known.index(max(known))
+
+
+def _listed_name(folder: Folder, line: str, number: int) -> str:
+    """Return a line of a list without what follows the name, as :func:`_count_numbers` found."""
+    for _ in range(number):
+        line = _NUMBER.sub(r"\1", line)
     more = [x.group(1) for x in (form.fullmatch(line) for form in _FOLLOWS) if x]
-    shorter = [line]
-    while match := _NUMBER.fullmatch(shorter[-1]):
-        shorter.append(match.group(1))
-    is_known = (name for name in shorter if _is_known(folder, name))
-    return next(is_known, more[0] if more else line)
+    return line if not more or _is_known(folder, line) else more[0]
 
 
 def _is_known(folder: Folder, name: str) -> bool:
@@ -178,8 +193,11 @@ def names_image(folder: Folder, file: str, *, whole: bool = False) -> bool:
     """
     known = folder.names
     data = folder.read(file) if whole else folder.head(file)
-    for line in decode(data, folder.path(file), "replace").splitlines():
-        base = os.path.basename(_listed_name(folder, line.strip().replace("\\", "/")))
+    text = decode(data, folder.path(file), "replace").replace("\\", "/")
+    lines = [line.strip() for line in text.splitlines()]
+    number = _count_numbers(folder, lines)
+    for line in lines:
+        base = os.path.basename(_listed_name(folder, line, number))
         is_image = get_suffix(base) in IMAGE_SUFFIXES and get_stem(base) in known.stem
         if is_image or base in known.base or base in known.stem:
             return True

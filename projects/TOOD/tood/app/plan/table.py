@@ -17,6 +17,7 @@ from tood.config.check import get_key
 from tood.config.options import read_training_options
 from tood.data.annotations import class_names, join_names
 from tood.data.copies import trained_on
+from tood.data.datasets import MAX_IMAGES_LOOKED_AT
 from tood.inference.teacher import NOT_CHECKED, list_taught_images
 from tood.utils.errors import WIDTH, UserError, shorten
 
@@ -26,7 +27,7 @@ SHOWN = (
     *("INPUT.TILES.SIZE", "INPUT.TILES.OVERLAP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN"),
     *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"),
     *("SOLVER.BASE_LR", "TEST.DETECTIONS_PER_IMAGE", "MODEL.DEVICE", "MODEL.WEIGHTS"),
-    *(PRECISION, "OUTPUT_DIR", "MODEL.TOOD.TEACHER"),
+    *(PRECISION, "OUTPUT_DIR"),
 )
 
 
@@ -35,7 +36,8 @@ def make_table(data: TrainingData, plan: Plan, duration: Duration, output: str) 
     teacher = read_training_options(plan.cfg).active_teacher
     rows = [*_list_data(data), *_list_teacher(data, teacher), *_list_settings(plan)]
     rows.append(("time", str(duration)))
-    others = [f"{key} {get_key(plan.cfg, key)}" for key in plan.typed if key not in SHOWN]
+    shown = {*SHOWN, *(["MODEL.TOOD.TEACHER"] if teacher else [])}
+    others = [f"{key} {get_key(plan.cfg, key)}" for key in plan.typed if key not in shown]
     rows += [("options" if i == 0 else "", text) for i, text in enumerate(others)]
     rows.append(("output", f"{output}, config {PLAN}"))
     width = WIDTH - max(len(label) for label, _ in rows) - 2
@@ -75,19 +77,24 @@ def _list_teacher(data: TrainingData, teacher: str) -> List[Row]:
     if not teacher:
         return []
     text, (taught, unknown) = teacher, list_taught_images(teacher)
-    kept = trained_on(taught, list_paths(data.calibration)) if data.calibration else []
+    to_validate = [path for x in data.val for path in list_paths(x)]
+    to_calibrate = list_paths(data.calibration) if data.calibration else []
+    reason = f"{', '.join(unknown)} not found" if unknown else ""
+    if len(taught) + len(to_validate) + len(to_calibrate) > MAX_IMAGES_LOOKED_AT:
+        reason, taught = f"it was trained on {len(taught)} images", []
+    shared = set(trained_on(taught, [*to_calibrate, *to_validate]) if taught else ())
+    kept = [path for path in to_calibrate if path in shared]
     if kept:
         raise UserError(
             f"MODEL.TOOD.TEACHER {teacher} was trained on {len(kept)} of the images to calibrate "
             f"on, for example {shorten(kept[0])}; train it with the same --calibration-share."
         )
-    shared = [path for x in data.val for path in trained_on(taught, list_paths(x))]
-    if shared:
-        text += (
-            f"; it was trained on {len(shared)} of the images to validate on: AP may be too high"
-        )
-    if unknown:
-        text += f"; {NOT_CHECKED} ({', '.join(unknown)} not found)"
+    number = sum(path in shared for path in to_validate)
+    if number:
+        text += f"; it was trained on {number} of the images to validate on: AP may be too high"
+    if reason and (to_validate or to_calibrate):
+        more = " or to calibrate on" * bool(to_calibrate)
+        text += f"; {NOT_CHECKED}{more} ({reason})"
     return [("teacher", text)]
 
 

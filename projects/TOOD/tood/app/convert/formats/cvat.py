@@ -62,8 +62,8 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     records += {r.image: r for r in reversed(empty) if r.image not in known}.values()
     if not records:
         raise UserError(
-            f"{folder.path(files[0])} names no image that is there, and has no tracks; export it "
-            "again as CVAT for images 1.1."
+            f"{folder.path(files[0])} names no image that is there, in its images or tracks; "
+            "export it again as CVAT for images 1.1."
         )
     labels = {o.label for record in records for o in record.objects}
     classes = [name for name in names if name] if labels <= set(names) else None
@@ -178,17 +178,24 @@ def _read_split(
 
 
 def _find_others(images: Dict[int, List[str]], frames: Iterable[int], root: Element) -> Dict:
-    """Return the image of each frame without objects, which lies beside those with objects, and is
-    one of the video's number of frames, where that is stated and they are counted from its start.
+    """Return the image of each frame without objects: beside those with objects, or anywhere if the
+    video's number of frames says that there is one; none beyond that number, if frames are counted
+    from its start.
     """
     homes = {os.path.dirname(images[n][0]) for n in frames if n in images}
+    beside = {
+        n: [image for image in some if not homes or os.path.dirname(image) in homes]
+        for n, some in images.items()
+    }
+    first = min((n for n, some in beside.items() if some), default=0)
     number = read_size(root.findtext("./meta//size"), 1)
-    end = math.inf if number is None or max(frames, default=0) >= number[0] else number[0]
+    is_whole = number is not None and first == 0 and max(frames, default=0) < number[0]
+    end = number[0] if number is not None and is_whole else math.inf
     found = {}
     for n in images.keys() - frames:
-        beside = [image for image in images[n] if os.path.dirname(image) in homes]
-        if len(beside) == 1 and n < end:
-            found[n] = beside[0]
+        chosen = beside[n] or images[n] * is_whole
+        if len(chosen) == 1 and n < end:
+            found[n] = chosen[0]
     return found
 
 

@@ -113,6 +113,11 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
     return None
 
 
+def _list_rows_with_boxes(rows: Sequence[Tuple[int, List[str]]]) -> List[Tuple[int, List[str]]]:
+    columns = [_find_cells(rows[:1], key)[0][0] for key in BOX]
+    return [(n, row) for n, row in rows[1:] if len(row) > max(columns) and row[columns[0]]]
+
+
 def _omit_box_sizes(
     columns: Dict[str, int], rows: Sequence[Tuple[int, List[str]]], has_decimal_commas: bool
 ) -> None:
@@ -140,9 +145,11 @@ def _find_label(folder: Folder, file: str, rows: Sequence[Tuple[int, List[str]]]
     Raises:
         UserError: for another column that divides the objects differently.
     """
-    columns, cells = _find_cells(rows, "label")
-    same = []
+    columns, cells = _find_cells([rows[0], *_list_rows_with_boxes(rows)], "label")
+    known, same = folder.names, []
     for column, texts in zip(columns, cells):
+        if column != columns[0] and any(x in known.stem or x in known.base for x in texts):
+            continue  # names of images
         pairs = set(zip(cells[0], texts))
         if len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
             same.append((column, texts))
