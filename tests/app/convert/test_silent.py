@@ -780,7 +780,7 @@ def test_numbers_behind_the_names_of_a_list(tmp_path, stem, follows):
 
 
 def test_names_of_a_list_that_are_not_there(tmp_path):
-    """They are not another image's name and a number; and a log is no list."""
+    """They are not another image's name and a number, and a log is not a list."""
     truth = put_all(tmp_path, ["photo.jpg", "photo 2.jpg", "photo 3.jpg", "1.jpg"])
     for image, boxes in truth.items():
         put(tmp_path, f"{image[:-4]}.xml", voc(image, boxes))
@@ -832,7 +832,7 @@ def test_labels_of_yolo_in_other_lines(tmp_path, line):
         put_image(tmp_path, f"images/{i}.jpg")
         put(tmp_path, f"labels/{i}.txt", f"\n{line}\n")
     put(tmp_path, "data.yaml", f"train: images\nnames: {NAMES}\n")
-    assert f"labels/0.txt begins with '{line}', which is no line of YOLO" in refused(tmp_path)
+    assert f"labels/0.txt begins with '{line}', but YOLO's lines are" in refused(tmp_path)
 
 
 def test_photographs_in_heic(tmp_path, monkeypatch):

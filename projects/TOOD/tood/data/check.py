@@ -217,12 +217,9 @@ def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
     Args:
         train, val: paths of the images.
     """
-    finding = _finding(
-        "images that are also trained on, or copies of such images",
-        "AP is too high: they say nothing about new images; take them out of one of the sets",
-        trained_on(train, val),
-    )
-    return [finding] if finding.number else []
+    what = "images that are also trained on, or copies of such images"
+    consequence = "they say nothing about new images; take them out of one of the sets"
+    return _list_shared(what, f"AP is too high: {consequence}", train, val)
 
 
 def check_taught(taught: Sequence[str], val: Sequence[str]) -> List[Finding]:
@@ -231,11 +228,15 @@ def check_taught(taught: Sequence[str], val: Sequence[str]) -> List[Finding]:
     Args:
         taught, val: paths of the images.
     """
-    finding = _finding(
-        "images that the teacher (MODEL.TOOD.TEACHER) was trained on, or copies of such images",
-        "AP may be too high: the teacher passes on what it knows of them; train it without them",
-        trained_on(taught, val),
-    )
+    what = "images that the teacher (MODEL.TOOD.TEACHER) was trained on, or copies of such images"
+    consequence = "the teacher passes on what it knows of them; train it without them"
+    return _list_shared(what, f"AP may be too high: {consequence}", taught, val)
+
+
+def _list_shared(
+    what: str, consequence: str, train: Sequence[str], val: Sequence[str]
+) -> List[Finding]:
+    finding = _finding(what, consequence, trained_on(train, val))
     return [finding] if finding.number else []
 
 

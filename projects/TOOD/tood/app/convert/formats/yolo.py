@@ -76,8 +76,8 @@ def _refuse_other_lines(folder: Folder) -> None:
         line = next(filter(str.strip, lines), "").strip()
         if line and find(get_stem(file), find_area(file)) and not _is_class_file(folder, file):
             raise UserError(
-                f"{folder.path(file)} begins with {line[:60]!r}, which is no line of YOLO: the "
-                "number of a class, centre x, centre y, width, height, with decimal points, spaces."
+                f"{folder.path(file)} begins with {line[:60]!r}, but YOLO's lines are a class's "
+                "number, centre x, centre y, width, height, with points and spaces; correct it."
             )
 
 
