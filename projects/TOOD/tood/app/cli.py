@@ -256,7 +256,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder, FOLDER:PART or a file")
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--to", choices=FORMATS, help="format")
-    help = "treat Pascal VOC's difficult objects like others"
+    help = "treat difficult objects, which Pascal VOC marks, like others"
     parser.add_argument("--keep-difficult", action="store_true", help=help)
     _add_overwrite(parser)
 

@@ -1,13 +1,15 @@
 """Parts shared by formats: objects of images in, COCO's lists for each split out."""
 
 import collections
+import functools
 import os
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+import re
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, NO_IMAGE, Ledger
 from tood.app.convert.matching import match_files
-from tood.app.convert.names import folder_splits, get_stem
+from tood.app.convert.names import compose, folder_splits, get_stem
 from tood.app.convert.splits import LISTED, split_by_image
 from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.utils.errors import UserError
@@ -21,6 +23,10 @@ WITHIN = 0.01  # of the image's size: tolerance of relative values, which progra
 DUPLICATE = "the same class and box twice"
 PERCENT, MANY = 100, 10  # boxes, of which more than chance ends within so many pixels
 YES = ("1", "true", "yes")  # in small letters
+# Names of marks of objects in small letters, without "_", "-" and " ": a box around many objects,
+# COCO's crowd and Open Images' group; and objects that are hard to see, as Pascal VOC says.
+CROWD, DIFFICULT = ("iscrowd", "crowd", "isgroupof"), ("difficult", "isdifficult", "ignore")
+SCORES = ("score", "confidence", "conf", "probability")
 
 
 class Object(NamedTuple):
@@ -28,7 +34,8 @@ class Object(NamedTuple):
 
     label: str
     box: Tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels from 0, or relative
-    crowd: bool = False  # or difficult, in Pascal VOC: ignored in evaluation
+    crowd: bool = False  # ignored in evaluation
+    difficult: bool = False  # ignored as well, unless they are kept
 
 
 class Record(NamedTuple):
@@ -132,10 +139,13 @@ def build_contents(
     splits = {k: _unlinked(folder, ledger, v, by_image) for k, v in splits.items()}
     used = {image for images in splits.values() for image in images}
     sizes = {image: folder.probe_size(image) for image in used}
+    for file in dict.fromkeys(r.file for r in records if any(o.difficult for o in r.objects)):
+        ledger.note("files with difficult objects, which are marked iscrowd unless kept", file)
     _check_sizes([r for r in records if r.image in used], sizes, folder)
     objects = {i: _read_objects(i, found, sizes, ledger) for i, found in by_image.items()}
     check_outside([(i, objects.get(i, ()), sizes[i]) for i in sorted(used)], ledger)
-    names = _class_names(folder, ledger, objects, used) if classes is None else list(classes)
+    names = _class_names(folder, ledger, objects, used) if classes is None else classes
+    names = list(dict.fromkeys(map(compose, names)))
     for split, images in splits.items():
         lonely = [i for i in images if i not in by_image]
         remedy = "put images and labels of the same names together, or add empty labels"
@@ -236,7 +246,7 @@ def _read_objects(
     if records[0].relative:
         scale = (width, height, width, height)
         objects = [o._replace(box=tuple(x * s for x, s in zip(o.box, scale))) for o in objects]
-    kept = list(dict.fromkeys(objects))
+    kept = list(dict.fromkeys(o._replace(label=compose(o.label)) for o in objects))
     ledger.drop(DUPLICATE, records[0].file, len(objects) - len(kept))
     return kept
 
@@ -290,7 +300,15 @@ def read_classes(folder: Folder, file: str) -> List[str]:
     lines = folder.lines(file)
     if lines and lines[0].startswith("# label:"):
         lines = [line.split(":")[0].strip() for line in lines[1:]]
+    lines = omit_numbers([compose(line) for line in lines])
     return [name for name in dict.fromkeys(lines) if name and name not in NOT_CLASSES]
+
+
+def omit_numbers(lines: Sequence[str]) -> List[str]:
+    """Return the names of classes without their numbers, if all lines begin with them, from 0."""
+    pairs = [line.split(maxsplit=1) for line in lines]
+    is_numbered = all(len(x) == 2 and x[0].rstrip(":.,") == str(i) for i, x in enumerate(pairs))
+    return [name for _, name in pairs] if is_numbered else list(lines)
 
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:
@@ -324,17 +342,36 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
         content["images"].append(
             {"id": image_id, "file_name": image, "width": width, "height": height}
         )
-        for label, (x1, y1, x2, y2), crowd in objects.get(image, ()):
+        for label, (x1, y1, x2, y2), crowd, difficult in objects.get(image, ()):
             annotation = {
                 "id": len(content["annotations"]) + 1,
                 "image_id": image_id,
                 "category_id": ids[label],
                 "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
                 "area": float(x2 - x1) * float(y2 - y1),
-                "iscrowd": int(crowd),
+                "iscrowd": int(crowd or difficult),
+                **({"difficult": 1} if difficult else {}),
             }
             content["annotations"].append(annotation)
     return content
+
+
+def read_marks(stated: Iterable[Tuple[Any, Any]]) -> Dict[str, bool]:
+    """Return which of an object's marks are set, as arguments of :class:`Object`.
+
+    Args:
+        stated: names and values of attributes, flags or columns.
+    """
+    marks = {_plain(name) for name, value in stated if str(value).strip().lower() in YES}
+    return {
+        "crowd": not marks.isdisjoint(CROWD),
+        "difficult": not marks.isdisjoint(DIFFICULT),
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(name: Any) -> str:
+    return re.sub(r"[_\W]", "", str(name).lower())
 
 
 def read_label(label: Any, where: str) -> str:
@@ -346,6 +383,17 @@ def read_label(label: Any, where: str) -> str:
     if not text:
         raise UserError(f"{where} has an object without a class; name its class.")
     return text
+
+
+def note_scores(stated: Iterable[Tuple[Any, Any]], ledger: Ledger, file: str) -> None:
+    """Note the file of objects whose scores differ, as those of a model do and labels do not.
+
+    Args:
+        stated: names and values of attributes or columns of all objects.
+    """
+    scores = {str(value) for name, value in stated if _plain(name) in SCORES}
+    if len(scores - {"", "None"}) > 1:
+        ledger.note("boxes have scores, as those that a model found", file)
 
 
 def read_size(width: Any, height: Any) -> Optional[Tuple[int, int]]:

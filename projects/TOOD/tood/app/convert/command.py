@@ -63,7 +63,8 @@ def convert(
         to: "coco": ``SPLIT.json``, boxes in pixels, names relative to the JSON file, and images
             are not copied. "yolo", "voc", "labelme": a folder of that format with copies of the
             images; "voc" rounds boxes to whole pixels.
-        keep_difficult: keep Pascal VOC's difficult objects like others, not marked "iscrowd".
+        keep_difficult: keep objects that are marked as difficult, as Pascal VOC does, like others,
+            not marked "iscrowd".
         overwrite: replace the files of an earlier conversion to this folder.
 
     Raises:

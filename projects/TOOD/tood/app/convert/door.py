@@ -4,6 +4,7 @@
 own, and lets that one read. A new format is a file with a :class:`Format`, and a line here.
 """
 
+import collections
 import os
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple
@@ -17,9 +18,17 @@ from tood.app.convert.formats.tables import CSV
 from tood.app.convert.formats.voc import VOC
 from tood.app.convert.formats.yolo import YOLO, label_files
 from tood.app.convert.formats.yolo_config import find_config_above
-from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LEDGER, Ledger
-from tood.app.convert.names import SPLITS, find_area, get_stem, split_words
-from tood.app.convert.splits import names_image
+from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LABELS, LEDGER, Ledger
+from tood.app.convert.names import (
+    SPLITS,
+    bare_word,
+    find_area,
+    get_stem,
+    get_suffix,
+    read_split,
+    split_words,
+)
+from tood.app.convert.splits import LISTED, names_image
 from tood.utils.errors import UserError
 from tood.utils.folders import MARK, is_output
 from tood.utils.reading import guard_nesting
@@ -64,8 +73,8 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     Args:
         data: a folder, FOLDER:SPLIT, FILE.json, FILE.json:IMAGES, a CSV file, a ``data.yaml``, or
             an ``annotations.xml``.
-        keep_difficult: keep Pascal VOC's difficult objects like others; by default they are marked
-            "iscrowd", which the evaluation ignores.
+        keep_difficult: keep objects that Pascal VOC or another format marks as difficult like
+            others; by default they are marked "iscrowd", which the evaluation ignores.
 
     Returns:
         its splits and the account of its files. Sizes of images are those of the upright images.
@@ -100,12 +109,11 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
             contents = kind.read(folder, found, ledger)
     if kind is not YOLO:
         _refuse_other_labels(folder, kind, contents)
+    _refuse_half(folder, kind, ledger)
     _close(folder, ledger, contents)
     contents = _choose_parts(path, contents, split)
-    if keep_difficult and kind is VOC:
-        for content in contents.values():
-            for annotation in content["annotations"]:
-                annotation["iscrowd"] = 0
+    if keep_difficult and kind is not COCO:
+        _keep_difficult(contents)
     parts = {}
     for name, content in contents.items():
         # Sentences must not begin with "."
@@ -113,6 +121,12 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
         source = shown if split or name == "all" else f"{shown}:{name}"
         parts[name] = Part(name, content, folder.root, source)
     return Converted(data, kind.name, parts, ledger)
+
+
+def _keep_difficult(contents: Contents) -> None:
+    for annotation in (a for content in contents.values() for a in content["annotations"]):
+        if annotation.pop("difficult", 0):
+            annotation["iscrowd"] = 0
 
 
 def _choose_parts(path: str, contents: Contents, split: str) -> Contents:
@@ -210,6 +224,33 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
                 )
 
 
+def _refuse_half(folder: Folder, kind: Format, ledger: Ledger) -> None:
+    """Raise UserError if a file of labels for training is read, and that beside it for validation,
+    of the same name otherwise, is not; or the other way round.
+    """
+    if kind not in (COCO, CSV, CVAT):  # whose files label one image each
+        return
+    used = {f for f, (role, _) in ledger.files.items() if role == LABELS}
+    homes = {}
+    for file in sorted(used):
+        homes.setdefault(_omit_split(file), file)
+    for file in folder.files:
+        other = homes.get(_omit_split(file), file)
+        pair = {*split_words(get_stem(file)), *split_words(get_stem(other))}
+        if pair == {"train", "val"} and file not in {**ledger.files, **folder.ignored}:
+            raise UserError(
+                f"{folder.path(file)} is not in {kind.name}'s form, as {folder.path(other)} is; "
+                "give it the same columns or keys, or move it away."
+            )
+
+
+def _omit_split(file: str) -> Tuple[str, str, str]:
+    """Return the folder, the name without words of splits, and the ending of a file."""
+    words = re.split(r"(?i)([a-z]+)", get_stem(file))
+    name = "".join("*" if word.lower() in SPLITS else word for word in words)
+    return os.path.dirname(file), name, get_suffix(file)
+
+
 def _note_splits(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     """Note names that speak of splits, and divide nothing."""
     if list(contents) == ["all"]:
@@ -218,6 +259,15 @@ def _note_splits(folder: Folder, ledger: Ledger, contents: Contents) -> None:
         spoken = {step: split for step in steps for split in split_words(step)[:1]}
         for step in sorted(spoken) if homes else ():
             ledger.note("folders that speak of splits, and divide nothing", steps[step])
+    words = collections.defaultdict(dict)
+    for image, (role, split) in ledger.files.items():
+        for step in image.split("/")[:-1] if role == IMAGE else ():
+            if split in LISTED and read_split(step) == split:
+                words[split].setdefault(bare_word(step), image)
+    for split, homes in words.items():
+        if len(homes) > 1:
+            text = f"folders of several names are one split, {split}: {', '.join(sorted(homes))}"
+            ledger.note(text, homes[max(homes)])
     for file in folder.with_suffix(".txt"):
         is_unused = ledger.files.get(file, (IGNORED,))[0] == IGNORED
         if is_unused and split_words(get_stem(file)) and names_image(folder, file):

@@ -76,6 +76,13 @@ def plain(name: str) -> str:
     return name.casefold().replace(" ", "_")
 
 
+def compose(name: str) -> str:
+    """Return the name of a class with composed letters: macOS writes an accent behind its letter,
+    which looks the same.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def find_area(file: str) -> Tuple[str, ...]:
     """Return the folders of a file without words such as "images" and "labels"."""
     return _find_area(os.path.dirname(file))
@@ -105,10 +112,14 @@ def folder_splits(file: str) -> List[str]:
 
 def read_split(text: str) -> str:
     """Return the split that a folder, or a value, is named after, or ""."""
+    return SPLITS.get(bare_word(text), "")
+
+
+def bare_word(text: str) -> str:
+    """Return the one word of a folder's name, without numbers and words as "set", or ""."""
     words = [w for w in re.split(r"[\W_\d]+", text.lower()) if w and w not in AREAS]
     words = [w for w in words if w != "split"] or words
-    bare = re.sub(r"(set|data|split|images?)$", "", words[0]) if len(words) == 1 else ""
-    return SPLITS.get(bare, "")
+    return re.sub(r"(set|data|split|images?)$", "", words[0]) if len(words) == 1 else ""
 
 
 def get_suffix(file: str) -> str:

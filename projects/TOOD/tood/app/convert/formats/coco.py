@@ -3,12 +3,20 @@
 import os
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from tood.app.convert.build import DUPLICATE, Contents, Format, Object, check_outside, enter_image
+from tood.app.convert.build import (
+    DUPLICATE,
+    Contents,
+    Format,
+    Object,
+    check_outside,
+    enter_image,
+    note_scores,
+)
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import LABELS, Ledger
 from tood.app.convert.matching import match_names
-from tood.app.convert.names import find_area, folder_splits, get_stem
-from tood.app.convert.splits import find_split
+from tood.app.convert.names import compose, find_area, folder_splits, get_stem, read_split
+from tood.app.convert.splits import check_splits, find_split
 from tood.data.annotations import is_box, is_size, unite_images
 from tood.utils.errors import UserError
 
@@ -51,8 +59,14 @@ def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     """
     labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
     ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")
-    splits = find_split(folder, labelled or files[:1])
-    contents = {splits[f]: _read_file(folder, f, ledger, splits[f]) for f in labelled or files[:1]}
+    splits = find_split(folder, labelled or files[:1])  # in the order of the files
+    contents: Contents = {}
+    for file, split in splits.items():
+        content = _read_file(folder, file, ledger, split)
+        contents.update(_divide(content, folder.path(file), split, len(splits) == 1, ledger))
+    for split, content in contents.items():
+        for image in _named(content):
+            enter_image(ledger, image, split)
     ledger.ignore(folder.images, "not listed by a COCO file")
     return contents
 
@@ -64,7 +78,50 @@ def read_coco_file(folder: Folder, file: str, ledger: Ledger) -> Contents:
     """Read a file whose images are relative to the folder, which is searched only for images that
     are not at their places.
     """
-    return {"all": _read_file(folder, file, ledger, "all", root="")}
+    content = _read_file(folder, file, ledger, "all", root="")
+    for image in _named(content):
+        enter_image(ledger, image, "all")
+    if any(isinstance(i, dict) and isinstance(i.get("split"), str) for i in content["images"]):
+        ledger.note("splits that images state divide nothing in a file that is named", file)
+    return {"all": content}
+
+
+def _named(content: Dict) -> List[str]:
+    """Return the names of images."""
+    images = [image for image in content["images"] if isinstance(image, dict)]
+    return [str(image["file_name"]) for image in images if "file_name" in image]
+
+
+def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger) -> Contents:
+    """Return the content of a file, divided if its images state their splits.
+
+    Raises:
+        UserError: if some state none, or another one than that of the file among several.
+    """
+    images = [image for image in content["images"] if isinstance(image, dict)]
+    if not any(isinstance(image.get("split"), str) for image in images):
+        return {split: content}
+    texts = [str(image.get("split") or "") for image in images]
+    wheres = [f"{path}: {image.get('file_name')}" for image in images]
+    check_splits(dict(reversed(list(zip(texts, wheres)))), ledger)
+    owns = [read_split(text) for text in texts]
+    if not any(owns):
+        return {split: content}
+    other = next((i for i, own in enumerate(owns) if own != split), None)
+    if not is_alone and other is not None:
+        raise UserError(
+            f"{wheres[other]} has {texts[other]!r} as its split, but its file is that of "
+            f"{split!r}; correct one of them, or leave one file in the folder."
+        )
+    parts: Contents = {own: {**content, "images": [], "annotations": []} for own in owns}
+    homes = {}
+    for image, own in zip(images, owns):
+        parts[own]["images"].append(image)
+        homes[str(image.get("id"))] = own
+    for annotation in content["annotations"]:  # one of no image is refused with the others
+        image_id = str(annotation.get("image_id")) if isinstance(annotation, dict) else ""
+        parts[homes.get(image_id, owns[0])]["annotations"].append(annotation)
+    return parts
 
 
 def _read_file(
@@ -83,6 +140,7 @@ def _read_file(
         content["categories"] = [c for c in content["categories"] if c is not group]
         ledger.note(f"ignored the class {group['name']!r}, which only groups the others", file)
     names = [c["name"] for c in content["categories"] if isinstance(c, dict) and c.get("name")]
+    names = [compose(str(name)) for name in names]
     doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if doubled is not None:
         raise UserError(f"{folder.path(file)} names the category {doubled!r} twice; rename one.")
@@ -91,11 +149,10 @@ def _read_file(
     for name in repeated:
         ledger.note("images that a COCO file lists twice", name)
     _merge_duplicates(content, file, ledger)
-    images = [i for i in content["images"] if isinstance(i, dict) and "file_name" in i]
-    for image in images:
-        enter_image(ledger, str(image["file_name"]), split)
+    scores = (a.get("score") for a in content["annotations"] if isinstance(a, dict))
+    note_scores((("score", x) for x in scores), ledger, file)
     ledger.ignore(repeated, "another name of a listed image")
-    ledger.enter(file, LABELS, f"{len(images)} images")
+    ledger.enter(file, LABELS, f"{len(_named(content))} images")
     ledger.objects_out += len(content["annotations"])
     _check_outside(content, ledger)
     return content

@@ -15,6 +15,7 @@ from tood.app.convert.build import (
     Record,
     build_contents,
     read_label,
+    read_marks,
     read_numbers,
     read_size,
 )
@@ -263,7 +264,8 @@ def _read_object(
             c, d = a + c, b + d
         points = _rotate((a, b, c, d), angle, shape.tag == "ellipse")
     xs, ys = zip(*points)
-    return Object(label, (min(xs), min(ys), max(xs), max(ys)))
+    marks = read_marks((x.get("name"), x.text) for x in shape.iterfind("attribute"))
+    return Object(label, (min(xs), min(ys), max(xs), max(ys)), **marks)
 
 
 def _rotate(

@@ -11,7 +11,9 @@ from tood.app.convert.build import (
     Object,
     build_contents,
     match_labels,
+    note_scores,
     read_label,
+    read_marks,
     read_numbers,
     read_size,
 )
@@ -51,6 +53,8 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
         )
     for file in inside:
         ledger.note("images that exist only inside of their LabelMe files (imageData)", file)
+    shapes = (shape for file in files for shape in folder.json(file)["shapes"])
+    note_scores((("score", shape.get("score")) for shape in shapes), ledger, files[0])
     records = match_labels(folder, ledger, labels)
     return build_contents(folder, ledger, records, splits=read_split_lists(folder, ledger))
 
@@ -82,10 +86,27 @@ def _read_objects(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
             continue
         group = shape.get("group_id")
         key = (label, str(group)) if group is not None else i
-        groups.setdefault(key, []).append(Object(label, _read_box(shape, path)))
+        groups.setdefault(key, []).append(
+            Object(label, _read_box(shape, path), **_read_marks(shape))
+        )
     joined = sum(len(group) - 1 for group in groups.values())
     ledger.skip("further shapes of a group, which is one object", file, joined)
-    return [Object(group[0].label, _around([o.box for o in group])) for group in groups.values()]
+    return [
+        Object(
+            group[0].label,
+            _around([o.box for o in group]),
+            any(o.crowd for o in group),
+            any(o.difficult for o in group),
+        )
+        for group in groups.values()
+    ]
+
+
+def _read_marks(shape: Dict) -> Dict[str, bool]:
+    """Return the marks of a shape: X-AnyLabeling writes some beside LabelMe's flags."""
+    flags = shape.get("flags")
+    flags = list(flags.items()) if isinstance(flags, dict) else []
+    return read_marks([("difficult", shape.get("difficult")), *flags])
 
 
 def _read_box(shape: Dict, path: str) -> Tuple[float, float, float, float]:

@@ -10,12 +10,13 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 from tood.app.convert.build import (
     LARGEST,
     WITHIN,
-    YES,
     Contents,
     Format,
     Object,
     Record,
     build_contents,
+    note_scores,
+    read_marks,
     read_size,
     sort_corners,
 )
@@ -40,7 +41,6 @@ OPTIONAL = {
     "width": ("width", "imagewidth", "imgwidth"),
     "height": ("height", "imageheight", "imgheight"),
     "split": ("split", "subset", "set", "usage", "partition"),
-    "group": ("isgroupof",),  # of Open Images: a box around many objects, COCO's crowd
 }
 BOX = ("x1", "y1", "x2", "y2")
 ENDINGS = (".csv", ".tsv")
@@ -60,6 +60,11 @@ class Table(NamedTuple):
         """Number of columns of the first row."""
         return len(self.rows[0][1])
 
+    @property
+    def header(self) -> List[str]:
+        """Names of the columns, if the first row names them."""
+        return [] if "headless" in self.columns else self.rows[0][1]
+
 
 def find_tables(folder: Folder) -> List[Tuple[str, Table]]:
     """Return the tables of boxes, with their files."""
@@ -76,6 +81,8 @@ def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledg
     own = files.get(found[0][0], "all") if len(found) == 1 else "all"
     records = []
     for file, table in found:
+        cells = (x for _, row in table.rows[1:] for x in zip(table.header, row))
+        note_scores(cells, ledger, file)
         split = files.get(file, "all") if len(found) > 1 else "all"
         records += _read_records(folder, table, ledger, names, "" if split == "all" else split)
     contents = build_contents(folder, ledger, records)
@@ -300,9 +307,9 @@ def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, na
         raise UserError(
             f"{where} must have an image, four numbers and a label: {','.join(row)[:80]}; fix it."
         )
-    group = "group" in columns and row[columns["group"]].lower() in YES
+    marks = read_marks(zip(table.header, row))
     box = sort_corners(box, ledger, table.file)
-    return image, size, split, [Object(names.get(label, label), box, group)]
+    return image, size, split, [Object(names.get(label, label), box, **marks)]
 
 
 def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:

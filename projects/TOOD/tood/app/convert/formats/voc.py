@@ -7,7 +7,6 @@ from xml.etree.ElementTree import Element
 from defusedxml.ElementTree import fromstring
 
 from tood.app.convert.build import (
-    YES,
     Contents,
     Format,
     Labels,
@@ -15,6 +14,7 @@ from tood.app.convert.build import (
     build_contents,
     match_labels,
     read_label,
+    read_marks,
     read_numbers,
     read_size,
     sort_corners,
@@ -86,12 +86,10 @@ def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:
             ledger.skip(BOXLESS, file)
             continue
         label = read_label(element.findtext("name"), where)
-        difficult = (element.findtext("difficult") or "").strip().lower() in YES
+        marks = read_marks((x.tag, x.text) for x in element)
         for box in boxes:
             corners = read_numbers([box.findtext(key) for key in CORNERS], where)
-            objects.append(Object(label, sort_corners(corners, ledger, file), difficult))
-    if any(o.crowd for o in objects):
-        ledger.note("files with difficult objects, which are marked iscrowd unless kept", file)
+            objects.append(Object(label, sort_corners(corners, ledger, file), **marks))
     size = read_size(root.findtext("size/width"), root.findtext("size/height"))
     return Labels(objects, size, (root.findtext("filename") or "").strip())
 

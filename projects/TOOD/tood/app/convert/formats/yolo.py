@@ -14,6 +14,7 @@ from tood.app.convert.build import (
     Object,
     build_contents,
     match_labels,
+    omit_numbers,
     read_numbers,
 )
 from tood.app.convert.folder import Folder, decode
@@ -24,7 +25,7 @@ from tood.app.convert.formats.yolo_config import (
     read_names,
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
-from tood.app.convert.names import find_area, get_stem
+from tood.app.convert.names import compose, find_area, get_stem
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 
@@ -152,7 +153,7 @@ def _names_in(folder: Folder, file: str) -> List[str]:
             f"{folder.path(file)} has the line {comment!r:.60}, which would be the name of a "
             "class; remove it."
         )
-    return read_names(folder, file, names, None)
+    return read_names(folder, file, omit_numbers(names), None)
 
 
 def _class_order(folder: Folder, ledger: Ledger, found: Found):
@@ -163,6 +164,8 @@ def _class_order(folder: Folder, ledger: Ledger, found: Found):
     for file in found.class_files:
         ledger.enter(file, CLASSES)
         names = _names_in(folder, file)
+        if names[0] != compose(folder.lines(file)[0]):
+            ledger.note("numbers before the names of classes, which are not part of them", file)
         _check_order(folder, stated.setdefault(os.path.dirname(file), (file, names)), (file, names))
         if config is not None:
             _check_order(folder, (file, names), (config.file, config.names))

@@ -4,9 +4,10 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
+from tood.app.convert.build import omit_numbers
 from tood.app.convert.folder import Folder, decode, relative_path
 from tood.app.convert.ledger import Ledger
-from tood.app.convert.names import SPLITS, folder_splits
+from tood.app.convert.names import SPLITS, compose, folder_splits
 from tood.app.convert.splits import list_images
 from tood.utils.errors import UserError
 from tood.utils.folders import is_output
@@ -146,7 +147,7 @@ def read_names(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
         raise UserError(
             f"{path} has {nameless!r} among the names of its classes; write one text for each."
         )
-    names = [str(name).strip() for name in names]
+    names = [compose(str(name).strip()) for name in names]
     doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if not names or doubled is not None:
         raise UserError(
@@ -166,7 +167,7 @@ def _names_in_text(folder: Folder, file: str, text: str, number: Optional[int]) 
     for path in (text, os.path.basename(text)):
         listed = os.path.normpath(os.path.join(os.path.dirname(file), path))
         if listed in folder.files:
-            return folder.lines(listed)
+            return omit_numbers(folder.lines(listed))
     if re.fullmatch(r"\S+\.(names|txt)", text.strip()):
         raise UserError(
             f"{folder.path(file)} says that the classes are in {text.strip()}, which is not there; "

@@ -1,0 +1,246 @@
+"""What data state beside boxes: marks, scores, splits of images, and numbers of classes."""
+
+import unicodedata
+
+import pytest
+from layouts import (
+    NAMES,
+    coco,
+    found_in,
+    labelme,
+    make_boxes,
+    ordered,
+    put,
+    put_csv,
+    put_image,
+    refused,
+    voc,
+    yolo,
+)
+
+from tood.app.convert.door import read_data
+
+HEADER = "filename,xmin,ymin,xmax,ymax,label"
+NOTE = "files with difficult objects, which are marked iscrowd unless kept"
+SCORES = "boxes have scores, as those that a model found"
+
+
+def notes(data):
+    return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
+
+
+def put_marked(root, kind, mark, value):
+    """Write an image with three objects, the first of which has a mark; return them."""
+    boxes = make_boxes(kind)
+    put_image(root, "0.png")
+    if kind == "csv":
+        values = [value, "0", ""]
+        put_csv(root, "a.csv", [["0.png", *b[1:], b[0], v] for b, v in zip(boxes, values)])
+        path = root / "a.csv"
+        path.write_text(path.read_text().replace(HEADER, f"{HEADER},{mark}"))
+    elif kind == "labelme":
+        content = labelme("0.png", boxes)
+        content["shapes"][0]["flags"] = {mark: value, "other": True}
+        put(root, "0.json", content)
+    elif kind == "anylabeling":
+        content = labelme("0.png", boxes)
+        content["shapes"][0][mark] = value
+        put(root, "0.json", content)
+    elif kind == "cvat":
+        corners = [zip(("xtl", "ytl", "xbr", "ybr"), b[1:]) for b in boxes]
+        texts = [" ".join(f'{k}="{v}"' for k, v in some) for some in corners]
+        inner = [f'<attribute name="{mark}">{value}</attribute>', "", ""]
+        shapes = [
+            f'<box label="{b[0]}" {text}>{x}</box>' for b, text, x in zip(boxes, texts, inner)
+        ]
+        text = f'<image name="0.png" width="64" height="48">{"".join(shapes)}</image>'
+        put(root, "annotations.xml", f"<annotations>{text}</annotations>")
+    else:
+        first, rest = voc("0.png", boxes[:1], more=f"<{mark}>{value}</{mark}>"), boxes[1:]
+        others = voc("0.png", rest).partition("</size>")[2]
+        put(root, "0.xml", first.replace("</annotation>", others))
+    return boxes
+
+
+@pytest.mark.parametrize(
+    "kind, mark, value, is_difficult",
+    [
+        ("csv", "difficult", "1", True),
+        ("csv", "Is_Difficult", "yes", True),
+        ("csv", "iscrowd", "1", False),
+        ("csv", "IsGroupOf", "1", False),
+        ("labelme", "difficult", True, True),
+        ("labelme", "crowd", True, False),
+        ("anylabeling", "difficult", True, True),
+        ("cvat", "difficult", "true", True),
+        ("cvat", "is_crowd", "true", False),
+        ("voc", "difficult", "1", True),
+    ],
+)
+def test_marks_of_objects(tmp_path, kind, mark, value, is_difficult):
+    boxes = put_marked(tmp_path, kind, mark, value)
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+    assert (NOTE in notes(tmp_path)) == is_difficult
+    for keep in (False, True):
+        (part,) = read_data(str(tmp_path), keep_difficult=keep).parts.values()
+        marked = [bool(a["iscrowd"]) for a in part.content["annotations"]]
+        assert sorted(marked) == [False, False, not (is_difficult and keep)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "labelme", "anylabeling", "cvat", "voc"])
+def test_marks_that_are_not_set(tmp_path, kind):
+    put_marked(tmp_path, kind, "difficult", "0" if kind in ("csv", "voc") else "false")
+    (part,) = read_data(str(tmp_path)).parts.values()
+    assert not any(a["iscrowd"] for a in part.content["annotations"])
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "labelme"])
+@pytest.mark.parametrize("scores", [[0.9, 0.4, 0.7], [1, 1, 1]])
+def test_scores_are_named(tmp_path, kind, scores):
+    boxes = make_boxes(0)
+    put_image(tmp_path, "0.png")
+    if kind == "csv":
+        put_csv(tmp_path, "a.csv", [["0.png", *b[1:], b[0], s] for b, s in zip(boxes, scores)])
+        path = tmp_path / "a.csv"
+        path.write_text(path.read_text().replace(HEADER, f"{HEADER},confidence"))
+    else:
+        content = coco({"0.png": boxes}) if kind == "coco" else labelme("0.png", boxes)
+        for entry, score in zip(content["annotations" if kind == "coco" else "shapes"], scores):
+            entry["score"] = score
+        put(tmp_path, "0.json", content)
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+    assert (SCORES in notes(tmp_path)) == (len(set(scores)) > 1)
+
+
+# --- splits ------------------------------------------------------------------------------------
+
+
+def put_coco(root, splits, name="all.json"):
+    """Write a file whose images state their splits; return the truth of each."""
+    truth = {f"{i}.png": make_boxes(i) for i in range(len(splits))}
+    content = coco(truth)
+    for image, split in zip(content["images"], splits):
+        put_image(root, image["file_name"])
+        image.update({"split": split} if split is not None else {})
+    put(root, name, content)
+    truths = {}
+    for (image, boxes), split in zip(truth.items(), splits):
+        truths.setdefault(split, {})[image] = boxes
+    return truths
+
+
+def test_splits_that_images_of_coco_state(tmp_path):
+    truths = put_coco(tmp_path, ["train", "test", "train", "val", "val"])
+    assert found_in(tmp_path) == ordered(truths)
+
+
+def test_splits_of_images_that_a_file_named_by_itself_states(tmp_path):
+    truths = put_coco(tmp_path, ["train", "val"])
+    file = tmp_path / "all.json"
+    assert found_in(file) == ordered({"all": {k: v for x in truths.values() for k, v in x.items()}})
+    assert "splits that images state divide nothing in a file" in notes(file)
+
+
+def test_other_words_for_the_splits_of_images(tmp_path):
+    put_coco(tmp_path, ["a", "b"])
+    assert list(found_in(tmp_path)) == ["all"]
+    assert "splits other than train, val and test, which divide nothing" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["holdout", None])
+def test_an_image_of_coco_without_a_known_split(tmp_path, other):
+    put_coco(tmp_path, ["train", "val", other])
+    assert "2.png has" in refused(tmp_path) and "'val'" in refused(tmp_path)
+
+
+def test_splits_of_images_against_those_of_files(tmp_path):
+    put_coco(tmp_path / "train", ["train", "val"], "a.json")
+    put_coco(tmp_path / "val", ["val", "val"], "a.json")
+    assert "has 'val' as its split, but its file is that of 'train'" in refused(tmp_path)
+    put_coco(tmp_path / "train", ["train", "Training"], "a.json")
+    assert list(found_in(tmp_path)) == ["train", "val"]
+
+
+def test_folders_of_two_names_for_one_split(tmp_path):
+    for home in ("train", "val", "dev"):
+        boxes = make_boxes(home)
+        put_image(tmp_path, f"images/{home}/{home}.png")
+        put(tmp_path, f"labels/{home}/{home}.txt", yolo(boxes))
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    assert "folders of several names are one split, val: dev, val" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "cvat"])
+@pytest.mark.parametrize("broken", ["train", "val", "test"])
+def test_a_file_of_another_form_beside_that_of_another_split(tmp_path, kind, broken):
+    suffix = {"csv": "csv", "coco": "json", "cvat": "xml"}[kind]
+    other = "train" if broken != "train" else "val"
+    boxes = make_boxes(0)
+    put_image(tmp_path, "0.png")
+    if kind == "csv":
+        put_csv(tmp_path, f"{other}_boxes.csv", [["0.png", *b[1:], b[0]] for b in boxes])
+    elif kind == "coco":
+        put(tmp_path, f"{other}_boxes.json", coco({"0.png": boxes}))
+    else:
+        put_marked(tmp_path, "cvat", "a", "b")
+        (tmp_path / "annotations.xml").rename(tmp_path / f"{other}_boxes.xml")
+    put(tmp_path, f"{broken}_boxes.{suffix}", "<a/>" if kind == "cvat" else '["x", "y"]')
+    if broken == "test":  # contests publish names of images alone
+        assert "1: not labels of this format" in notes(tmp_path)
+    else:
+        assert f"{broken}_boxes.{suffix} is not in" in refused(tmp_path)
+
+
+# --- classes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["{} {}", "{}: {}", "{}\t{}"])
+def test_numbers_before_the_names_of_classes(tmp_path, form):
+    boxes = make_boxes(0)
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", yolo(boxes))
+    put(tmp_path, "classes.txt", "\n".join(form.format(*x) for x in enumerate(NAMES)))
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+    assert "numbers before the names of classes, which are not part" in notes(tmp_path)
+
+
+def test_names_of_classes_that_begin_with_a_number(tmp_path):
+    names = ["1 euro", "2 euro", "3 cents"]
+    boxes = make_boxes(0, names)
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", yolo(boxes, names))
+    put(tmp_path, "classes.txt", "\n".join(names))
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+
+
+@pytest.mark.parametrize("kind", ["csv", "voc", "labelme", "yolo"])
+def test_letters_that_are_written_in_two_ways(tmp_path, kind):
+    composed, split = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
+    truth = {f"{i}.png": make_boxes(i, [composed]) for i in range(2)}
+    for i, (image, boxes) in enumerate(truth.items()):
+        put_image(tmp_path, image)
+        other = [[split, *b[1:]] for b in boxes] if i else boxes
+        if kind == "voc":
+            put(tmp_path, f"{i}.xml", voc(image, other))
+        elif kind == "labelme":
+            put(tmp_path, f"{i}.json", labelme(image, other))
+        elif kind == "yolo":
+            put(tmp_path, f"{i}.txt", yolo(boxes, [composed]))
+    if kind == "csv":
+        rows = [
+            [x, *b[1:], n] for x, n in (("0.png", composed), ("1.png", split)) for b in truth[x]
+        ]
+        put_csv(tmp_path, "a.csv", rows)
+    if kind in ("yolo", "labelme"):
+        put(tmp_path, "classes.txt", split)
+    assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_a_category_in_two_spellings_of_a_letter(tmp_path):
+    names = [unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD")]
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "a.json", coco({"0.png": make_boxes(0, names)}, names))
+    assert "names the category 'Käfer' twice" in refused(tmp_path)
