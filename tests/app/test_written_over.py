@@ -146,6 +146,12 @@ def test_two_checkpoints(trained, photo_folder):
             lambda m, p: tood.predict(m, p / "images", options={"INPUT.MIN_SIZE_TRAIN": (96,)}),
             "INPUT.MIN_SIZE_TRAIN is an option of trainings",
         ),
+        (
+            lambda m, p: tood.predict(m, p / "images", options=["OUTPUT_DIR", "a"]),
+            "OUTPUT_DIR a has no effect",
+        ),
+        (lambda m, p: tood.draw(m, options={"OUTPUT_DIR": "a"}), "OUTPUT_DIR a has no effect"),
+        (lambda m, p: tood.report(m, options={"OUTPUT_DIR": "a"}), "OUTPUT_DIR a has no effect"),
         (lambda m, p: tood.load(m).predictor(opts=["SEED", 2]), "SEED is an option of trainings"),
         (
             lambda m, p: tood.evaluate(m, options=["SOLVER.BASE_LRR", 1]),
@@ -220,3 +226,13 @@ def test_values_of_the_network_are_settings(trained):
         assert tood.Predictor(trained, opts=options).settings != plain
     for options in (["MODEL.TOOD.SCORE_THRESH_TEST", "0.2"], ["MODEL.DEVICE", "cpu"]):
         assert tood.Predictor(trained, opts=options).settings == plain
+
+
+def test_an_explanation_at_a_lower_threshold_than_the_models(trained, photo_folder):
+    """As in predictions, the threshold that is typed decides."""
+    image, typed = photo_folder / "images" / "00000.jpg", ["MODEL.TOOD.SCORE_THRESH_TEST", 0.99]
+    low, high = (
+        tood.explain(trained, image, BOX, score_threshold=0.0005, options=options)
+        for options in ([], typed)
+    )
+    assert (high.cause, high.sentence) == (low.cause, low.sentence)

@@ -14,7 +14,7 @@ from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
 from tood.inference.predictor import Predictor, View
-from tood.inference.thresholds import FROM_CONFIG, Thresholds, parse_threshold
+from tood.inference.thresholds import Thresholds, parse_threshold
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
@@ -94,7 +94,7 @@ def explain(
     output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
     opts = trained.options(options)
-    predictor = Predictor(trained.config_file, opts=opts, score_threshold=FROM_CONFIG)
+    predictor = Predictor(trained.config_file, opts=opts, score_threshold=score_threshold)
     view = predictor.find_view(image, box)
     width, height = probe_image(image)
     x, y, w, h = box
@@ -104,15 +104,14 @@ def explain(
         )
     objects, choice = find_objects(predictor, view, image, box, class_name)
     names = predictor.class_names
-    thresholds = predictor.find_thresholds(score_threshold)
-    limit = thresholds.values[objects.class_index]
+    limit = predictor.thresholds.values[objects.class_index]
     reason = find_reason(predictor.model, view.image, objects, names, limit)
     pixels = view.image.permute(1, 2, 0).numpy()
     pixels = pixels if predictor.options.input_format == "RGB" else pixels[:, :, ::-1]
     write_image(draw_reason(reason, pixels, objects, names), output)
     name = names[objects.class_index]
     sentences = reason.sentence, choice, reason.assignment
-    return Explanation(name, reason.cause, *sentences, output, thresholds)
+    return Explanation(name, reason.cause, *sentences, output, predictor.thresholds)
 
 
 def parse_box(box: Union[str, Sequence[float]]) -> List[float]:

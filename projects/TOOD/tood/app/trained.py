@@ -42,7 +42,7 @@ class Trained:
 
         Raises:
             UserError: if the user has typed other weights than the checkpoint that is named, or
-                options that change nothing.
+                options that change nothing, as another output folder of the training.
         """
         if typed:
             from tood.config.read import refuse_training_options  # needs PyTorch
@@ -51,6 +51,13 @@ class Trained:
         other = str(dict(zip(typed[::2], typed[1::2])).get("MODEL.WEIGHTS", self.weights))
         if self.weights and not other:
             raise UserError("MODEL.WEIGHTS is empty; name a checkpoint, or omit it.")
+        output = str(dict(zip(typed[::2], typed[1::2])).get("OUTPUT_DIR", self.folder))
+        is_elsewhere = os.path.realpath(output) != os.path.realpath(self.folder)
+        if is_elsewhere and os.path.isfile(other):  # released weights have their report there
+            raise UserError(
+                f"OUTPUT_DIR {output} has no effect, because nothing is written there; omit it, or "
+                "name the place of the result with --output."
+            )
         if self.is_named and os.path.realpath(other) != os.path.realpath(self.weights):
             raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")
         return [*self._list_options(), *typed]
