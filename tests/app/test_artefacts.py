@@ -94,6 +94,7 @@ def test_eval_only_does_not_touch_the_config(run, other):
     assert read_strictly(run / "inference" / "results.json")[0]["identity"]["data"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_report_is_the_same_after_an_evaluation_on_other_data(run, other, tmp_path, monkeypatch):
     before = tood.report(run).metrics
     clear_loggers()
@@ -151,6 +152,7 @@ def change_weights(path):
     torch.save(content, path)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_thresholds_of_other_weights_are_refused(reported, shapes):
     run, image = reported, str(shapes / "images" / "00001.jpg")
     summary = json.loads((run / "report" / "report.json").read_text())
@@ -226,6 +228,7 @@ def test_thresholds_of_an_exported_file_that_are_none(tmp_path, monkeypatch, key
     assert f"have no valid {key!r}" in complaint(ExportedFile, str(tmp_path / "a.ts"))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_detections_of_other_data_are_refused(reported, other, tmp_path):
     run = reported
     evaluated = tood.evaluate(run, val_data=other)
@@ -326,6 +329,7 @@ def test_drawings_are_not_written_over(run, shapes, tmp_path, monkeypatch):
     assert sorted(x.name for x in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_default_folders_count_up(run, shapes, capsys):
     """The folder in use is printed first; --overwrite and a typed --output are as they were."""
     image = shapes / "images" / "00001.jpg"

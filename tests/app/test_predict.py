@@ -226,6 +226,7 @@ def find_scalars(x):
         yield x
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_results_contain_plain_numbers(trained, tmp_path, fresh_loggers):
     assert len(list(find_scalars({"a": [np.float32(1)]}))) == 1
     made = report(str(trained), output=str(tmp_path / "report"))

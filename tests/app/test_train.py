@@ -45,6 +45,7 @@ def test_a_dry_run_writes_nothing(photo_folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_steps")
 def test_small_objects_in_large_images_are_seen_in_tiles(photo_folder, tmp_path, capsys):
     folder = tmp_path / "large"
     for part, size in (("train", 1000), ("val", 400)):

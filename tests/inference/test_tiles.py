@@ -337,6 +337,7 @@ def train(entry, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     folder = train(entry, tmp_path / "out")
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]

@@ -266,6 +266,7 @@ def test_a_trained_model(trained, new_entry, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_the_guarantee_is_in_force(trained, new_entry, tmp_path, fresh_loggers):
     """Used in predictions, the predictor and exported files; not with another NMS or weights."""
     run = tmp_path / "run"

@@ -62,6 +62,7 @@ def test_flags_are_shown_as_they_run(train_and_read):
     assert cfg.SOLVER.BASE_LR == plan["SOLVER"]["BASE_LR"] == pytest.approx(0.0075)
 
 
+@pytest.mark.usefixtures("without_steps")
 def test_short_flags_are_values_of_the_plan(train_and_read):
     flags = ["--image-size", "96", "--batch", "2", "--epochs", "4", "--lr", "0.004", "--seed", "7"]
     table, plan, cfg = train_and_read(*flags, "--device", "cpu", "--model", "R18")
@@ -125,6 +126,7 @@ def test_an_epoch_has_the_images_that_are_trained_on(train_and_read, photo_folde
         (["--image-size", "8"], "--image-size is 8; it must be at least 32 pixels."),
     ],
 )
+@pytest.mark.usefixtures("without_steps")
 def test_two_values_of_one_thing(photo_folder, tmp_path, argv, says):
     first = next((i for i, x in enumerate(argv) if x[0].isupper()), len(argv))
     message = app_error("train", "photos", *argv[:first], *TINY, *argv[first:])
@@ -155,6 +157,7 @@ def test_gpus_that_are_not_there(photo_folder, monkeypatch, number, says):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_no_gpu_and_no_report_are_said_once(photo_folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = [*TYPED[2:], "SOLVER.MAX_ITER", "1"]  # without MODEL.DEVICE

@@ -31,14 +31,23 @@ class Checkpointer(DetectionCheckpointer):
     checkpoints intact, and resuming goes back to the newest readable one.
     """
 
-    def __init__(self, model, save_dir="", *, complete: bool = False, **kwargs):
+    def __init__(
+        self,
+        model,
+        save_dir="",
+        *,
+        complete: bool = False,
+        contents: Optional[Dict[str, Dict]] = None,
+        **kwargs,
+    ):
         """
         Args:
+            contents: path -> content of files that :func:`read_tensors` has read.
             complete: refuse weights without a part of the model, or with another shape of it, as
                 evaluation needs; Detectron2 would leave such a part random.
         """
         super().__init__(model, save_dir, **kwargs)
-        self.complete = complete
+        self.complete, self.contents = complete, contents or {}
         self.extra_metadata: Dict[str, Any] = {}  # further entries of every file
         self.resuming = False
 
@@ -145,7 +154,7 @@ class Checkpointer(DetectionCheckpointer):
         if filename.endswith(".pkl"):
             content = _read_model_zoo(read_pickle(filename))
         else:
-            content = read_tensors(filename)
+            content = self.contents.pop(filename, None) or read_tensors(filename)
         if self.resuming:
             _check_state(content.get("trainer"))
         if filename.endswith(".pyth") and "model_state" in content:  # of pycls

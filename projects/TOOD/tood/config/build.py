@@ -9,6 +9,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from tood.config.unread import has_parts_of_a_user
+from tood.modeling.detector import TOOD
 from tood.utils.errors import UserError, format_reason
 from tood.utils.logs import at_level
 
@@ -19,14 +20,19 @@ def build_detector(cfg: CfgNode) -> torch.nn.Module:
     """Build the model of a config.
 
     Raises:
-        UserError: where that fails, with the options to look at.
+        UserError: where that fails, with the options to look at. Errors of a user's parts are best
+            shown with a traceback, and raised as they are.
     """
-    return _tried(lambda: build_model(cfg), "MODEL")
+    if has_parts_of_a_user(cfg):
+        return build_model(cfg)
+    backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
+    _check_levels(cfg, backbone.output_shape())
+    return _tried(lambda: TOOD(cfg, backbone=backbone).to(cfg.MODEL.DEVICE), "MODEL")
 
 
 def check_builds(cfg: CfgNode, *, built: bool = False) -> Optional[torch.nn.Module]:
     """Build what a training builds, on a device without numbers. Custom parts are not tried: they
-    may need numbers, and their errors are best shown with a traceback.
+    may need numbers.
 
     Args:
         built: the model was built before, and is not tried again.
@@ -45,8 +51,6 @@ def check_builds(cfg: CfgNode, *, built: bool = False) -> Optional[torch.nn.Modu
     if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model":  # which Detectron2 does not know
         cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     with torch.device("meta"):
-        backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
-        _check_levels(cfg, backbone.output_shape())
         model = None if built else build_detector(cfg)
     layer = torch.nn.Linear(1, 1)
     with at_level("detectron2", logging.ERROR):

@@ -1,6 +1,7 @@
 """YAML files, each read once and without running anything that is in them."""
 
 import copy
+import functools
 import itertools
 import os
 import re
@@ -173,7 +174,7 @@ def _read_yaml(path: str) -> Any:
         raise make_lazy_error(path)
     try:
         with guard_reading(path):
-            return load_yaml(text, loader=_Loader)
+            return copy.deepcopy(_parse(text))  # of which the caller changes values
     except UserError as error:
         code = re.search(rf"'{_PYTHON}(.*)'", getattr(error.__cause__, "problem", None) or "")
         if code is None:
@@ -182,6 +183,11 @@ def _read_yaml(path: str) -> Any:
             f"The config file {path} is refused: reading it would run code, because it needs "
             f"python/{code[1]}; write plain values."
         ) from error
+
+
+@functools.lru_cache(maxsize=16)  # one command reads a config and its bases several times
+def _parse(text: str) -> Any:
+    return load_yaml(text, loader=_Loader)
 
 
 def make_lazy_error(path: str) -> UserError:

@@ -11,14 +11,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.checkpoint.identity import hash_weights
-from tood.config.build import check_builds
+from tood.config.build import build_detector
 from tood.config.check import get_key, list_changes
 from tood.config.read import (
     check_weights,
@@ -138,9 +137,8 @@ class Predictor:
         path = PathManager.get_local_path(options.weights)
         content = read_tensors(path) if path.endswith(".pth") else {}
         class_names = find_class_names(options.data, content)
-        check_builds(cfg)
-        model = build_model(cfg)
-        Checkpointer(model, complete=True).load(options.weights)
+        model = build_detector(cfg)
+        Checkpointer(model, complete=True, contents={path: content}).load(options.weights)
         augment = options.tta.enabled if augment is None else augment
         self._set(model, cfg, class_names, augment)
         self.thresholds = self.find_thresholds(score_threshold)

@@ -114,9 +114,9 @@ class TOOD(DenseDetector):
         self.precision_train, self.precision_test = _known(precision_train, precision_test)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg, backbone=None):
         tood = cfg.MODEL.TOOD
-        backbone = build_backbone(cfg)
+        backbone = backbone or build_backbone(cfg)
         feature_shapes = [backbone.output_shape()[f] for f in tood.IN_FEATURES]
         return {
             "backbone": backbone,
