@@ -56,7 +56,7 @@ def test_estimate_memory(tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.yaml"
     tiny = "MODEL: {FPN: {OUT_CHANNELS: 32}, TOOD: {CONV_DIM: 64, NUM_CONVS: 2}}"
     config.write_text(f"_BASE_: {CONFIG}\n{tiny}\n")
-    size = ["--height", "96", "--width", "128", "--batch", "2"]
+    size = ["--height", "256", "--width", "320", "--batch", "8"]
     monkeypatch.setattr("sys.argv", ["estimate_memory.py", str(config), *size])
     estimate_memory.main()
     *_, row = capsys.readouterr().out.splitlines()

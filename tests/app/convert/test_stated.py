@@ -1,8 +1,10 @@
 """What data state beside boxes: marks, scores, splits of images, and numbers of classes."""
 
+import json
 import unicodedata
 
 import pytest
+from conftest import app_error
 from layouts import (
     NAMES,
     coco,
@@ -70,7 +72,8 @@ def put_marked(root, kind, mark, value):
         ("csv", "iscrowd", "1", False),
         ("csv", "IsGroupOf", "1", False),
         ("labelme", "difficult", True, True),
-        ("labelme", "crowd", True, False),
+        ("labelme", "iscrowd", True, False),
+        ("csv", "difficult", "1.0", True),
         ("anylabeling", "difficult", True, True),
         ("cvat", "difficult", "true", True),
         ("cvat", "is_crowd", "true", False),
@@ -87,6 +90,40 @@ def test_marks_of_objects(tmp_path, kind, mark, value, is_difficult):
         assert sorted(marked) == [False, False, not (is_difficult and keep)]
 
 
+@pytest.mark.parametrize("kind", ["csv", "labelme", "cvat", "voc"])
+def test_marks_that_are_neither_set_nor_not(tmp_path, kind):
+    boxes = put_marked(tmp_path, kind, "iscrowd", "3")
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+    assert "marks iscrowd that say neither yes nor no, and are not used" in notes(tmp_path)
+    (part,) = read_data(str(tmp_path)).parts.values()
+    assert not any(a["iscrowd"] for a in part.content["annotations"])
+
+
+def test_a_crowd_that_is_difficult_stays_a_crowd(tmp_path):
+    box = make_boxes(0)[0]
+    put_image(tmp_path, "0.png")
+    rows = [["0.png", *box[1:], box[0], 1, 1]]
+    put_csv(tmp_path, "a.csv", rows, header=f"{HEADER},difficult,iscrowd")
+    for keep in (False, True):
+        (part,) = read_data(str(tmp_path), keep_difficult=keep).parts.values()
+        assert [a["iscrowd"] for a in part.content["annotations"]] == [1]
+
+
+def test_marks_in_lists_of_flags_and_in_attributes(tmp_path):
+    put_image(tmp_path, "labelme/0.png")
+    content = labelme("0.png", make_boxes(0))
+    content["shapes"][0]["flags"] = ["difficult"]
+    content["shapes"][1]["attributes"] = {"difficult": "true"}
+    put(tmp_path, "labelme/0.json", content)
+    put_image(tmp_path, "voc/0.png")
+    more = "<attribute><name>difficult</name><value>True</value></attribute>"
+    more = f"<attributes>{more}</attributes>"
+    put(tmp_path, "voc/0.xml", voc("0.png", make_boxes(0)[:1], more=more))
+    for name, marked in (("voc", [1]), ("labelme", [1, 1, 0])):
+        (part,) = read_data(str(tmp_path / name)).parts.values()
+        assert [a["iscrowd"] for a in part.content["annotations"]] == marked
+
+
 @pytest.mark.parametrize("kind", ["csv", "labelme", "anylabeling", "cvat", "voc"])
 def test_marks_that_are_not_set(tmp_path, kind):
     put_marked(tmp_path, kind, "difficult", "0" if kind in ("csv", "voc") else "false")
@@ -98,7 +135,7 @@ def test_marks_that_are_not_set(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["csv", "coco", "labelme"])
-@pytest.mark.parametrize("scores", [[0.9, 0.4, 0.7], [1, 1, 1]])
+@pytest.mark.parametrize("scores", [[0.9, 0.4, 0.7], [0.9, None, None], [1, 1, 1], [1, 1.0, None]])
 def test_scores_are_named(tmp_path, kind, scores):
     boxes = make_boxes(0)
     put_image(tmp_path, "0.png")
@@ -112,7 +149,7 @@ def test_scores_are_named(tmp_path, kind, scores):
             entry["score"] = score
         put(tmp_path, "0.json", content)
     assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
-    assert (SCORES in notes(tmp_path)) == (len(set(scores)) > 1)
+    assert (SCORES in notes(tmp_path)) == (0.9 in scores)
 
 
 # --- splits ------------------------------------------------------------------------------------
@@ -135,6 +172,57 @@ def put_coco(root, splits, name="all.json"):
 def test_splits_that_images_of_coco_state(tmp_path):
     truths = put_coco(tmp_path, ["train", "test", "train", "val", "val"])
     assert found_in(tmp_path) == ordered(truths)
+
+
+@pytest.mark.parametrize("read", [int, float, str])
+def test_ids_of_images_in_splits(tmp_path, read):
+    """As in Python, 1.0 is 1."""
+    truths = put_coco(tmp_path, ["train", "val"])
+    content = json.loads((tmp_path / "all.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["image_id"] = read(annotation["image_id"])
+    if read is str:
+        for image in content["images"]:
+            image["id"] = str(image["id"])
+    put(tmp_path, "all.json", content)
+    assert found_in(tmp_path) == ordered(truths)
+
+
+def test_two_images_of_one_id_are_not_divided(tmp_path):
+    """So that the check refuses them."""
+    put_coco(tmp_path, ["train", "val"])
+    content = json.loads((tmp_path / "all.json").read_text())
+    content["images"][1]["id"] = content["images"][0]["id"]
+    put(tmp_path, "all.json", content)
+    assert list(read_data(str(tmp_path)).parts) == ["all"]
+    assert "id" in app_error("convert", tmp_path, "--output", tmp_path / "out")
+
+
+def test_an_image_in_two_splits(tmp_path):
+    put_coco(tmp_path, ["train", "val"])
+    content = json.loads((tmp_path / "all.json").read_text())
+    content["images"][1]["file_name"] = f"./{content['images'][0]['file_name']}"
+    put(tmp_path, "all.json", content)
+    assert "puts 0.png into train and into val" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["coco", "csv"])
+def test_stated_splits_against_folders(tmp_path, kind):
+    truth = {"train/0.png": make_boxes(0), "val/1.png": make_boxes(1)}
+    for image in truth:
+        put_image(tmp_path, image)
+    splits = dict(zip(truth, ("val", "train")))
+    if kind == "csv":
+        rows = [[i, *b[1:], b[0], splits[i]] for i, boxes in truth.items() for b in boxes]
+        put_csv(tmp_path, "a.csv", rows, header=f"{HEADER},split")
+    else:
+        content = coco(truth)
+        for image in content["images"]:
+            image["split"] = splits[image["file_name"]]
+        put(tmp_path, "a.json", content)
+    found = {splits[image]: {image: boxes} for image, boxes in truth.items()}
+    assert found_in(tmp_path) == ordered(found)
+    assert "images in a folder of another split than they state, which applies" in notes(tmp_path)
 
 
 def test_splits_of_images_that_a_file_named_by_itself_states(tmp_path):
@@ -164,6 +252,15 @@ def test_splits_of_images_against_those_of_files(tmp_path):
     assert list(found_in(tmp_path)) == ["train", "val"]
 
 
+def test_a_folder_of_a_split_in_another_one_of_it(tmp_path):
+    put_image(tmp_path, "training/train/0.png")
+    put_image(tmp_path, "validation/val/1.png")
+    for image in ("training/train/0.png", "validation/val/1.png"):
+        put(tmp_path, image.replace("png", "txt"), yolo(make_boxes(image)))
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    assert "folders of several names" not in notes(tmp_path)
+
+
 def test_folders_of_two_names_for_one_split(tmp_path):
     for home in ("train", "val", "dev"):
         boxes = make_boxes(home)
@@ -188,10 +285,16 @@ def test_a_file_of_another_form_beside_that_of_another_split(tmp_path, kind, bro
         put_marked(tmp_path, "cvat", "a", "b")
         (tmp_path / "annotations.xml").rename(tmp_path / f"{other}_boxes.xml")
     put(tmp_path, f"{broken}_boxes.{suffix}", "<a/>" if kind == "cvat" else '["x", "y"]')
-    if broken == "test":  # contests publish names of images alone
-        assert "1: not labels of this format" in notes(tmp_path)
-    else:
-        assert f"{broken}_boxes.{suffix} is not in" in refused(tmp_path)
+    assert "1: named as a split, but not labels of this format" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_file_named_by_itself_beside_that_of_another_split(tmp_path, name):
+    boxes = {"train": make_boxes(0), "val": make_boxes(1)}
+    for split, some in boxes.items():
+        put_image(tmp_path, f"{split}.png")
+        put_csv(tmp_path, f"{split}.csv", [[f"{split}.png", *b[1:], b[0]] for b in some])
+    assert found_in(tmp_path / f"{name}.csv")[name][f"{name}.png"] == sorted(boxes[name])
 
 
 # --- classes -----------------------------------------------------------------------------------
@@ -207,8 +310,49 @@ def test_numbers_before_the_names_of_classes(tmp_path, form):
     assert "numbers before the names of classes, which are not part" in notes(tmp_path)
 
 
-def test_names_of_classes_that_begin_with_a_number(tmp_path):
-    names = ["1 euro", "2 euro", "3 cents"]
+def test_numbers_in_a_file_of_names_that_a_configuration_names(tmp_path):
+    boxes = make_boxes(0)
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", yolo(boxes))
+    put(tmp_path, "mine.txt", "\n".join(f"{i} {name}" for i, name in enumerate(NAMES)))
+    put(tmp_path, "data.yaml", "train: .\nnames: mine.txt\n")
+    assert found_in(tmp_path) == ordered({"train": {"0.png": boxes}})
+    assert "numbers before the names of classes, which are not part" in notes(tmp_path)
+    assert read_data(str(tmp_path)).ledger.files["mine.txt"][0] == "list of classes"
+
+
+def test_numbers_in_the_names_of_a_configuration_and_in_a_list(tmp_path):
+    """In a data.yaml, they are part of the names."""
+    names = [f"{i} {name}" for i, name in enumerate(NAMES)]
+    boxes = make_boxes(0, names)
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", yolo(boxes, names))
+    put(tmp_path, "classes.txt", "\n".join(names))
+    put(tmp_path, "data.yaml", f"train: .\nnames: {json.dumps(names)}\n")
+    assert found_in(tmp_path) == ordered({"train": {"0.png": boxes}})
+
+
+@pytest.mark.parametrize("number", [2, 12])
+def test_labels_that_have_the_numbers_of_a_list(tmp_path, number):
+    names = [f"{i} {chr(122 - i)}" for i in range(number)]
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.xml", voc("0.png", [[name, 1, 1, 9, 9] for name in names]))
+    put(tmp_path, "labels.txt", "\n".join(names))
+    (part,) = read_data(str(tmp_path)).parts.values()
+    assert [c["name"] for c in part.content["categories"]] == names
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1 euro", "2 euro", "3 cents"],
+        ["0 fingers", "1 fingers", "2 fingers"],
+        ["0.5", "1.2", "2.7"],
+        ["0 degrees"],
+        ["0 a", "2 b"],
+    ],
+)
+def test_names_of_classes_that_begin_with_a_number(tmp_path, names):
     boxes = make_boxes(0, names)
     put_image(tmp_path, "0.png")
     put(tmp_path, "0.txt", yolo(boxes, names))
@@ -237,6 +381,16 @@ def test_letters_that_are_written_in_two_ways(tmp_path, kind):
     if kind in ("yolo", "labelme"):
         put(tmp_path, "classes.txt", split)
     assert found_in(tmp_path) == ordered({"all": truth})
+
+
+def test_a_category_in_another_spelling_in_each_file(tmp_path):
+    names = [unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD")]
+    for split, name in zip(("train", "val"), names):
+        put_image(tmp_path, f"{split}/{split}.png")
+        boxes = make_boxes(split, [name])
+        put(tmp_path, f"{split}/a.json", coco({f"{split}.png": boxes}, [name]))
+    parts = read_data(str(tmp_path)).parts.values()
+    assert [[c["name"] for c in p.content["categories"]] for p in parts] == [names[:1]] * 2
 
 
 def test_a_category_in_two_spellings_of_a_letter(tmp_path):

@@ -16,7 +16,7 @@ from tood.utils.logs import at_level
 logger = logging.getLogger(__name__)
 
 
-def build_detector(cfg: CfgNode) -> torch.nn.Module:
+def build_detector(cfg: CfgNode) -> TOOD:
     """Build the model of a config.
 
     Raises:

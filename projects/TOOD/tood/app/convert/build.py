@@ -22,11 +22,15 @@ LARGEST = 1e9  # number
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
 DUPLICATE = "the same class and box twice"
 PERCENT, MANY = 100, 10  # boxes, of which more than chance ends within so many pixels
-YES = ("1", "true", "yes")  # in small letters
+# In small letters.
+YES = ("1", "1.0", "true", "yes", "t", "y")
+NO = ("", "0", "0.0", "false", "no", "f", "n", "none", "null", "nan")
 # Names of marks of objects in small letters, without "_", "-" and " ": a box around many objects,
 # COCO's crowd and Open Images' group; and objects that are hard to see, as Pascal VOC says.
-CROWD, DIFFICULT = ("iscrowd", "crowd", "isgroupof"), ("difficult", "isdifficult", "ignore")
-SCORES = ("score", "confidence", "conf", "probability")
+CROWD, DIFFICULT = ("iscrowd", "isgroupof"), ("difficult", "isdifficult", "ignore")
+SCORES = ("score", "confidence", "conf", "confidencescore", "probability")
+# The number of a class before its name.
+_NUMBERED = re.compile(r"(\d{1,4})(?:\s*[:.,)=-]\s*|\s+)([^\W\d].*)")
 
 
 class Object(NamedTuple):
@@ -139,7 +143,8 @@ def build_contents(
     splits = {k: _unlinked(folder, ledger, v, by_image) for k, v in splits.items()}
     used = {image for images in splits.values() for image in images}
     sizes = {image: folder.probe_size(image) for image in used}
-    for file in dict.fromkeys(r.file for r in records if any(o.difficult for o in r.objects)):
+    marked = (r.file for r in records if r.image in used and any(o.difficult for o in r.objects))
+    for file in dict.fromkeys(marked):
         ledger.note("files with difficult objects, which are marked iscrowd unless kept", file)
     _check_sizes([r for r in records if r.image in used], sizes, folder)
     objects = {i: _read_objects(i, found, sizes, ledger) for i, found in by_image.items()}
@@ -174,6 +179,7 @@ def divide_images(
     words = split_by_image(folder)
     for image, record in labelled.items():
         own = record.split or words[image]
+        note_other_split(record.split, image, ledger)
         words[image] = own or next(iter(folder_splits(record.file)), "")
     named = {words[i] for i in labelled} - {""}
     outside = [i for i in labelled if not words[i]]
@@ -190,6 +196,13 @@ def divide_images(
         by_split[words[image] if words[image] in named else ""].append(image)
     ledger.ignore(by_split.pop("", ()), "in no split that has labels")
     return {split: by_split[split] for split in (*LISTED, "all") if split in named}
+
+
+def note_other_split(split: str, path: str, ledger: Ledger) -> None:
+    """Note an image, or its file of labels, in a folder of another split than the stated one."""
+    folders = folder_splits(path)
+    if split and folders and split not in folders:
+        ledger.note("images in a folder of another split than they state, which applies", path)
 
 
 def _unlinked(folder: Folder, ledger: Ledger, images: Sequence[str], by_image: Dict) -> List[str]:
@@ -286,9 +299,10 @@ def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) 
     for file in files:
         ledger.enter(file, CLASSES)
     if len({tuple(x) for x in stated.values()}) == 1:
-        names = next(iter(stated.values()))
-        if found <= set(names):
-            return names
+        lines = next(iter(stated.values()))
+        for names in (lines, omit_numbers(lines)):
+            if found <= set(names):
+                return names
         ledger.note("a list of classes lacks some, so classes are sorted by name", files[0])
     elif files:
         ledger.note("several lists of classes differ, so classes are sorted by name", files[0])
@@ -300,15 +314,18 @@ def read_classes(folder: Folder, file: str) -> List[str]:
     lines = folder.lines(file)
     if lines and lines[0].startswith("# label:"):
         lines = [line.split(":")[0].strip() for line in lines[1:]]
-    lines = omit_numbers([compose(line) for line in lines])
-    return [name for name in dict.fromkeys(lines) if name and name not in NOT_CLASSES]
+    lines = list(dict.fromkeys(map(compose, lines)))
+    return [name for name in lines if name and name not in NOT_CLASSES]
 
 
 def omit_numbers(lines: Sequence[str]) -> List[str]:
-    """Return the names of classes without their numbers, if all lines begin with them, from 0."""
-    pairs = [line.split(maxsplit=1) for line in lines]
-    is_numbered = all(len(x) == 2 and x[0].rstrip(":.,") == str(i) for i, x in enumerate(pairs))
-    return [name for _, name in pairs] if is_numbered else list(lines)
+    """Return the names of several classes without their numbers, if all lines begin with them, from
+    0, and other names follow them.
+    """
+    pairs = [x.groups() for x in map(_NUMBERED.fullmatch, lines) if x]
+    names = [name for _, name in pairs]
+    is_numbered = [int(number) for number, _ in pairs] == list(range(len(lines)))
+    return names if len(set(names)) == len(lines) > 1 and is_numbered else list(lines)
 
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:
@@ -350,19 +367,28 @@ def _content(images: Sequence[str], objects: Dict, sizes: Dict, names: Sequence[
                 "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
                 "area": float(x2 - x1) * float(y2 - y1),
                 "iscrowd": int(crowd or difficult),
-                **({"difficult": 1} if difficult else {}),
+                **({"difficult": 1} if difficult and not crowd else {}),
             }
             content["annotations"].append(annotation)
     return content
 
 
-def read_marks(stated: Iterable[Tuple[Any, Any]]) -> Dict[str, bool]:
+def read_marks(stated: Iterable[Tuple[Any, Any]], ledger: Ledger, file: str) -> Dict[str, bool]:
     """Return which of an object's marks are set, as arguments of :class:`Object`.
 
     Args:
         stated: names and values of attributes, flags or columns.
     """
-    marks = {_plain(name) for name, value in stated if str(value).strip().lower() in YES}
+    marks = set()
+    for name, value in stated:
+        plain = _plain(name)
+        if plain not in (*CROWD, *DIFFICULT):
+            continue
+        text = "" if value is None else str(value).strip().lower()
+        if text in YES:
+            marks.add(plain)
+        elif text not in NO:
+            ledger.note(f"marks {name} that say neither yes nor no, and are not used", file)
     return {
         "crowd": not marks.isdisjoint(CROWD),
         "difficult": not marks.isdisjoint(DIFFICULT),
@@ -386,14 +412,20 @@ def read_label(label: Any, where: str) -> str:
 
 
 def note_scores(stated: Iterable[Tuple[Any, Any]], ledger: Ledger, file: str) -> None:
-    """Note the file of objects whose scores differ, as those of a model do and labels do not.
+    """Note a file of objects that have scores other than 0 and 1, as those of a model.
 
     Args:
         stated: names and values of attributes or columns of all objects.
     """
     scores = {str(value) for name, value in stated if _plain(name) in SCORES}
-    if len(scores - {"", "None"}) > 1:
-        ledger.note("boxes have scores, as those that a model found", file)
+    for text in scores:
+        try:
+            is_score = parse_number(text, 0, LARGEST) not in (0, 1)
+        except ValueError:
+            continue
+        if is_score:
+            ledger.note("boxes have scores, as those that a model found", file)
+            return
 
 
 def read_size(width: Any, height: Any) -> Optional[Tuple[int, int]]:

@@ -18,13 +18,12 @@ from tood.app.convert.formats.tables import CSV
 from tood.app.convert.formats.voc import VOC
 from tood.app.convert.formats.yolo import YOLO, label_files
 from tood.app.convert.formats.yolo_config import find_config_above
-from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LABELS, LEDGER, Ledger
+from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LEDGER, LIST, Ledger
 from tood.app.convert.names import (
     SPLITS,
     bare_word,
     find_area,
     get_stem,
-    get_suffix,
     read_split,
     split_words,
 )
@@ -41,6 +40,7 @@ LOOKED_FOR = (
     "CSV file with the columns filename, xmin, ymin, xmax, ymax, label"
 )
 SINGLE_FILES = (".csv", ".tsv", ".yaml", ".yml", ".xml", ".data")
+TABLES = (".csv", ".tsv", ".json", ".xml")  # files that may label many images
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
@@ -109,7 +109,6 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
             contents = kind.read(folder, found, ledger)
     if kind is not YOLO:
         _refuse_other_labels(folder, kind, contents)
-    _refuse_half(folder, kind, ledger)
     _close(folder, ledger, contents)
     contents = _choose_parts(path, contents, split)
     if keep_difficult and kind is not COCO:
@@ -224,33 +223,6 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
                 )
 
 
-def _refuse_half(folder: Folder, kind: Format, ledger: Ledger) -> None:
-    """Raise UserError if a file of labels for training is read, and that beside it for validation,
-    of the same name otherwise, is not; or the other way round.
-    """
-    if kind not in (COCO, CSV, CVAT):  # whose files label one image each
-        return
-    used = {f for f, (role, _) in ledger.files.items() if role == LABELS}
-    homes = {}
-    for file in sorted(used):
-        homes.setdefault(_omit_split(file), file)
-    for file in folder.files:
-        other = homes.get(_omit_split(file), file)
-        pair = {*split_words(get_stem(file)), *split_words(get_stem(other))}
-        if pair == {"train", "val"} and file not in {**ledger.files, **folder.ignored}:
-            raise UserError(
-                f"{folder.path(file)} is not in {kind.name}'s form, as {folder.path(other)} is; "
-                "give it the same columns or keys, or move it away."
-            )
-
-
-def _omit_split(file: str) -> Tuple[str, str, str]:
-    """Return the folder, the name without words of splits, and the ending of a file."""
-    words = re.split(r"(?i)([a-z]+)", get_stem(file))
-    name = "".join("*" if word.lower() in SPLITS else word for word in words)
-    return os.path.dirname(file), name, get_suffix(file)
-
-
 def _note_splits(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     """Note names that speak of splits, and divide nothing."""
     if list(contents) == ["all"]:
@@ -259,19 +231,30 @@ def _note_splits(folder: Folder, ledger: Ledger, contents: Contents) -> None:
         spoken = {step: split for step in steps for split in split_words(step)[:1]}
         for step in sorted(spoken) if homes else ():
             ledger.note("folders that speak of splits, and divide nothing", steps[step])
-    words = collections.defaultdict(dict)
-    for image, (role, split) in ledger.files.items():
-        for step in image.split("/")[:-1] if role == IMAGE else ():
-            if split in LISTED and read_split(step) == split:
-                words[split].setdefault(bare_word(step), image)
-    for split, homes in words.items():
-        if len(homes) > 1:
-            text = f"folders of several names are one split, {split}: {', '.join(sorted(homes))}"
-            ledger.note(text, homes[max(homes)])
+    _note_words(ledger)
     for file in folder.with_suffix(".txt"):
         is_unused = ledger.files.get(file, (IGNORED,))[0] == IGNORED
         if is_unused and split_words(get_stem(file)) and names_image(folder, file):
             ledger.note("lists of images that speak of splits, and divide nothing", file)
+
+
+def _note_words(ledger: Ledger) -> None:
+    """Note folders of different words that are one split, unless a list or a configuration divides
+    the images.
+    """
+    roles = {role for role, _ in ledger.files.values()}
+    if not roles.isdisjoint((LIST, CONFIGURATION)):
+        return
+    words: Dict[str, Dict[str, str]] = collections.defaultdict(dict)
+    for image, (role, split) in ledger.files.items():
+        steps = image.split("/")[:-1] if role == IMAGE and split in LISTED else []
+        spoken = [bare_word(step) for step in steps if read_split(step) == split]
+        if spoken:
+            words[split].setdefault("/".join(spoken), image)
+    for split, homes in words.items():
+        if len(homes) > 1:
+            text = f"folders of several names are one split, {split}: {', '.join(sorted(homes))}"
+            ledger.note(text, homes[max(homes)])
 
 
 def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
@@ -283,6 +266,8 @@ def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     for file in folder.files:
         if os.path.basename(file) == LEDGER and file not in ledger.files:
             ledger.enter(file, CONFIGURATION, "the account that tood convert wrote")
+    named = [f for f in folder.with_suffix(*TABLES) if split_words(get_stem(f))]
+    ledger.ignore(named, "named as a split, but not labels of this format")
     ledger.ignore(folder.files, "not labels of this format")
     used = {}
     for name, content in contents.items():

@@ -10,6 +10,7 @@ from tood.app.convert.build import (
     Object,
     check_outside,
     enter_image,
+    note_other_split,
     note_scores,
 )
 from tood.app.convert.folder import Folder
@@ -81,7 +82,8 @@ def read_coco_file(folder: Folder, file: str, ledger: Ledger) -> Contents:
     content = _read_file(folder, file, ledger, "all", root="")
     for image in _named(content):
         enter_image(ledger, image, "all")
-    if any(isinstance(i, dict) and isinstance(i.get("split"), str) for i in content["images"]):
+    stated = [i.get("split") for i in content["images"] if isinstance(i, dict)]
+    if len({read_split(text) for text in stated if isinstance(text, str)} - {""}) > 1:
         ledger.note("splits that images state divide nothing in a file that is named", file)
     return {"all": content}
 
@@ -93,15 +95,21 @@ def _named(content: Dict) -> List[str]:
 
 
 def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger) -> Contents:
-    """Return the content of a file, divided if its images state their splits.
+    """Return the content of a file, divided if its images state their splits. One that the check of
+    the data refuses, for ids that are there twice, is not divided.
 
     Raises:
         UserError: if some state none, or another one than that of the file among several.
     """
-    images = [image for image in content["images"] if isinstance(image, dict)]
-    if not any(isinstance(image.get("split"), str) for image in images):
+    images, objects = content["images"], content["annotations"]
+    is_sound = all(isinstance(x, dict) for x in (*images, *objects))
+    if not is_sound or not any(isinstance(image.get("split"), str) for image in images):
         return {split: content}
-    texts = [str(image.get("split") or "") for image in images]
+    ids = [[_hashable(x.get("id")) for x in some] for some in (images, objects)]
+    if any(len(set(some)) < len(some) for some in ids if None not in some):
+        return {split: content}
+    named = split if split != "all" else ""  # of images that state nothing
+    texts = [str(image.get("split") or named) for image in images]
     wheres = [f"{path}: {image.get('file_name')}" for image in images]
     check_splits(dict(reversed(list(zip(texts, wheres)))), ledger)
     owns = [read_split(text) for text in texts]
@@ -114,14 +122,37 @@ def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger
             f"{split!r}; correct one of them, or leave one file in the folder."
         )
     parts: Contents = {own: {**content, "images": [], "annotations": []} for own in owns}
-    homes = {}
     for image, own in zip(images, owns):
         parts[own]["images"].append(image)
-        homes[str(image.get("id"))] = own
-    for annotation in content["annotations"]:  # one of no image is refused with the others
-        image_id = str(annotation.get("image_id")) if isinstance(annotation, dict) else ""
-        parts[homes.get(image_id, owns[0])]["annotations"].append(annotation)
+        note_other_split(own, str(image.get("file_name")), ledger)
+    homes = dict(zip(ids[0], owns))
+    for annotation in objects:  # one of no image is refused with the others
+        own = homes.get(_hashable(annotation.get("image_id")), owns[0])
+        parts[own]["annotations"].append(annotation)
     return parts
+
+
+def _hashable(value):
+    """Return a value by which equal ones are found: 1 is 1.0, and "1" is neither."""
+    return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+
+
+def _compose_name(category):
+    name = category.get("name") if isinstance(category, dict) else None
+    return {**category, "name": compose(name)} if isinstance(name, str) else category
+
+
+def _check_stated(images: List, path: str) -> None:
+    """Raise UserError for an image that is listed in two splits."""
+    stated: Dict[str, str] = {}
+    for image in images:
+        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
+            name, text = os.path.normpath(image["file_name"]), str(image.get("split") or "")
+            if stated.setdefault(name, text) != text:
+                raise UserError(
+                    f"{path} puts {name} into {stated[name] or 'no split'} and into "
+                    f"{text or 'no split'}; correct one of them."
+                )
 
 
 def _read_file(
@@ -139,12 +170,13 @@ def _read_file(
     if group is not None:
         content["categories"] = [c for c in content["categories"] if c is not group]
         ledger.note(f"ignored the class {group['name']!r}, which only groups the others", file)
+    content["categories"] = list(map(_compose_name, content["categories"]))
     names = [c["name"] for c in content["categories"] if isinstance(c, dict) and c.get("name")]
-    names = [compose(str(name)) for name in names]
     doubled = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if doubled is not None:
         raise UserError(f"{folder.path(file)} names the category {doubled!r} twice; rename one.")
     content["images"] = _locate(folder, file, ledger, content["images"], split, root)
+    _check_stated(content["images"], folder.path(file))
     repeated, _ = unite_images(content, folder.root)
     for name in repeated:
         ledger.note("images that a COCO file lists twice", name)

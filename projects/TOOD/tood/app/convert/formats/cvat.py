@@ -23,7 +23,7 @@ from tood.app.convert.folder import Folder
 from tood.app.convert.formats.voc import find_root, parse_xml
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.matching import match_names
-from tood.app.convert.names import get_stem, read_split
+from tood.app.convert.names import compose, get_stem, read_split
 from tood.app.convert.splits import check_splits
 from tood.utils.errors import UserError
 from tood.utils.reading import MiB
@@ -49,7 +49,8 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     empty: List[Record] = []  # frames without objects
     for file in files:
         root = parse_xml(folder, file, MAX_XML)
-        names.update(dict.fromkeys(e.text or "" for e in root.iterfind("./meta//label/name")))
+        labels = (compose(e.text or "") for e in root.iterfind("./meta//label/name"))
+        names.update(dict.fromkeys(labels))
         found = [
             *_read_images(folder, file, root, ledger, stated),
             *_read_frames(folder, file, root, ledger, stated),
@@ -66,8 +67,8 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
             f"{folder.path(files[0])} names no image that is there, in its images or tracks; "
             "export it again as CVAT for images 1.1."
         )
-    labels = {o.label for record in records for o in record.objects}
-    classes = [name for name in names if name] if labels <= set(names) else None
+    used = {compose(o.label) for record in records for o in record.objects}
+    classes = [name for name in names if name] if used <= set(names) else None
     listed = {record.image for record in records}
     ledger.ignore([i for i in folder.images if i not in listed], "not named by CVAT's file")
     splits: Dict[str, List[str]] = collections.defaultdict(list)
@@ -264,7 +265,8 @@ def _read_object(
             c, d = a + c, b + d
         points = _rotate((a, b, c, d), angle, shape.tag == "ellipse")
     xs, ys = zip(*points)
-    marks = read_marks((x.get("name"), x.text) for x in shape.iterfind("attribute"))
+    attributes = ((x.get("name"), x.text) for x in shape.iterfind("attribute"))
+    marks = read_marks(attributes, ledger, file)
     return Object(label, (min(xs), min(ys), max(xs), max(ys)), **marks)
 
 

@@ -41,6 +41,7 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
     labels = {}
     for file in files:
         objects, content = _read_objects(folder, file, ledger), folder.json(file)
+        note_scores((("score", shape.get("score")) for shape in content["shapes"]), ledger, file)
         stated = str(content.get("imagePath") or "")
         size = read_size(content.get("imageWidth"), content.get("imageHeight"))
         labels[file] = Labels(objects, size, stated)
@@ -53,8 +54,6 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
         )
     for file in inside:
         ledger.note("images that exist only inside of their LabelMe files (imageData)", file)
-    shapes = (shape for file in files for shape in folder.json(file)["shapes"])
-    note_scores((("score", shape.get("score")) for shape in shapes), ledger, files[0])
     records = match_labels(folder, ledger, labels)
     return build_contents(folder, ledger, records, splits=read_split_lists(folder, ledger))
 
@@ -87,7 +86,7 @@ def _read_objects(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
         group = shape.get("group_id")
         key = (label, str(group)) if group is not None else i
         groups.setdefault(key, []).append(
-            Object(label, _read_box(shape, path), **_read_marks(shape))
+            Object(label, _read_box(shape, path), **_read_marks(shape, file, ledger))
         )
     joined = sum(len(group) - 1 for group in groups.values())
     ledger.skip("further shapes of a group, which is one object", file, joined)
@@ -102,11 +101,15 @@ def _read_objects(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
     ]
 
 
-def _read_marks(shape: Dict) -> Dict[str, bool]:
+def _read_marks(shape: Dict, file: str, ledger: Ledger) -> Dict[str, bool]:
     """Return the marks of a shape: X-AnyLabeling writes some beside LabelMe's flags."""
-    flags = shape.get("flags")
-    flags = list(flags.items()) if isinstance(flags, dict) else []
-    return read_marks([("difficult", shape.get("difficult")), *flags])
+    stated: List[Tuple[Any, Any]] = [("difficult", shape.get("difficult"))]
+    for key in ("flags", "attributes"):
+        flags = shape.get(key)
+        if isinstance(flags, list):
+            flags = {str(name): True for name in flags}
+        stated += flags.items() if isinstance(flags, dict) else ()
+    return read_marks(stated, ledger, file)
 
 
 def _read_box(shape: Dict, path: str) -> Tuple[float, float, float, float]:

@@ -307,7 +307,7 @@ def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, na
         raise UserError(
             f"{where} must have an image, four numbers and a label: {','.join(row)[:80]}; fix it."
         )
-    marks = read_marks(zip(table.header, row))
+    marks = read_marks(zip(table.header, row), ledger, table.file)
     box = sort_corners(box, ledger, table.file)
     return image, size, split, [Object(names.get(label, label), box, **marks)]
 

@@ -86,7 +86,10 @@ def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:
             ledger.skip(BOXLESS, file)
             continue
         label = read_label(element.findtext("name"), where)
-        marks = read_marks((x.tag, x.text) for x in element)
+        more = (  # as CVAT writes it
+            (x.findtext("name"), x.findtext("value")) for x in element.iter("attribute")
+        )
+        marks = read_marks([*((x.tag, x.text) for x in element), *more], ledger, file)
         for box in boxes:
             corners = read_numbers([box.findtext(key) for key in CORNERS], where)
             objects.append(Object(label, sort_corners(corners, ledger, file), **marks))

@@ -91,6 +91,9 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         ledger.enter(config.file, CONFIGURATION)
         for entry in config.absent:
             ledger.note("its test images are not there", entry)
+        if config.names_file:
+            ledger.enter(config.names_file, CLASSES)
+            _note_numbers(folder, ledger, config.names_file, config.names)
         names, splits = config.names, list_images_by_split(folder, ledger, config)
     else:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
@@ -156,6 +159,11 @@ def _names_in(folder: Folder, file: str) -> List[str]:
     return read_names(folder, file, omit_numbers(names), None)
 
 
+def _note_numbers(folder: Folder, ledger: Ledger, file: str, names: Sequence[str]) -> None:
+    if names[0] != compose(folder.lines(file)[0]):
+        ledger.note("numbers before the names of classes, which are not part of them", file)
+
+
 def _class_order(folder: Folder, ledger: Ledger, found: Found):
     """Return a function from a file of labels to the names of its classes: those of the
     configuration, or of the next list of classes in its folder or above.
@@ -164,11 +172,11 @@ def _class_order(folder: Folder, ledger: Ledger, found: Found):
     for file in found.class_files:
         ledger.enter(file, CLASSES)
         names = _names_in(folder, file)
-        if names[0] != compose(folder.lines(file)[0]):
-            ledger.note("numbers before the names of classes, which are not part of them", file)
+        if config is None:
+            _note_numbers(folder, ledger, file, names)
         _check_order(folder, stated.setdefault(os.path.dirname(file), (file, names)), (file, names))
         if config is not None:
-            _check_order(folder, (file, names), (config.file, config.names))
+            _check_order(folder, (file, names), (config.file, omit_numbers(config.names)))
 
     def order(file: str) -> List[str]:
         home = os.path.dirname(file)

@@ -26,6 +26,7 @@ class Config(NamedTuple):
     base: str  # its "path"
     num_pose_values: int = 0
     absent: Sequence[str] = ()  # entries of the test split, which is not part of every export
+    names_file: str = ""  # that its names are in
 
 
 def find_config(folder: Folder) -> Optional[Config]:
@@ -118,8 +119,18 @@ def _read_config(
             entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
     if not entries or not names or not content["names"]:
         return None
+    listed = _find_names_file(folder, file, names) if isinstance(names, str) else ""
     names = read_names(folder, file, names, number)
-    return Config(file, names, entries, str(content.get("path") or ""))
+    return Config(file, names, entries, str(content.get("path") or ""), names_file=listed)
+
+
+def _find_names_file(folder: Folder, file: str, text: str) -> str:
+    """Return the file that a configuration names in the place of its classes, or ""."""
+    for path in (text, os.path.basename(text)):
+        listed = os.path.normpath(os.path.join(os.path.dirname(file), path))
+        if listed in folder.files:
+            return listed
+    return ""
 
 
 def read_names(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
@@ -164,10 +175,9 @@ def read_names(folder: Folder, file: str, names: Any, number: Any) -> List[str]:
 
 def _names_in_text(folder: Folder, file: str, text: str, number: Optional[int]) -> List[str]:
     """Return names that are written as one text, or in a file that it names."""
-    for path in (text, os.path.basename(text)):
-        listed = os.path.normpath(os.path.join(os.path.dirname(file), path))
-        if listed in folder.files:
-            return omit_numbers(folder.lines(listed))
+    listed = _find_names_file(folder, file, text)
+    if listed:
+        return omit_numbers(folder.lines(listed))
     if re.fullmatch(r"\S+\.(names|txt)", text.strip()):
         raise UserError(
             f"{folder.path(file)} says that the classes are in {text.strip()}, which is not there; "
