@@ -28,13 +28,12 @@ sys.path.append(NO_NETWORK)
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
 import block_sockets  # noqa: E402
-from detectron2.config import CfgNode, get_cfg  # noqa: E402
-from detectron2.engine import defaults  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.env import TORCH_VERSION  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
-from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: E402
+from light import lighten  # noqa: E402
 from PIL import Image  # noqa: E402
 from warm import serve_python  # noqa: E402
 
@@ -150,20 +149,8 @@ def no_traces():
 
 @pytest.fixture(scope="session", autouse=True)
 def little_around_a_run():
-    """Each run of a few steps would take as long for what nobody looks at: Detectron2 parses its
-    config three times for a key of it and colours it for the log, and matplotlib moves the parts
-    of plots until they fit.
-    """
-
-    find_key = defaults._try_get_key
-
-    def find_directly(cfg, key, *others, **default):
-        return cfg[key] if isinstance(cfg, CfgNode) else find_key(cfg, key, *others, **default)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(defaults, "_try_get_key", find_directly)
-        patch.setattr(defaults, "_highlight", lambda code, filename: code)
-        patch.setattr(ConstrainedLayoutEngine, "execute", lambda self, figure: None)
+        lighten(patch.setattr)
         yield
 
 

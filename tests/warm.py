@@ -25,6 +25,8 @@ import threading
 import types
 from pathlib import Path
 
+from light import lighten
+
 from tood.utils.errors import UserError
 
 # What a training imports when it needs it.
@@ -84,6 +86,7 @@ def serve(path):
         from tood.modeling.backbone.timm_fpn import TimmBackbone
 
         TimmBackbone("tf_efficientnet_lite0")  # its structure is remembered
+    lighten()
     gc.freeze()  # or each process would copy the memory of all modules
     gc.enable()
     with socket.socket(socket.AF_UNIX) as listener:

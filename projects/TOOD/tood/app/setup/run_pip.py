@@ -37,7 +37,8 @@ FAILURES = [
 
 
 def pip_install(python: str, packages: Sequence[str]) -> None:
-    run_pip([python, "-m", "pip", "install", *packages])
+    # Python compiles the quarter of the modules that is used when it imports them.
+    run_pip([python, "-m", "pip", "install", "--no-compile", *packages])
 
 
 def run_pip(command: Sequence[str]) -> None:
