@@ -417,6 +417,7 @@ def tood_result():
     return command.Trained("", "", "")
 
 
+@pytest.mark.usefixtures("without_steps")
 def test_mistakes(photo_folder, tmp_path):
     other = tmp_path / "five.yaml"
     other.write_text(f"_BASE_: {CONFIG}\nMODEL: {{TOOD: {{NUM_CLASSES: 5}}}}")

@@ -34,6 +34,7 @@ def test_train_net(command, out, trained):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_steps")
 def test_the_app(photo_folder, trained, tmp_path, fresh_loggers):
     options = [*SMALL, KEY, str(trained), "MODEL.TOOD.TEACHER_WEIGHT", "0.5"]
     cli.main(
@@ -167,6 +168,7 @@ def test_a_plan_of_a_config_has_the_teacher(photo_folder, trained, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_steps")
 def test_a_teacher_that_was_moved(photo_folder, trained, tmp_path, monkeypatch, fresh_loggers):
     shutil.copytree(trained, "n")
     begin = ["train", str(photo_folder), "--output", str(tmp_path / "out"), "--model", "R18"]

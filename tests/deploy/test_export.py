@@ -458,11 +458,10 @@ def test_torchscript(weights, predictor, tmp_path, capsys):
 
 @needs_graphs
 @pytest.mark.slow
-@pytest.mark.parametrize("opts", [[], TENSORFLOWS])
-def test_exported_program(tmp_path, opts):
-    if opts:
-        pytest.importorskip("timm", reason="an extra")
-    opts = [*ONE_LEVEL, *opts]
+def test_exported_program(tmp_path):
+    """That of the ResNet is on the way to the file of ``test_onnx``."""
+    pytest.importorskip("timm", reason="an extra")
+    opts = [*ONE_LEVEL, *TENSORFLOWS]
     predictor = Predictor(CONFIG, save_random(tmp_path, *opts), opts=[*SMALL, *opts])
     module = ExportableTOOD(predictor.model).eval()
     path = str(tmp_path / "a.pt2")

@@ -54,9 +54,10 @@ def test_measure_suspects(entry, tmp_path, monkeypatch, capsys, warm_python):
 @pytest.mark.skipif(TORCH_VERSION < (2, 1), reason="storages have one object each since 2.1")
 def test_estimate_memory(tmp_path, monkeypatch, capsys):
     config = tmp_path / "tiny.yaml"
-    tiny = "MODEL: {FPN: {OUT_CHANNELS: 32}, TOOD: {CONV_DIM: 64, NUM_CONVS: 2}}"
+    levels = "IN_FEATURES: [p4, p5]}, ANCHOR_GENERATOR: {SIZES: [[128], [256]]}"
+    tiny = f"MODEL: {{FPN: {{OUT_CHANNELS: 32}}, TOOD: {{CONV_DIM: 64, NUM_CONVS: 1, {levels}}}"
     config.write_text(f"_BASE_: {CONFIG}\n{tiny}\n")
-    size = ["--height", "256", "--width", "320", "--batch", "8"]
+    size = ["--height", "512", "--width", "640", "--batch", "2"]
     monkeypatch.setattr("sys.argv", ["estimate_memory.py", str(config), *size])
     estimate_memory.main()
     *_, row = capsys.readouterr().out.splitlines()

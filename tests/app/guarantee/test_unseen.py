@@ -154,6 +154,7 @@ def _stop_with(images):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_steps")
 def test_a_training_keeps_a_part_to_calibrate_on(shapes, tmp_path, fresh_loggers, monkeypatch):
     """Groups are drawn as wholes, neither trained nor validated on, and are the default data."""
     data, out = tmp_path / "photos", tmp_path / "out"

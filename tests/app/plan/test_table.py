@@ -158,6 +158,7 @@ def test_gpus_that_are_not_there(photo_folder, monkeypatch, number, says):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("without_steps")
 def test_no_gpu_and_no_report_are_said_once(photo_folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = [*TYPED[2:], "SOLVER.MAX_ITER", "1"]  # without MODEL.DEVICE
