@@ -4,8 +4,16 @@ import math
 
 import pytest
 import torch
-from conftest import CONFIG, EXTENSIONS, ROOT, SMALL, assert_from_their_locations, load_extension
-from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from conftest import (
+    CONFIG,
+    EXTENSIONS,
+    ROOT,
+    SMALL,
+    assert_from_their_locations,
+    complaint,
+    load_extension,
+)
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -16,8 +24,10 @@ from tood.config.read import load_config, run_options
 from tood.config.unread import check_unread, has_parts_of_a_user
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
+from tood.inference.predictor import Predictor
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.assigners import ImagePredictions
+from tood.modeling.detector import TOOD
 from tood.utils.errors import UserError
 
 TASKS = ("assigner", "head", "box_loss", "backbone", "augmentation")
@@ -141,6 +151,19 @@ def test_a_head_with_one_more_output(uncertain, make_input):
     assert_from_their_locations(uncertain, image, plain["instances"])
     (augmented,) = TOODWithTTA(uncertain, TTAOptions(True, [64], 400, flip=False))([image])
     assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
+
+
+def test_a_predictor_of_a_users_architecture(tiny_cfg, tmp_path):
+    class MyTOOD(TOOD):
+        pass
+
+    META_ARCH_REGISTRY.register(MyTOOD)
+    tiny_cfg.MODEL.META_ARCHITECTURE = "MyTOOD"
+    model = build_model(tiny_cfg)
+    torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
+    assert isinstance(Predictor(tiny_cfg, tmp_path / "a.pth").model, MyTOOD)
+    tiny_cfg.MODEL.META_ARCHITECTURE = "Nonsense"
+    assert "META_ARCHITECTURE" in complaint(Predictor, tiny_cfg, tmp_path / "a.pth")
 
 
 def test_parts_of_a_user_are_not_tried_without_numbers(tiny_cfg):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NO_NETWORK, ROOT, SMALL
+from conftest import NO_NETWORK, ROOT
 
 pytest.importorskip("setuptools", minversion="70.1")  # builds the wheel without an index
 
@@ -84,7 +84,15 @@ def test_the_wheel_is_enough(program, site, shapes, tmp_path):
 
     assert (site / "tood" / "py.typed").exists() and (site / "tood" / "__init__.pyi").exists()
     assert "8 images" in program("check", shapes)
-    table = program("train", shapes, "--dry-run", "--model", "R18", *SMALL)
+    quick = [
+        "--image-size",
+        "64",
+        "--images-per-step",
+        "1",
+        "MODEL.TOOD.PRECISION_TRAIN",
+        "float32",
+    ]
+    table = program("train", shapes, "--dry-run", *quick)
     assert "small_data" in table and str(ROOT) not in table
     assert os.listdir(tmp_path) == []
 

@@ -151,7 +151,10 @@ def test_two_checkpoints(trained, photo_folder):
             "OUTPUT_DIR a has no effect",
         ),
         (lambda m, p: tood.draw(m, options={"OUTPUT_DIR": "a"}), "OUTPUT_DIR a has no effect"),
-        (lambda m, p: tood.report(m, options={"OUTPUT_DIR": "a"}), "OUTPUT_DIR a has no effect"),
+        (
+            lambda m, p: tood.export(m, output=p / "a.onnx", options={"OUTPUT_DIR": "a"}),
+            "OUTPUT_DIR a has no effect",
+        ),
         (lambda m, p: tood.load(m).predictor(opts=["SEED", 2]), "SEED is an option of trainings"),
         (
             lambda m, p: tood.evaluate(m, options=["SOLVER.BASE_LRR", 1]),

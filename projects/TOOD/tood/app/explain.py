@@ -93,7 +93,7 @@ def explain(
         raise UserError(f"There is no image {image}{suggest_path(image) or '; check its name.'}")
     output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
-    opts = trained.options(options)
+    opts = trained.options(options, writes=False)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=score_threshold)
     view = predictor.find_view(image, box)
     width, height = probe_image(image)

@@ -131,7 +131,7 @@ def export(
         precision="float32",
         augment=False,
         score_threshold=chosen.score_threshold,
-        opts=trained.options(options),
+        opts=trained.options(options, writes=False),
     )
     parts = dict(preprocess=preprocessing == "inside", nms=not raw)
     if format == "onnx":

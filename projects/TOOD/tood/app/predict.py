@@ -143,7 +143,7 @@ def predict(
     """
     _check_flags(images, columns, sheet, json, all_detections)
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
-    opts = trained.options(options)
+    opts = trained.options(options, writes=False)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold, watch=watch)
     inputs, note = find_inputs(images, predictor.options)
     output = choose_output(output, os.path.join(trained.folder, "detections"), overwrite)

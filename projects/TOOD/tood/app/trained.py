@@ -35,15 +35,20 @@ class Trained:
     # The weights are a file that the user has named, not those of a folder.
     is_named: bool = dataclasses.field(default=False, repr=False, compare=False)
 
-    def options(self, typed: Sequence[str] = ()) -> List[str]:
+    def options(self, typed: Sequence[str] = (), *, writes: bool = True) -> List[str]:
         """Return overrides of its config: these weights, the current folder, and the data that
         ``tood train`` has written to it, if the config has their previous paths; then those that
         the user has typed.
 
+        Args:
+            writes: whether the command writes to ``OUTPUT_DIR``; if not, another one is refused.
+
         Raises:
             UserError: if the user has typed other weights than the checkpoint that is named, or
-                options that change nothing, as another output folder of the training.
+                options that change nothing.
         """
+        if not writes:
+            self._refuse_output(typed)
         if typed:
             from tood.config.read import refuse_training_options  # needs PyTorch
 
@@ -51,16 +56,19 @@ class Trained:
         other = str(dict(zip(typed[::2], typed[1::2])).get("MODEL.WEIGHTS", self.weights))
         if self.weights and not other:
             raise UserError("MODEL.WEIGHTS is empty; name a checkpoint, or omit it.")
+        if self.is_named and os.path.realpath(other) != os.path.realpath(self.weights):
+            raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")
+        return [*self._list_options(), *typed]
+
+    def _refuse_output(self, typed: Sequence[str]) -> None:
+        """Raise UserError for another output folder; released weights have their report there."""
         output = str(dict(zip(typed[::2], typed[1::2])).get("OUTPUT_DIR", self.folder))
         is_elsewhere = os.path.realpath(output) != os.path.realpath(self.folder)
-        if is_elsewhere and os.path.isfile(other):  # released weights have their report there
+        if is_elsewhere and os.path.isfile(self.weights):
             raise UserError(
                 f"OUTPUT_DIR {output} has no effect, because nothing is written there; omit it, or "
                 "name the place of the result with --output."
             )
-        if self.is_named and os.path.realpath(other) != os.path.realpath(self.weights):
-            raise UserError(f"{self.weights} and MODEL.WEIGHTS {other} are typed; omit one.")
-        return [*self._list_options(), *typed]
 
     def _list_options(self) -> List[str]:
         options = ["MODEL.WEIGHTS", self.weights, "OUTPUT_DIR", self.folder]

@@ -1,11 +1,11 @@
-"""A config tried before a training: its model without weights, its optimizer and its schedule."""
+"""The model of a config; and what a training builds, tried without weights before it begins."""
 
 import logging
 from typing import List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from tood.config.unread import has_parts_of_a_user
@@ -23,11 +23,14 @@ def build_detector(cfg: CfgNode) -> TOOD:
         UserError: where that fails, with the options to look at. Errors of a user's parts are best
             shown with a traceback, and raised as they are.
     """
-    if has_parts_of_a_user(cfg):
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = _tried(lambda: META_ARCH_REGISTRY.get(name), "MODEL.META_ARCHITECTURE")
+    if architecture is not TOOD or has_parts_of_a_user(cfg):
         return build_model(cfg)
     backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
     _check_levels(cfg, backbone.output_shape())
-    return _tried(lambda: TOOD(cfg, backbone=backbone).to(cfg.MODEL.DEVICE), "MODEL")
+    model = _tried(lambda: TOOD(cfg, backbone=backbone), "MODEL")
+    return model.to(cfg.MODEL.DEVICE)  # whose memory may not suffice
 
 
 def check_builds(cfg: CfgNode, *, built: bool = False) -> Optional[torch.nn.Module]:

@@ -12,7 +12,14 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tu
 
 from tood.data.images import IMAGE_ERRORS, probe_image
 from tood.utils.errors import UserError, format_reason
-from tood.utils.reading import MAX_TEXT, guard_nesting, guard_reading, make_dict, read_regular
+from tood.utils.reading import (
+    MAX_TEXT,
+    compose,
+    guard_nesting,
+    guard_reading,
+    make_dict,
+    read_regular,
+)
 
 LISTS = ("images", "categories", "annotations")
 # pycocotools converts ids to floating point numbers, which cannot distinguish larger ones.
@@ -149,7 +156,7 @@ def clean_annotations(content: Dict, json_file: str, image_root: str = "") -> Di
     repairs: Dict[str, List[str]] = defaultdict(list)
     cleaners: Dict[str, Callable] = {
         "images": lambda record, get: _clean_image(record, get, image_root, repairs),
-        "categories": lambda record, get: {"name": get.text("name")},
+        "categories": lambda record, get: {"name": compose(get.text("name"))},
         "annotations": lambda record, get: _clean_annotation(record, get, repairs),
     }
     clean: Dict[str, List[Dict]] = {}

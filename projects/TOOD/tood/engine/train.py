@@ -50,6 +50,7 @@ from tood.utils.files import check_folder, read_tensors, write_json, write_whole
 from tood.utils.folders import is_output
 from tood.utils.lock import locked
 from tood.utils.logs import keep_logs_to_files, keep_pages_to_files, restored
+from tood.utils.reading import compose
 from tood.utils.signals import SIGNALS, Stopped, mark_resumable
 
 logger = logging.getLogger("tood")
@@ -238,7 +239,7 @@ def _read_class_names(options: RunOptions) -> Sequence[str]:
     if not (options.weights.endswith(".pth") and os.path.isfile(options.weights)):
         return ()
     names = read_tensors(options.weights).get("class_names") or ()
-    return names if len(names) == options.data.num_classes else ()
+    return [*map(compose, names)] if len(names) == options.data.num_classes else ()
 
 
 @contextlib.contextmanager

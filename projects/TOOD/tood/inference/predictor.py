@@ -53,6 +53,7 @@ from tood.modeling.detector import TOOD
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import read_tensors
+from tood.utils.reading import compose
 from tood.utils.tiles import Tile, make_tiles
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
@@ -438,7 +439,8 @@ def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:
         yield from (_read_class_names(entry) for entry in (*data.test, *data.train))
         yield [str(i) for i in range(data.num_classes)]
 
-    return next(list(x) for x in candidates() if x and len(x) == data.num_classes)
+    found = next(x for x in candidates() if x and len(x) == data.num_classes)
+    return [compose(name) for name in found]
 
 
 def _read_class_names(entry: str) -> Optional[List[str]]:

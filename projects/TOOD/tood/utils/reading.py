@@ -7,6 +7,7 @@ import math
 import numbers
 import os
 import stat
+import unicodedata
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, Optional, Tuple
 
 from tood.utils.errors import UserError, format_reason
@@ -15,6 +16,13 @@ MiB = 2**20
 MAX_TEXT = 1024 * MiB  # size of an annotation file; COCO's largest has 450 MiB
 MAX_CONFIG = 1 * MiB
 MAX_LABEL = 16 * MiB  # of one image
+
+
+def compose(name: str) -> str:
+    """Return the name of a class with composed letters: macOS writes an accent behind its letter,
+    which looks the same.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 @contextlib.contextmanager

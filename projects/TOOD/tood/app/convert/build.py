@@ -9,11 +9,11 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import CLASSES, IMAGE, LABELS, NO_IMAGE, Ledger
 from tood.app.convert.matching import match_files
-from tood.app.convert.names import compose, folder_splits, get_stem
+from tood.app.convert.names import folder_splits, get_stem
 from tood.app.convert.splits import LISTED, split_by_image
 from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.utils.errors import UserError
-from tood.utils.reading import parse_number
+from tood.utils.reading import compose, parse_number
 
 Contents = Dict[str, Dict]  # split -> COCO's lists
 CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
@@ -21,6 +21,7 @@ NOT_CLASSES = ("__ignore__", "_background_", "background")
 LARGEST = 1e9  # number
 WITHIN = 0.01  # of the image's size: tolerance of relative values, which programs round
 DUPLICATE = "the same class and box twice"
+NUMBERS = "numbers before the names of classes, which are not part of them"
 PERCENT, MANY = 100, 10  # boxes, of which more than chance ends within so many pixels
 # In small letters.
 YES = ("1", "1.0", "true", "yes", "t", "y")
@@ -199,7 +200,7 @@ def divide_images(
 
 
 def note_other_split(split: str, path: str, ledger: Ledger) -> None:
-    """Note an image, or its file of labels, in a folder of another split than the stated one."""
+    """Note an image in a folder of another split than the stated one."""
     folders = folder_splits(path)
     if split and folders and split not in folders:
         ledger.note("images in a folder of another split than they state, which applies", path)
@@ -259,7 +260,8 @@ def _read_objects(
     if records[0].relative:
         scale = (width, height, width, height)
         objects = [o._replace(box=tuple(x * s for x, s in zip(o.box, scale))) for o in objects]
-    kept = list(dict.fromkeys(o._replace(label=compose(o.label)) for o in objects))
+    objects = [o._replace(label=compose(o.label)) for o in objects]
+    kept = list({o._replace(difficult=False): o for o in reversed(objects)}.values())[::-1]
     ledger.drop(DUPLICATE, records[0].file, len(objects) - len(kept))
     return kept
 
@@ -300,8 +302,11 @@ def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) 
         ledger.enter(file, CLASSES)
     if len({tuple(x) for x in stated.values()}) == 1:
         lines = next(iter(stated.values()))
-        for names in (lines, omit_numbers(lines)):
+        for some in (lines, omit_numbers(lines)):
+            names = [name for name in some if name not in NOT_CLASSES]
             if found <= set(names):
+                if some != lines:
+                    ledger.note(NUMBERS, files[0])
                 return names
         ledger.note("a list of classes lacks some, so classes are sorted by name", files[0])
     elif files:
@@ -310,22 +315,21 @@ def _class_names(folder: Folder, ledger: Ledger, objects: Dict, used: Set[str]) 
 
 
 def read_classes(folder: Folder, file: str) -> List[str]:
-    """Return the names of classes of a text file: one per line, as LabelMe and CVAT write it."""
+    """Return the lines of a text file of classes: a name in each, as LabelMe and CVAT write it."""
     lines = folder.lines(file)
     if lines and lines[0].startswith("# label:"):
         lines = [line.split(":")[0].strip() for line in lines[1:]]
-    lines = list(dict.fromkeys(map(compose, lines)))
-    return [name for name in lines if name and name not in NOT_CLASSES]
+    return [name for name in dict.fromkeys(map(compose, lines)) if name]
 
 
 def omit_numbers(lines: Sequence[str]) -> List[str]:
-    """Return the names of several classes without their numbers, if all lines begin with them, from
-    0, and other names follow them.
+    """Return the names of classes without their numbers, if all lines begin with them, from 0, and
+    other names follow them.
     """
     pairs = [x.groups() for x in map(_NUMBERED.fullmatch, lines) if x]
     names = [name for _, name in pairs]
     is_numbered = [int(number) for number, _ in pairs] == list(range(len(lines)))
-    return names if len(set(names)) == len(lines) > 1 and is_numbered else list(lines)
+    return names if len(set(names)) == len(lines) and is_numbered else list(lines)
 
 
 def enter_image(ledger: Ledger, image: str, split: str) -> None:
@@ -395,6 +399,11 @@ def read_marks(stated: Iterable[Tuple[Any, Any]], ledger: Ledger, file: str) -> 
     }
 
 
+def hashable(value: Any) -> Any:
+    """Return a value by which equal ids are found: 1 is 1.0, and "1" is neither."""
+    return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+
+
 @functools.lru_cache(maxsize=4096)
 def _plain(name: Any) -> str:
     return re.sub(r"[_\W]", "", str(name).lower())
@@ -420,7 +429,7 @@ def note_scores(stated: Iterable[Tuple[Any, Any]], ledger: Ledger, file: str) ->
     scores = {str(value) for name, value in stated if _plain(name) in SCORES}
     for text in scores:
         try:
-            is_score = parse_number(text, 0, LARGEST) not in (0, 1)
+            is_score = parse_number(text.replace(",", "."), 0, LARGEST) not in (0, 1)
         except ValueError:
             continue
         if is_score:

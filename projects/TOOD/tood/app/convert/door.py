@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from tood.app.convert.build import Contents, Format
+from tood.app.convert.build import Contents, Format, hashable
 from tood.app.convert.folder import Folder, relative_path
 from tood.app.convert.formats.coco import COCO, read_coco_file
 from tood.app.convert.formats.cvat import CVAT
@@ -111,7 +111,7 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
         _refuse_other_labels(folder, kind, contents)
     _close(folder, ledger, contents)
     contents = _choose_parts(path, contents, split)
-    if keep_difficult and kind is not COCO:
+    if keep_difficult:
         _keep_difficult(contents)
     parts = {}
     for name, content in contents.items():
@@ -123,9 +123,12 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
 
 
 def _keep_difficult(contents: Contents) -> None:
-    for annotation in (a for content in contents.values() for a in content["annotations"]):
-        if annotation.pop("difficult", 0):
-            annotation["iscrowd"] = 0
+    for content in contents.values():
+        for annotation in filter(lambda x: isinstance(x, dict), content["annotations"]):
+            if annotation.pop("difficult", 0):  # as it is written here
+                annotation["iscrowd"] = 0
+            if annotation.get("ignore"):
+                annotation["ignore"] = 0
 
 
 def _choose_parts(path: str, contents: Contents, split: str) -> Contents:
@@ -212,11 +215,13 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
     find = folder.names.plain_area.find
     labels = {i: f for f in label_files(folder) for i in find(get_stem(f), find_area(f))}
     for content in contents.values() if labels else ():
-        labelled = {str(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)}
+        labelled = {
+            hashable(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)
+        }
         for image in (image for image in content["images"] if isinstance(image, dict)):
             name = str(image.get("file_name"))
             other = labels.get(name, "")
-            if other and str(image.get("id")) not in labelled and folder.head(other).strip():
+            if other and hashable(image.get("id")) not in labelled and folder.head(other).strip():
                 raise UserError(
                     f"{folder.path(name)} has no objects in {kind.name}'s form, but "
                     f"some in {folder.path(other)}; leave labels of one kind in the folder."
@@ -272,8 +277,10 @@ def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     used = {}
     for name, content in contents.items():
         ledger.splits[name] = (len(content["images"]), len(content["annotations"]))
-        labelled = {str(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)}
+        labelled = {
+            hashable(a.get("image_id")) for a in content["annotations"] if isinstance(a, dict)
+        }
         images = [image for image in content["images"] if isinstance(image, dict)]
         used[name] = {str(image.get("file_name")) for image in images}
-        ledger.num_negatives += sum(str(image.get("id")) not in labelled for image in images)
+        ledger.num_negatives += sum(hashable(image.get("id")) not in labelled for image in images)
     ledger.close(folder.files, used)

@@ -76,13 +76,6 @@ def plain(name: str) -> str:
     return name.casefold().replace(" ", "_")
 
 
-def compose(name: str) -> str:
-    """Return the name of a class with composed letters: macOS writes an accent behind its letter,
-    which looks the same.
-    """
-    return unicodedata.normalize("NFC", name)
-
-
 def find_area(file: str) -> Tuple[str, ...]:
     """Return the folders of a file without words such as "images" and "labels"."""
     return _find_area(os.path.dirname(file))

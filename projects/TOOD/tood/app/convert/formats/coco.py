@@ -10,16 +10,18 @@ from tood.app.convert.build import (
     Object,
     check_outside,
     enter_image,
+    hashable,
     note_other_split,
     note_scores,
 )
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import LABELS, Ledger
 from tood.app.convert.matching import match_names
-from tood.app.convert.names import compose, find_area, folder_splits, get_stem, read_split
+from tood.app.convert.names import find_area, folder_splits, get_stem, read_split
 from tood.app.convert.splits import check_splits, find_split
 from tood.data.annotations import is_box, is_size, unite_images
 from tood.utils.errors import UserError
+from tood.utils.reading import compose
 
 DETECTIONS = {"contributor": "tood predict"}  # in "info" of a file of detections
 LISTS = ("images", "categories", "annotations")
@@ -55,8 +57,9 @@ def _is_other_task(file: str, task: str, bases) -> bool:
 
 
 def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
-    """Read each file as a split. Records are unchanged, except for the images' names and missing
-    sizes; :func:`tood.data.annotations.clean_annotations` checks and repairs them.
+    """Read each file as a split, or the splits that its images state. Records are unchanged, except
+    for the names of images and classes, and missing sizes;
+    :func:`tood.data.annotations.clean_annotations` checks and repairs them.
     """
     labelled = [f for f in files if isinstance(folder.json(f).get("annotations"), list)]
     ledger.ignore(sorted(set(files) - set(labelled)), "it has no annotations")
@@ -96,45 +99,48 @@ def _named(content: Dict) -> List[str]:
 
 def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger) -> Contents:
     """Return the content of a file, divided if its images state their splits. One that the check of
-    the data refuses, for ids that are there twice, is not divided.
+    the data refuses, for its ids, is not divided.
 
     Raises:
         UserError: if some state none, or another one than that of the file among several.
     """
     images, objects = content["images"], content["annotations"]
-    is_sound = all(isinstance(x, dict) for x in (*images, *objects))
-    if not is_sound or not any(isinstance(image.get("split"), str) for image in images):
-        return {split: content}
-    ids = [[_hashable(x.get("id")) for x in some] for some in (images, objects)]
-    if any(len(set(some)) < len(some) for some in ids if None not in some):
-        return {split: content}
     named = split if split != "all" else ""  # of images that state nothing
-    texts = [str(image.get("split") or named) for image in images]
-    wheres = [f"{path}: {image.get('file_name')}" for image in images]
-    check_splits(dict(reversed(list(zip(texts, wheres)))), ledger)
-    owns = [read_split(text) for text in texts]
-    if not any(owns):
+    if not all(isinstance(x, dict) for x in (*images, *objects)) or not _have_ids(images, objects):
         return {split: content}
-    other = next((i for i, own in enumerate(owns) if own != split), None)
-    if not is_alone and other is not None:
+    wheres = {str(i.get("split") or ""): f"{path}: {i.get('file_name')}" for i in images[::-1]}
+    check_splits({text: where for text, where in wheres.items() if text or not named}, ledger)
+    if not any(map(read_split, wheres)):
+        return {split: content}
+    owns = [read_split(str(image.get("split") or "")) or named for image in images]
+    other = next((i for i, own in zip(images, owns) if own != named), None)
+    if other is not None and not is_alone:
         raise UserError(
-            f"{wheres[other]} has {texts[other]!r} as its split, but its file is that of "
-            f"{split!r}; correct one of them, or leave one file in the folder."
+            f"{path}: {other.get('file_name')} has {other['split']!r} as its split, but its file "
+            f"is that of {named!r}; correct one of them, or leave one file in the folder."
         )
+    if other is not None and named:
+        ledger.note("images in a file of another split than they state, which applies", path)
     parts: Contents = {own: {**content, "images": [], "annotations": []} for own in owns}
+    homes = {}
     for image, own in zip(images, owns):
         parts[own]["images"].append(image)
+        homes[hashable(image["id"])] = own
         note_other_split(own, str(image.get("file_name")), ledger)
-    homes = dict(zip(ids[0], owns))
     for annotation in objects:  # one of no image is refused with the others
-        own = homes.get(_hashable(annotation.get("image_id")), owns[0])
+        own = homes.get(hashable(annotation.get("image_id")), owns[0])
         parts[own]["annotations"].append(annotation)
     return parts
 
 
-def _hashable(value):
-    """Return a value by which equal ones are found: 1 is 1.0, and "1" is neither."""
-    return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+def _have_ids(images: List[Dict], objects: List[Dict]) -> bool:
+    """Return whether each image has a separate id, all numbers or all texts, and each annotation
+    that has one.
+    """
+    ids = [hashable(x.get("id")) for x in images]
+    others = [hashable(x["id"]) for x in objects if x.get("id") is not None]
+    is_one_kind = len({isinstance(x, str) for x in ids}) < 2
+    return None not in ids and is_one_kind and all(len(set(x)) == len(x) for x in (ids, others))
 
 
 def _compose_name(category):
@@ -142,17 +148,28 @@ def _compose_name(category):
     return {**category, "name": compose(name)} if isinstance(name, str) else category
 
 
-def _check_stated(images: List, path: str) -> None:
-    """Raise UserError for an image that is listed in two splits."""
+def _check_stated(images: List, folder: Folder, path: str) -> List:
+    """Return the images, those that a file lists twice with the split that one of them states.
+
+    Raises:
+        UserError: if they state two.
+    """
     stated: Dict[str, str] = {}
-    for image in images:
+    pairs = []
+    for image in images if any(isinstance(i, dict) and i.get("split") for i in images) else ():
         if isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            name, text = os.path.normpath(image["file_name"]), str(image.get("split") or "")
-            if stated.setdefault(name, text) != text:
+            real, text = os.path.realpath(folder.path(image["file_name"])), image.get("split")
+            own = read_split(str(text or ""))
+            if own and stated.setdefault(real, own) != own:
                 raise UserError(
-                    f"{path} puts {name} into {stated[name] or 'no split'} and into "
-                    f"{text or 'no split'}; correct one of them."
+                    f"{path} puts {image['file_name']} into {stated[real]} and into {own}; correct "
+                    "one of them."
                 )
+            pairs.append((image, real))
+    added = {
+        id(i): {**i, "split": stated[x]} for i, x in pairs if x in stated if not i.get("split")
+    }
+    return [added.get(id(image), image) for image in images]
 
 
 def _read_file(
@@ -176,13 +193,15 @@ def _read_file(
     if doubled is not None:
         raise UserError(f"{folder.path(file)} names the category {doubled!r} twice; rename one.")
     content["images"] = _locate(folder, file, ledger, content["images"], split, root)
-    _check_stated(content["images"], folder.path(file))
+    if root is None:
+        content["images"] = _check_stated(content["images"], folder, folder.path(file))
     repeated, _ = unite_images(content, folder.root)
     for name in repeated:
         ledger.note("images that a COCO file lists twice", name)
     _merge_duplicates(content, file, ledger)
-    scores = (a.get("score") for a in content["annotations"] if isinstance(a, dict))
-    note_scores((("score", x) for x in scores), ledger, file)
+    objects = [a for a in content["annotations"] if isinstance(a, dict)]
+    keys = ("score", "confidence")
+    note_scores(((key, a[key]) for a in objects for key in keys if key in a), ledger, file)
     ledger.ignore(repeated, "another name of a listed image")
     ledger.enter(file, LABELS, f"{len(_named(content))} images")
     ledger.objects_out += len(content["annotations"])

@@ -23,10 +23,10 @@ from tood.app.convert.folder import Folder
 from tood.app.convert.formats.voc import find_root, parse_xml
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.matching import match_names
-from tood.app.convert.names import compose, get_stem, read_split
+from tood.app.convert.names import get_stem, read_split
 from tood.app.convert.splits import check_splits
 from tood.utils.errors import UserError
-from tood.utils.reading import MiB
+from tood.utils.reading import MiB, compose
 
 MAX_XML = 256 * MiB  # of all images or frames; in memory it is ten times as large
 SHAPES = {  # with an area, beside polygons: attributes of their boxes

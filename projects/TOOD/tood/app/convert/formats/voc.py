@@ -87,7 +87,8 @@ def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:
             continue
         label = read_label(element.findtext("name"), where)
         more = (  # as CVAT writes it
-            (x.findtext("name"), x.findtext("value")) for x in element.iter("attribute")
+            (x.findtext("name"), x.findtext("value"))
+            for x in element.iterfind("attributes/attribute")
         )
         marks = read_marks([*((x.tag, x.text) for x in element), *more], ledger, file)
         for box in boxes:

@@ -7,6 +7,7 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import (
+    NUMBERS,
     WITHIN,
     Contents,
     Format,
@@ -25,9 +26,10 @@ from tood.app.convert.formats.yolo_config import (
     read_names,
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
-from tood.app.convert.names import compose, find_area, get_stem
+from tood.app.convert.names import find_area, get_stem
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
+from tood.utils.reading import compose
 
 _LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
 
@@ -161,7 +163,7 @@ def _names_in(folder: Folder, file: str) -> List[str]:
 
 def _note_numbers(folder: Folder, ledger: Ledger, file: str, names: Sequence[str]) -> None:
     if names[0] != compose(folder.lines(file)[0]):
-        ledger.note("numbers before the names of classes, which are not part of them", file)
+        ledger.note(NUMBERS, file)
 
 
 def _class_order(folder: Folder, ledger: Ledger, found: Found):

@@ -7,12 +7,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 from tood.app.convert.build import omit_numbers
 from tood.app.convert.folder import Folder, decode, relative_path
 from tood.app.convert.ledger import Ledger
-from tood.app.convert.names import SPLITS, compose, folder_splits
+from tood.app.convert.names import SPLITS, folder_splits
 from tood.app.convert.splits import list_images
 from tood.utils.errors import UserError
 from tood.utils.folders import is_output
 from tood.utils.plain_yaml import load_yaml
-from tood.utils.reading import MAX_CONFIG, MiB, guard_reading, make_dict
+from tood.utils.reading import MAX_CONFIG, MiB, compose, guard_reading, make_dict
 
 SPLIT_KEYS = ("train", "val", "valid", "test")
 
