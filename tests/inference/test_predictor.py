@@ -1,5 +1,6 @@
 """The predictor: the results of an evaluation, for files and arrays."""
 
+import functools
 import json
 import threading
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_backbone
 from opens import OPENS
 
 from tood import add_tood_config
 from tood.data.shapes import SHAPES
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
+from tood.utils.files import read_tensors
 
 
 @pytest.fixture
@@ -45,6 +48,24 @@ def test_predictor_says_what_evaluation_does(files, trained, shapes):
         x1, y1, x2, y2 = instances.pred_boxes.tensor.unbind(dim=1)
         boxes = torch.stack([x1, y1, x2 - x1, y2 - y1], dim=1)
         torch.testing.assert_close(boxes, torch.tensor([r["bbox"] for r in expected]))
+
+
+def test_a_checkpoint_is_read_once(files, monkeypatch):
+    """And the model is built once."""
+    calls = []
+    for module in ("inference.predictor", "checkpoint.checkpointer"):
+        count = functools.partial(call_and_note, calls, read_tensors)
+        monkeypatch.setattr(f"tood.{module}.read_tensors", count)
+    for module in ("config.build", "modeling.detector"):
+        count = functools.partial(call_and_note, calls, build_backbone)
+        monkeypatch.setattr(f"tood.{module}.build_backbone", count)
+    Predictor(*files)
+    assert calls == ["read_tensors", "build_backbone"]
+
+
+def call_and_note(calls, function, *args):
+    calls.append(function.__name__)
+    return function(*args)
 
 
 def test_predictor_takes_lists_paths_and_arrays(files, photos):
