@@ -239,3 +239,6 @@ def test_an_explanation_at_a_lower_threshold_than_the_models(trained, photo_fold
         for options in ([], typed)
     )
     assert (high.cause, high.sentence) == (low.cause, low.sentence)
+    for threshold, setting in ((0.98, "--score-threshold"), (None, "SCORE_THRESH_TEST")):
+        why = tood.explain(trained, image, BOX, score_threshold=threshold, options=typed)
+        assert why.setting.endswith(setting), why

@@ -7,7 +7,16 @@ from typing import List, Optional, Sequence, Tuple, Union
 import torch
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.report.reasons import IOU, SETTINGS, Objects, draw_reason, find_reason, make_objects
+from tood.app.report.reasons import (
+    IOU,
+    SCORE,
+    SETTINGS,
+    THRESHOLD,
+    Objects,
+    draw_reason,
+    find_reason,
+    make_objects,
+)
 from tood.app.trained import find_trained
 from tood.data.annotations import class_names as names_of
 from tood.data.annotations import has_size, read_annotations
@@ -111,7 +120,9 @@ def explain(
     write_image(draw_reason(reason, pixels, objects, names), output)
     name = names[objects.class_index]
     sentences = reason.sentence, choice, reason.assignment
-    return Explanation(name, reason.cause, *sentences, output, predictor.thresholds)
+    is_typed = score_threshold == predictor.model.score_thresh_test  # below the model's own
+    cause = THRESHOLD if is_typed and reason.cause == SCORE else reason.cause
+    return Explanation(name, cause, *sentences, output, predictor.thresholds)
 
 
 def parse_box(box: Union[str, Sequence[float]]) -> List[float]:

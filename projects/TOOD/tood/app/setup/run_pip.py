@@ -37,8 +37,7 @@ FAILURES = [
 
 
 def pip_install(python: str, packages: Sequence[str]) -> None:
-    # Python compiles the quarter of the modules that is used when it imports them.
-    run_pip([python, "-m", "pip", "install", "--no-compile", *packages])
+    run_pip([python, "-m", "pip", "install", *packages])
 
 
 def run_pip(command: Sequence[str]) -> None:
