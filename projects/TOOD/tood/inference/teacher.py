@@ -68,7 +68,7 @@ def list_training_data(path: str) -> List[str]:
     """
     names: List[str] = []
     seen: Set[str] = set()
-    while path and path not in seen:  # a folder may be used again, for its student
+    while path and path not in seen:  # a folder may be that of an earlier student
         seen.add(path)
         try:
             config_file = _find_config(os.path.expanduser(path))

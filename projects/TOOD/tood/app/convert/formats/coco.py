@@ -98,14 +98,16 @@ def _named(content: Dict) -> List[str]:
 
 
 def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger) -> Contents:
-    """Return the content of a file, divided if its images state their splits. One that the check of
-    the data refuses, for its ids, is not divided.
+    """Return the content of a file, divided if its images state their splits and all have separate
+    ids; the check of the data refuses others.
 
     Raises:
         UserError: if some state none, or another one than that of the file among several.
     """
     images, objects = content["images"], content["annotations"]
     named = split if split != "all" else ""  # of images that state nothing
+    if not any(isinstance(image, dict) and image.get("split") for image in images):
+        return {split: content}
     if not all(isinstance(x, dict) for x in (*images, *objects)) or not _have_ids(images, objects):
         return {split: content}
     wheres = {str(i.get("split") or ""): f"{path}: {i.get('file_name')}" for i in images[::-1]}
