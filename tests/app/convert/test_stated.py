@@ -125,6 +125,27 @@ def test_marks_in_lists_of_flags_and_in_attributes(tmp_path):
         assert [a["iscrowd"] for a in part.content["annotations"]] == marked
 
 
+def test_marks_that_coco_does_not_define(tmp_path):
+    """They are named, and a crowd of COCO's stays one whatever else it is marked as."""
+    put_image(tmp_path, "0.png")
+    content = coco({"0.png": make_boxes(0)})
+    first, second, third = content["annotations"]
+    first["attributes"], second["is_difficult"] = {"difficult": True, "truncated": True}, 0
+    third.update(iscrowd=1, difficult="false")
+    put(tmp_path, "a.json", content)
+    assert "marks difficult are not used; COCO's are iscrowd and ignore" in notes(tmp_path)
+    assert "is_difficult" not in notes(tmp_path) and "truncated" not in notes(tmp_path)
+    (part,) = read_data(str(tmp_path), keep_difficult=True).parts.values()
+    assert [a["iscrowd"] for a in part.content["annotations"]] == [0, 0, 1]
+
+
+def test_flags_of_a_whole_image(tmp_path):
+    put_image(tmp_path, "0.png")
+    for value in (False, True):
+        put(tmp_path, "0.json", labelme("0.png", make_boxes(0), flags={"blurred": value}))
+        assert ("flags of whole images, which are not used" in notes(tmp_path)) == value
+
+
 @pytest.mark.parametrize("kind", ["csv", "labelme", "anylabeling", "cvat", "voc"])
 def test_marks_that_are_not_set(tmp_path, kind):
     put_marked(tmp_path, kind, "difficult", "0" if kind in ("csv", "voc") else "false")
@@ -136,7 +157,9 @@ def test_marks_that_are_not_set(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["csv", "coco", "labelme"])
-@pytest.mark.parametrize("scores", [[0.9, 0.4, 0.7], [0.9, None, None], [1, 1, 1], [1, 1.0, None]])
+@pytest.mark.parametrize(
+    "scores", [[0.9, 0.4, 0.7], [0.9, None, None], ["87%", None, 1], [1, 1, 1], [1, 1.0, None]]
+)
 def test_scores_are_named(tmp_path, kind, scores):
     boxes = make_boxes(0)
     put_image(tmp_path, "0.png")
@@ -150,7 +173,7 @@ def test_scores_are_named(tmp_path, kind, scores):
             entry["score"] = score
         put(tmp_path, "0.json", content)
     assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
-    assert (SCORES in notes(tmp_path)) == (0.9 in scores)
+    assert (SCORES in notes(tmp_path)) == any(x in scores for x in (0.9, "87%"))
 
 
 # --- splits ------------------------------------------------------------------------------------
@@ -292,6 +315,31 @@ def test_splits_of_images_against_those_of_files(tmp_path):
     assert "has 'val' as its split, but its file is that of 'train'" in refused(tmp_path)
     put_coco(tmp_path / "train", ["train", "Training"], "a.json")
     assert list(found_in(tmp_path)) == ["train", "val"]
+
+
+def test_splits_of_images_beside_the_file_of_another_split(tmp_path):
+    truths = put_coco(tmp_path / "a", ["train", "val"], "train.json")
+    put_coco(tmp_path / "b", ["test"], "test.json")
+    found = found_in(tmp_path)
+    assert list(found) == ["train", "val", "test"]
+    assert {k: [*v.values()] for k, v in found.items()}["val"] == [sorted(truths["val"]["1.png"])]
+    put_coco(tmp_path / "c", ["val", "test"], "val.json")
+    assert "has 'val' as its split, but its file is that of 'train'" in refused(tmp_path)
+
+
+def test_a_split_in_two_files_of_other_splits(tmp_path):
+    put_coco(tmp_path / "a", ["train", "test"], "train.json")
+    put_coco(tmp_path / "b", ["val", "test"], "val.json")
+    assert "has 'test' as its split, but its file is that of 'val'" in refused(tmp_path)
+
+
+def test_a_part_to_test_on_without_labels(tmp_path):
+    for split in ("train", "test"):
+        put_image(tmp_path, f"{split}/images/{split}.png")
+    put(tmp_path, "train/labels/train.txt", yolo(make_boxes(0)))
+    put(tmp_path, "data.yaml", f"train: train\ntest: test\nnames: {json.dumps(NAMES)}\n")
+    assert list(found_in(tmp_path)) == ["train"]
+    assert "the images of its part 'test' have no labels; name train" in refused(f"{tmp_path}:test")
 
 
 def test_a_folder_of_a_split_in_another_one_of_it(tmp_path):

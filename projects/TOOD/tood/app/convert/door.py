@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-from tood.app.convert.build import Contents, Format, hashable
+from tood.app.convert.build import Contents, Format
 from tood.app.convert.folder import Folder, relative_path
 from tood.app.convert.formats.coco import COCO, read_coco_file
 from tood.app.convert.formats.cvat import CVAT
@@ -18,7 +18,15 @@ from tood.app.convert.formats.tables import CSV
 from tood.app.convert.formats.voc import VOC
 from tood.app.convert.formats.yolo import YOLO, label_files
 from tood.app.convert.formats.yolo_config import find_config_above
-from tood.app.convert.ledger import CONFIGURATION, IGNORED, IMAGE, LEDGER, LIST, Ledger
+from tood.app.convert.ledger import (
+    CONFIGURATION,
+    IGNORED,
+    IMAGE,
+    LEDGER,
+    LIST,
+    NO_LABELS,
+    Ledger,
+)
 from tood.app.convert.names import (
     SPLITS,
     bare_word,
@@ -27,6 +35,7 @@ from tood.app.convert.names import (
     read_split,
     split_words,
 )
+from tood.app.convert.objects import hashable
 from tood.app.convert.splits import LISTED, names_image
 from tood.utils.errors import UserError
 from tood.utils.folders import MARK, is_output
@@ -110,7 +119,7 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
     if kind is not YOLO:
         _refuse_other_labels(folder, kind, contents)
     _close(folder, ledger, contents)
-    contents = _choose_parts(path, contents, split)
+    contents = _choose_parts(path, contents, split, ledger)
     if keep_difficult:
         _keep_difficult(contents)
     parts = {}
@@ -125,16 +134,18 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
 def _keep_difficult(contents: Contents) -> None:
     for content in contents.values():
         for annotation in filter(lambda x: isinstance(x, dict), content["annotations"]):
-            if annotation.pop("difficult", 0):  # as it is written here
+            if annotation.pop("difficult", 0) == 1:  # as it is written here
                 annotation["iscrowd"] = 0
             if annotation.get("ignore"):
                 annotation["ignore"] = 0
 
 
-def _choose_parts(path: str, contents: Contents, split: str) -> Contents:
+def _choose_parts(path: str, contents: Contents, split: str, ledger: Ledger) -> Contents:
     """Return the named part, or all in their order."""
     if split and split not in contents:
         known = ", ".join(name for name in ORDER if name in contents)
+        if split == "test" and (IGNORED, NO_LABELS) in ledger.files.values():
+            raise UserError(f"{path}: the images of its part 'test' have no labels; name {known}.")
         raise UserError(f"{path} has no part {split!r}, but {known}; name one of these.")
     return {name: contents[name] for name in ORDER if name in contents and split in ("", name)}
 

@@ -9,6 +9,7 @@ IMAGE, LABELS, CLASSES = "image", "labels", "list of classes"
 LIST, CONFIGURATION, IGNORED = "list of images", "configuration", "ignored"
 LEDGER = "ledger.json"  # file of it
 NO_IMAGE = "its image is not there"
+NO_LABELS = "images to test on without labels"
 MAX_SHARE = 0.5  # more missing partners than this are a mistake, not negatives
 
 

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 
 import yaml
 
-from tood.app.convert.build import NOT_CLASSES
+from tood.app.convert.classes import NOT_CLASSES
 from tood.app.convert.door import Converted, Part
 from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import LEDGER

@@ -1,23 +1,21 @@
 """COCO's format as programs export it: of COCO itself, Roboflow, CVAT, Label Studio."""
 
 import os
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
-from tood.app.convert.build import (
-    DUPLICATE,
-    Contents,
-    Format,
-    Object,
-    check_outside,
-    enter_image,
-    hashable,
-    note_other_split,
-    note_scores,
-)
+from tood.app.convert.build import DUPLICATE, Contents, Format, enter_image, note_other_split
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import LABELS, Ledger
 from tood.app.convert.matching import match_names
 from tood.app.convert.names import find_area, folder_splits, get_stem, read_split
+from tood.app.convert.objects import (
+    YES,
+    Object,
+    check_outside,
+    hashable,
+    is_mark,
+    note_scores,
+)
 from tood.app.convert.splits import check_splits, find_split
 from tood.data.annotations import is_box, is_size, unite_images
 from tood.utils.errors import UserError
@@ -67,7 +65,8 @@ def read_coco(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     contents: Contents = {}
     for file, split in splits.items():
         content = _read_file(folder, file, ledger, split)
-        contents.update(_divide(content, folder.path(file), split, len(splits) == 1, ledger))
+        others = {*splits.values(), *contents} - {split}
+        contents.update(_divide(content, folder.path(file), split, others, ledger))
     for split, content in contents.items():
         for image in _named(content):
             enter_image(ledger, image, split)
@@ -97,12 +96,15 @@ def _named(content: Dict) -> List[str]:
     return [str(image["file_name"]) for image in images if "file_name" in image]
 
 
-def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger) -> Contents:
+def _divide(content: Dict, path: str, split: str, others: Set[str], ledger: Ledger) -> Contents:
     """Return the content of a file, divided if its images state their splits and all have separate
     ids; the check of the data refuses others.
 
+    Args:
+        others: the splits that other files contain.
+
     Raises:
-        UserError: if some state none, or another one than that of the file among several.
+        UserError: if some images state none, or one that another file contains.
     """
     images, objects = content["images"], content["annotations"]
     named = split if split != "all" else ""  # of images that state nothing
@@ -115,13 +117,13 @@ def _divide(content: Dict, path: str, split: str, is_alone: bool, ledger: Ledger
     if not any(map(read_split, wheres)):
         return {split: content}
     owns = [read_split(str(image.get("split") or "")) or named for image in images]
-    other = next((i for i, own in zip(images, owns) if own != named), None)
-    if other is not None and not is_alone:
+    wrong = next((i for i, own in zip(images, owns) if own in others), None)
+    if wrong is not None:
         raise UserError(
-            f"{path}: {other.get('file_name')} has {other['split']!r} as its split, but its file "
+            f"{path}: {wrong.get('file_name')} has {wrong['split']!r} as its split, but its file "
             f"is that of {named!r}; correct one of them, or leave one file in the folder."
         )
-    if other is not None and named:
+    if named and {*owns} != {named}:
         ledger.note("images in a file of another split than they state, which applies", path)
     parts: Contents = {own: {**content, "images": [], "annotations": []} for own in owns}
     homes = {}
@@ -202,6 +204,7 @@ def _read_file(
         ledger.note("images that a COCO file lists twice", name)
     _merge_duplicates(content, file, ledger)
     objects = [a for a in content["annotations"] if isinstance(a, dict)]
+    _note_marks(objects, ledger, file)
     keys = ("score", "confidence")
     note_scores(((key, a[key]) for a in objects for key in keys if key in a), ledger, file)
     ledger.ignore(repeated, "another name of a listed image")
@@ -209,6 +212,18 @@ def _read_file(
     ledger.objects_out += len(content["annotations"])
     _check_outside(content, ledger)
     return content
+
+
+def _note_marks(objects: Sequence[Dict], ledger: Ledger, file: str) -> None:
+    """Note marks of objects that other formats have, and COCO does not define."""
+    # tood convert writes "difficult" beside "iscrowd".
+    own = [a for a in objects if not a.get("iscrowd")]
+    attributes = [a["attributes"] for a in objects if isinstance(a.get("attributes"), dict)]
+    for some in (own, attributes):
+        names = {key for x in some for key in x if is_mark(key)} - {"iscrowd", "ignore"}
+        for name in sorted(names):
+            if any(str(x.get(name)).lower() in YES for x in some):
+                ledger.note(f"marks {name} are not used; COCO's are iscrowd and ignore", file)
 
 
 def unused_root(content: Dict) -> Optional[Dict]:

@@ -8,22 +8,13 @@ import re
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from xml.etree.ElementTree import Element
 
-from tood.app.convert.build import (
-    Contents,
-    Format,
-    Object,
-    Record,
-    build_contents,
-    read_label,
-    read_marks,
-    read_numbers,
-    read_size,
-)
+from tood.app.convert.build import Contents, Format, build_contents
 from tood.app.convert.folder import Folder
 from tood.app.convert.formats.voc import find_root, parse_xml
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.matching import match_names
 from tood.app.convert.names import get_stem, read_split
+from tood.app.convert.objects import Object, Record, read_label, read_marks, read_numbers, read_size
 from tood.app.convert.splits import check_splits
 from tood.utils.errors import UserError
 from tood.utils.reading import MiB, compose

@@ -4,22 +4,19 @@ import math
 import os
 from typing import Any, Dict, List, Sequence, Tuple
 
-from tood.app.convert.build import (
-    Contents,
-    Format,
+from tood.app.convert.build import Contents, Format, build_contents, match_labels
+from tood.app.convert.folder import Folder
+from tood.app.convert.ledger import Ledger
+from tood.app.convert.names import get_stem
+from tood.app.convert.objects import (
     Labels,
     Object,
-    build_contents,
-    match_labels,
     note_scores,
     read_label,
     read_marks,
     read_numbers,
     read_size,
 )
-from tood.app.convert.folder import Folder
-from tood.app.convert.ledger import Ledger
-from tood.app.convert.names import get_stem
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 
@@ -42,6 +39,9 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
     for file in files:
         objects, content = _read_objects(folder, file, ledger), folder.json(file)
         note_scores((("score", shape.get("score")) for shape in content["shapes"]), ledger, file)
+        flags = content.get("flags")
+        if isinstance(flags, dict) and any(flags.values()):
+            ledger.note("flags of whole images, which are not used", file)
         stated = str(content.get("imagePath") or "")
         size = read_size(content.get("imageWidth"), content.get("imageHeight"))
         labels[file] = Labels(objects, size, stated)

@@ -7,23 +7,21 @@ import csv
 import io
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from tood.app.convert.build import (
+from tood.app.convert.build import Contents, Format, build_contents
+from tood.app.convert.folder import Folder, decode
+from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
+from tood.app.convert.matching import match_names
+from tood.app.convert.names import read_split
+from tood.app.convert.objects import (
     LARGEST,
     WITHIN,
-    Contents,
-    Format,
     Object,
     Record,
-    build_contents,
     note_scores,
     read_marks,
     read_size,
     sort_corners,
 )
-from tood.app.convert.folder import Folder, decode
-from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
-from tood.app.convert.matching import match_names
-from tood.app.convert.names import read_split
 from tood.app.convert.splits import check_splits, find_split
 from tood.utils.errors import UserError
 from tood.utils.reading import guard_reading, parse_number

@@ -6,21 +6,18 @@ from xml.etree.ElementTree import Element
 
 from defusedxml.ElementTree import fromstring
 
-from tood.app.convert.build import (
-    Contents,
-    Format,
+from tood.app.convert.build import Contents, Format, build_contents, match_labels
+from tood.app.convert.folder import Folder, decode
+from tood.app.convert.ledger import Ledger
+from tood.app.convert.objects import (
     Labels,
     Object,
-    build_contents,
-    match_labels,
     read_label,
     read_marks,
     read_numbers,
     read_size,
     sort_corners,
 )
-from tood.app.convert.folder import Folder, decode
-from tood.app.convert.ledger import Ledger
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 from tood.utils.reading import MAX_LABEL, guard_reading

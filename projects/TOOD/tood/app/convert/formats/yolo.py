@@ -6,18 +6,8 @@ import os
 import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from tood.app.convert.build import (
-    NUMBERS,
-    WITHIN,
-    Contents,
-    Format,
-    Labels,
-    Object,
-    build_contents,
-    match_labels,
-    omit_numbers,
-    read_numbers,
-)
+from tood.app.convert.build import Contents, Format, build_contents, match_labels
+from tood.app.convert.classes import NUMBERS, omit_numbers
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.formats.yolo_config import (
     Config,
@@ -25,8 +15,9 @@ from tood.app.convert.formats.yolo_config import (
     list_images_by_split,
     read_names,
 )
-from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
+from tood.app.convert.ledger import CLASSES, CONFIGURATION, NO_LABELS, Ledger
 from tood.app.convert.names import find_area, get_stem
+from tood.app.convert.objects import WITHIN, Labels, Object, read_numbers
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 from tood.utils.reading import compose
@@ -131,7 +122,7 @@ def _omit_test(
         return splits
     kept = {image for images in others.values() for image in images}
     test = [image for image in splits.get("test", ()) if image not in kept]
-    ledger.ignore(test, "images to test on without labels")
+    ledger.ignore(test, NO_LABELS)
     return others
 
 

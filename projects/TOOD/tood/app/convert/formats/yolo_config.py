@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
-from tood.app.convert.build import omit_numbers
+from tood.app.convert.classes import omit_numbers
 from tood.app.convert.folder import Folder, decode, relative_path
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.names import SPLITS, folder_splits

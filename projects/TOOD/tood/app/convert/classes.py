@@ -1,0 +1,53 @@
+"""Names of classes, in lists of them and of objects."""
+
+import os
+import re
+from typing import List, Sequence, Set
+
+from tood.app.convert.folder import Folder
+from tood.app.convert.ledger import CLASSES, Ledger
+from tood.utils.reading import compose
+
+CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
+NOT_CLASSES = ("__ignore__", "_background_", "background")
+NUMBERS = "numbers before the names of classes, which are not part of them"
+# The number of a class before its name.
+_NUMBERED = re.compile(r"(\d{1,4})(?:\s*[:.,)=-]\s*|\s+)([^\W\d].*)")
+
+
+def name_classes(folder: Folder, ledger: Ledger, found: Set[str]) -> List[str]:
+    """Return the classes with the names that are found, in a stated order or sorted."""
+    files = [f for f in folder.with_suffix(".txt") if os.path.basename(f).lower() in CLASS_FILES]
+    stated = {f: read_classes(folder, f) for f in files}
+    for file in files:
+        ledger.enter(file, CLASSES)
+    if len({tuple(x) for x in stated.values()}) == 1:
+        lines = next(iter(stated.values()))
+        for some in (lines, omit_numbers(lines)):
+            names = [name for name in some if name not in NOT_CLASSES]
+            if found <= set(names):
+                if some != lines:
+                    ledger.note(NUMBERS, files[0])
+                return names
+        ledger.note("a list of classes lacks some, so classes are sorted by name", files[0])
+    elif files:
+        ledger.note("several lists of classes differ, so classes are sorted by name", files[0])
+    return sorted(found)
+
+
+def read_classes(folder: Folder, file: str) -> List[str]:
+    """Return the lines of a text file of classes: a name in each, as LabelMe and CVAT write it."""
+    lines = folder.lines(file)
+    if lines and lines[0].startswith("# label:"):
+        lines = [line.split(":")[0].strip() for line in lines[1:]]
+    return [name for name in dict.fromkeys(map(compose, lines)) if name]
+
+
+def omit_numbers(lines: Sequence[str]) -> List[str]:
+    """Return the names of classes without their numbers, if all lines begin with them, from 0, and
+    other names follow them.
+    """
+    pairs = [x.groups() for x in map(_NUMBERED.fullmatch, lines) if x]
+    names = [name for _, name in pairs]
+    is_numbered = [int(number) for number, _ in pairs] == list(range(len(lines)))
+    return names if len(set(names)) == len(lines) and is_numbered else list(lines)
