@@ -27,8 +27,9 @@ from tood.app.guarantee.certify import Promise, certify
 from tood.app.guarantee.misses import Outcome, find_outcome
 from tood.data.annotations import read_annotations
 from tood.data.entries import parse_own_data
+from tood.data.images import read_bgr
 from tood.data.shapes import write_shapes_dataset
-from tood.inference.predictor import Predictor, read_bgr
+from tood.inference.predictor import Predictor
 from tood.inference.thresholds import RAW_SCORE
 from tood.utils.arguments import make_parser, parse_arguments
 from tood.utils.files import write_json

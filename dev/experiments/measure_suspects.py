@@ -20,8 +20,8 @@ from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.report.make import examine
 from tood.app.report.matching import make_table, overlaps
+from tood.app.report.subject import examine
 from tood.app.report.suspects import (
     MISSING,
     NEAR_IOU,

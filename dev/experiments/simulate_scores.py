@@ -26,8 +26,9 @@ from tood.app.check import read_dataset
 from tood.app.guarantee.scores import Detections, cross_fit, fit_classes, measure_errors
 from tood.app.guarantee.totals import choose_sample, estimate_total
 from tood.data.check import image_paths
+from tood.data.images import read_bgr
 from tood.inference.drift import ALARM, STATISTICS, Watch, measure, start_bets
-from tood.inference.predictor import Predictor, read_bgr
+from tood.inference.predictor import Predictor
 from tood.utils.arguments import make_parser, parse_arguments
 
 NUM_IMAGES = 500

@@ -26,6 +26,7 @@ from tood.data.tiles import LargeImage, clip_to, largest_shares, tile_records, v
 from tood.engine import train as engine_train
 from tood.inference.predictor import Predictor
 from tood.inference.tiles import ResizedTOOD, TiledTOOD, seen_whole_elsewhere
+from tood.inference.views import find_view
 from tood.modeling.postprocess import suppress_non_maxima
 from tood.utils.errors import UserError
 from tood.utils.tiles import Tile, TileOptions, make_tiles
@@ -367,7 +368,7 @@ def test_training_and_evaluation_in_tiles(shapes, entry, tmp_path, monkeypatch):
     views = ["TEST.AUG.MIN_SIZES", "(64,)"]
     augmented = Predictor(*files, augment=True, score_threshold=0.0, opts=views)(path)
     assert augmented.pred_boxes.tensor[:, 2:].max() > 50
-    view = predictor.find_view(path, [50.0, 50, 10, 10])
+    view = find_view(predictor, path, [50.0, 50, 10, 10])
     assert (view.x, view.y, view.scale) == (24, 24, 1.6) and view.image.shape == (3, 64, 64)
     # And so does what draws it.
     drawn = []

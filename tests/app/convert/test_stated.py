@@ -384,7 +384,10 @@ def test_a_file_named_by_itself_beside_that_of_another_split(tmp_path, name):
     for split, some in boxes.items():
         put_image(tmp_path, f"{split}.png")
         put_csv(tmp_path, f"{split}.csv", [[f"{split}.png", *b[1:], b[0]] for b in some])
-    assert found_in(tmp_path / f"{name}.csv")[name][f"{name}.png"] == sorted(boxes[name])
+    assert found_in(tmp_path / f"{name}.csv") == ordered({"all": {f"{name}.png": boxes[name]}})
+    text = notes(tmp_path / f"{name}.csv")
+    assert "1: labelled by another table than the named one" in text
+    assert "1: beside the file that is named" in text
 
 
 # --- classes -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from test_matching import load_content
 
 from tood.app.explain import parse_box
 from tood.app.report.analysis import analyze, summarize_analysis
-from tood.app.report.make import read_results
+from tood.app.report.subject import read_results
 from tood.config.read import load_config
 from tood.inference.thresholds import (
     Model,

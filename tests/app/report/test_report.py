@@ -13,8 +13,13 @@ from PIL import Image
 from test_matching import load_content, make_detections, random_set, run_pycocotools
 
 from tood.app.report import gallery
-from tood.app.report.analysis import analyze, explain_miss, summarize_analysis
-from tood.app.report.compare import NOT_DISTINGUISHABLE, compare_analyses
+from tood.app.report.analysis import (
+    NOT_DISTINGUISHABLE,
+    analyze,
+    compare_analyses,
+    explain_miss,
+    summarize_analysis,
+)
 from tood.app.report.make import report
 from tood.app.report.page import CAPTIONS, TABLE_ROWS, Facts, Gallery, number, render
 from tood.app.report.plots import draw_confusion

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, ROOT, TINY
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from opens import OPENS
 
 from tood.app.draw import draw_predictions
 from tood.app.report import make, page
+from tood.app.report.subject import examine
 from tood.config.read import load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.data.shapes import SHAPES
 from tood.data.tiles import RecentImages
 from tood.inference.predictor import Predictor
+from tood.inference.views import build_training_views
 
 GUIDE = (ROOT / "docs" / "extending.md").read_text()
 GUIDE = GUIDE.partition("## A section of the report")[2].partition("\n## ")[0]
@@ -126,14 +129,14 @@ def test_positives_in_one_pass_are_those_of_training(shapes, cfg, model):
     tiled = cfg.clone()
     tiled.merge_from_list(["INPUT.TILES.SIZE", "40", "INPUT.TILES.OVERLAP", "16"])
     prepare_datasets(run_options(cfg).data, training=False, known_classes=SHAPES)
-    subjects = [make.examine(Predictor.from_model(model, x, SHAPES)) for x in (cfg, tiled)]
+    subjects = [examine(Predictor.from_model(model, x, SHAPES)) for x in (cfg, tiled)]
     content = json.loads((shapes / "annotations.json").read_text())
     whole, tiles = (sum(row["objects"] for row in x.positives) for x in subjects)
     assert whole == len(content["annotations"]) == subjects[0].alignment["all"]["objects"]
     assert tiles >= 0.9 * whole and subjects[1].alignment == {}
     limited = Predictor.from_model(model, cfg, SHAPES)
-    records = make.DatasetCatalog.get(cfg.DATASETS.TEST[0])
-    views = limited.build_training_views(records, 3)
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    views = build_training_views(limited, records, 3)
     loader = limited.build_test_loader(records)
     chosen = [view for batch in loader for x in batch for view in views(x)]
     assert len(chosen) == 3

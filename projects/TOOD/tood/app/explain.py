@@ -22,8 +22,9 @@ from tood.data.annotations import class_names as names_of
 from tood.data.annotations import has_size, read_annotations
 from tood.data.entries import parse_own_data
 from tood.data.images import probe_image
-from tood.inference.predictor import Predictor, View
+from tood.inference.predictor import Predictor
 from tood.inference.thresholds import Thresholds, parse_threshold
+from tood.inference.views import View, find_view
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
@@ -104,7 +105,7 @@ def explain(
     check_image_output(output, overwrite)
     opts = trained.options(options, writes=False)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=score_threshold)
-    view = predictor.find_view(image, box)
+    view = find_view(predictor, image, box)
     width, height = probe_image(image)
     x, y, w, h = box
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:

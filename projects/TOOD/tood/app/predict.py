@@ -13,18 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.convert.command import empty_folder
-from tood.app.convert.door import Part
+from tood.app.convert.detections import prepare_dataset, to_coco, write_detections
 from tood.app.convert.formats.coco import DETECTIONS
-from tood.app.convert.write import LEDGER, WRITERS, write_dataset
 from tood.app.trained import find_trained
-from tood.checkpoint.identity import IDENTITY, hash_weights, make_identity
 from tood.config.options import RunOptions
 from tood.data.datasets import list_images
-from tood.data.images import IMAGE_SUFFIXES
-from tood.data.inputs import VIDEOS, WEBCAM, find_files, is_video, resolve_folder
-from tood.inference.calibration import FIELDS
-from tood.inference.predictor import Predictor, read_bgr
+from tood.data.images import IMAGE_SUFFIXES, read_bgr
+from tood.data.inputs import VIDEOS, WEBCAM, find_files, is_video
+from tood.inference.predictor import Predictor
 from tood.inference.results import Result
 from tood.inference.thresholds import parse_threshold
 from tood.utils.arguments import accept_paths
@@ -161,7 +157,7 @@ def predict(
     if run.thumbnails:
         run.write_sheet(sheet, columns)
     if save_as:
-        write_detections(run, save_as, output)
+        write_detections(run.results, save_as, output, predictor)
     text = predictor.thresholds.add_note(run.summarize(json) + note)
     text += f"\n{predictor.watch}" if predictor.watch else ""
     return Predictions(output, run.results, run.skipped, text)
@@ -276,83 +272,6 @@ def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:
     return targets
 
 
-def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: bool) -> None:
-    """Make an empty folder for a data set.
-
-    Raises:
-        UserError: for another format, inputs that are not images or lie in the folder, and a
-            folder that contains other files.
-    """
-    if save_as not in WRITERS:
-        raise UserError(f"--save-as is {save_as!r}; it must be one of {', '.join(WRITERS)}.")
-    folder = os.path.join(os.path.realpath(output), "")
-    for path in inputs:
-        if is_video(path):
-            raise UserError(f"{path} is a video; --save-as {save_as} takes images only.")
-        if os.path.realpath(path).startswith(folder):
-            raise UserError(f"The input {path} lies in {output}; name another --output.")
-    empty_folder(output, overwrite)
-
-
-def write_detections(
-    run: "Run",
-    save_as: str,
-    output: str,
-    results: Optional[Sequence[Result]] = None,
-    also: Sequence[str] = (),
-) -> None:
-    """Write a data set of the detections, with the list of its files.
-
-    Args:
-        results: some of the run's; default: all.
-        also: names of further files that are written to the folder.
-    """
-    results = run.results if results is None else results
-    content = to_coco(results)
-    root = os.path.commonpath([os.path.dirname(resolve_folder(x.path)) for x in results])
-    for image in content["images"]:
-        path = os.path.relpath(resolve_folder(image["file_name"]), root)
-        image["file_name"] = path.replace(os.sep, "/")
-    part = Part("all", content, root, "the detections")
-    written = write_dataset(part, save_as, output)
-    account: Dict[str, Any] = {"data": run.predictor.options.weights, "format": "detections"}
-    account[IDENTITY] = run.identity
-    account.update(written=[*written.files, *also])
-    account.update(omitted=written.omitted, changed=written.changed)
-    write_json_file(account, os.path.join(output, LEDGER))
-
-
-def to_coco(results: Sequence[Result]) -> Dict:
-    """Return COCO's instances format, with a score for each annotation; ids begin at 1.
-
-    Args:
-        results: at least one. Their calibrated values, if there are any, are written as well.
-    """
-    images: List[Dict] = []
-    annotations: List[Dict] = []
-    fields = [(x, key) for x, (_, key) in FIELDS.items() if results[0].instances.has(x)]
-    for i, result in enumerate(results, 1):
-        height, width = result.instances.image_size
-        images.append({"id": i, "file_name": result.path, "height": height, "width": width})
-        found = result.as_dict()
-        names = ("boxes", "classes", "scores", *(name for name, _ in fields))
-        for (x1, y1, x2, y2), label, score, *more in zip(*(found[x].tolist() for x in names)):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "score": score,
-                    **{key: x for (_, key), x in zip(fields, more)},
-                }
-            )
-    categories = [{"id": i, "name": name} for i, name in enumerate(results[0].class_names, 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
 class Run:
     """Goes through images and frames, and collects the results."""
 
@@ -363,11 +282,6 @@ class Run:
         self.unfiltered: List[Result] = []  # for --all
         self.skipped = 0
         self.seconds, self.start = 0.0, time.perf_counter()
-
-    @property
-    def identity(self) -> Dict[str, str]:
-        """Return which weights the detections are of."""
-        return make_identity(weights=hash_weights(self.predictor.model.state_dict()))
 
     def detect(self, targets: Dict[str, str]) -> None:
         """Go through all inputs.
@@ -450,7 +364,7 @@ class Run:
 
     def write_json(self, path: str) -> None:
         """Write the detections, marked as such, with their thresholds."""
-        info: Dict[str, Any] = {**DETECTIONS, **self.identity}
+        info: Dict[str, Any] = {**DETECTIONS, **self.predictor.identity}
         if not self.keep_all:
             limits = zip(self.predictor.class_names, self.predictor.thresholds.values)
             info["score_thresholds"] = dict(limits)

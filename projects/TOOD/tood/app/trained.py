@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Union
 
 from tood.app.plan.state import find_path
-from tood.inference.locate import find_model, find_moved
+from tood.checkpoint.locate import find_model, find_moved
 from tood.inference.thresholds import FROM_CONFIG, find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
@@ -210,7 +210,7 @@ def read_records(folder: str) -> Iterator[Dict]:
 
 def find_trained(model: str, config: str = "") -> Trained:
     """Return a trained model; arguments and errors as of
-    :func:`tood.inference.locate.find_model`.
+    :func:`tood.checkpoint.locate.find_model`.
     """
     return Trained(*find_model(model, config), is_named=os.path.isfile(model))
 

@@ -4,7 +4,7 @@ contain beside Detectron2's registered names (:mod:`tood.data.entries`).
 
 import logging
 import os
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -32,6 +32,7 @@ from tood.data.check import (
 )
 from tood.data.entries import OwnData, parse_own_data
 from tood.utils.errors import UserError
+from tood.utils.reading import compose
 from tood.utils.suggest import suggest
 
 logger = logging.getLogger(__name__)
@@ -342,3 +343,32 @@ def load_own_data(
             f"{json_file}: ignored {omitted} annotations whose box has no width or no height."
         )
     return to_records(content, image_root, contiguous_ids(content, names))
+
+
+def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:
+    """
+    Args:
+        data: annotation files are opened only if the checkpoint does not name the classes.
+        checkpoint: content of a file.
+
+    Returns:
+        a name for each class; numbers, if no source names them.
+    """
+
+    def candidates() -> Iterator[Optional[Sequence[str]]]:
+        yield checkpoint.get("class_names")
+        yield from (_read_class_names(entry) for entry in (*data.test, *data.train))
+        yield [str(i) for i in range(data.num_classes)]
+
+    found = next(x for x in candidates() if x and len(x) == data.num_classes)
+    return [compose(name) for name in found]
+
+
+def _read_class_names(entry: str) -> Optional[List[str]]:
+    if entry in DatasetCatalog.list():
+        return MetadataCatalog.get(entry).get("thing_classes")
+    own_data = parse_own_data(entry)
+    try:
+        return class_names(read_annotations(*own_data, to_train=False)) if own_data else None
+    except UserError:
+        return None

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import os
 import re
-from typing import BinaryIO, Iterator, List, Tuple
+from typing import BinaryIO, Callable, Iterator, List, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tood.utils.errors import format_reason
+from tood.utils.errors import UserError, format_reason
 from tood.utils.folders import is_drawing
 from tood.utils.reading import open_at_once
 
@@ -116,6 +116,43 @@ def decode_image(image: Image.Image, format: str = "RGB", bit_depth: int = 16) -
         raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
     shallow = np.minimum(deep // 2 ** (bit_depth - 8), 255).astype(np.uint8)
     return np.repeat(shallow[:, :, None], 3, axis=2)
+
+
+def read_bgr(path: Union[str, "os.PathLike[str]"], bit_depth: int = 16) -> np.ndarray:
+    """Read (H, W, 3) uint8 in BGR; a UserError names a file that cannot be read."""
+    return read_by(read_image, path, "BGR", bit_depth)
+
+
+def read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str, bit_depth: int):
+    """Call a function that reads an image as :func:`read_image` does; a UserError names a file that
+    cannot be read.
+    """
+    path = os.fspath(path)
+    try:
+        return read(path, format, bit_depth)
+    except Exception as error:  # of Pillow's readers, each its own
+        if path.lower().endswith(HEIF) and HEIF[0] not in IMAGE_SUFFIXES:
+            raise UserError(
+                f"The image {path} is in HEIC, which needs another package: pip install "
+                "pillow-heif, or save it as JPEG."
+            ) from error
+        raise UserError(f"The image {path} cannot be read ({format_reason(error)}).") from error
+
+
+def read_pixels(image: Union[str, "os.PathLike[str]", np.ndarray], bit_depth: int) -> np.ndarray:
+    """Return the pixels (H, W, 3) uint8, in BGR, of a file or of an array of this kind.
+
+    Raises:
+        UserError: for a file that cannot be read, or another array.
+    """
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"An image must be an array (H, W, 3) of uint8, in BGR; this one has the shape "
+                f"{image.shape} and the type {image.dtype}."
+            )
+        return image
+    return read_bgr(image, bit_depth)
 
 
 def probe_image(path: str) -> Tuple[int, int]:

@@ -4,19 +4,20 @@ import functools
 import json
 import os
 import sys
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from tood.checkpoint.checkpointer import Checkpointer
-from tood.checkpoint.identity import hash_weights
+from tood.checkpoint.identity import hash_weights, make_identity
+from tood.checkpoint.locate import find_model
 from tood.config.build import build_detector
 from tood.config.check import get_key, list_changes
 from tood.config.read import (
@@ -28,16 +29,12 @@ from tood.config.read import (
     run_options,
 )
 from tood.config.zoo import get_config_file
-from tood.data.annotations import class_names, read_annotations
-from tood.data.datasets import DataOptions
-from tood.data.entries import parse_own_data
-from tood.data.images import HEIF, IMAGE_SUFFIXES, read_image
+from tood.data.datasets import find_class_names
+from tood.data.images import read_by, read_pixels
 from tood.data.mapper import CheckedMapper
-from tood.data.tiles import LargeImage, tile_records, visible_in
-from tood.evaluation.alignment_evaluator import read_objects
+from tood.data.tiles import LargeImage
 from tood.inference.calibration import Calibration, find_calibration, read_calibration
 from tood.inference.drift import FLOOR, Watch
-from tood.inference.locate import find_model
 from tood.inference.results import Result
 from tood.inference.thresholds import (
     FROM_CONFIG,
@@ -47,14 +44,12 @@ from tood.inference.thresholds import (
     choose_thresholds,
     find_lowest,
 )
-from tood.inference.tiles import ResizedTOOD, TiledTOOD, get_pixels, get_size, resized
+from tood.inference.tiles import ResizedTOOD, TiledTOOD, resized
 from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
 from tood.utils.arguments import accept_paths
-from tood.utils.errors import UserError, format_reason
+from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
-from tood.utils.reading import compose
-from tood.utils.tiles import Tile, make_tiles
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 # Keys on which detections of a score depend; a score threshold only removes those below it.
@@ -67,15 +62,6 @@ SETTINGS = (
 # Keys of the model on which detections do not depend.
 OF_THE_RUN = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.TOOD.SCORE_THRESH_TEST")
 AUGMENTATION = ("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP")
-
-
-class View(NamedTuple):
-    """A part of an image as the network sees it."""
-
-    image: torch.Tensor  # (3, H, W) uint8
-    x: int  # position in the image, pixels
-    y: int
-    scale: float  # of the network's input
 
 
 class Predictor:
@@ -194,6 +180,11 @@ class Predictor:
         values = json.loads(json.dumps(values))  # lists in place of tuples, as in files
         return {**values, "TEST.AUG.ENABLED": self.is_augmented}
 
+    @property
+    def identity(self) -> Dict[str, str]:
+        """Hash of the weights, as files of detections contain it."""
+        return make_identity(weights=hash_weights(self.model.state_dict()))
+
     def find_thresholds(self, choice: Choice = None) -> Thresholds:
         """Return the score threshold of each class; arguments and errors as of
         :func:`tood.inference.thresholds.choose_thresholds`.
@@ -260,7 +251,7 @@ class Predictor:
     def _detect(self, images: List[Image]) -> List[Instances]:
         names = ["" if isinstance(x, np.ndarray) else os.fspath(x) for x in images]
         if self.watch:  # it looks at the pixels
-            images = [_read_pixels(x, self.options.bit_depth) for x in images]
+            images = [read_pixels(x, self.options.bit_depth) for x in images]
         return [self.finish(*x) for x in zip(self.find_all(images), images, names)]
 
     def finish(self, instances: Instances, image: Image, name: str = "") -> Instances:
@@ -276,7 +267,7 @@ class Predictor:
         if self.calibration:
             self.calibration.add_values(instances)
         if self.watch:
-            pixels = _read_pixels(image, self.options.bit_depth)
+            pixels = read_pixels(image, self.options.bit_depth)
             alarm = self.watch.observe(instances, pixels, name)
             if alarm:
                 tqdm.write(f"warning: {alarm}", file=sys.stderr)
@@ -310,7 +301,7 @@ class Predictor:
 
     def _predict_one(self, image: Image) -> Result:
         path = "" if isinstance(image, np.ndarray) else os.fspath(image)
-        read = functools.partial(_read_pixels, image, self.options.bit_depth)
+        read = functools.partial(read_pixels, image, self.options.bit_depth)
         return Result(self(image), self.class_names, path, read)
 
     def build_test_loader(self, dataset: Union[str, List[Dict]]):
@@ -326,42 +317,11 @@ class Predictor:
         records = DatasetCatalog.get(dataset) if isinstance(dataset, str) else dataset
         return build_detection_test_loader(records, mapper=mapper)
 
-    def build_training_views(self, records: List[Dict], limit: int) -> Callable:
-        """Return a function from an image of :meth:`build_test_loader` to a list of the inputs
-        of ``model`` in training, with "instances": the resized image, or those of its tiles that
-        have objects. At most ``limit`` of the images or tiles with objects are chosen, evenly
-        spread; for the others the list is empty.
-
-        Args:
-            records: records of the data set in Detectron2's format.
-        """
-        if self.is_tiled:
-            records = tile_records(records, self.options.tiles, empty=False)
-        records = [x for x in records if any(not a.get("iscrowd") for a in x["annotations"])]
-        chosen: Dict = {}
-        for record in records[:: -(-len(records) // limit) or 1]:
-            chosen.setdefault(record["image_id"], []).append(record)
-        return lambda x: [self._view_in_training(x, y) for y in chosen.get(x["image_id"], ())]
-
-    def _view_in_training(self, x: Dict, record: Dict) -> Dict:
-        image = x["image"]
-        if "tile" in record:
-            image = get_pixels(x, Tile(*record["tile"]))
-        if self._min_size == 0 and self.options.min_size_test > 0:
-            image = resized(image, self.resize)
-        height, width = image.shape[1:]
-        boxes, classes = read_objects(record)
-        boxes = Boxes(boxes)
-        boxes.scale(width / record["width"], height / record["height"])
-        boxes.clip((height, width))
-        instances = Instances((height, width), gt_boxes=boxes, gt_classes=classes)
-        return {"image": image, "instances": instances[boxes.nonempty(1e-5)]}
-
     @torch.no_grad()
     def find_all(self, images: List[Image]) -> List[Instances]:
         """Return all detections of images that the model finds, as an evaluation counts them."""
         if self.is_tiled:  # one large image at a time is read
-            found = (self.detector([self._make_large_input(image)]) for image in images)
+            found = (self.detector([self.make_large_input(image)]) for image in images)
             return [x["instances"].to("cpu") for (x,) in found]
         inputs = [self.make_input(image) for image in images]
         results: List[Optional[Instances]] = [None] * len(inputs)
@@ -370,34 +330,12 @@ class Predictor:
                 results[i] = output["instances"].to("cpu")
         return results
 
-    def _make_large_input(self, image: Image) -> Dict:
+    def make_large_input(self, image: Image) -> Dict:
         """Return the input of :class:`TiledTOOD`: a file is read one part after the other."""
         if not isinstance(image, (str, os.PathLike)):
             return self.make_input(image)
-        reader = _read_by(LargeImage, image, self.options.input_format, self.options.bit_depth)
+        reader = read_by(LargeImage, image, self.options.input_format, self.options.bit_depth)
         return {"reader": reader, "height": reader.height, "width": reader.width}
-
-    def find_view(self, image: Image, box: Sequence[float]) -> View:
-        """Return the network's input in which a box, x, y, width, height in pixels of the image, is
-        seen: the whole image, or the tile that shows most of it, in the middle of which it is.
-        """
-        if not self.is_tiled:
-            x = self.make_input(image)
-            return View(x["image"], 0, 0, x["image"].shape[2] / x["width"])
-        x = self._make_large_input(image)
-        options = self.options.tiles
-        height, width = get_size(x)
-        tiles = make_tiles(width, height, options.size, options.overlap)
-        boxes = np.array([box], dtype=float)
-        middle = np.array(box[:2]) + np.array(box[2:]) / 2
-
-        def order(tile: Tile):
-            distance = np.abs(middle - np.add(tile[:2], np.divide(tile[2:], 2))).max()
-            return -visible_in(boxes, tile)[0], distance
-
-        tile = min(tiles, key=order)
-        pixels = resized(get_pixels(x, tile), self.resize)
-        return View(pixels, tile.x, tile.y, pixels.shape[2] / tile.width)
 
     def make_input(self, image: Image) -> Dict:
         """
@@ -406,7 +344,7 @@ class Predictor:
             ``INPUT.FORMAT``, and "height" and "width" of the original image.
         """
         name = f"The image {image}" if isinstance(image, (str, os.PathLike)) else "An image"
-        pixels = _read_pixels(image, self.options.bit_depth)
+        pixels = read_pixels(image, self.options.bit_depth)
         height, width = pixels.shape[:2]
         if self._min_size > 0:
             shorter = self.options.min_size_test / min(height, width)
@@ -422,35 +360,6 @@ class Predictor:
         if self._min_size > 0:
             tensor = resized(tensor, self.resize)
         return {"image": tensor, "height": height, "width": width}
-
-
-def find_class_names(data: DataOptions, checkpoint: Dict) -> List[str]:
-    """
-    Args:
-        data: annotation files are opened only if the checkpoint does not name the classes.
-        checkpoint: content of a file.
-
-    Returns:
-        a name for each class; numbers, if no source names them.
-    """
-
-    def candidates() -> Iterator[Optional[Sequence[str]]]:
-        yield checkpoint.get("class_names")
-        yield from (_read_class_names(entry) for entry in (*data.test, *data.train))
-        yield [str(i) for i in range(data.num_classes)]
-
-    found = next(x for x in candidates() if x and len(x) == data.num_classes)
-    return [compose(name) for name in found]
-
-
-def _read_class_names(entry: str) -> Optional[List[str]]:
-    if entry in DatasetCatalog.list():
-        return MetadataCatalog.get(entry).get("thing_classes")
-    own_data = parse_own_data(entry)
-    try:
-        return class_names(read_annotations(*own_data, to_train=False)) if own_data else None
-    except UserError:
-        return None
 
 
 def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> CfgNode:
@@ -473,32 +382,3 @@ def _find_file(config: str) -> str:
     if not os.path.isfile(config) and not config.endswith((".yaml", ".yml")):
         return get_config_file(config)
     return config
-
-
-def read_bgr(path: Union[str, "os.PathLike[str]"], bit_depth: int = 16) -> np.ndarray:
-    """Read (H, W, 3) uint8 in BGR; a UserError names a file that cannot be read."""
-    return _read_by(read_image, path, "BGR", bit_depth)
-
-
-def _read_by(read: Callable, path: Union[str, "os.PathLike[str]"], format: str, bit_depth: int):
-    path = os.fspath(path)
-    try:
-        return read(path, format, bit_depth)
-    except Exception as error:  # of Pillow's readers, each its own
-        if path.lower().endswith(HEIF) and HEIF[0] not in IMAGE_SUFFIXES:
-            raise UserError(
-                f"The image {path} is in HEIC, which needs another package: pip install "
-                "pillow-heif, or save it as JPEG."
-            ) from error
-        raise UserError(f"The image {path} cannot be read ({format_reason(error)}).") from error
-
-
-def _read_pixels(image: Image, bit_depth: int) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise UserError(
-                f"An image must be an array (H, W, 3) of uint8, in BGR; this one has the shape "
-                f"{image.shape} and the type {image.dtype}."
-            )
-        return image
-    return read_bgr(image, bit_depth)

@@ -5,11 +5,11 @@ import math
 import os
 from typing import Any, Dict, Iterator, List, Sequence, Set, Tuple
 
+from tood.checkpoint.locate import find_model, find_moved
 from tood.config.check import get_key
 from tood.config.read import read_origin
 from tood.data.annotations import join_names
 from tood.data.datasets import list_images
-from tood.inference.locate import find_model, find_moved
 from tood.inference.predictor import Predictor
 from tood.modeling.teacher import Teacher, find_levels
 from tood.utils.errors import UserError

@@ -10,7 +10,7 @@ import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from tood.app.convert.build import Contents, Format
-from tood.app.convert.folder import Folder, relative_path
+from tood.app.convert.folder import STATING, Folder, relative_path
 from tood.app.convert.formats.coco import COCO, read_coco_file
 from tood.app.convert.formats.cvat import CVAT
 from tood.app.convert.formats.labelme import LABELME
@@ -22,6 +22,7 @@ from tood.app.convert.ledger import (
     CONFIGURATION,
     IGNORED,
     IMAGE,
+    LABELS,
     LEDGER,
     LIST,
     NO_LABELS,
@@ -32,6 +33,7 @@ from tood.app.convert.names import (
     bare_word,
     find_area,
     get_stem,
+    get_suffix,
     read_split,
     split_words,
 )
@@ -44,6 +46,7 @@ from tood.utils.suggest import suggest, suggest_path
 
 FORMATS: List[Format] = [COCO, YOLO, VOC, LABELME, CSV, CVAT]
 ORDER = ("train", "val", "test", "all")
+ENDINGS = {VOC: ".xml", LABELME: ".json"}  # of files of labels, one for each image
 LOOKED_FOR = (
     "a COCO JSON file, a YOLO data.yaml or classes.txt, Pascal VOC, LabelMe or CVAT files, or a "
     "CSV file with the columns filename, xmin, ymin, xmax, ymax, label"
@@ -118,6 +121,8 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
             contents = kind.read(folder, found, ledger)
     if kind is not YOLO:
         _refuse_other_labels(folder, kind, contents)
+    if kind in ENDINGS:
+        _refuse_broken(folder, kind, contents, ledger)
     _close(folder, ledger, contents)
     contents = _choose_parts(path, contents, split, ledger)
     if keep_difficult:
@@ -239,6 +244,27 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
                 )
 
 
+def _refuse_broken(folder: Folder, kind: Format, contents: Contents, ledger: Ledger) -> None:
+    """Raise UserError if an image without labels has a file at their place, in another form."""
+    known = {file for file, (role, _) in ledger.files.items() if role == LABELS}
+    homes = {os.path.dirname(file) for file in known}
+    labelled = {ledger.files[file][1] for file in known}
+    used = {str(image["file_name"]) for x in contents.values() for image in x["images"]}
+    names = folder.names
+    for file in folder.with_suffix(ENDINGS[kind]):
+        if file in ledger.files:
+            continue
+        images = set(names.plain_area.find(get_stem(file), find_area(file)))
+        if os.path.dirname(file) in homes:
+            images.update(names.plain_stem.find(get_stem(file)))
+        broken = sorted((images & used) - labelled)
+        if broken:
+            raise UserError(
+                f"{folder.path(file)} is at the place of the labels of {broken[0]}, but not in "
+                f"{kind.name}'s form; write it again, or remove it."
+            )
+
+
 def _note_splits(folder: Folder, ledger: Ledger, contents: Contents) -> None:
     """Note names that speak of splits, and divide nothing."""
     if list(contents) == ["all"]:
@@ -284,6 +310,9 @@ def _close(folder: Folder, ledger: Ledger, contents: Contents) -> None:
             ledger.enter(file, CONFIGURATION, "the account that tood convert wrote")
     named = [f for f in folder.with_suffix(*TABLES) if split_words(get_stem(f))]
     ledger.ignore(named, "named as a split, but not labels of this format")
+    if folder.only:
+        beside = [f for f in folder.files if get_suffix(f) in STATING]
+        ledger.ignore(beside, "beside the file that is named")
     ledger.ignore(folder.files, "not labels of this format")
     used = {}
     for name, content in contents.items():

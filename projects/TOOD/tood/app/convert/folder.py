@@ -64,6 +64,12 @@ class Folder:
         self.images = [f for f in self.files if get_suffix(f) in IMAGE_SUFFIXES]
         self.__dict__.pop("names", None)
 
+    def omit(self, images: Set[str], reason: str) -> None:
+        """Ignore some of the images."""
+        self.ignored.update(dict.fromkeys(sorted(images), reason))
+        self.images = [image for image in self.images if image not in images]
+        self.__dict__.pop("names", None)
+
     def _omit_drawings(self) -> None:
         """Ignore the images that the program wrote."""
         new = [f for f in self.files if get_suffix(f) in MARKED and f not in self._known]

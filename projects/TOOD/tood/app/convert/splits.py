@@ -19,6 +19,7 @@ from tood.data.images import IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 
 LISTED = ("train", "val", "test")
+LABEL_ENDINGS = (".xml", ".txt", ".json")
 # In a list, behind a name: a flag or a file of labels; anything, behind the name of an image.
 _SUFFIX = f"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})"
 _NUMBER = re.compile(r"(.*\S)\s+-?\d+")  # flags, or numbers of classes
@@ -37,9 +38,8 @@ def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
     if folder.only:  # a data set by itself
         return dict.fromkeys(files, "all")
     splits: Dict[str, str] = {}
-    for file in files:
-        named = folder_splits(file)[:1] or split_words(get_stem(file))
-        split = named[0] if len(named) == 1 else "all"
+    for file, named in name_splits(files).items():
+        split = named or "all"
         other = next(
             (f for f, known in splits.items() if split in (known, "all") or known == "all"), ""
         )
@@ -54,6 +54,24 @@ def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
     return splits
 
 
+def name_splits(files: Sequence[str]) -> Dict[str, str]:
+    """Return the split that the folders, or else the name, of each file speak of, or ""."""
+    homes = _choose_steps({file: folder_splits(file) for file in files})
+    words = {file: split_words(get_stem(file)) for file in files}
+    return {f: homes[f] or (words[f][0] if len(words[f]) == 1 else "") for f in files}
+
+
+def find_homes(folder: Folder, split: str) -> List[str]:
+    """Return the one folder of images that is named after a split, in a list, or nothing."""
+    homes = set()
+    for home in {os.path.dirname(image) for image in folder.images}:
+        steps = home.split("/")
+        named = next((i for i, step in enumerate(steps, 1) if read_split(step)), 0)
+        if named and read_split(steps[named - 1]) == split:
+            homes.add("/".join(steps[:named]))
+    return list(homes) if len(homes) == 1 else []
+
+
 def split_by_image(folder: Folder) -> Dict[str, str]:
     """Return the split of each image by its folders, or by its name if every image has one."""
     steps = {i: folder_splits(i) for i in folder.images}
@@ -61,7 +79,13 @@ def split_by_image(folder: Folder) -> Dict[str, str]:
     kinds = {tuple(x) for x in names.values()}
     if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
         steps = names
-    # The outermost folder decides, unless those in it are the splits, as in training/val.
+    return _choose_steps(steps)
+
+
+def _choose_steps(steps: Dict[str, List[str]]) -> Dict[str, str]:
+    """Return the split of each file by those that its folders speak of: the outermost decides,
+    unless those in it are the splits, as in training/val.
+    """
     inner = {outer: {tuple(x[1:]) for x in steps.values() if x[:1] == [outer]} for outer in LISTED}
     is_alone = len({tuple(x[:1]) for x in steps.values()}) == 1
     nested = {outer for outer, rest in inner.items() if is_alone or (len(rest) > 1 and all(rest))}
@@ -179,7 +203,11 @@ def _listed_name(folder: Folder, line: str, number: int) -> str:
     for _ in range(number):
         line = _NUMBER.sub(r"\1", line)
     more = [x.group(1) for x in (form.fullmatch(line) for form in _FOLLOWS) if x]
-    return line if not more or _is_known(folder, line) else more[0]
+    line = line if not more or _is_known(folder, line) else more[0]
+    # Some lists name the files of labels.
+    stem, suffix = os.path.splitext(line)
+    is_label = suffix.lower() in LABEL_ENDINGS and not _is_known(folder, line)
+    return stem if is_label and _is_known(folder, stem) else line
 
 
 def _is_known(folder: Folder, name: str) -> bool:

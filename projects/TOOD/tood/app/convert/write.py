@@ -101,6 +101,7 @@ def _check_names(names: Sequence[str], to: str) -> None:
     """Raise UserError for classes that could not be read again."""
     for i, name in enumerate(names):
         is_none = to == "labelme" and name.strip() in NOT_CLASSES
+        is_none |= to == "yolo" and name.startswith("# ")  # a comment in classes.txt
         if is_none or not name.strip() or not name.isprintable():
             raise UserError(f"A class is called {name!r}, which {to} cannot keep; rename it.")
         if name.strip() in [x.strip() for x in names[:i]]:

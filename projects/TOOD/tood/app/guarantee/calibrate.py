@@ -33,9 +33,10 @@ from tood.app.guarantee.scores import (
 from tood.app.report.matching import make_table
 from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY, hash_data, make_identity
+from tood.data.images import read_bgr
 from tood.inference.calibration import find_calibration
 from tood.inference.drift import STATISTICS, measure
-from tood.inference.predictor import Predictor, read_bgr
+from tood.inference.predictor import Predictor
 from tood.inference.thresholds import RAW_SCORE, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError

@@ -14,9 +14,10 @@ import numpy as np
 from tabulate import tabulate
 
 from tood.app.check import check_part, list_paths
+from tood.app.convert.detections import prepare_dataset, write_detections
 from tood.app.convert.door import Part, UnknownFormatError, read_data
 from tood.app.guarantee.totals import FEW, Total, choose_sample, estimate_total
-from tood.app.predict import Run, prepare_dataset, write_detections
+from tood.app.predict import Run
 from tood.app.trained import find_trained
 from tood.checkpoint.identity import IDENTITY
 from tood.data.inputs import find_files, is_video, resolve_folder
@@ -221,10 +222,10 @@ def _write_audit(
 ) -> None:
     """Write the drawn images with their detections, and the account of all images."""
     drawn = [run.results[i] for i in chosen]
-    write_detections(run, save_as, output, drawn, also=(AUDIT,))
+    write_detections(drawn, save_as, output, run.predictor, also=(AUDIT,))
     rows = zip(names, run.results, _count_all(run).tolist())
     content = {
-        IDENTITY: run.identity,
+        IDENTITY: run.predictor.identity,
         "seed": seed,
         "class_names": run.predictor.class_names,
         "settings": run.predictor.settings,

@@ -18,8 +18,8 @@ from tood.app.guarantee.certify import (
 )
 from tood.app.guarantee.data import group_images, read_calibration_data
 from tood.app.guarantee.misses import Outcome, find_outcome
-from tood.app.report.make import read_data, read_results
 from tood.app.report.plots import draw_guarantee
+from tood.app.report.subject import read_data, read_results
 from tood.app.trained import Trained, find_trained, name_data
 from tood.checkpoint.identity import (
     IDENTITY,

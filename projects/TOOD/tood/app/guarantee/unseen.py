@@ -6,11 +6,11 @@ import shlex
 from typing import List, NamedTuple, Sequence
 
 from tood.app.trained import Trained
+from tood.checkpoint.locate import WEIGHTS
 from tood.config.options import read_training_options
 from tood.config.read import load_config, run_options
 from tood.data.copies import find_alike, trained_on
 from tood.data.datasets import list_images
-from tood.inference.locate import WEIGHTS
 from tood.inference.teacher import list_training_data
 from tood.utils.errors import UserError, shorten
 from tood.utils.files import read_tensors

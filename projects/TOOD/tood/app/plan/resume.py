@@ -6,12 +6,12 @@ import re
 from typing import Dict, Iterator, NamedTuple, Sequence
 
 from tood.app.plan.state import PLAN, find_changed
+from tood.checkpoint.locate import find_model
 from tood.config.files import change_config_file, read_config_file
 from tood.config.options import read_training_options
 from tood.config.read import load_config, read_options, refuse_missing_gpu
 from tood.config.schedule import KEYS
 from tood.engine.train import Run
-from tood.inference.locate import find_model
 from tood.inference.teacher import named
 from tood.utils.errors import UserError
 from tood.utils.files import last_checkpoint_in, read_tensors, write_whole

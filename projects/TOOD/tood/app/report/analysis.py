@@ -9,7 +9,9 @@ from tood.app.report.curves import Curve
 from tood.app.report.errors import CORRECT, IGNORED, Errors
 from tood.app.report.intervals import (
     class_intervals,
+    class_metrics,
     coco_intervals,
+    coco_metrics,
     count_images,
     make_jackknife_weights,
     weighted_average_precisions,
@@ -17,6 +19,7 @@ from tood.app.report.intervals import (
 )
 from tood.app.report.matching import Matches, Pairs, Table, make_table, match, overlaps
 from tood.evaluation.coco import COCO_LIMIT
+from tood.utils.errors import UserError
 
 # Images, of those with the most errors, of which it is computed what they cost.
 MOST_TRIED = 200
@@ -24,6 +27,7 @@ MOST_TRIED = 200
 CURVE_POINTS = 101
 # Bins of the sizes of objects, and what is added on both sides: a part of an octave.
 SIZE_BINS, SIZE_STEP = 24, 0.1
+NOT_DISTINGUISHABLE = "not distinguishable"
 
 
 class Analysis(NamedTuple):
@@ -216,3 +220,41 @@ def explain_miss(analysis: Analysis, g: int) -> str:
     if ious[best] >= errors.IOU:
         return "its detections have found a neighbour of the same class"
     return f"the best box of its class overlaps by {ious[best]:.2f} only, score {scores[best]:.2f}"
+
+
+def compare_analyses(here: Analysis, there: Analysis) -> List[Dict]:
+    """Compare the metrics of two detectors on the same images, without the same of them each time:
+    chance in the choice of the images cancels out.
+
+    Returns:
+        for each metric and the AP of each class "name", "here", "there", the difference "value"
+        with its interval "low" and "high" (or a "note"), and a "verdict".
+
+    Raises:
+        UserError: if images or classes are not the same.
+    """
+    for name in ("image_ids", "class_names"):
+        if getattr(here.table, name) != getattr(there.table, name):
+            kind = name.replace("_ids", "s").replace("_", " ")
+            raise UserError(f"Two results cannot be compared: their {kind} differ.")
+    difference = (here.aps - there.aps, here.without - there.without, here.num_images, -100.0)
+    intervals = coco_intervals(*difference)
+    values = [coco_metrics(x.aps) for x in (here, there)]
+    rows = [(name, x, *(v[name] for v in values)) for name, x in intervals.items()]
+    values = [class_metrics(x.aps)["AP"] for x in (here, there)]
+    for name, x, *pair in zip(here.table.class_names, class_intervals(*difference), *values):
+        rows.append((f"AP of {name}", x["AP"], *pair))
+    return [
+        {
+            **{"name": name, "here": float(first), "there": float(second)},
+            **interval.as_values(),
+            "verdict": _judge(interval),
+        }
+        for name, interval, first, second in rows
+    ]
+
+
+def _judge(difference) -> str:
+    if difference.low > 0:
+        return "better here"
+    return "better there" if difference.high < 0 else NOT_DISTINGUISHABLE

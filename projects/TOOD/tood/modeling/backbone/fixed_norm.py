@@ -7,17 +7,17 @@ by bit, but the map between them, as large as their result, is not kept for the 
 gradients of the kernel and of the norm follow from that of the folded kernel.
 """
 
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, FrozenBatchNorm2d, ModulatedDeformConv
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def is_fixed(norm: nn.Module) -> bool:
+def is_fixed(norm: Optional[nn.Module]) -> bool:
     """Return whether a norm is a scale and a shift that do not depend on its input."""
     if isinstance(norm, _BatchNorm):
         return not norm.training and norm.track_running_stats
@@ -42,12 +42,15 @@ def fold_norm(conv: Any, norm: Any) -> Tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_fixed_norms(module: nn.Module) -> None:
-    """Fold the fixed norm of every Detectron2 convolution into its kernel, in place."""
+    """Fold the fixed norm of every convolution that has one, as Detectron2's and
+    :class:`tood.modeling.backbone.deform_conv.PortableDeformConv` do, into its kernel, in place.
+    """
     for conv in module.modules():
-        if isinstance(conv, (Conv2d, ModulatedDeformConv)) and is_fixed(conv.norm):
+        # Not by their classes: without its extension, Detectron2's main lacks ModulatedDeformConv.
+        if hasattr(conv, "weight") and is_fixed(getattr(conv, "norm", None)):
             weight, bias = fold_norm(conv, conv.norm)
             conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-            conv.norm = None
+            conv.norm = None  # type: ignore[assignment]
 
 
 class FixedNormConv2d(Conv2d):

@@ -93,7 +93,7 @@ def read_coco_file(folder: Folder, file: str, ledger: Ledger) -> Contents:
 def _named(content: Dict) -> List[str]:
     """Return the names of images."""
     images = [image for image in content["images"] if isinstance(image, dict)]
-    return [str(image["file_name"]) for image in images if "file_name" in image]
+    return [str(image.get("file_name")) for image in images]  # others are refused by the check
 
 
 def _divide(content: Dict, path: str, split: str, others: Set[str], ledger: Ledger) -> Contents:
@@ -152,6 +152,15 @@ def _compose_name(category):
     return {**category, "name": compose(name)} if isinstance(name, str) else category
 
 
+def _name_image(image):
+    """Return an image with the name at the end of its address, if it has that alone, as LVIS's."""
+    if not isinstance(image, dict) or "file_name" in image:
+        return image
+    address = image.get("coco_url")
+    is_there = isinstance(address, str) and "/" in address
+    return {**image, "file_name": "/".join(address.split("/")[-2:])} if is_there else image
+
+
 def _check_stated(images: List, folder: Folder, path: str) -> List:
     """Return the images, those that a file lists twice with the split that one of them states.
 
@@ -186,6 +195,7 @@ def _read_file(
             "images, annotations, categories."
         )
     content = {key: content[key] for key in LISTS}
+    content["images"] = list(map(_name_image, content["images"]))
     ledger.objects_in += len(content["annotations"])
     group = unused_root(content)
     if group is not None:

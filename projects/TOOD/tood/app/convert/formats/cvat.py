@@ -8,14 +8,14 @@ import re
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from xml.etree.ElementTree import Element
 
-from tood.app.convert.build import Contents, Format, build_contents
+from tood.app.convert.build import Contents, Format, build_contents, divide_images
 from tood.app.convert.folder import Folder
 from tood.app.convert.formats.voc import find_root, parse_xml
 from tood.app.convert.ledger import NO_IMAGE, Ledger
 from tood.app.convert.matching import match_names
 from tood.app.convert.names import get_stem, read_split
 from tood.app.convert.objects import Object, Record, read_label, read_marks, read_numbers, read_size
-from tood.app.convert.splits import check_splits
+from tood.app.convert.splits import check_splits, find_homes, name_splits
 from tood.utils.errors import UserError
 from tood.utils.reading import MiB, compose
 
@@ -38,6 +38,8 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     records, names = [], {}
     stated: Dict[str, str] = {}  # subset -> where
     empty: List[Record] = []  # frames without objects
+    splits = {} if folder.only else name_splits(files)
+    splits = splits if all(splits.values()) else {}
     for file in files:
         root = parse_xml(folder, file, MAX_XML)
         labels = (compose(e.text or "") for e in root.iterfind("./meta//label/name"))
@@ -46,7 +48,7 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
             *_read_images(folder, file, root, ledger, stated),
             *_read_frames(folder, file, root, ledger, stated),
         ]
-        matched = _match(folder, file, found, ledger)
+        matched = _match(folder, file, found, splits.get(file, ""), ledger)
         is_video = root.find("track") is not None
         records += [record for record in matched if record.objects or not is_video]
         empty += [record for record in matched if is_video and not record.objects]
@@ -62,30 +64,34 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     classes = [name for name in names if name] if used <= set(names) else None
     listed = {record.image for record in records}
     ledger.ignore([i for i in folder.images if i not in listed], "not named by CVAT's file")
-    splits: Dict[str, List[str]] = collections.defaultdict(list)
-    has_splits = all(record.split for record in records)
-    for record in records:
-        splits[record.split if has_splits else "all"].append(record.image)
-    return build_contents(folder, ledger, records, splits=dict(splits), classes=classes)
+    divided = divide_images(folder, ledger, {record.image: record for record in records})
+    divided = {k: [i for i in images if i in listed] for k, images in divided.items()}
+    return build_contents(folder, ledger, records, splits=divided, classes=classes)
 
 
 CVAT = Format("CVAT XML", find_cvat, read_cvat)
 
 
-def _match(folder: Folder, file: str, found: Sequence[Stated], ledger: Ledger) -> List[Record]:
-    """Return the records of the images that are there."""
-    ledger.objects_in += sum(len(objects) for *_, objects in found)
-    home = os.path.dirname(file)
-    near = [home, f"{home}/images".lstrip("/")]
-    images = match_names(folder, ledger, [name for name, *_ in found], near, file)
-    for name, _, _, objects in found:
-        if name not in images:
-            ledger.drop(NO_IMAGE, name, len(objects))
-    return [
-        Record(file, images[name], objects, size, split=split)
-        for name, split, size, objects in found
-        if name in images
-    ]
+def _match(
+    folder: Folder, file: str, found: Sequence[Stated], split: str, ledger: Ledger
+) -> List[Record]:
+    """Return the records of the images that are there.
+
+    Args:
+        split: that of the file, for images that state none.
+    """
+    records, home = [], os.path.dirname(file)
+    for some in dict.fromkeys(own or split for _, own, _, _ in found):
+        mine = [x for x in found if (x[1] or split) == some]
+        near = [home, f"{home}/images".lstrip("/"), *(find_homes(folder, some) if some else ())]
+        images = match_names(folder, ledger, [name for name, *_ in mine], near, file)
+        for name, _, size, objects in mine:
+            ledger.objects_in += len(objects)
+            if name in images:
+                records.append(Record(file, images[name], objects, size, split=some))
+            else:
+                ledger.drop(NO_IMAGE, name, len(objects))
+    return records
 
 
 def _read_images(
@@ -223,16 +229,37 @@ def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int
 def _check_first(
     folder: Folder, file: str, images: Dict[int, List[str]], first: float, root: Element
 ) -> None:
-    """Raise UserError if images are counted from 1: there is none for the number 0, which is a
-    frame, or as many as CVAT says that there are frames.
+    """Raise UserError if images are not numbered as frames: none has the number 0, which is a
+    frame, or one has as large a number as CVAT says that there are frames; or there are as many as
+    frames, with other numbers.
     """
     number = read_size(root.findtext("./meta//size"), 1)
+    begin = _find_number(root, "start_frame")
     is_beyond = number is None or max(images, default=0) >= number[0]
-    if 0 not in images and 1 in images and (first == 0 or is_beyond):
+    is_late = 0 not in images and (1 in images or begin == 0)
+    if is_late and (first == 0 or is_beyond):
         raise UserError(
             f"{folder.path(file)} counts frames from 0, but the images begin with "
-            f"{folder.path(images[1][0])}; rename the images so that the first is 0."
+            f"{folder.path(images[min(images)][0])}; rename the images so that the first is 0."
         )
+    end = _find_number(root, "stop_frame")
+    if number is None or len(images) != number[0] or begin is None or end is None:
+        return
+    step = read_size(root.findtext("./meta//frame_filter", "").rpartition("=")[2], 1)
+    ways = (range(number[0]), range(begin, end + 1, step[0] if step else 1))
+    others = [sorted(images.keys() - set(way)) for way in ways]
+    if all(others):
+        other = folder.path(images[others[-1][0]][0])
+        raise UserError(
+            f"{folder.path(file)} has {number[0]} frames, and {other} is not numbered as one of "
+            "them; export it as CVAT for images 1.1, which names the images."
+        )
+
+
+def _find_number(root: Element, key: str) -> Optional[int]:
+    """Return a number of the file's head, or None."""
+    text = root.findtext(f"./meta//{key}", "").strip()
+    return int(text) if re.fullmatch(r"\d{1,9}", text) else None
 
 
 def _read_object(

@@ -20,7 +20,8 @@ from tood.app.convert.objects import (
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 
-AREAS = (None, "", "polygon", "rectangle", "oriented_rectangle", "mask", "circle")
+AREAS = (None, "", "polygon", "rectangle", "oriented_rectangle", "rotation", "mask", "circle")
+NO_GROUP = (None, "", -1, "-1")
 
 
 def find_labelme(folder: Folder) -> List[str]:
@@ -84,7 +85,7 @@ def _read_objects(folder: Folder, file: str, ledger: Ledger) -> List[Object]:
             ledger.skip(f"shapes labelled {label}", file)
             continue
         group = shape.get("group_id")
-        key = (label, str(group)) if group is not None else i
+        key = i if group in NO_GROUP else (label, str(group))
         groups.setdefault(key, []).append(
             Object(label, _read_box(shape, path), **_read_marks(shape, file, ledger))
         )

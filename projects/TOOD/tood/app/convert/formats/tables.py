@@ -3,15 +3,18 @@ header, in any order with one; and Open Images' tables, relative and with a file
 """
 
 import collections
+import contextlib
 import csv
 import io
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+import os
+import re
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
 from tood.app.convert.matching import match_names
-from tood.app.convert.names import read_split
+from tood.app.convert.names import get_suffix, read_split
 from tood.app.convert.objects import (
     LARGEST,
     WITHIN,
@@ -22,7 +25,7 @@ from tood.app.convert.objects import (
     read_size,
     sort_corners,
 )
-from tood.app.convert.splits import check_splits, find_split
+from tood.app.convert.splits import check_splits, find_homes, find_split
 from tood.utils.errors import UserError
 from tood.utils.reading import guard_reading, parse_number
 
@@ -43,6 +46,8 @@ OPTIONAL = {
 BOX = ("x1", "y1", "x2", "y2")
 ENDINGS = (".csv", ".tsv")
 HEADLESS = {"image": 0, "label": 5, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "headless": 0}
+SIZES = {"width": 6, "height": 7}
+NO_BOX = ("", "nan", "na", "null", "none")  # in small letters, as programs write empty cells
 
 
 class Table(NamedTuple):
@@ -72,8 +77,7 @@ def find_tables(folder: Folder) -> List[Tuple[str, Table]]:
 
 def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledger) -> Contents:
     """Read the rows of all images; images that no table lists are negatives."""
-    names = _class_descriptions(folder, ledger)
-    files = {}
+    names, files = _class_descriptions(folder, ledger), {}
     if not all("split" in table.columns for _, table in found):
         files = find_split(folder, [file for file, _ in found])
     own = files.get(found[0][0], "all") if len(found) == 1 else "all"
@@ -81,8 +85,11 @@ def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledg
     for file, table in found:
         cells = (x for _, row in table.rows[1:] for x in zip(table.header, row))
         note_scores(cells, ledger, file)
-        split = files.get(file, "all") if len(found) > 1 else "all"
+        split = files.get(file, "all")
         records += _read_records(folder, table, ledger, names, "" if split == "all" else split)
+    if len(found) == 1 and own != "all":
+        records = [record._replace(split="") for record in records]
+    _omit_others(folder, {record.image for record in records})
     contents = build_contents(folder, ledger, records)
     if list(contents) == ["all"] and own != "all":  # a table alone is of the split in its name
         for image in contents["all"]["images"]:
@@ -95,8 +102,8 @@ CSV = Format("CSV", find_tables, read_tables)
 
 
 def _read_table(folder: Folder, file: str) -> Optional[Table]:
-    first = decode(folder.head(file), folder.path(file), "replace").splitlines()[:1]
-    first = [line.replace("\0", "") for line in first]  # an error of Python before 3.11
+    lines = decode(folder.head(file), folder.path(file), "replace").splitlines()[:2]
+    first = [line.replace("\0", "") for line in _omit_separator(lines)[:1]]  # before Python 3.11
     for delimiter in ",;\t|":
         header = next(csv.reader(first, delimiter=delimiter, skipinitialspace=True), [])
         columns = _find_columns(header)
@@ -120,7 +127,11 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
 
 def _list_rows_with_boxes(rows: Sequence[Tuple[int, List[str]]]) -> List[Tuple[int, List[str]]]:
     columns = [_find_cells(rows[:1], key)[0][0] for key in BOX]
-    return [(n, row) for n, row in rows[1:] if len(row) > max(columns) and row[columns[0]]]
+    return [
+        (n, row)
+        for n, row in rows[1:]
+        if len(row) > max(columns) and not _is_empty([row[c] for c in columns])
+    ]
 
 
 def _omit_box_sizes(
@@ -193,7 +204,7 @@ def _check_headless(folder: Folder, file: str, rows: Sequence[Tuple[int, List[st
     """Raise UserError for rows that seem to be in another order than path, x1, y1, x2, y2, class:
     with the number of the class before the box, or with a width and a height.
     """
-    cells = [row[1:6] for _, row in rows if len(row) >= 6 and all(row[1:6])]
+    cells = [row[1:6] for _, row in rows if len(row) >= 6 and not _is_empty(row[1:5])]
     numbers = [[_number(x, True) for x in row] for row in cells]
     if all(None not in row for row in numbers):
         firsts, lasts = ({row[i] for row in numbers} for i in (0, 4))
@@ -222,10 +233,11 @@ def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
             columns[key] = names.index(name)
     if all(key in columns for key in COLUMNS):
         return {**columns, "corners": 0} if {"x3", "y3"} <= set(names) else columns
-    # Without a header: path, x1, y1, x2, y2, class.
-    if len(first) == 6 and all(_number(x, True) is not None or not x.strip() for x in first[1:5]):
+    # Without a header: path, x1, y1, x2, y2, class, and perhaps the image's width and height.
+    is_row = all(_number(x, True) is not None or not x.strip() for x in first[1:5])
+    if len(first) == 6 and is_row:
         return dict(HEADLESS)
-    return None
+    return {**HEADLESS, **SIZES} if len(first) == 8 and is_row and read_size(*first[6:]) else None
 
 
 def _plain_names(header: Sequence[str]) -> List[str]:
@@ -236,7 +248,14 @@ def _read_rows(folder: Folder, file: str, text: str, delimiter: str) -> List[Tup
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     with guard_reading(folder.path(file), "export it again as CSV"):
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    if not _omit_separator([text.partition("\n")[0]]):
+        rows = rows[1:]
     return [(number, row) for number, row in rows if any(row)]
+
+
+def _omit_separator(lines: List[str]) -> List[str]:
+    """Return lines without a first one that states the delimiter, as Excel writes it."""
+    return lines[1:] if lines and re.fullmatch(r"sep=.?", lines[0].strip()) else lines
 
 
 def _read_records(
@@ -263,16 +282,13 @@ def _read_records(
     if relative:
         ledger.note("boxes are relative to the images' sizes", table.file)
     ledger.objects_in += len(boxes)
-    home = table.file.rpartition("/")[0]
-    places = ("images", *([split, f"images/{split}", f"{split}/images"] if split else []))
-    near = [home, *(f"{home}/{x}".lstrip("/") for x in places), "", "images"]
-    images = match_names(folder, ledger, [image for image, _, _ in found], near, table.file)
+    images = _match(folder, ledger, table, found)
     records, splits = [], {}
     for (name, size, named), objects in found.items():
-        if name not in images:
+        if (named, name) not in images:
             ledger.drop(NO_IMAGE, name, len(objects))
             continue
-        image = images[name]
+        image = images[named, name]
         if splits.setdefault(image, named) != named:
             raise UserError(
                 f"{folder.path(table.file)} puts {name} into {splits[image] or 'no split'} and "
@@ -280,6 +296,54 @@ def _read_records(
             )
         records.append(Record(table.file, image, objects, size, relative, named))
     return records
+
+
+def _match(
+    folder: Folder, ledger: Ledger, table: Table, found: Iterable[Tuple]
+) -> Dict[Tuple[str, str], str]:
+    """Return the image of each split and name; those that are not there are missing.
+
+    Args:
+        found: name, size and split of each image.
+    """
+    by_split = collections.defaultdict(list)
+    for name, _, split in found:
+        by_split[split].append(name)
+    return {
+        (split, name): image
+        for split, names in by_split.items()
+        for name, image in match_names(
+            folder, ledger, names, _list_near(folder, table, split), table.file
+        ).items()
+    }
+
+
+def _list_near(folder: Folder, table: Table, split: str) -> List[str]:
+    """Return the folders that images of a split may be in, the most certain one first."""
+    home = table.file.rpartition("/")[0]
+    places = ("images", *([split, f"images/{split}", f"{split}/images"] if split else []))
+    near = [home, *(f"{home}/{x}".lstrip("/") for x in places)]
+    return [*near, *(find_homes(folder, split) if split else ()), "", "images"]
+
+
+def _omit_others(folder: Folder, labelled: Set[str]) -> None:
+    """Omit the images of other tables, if one is named by itself: they are not negatives of it."""
+    others: Set[str] = set()
+    known = folder.names
+    for file in folder.files if folder.only else ():
+        if file == folder.only or get_suffix(file) not in ENDINGS:
+            continue
+        with contextlib.suppress(UserError):  # it need not be one
+            table = _read_table(folder, file)
+            for _, row in table.rows if table else ():
+                name = row[table.columns["image"]].replace("\\", "/") if row else ""
+                base = os.path.basename(name)
+                images = known.base.get(base) or known.stem.get(base, [])
+                whole = [
+                    i for i in images if f"/{i}".endswith((f"/{name}", f"/{name}{get_suffix(i)}"))
+                ]
+                others.update(whole or images)
+    folder.omit(others - labelled, "labelled by another table than the named one")
 
 
 def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, names: Dict):
@@ -297,7 +361,7 @@ def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, na
     image, texts = row[columns["image"]], [row[columns[key]] for key in BOX]
     size = read_size(*(row[columns[k]] if k in columns else None for k in ("width", "height")))
     split = read_split(row[columns["split"]]) if "split" in columns else ""
-    if not any(texts):
+    if _is_empty(texts):
         return image, size, split, []
     box = tuple(_number(x, table.has_decimal_commas) for x in texts)
     label = row[columns["label"]]
@@ -320,6 +384,10 @@ def _class_descriptions(folder: Folder, ledger: Ledger) -> Dict[str, str]:
             names.update(row[:2] for row in rows if len(row) >= 2)
             ledger.enter(file, CLASSES)
     return names
+
+
+def _is_empty(cells: Sequence[str]) -> bool:
+    return all(cell.lower() in NO_BOX for cell in cells)
 
 
 def _number(text: str, has_decimal_commas: bool) -> Optional[float]:

@@ -19,11 +19,13 @@ from tood.app.convert.objects import (
     sort_corners,
 )
 from tood.app.convert.splits import read_split_lists
+from tood.data.annotations import is_wide
 from tood.utils.errors import UserError
 from tood.utils.reading import MAX_LABEL, guard_reading
 
 BOXLESS = "without an upright box"
 _COMMENT = re.compile(r"<!--.*?(-->|\Z)", re.DOTALL)
+_ENCODING = re.compile(rb"""<\?xml[^>]*?encoding=["']((?:gb|big5|euc|shift|cp9)[\w-]*)["']""", re.I)
 _ELEMENT = re.compile(r"<([A-Za-z_][^\s/>]*)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # Pascal's own files, which have some fractions although they count pixels from 1
@@ -68,8 +70,12 @@ def find_root(folder: Folder, file: str) -> str:
 
 def parse_xml(folder: Folder, file: str, limit: int = MAX_LABEL) -> Element:
     """Return the root of an XML file, without following entities."""
-    with guard_reading(folder.path(file), "export it again as XML without entities"):
-        return fromstring(folder.bytes(file, limit))
+    data = folder.bytes(file, limit)
+    stated = _ENCODING.match(data)
+    with guard_reading(folder.path(file), "export it again as XML in UTF-8, without entities"):
+        if stated and not is_wide(data):  # Python's parser lacks those of several bytes
+            return fromstring(data.decode(stated.group(1).decode()))
+        return fromstring(data)
 
 
 def _parse(folder: Folder, file: str, ledger: Ledger) -> Labels:

@@ -22,7 +22,9 @@ from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 from tood.utils.reading import compose
 
-_LINE = re.compile(r"\s*\d+(\.0*)?([ \t]+[-+.\deE]+){4,}\s*$")
+# The number of a class may be written as a fraction, or as NumPy does: 1.000e+00.
+_LINE = re.compile(r"\s*\d+(\.0*|(\.\d*)?[eE][-+]?\d+)?([ \t]+[-+.\deE]+){4,}\s*$")
+CLASS_ENDINGS = (".names", ".labels")  # of darknet, and of Roboflow for it
 
 
 class Found(NamedTuple):
@@ -40,11 +42,13 @@ def find_yolo(folder: Folder) -> Optional[Found]:
         UserError: for two configurations, or one that contradicts itself.
     """
     config = find_config(folder)
-    texts = folder.with_suffix(".txt", ".names")
+    texts = folder.with_suffix(".txt", *CLASS_ENDINGS)
     class_files = [f for f in texts if _is_class_file(folder, f)]
     if config is None and not class_files:
         return None
     labels = label_files(folder)
+    if config is not None and not config.entries and not labels:
+        return None  # a list of names, perhaps of another program
     return Found(config, class_files, labels) if config or labels else None
 
 
@@ -55,8 +59,13 @@ def label_files(folder: Folder) -> List[str]:
     lines = {f: next(filter(str.strip, start), "") for f, start in starts.items()}
     if not any(_LINE.match(line) for line in lines.values()):
         return []
-    find = folder.names.plain_area.find
-    beside = {f for f in texts if find(get_stem(f), find_area(f))}
+    names, homes = folder.names, {os.path.dirname(f) for f in texts if _LINE.match(lines[f])}
+    beside = {
+        f
+        for f in texts
+        if names.plain_area.find(get_stem(f), find_area(f))
+        or (os.path.dirname(f) in homes and names.plain_stem.find(get_stem(f)))
+    }
     # An empty file, too, says something; other texts among labels are a README, for example.
     empty = {f for f in texts if not lines[f] and "labels" in f.lower().split("/")[:-1]}
     return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in empty]
@@ -87,7 +96,11 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         if config.names_file:
             ledger.enter(config.names_file, CLASSES)
             _note_numbers(folder, ledger, config.names_file, config.names)
-        names, splits = config.names, list_images_by_split(folder, ledger, config)
+        names = config.names
+    if config is not None and config.entries:
+        splits: Optional[Dict[str, List[str]]] = list_images_by_split(folder, ledger, config)
+    elif config is not None:
+        splits = read_split_lists(folder, ledger)
     else:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
         splits = read_split_lists(folder, ledger)
@@ -101,7 +114,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         ledger.note("lines of polygons, whose boxes are kept", file)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
-    if config is not None:
+    if config is not None and splits is not None and config.entries:
         used = {image for images in splits.values() for image in images}
         reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
@@ -131,7 +144,7 @@ def _omit_test(
 
 def _is_class_file(folder: Folder, file: str) -> bool:
     if os.path.basename(file).lower() != "classes.txt":
-        return file.lower().endswith(".names")
+        return file.lower().endswith(CLASS_ENDINGS)
     first = decode(folder.head(file), file, "replace").strip().split("\n")[0]
     return not (_LINE.match(first) and folder.names.plain_area.find("classes", find_area(file)))
 
@@ -143,18 +156,23 @@ def _names_in(folder: Folder, file: str) -> List[str]:
             "classes are not certain; remove it, or name the class."
         )
     names = folder.lines(file)
-    comment = next((name for name in names if name.startswith("# ")), None)
-    if comment is not None:
+    other = next((name for name in names if name.startswith("# ")), "")
+    if names and omit_numbers(names[1:]) != names[1:]:  # the others are numbered from 0
+        other = names[0]
+    if other:
         raise UserError(
-            f"{folder.path(file)} has the line {comment!r:.60}, which would be the name of a "
-            "class; remove it."
+            f"{folder.path(file)} has the line {other!r:.60}, which would be the name of a class; "
+            "remove it."
         )
     return read_names(folder, file, omit_numbers(names), None)
 
 
 def _note_numbers(folder: Folder, ledger: Ledger, file: str, names: Sequence[str]) -> None:
-    if names[0] != compose(folder.lines(file)[0]):
+    lines = folder.lines(file)
+    if names[0] != compose(lines[0]):
         ledger.note(NUMBERS, file)
+    if len(lines) == 1 and "," in lines[0]:
+        ledger.note("a list of classes has one line with commas, which is one class", file)
 
 
 def _class_order(folder: Folder, ledger: Ledger, found: Found):

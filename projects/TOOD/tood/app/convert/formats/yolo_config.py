@@ -14,7 +14,7 @@ from tood.utils.folders import is_output
 from tood.utils.plain_yaml import load_yaml
 from tood.utils.reading import MAX_CONFIG, MiB, compose, guard_reading, make_dict
 
-SPLIT_KEYS = ("train", "val", "valid", "test")
+SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 
 
 class Config(NamedTuple):
@@ -22,7 +22,7 @@ class Config(NamedTuple):
 
     file: str
     names: List[str]
-    entries: Dict[str, List[str]]  # split -> folders and lists of images
+    entries: Dict[str, List[str]]  # split -> folders and lists of images; may be empty
     base: str  # its "path"
     num_pose_values: int = 0
     absent: Sequence[str] = ()  # entries of the test split, which is not part of every export
@@ -38,6 +38,7 @@ def find_config(folder: Folder) -> Optional[Config]:
     configs = [_read_yaml(folder, f) for f in folder.with_suffix(".yaml", ".yml")]
     configs += [_read_obj_data(folder, f) for f in folder.with_suffix(".data")]
     found = [config for config in configs if config is not None]
+    found = [config for config in found if config.entries] or found
     if len(found) > 1:
         first, second = (folder.path(c.file) for c in found[:2])
         raise UserError(f"{first} and {second} each describe a data set; name one of them.")
@@ -117,7 +118,7 @@ def _read_config(
         if content.get(key):
             some = content[key] if isinstance(content[key], list) else [content[key]]
             entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
-    if not entries or not names or not content["names"]:
+    if not names or not content["names"] or not (entries or number):
         return None
     listed = _find_names_file(folder, file, names) if isinstance(names, str) else ""
     names = read_names(folder, file, names, number)

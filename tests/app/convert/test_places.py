@@ -1,0 +1,346 @@
+"""Where images, labels and lists may be, so that a person sees what belongs together."""
+
+import json
+
+import pytest
+from conftest import app_error
+from layouts import (
+    NAMES,
+    coco,
+    found_in,
+    labelme,
+    make_boxes,
+    ordered,
+    put,
+    put_csv,
+    put_image,
+    refused,
+    voc,
+    yolo,
+)
+
+from tood.app.convert.door import read_data
+
+HEADER = "filename,xmin,ymin,xmax,ymax,label"
+
+
+def notes(data):
+    return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
+
+
+def put_set(root, kind, file, truth, subset=""):
+    """Write a file of the labels of several images: name -> boxes."""
+    if kind == "coco":
+        put(root, f"{file}.json", coco(truth))
+    elif kind == "csv":
+        put_csv(root, f"{file}.csv", [[i, *b[1:], b[0]] for i, some in truth.items() for b in some])
+    else:
+        text = ""
+        for image, boxes in truth.items():
+            corners = [zip(("xtl", "ytl", "xbr", "ybr"), b[1:]) for b in boxes]
+            inner = "".join(
+                f'<box label="{b[0]}" {" ".join(f"""{k}="{v}" """ for k, v in some)}/>'
+                for b, some in zip(boxes, corners)
+            )
+            text += f'<image name="{image}" width="64" height="48"{subset}>{inner}</image>'
+        put(root, f"{file}.xml", f"<annotations>{text}</annotations>")
+
+
+SETS = ["coco", "csv", "cvat"]
+PLACES = [  # of a split's file, of its image, and the name that the file says
+    ("{}", "images/{}.png", "{}.png"),
+    ("{}/labels", "{}/images/1.png", "1.png"),
+    ("{}/labels", "{}/1.png", "1.png"),
+    ("annotations/{}", "images/{}/1.png", "1.png"),
+    ("{}", "{}_images/1.png", "1.png"),
+    ("test_data/{}/labels", "test_data/{}/1.png", "1.png"),
+    ("training/{}/labels", "training/{}/1.png", "1.png"),
+]
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("file, image, name", PLACES)
+def test_a_file_for_each_split(tmp_path, kind, file, image, name):
+    expected = {}
+    for split, word in (("train", "train"), ("val", "validation")):
+        boxes = make_boxes(split)
+        put_image(tmp_path, image.format(word))
+        put_set(tmp_path, kind, file.format(word), {name.format(word): boxes})
+        expected[split] = {image.format(word): boxes}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_one_file_for_one_of_two_folders(tmp_path, kind):
+    for split in ("train", "test"):
+        put_image(tmp_path, f"{split}/1.png")
+    boxes = make_boxes(0)
+    put_set(tmp_path, kind, "train", {"1.png": boxes})
+    assert found_in(tmp_path) == ordered({"train": {"train/1.png": boxes}})
+
+
+def test_folders_of_splits_in_one_file_of_cvat(tmp_path):
+    truth = {f"images/{split}/1.png": make_boxes(split) for split in ("train", "val")}
+    for image in truth:
+        put_image(tmp_path, image)
+    put_set(tmp_path, "cvat", "annotations", {i[len("images/") :]: b for i, b in truth.items()})
+    expected = {split: {f"images/{split}/1.png": make_boxes(split)} for split in ("train", "val")}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_equal_names_in_stated_splits(tmp_path, kind):
+    truth = {split: make_boxes(split) for split in ("train", "val")}
+    for split in truth:
+        put_image(tmp_path, f"images/{split}/1.png")
+    if kind == "csv":
+        rows = [["1.png", *b[1:], b[0], split] for split, boxes in truth.items() for b in boxes]
+        put_csv(tmp_path, "a.csv", rows, header=f"{HEADER},split")
+    else:
+        text = ""
+        for split, boxes in truth.items():
+            put_set(tmp_path, kind, "a", {"1.png": boxes}, subset=f' subset="{split}"')
+            text += (tmp_path / "a.xml").read_text()
+        put(tmp_path, "a.xml", text.replace("</annotations><annotations>", ""))
+    expected = {split: {f"images/{split}/1.png": boxes} for split, boxes in truth.items()}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+def test_images_of_another_table_are_not_negatives(tmp_path):
+    truth = {f"images/{i}.png": make_boxes(i) for i in range(4)}
+    for image in truth:
+        put_image(tmp_path, image)
+    for table, images in (("a", [0, 1]), ("b", [2])):
+        rows = [[f"{i}.png", *b[1:], b[0]] for i in images for b in truth[f"images/{i}.png"]]
+        put_csv(tmp_path, f"{table}.csv", rows)
+    put(tmp_path, "c.csv", '"\n')
+    expected = {f"images/{i}.png": truth[f"images/{i}.png"] for i in (0, 1)}
+    assert found_in(tmp_path / "a.csv") == ordered({"all": {**expected, "images/3.png": []}})
+    text = notes(tmp_path / "a.csv")
+    assert "1: labelled by another table than the named one, e.g. images/2.png" in text
+    assert "2: beside the file that is named, e.g. b.csv" in text
+
+
+# --- broken labels -----------------------------------------------------------------------------
+
+
+BROKEN = ["0 0.5 0.5 0.2\n", "0,0.5,0.5,0.2,0.2\n", "nan 0.5 0.5 0.2 0.2\n", "disc 0.5 0.5 0.2 0.2"]
+
+
+@pytest.mark.parametrize("line", BROKEN)
+@pytest.mark.parametrize("home", ["photos", "images"])
+def test_broken_lines_are_not_negatives(tmp_path, line, home):
+    for i in range(3):
+        put_image(tmp_path, f"{home}/{i}.png")
+        put(tmp_path, f"labels/{i}.txt", yolo(make_boxes(i)) if i else line + yolo(make_boxes(0)))
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    assert "labels/0.txt, line 1, cannot be read" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind, broken", [("voc", ""), ("voc", "<other/>"), ("labelme", "")])
+@pytest.mark.parametrize("home", ["", "labels/"])
+def test_a_broken_file_of_labels_is_not_a_negative(tmp_path, kind, broken, home):
+    suffix = "xml" if kind == "voc" else "json"
+    for i in range(3):
+        put_image(tmp_path, f"photos/{i}.png" if home else f"{i}.png")
+        make = voc if kind == "voc" else labelme
+        text = make(f"{i}.png", make_boxes(i)) if i else broken
+        put(tmp_path, f"{home}{i}.{suffix}", text)
+    assert f"0.{suffix} is at the place of the labels of" in refused(tmp_path)
+    put(tmp_path, f"{home}0.{suffix}", voc("0.png", []) if kind == "voc" else labelme("0.png", []))
+    assert len(found_in(tmp_path)["all"]) == 3
+
+
+@pytest.mark.parametrize("number", ["0.000000000000000000e+00", "0.0", "0e0"])
+def test_classes_written_as_fractions(tmp_path, number):
+    put_image(tmp_path, "images/0.png")
+    put(tmp_path, "labels/0.txt", f"{number} 5.0e-01 5.0e-01 2.5e-01 2.5e-01\n")
+    put(tmp_path, "classes.txt", "disc")
+    assert found_in(tmp_path) == {"all": {"images/0.png": [["disc", 24, 18, 40, 30]]}}
+
+
+# --- classes and configurations ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["id,name\n0,disc\n1,star\n", "names:\n  0: disc\n  1: star\n"])
+def test_a_heading_in_a_list_of_classes(tmp_path, text):
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path, "classes.txt", text)
+    assert "which would be the name of a class" in refused(tmp_path)
+
+
+def test_names_in_one_line(tmp_path):
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path, "classes.txt", "disc, star\n")
+    assert "a list of classes has one line with commas, which is one class" in notes(tmp_path)
+
+
+def test_a_class_that_yolo_would_not_read_again(tmp_path):
+    put_image(tmp_path / "in", "0.png")
+    put(tmp_path, "in/a.json", coco({"0.png": make_boxes(0, ["# a"])}, ["# a"]))
+    arguments = ("--to", "yolo", "--output", tmp_path / "out")
+    assert "'# a', which yolo cannot keep" in app_error("convert", tmp_path / "in", *arguments)
+
+
+@pytest.mark.parametrize("others", [None, NAMES, NAMES[::-1]])
+def test_a_configuration_that_names_classes_alone(tmp_path, others):
+    for split in ("train", "val"):
+        put_image(tmp_path, f"{split}/images/{split}.png")
+        put(tmp_path, f"{split}/labels/{split}.txt", yolo(make_boxes(split)))
+    put(tmp_path, "data.yaml", f"nc: 3\nnames: {json.dumps(NAMES)}\n")
+    if others:
+        put(tmp_path, "classes.txt", "\n".join(others))
+    if others == NAMES[::-1]:
+        assert "number the classes differently" in refused(tmp_path)
+        return
+    expected = {s: {f"{s}/images/{s}.png": make_boxes(s)} for s in ("train", "val")}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+def test_a_list_of_names_beside_another_format(tmp_path):
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "a.json", coco({"0.png": make_boxes(0)}))
+    put(tmp_path, "model.yaml", "nc: 2\nnames: [a, b]\n")
+    assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
+
+
+def test_validation_in_a_configuration(tmp_path):
+    for split in ("train", "val"):
+        put_image(tmp_path, f"images/{split}/1.png")
+        put(tmp_path, f"labels/{split}/1.txt", yolo(make_boxes(split)))
+    text = f"train: images/train\nvalidation: images/val\nnames: {json.dumps(NAMES)}\n"
+    put(tmp_path, "data.yaml", text)
+    expected = {s: {f"images/{s}/1.png": make_boxes(s)} for s in ("train", "val")}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+def test_names_of_classes_in_each_split(tmp_path):
+    """As Roboflow exports darknet's form."""
+    for split in ("train", "valid"):
+        put_image(tmp_path, f"{split}/{split}.png")
+        put(tmp_path, f"{split}/{split}.txt", yolo(make_boxes(split)))
+        put(tmp_path, f"{split}/_darknet.labels", "\n".join(NAMES))
+    expected = {
+        s: {f"{w}/{w}.png": make_boxes(w)} for s, w in (("train", "train"), ("val", "valid"))
+    }
+    assert found_in(tmp_path) == ordered(expected)
+
+
+@pytest.mark.parametrize("line", ["{}/{}.xml", "{1}.xml"])
+def test_lists_of_files_of_labels(tmp_path, line):
+    truth = {"train": make_boxes(0), "val": make_boxes(1)}
+    for i, (split, boxes) in enumerate(truth.items()):
+        put_image(tmp_path, f"images/{i}.png")
+        put(tmp_path, f"annotations/{i}.xml", voc(f"{i}.png", boxes))
+        put(tmp_path, f"{split}.txt", line.format("annotations", i) + "\n")
+    expected = {s: {f"images/{i}.png": b} for i, (s, b) in enumerate(truth.items())}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+# --- forms of single programs ------------------------------------------------------------------
+
+
+def put_numbered(root, numbers, frames, size, start=0, stop=None):
+    for number in numbers:
+        put_image(root, f"IMG_{number:04d}.png")
+    boxes = "".join(
+        f'<box frame="{n}" outside="0" xtl="{n}" ytl="2" xbr="30" ybr="30"/>' for n in frames
+    )
+    stop = start + size - 1 if stop is None else stop
+    meta = f"<size>{size}</size><start_frame>{start}</start_frame><stop_frame>{stop}</stop_frame>"
+    text = f"<meta><task>{meta}</task></meta><track label='disc'>{boxes}</track>"
+    put(root, "annotations.xml", f"<annotations>{text}</annotations>")
+
+
+@pytest.mark.parametrize(
+    "numbers, frames",
+    [
+        (range(3, 8), [3, 4]),
+        ([0, 1, 2, 3, *range(5, 11)], range(5, 10)),
+        (range(0, 20, 2), range(10)),
+    ],
+)
+def test_tracks_of_photographs_with_other_numbers(tmp_path, numbers, frames):
+    put_numbered(tmp_path, numbers, frames, size=len(numbers))
+    assert "annotations.xml" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("numbers, start", [(range(5), 0), (range(5, 10), 5)])
+def test_tracks_of_images_with_the_numbers_of_frames(tmp_path, numbers, start):
+    put_numbered(tmp_path, numbers, [start + 1], size=5, start=start)
+    found = found_in(tmp_path)["all"]
+    assert [name for name, boxes in found.items() if boxes] == [f"IMG_{start + 1:04d}.png"]
+
+
+@pytest.mark.parametrize("group", ["", -1, None])
+def test_shapes_without_a_group(tmp_path, group):
+    put_image(tmp_path, "0.png")
+    boxes = [["disc", 1, 2, 9, 9], ["disc", 30, 5, 50, 20]]
+    content = labelme("0.png", boxes)
+    for shape in content["shapes"]:
+        shape["group_id"] = group
+    put(tmp_path, "0.json", content)
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+
+
+def test_turned_boxes_of_anylabeling(tmp_path):
+    put_image(tmp_path, "0.png")
+    content = labelme("0.png", [["disc", 0, 0, 1, 1]])
+    points = [[30, 5], [50, 10], [45, 20], [25, 15]]
+    content["shapes"] = [
+        {"label": "disc", "shape_type": "rotation", "direction": 0.2, "points": points}
+    ]
+    put(tmp_path, "0.json", content)
+    assert found_in(tmp_path) == {"all": {"0.png": [["disc", 25, 5, 50, 20]]}}
+
+
+def test_names_of_images_in_their_addresses(tmp_path):
+    """As in LVIS's files."""
+    put_image(tmp_path, "train2017/1.png")
+    content = coco({"1.png": make_boxes(0)})
+    (image,) = content["images"]
+    del image["file_name"]
+    put(tmp_path, "lvis_v1_train.json", content)
+    assert "needs a 'file_name'" in app_error("convert", tmp_path, "--output", tmp_path / "out")
+    image["coco_url"] = "http://images.example.org/train2017/1.png"
+    put(tmp_path, "lvis_v1_train.json", content)
+    assert found_in(tmp_path) == ordered({"train": {"train2017/1.png": make_boxes(0)}})
+
+
+def test_a_table_with_sizes_and_without_a_header(tmp_path):
+    put_image(tmp_path, "0.png")
+    boxes = make_boxes(0)
+    put_csv(tmp_path, "a.csv", [["0.png", *b[1:], b[0], 64, 48] for b in boxes], header="")
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes}})
+    put_csv(tmp_path, "a.csv", [["0.png", *b[1:], b[0], 64, 64] for b in boxes], header="")
+    assert "another size than stated" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("empty", ["nan", "NaN", "null", ""])
+@pytest.mark.parametrize("header", ["", HEADER])
+def test_rows_without_a_box(tmp_path, empty, header):
+    boxes = make_boxes(0)
+    for i in range(2):
+        put_image(tmp_path, f"{i}.png")
+    rows = [["0.png", *b[1:], b[0]] for b in boxes] + [["1.png", *[empty] * 5]]
+    put_csv(tmp_path, "a.csv", rows, header=header)
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes, "1.png": []}})
+
+
+def test_a_table_that_states_its_delimiter(tmp_path):
+    put_image(tmp_path, "0.png")
+    rows = ["sep=;", HEADER.replace(",", ";"), "0.png;1;2;30;40;disc"]
+    put(tmp_path, "a.csv", "\n".join(rows))
+    assert found_in(tmp_path) == {"all": {"0.png": [["disc", 1, 2, 30, 40]]}}
+    put(tmp_path, "a.csv", "\n".join([*rows, "0.png;1;2;x;40;disc"]))
+    assert "line 4" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "GB2312", "big5", "shift_jis", "utf-8"])
+def test_encodings_of_xml(tmp_path, encoding):
+    put_image(tmp_path, "0.png")
+    text = f"<?xml version='1.0' encoding='{encoding}'?>" + voc("0.png", [["中", 1, 1, 9, 9]])
+    (tmp_path / "0.xml").write_bytes(text.encode(encoding))
+    assert found_in(tmp_path) == {"all": {"0.png": [["中", 1, 1, 9, 9]]}}
