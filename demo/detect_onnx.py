@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 import time
+import uuid
 
 import numpy as np
 import onnxruntime
@@ -65,12 +66,14 @@ def main(args):
         detector.thresholds = np.full(len(detector.classes), args.score_thresh, np.float32)
         detector.guarantee = ""
     paths = find_images(args.input)
-    drawings = [os.path.join(args.output, os.path.basename(p)) for p in paths if args.output]
+    if args.all and not args.json:
+        raise Error("--all is about the file of --json; name it, or omit --all.")
+    drawings = [os.path.join(args.output, name_drawing(p)) for p in paths if args.output]
     check_outputs([*drawings, *([args.json] if args.json else [])], [args.model, *paths], args)
     found, total, seconds = {}, 0, 0.0
     for i, path in enumerate(paths):
         try:
-            image = read_image(path)
+            image = read_image(path, detector.bit_depth)
         except IMAGE_ERRORS as error:
             print(f"warning: {path} cannot be read ({error}). It is skipped.", file=sys.stderr)
             continue
@@ -149,6 +152,7 @@ class Detector:
         self.classes = [str(name) for name in json.loads(about["classes"])]
         self.bgr = about["input_format"] != "RGB"
         self.min_size, self.max_size = (int(about[key]) for key in ("min_size", "max_size"))
+        self.bit_depth = int(about.get("bit_depth", 16))
         self.tile_size, self.overlap = map(int, json.loads(about.get("tiles", "[0, 0]")))
         self.nms_threshold = parse_score(about["nms_threshold"])
         self.max_detections = int(about["max_detections"])
@@ -337,9 +341,23 @@ def check_outputs(files, inputs, args):
             raise Error(f"{path} cannot be written ({error.strerror}).") from error
 
 
-def read_image(path):
-    """Return an RGB image, upright."""
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+def name_drawing(path):
+    """Return the name of a drawing: that of the image, if its ending is that of an image."""
+    name = os.path.basename(path)
+    return name if name.lower().endswith(IMAGE_SUFFIXES) else f"{name}.png"
+
+
+def read_image(path, bit_depth):
+    """Return an RGB image, upright; of pixels with more bits, the upper eight."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers; save it with 8 or 16 bits")
+    if image.mode[0] == "I":
+        pixels = np.asarray(image)
+        if pixels.max(initial=0) > 65535 or pixels.min(initial=0) < 0:
+            raise ValueError("its pixels have more than 16 bits; save it with 8 or 16")
+        image = Image.fromarray((pixels // 2 ** (bit_depth - 8)).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def draw(image, boxes, scores, names):
@@ -356,7 +374,7 @@ def draw(image, boxes, scores, names):
 def write(path, save):
     """Write a whole file by ``save(name)``, or nothing."""
     stem, suffix = os.path.splitext(path)
-    part = f"{stem}.part{suffix}"
+    part = f"{stem}.{uuid.uuid4().hex[:8]}.part{suffix}"
     try:
         save(part)
         os.replace(part, path)

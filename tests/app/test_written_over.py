@@ -1,6 +1,7 @@
 """What is typed takes effect or is refused, and no file of others is written over."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -231,14 +232,20 @@ def test_values_of_the_network_are_settings(trained):
         assert tood.Predictor(trained, opts=options).settings == plain
 
 
-def test_an_explanation_at_a_lower_threshold_than_the_models(trained, photo_folder):
-    """As in predictions, the threshold that is typed decides."""
+def test_an_explanation_at_a_lower_threshold_than_the_models(trained, photo_folder, tmp_path):
+    """As in predictions, a typed threshold decides; a lower one than the model's is applied."""
     image, typed = photo_folder / "images" / "00000.jpg", ["MODEL.TOOD.SCORE_THRESH_TEST", 0.99]
+    why = tood.explain(trained, image, BOX, options=typed)
+    assert why.setting.endswith("SCORE_THRESH_TEST"), why
+    for threshold in (0.0005, 0.98):
+        flags = dict(score_threshold=threshold, options=typed)
+        assert "omit one of them" in complaint(tood.explain, trained, image, BOX, **flags)
+    config = tmp_path / "high.yaml"
+    text = (trained / "config.yaml").read_text()
+    config.write_text(re.sub(r"SCORE_THRESH_TEST: 0.001", "SCORE_THRESH_TEST: 0.99", text))
     low, high = (
-        tood.explain(trained, image, BOX, score_threshold=0.0005, options=options)
-        for options in ([], typed)
+        tood.explain(trained, image, BOX, score_threshold=0.0005, config=x) for x in ("", config)
     )
     assert (high.cause, high.sentence) == (low.cause, low.sentence)
-    for threshold, setting in ((0.98, "--score-threshold"), (None, "SCORE_THRESH_TEST")):
-        why = tood.explain(trained, image, BOX, score_threshold=threshold, options=typed)
-        assert why.setting.endswith(setting), why
+    why = tood.explain(trained, image, BOX, score_threshold=0.98, config=config)
+    assert why.setting.endswith("--score-threshold"), why

@@ -64,8 +64,8 @@ def test_a_finished_training_leaves_all_its_files(command, out, average):
     for name in files - {"model_0000003.pth"}:
         os.remove(out / name)
     (out / "last_checkpoint").write_text("model_0000003.pth")
-    (out / "model_final.pth.part").write_bytes(b"half of it")
-    (out / "last_checkpoint.part").write_text("model_fi")
+    (out / "model_final.pth.0123abcd.part").write_bytes(b"half of it")
+    (out / "last_checkpoint.0123abcd.part").write_text("model_fi")
     (out / "inference" / "coco_instances_results.json").unlink()
     train_net.cli(command("--resume", opts=opts))
     assert {path.name for path in out.glob("*.pth*")} == files and not list(out.glob("*.part"))
@@ -87,9 +87,10 @@ def test_one_training_at_a_time(command, out):
         message = get_error(command())
         assert f"Another training writes to {out} (process {os.getpid()})" in message
         assert sorted(p.name for p in out.iterdir()) == [".lock"]
-    (out / "left.pth.part").write_text("of a dead process")
+    (out / "left.pth.0123abcd.part").write_text("of a dead process")
+    (out / "mine.zip.part").write_text("of another program")
     train_net.cli(command(opts=NO_EVALUATION))
-    assert not list(out.glob("*.part"))
+    assert [x.name for x in out.glob("*.part")] == ["mine.zip.part"]
 
 
 def read_best(out):

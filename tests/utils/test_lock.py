@@ -38,23 +38,23 @@ def holder(tmp_path):
 
 def test_the_living_process_is_named(holder, tmp_path):
     process, _ = holder
-    (tmp_path / "a.pth.part").write_text("it writes this")
+    (tmp_path / "a.pth.0123abcd.part").write_text("it writes this")
     for _ in range(2):
         says = rf"to {tmp_path} \(process {process.pid}\); wait"
         with pytest.raises(UserError, match=says), locked(str(tmp_path)):
             pass
-    assert (tmp_path / "a.pth.part").exists()
+    assert (tmp_path / "a.pth.0123abcd.part").exists()
 
 
 def test_children_of_a_killed_process_do_not_keep_the_lock(holder, tmp_path):
     process, child = holder
-    (tmp_path / "a.pth.part").write_text("half of it")
+    (tmp_path / "a.pth.0123abcd.part").write_text("half of it")
     process.kill()
     process.wait()
     os.kill(child, 0)  # it lives
     with locked(str(tmp_path)):
         assert (tmp_path / LOCK_FILE).read_text() == str(os.getpid())
-        assert not (tmp_path / "a.pth.part").exists()
+        assert not (tmp_path / "a.pth.0123abcd.part").exists()
 
 
 def test_once_in_a_process(tmp_path):

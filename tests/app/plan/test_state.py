@@ -84,7 +84,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(prepare, tmp_path
     out = prepare(epochs=2)
     says = f"Another training writes to out (process {os.getpid()}); wait"
     with locked(str(out)):
-        (out / "half.pth.part").write_text("the other training writes this")
+        (out / "half.pth.0123abcd.part").write_text("the other training writes this")
         before = read_all(out)
         for data, flags in (("photos", {}), ("nothing", {}), ("photos", {"resume": True})):
             for dry_run in (False, True):
@@ -309,4 +309,5 @@ def test_a_dry_run_does_not_mind_a_used_folder(prepare_default, tmp_path):
     assert planned.folder == "output/photos-2" and "output/photos-2, config" in planned.plan
     planned = tood.train("photos", output="output/photos", **flags)
     assert "output/photos, config plan.yaml" in planned.plan
+    assert "output/photos has been used already" in planned.plan
     assert read_all(tmp_path) == before and not is_ready("output/photos-2")

@@ -394,9 +394,12 @@ def run(name: str, argv: Sequence[str]) -> None:
         UserError: for a mistake on the command line, or of the function.
     """
     parser = make_parser(name)
-    argv, overrides = split_overrides(argv)
+    words = _list_words(parser)
+    argv, overrides = split_overrides(
+        argv, [x for x, has_value in words.flags.items() if has_value]
+    )
     argv = [protect_numbers(expand_home(x)) for x in argv]
-    refuse_unknown(_list_words(parser), argv)
+    refuse_unknown(words, argv)
     # Flags may stand between the names of images.
     args = vars(parser.parse_intermixed_args(argv))
     _refuse_empty(parser, args)
@@ -421,12 +424,12 @@ def run(name: str, argv: Sequence[str]) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; return its exit status."""
     argv = sys.argv[1:] if argv is None else [str(x) for x in argv]
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+    about = {**dict.fromkeys(("-h", "--help", "help", ""), USAGE.rstrip())}
+    about.update(dict.fromkeys(("-V", "--version"), f"tood {tood.__version__}"))
+    first = argv[0] if argv else ""
+    if first in about:
+        run_main(lambda: print(about[first], flush=True))
         return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
-        print(f"tood {tood.__version__}")
-        return 0
     name, *rest = argv
     if name not in COMMANDS:
         hint = suggest(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}."

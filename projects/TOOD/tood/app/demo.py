@@ -7,10 +7,12 @@ import os
 import shlex
 import time
 
+from tood.app.plan.state import read_begun, refuse_used
 from tood.app.train import train
 from tood.app.trained import Trained
 from tood.data.shapes import write_shapes
 from tood.utils.arguments import accept_paths
+from tood.utils.errors import UserError
 from tood.utils.files import count_up
 
 CONFIG, DEFAULT = "demo_shapes", "output/demo"
@@ -52,6 +54,9 @@ def demo(*, output: str = "") -> Demo:
     """
     start, output = time.time(), output or count_up(DEFAULT)
     shapes = os.path.join(output, "shapes")
+    refuse_used(output, read_begun(output), resume=False)
+    if os.path.isdir(shapes) and os.listdir(shapes):
+        raise UserError(f"{shapes} already contains files; name another --output.")
     print(f"Drawing {NUM_TRAIN} + {NUM_VAL} images of shapes in {shapes} ...", flush=True)
     write_shapes(shapes, NUM_TRAIN, NUM_VAL)
     words = ["tood", "train", shapes, "--config-file", CONFIG, "--output", output]

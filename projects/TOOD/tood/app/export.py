@@ -30,7 +30,7 @@ from tood.inference.predictor import Predictor
 from tood.inference.thresholds import GUARANTEED, Thresholds, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, format_reason
-from tood.utils.files import check_folder
+from tood.utils.files import check_folder, refuse_existing
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".ts", "exported": ".pt2"}
 PREPROCESSING, PRECISIONS = ("inside", "outside"), ("float32", "float16", "int8")
@@ -60,6 +60,14 @@ class Exported:
             f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n{self.comparison}\n"
             f"Its metadata say to use detections {self.thresholds.text}."
         )
+
+
+# Options that are the same for all files.
+FIXED = {
+    "TEST.AUG.ENABLED": "False",
+    "MODEL.TOOD.PRECISION_TEST": "float32",
+    "MODEL.DEVICE": "cpu",
+}
 
 
 class _Options(NamedTuple):
@@ -125,6 +133,7 @@ def export(
         f"Exporting {model} to {output}: {DURATIONS[format]} on a CPU for a small model", flush=True
     )
     trained = find_trained(model, config)
+    _refuse_fixed(options)
     predictor = Predictor(
         trained.config_file,
         device="cpu",
@@ -139,6 +148,13 @@ def export(
     else:
         _export_pytorch(chosen, predictor, parts)
     return compare(chosen, predictor)
+
+
+def _refuse_fixed(options: Sequence[str]) -> None:
+    """Raise UserError for an option that is another one in every file."""
+    for key, value in zip(options[::2], options[1::2]):
+        if FIXED.get(key, value).lower() != value.lower():
+            raise UserError(f"{key} {value} has no effect on an exported file; omit it.")
 
 
 def check_options(options: _Options, overwrite: bool) -> None:
@@ -158,8 +174,7 @@ def check_options(options: _Options, overwrite: bool) -> None:
         raise UserError(
             f"{output} (--output) must end in {ENDINGS[format]}, for --format {format}."
         )
-    if os.path.exists(output) and not overwrite:
-        raise UserError(f"{output} already exists; name another --output, or --overwrite.")
+    refuse_existing("", [output], overwrite)
     if precision != "float32" and format != "onnx":
         raise UserError(f"--precision {precision} is for --format onnx only.")
     if precision != "float32" and options.score_threshold == GUARANTEED:
@@ -225,6 +240,7 @@ def describe_file(module: ExportableTOOD, predictor: Predictor, **more: str) -> 
         max_size=options.max_size_test,
         precision="float32",
         tiles=list(options.tiles[:2]),
+        bit_depth=options.bit_depth,
         weights=hash_weights(predictor.model.state_dict()),
         score_thresholds=predictor.thresholds.values,
         **more,

@@ -5,6 +5,7 @@ import re
 import shlex
 from typing import Dict, List, NamedTuple, Sequence, Set
 
+from tood.utils.arguments import KEYS as KEYS_OF_CONFIGS
 from tood.utils.errors import UserError
 from tood.utils.suggest import suggest
 
@@ -67,8 +68,12 @@ def refuse_unknown(words: Words, argv: Sequence[str]) -> None:
 
 def _refuse_assignments(words: Words, argv: Sequence[str]) -> None:
     """Raise UserError for NAME=VALUE, with the whole command as it is written here."""
-    found = [re.fullmatch(r"([A-Za-z]\w*)=(.*)", x) for x in argv]
-    found = [None if os.path.exists(x) else match for x, match in zip(argv, found)]
+    found = [re.fullmatch(r"([A-Za-z][\w.]*)=(.*)", x) for x in argv]
+    values = [words.flags.get(before, False) for before in ("", *argv)]  # of flags
+    found = [
+        None if os.path.exists(x) or is_value else match
+        for x, match, is_value in zip(argv, found, values)
+    ]
     typed = [match.group() for match in found if match]
     if not typed:
         return
@@ -87,6 +92,8 @@ def _refuse_assignments(words: Words, argv: Sequence[str]) -> None:
 
 def _write(words: Words, name: str, value: str) -> List[str]:
     """Return words of a command line for NAME=VALUE of other programs; none if it is not known."""
+    if KEYS_OF_CONFIGS.fullmatch(name) and words.takes_keys:
+        return [name, value]
     known = translate(words, name).split()
     if not known:
         return []

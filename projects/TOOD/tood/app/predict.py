@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import mimetypes
 import os
 import sys
 import time
@@ -13,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
-from tood.app.convert.detections import prepare_dataset, to_coco, write_detections
+from tood.app.convert.detections import check_dataset, to_coco, write_detections
+from tood.app.convert.folder import is_inside
 from tood.app.convert.formats.coco import DETECTIONS
 from tood.app.trained import find_trained
 from tood.config.options import RunOptions
@@ -27,8 +29,9 @@ from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import (
     check_folder,
-    check_image_output,
+    check_format,
     choose_output,
+    refuse_folder,
     refuse_photograph,
     write_image,
 )
@@ -137,7 +140,7 @@ def predict(
             of which none can be read. Single inputs that cannot be read are skipped, with a
             warning on stderr.
     """
-    _check_flags(images, columns, sheet, json, all_detections)
+    _check_flags(images, columns, sheet, json, all_detections, options[::2])
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     opts = trained.options(options, writes=False)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold, watch=watch)
@@ -146,10 +149,10 @@ def predict(
     if not (images or sheet or save_as):
         sheet = os.path.join(output, "sheet.png")
     targets = dict.fromkeys(inputs, "") if save_as else choose_targets(inputs, output)
-    files = [x for x in (*targets.values(), json, sheet) if x]
-    check_outputs(inputs, files, sheet, json, overwrite)
+    check_outputs(inputs, list(targets.values()), sheet, json, overwrite)
     if save_as:
-        prepare_dataset(save_as, inputs, output, overwrite)
+        _refuse_inner((json, sheet), output)
+        check_dataset(save_as, inputs, output, overwrite)
     run = Run(predictor, with_sheet=bool(sheet), keep_all=all_detections)
     run.detect(targets)
     if json:
@@ -157,15 +160,20 @@ def predict(
     if run.thumbnails:
         run.write_sheet(sheet, columns)
     if save_as:
-        write_detections(run.results, save_as, output, predictor)
+        write_detections(run.results, save_as, output, predictor, overwrite)
     text = predictor.thresholds.add_note(run.summarize(json) + note)
     text += f"\n{predictor.watch}" if predictor.watch else ""
     return Predictions(output, run.results, run.skipped, text)
 
 
-def _check_flags(images: object, columns: int, sheet: str, json: str, all_detections: bool) -> None:
+def _check_flags(
+    images: object, columns: int, sheet: str, json: str, all_detections: bool, keys: Sequence[str]
+) -> None:
     if images is not None and not images:
         raise UserError("The list of images is empty; name images, folders or patterns.")
+    data = next((key for key in keys if key.startswith("DATASETS.")), "") if images else ""
+    if data:
+        raise UserError(f"{data} has no effect, because images are named; omit it.")
     if columns < 1:
         raise UserError(f"--columns is {columns}; it must be above 0.")
     if columns != COLUMNS and images and not sheet:
@@ -175,19 +183,24 @@ def _check_flags(images: object, columns: int, sheet: str, json: str, all_detect
 
 
 def check_outputs(
-    inputs: List[str], files: List[str], sheet: str, json: str, overwrite: bool
+    inputs: List[str], drawings: List[str], sheet: str, json: str, overwrite: bool
 ) -> None:
     """
     Raises:
         UserError: before any work, for files that could not or must not be written.
     """
+    if sheet and all(map(is_video, inputs)):
+        raise UserError("--sheet is of images, and all inputs are videos; omit it.")
+    files = [path for path in (*drawings, json, sheet) if path]
     originals = {_identify(path) for path in inputs if os.path.exists(path)}
+    real = [os.path.join(os.path.realpath(os.path.dirname(x)), os.path.basename(x)) for x in files]
     for path in files:
+        refuse_folder(path)
         if os.path.exists(path) and _identify(path) in originals:
             raise UserError(
                 f"{path} is an input, and would be written over; name another --output."
             )
-        if files.count(path) > 1:
+        if real.count(real[files.index(path)]) > 1:
             raise UserError(f"{path} would be written twice; name another file.")
     existing = [path for path in files if os.path.exists(path)]
     if existing and not overwrite:
@@ -202,10 +215,18 @@ def check_outputs(
                 f"{path} was not written by tood predict, and is not written over; name another "
                 "--json."
             )
-    if sheet:
-        check_image_output(sheet)
+    for path in files:
+        if path != json and os.path.splitext(path)[1].lower() not in VIDEOS:
+            check_format(path)
     for path in files:
         check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
+
+
+def _refuse_inner(files: Sequence[str], output: str) -> None:
+    """Raise UserError for files in a data set, one of which they could replace."""
+    for path in filter(None, files):
+        if is_inside(os.path.dirname(path) or ".", output):
+            raise UserError(f"{path} lies in the data set {output}; name another place for it.")
 
 
 def _is_ours(path: str) -> bool:
@@ -254,7 +275,7 @@ def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:
         suffix = os.path.splitext(output)[1].lower()
         if suffix in (VIDEOS if is_video(inputs[0]) else IMAGE_SUFFIXES):
             return {inputs[0]: output}
-        if suffix in VIDEOS | IMAGE_SUFFIXES:
+        if suffix in VIDEOS | IMAGE_SUFFIXES or mimetypes.guess_type(output)[0]:
             kind = "video" if is_video(inputs[0]) else "image"
             raise UserError(f"{output} is not the name of a {kind}, as {inputs[0]} is (--output).")
     targets, taken = {}, set()

@@ -174,7 +174,16 @@ def _describe(wishes: Wishes, run: Run, output: str) -> str:
     found = read_training_data(wishes)
     plan = _make_plan(wishes, found)
     load_config(plan.base, plan.opts())  # says what there is to say of the options
-    return _format_plan(wishes, found, plan, output)
+    return _format_plan(wishes, found, plan, output) + _note_used(output, begun, run.resume)
+
+
+def _note_used(output: str, begun: Optional[Wishes], resume: bool) -> str:
+    """Return a line on a folder in which no training could begin, or ""."""
+    try:
+        refuse_used(output, begun, resume=resume)
+    except UserError as error:
+        return f"\n{error.sentence()}"
+    return ""
 
 
 def _make_plan(wishes: Wishes, found: TrainingData) -> Plan:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence, Union
 from tood.app.plan.state import find_path
 from tood.checkpoint.locate import find_model, find_moved
 from tood.inference.thresholds import FROM_CONFIG, find_weights_hash, read_summary
-from tood.utils.arguments import accept_paths
+from tood.utils.arguments import accept_paths, read_options
 from tood.utils.errors import UserError
 from tood.utils.files import read_tensors
 
@@ -93,8 +93,8 @@ class Trained:
         """
         from tood.inference.predictor import Predictor  # takes seconds to import
 
-        opts = self.options(options.pop("opts", ()))
-        return Predictor(self.config_file, self.weights, opts=opts, **options)
+        opts = self.options(read_options("opts", options.pop("opts", ())))
+        return Predictor(self.config_file, opts=opts, **options)
 
     def predict(self, images, **options) -> List["Result"]:
         """Return the detections of each image; nothing is printed or written::
@@ -111,6 +111,7 @@ class Trained:
         Raises:
             UserError: for images that do not exist or cannot be read, and videos.
         """
+        from tood.data.images import find_path
         from tood.data.inputs import find_files, is_video
 
         key = repr(sorted(options.items()))
@@ -119,7 +120,8 @@ class Trained:
             self._predictors[key] = self.predictor(**options)
         detect = self._predictors[key]
         given = list(images) if isinstance(images, (list, tuple)) else [images]
-        if not any(hasattr(x, "dtype") for x in given):
+        paths = [find_path(x) for x in given]
+        if all(paths):
             given = find_files(given)[0] if given else []
             for path in filter(is_video, given):
                 raise UserError(f"{path} is a video; use tood.predict, which writes videos.")

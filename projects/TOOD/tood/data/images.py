@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import re
+import sys
 from typing import BinaryIO, Callable, Iterator, List, Tuple, Union
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from tood.utils.errors import UserError, format_reason
 from tood.utils.folders import is_drawing
-from tood.utils.reading import open_at_once
+from tood.utils.reading import open_at_once, parse_number
 
 with contextlib.suppress(ImportError):
     import pillow_heif  # an extra: photographs of telephones
@@ -58,8 +59,9 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, ImageFile.ImageFile]]:
         TooManyPixels: beyond Pillow's limit, 179 million, or ``TOOD_MAX_PIXELS``.
         one of IMAGE_ERRORS: for a file that is broken, also while it is decoded.
     """
-    if os.environ.get(LIMIT_VARIABLE, "").isdecimal():
-        Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT_VARIABLE]) // 2  # twice that is an error
+    typed = os.environ.get(LIMIT_VARIABLE, "")
+    if typed:
+        Image.MAX_IMAGE_PIXELS = _read_limit(typed) // 2  # twice that is an error
     try:
         with _open(path) as f, Image.open(f) as image:
             yield f, image
@@ -73,6 +75,14 @@ def opened(path: str) -> Iterator[Tuple[BinaryIO, ImageFile.ImageFile]]:
         raise
     except Exception as error:  # decoders raise errors of any kind
         raise ValueError(format_reason(error)) from error
+
+
+def _read_limit(text: str) -> int:
+    """Return a number of pixels, written as 500000000, 500_000_000 or 5e8."""
+    try:
+        return int(parse_number(text.replace("_", ""), 1, sys.maxsize))
+    except ValueError:
+        raise UserError(f"{LIMIT_VARIABLE} is {text!r}; it must be a number of pixels.") from None
 
 
 def _open(path: str) -> BinaryIO:
@@ -145,6 +155,7 @@ def read_pixels(image: Union[str, "os.PathLike[str]", np.ndarray], bit_depth: in
     Raises:
         UserError: for a file that cannot be read, or another array.
     """
+    path = find_path(image)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(
@@ -152,7 +163,19 @@ def read_pixels(image: Union[str, "os.PathLike[str]", np.ndarray], bit_depth: in
                 f"{image.shape} and the type {image.dtype}."
             )
         return image
-    return read_bgr(image, bit_depth)
+    return read_bgr(path, bit_depth)
+
+
+def find_path(image: object) -> str:
+    """Return the path of an image, "" for an array; raise UserError for anything else."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    if not isinstance(image, np.ndarray):
+        raise UserError(
+            "An image must be a path or an array (H, W, 3) of uint8, in BGR; this one is of the "
+            f"type {type(image).__name__}."
+        )
+    return ""
 
 
 def probe_image(path: str) -> Tuple[int, int]:

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 
 from tood.utils.errors import UserError
+from tood.utils.files import name_part
+from tood.utils.folders import VIDEO_MARK
 from tood.utils.reading import open_at_once
 
 
@@ -41,11 +43,14 @@ def written_video(
     reader: cv2.VideoCapture, frame: np.ndarray, target: str
 ) -> Iterator[cv2.VideoWriter]:
     """Yield a writer of a video, which has another name until it is complete."""
-    part = "{}.part{}".format(*os.path.splitext(target))
+    stem, suffix = os.path.splitext(target)
+    part = name_part(stem) + suffix  # by which OpenCV knows the format
     writer = _open_writer(part, reader, frame, target)
     try:
         yield writer
         writer.release()
+        with open(part, "ab") as f:
+            f.write(VIDEO_MARK)
         os.replace(part, target)
     finally:
         reader.release()

@@ -306,7 +306,13 @@ def evaluate(cfg: CfgNode, run: Run) -> Dict:
         weights, data = hash_weights(model.state_dict()), hash_data(*contents)
         content = {**results, IDENTITY: make_identity(weights=weights, data=data)}
         write_json(content, os.path.join(cfg.OUTPUT_DIR, "inference", "results.json"))
-        verify_results(cfg, results)
+        try:
+            verify_results(cfg, results)
+        except SystemExit:
+            raise UserError(
+                f"The results in {cfg.OUTPUT_DIR} are not those of TEST.EXPECTED_RESULTS "
+                f"({cfg.TEST.EXPECTED_RESULTS}); the log has the differences."
+            ) from None
     return results
 
 

@@ -30,7 +30,7 @@ from tood.config.read import (
 )
 from tood.config.zoo import get_config_file
 from tood.data.datasets import find_class_names
-from tood.data.images import read_by, read_pixels
+from tood.data.images import find_path, read_by, read_pixels
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage
 from tood.inference.calibration import Calibration, find_calibration, read_calibration
@@ -60,7 +60,8 @@ SETTINGS = (
     *("INPUT.FORMAT", "INPUT.BIT_DEPTH"),
 )
 # Keys of the model on which detections do not depend.
-OF_THE_RUN = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.TOOD.SCORE_THRESH_TEST")
+SCORE_THRESHOLD = "MODEL.TOOD.SCORE_THRESH_TEST"
+OF_THE_RUN = ("MODEL.WEIGHTS", "MODEL.DEVICE", SCORE_THRESHOLD)
 AUGMENTATION = ("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP")
 
 
@@ -114,6 +115,7 @@ class Predictor:
             "MODEL.DEVICE": device,
             "MODEL.TOOD.PRECISION_TEST": precision,
         }
+        _refuse_two_values({**changes, "TEST.AUG.ENABLED": augment}, opts)
         changed = [x for item in changes.items() if item[1] is not None for x in item]
         lowest = find_lowest(score_threshold)
         cfg = _read_config(config, [*opts, *changed], lowest)
@@ -244,12 +246,11 @@ class Predictor:
         Raises:
             UserError: for a file that cannot be read, or an array of another kind.
         """
-        if isinstance(images, (str, os.PathLike, np.ndarray)):
-            return self._detect([images])[0]
-        return self._detect(list(images))
+        found = self._detect(_list_images(images))
+        return found if isinstance(images, (list, tuple)) else found[0]
 
     def _detect(self, images: List[Image]) -> List[Instances]:
-        names = ["" if isinstance(x, np.ndarray) else os.fspath(x) for x in images]
+        names = [find_path(x) for x in images]
         if self.watch:  # it looks at the pixels
             images = [read_pixels(x, self.options.bit_depth) for x in images]
         return [self.finish(*x) for x in zip(self.find_all(images), images, names)]
@@ -295,12 +296,10 @@ class Predictor:
         Raises:
             UserError: as :meth:`__call__`.
         """
-        if isinstance(images, (str, os.PathLike, np.ndarray)):
-            return [self._predict_one(images)]
-        return [self._predict_one(image) for image in images]
+        return [self._predict_one(image) for image in _list_images(images)]
 
     def _predict_one(self, image: Image) -> Result:
-        path = "" if isinstance(image, np.ndarray) else os.fspath(image)
+        path = find_path(image)
         read = functools.partial(read_pixels, image, self.options.bit_depth)
         return Result(self(image), self.class_names, path, read)
 
@@ -362,6 +361,12 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
 
+def _list_images(images: Union[Image, Sequence[Image]]) -> List[Image]:
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    return [images]  # type: ignore[list-item]
+
+
 def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> CfgNode:
     """Read a config by which a model finds detections of at least ``lowest``."""
     if isinstance(config, CfgNode):
@@ -373,9 +378,22 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> 
     else:
         cfg = load_config(_find_file(config), opts)
     if lowest < cfg.MODEL.TOOD.SCORE_THRESH_TEST:
+        if SCORE_THRESHOLD in opts[::2]:
+            raise UserError(
+                f"A score threshold of {lowest:g} and {SCORE_THRESHOLD} "
+                f"{cfg.MODEL.TOOD.SCORE_THRESH_TEST:g} are typed; omit one of them."
+            )
         cfg.defrost()
         cfg.MODEL.TOOD.SCORE_THRESH_TEST = lowest
     return cfg
+
+
+def _refuse_two_values(arguments: Dict[str, object], opts: Sequence[str]) -> None:
+    """Raise UserError if an argument and an option ask for two values of a key."""
+    typed = dict(zip(opts[::2], opts[1::2]))
+    for key, value in arguments.items():
+        if value is not None and typed.get(key, str(value)) != str(value):
+            raise UserError(f"{key} {typed[key]} and {value} are asked for; omit one of them.")
 
 
 def _find_file(config: str) -> str:

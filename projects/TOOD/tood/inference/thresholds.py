@@ -93,7 +93,8 @@ def _choose_default(model: Model) -> Thresholds:
 
 def is_single(choice: Choice) -> bool:
     """Return whether a threshold is the same for all classes."""
-    return isinstance(choice, str) or not hasattr(choice, "__len__")
+    is_text = isinstance(choice, (str, bytes))
+    return is_text or not hasattr(choice, "__len__") or getattr(choice, "ndim", 1) == 0
 
 
 def find_lowest(choice: Choice) -> float:
@@ -137,7 +138,7 @@ def parse_threshold(value: Union[None, float, str]) -> Union[None, float, str]:
 
 def _parse_number(value: Union[float, str]) -> float:
     try:
-        return parse_number(value, 0, 1)
+        return parse_number(value.item() if hasattr(value, "item") else value, 0, 1)
     except ValueError:
         raise UserError(
             f"--score-threshold is {value!s:.40}; it must be a number from 0 to 1, "

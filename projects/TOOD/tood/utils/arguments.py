@@ -62,16 +62,26 @@ def parse_arguments(
     return args
 
 
-def split_overrides(argv: Optional[Sequence[str]] = None) -> Tuple[List[str], List[str]]:
+def split_overrides(
+    argv: Optional[Sequence[str]] = None, flags: Sequence[str] = ()
+) -> Tuple[List[str], List[str]]:
     """Split a command line before its first KEY VALUE option: a key of Detectron2's groups, also a
     misspelt one, or one of its keys without a group.
 
+    Args:
+        flags: those that take a value, which may be called like a key.
+
     Raises:
-        UserError: for a flag among the options.
+        UserError: for a flag among the options, and a key with two values.
     """
     argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
-    first = next((i for i, x in enumerate(argv) if KEYS.fullmatch(x)), len(argv))
+    is_key = [KEYS.fullmatch(x) and before not in flags for x, before in zip(argv, ("", *argv))]
+    first = is_key.index(next(filter(None, is_key))) if any(is_key) else len(argv)
     _refuse_flags(argv[first:])
+    typed: Dict[str, str] = {}
+    for key, value in zip(argv[first::2], argv[first + 1 :: 2]):
+        if typed.setdefault(key, value) != value:
+            raise UserError(f"{key} is typed as {typed[key]} and as {value}; omit one of them.")
     return argv[:first], [expand_home(x) for x in argv[first:]]
 
 
@@ -137,7 +147,7 @@ def accept_paths(*names: str) -> Callable:
                 if name in names:
                     value = _read_path(value)
                 elif name in OPTIONS:
-                    value = _read_options(name, value)
+                    value = read_options(name, value)
                 _check_kind(name, value, kinds[name], {str: "a path"} if name in names else {})
                 if name in names and not value and _is_required(signature.parameters[name]):
                     raise UserError(f"{name} is {value!r}; name a path.")
@@ -171,8 +181,12 @@ def _read_path(value: Any) -> Any:
     return expand_home(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else value
 
 
-def _read_options(name: str, options: Any) -> List[str]:
-    """Return keys and values in turn, as text."""
+def read_options(name: str, options: Any) -> List[str]:
+    """Return keys and values in turn, as text.
+
+    Args:
+        name: of the argument, for errors.
+    """
     if isinstance(options, dict):
         options = [x for item in options.items() for x in item]
     is_list = isinstance(options, (list, tuple)) and len(options) % 2 == 0

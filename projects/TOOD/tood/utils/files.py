@@ -15,15 +15,18 @@ import shutil
 import tempfile
 import time
 import uuid
-from typing import BinaryIO, Callable, Dict, Iterator, List, Optional
+from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional
 
 import numpy as np
 from PIL import Image
 
 from tood.utils.errors import UserError, format_reason
-from tood.utils.folders import is_drawing, make_drawing_options, make_output, remove_output
+from tood.utils.folders import DRAWN, is_drawing, make_drawing_options, make_output, remove_output
 from tood.utils.reading import open_regular
 from tood.utils.tensors import check_classes, check_pickle, check_tensors, open_archive
+
+MOST_BYTES = 255  # in a name, on most disks
+PART = f".{'[0-9a-f]' * 8}.part"  # pattern of the ends of names of files that are not whole
 
 
 def compute_sha256(path: str) -> str:
@@ -55,6 +58,22 @@ def check_folder(folder: str, key: str = "OUTPUT_DIR", *, is_data: bool = False)
             pass
     except OSError as error:
         raise _make_error(folder, key, str(error.strerror)) from error
+
+
+def refuse_existing(folder: str, names: Iterable[str], overwrite: bool) -> None:
+    """Raise UserError if one of the files that will be written to a folder exists, or is a folder,
+    which is never overwritten.
+    """
+    for path in (os.path.join(folder, name) for name in names):
+        refuse_folder(path)
+        if os.path.exists(path) and not overwrite:
+            raise UserError(f"{path} already exists; name another --output, or --overwrite.")
+
+
+def refuse_folder(path: str) -> None:
+    """Raise UserError for a folder in the place of a file to write."""
+    if os.path.isdir(path) or path.endswith(("/", os.sep)):
+        raise UserError(f"{path} is a folder; name a file.")
 
 
 def refuse_file(folder: str, key: str) -> None:
@@ -139,15 +158,22 @@ def check_image_output(path: str, overwrite: bool = True) -> None:
     """Make the folder of an image to write.
 
     Raises:
-        UserError: if Pillow cannot write the format, the folder cannot be used, or the file already
-            exists, unless it is a drawing and ``overwrite`` is set.
+        UserError: for another format than those whose files can be marked as drawings, a folder
+            that cannot be used, and a file that already exists, unless it is a drawing and
+            ``overwrite`` is set.
     """
+    refuse_folder(path)
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} already exists; name another --output, or add --overwrite.")
     refuse_photograph(path)
-    if _find_format(path) not in Image.SAVE:
-        raise UserError(f"No image can be written to {path}; its name must end in .png or .jpg.")
+    check_format(path)
     check_folder(os.path.dirname(path) or ".", "--output")
+
+
+def check_format(path: str) -> None:
+    """Raise UserError for a drawing of a format whose files cannot be marked as drawings."""
+    if _find_format(path) not in DRAWN:
+        raise UserError(f"No image can be written to {path}; its name must end in .png or .jpg.")
 
 
 def refuse_photograph(path: str) -> None:
@@ -286,7 +312,7 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
     Raises:
         UserError: if it cannot be written.
     """
-    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    part = name_part(path)
     try:
         try:
             with open(part, "xb") as f:
@@ -318,9 +344,18 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
         ) from error
 
 
+def name_part(path: str) -> str:
+    """Return another name in the folder of a file, for it until it is whole."""
+    folder, name = os.path.split(path)
+    end = f".{uuid.uuid4().hex[:8]}.part"
+    if len(os.fsencode(name + end)) > MOST_BYTES:
+        name = os.fsencode(name)[: MOST_BYTES // 2].decode(errors="ignore")
+    return os.path.join(folder, name + end)
+
+
 def _remove_left_parts(path: str) -> None:
     """Remove what processes that were killed more than a day ago have left of a file."""
-    for part in glob.glob(f"{glob.escape(path)}.*.part"):
+    for part in glob.glob(glob.escape(path) + PART):
         with contextlib.suppress(FileNotFoundError):  # another process does the same
             if time.time() - os.path.getmtime(part) > 86400:
                 os.remove(part)

@@ -9,6 +9,9 @@ from tood.utils.reading import open_at_once
 
 MARK = ".tood-output"  # file in a folder
 DRAWING = "Drawn by TOOD for Detectron2"  # tag of an image
+# At the end of an MP4 file: a box of free space, which players skip.
+VIDEO_MARK = (8 + len(DRAWING)).to_bytes(4, "big") + b"free" + DRAWING.encode()
+DRAWN = ("JPEG", "PNG")  # formats of drawings, as Pillow calls them
 _TEXT = (
     "This folder was written by tood, and is not read as part of the data of a folder above it.\n"
 )
@@ -42,7 +45,7 @@ def is_output(folder: str) -> bool:
 
 def make_drawing_options(format: str) -> Dict:
     """Return Pillow's options of a drawing, which mark it as one if the format can."""
-    if format not in ("JPEG", "PNG"):
+    if format not in DRAWN:
         return {}
     exif = Image.Exif()
     exif[_SOFTWARE] = DRAWING
@@ -51,10 +54,13 @@ def make_drawing_options(format: str) -> Dict:
 
 
 def is_drawing(path: str) -> bool:
-    """Return whether an image file is marked as a drawing."""
+    """Return whether an image, or a video, is marked as a drawing."""
     try:
         with open_at_once(path) as f:
-            return DRAWING.encode() in f.read(512)
+            if DRAWING.encode() in f.read(512):
+                return True
+            f.seek(-min(f.seek(0, os.SEEK_END), len(VIDEO_MARK)), os.SEEK_END)
+            return f.read() == VIDEO_MARK
     except OSError:
         return False
 

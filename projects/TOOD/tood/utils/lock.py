@@ -8,7 +8,7 @@ import os
 from typing import Dict, Iterator, TextIO
 
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder
+from tood.utils.files import PART, check_folder
 
 try:
     import fcntl
@@ -49,7 +49,7 @@ def locked(folder: str, key: str = "OUTPUT_DIR") -> Iterator[None]:
         return
     check_folder(folder, key)
     with contextlib.nullcontext() if fcntl is None else _locked(folder, key):
-        for part in glob.glob(os.path.join(glob.escape(folder), "*.part")):
+        for part in glob.glob(os.path.join(glob.escape(folder), f"*{PART}")):
             os.remove(part)
         yield
 

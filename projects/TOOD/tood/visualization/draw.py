@@ -2,7 +2,7 @@
 
 import colorsys
 import logging
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from detectron2.structures import Instances
@@ -56,7 +56,7 @@ def draw_boxes(
         kept = _choose_boxes(boxes, scores, max_boxes)
         boxes, classes = boxes[kept], [classes[i] for i in kept]
         scores, colors = (x and [x[i] for i in kept] for x in (scores, colors))
-    shrink = min(1.0, (MAX_PIXELS / (scale**2 * image.shape[0] * image.shape[1])) ** 0.5)
+    scale, shrink = _limit(scale, *image.shape[:2])
     if shrink < 1:  # matplotlib takes a hundred bytes for a pixel
         size = [max(1, int(shrink * side)) for side in image.shape[1::-1]]
         image, boxes = np.asarray(Image.fromarray(image).resize(size)), boxes * shrink
@@ -80,6 +80,13 @@ def draw_boxes(
         text = f"{max_boxes} of {number} boxes: {'the largest' if scores is None else 'the best'}"
         drawing = _write_line(drawing, text)
     return drawing
+
+
+def _limit(scale: float, height: int, width: int) -> Tuple[float, float]:
+    """Return the scale of a drawing, and how much smaller the image must be before it."""
+    aspect = min(height, width) / max(height, width)
+    scale = min(scale, (MAX_PIXELS * aspect) ** 0.5)  # of more, a side would have no pixel
+    return scale, min(1.0, (MAX_PIXELS / (scale**2 * height * width)) ** 0.5)
 
 
 def _choose_boxes(boxes: np.ndarray, scores: Optional[Sequence[float]], limit: int) -> List[int]:

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import os
 import shutil
-from typing import Dict, Iterator
+import uuid
+from typing import Dict, Iterable, Iterator, List, Set
 
 from tabulate import tabulate
 
@@ -18,7 +19,7 @@ from tood.data.check import InputSize, check_data, check_images, split_broken
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder
-from tood.utils.folders import remove_output
+from tood.utils.folders import MARK, remove_output
 from tood.utils.reading import MAX_TEXT, guard_nesting, read_regular
 
 # Formats whose files are found in any folder, as readers call them.
@@ -83,8 +84,7 @@ def convert(
                 f"{output} is in the folder of the data, with which it would be read as one; name "
                 "another --output."
             )
-    empty_folder(output, overwrite)
-    with _remove_on_error(output):
+    with replaced(output, overwrite):
         with guard_nesting(data):
             written = write_dataset(converted.parts.values(), to, output)
         write_ledger(converted, written, output)
@@ -112,36 +112,79 @@ def _check_records(part: Part, is_coco: bool) -> None:
 
 
 @contextlib.contextmanager
-def _remove_on_error(output: str) -> Iterator[None]:
-    """Remove what was written, which looks like a whole data set, and would not be overwritten."""
-    before = os.listdir(output)
-    try:
-        yield
-    except BaseException:  # Ctrl-C as well
-        for name in set(os.listdir(output)).difference(before):
-            path = os.path.join(output, name)
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
-        raise
+def replaced(output: str, overwrite: bool) -> Iterator[None]:
+    """Make a folder for a data set, without the earlier one in it. After an error, its files are
+    those of before: what was written would look like a whole data set.
 
-
-def empty_folder(output: str, overwrite: bool) -> None:
-    """Make a folder, and remove what an earlier conversion wrote; raise UserError for others."""
-    path = os.path.join(output, LEDGER)
+    Raises:
+        UserError: as :func:`list_replaced` does.
+    """
+    earlier = list_replaced(output, overwrite)
     with contextlib.suppress(OSError):
         remove_output(output)  # of a command that was stopped, or empty
-    if os.path.isdir(output) and os.listdir(output):
-        if not overwrite:
-            raise UserError(
-                f"{output} already contains files; name another --output, or add --overwrite."
-            )
-        try:
-            written = [str(file) for file in json.loads(read_regular(path, MAX_TEXT))["written"]]
-        except (UserError, ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(
-                f"{output} contains files that no conversion wrote; name another --output."
-            ) from None
-        for file in (*written, LEDGER):
-            inner = os.path.join(output, file)
-            if ".." not in file.split("/") and not os.path.isabs(file) and os.path.isfile(inner):
-                os.remove(inner)
     check_folder(output, "--output", is_data=True)
+    aside = os.path.join(output, f".{uuid.uuid4().hex[:8]}.part")
+    others, empty = _list_files(output) - set(earlier), _list_empty_folders(output)
+    try:
+        _move(earlier, output, aside)
+        yield
+    except BaseException:  # Ctrl-C as well
+        for file in _list_files(output) - others - _list_files(aside, output):
+            os.remove(os.path.join(output, file))
+        _move(_list_files(aside), aside, output)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        while new := _list_empty_folders(output) - empty:
+            for folder in new:
+                os.rmdir(folder)
+
+
+def list_replaced(output: str, overwrite: bool) -> List[str]:
+    """Return the files of the data set that a folder contains, which may be replaced.
+
+    Raises:
+        UserError: for a folder with other files, one whose files must stay, and one of which parts
+            are elsewhere, by links.
+    """
+    if not os.path.isdir(output) or not set(os.listdir(output)) - {MARK}:
+        return []
+    if not overwrite:
+        raise UserError(
+            f"{output} already contains files; name another --output, or add --overwrite."
+        )
+    path = os.path.join(output, LEDGER)
+    try:
+        written = [str(file) for file in json.loads(read_regular(path, MAX_TEXT))["written"]]
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"{output} contains files that no conversion wrote; name another --output."
+        ) from None
+    found = []
+    for file in dict.fromkeys((*written, LEDGER)):
+        inner = os.path.join(output, file)
+        if ".." in file.split("/") or os.path.isabs(file) or not os.path.isfile(inner):
+            continue
+        if not is_inside(os.path.dirname(inner), output):
+            raise UserError(
+                f"{inner} lies in another folder, to which {output} has a link; name another "
+                "--output."
+            )
+        found.append(file)
+    return found
+
+
+def _list_files(folder: str, root: str = "") -> Set[str]:
+    """Return the files below a folder, relative to it or to another one."""
+    paths = (os.path.join(home, name) for home, _, names in os.walk(folder) for name in names)
+    return {os.path.relpath(path, root or folder) for path in paths}
+
+
+def _move(files: Iterable[str], source: str, target: str) -> None:
+    for file in files:
+        os.makedirs(os.path.dirname(os.path.join(target, file)), exist_ok=True)
+        os.replace(os.path.join(source, file), os.path.join(target, file))
+
+
+def _list_empty_folders(folder: str) -> Set[str]:
+    return {x for x, folders, files in os.walk(folder) if x != folder and not folders + files}

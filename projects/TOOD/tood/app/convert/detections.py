@@ -1,22 +1,22 @@
 """Detections as a data set, to be corrected and trained on."""
 
 import os
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
-from tood.app.convert.command import empty_folder
+from tood.app.convert.command import list_replaced, replaced
 from tood.app.convert.door import Part
-from tood.app.convert.write import LEDGER, WRITERS, write_dataset
+from tood.app.convert.write import LEDGER, WRITERS, Written, write_dataset
 from tood.checkpoint.identity import IDENTITY
 from tood.data.inputs import is_video, resolve_folder
 from tood.inference.calibration import FIELDS
 from tood.inference.predictor import Predictor
 from tood.inference.results import Result
 from tood.utils.errors import UserError
-from tood.utils.files import write_json
+from tood.utils.files import check_folder, write_json
 
 
-def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: bool) -> None:
-    """Make an empty folder for a data set.
+def check_dataset(save_as: str, inputs: List[str], output: str, overwrite: bool) -> None:
+    """Check that a data set can be written, before anything is detected.
 
     Raises:
         UserError: for another format, inputs that are not images or lie in the folder, and a
@@ -30,7 +30,8 @@ def prepare_dataset(save_as: str, inputs: List[str], output: str, overwrite: boo
             raise UserError(f"{path} is a video; --save-as {save_as} takes images only.")
         if os.path.realpath(path).startswith(folder):
             raise UserError(f"The input {path} lies in {output}; name another --output.")
-    empty_folder(output, overwrite)
+    list_replaced(output, overwrite)
+    check_folder(output, "--output", is_data=True)
 
 
 def write_detections(
@@ -38,27 +39,35 @@ def write_detections(
     save_as: str,
     output: str,
     predictor: Predictor,
-    also: Sequence[str] = (),
+    overwrite: bool = False,
+    also: Optional[Dict[str, Dict]] = None,
 ) -> None:
-    """Write a data set of detections, with the list of its files.
+    """Write a data set of detections, with the list of its files, in the place of an earlier one.
 
     Args:
         results: of the images, at least one.
         predictor: found them.
-        also: names of further files that are written to the folder.
+        also: content of further JSON files, by their names.
     """
+    with replaced(output, overwrite):
+        written = _write(results, save_as, output, also or {})
+        account: Dict[str, Any] = {"data": predictor.options.weights, "format": "detections"}
+        account[IDENTITY] = predictor.identity
+        account.update(written=[*written.files, *(also or ())])
+        account.update(omitted=written.omitted, changed=written.changed)
+        write_json(account, os.path.join(output, LEDGER))
+
+
+def _write(results: Sequence[Result], save_as: str, output: str, also: Dict[str, Dict]) -> Written:
     content = to_coco(results)
     root = os.path.commonpath([os.path.dirname(resolve_folder(x.path)) for x in results])
     for image in content["images"]:
         path = os.path.relpath(resolve_folder(image["file_name"]), root)
         image["file_name"] = path.replace(os.sep, "/")
     part = Part("all", content, root, "the detections")
-    written = write_dataset(part, save_as, output)
-    account: Dict[str, Any] = {"data": predictor.options.weights, "format": "detections"}
-    account[IDENTITY] = predictor.identity
-    account.update(written=[*written.files, *also])
-    account.update(omitted=written.omitted, changed=written.changed)
-    write_json(account, os.path.join(output, LEDGER))
+    for name, value in also.items():
+        write_json(value, os.path.join(output, name))
+    return write_dataset(part, save_as, output)
 
 
 def to_coco(results: Sequence[Result]) -> Dict:

@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from tood.app.check import check_part, list_paths
-from tood.app.convert.detections import prepare_dataset, write_detections
+from tood.app.convert.detections import check_dataset, write_detections
 from tood.app.convert.door import Part, UnknownFormatError, read_data
 from tood.app.guarantee.totals import FEW, Total, choose_sample, estimate_total
 from tood.app.predict import Run
@@ -25,7 +25,7 @@ from tood.inference.predictor import Predictor
 from tood.inference.thresholds import find_difference, find_weights_hash, parse_threshold
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError, shorten
-from tood.utils.files import choose_output, compute_sha256, write_json
+from tood.utils.files import choose_output, compute_sha256
 from tood.utils.reading import MAX_TEXT, guard_reading, read_regular
 from tood.utils.suggest import suggest
 
@@ -117,19 +117,19 @@ def count(
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     found, note = find_files(images)
     paths = _name_files(found, audit)
-    opts = trained.options(options)
+    opts = trained.options(options, writes=False)
     build = functools.partial(Predictor, trained.config_file, opts=opts, score_threshold=threshold)
     if audited:
         return _correct(build, paths, audited, most)
     if audit:
         output = choose_output(output, os.path.join(trained.folder, "audit"), overwrite)
-        prepare_dataset(save_as, found, output, overwrite)
+        check_dataset(save_as, found, output, overwrite)
     run = _detect(build(), paths)
     detected = dict(zip(run.predictor.class_names, _count_all(run).sum(axis=0).tolist()))
     text = run.predictor.thresholds.add_note(_format_detected(run, detected) + note)
     if audit:
         chosen = choose_sample(len(paths), audit, seed)
-        _write_audit(run, list(paths), chosen, seed, save_as, output)
+        _write_audit(run, list(paths), chosen, seed, save_as, output, overwrite)
     return Counts(
         len(paths), detected, {}, output if audit else "", text + _say_next(audit, output)
     )
@@ -218,11 +218,16 @@ def _format_detected(run: Run, detected: Dict[str, int]) -> str:
 
 
 def _write_audit(
-    run: Run, names: Sequence[str], chosen: Sequence[int], seed: int, save_as: str, output: str
+    run: Run,
+    names: Sequence[str],
+    chosen: Sequence[int],
+    seed: int,
+    save_as: str,
+    output: str,
+    overwrite: bool,
 ) -> None:
     """Write the drawn images with their detections, and the account of all images."""
     drawn = [run.results[i] for i in chosen]
-    write_detections(drawn, save_as, output, run.predictor, also=(AUDIT,))
     rows = zip(names, run.results, _count_all(run).tolist())
     content = {
         IDENTITY: run.predictor.identity,
@@ -236,7 +241,7 @@ def _write_audit(
             for name, x, counts in rows
         ],
     }
-    write_json(content, os.path.join(output, AUDIT))
+    write_detections(drawn, save_as, output, run.predictor, overwrite, {AUDIT: content})
 
 
 def read_audit(folder: str) -> Audit:

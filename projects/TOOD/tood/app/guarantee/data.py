@@ -46,6 +46,7 @@ def read_calibration_data(
         UserError: for data that do not exist or cannot be used, and images that the model has seen.
     """
     data, group, root = (data, group, "") if data else _find_part(trained, group)
+    trained.options(options, writes=False)
     predictor, _ = read_predictor(trained, data, options, RAW_SCORE)
     name = predictor.options.data.test[0]
     metadata = MetadataCatalog.get(name)

@@ -33,7 +33,7 @@ from tood.evaluation.coco import DetectionCollector
 from tood.inference.thresholds import GUARANTEE
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, choose_output, write_json, write_whole
+from tood.utils.files import check_folder, choose_output, refuse_existing, write_json, write_whole
 
 NEAR = (
     "Even if all its detections count, the detector misses nearly as much as is promised: other "
@@ -151,7 +151,7 @@ def guarantee(
         raise UserError("--val-data is for --results; use --calibration-data with a model.")
     trained, hint = find_trained(model, config) if model else None, ""
     if trained:
-        default = os.path.join(trained.folder, os.path.dirname(GUARANTEE))
+        default = os.path.join(_find_home(trained, options), os.path.dirname(GUARANTEE))
         output = choose_output(output, default, overwrite)
         if os.path.realpath(output) != os.path.realpath(default):
             hint = f"--score-threshold guaranteed uses that in {default}, not this one."
@@ -166,6 +166,12 @@ def guarantee(
     return Guarantee(output, summary, hint)
 
 
+def _find_home(trained: Trained, options: Sequence[str]) -> str:
+    """Return the folder of the weights, in which predictions look for their guarantee."""
+    typed = dict(zip(options[::2], options[1::2])).get("MODEL.WEIGHTS", "")
+    return os.path.dirname(typed) or "." if os.path.isfile(typed) else trained.folder
+
+
 def _check_values(miss_rate: float, confidence: Optional[float]) -> None:
     if not 0 < miss_rate < 1:
         hint = "; no number of images can show that nothing is ever missed" * (miss_rate == 0)
@@ -176,9 +182,7 @@ def _check_values(miss_rate: float, confidence: Optional[float]) -> None:
 
 def _check_output(folder: str, overwrite: bool) -> None:
     check_folder(folder, "--output")
-    path = os.path.join(folder, SUMMARY)
-    if os.path.exists(path) and not overwrite:
-        raise UserError(f"{path} already exists; name another --output, or --overwrite.")
+    refuse_existing(folder, (SUMMARY, CURVE), overwrite)
 
 
 def _read_results(results: str, val_data: str, group: str) -> Calibration:

@@ -13,7 +13,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, LABELS, LIST
 from tood.utils.errors import UserError
-from tood.utils.files import count_up, list_counted
+from tood.utils.files import PART, count_up, list_counted
 from tood.utils.folders import remove_output
 from tood.utils.lock import LockedError, is_locked, locked
 from tood.utils.reading import MAX_TEXT, read_regular
@@ -25,6 +25,9 @@ CALIBRATION = os.path.join("data", "calibration.json")  # if a part is kept for 
 TYPED, ROOT = "typed", "image_root"  # keys in the ledger
 # Files of a training without a checkpoint.
 LOGS = ("config.yaml", "metrics.json", "events.out.tfevents.*")
+PARTS = os.path.join("data", f"*{PART}")
+PREPARED = (PLAN, *DATA, "data/val[0-9]*.json", CALIBRATION, PARTS, *LOGS, LEDGER)
+DRAWN = ("predictions.png", "report/report.html", "report/report.json")
 INSTEAD = {
     "epochs": ", type SOLVER.MAX_ITER for another length",
     "images_per_step": ", type SOLVER.IMS_PER_BATCH for another number",
@@ -214,13 +217,12 @@ def _format(value: object) -> str:
 
 def _list_used(output: str, begun: Optional[Wishes]) -> List[str]:
     """Return names of a checkpoint, or of files that are not of ``tood train``."""
-    names = ["last_checkpoint"]
-    if begun is None:
-        names = [PLAN, *DATA, LEDGER, *names, "config.yaml"]
-    else:
-        weights = glob.glob(os.path.join(glob.escape(output), "*.pth"))
-        names += sorted(map(os.path.basename, weights))
-    return [name for name in names if os.path.exists(os.path.join(output, name))]
+    patterns = ["last_checkpoint", "*.pth"]
+    if begun is None:  # what a training would remove or replace
+        patterns = ["last_checkpoint", "model_*.pth", *PREPARED, *DRAWN]
+        patterns.remove(PARTS)  # of a preparation that was killed at its first file
+    paths = (os.path.join(glob.escape(output), pattern) for pattern in patterns)
+    return [os.path.relpath(x, output) for path in paths for x in sorted(glob.glob(path))]
 
 
 def is_used(output: str) -> bool:
@@ -287,8 +289,7 @@ def remove_preparation(output: str) -> None:
     """Remove the files of a preparation that was stopped, :data:`PLAN` first and :data:`LEDGER`
     last, so that any part of them is still known as such.
     """
-    patterns = ("data/val[0-9]*.json", CALIBRATION, "data/*.part", *LOGS)
-    for pattern in (PLAN, *DATA, *patterns, LEDGER):
+    for pattern in PREPARED:
         for path in glob.glob(os.path.join(glob.escape(output), pattern)):
             with contextlib.suppress(OSError):
                 os.remove(path)

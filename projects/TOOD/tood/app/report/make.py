@@ -49,6 +49,7 @@ from tood.utils.files import (
     check_folder,
     choose_output,
     encode_json,
+    refuse_existing,
     write_json,
     write_whole,
 )
@@ -157,7 +158,7 @@ def report(
         weights = read_identity(results).get("weights", "")
         data = name_data(val_data) or val_data
         subject = Subject(name, content, found, image_root, notes, data, weights)
-        return _write_report(subject, output, command, compare, results)
+        return _write_report(subject, output, command, compare, results, overwrite=overwrite)
     trained = find_trained(model, config)
     predictor, checked = read_predictor(trained, val_data, options)
     output = choose_output(output, os.path.join(predictor.options.output_dir, "report"), overwrite)
@@ -204,7 +205,9 @@ def report_on(
         return None
     if read_image is None:
         read_image = RecentImages(max_images=64, bit_depth=predictor.options.bit_depth).read
-    return _write_report(subject, output, command, compare, read_image=read_image)
+    return _write_report(
+        subject, output, command, compare, read_image=read_image, overwrite=overwrite
+    )
 
 
 def _format_command(arguments: Dict) -> str:
@@ -223,9 +226,7 @@ def check_output(folder: str, overwrite: bool) -> None:
         UserError: for a folder that cannot be written to, or that contains a report.
     """
     check_folder(folder, "--output")
-    path = os.path.join(folder, PAGE)
-    if os.path.exists(path) and not overwrite:
-        raise UserError(f"{path} already exists; name another --output, or --overwrite.")
+    refuse_existing(folder, (PAGE, SUMMARY, DETECTIONS), overwrite)
 
 
 def _write_report(
@@ -235,6 +236,7 @@ def _write_report(
     compare: str,
     source: str = "",
     read_image: Optional[Callable[[str], np.ndarray]] = None,
+    overwrite: bool = False,
 ) -> Report:
     for path in filter(None, (source, compare)):
         check_same_data(path, subject.content)
@@ -248,11 +250,7 @@ def _write_report(
         title=f"{subject.data}, {datetime.date.today():%Y-%m-%d}",
         name=subject.name,
         command=command,
-        versions={
-            "Python": platform.python_version(),
-            "PyTorch": torch.__version__,
-            "Detectron2": detectron2.__version__,
-        },
+        versions=_list_versions(),
         plots={**plots.draw_plots(summary, analysis.table.class_names), **subject.plots},
         galleries=_draw_galleries(material, {**summary, **sections}, read_image),
         sections=sections,
@@ -262,6 +260,7 @@ def _write_report(
     summary[IDENTITY] = make_identity(**hashes)
     html = page.render(summary, facts)
     check_folder(folder, "--output")
+    refuse_existing(folder, facts.plots, overwrite)
     for name, png in facts.plots.items():
         write_whole(os.path.join(folder, name), png)
     _write_detections(subject.detections, os.path.join(folder, DETECTIONS), hashes)
@@ -269,6 +268,14 @@ def _write_report(
     # The page is the last one: if it exists, so do the other files.
     write_whole(os.path.join(folder, PAGE), html.encode())
     return Report(folder, summary, subject.detections)
+
+
+def _list_versions() -> Dict[str, str]:
+    return {
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+        "Detectron2": detectron2.__version__,
+    }
 
 
 def _compute_sections(material: Material, summary: Dict) -> Dict:
