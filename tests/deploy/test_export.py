@@ -31,6 +31,7 @@ import tood
 from tood.app import export as export_module
 from tood.app.export import describe_file, export
 from tood.config.read import load_config
+from tood.data.images import read_image
 from tood.deploy.lower import lower
 from tood.deploy.module import (
     DETECTIONS,
@@ -559,6 +560,7 @@ def test_an_exported_file_names_its_thresholds(trained):
     metadata = describe_file(ExportableTOOD(predictor.model), predictor)
     assert metadata["score_thresholds"] == [x["threshold"] for x in summary["classes"]]
     assert metadata["classes"] == [x["name"] for x in summary["classes"]]
+    assert metadata["bit_depth"] == 16
 
 
 @pytest.mark.slow
@@ -620,6 +622,24 @@ def test_a_file_of_a_model_that_sees_tiles(onnx_file, weights, shapes, tmp_path)
         # The file has suppressed within each tile already; the model suppresses all at once.
         own = to_arrays(predictor(photo))
         assert compare_detections(own, actual).matched > 0.9 * len(own["scores"])
+
+
+@pytest.mark.parametrize("depth", [8, 12, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a"])
+def test_the_program_reads_images_as_the_predictor_does(tmp_path, depth, name):
+    pixels = np.random.default_rng(0).integers(2**depth, size=(6, 9))
+    path = str(tmp_path / name)
+    image = Image.fromarray(pixels.astype(np.uint8 if depth == 8 else np.uint16))
+    image.save(path, "TIFF" if name == "a.tif" else "PNG")
+    expected = read_image(path, "RGB", depth)
+    assert (np.asarray(detect_onnx.read_image(path, depth)) == expected).all()
+    assert detect_onnx.name_drawing(path) == ("a.png" if name == "a" else name)
+
+
+def test_flags_of_the_program_without_an_effect(onnx_file, shapes):
+    args = detect_onnx.parse_args([onnx_file, "--input", str(shapes / "images"), "--all"])
+    with pytest.raises(detect_onnx.Error, match="--all is about the file of --json"):
+        detect_onnx.main(args)
 
 
 def test_nms_of_the_program_is_torchvisions():
