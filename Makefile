@@ -18,4 +18,4 @@ lint: setup
 	.venv/bin/python -m pip install --quiet mypy ruff==0.17.6
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
-	.venv/bin/python -m mypy
+	MYPY_NUM_WORKERS=auto .venv/bin/python -m mypy

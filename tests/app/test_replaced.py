@@ -11,6 +11,7 @@ from conftest import app_error, complaint
 from PIL import Image
 
 import tood
+from tood.app import cli
 from tood.app import predict as predict_module
 from tood.app.convert import command as convert_module
 from tood.utils.files import name_part, write_image
@@ -33,6 +34,7 @@ def no_training(monkeypatch):
 
 
 OTHERS = [
+    *("last_evaluation.json", "inference/results.json", "report/training.png"),
     *("data/val2017.json", "data/calibration.json", "metrics.json", "plan.yaml"),
     *("events.out.tfevents.1", "report/report.html", "predictions.png", "model_best.pth"),
 ]
@@ -135,6 +137,74 @@ def test_a_conversion_that_fails(photo_folder, tmp_path, monkeypatch, to, is_sto
         assert not [x for x in before if x.startswith("labels") and x in after]
 
 
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_conversion_that_is_stopped_before_it_writes(photo_folder, tmp_path, monkeypatch, number):
+    out = tmp_path / "out"
+    tood.convert(photo_folder, output=out, to="yolo")
+    before, replace, calls = read_all(out), os.replace, []
+
+    def stop(*paths):
+        calls.append(paths)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(convert_module.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tood.convert(photo_folder, output=out, to="voc", overwrite=True)
+    assert read_all(out) == before
+
+
+def test_a_conversion_that_cannot_be_undone(photo_folder, tmp_path, monkeypatch):
+    """The files of the earlier one remain, and the error says where."""
+    out = tmp_path / "out"
+    tood.convert(photo_folder, output=out, to="yolo")
+    before, replace = read_all(out), os.replace
+
+    def fail(parts, to, output):
+        def refuse(*paths):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(convert_module.os, "replace", refuse)
+        raise OSError("disk")
+
+    monkeypatch.setattr(convert_module, "write_dataset", fail)
+    says = complaint(tood.convert, photo_folder, output=out, to="voc", overwrite=True)
+    monkeypatch.setattr(convert_module.os, "replace", replace)
+    (aside,) = out.glob(".*.part")
+    assert f"the earlier data set is in {aside}" in says
+    assert read_all(aside) == before
+
+
+@pytest.mark.parametrize(
+    "to, name",
+    [
+        ("coco", "all.json"),
+        ("yolo", "labels/00000.txt"),
+        ("voc", "JPEGImages/00000.jpg"),
+        ("labelme", "00000.json"),
+        ("labelme", "labels.txt"),
+    ],
+)
+def test_other_files_of_the_names_that_are_written(photo_folder, tmp_path, to, name):
+    out = tmp_path / "out"
+    tood.convert(photo_folder, output=out, to="coco" if to != "coco" else "yolo")
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("a user's")
+    before = read_all(out)
+    says = complaint(tood.convert, photo_folder, output=out, to=to, overwrite=True)
+    assert name in says and "is not of the data set that is replaced" in says
+    assert read_all(out) == before
+
+
+def test_an_empty_folder_stays(photo_folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (photo_folder / "images" / "00000.jpg").unlink()
+    complaint(tood.convert, photo_folder, output=out)
+    assert out.is_dir()
+
+
 def test_originals_behind_a_link_are_kept(photo_folder, tmp_path):
     out, originals = tmp_path / "out", tmp_path / "originals"
     tood.convert(photo_folder, output=out, to="yolo")
@@ -196,6 +266,14 @@ def test_drawings_of_other_kinds(trained, photo_folder, tmp_path, name):
     before = read_all(tmp_path)
     says = complaint(tood.predict, trained, image, output=name)
     assert name in says and "name" in says and read_all(tmp_path) == before
+    for sheet in ("s.webp", "s.mp4"):
+        assert sheet in complaint(tood.predict, trained, image, output="f", sheet=sheet)
+    assert not list((tmp_path).rglob("*.jpg.*"))
+
+
+def test_folders_whose_names_have_a_dot(trained, photo_folder, tmp_path):
+    tood.predict(trained, photo_folder / "images" / "00000.jpg", output="found.d")
+    assert (tmp_path / "found.d" / "00000.jpg").exists()
 
 
 def test_an_exported_file_in_the_place_of_a_folder(trained, tmp_path):
@@ -208,7 +286,8 @@ def test_names_of_parts(tmp_path):
     """A name may be as long as the disk allows, and a part of another program is another file."""
     for length in (10, 240, 251):
         path = str(tmp_path / ("é" * (length // 2) + ".png"))
-        assert len(os.fsencode(os.path.basename(name_part(path)))) <= 255
+        for suffix in ("", ".mp4"):
+            assert len(os.fsencode(os.path.basename(name_part(path, suffix)))) <= 255
         assert name_part(path) != name_part(path)
         write_image(np.zeros((4, 4, 3), np.uint8), path)
     old = tmp_path / "z.json.old.part"
@@ -247,6 +326,9 @@ def test_videos(trained, video, tmp_path):
     assert found.num_images == 2 and "1 drawings and output folders of tood" in str(found)
     cv2 = predict_module.cv2
     assert int(cv2.VideoCapture(str(out)).get(cv2.CAP_PROP_FRAME_COUNT)) == 2
+    shutil.copy(video, tmp_path / "mine.mp4")
+    flags = dict(output=tmp_path / "mine.mp4", overwrite=True)
+    assert "mine.mp4 is not marked as drawn" in complaint(tood.predict, trained, video, **flags)
     assert "--sheet is of images, and all inputs are videos" in complaint(
         tood.predict, trained, video, output=tmp_path / "v", sheet=tmp_path / "s.png"
     )
@@ -281,13 +363,15 @@ def test_typed_weights_of_a_loaded_model(trained, photo_folder, other):
 )
 def test_an_argument_and_an_option(trained, arguments, opts):
     says = complaint(tood.load(trained).predictor, opts=opts, **arguments)
-    assert opts[0] in says and opts[1] in says and "omit one" in says
+    assert opts[0] in says and opts[1] in says and "omit one of them" in says
 
 
 def test_a_checkpoint_and_another_one(trained, other):
     files = (trained / "config.yaml", trained / "model_final.pth")
     says = complaint(tood.Predictor, *files, opts=["MODEL.WEIGHTS", other])
     assert "zero.pth" in says and "model_final.pth" in says
+    same = os.path.relpath(files[1])
+    assert tood.Predictor(*files, opts=["MODEL.WEIGHTS", same]).options.weights == str(files[1])
 
 
 @pytest.mark.parametrize(
@@ -302,7 +386,6 @@ def test_options_that_no_exported_file_has(trained, tmp_path, option):
 @pytest.mark.parametrize(
     "option",
     [
-        ["DATASETS.TEST", "('a',)"],
         ["MODEL.TOOD.TEACHER", "a"],
         ["MODEL.TOOD.PRECISION_TRAIN", "bfloat16"],
         ["SOLVER.AMP.ENABLED", "True"],
@@ -363,6 +446,10 @@ def test_values_of_flags_that_are_called_like_a_key(trained, photo_folder):
 def test_keys_with_an_equals_sign(trained, photo_folder):
     says = app_error("predict", trained, photo_folder / "images", "MODEL.DEVICE=cpu")
     assert "write tood predict" in says and says.endswith("MODEL.DEVICE cpu")
+    keys = ("MODEL.DEVICE=cpu", "TEST.DETECTIONS_PER_IMAGE", "5")
+    says = app_error("predict", trained, photo_folder / "images", *keys)
+    assert says.endswith("MODEL.DEVICE cpu TEST.DETECTIONS_PER_IMAGE 5")
+    assert "at cam.1=*.jpg" in app_error("predict", trained, "cam.1=*.jpg")
 
 
 @pytest.mark.parametrize("value", ["1e3x", "-5", "0", "nan"])
@@ -386,6 +473,26 @@ def test_images_of_other_kinds(trained, image):
     assert predictor.thresholds.values == [0.5] * 4
     says = complaint(predictor.predict, [image])
     assert "must be a path or an array" in says or "An image must be an array" in says
+
+
+def test_images_that_are_iterated_over(trained, photo_folder):
+    model, paths = tood.load(trained), sorted((photo_folder / "images").iterdir())[:2]
+    expected = [len(x) for x in model.predict(paths)]
+    for images in ((x for x in paths), dict.fromkeys(paths), tuple(paths)):
+        assert [len(x) for x in model.predict(images)] == expected
+    assert [len(x) for x in model.predictor()(iter(paths))] == expected
+
+
+def test_names_of_explanations_in_other_encodings(trained, photo_folder, tmp_path):
+    image = os.path.join(str(tmp_path), os.fsdecode(b"caf\xe9" + b"x" * 90 + b".jpg"))
+    shutil.copy(photo_folder / "images" / "00000.jpg", image)
+    tood.explain(trained, image, (8, 8, 20, 20))
+    assert list((trained / "explained").glob("cafx*"))
+
+
+def test_an_empty_command(capsys):
+    assert cli.main([""]) == 2 and "is not a command" in capsys.readouterr().err
+    assert cli.main([]) == 2 and cli.main(["--help"]) == 0
 
 
 def test_results_that_are_not_the_expected_ones(trained, tmp_path):

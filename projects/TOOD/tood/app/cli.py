@@ -399,7 +399,7 @@ def run(name: str, argv: Sequence[str]) -> None:
         argv, [x for x, has_value in words.flags.items() if has_value]
     )
     argv = [protect_numbers(expand_home(x)) for x in argv]
-    refuse_unknown(words, argv)
+    refuse_unknown(words, argv, overrides)
     # Flags may stand between the names of images.
     args = vars(parser.parse_intermixed_args(argv))
     _refuse_empty(parser, args)
@@ -424,11 +424,10 @@ def run(name: str, argv: Sequence[str]) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; return its exit status."""
     argv = sys.argv[1:] if argv is None else [str(x) for x in argv]
-    about = {**dict.fromkeys(("-h", "--help", "help", ""), USAGE.rstrip())}
+    about = dict.fromkeys(("-h", "--help", "help"), USAGE.rstrip())
     about.update(dict.fromkeys(("-V", "--version"), f"tood {tood.__version__}"))
-    first = argv[0] if argv else ""
-    if first in about:
-        run_main(lambda: print(about[first], flush=True))
+    if not argv or argv[0] in about:
+        run_main(lambda: print(about[argv[0] if argv else "help"], flush=True))
         return 0 if argv else 2
     name, *rest = argv
     if name not in COMMANDS:

@@ -146,7 +146,8 @@ def parse_box(box: Union[str, Sequence[float]]) -> List[float]:
 
 
 def _name_drawing(image: str, box: Sequence[float]) -> str:
-    stem = os.path.splitext(os.path.basename(image))[0].encode()[:80].decode(errors="ignore")
+    stem = os.path.splitext(os.path.basename(image))[0]
+    stem = os.fsencode(stem)[:80].decode(errors="ignore")
     return "_".join([stem, *(f"{x:g}" for x in box)]) + ".png"
 
 

@@ -38,6 +38,11 @@ KEYS = {  # of names without a flag
 }
 
 
+_ASSIGNMENT = re.compile(
+    r"([A-Za-z]\w*|(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+)=(.*)"
+)
+
+
 class Words(NamedTuple):
     """The words of a command."""
 
@@ -47,16 +52,17 @@ class Words(NamedTuple):
     takes_keys: bool  # KEY VALUE options
 
 
-def refuse_unknown(words: Words, argv: Sequence[str]) -> None:
+def refuse_unknown(words: Words, argv: Sequence[str], overrides: Sequence[str] = ()) -> None:
     """
     Args:
         words: words of the command.
         argv: its command line, without KEY VALUE options.
+        overrides: these options.
 
     Raises:
         UserError: for a flag that the command does not have, or NAME=VALUE in the place of one.
     """
-    _refuse_assignments(words, argv)
+    _refuse_assignments(words, argv, overrides)
     for word in argv[: argv.index("--") if "--" in argv else None]:
         name = word.partition("=")[0]
         if re.match(r"--?[A-Za-z]", word) and name not in words.flags:
@@ -66,9 +72,9 @@ def refuse_unknown(words: Words, argv: Sequence[str]) -> None:
             raise UserError(f"{words.command} has no flag {name}{hint}")
 
 
-def _refuse_assignments(words: Words, argv: Sequence[str]) -> None:
+def _refuse_assignments(words: Words, argv: Sequence[str], overrides: Sequence[str]) -> None:
     """Raise UserError for NAME=VALUE, with the whole command as it is written here."""
-    found = [re.fullmatch(r"([A-Za-z][\w.]*)=(.*)", x) for x in argv]
+    found = [_ASSIGNMENT.fullmatch(x) for x in argv]
     values = [words.flags.get(before, False) for before in ("", *argv)]  # of flags
     found = [
         None if os.path.exists(x) or is_value else match
@@ -84,7 +90,7 @@ def _refuse_assignments(words: Words, argv: Sequence[str]) -> None:
     rest = [[x] if match is None else ours[match] for x, match in zip(argv, found)]
     # First what stands alone, then flags, and options of the config last.
     rest.sort(key=lambda x: (len(x) > 1) + (len(x) > 1 and not x[0].startswith("-")))
-    line = shlex.join([x for pair in rest for x in pair])
+    line = shlex.join([*(x for pair in rest for x in pair), *overrides])
     raise UserError(
         f"{words.command} does not take {', '.join(typed)}; write {words.command} {line}"
     )

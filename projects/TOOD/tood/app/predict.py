@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import mimetypes
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -56,9 +56,9 @@ except ImportError as error:
 
 DEFAULT_INPUTS = 12
 THUMBNAIL = 320  # longer side in the sheet, pixels
-
-
 COLUMNS = 4  # of a sheet
+# Of files, not of folders.
+OTHER_ENDINGS = {".csv", ".gif", ".heic", ".heif", ".html", ".json", ".pdf", ".svg", ".txt", ".xml"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def predict(
             of which none can be read. Single inputs that cannot be read are skipped, with a
             warning on stderr.
     """
-    _check_flags(images, columns, sheet, json, all_detections, options[::2])
+    _check_flags(images, columns, sheet, json, all_detections)
     trained, threshold = find_trained(model, config), parse_threshold(score_threshold)
     opts = trained.options(options, writes=False)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=threshold, watch=watch)
@@ -155,25 +155,20 @@ def predict(
         check_dataset(save_as, inputs, output, overwrite)
     run = Run(predictor, with_sheet=bool(sheet), keep_all=all_detections)
     run.detect(targets)
+    if save_as:
+        write_detections(run.results, save_as, output, predictor, overwrite)
     if json:
         run.write_json(json)
     if run.thumbnails:
         run.write_sheet(sheet, columns)
-    if save_as:
-        write_detections(run.results, save_as, output, predictor, overwrite)
     text = predictor.thresholds.add_note(run.summarize(json) + note)
     text += f"\n{predictor.watch}" if predictor.watch else ""
     return Predictions(output, run.results, run.skipped, text)
 
 
-def _check_flags(
-    images: object, columns: int, sheet: str, json: str, all_detections: bool, keys: Sequence[str]
-) -> None:
+def _check_flags(images: object, columns: int, sheet: str, json: str, all_detections: bool) -> None:
     if images is not None and not images:
         raise UserError("The list of images is empty; name images, folders or patterns.")
-    data = next((key for key in keys if key.startswith("DATASETS.")), "") if images else ""
-    if data:
-        raise UserError(f"{data} has no effect, because images are named; omit it.")
     if columns < 1:
         raise UserError(f"--columns is {columns}; it must be above 0.")
     if columns != COLUMNS and images and not sheet:
@@ -194,13 +189,14 @@ def check_outputs(
     files = [path for path in (*drawings, json, sheet) if path]
     originals = {_identify(path) for path in inputs if os.path.exists(path)}
     real = [os.path.join(os.path.realpath(os.path.dirname(x)), os.path.basename(x)) for x in files]
-    for path in files:
+    numbers = Counter(real)
+    for path, place in zip(files, real):
         refuse_folder(path)
         if os.path.exists(path) and _identify(path) in originals:
             raise UserError(
                 f"{path} is an input, and would be written over; name another --output."
             )
-        if real.count(real[files.index(path)]) > 1:
+        if numbers[place] > 1:
             raise UserError(f"{path} would be written twice; name another file.")
     existing = [path for path in files if os.path.exists(path)]
     if existing and not overwrite:
@@ -209,15 +205,15 @@ def check_outputs(
             f"{existing[0]} already exists{more}; name other files, or add --overwrite."
         )
     for path in existing:
-        refuse_photograph(path)
+        refuse_photograph(path, VIDEOS)
         if path == json and not _is_ours(path):
             raise UserError(
                 f"{path} was not written by tood predict, and is not written over; name another "
                 "--json."
             )
-    for path in files:
-        if path != json and os.path.splitext(path)[1].lower() not in VIDEOS:
-            check_format(path)
+    images = [x for x in drawings if os.path.splitext(x)[1].lower() not in VIDEOS]
+    for path in filter(None, (*images, sheet)):
+        check_format(path)
     for path in files:
         check_folder(os.path.dirname(path) or ".", "--output, --json or --sheet")
 
@@ -275,9 +271,9 @@ def choose_targets(inputs: List[str], output: str) -> Dict[str, str]:
         suffix = os.path.splitext(output)[1].lower()
         if suffix in (VIDEOS if is_video(inputs[0]) else IMAGE_SUFFIXES):
             return {inputs[0]: output}
-        if suffix in VIDEOS | IMAGE_SUFFIXES or mimetypes.guess_type(output)[0]:
-            kind = "video" if is_video(inputs[0]) else "image"
-            raise UserError(f"{output} is not the name of a {kind}, as {inputs[0]} is (--output).")
+        if suffix in VIDEOS | IMAGE_SUFFIXES | OTHER_ENDINGS:
+            kind = "a video" if is_video(inputs[0]) else "an image"
+            raise UserError(f"{output} is not the name of {kind}, as {inputs[0]} is (--output).")
     targets, taken = {}, set()
     for path in inputs:
         stem, suffix = os.path.splitext(os.path.basename(path))

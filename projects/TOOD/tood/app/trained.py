@@ -111,7 +111,7 @@ class Trained:
         Raises:
             UserError: for images that do not exist or cannot be read, and videos.
         """
-        from tood.data.images import find_path
+        from tood.data.images import find_path, list_given
         from tood.data.inputs import find_files, is_video
 
         key = repr(sorted(options.items()))
@@ -119,7 +119,7 @@ class Trained:
             self._predictors.clear()
             self._predictors[key] = self.predictor(**options)
         detect = self._predictors[key]
-        given = list(images) if isinstance(images, (list, tuple)) else [images]
+        given = list_given(images)
         paths = [find_path(x) for x in given]
         if all(paths):
             given = find_files(given)[0] if given else []

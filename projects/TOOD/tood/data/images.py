@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import sys
-from typing import BinaryIO, Callable, Iterator, List, Tuple, Union
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, List, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -164,6 +164,17 @@ def read_pixels(image: Union[str, "os.PathLike[str]", np.ndarray], bit_depth: in
             )
         return image
     return read_bgr(path, bit_depth)
+
+
+def is_one(images: object) -> bool:
+    """Return whether something is an image, not several: a path, an array, or of another kind."""
+    is_image = isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "dtype")
+    return is_image or not isinstance(images, Iterable)
+
+
+def list_given(images: Any) -> List:
+    """Return the images that an argument is, one or more."""
+    return [images] if is_one(images) else list(images)
 
 
 def find_path(image: object) -> str:

@@ -43,8 +43,9 @@ def written_video(
     reader: cv2.VideoCapture, frame: np.ndarray, target: str
 ) -> Iterator[cv2.VideoWriter]:
     """Yield a writer of a video, which has another name until it is complete."""
-    stem, suffix = os.path.splitext(target)
-    part = name_part(stem) + suffix  # by which OpenCV knows the format
+    stem, suffix = os.path.splitext(os.path.basename(target))
+    # OpenCV knows the format by the ending; a hidden file is no input.
+    part = name_part(os.path.join(os.path.dirname(target), f".{stem}"), suffix)
     writer = _open_writer(part, reader, frame, target)
     try:
         yield writer

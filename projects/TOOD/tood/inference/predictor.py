@@ -30,7 +30,7 @@ from tood.config.read import (
 )
 from tood.config.zoo import get_config_file
 from tood.data.datasets import find_class_names
-from tood.data.images import find_path, read_by, read_pixels
+from tood.data.images import find_path, is_one, list_given, read_by, read_pixels
 from tood.data.mapper import CheckedMapper
 from tood.data.tiles import LargeImage
 from tood.inference.calibration import Calibration, find_calibration, read_calibration
@@ -246,8 +246,8 @@ class Predictor:
         Raises:
             UserError: for a file that cannot be read, or an array of another kind.
         """
-        found = self._detect(_list_images(images))
-        return found if isinstance(images, (list, tuple)) else found[0]
+        found = self._detect(list_given(images))
+        return found[0] if is_one(images) else found
 
     def _detect(self, images: List[Image]) -> List[Instances]:
         names = [find_path(x) for x in images]
@@ -296,7 +296,7 @@ class Predictor:
         Raises:
             UserError: as :meth:`__call__`.
         """
-        return [self._predict_one(image) for image in _list_images(images)]
+        return [self._predict_one(image) for image in list_given(images)]
 
     def _predict_one(self, image: Image) -> Result:
         path = find_path(image)
@@ -361,12 +361,6 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
 
-def _list_images(images: Union[Image, Sequence[Image]]) -> List[Image]:
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    return [images]  # type: ignore[list-item]
-
-
 def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> CfgNode:
     """Read a config by which a model finds detections of at least ``lowest``."""
     if isinstance(config, CfgNode):
@@ -379,9 +373,10 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> 
         cfg = load_config(_find_file(config), opts)
     if lowest < cfg.MODEL.TOOD.SCORE_THRESH_TEST:
         if SCORE_THRESHOLD in opts[::2]:
+            typed = cfg.MODEL.TOOD.SCORE_THRESH_TEST
             raise UserError(
-                f"A score threshold of {lowest:g} and {SCORE_THRESHOLD} "
-                f"{cfg.MODEL.TOOD.SCORE_THRESH_TEST:g} are typed; omit one of them."
+                f"Detections of scores from {lowest:g} on are asked for, but {SCORE_THRESHOLD} is "
+                f"{typed:g}; omit one of them."
             )
         cfg.defrost()
         cfg.MODEL.TOOD.SCORE_THRESH_TEST = lowest
@@ -392,7 +387,9 @@ def _refuse_two_values(arguments: Dict[str, object], opts: Sequence[str]) -> Non
     """Raise UserError if an argument and an option ask for two values of a key."""
     typed = dict(zip(opts[::2], opts[1::2]))
     for key, value in arguments.items():
-        if value is not None and typed.get(key, str(value)) != str(value):
+        other = typed.get(key, str(value))
+        is_same = other == str(value) or os.path.realpath(other) == os.path.realpath(str(value))
+        if value is not None and not is_same:
             raise UserError(f"{key} {typed[key]} and {value} are asked for; omit one of them.")
 
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import BinaryIO, Callable, Collection, Dict, Iterable, Iterator, List, Optional
 
 import numpy as np
 from PIL import Image
@@ -176,12 +176,13 @@ def check_format(path: str) -> None:
         raise UserError(f"No image can be written to {path}; its name must end in .png or .jpg.")
 
 
-def refuse_photograph(path: str) -> None:
-    """Raise UserError for an image that is not marked as a drawing of the program, which does not
-    write over it.
+def refuse_photograph(path: str, videos: Collection[str] = ()) -> None:
+    """Raise UserError for an image, or a video of one of some endings, that is not marked as a
+    drawing of the program, which does not write over it.
     """
     is_there = os.path.isfile(path) and os.path.getsize(path)
-    if is_there and _find_format(path) in Image.SAVE and not is_drawing(path):
+    is_image = _find_format(path) in Image.SAVE or os.path.splitext(path)[1].lower() in videos
+    if is_there and is_image and not is_drawing(path):
         raise UserError(
             f"{path} is not marked as drawn by tood, and is not written over; name another file."
         )
@@ -344,10 +345,14 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
         ) from error
 
 
-def name_part(path: str) -> str:
-    """Return another name in the folder of a file, for it until it is whole."""
+def name_part(path: str, suffix: str = "") -> str:
+    """Return another name in the folder of a file, for it until it is whole.
+
+    Args:
+        suffix: ends the name.
+    """
     folder, name = os.path.split(path)
-    end = f".{uuid.uuid4().hex[:8]}.part"
+    end = f".{uuid.uuid4().hex[:8]}.part{suffix}"
     if len(os.fsencode(name + end)) > MOST_BYTES:
         name = os.fsencode(name)[: MOST_BYTES // 2].decode(errors="ignore")
     return os.path.join(folder, name + end)

@@ -9,7 +9,7 @@ from tood.utils.reading import open_at_once
 
 MARK = ".tood-output"  # file in a folder
 DRAWING = "Drawn by TOOD for Detectron2"  # tag of an image
-# At the end of an MP4 file: a box of free space, which players skip.
+# At the end of a video: in an MP4 file, a box of free space, which players skip.
 VIDEO_MARK = (8 + len(DRAWING)).to_bytes(4, "big") + b"free" + DRAWING.encode()
 DRAWN = ("JPEG", "PNG")  # formats of drawings, as Pillow calls them
 _TEXT = (

@@ -19,7 +19,7 @@ from tood.data.check import InputSize, check_data, check_images, split_broken
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
 from tood.utils.files import check_folder
-from tood.utils.folders import MARK, remove_output
+from tood.utils.folders import MARK
 from tood.utils.reading import MAX_TEXT, guard_nesting, read_regular
 
 # Formats whose files are found in any folder, as readers call them.
@@ -120,24 +120,36 @@ def replaced(output: str, overwrite: bool) -> Iterator[None]:
         UserError: as :func:`list_replaced` does.
     """
     earlier = list_replaced(output, overwrite)
-    with contextlib.suppress(OSError):
-        remove_output(output)  # of a command that was stopped, or empty
+    if os.path.isdir(output) and os.listdir(output) == [MARK]:  # of a command that was stopped
+        os.remove(os.path.join(output, MARK))
     check_folder(output, "--output", is_data=True)
+    before, empty = _list_files(output), _list_empty_folders(output)
     aside = os.path.join(output, f".{uuid.uuid4().hex[:8]}.part")
-    others, empty = _list_files(output) - set(earlier), _list_empty_folders(output)
     try:
         _move(earlier, output, aside)
         yield
-    except BaseException:  # Ctrl-C as well
-        for file in _list_files(output) - others - _list_files(aside, output):
-            os.remove(os.path.join(output, file))
-        _move(_list_files(aside), aside, output)
+    except BaseException as error:  # Ctrl-C as well
+        _give_back(output, aside, before, error)
         raise
-    finally:
+    else:
         shutil.rmtree(aside, ignore_errors=True)
+    finally:
         while new := _list_empty_folders(output) - empty:
             for folder in new:
                 os.rmdir(folder)
+
+
+def _give_back(output: str, aside: str, before: Set[str], error: BaseException) -> None:
+    """Move the files of an earlier data set back, and remove those that were not there before."""
+    try:
+        _move(_list_files(aside), aside, output)
+        for file in _list_files(output) - before:
+            os.remove(os.path.join(output, file))
+    except OSError as other:
+        left = f"; the earlier data set is in {aside}" if _list_files(aside) else ""
+        raise UserError(
+            f"{output} could not be given back as it was before ({other.strerror}){left}."
+        ) from error
 
 
 def list_replaced(output: str, overwrite: bool) -> List[str]:
@@ -174,10 +186,10 @@ def list_replaced(output: str, overwrite: bool) -> List[str]:
     return found
 
 
-def _list_files(folder: str, root: str = "") -> Set[str]:
-    """Return the files below a folder, relative to it or to another one."""
+def _list_files(folder: str) -> Set[str]:
+    """Return the files below a folder, relative to it."""
     paths = (os.path.join(home, name) for home, _, names in os.walk(folder) for name in names)
-    return {os.path.relpath(path, root or folder) for path in paths}
+    return {os.path.relpath(path, folder) for path in paths}
 
 
 def _move(files: Iterable[str], source: str, target: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from tood.app.convert.command import list_replaced, replaced
 from tood.app.convert.door import Part
-from tood.app.convert.write import LEDGER, WRITERS, Written, write_dataset
+from tood.app.convert.write import LEDGER, WRITERS, Written, refuse_other, write_dataset
 from tood.checkpoint.identity import IDENTITY
 from tood.data.inputs import is_video, resolve_folder
 from tood.inference.calibration import FIELDS
@@ -66,6 +66,7 @@ def _write(results: Sequence[Result], save_as: str, output: str, also: Dict[str,
         image["file_name"] = path.replace(os.sep, "/")
     part = Part("all", content, root, "the detections")
     for name, value in also.items():
+        refuse_other(os.path.join(output, name))
         write_json(value, os.path.join(output, name))
     return write_dataset(part, save_as, output)
 

@@ -119,6 +119,7 @@ def _write_coco(part: Part, output: str) -> str:
         for i in part.content["images"]
     ]
     path = os.path.join(output, f"{part.name}.json")
+    refuse_other(path)
     write_json({**part.content, "images": images}, path)
     return f"{path}:{output}"
 
@@ -184,10 +185,20 @@ def _free_name(file: str, taken: set) -> str:
     return candidates[0] + suffix
 
 
+def refuse_other(path: str) -> None:
+    """Raise UserError for a file that is there, although the earlier data set is not."""
+    if os.path.lexists(path):
+        raise UserError(
+            f"{path} already exists, and is not of the data set that is replaced; move it away, or "
+            "name another --output."
+        )
+
+
 def _copy(image: _Labelled, output: str, place: str) -> str:
     """Copy an image to a folder of the output; return its path relative to the output."""
     file = f"{place}/{image.name}".lstrip("/")
     target = os.path.join(output, file)
+    refuse_other(target)
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copyfile(image.path, target)
@@ -200,6 +211,7 @@ def _copy(image: _Labelled, output: str, place: str) -> str:
 
 def _write_text(output: str, file: str, text: str) -> str:
     path = os.path.join(output, file)
+    refuse_other(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     write_whole(path, text.encode())
     return file
@@ -269,6 +281,7 @@ def _write_labelme(images: Sequence[_Labelled], names: Sequence[str], output: st
         content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image.name}
         content.update(imageData=None, imageHeight=height, imageWidth=width)
         files.append(f"{place}/{image.stem}.json".lstrip("/"))
+        refuse_other(os.path.join(output, files[-1]))
         write_json(content, os.path.join(output, files[-1]))
     return [*files, _write_text(output, "labels.txt", "".join(f"{n}\n" for n in names))]
 

@@ -27,7 +27,7 @@ TYPED, ROOT = "typed", "image_root"  # keys in the ledger
 LOGS = ("config.yaml", "metrics.json", "events.out.tfevents.*")
 PARTS = os.path.join("data", f"*{PART}")
 PREPARED = (PLAN, *DATA, "data/val[0-9]*.json", CALIBRATION, PARTS, *LOGS, LEDGER)
-DRAWN = ("predictions.png", "report/report.html", "report/report.json")
+DRAWN = ("predictions.png", "report/*", "inference/*", "last_evaluation.json")
 INSTEAD = {
     "epochs": ", type SOLVER.MAX_ITER for another length",
     "images_per_step": ", type SOLVER.IMS_PER_BATCH for another number",
@@ -272,16 +272,20 @@ def refuse_used(output: str, begun: Optional[Wishes], *, resume: bool) -> None:
         UserError: for a folder with a checkpoint, or with files that are not of ``tood train``.
     """
     used = _list_used(output, begun)
-    if used and resume:
+    is_training = any(
+        x in ("last_checkpoint", "config.yaml", PLAN) or x[-4:] == ".pth" for x in used
+    )
+    if is_training and resume:
         lacks = PLAN if begun else f"what was typed in {LEDGER}"
         raise UserError(
             f"tood train cannot continue the training in {output}, which contains {used[0]}, but "
             f"not {lacks}; continue with train_net.py --resume, or name another --output."
         )
     if used:
+        continued = "continue its training with --resume, or " if is_training else ""
         raise UserError(
-            f"{output} has been used already (it contains {used[0]}); continue its training with "
-            "--resume, or name another folder with --output."
+            f"{output} has been used already (it contains {used[0]}); {continued}name another "
+            "folder with --output."
         )
 
 

@@ -158,7 +158,7 @@ def report(
         weights = read_identity(results).get("weights", "")
         data = name_data(val_data) or val_data
         subject = Subject(name, content, found, image_root, notes, data, weights)
-        return _write_report(subject, output, command, compare, results, overwrite=overwrite)
+        return _write_report(subject, output, command, compare, results)
     trained = find_trained(model, config)
     predictor, checked = read_predictor(trained, val_data, options)
     output = choose_output(output, os.path.join(predictor.options.output_dir, "report"), overwrite)
@@ -205,9 +205,7 @@ def report_on(
         return None
     if read_image is None:
         read_image = RecentImages(max_images=64, bit_depth=predictor.options.bit_depth).read
-    return _write_report(
-        subject, output, command, compare, read_image=read_image, overwrite=overwrite
-    )
+    return _write_report(subject, output, command, compare, read_image=read_image)
 
 
 def _format_command(arguments: Dict) -> str:
@@ -226,7 +224,7 @@ def check_output(folder: str, overwrite: bool) -> None:
         UserError: for a folder that cannot be written to, or that contains a report.
     """
     check_folder(folder, "--output")
-    refuse_existing(folder, (PAGE, SUMMARY, DETECTIONS), overwrite)
+    refuse_existing(folder, (PAGE, SUMMARY, DETECTIONS, *plots.NAMES), overwrite)
 
 
 def _write_report(
@@ -236,7 +234,6 @@ def _write_report(
     compare: str,
     source: str = "",
     read_image: Optional[Callable[[str], np.ndarray]] = None,
-    overwrite: bool = False,
 ) -> Report:
     for path in filter(None, (source, compare)):
         check_same_data(path, subject.content)
@@ -260,7 +257,6 @@ def _write_report(
     summary[IDENTITY] = make_identity(**hashes)
     html = page.render(summary, facts)
     check_folder(folder, "--output")
-    refuse_existing(folder, facts.plots, overwrite)
     for name, png in facts.plots.items():
         write_whole(os.path.join(folder, name), png)
     _write_detections(subject.detections, os.path.join(folder, DETECTIONS), hashes)

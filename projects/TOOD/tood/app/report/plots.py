@@ -19,6 +19,11 @@ SIZE = (5.2, 3.9)
 # The background's row and column of the confusion matrix.
 FALSE_ALARM, MISSED = "false alarm", "missed"
 BORDERS = (32, 96)  # between COCO's small, medium and large objects, pixels
+# Files of a report, some of which depend on what is known.
+NAMES = (
+    *("objects.png", "box_sizes.png", "precision_recall.png", "f1.png", "confusion.png"),
+    *("errors.png", "calibration.png", "training.png", "alignment.png", "guarantee.png"),
+)
 
 
 def draw_plots(summary: Dict, class_names: Sequence[str]) -> Dict[str, bytes]:

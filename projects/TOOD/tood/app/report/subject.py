@@ -62,7 +62,7 @@ def examine(
     the predictor's config, which is registered.
 
     Args:
-        detections, notes: see :func:`report_on`.
+        detections, notes: see :func:`tood.app.report.make.report_on`.
 
     Returns:
         the subject of a report; None in all processes but the main one.
