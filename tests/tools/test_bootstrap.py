@@ -41,6 +41,17 @@ def test_python_new_enough():
         bootstrap.check_python(version)
 
 
+def test_modules_are_compiled(tmp_path):
+    """Also where Python is not to write what it compiles, and beside a module with a mistake."""
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (home,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (home / "right.py").write_text("A = 1\n")
+    (home / "wrong.py").write_text("A = \n")
+    run_pip.compile_modules(python)
+    assert [x.name.split(".")[0] for x in (home / "__pycache__").iterdir()] == ["right"]
+
+
 def test_disk_too_small(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: usage._replace(free=9 * 2**30))

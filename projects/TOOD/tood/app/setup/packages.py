@@ -7,7 +7,7 @@ import tempfile
 from typing import List, NamedTuple, Sequence
 
 from tood.app.setup.detectron2_wheel import install_detectron2
-from tood.app.setup.run_pip import last_line, pip_install, run, say
+from tood.app.setup.run_pip import compile_modules, last_line, pip_install, run, say
 from tood.utils.errors import UserError
 
 TORCH = ["torch>=2.0", "torchvision>=0.15"]
@@ -68,6 +68,7 @@ def install_needs(python: str, folder: str, project: Sequence[str]) -> None:
     limits = list_limits(python)
     if limits:  # by itself: pip would look for versions of all packages that ask for it
         pip_install(python, limits)
+    compile_modules(python)
 
 
 def check_disk(folder: str) -> None:
