@@ -347,7 +347,7 @@ def name_drawing(path):
     return name if name.lower().endswith(IMAGE_SUFFIXES) else f"{name}.png"
 
 
-def read_image(path, bit_depth):
+def read_image(path, bit_depth=16):
     """Return an RGB image, upright; of pixels with more bits, the upper eight."""
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode == "F":

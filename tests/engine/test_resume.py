@@ -238,7 +238,8 @@ def test_two_writers_of_one_file(tmp_path):
 
 
 def test_left_parts_are_removed_after_a_day(tmp_path):
-    path, old, new = tmp_path / "a.pth", tmp_path / "a.pth.0.part", tmp_path / "a.pth.1.part"
+    path = tmp_path / "a.pth"
+    old, new = (tmp_path / f"a.pth.0123abc{i}.part" for i in range(2))
     for part in (old, new):
         part.write_bytes(b"half")
     os.utime(old, (0, 0))

@@ -15,11 +15,13 @@ from tood.utils.signals import TOGETHER
 
 TERM, INT, HUP, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL
 LAST = 5  # iteration
-OPTIONS = [
-    *(*SMALL, "DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "2", "SEED", "1"),
-    *("SOLVER.MAX_ITER", str(LAST + 1), "TEST.EVAL_PERIOD", "3", "MODEL.TOOD.ATSS_ITERS", "2"),
-    *("SOLVER.STEPS", "()", "SOLVER.CHECKPOINT_PERIOD", "100"),
-]
+VALUES = {
+    **dict(zip(SMALL[::2], SMALL[1::2])),
+    **{"DATALOADER.NUM_WORKERS": "2", "SOLVER.IMS_PER_BATCH": "2", "SEED": "1"},
+    **{"SOLVER.MAX_ITER": str(LAST + 1), "TEST.EVAL_PERIOD": "3", "MODEL.TOOD.ATSS_ITERS": "2"},
+    **{"SOLVER.STEPS": "()", "SOLVER.CHECKPOINT_PERIOD": "100"},
+}
+OPTIONS = [x for item in VALUES.items() for x in item]
 READING = "tood.app.train:read_training_data"
 BUILDING = "tood.engine.trainer:Trainer.build_experiment"
 FORWARD = "tood.modeling.detector:TOOD.forward"

@@ -55,6 +55,8 @@ PLACES = [  # of a split's file, of its image, and the name that the file says
     ("{}", "{}_images/1.png", "1.png"),
     ("test_data/{}/labels", "test_data/{}/1.png", "1.png"),
     ("training/{}/labels", "training/{}/1.png", "1.png"),
+    ("training/{}", "images/{}.png", "{}.png"),
+    ("test_data/{}", "images/{}/1.png", "1.png"),
 ]
 
 
@@ -106,6 +108,110 @@ def test_equal_names_in_stated_splits(tmp_path, kind):
     assert found_in(tmp_path) == ordered(expected)
 
 
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_an_image_in_two_splits(tmp_path, kind):
+    for i in range(3):
+        put_image(tmp_path, f"images/{i}.png")
+    stated = [("0.png", "train"), ("1.png", "train"), ("0.png", "val"), ("2.png", "val")]
+    put_stated(tmp_path, kind, [(*x, make_boxes(i)) for i, x in enumerate(stated)])
+    assert "puts 0.png into train and into val" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_an_absent_image_of_another_split(tmp_path, kind):
+    """Its objects are not those of an image of its name in the first split."""
+    for name in ("images/0.png", "images/2.png"):
+        put_image(tmp_path, name)
+    stated = [("0.png", "train"), ("other/0.png", "val"), ("2.png", "val")]
+    put_stated(tmp_path, kind, [(*x, make_boxes(i)) for i, x in enumerate(stated)])
+    expected = {"train": {"images/0.png": make_boxes(0)}, "val": {"images/2.png": make_boxes(2)}}
+    assert found_in(tmp_path) == ordered(expected)
+    assert "3: its image is not there, e.g. other/0.png" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_a_split_whose_images_are_not_there(tmp_path, kind):
+    stated = [
+        (f"{s}/{i}.png", s) for s, n in (("train", 4), ("val", 2), ("test", 2)) for i in range(n)
+    ]
+    for name, split in stated:
+        if split != "test":
+            put_image(tmp_path, f"images/{name}")
+    put_stated(tmp_path, kind, [(*x, make_boxes(i)) for i, x in enumerate(stated)])
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 4, "val": 2}
+    assert "6: its image is not there" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_the_folder_of_a_split_before_others(tmp_path, kind):
+    for name in ("images/1.png", "images/train/1.png", "images/val/1.png"):
+        put_image(tmp_path, name)
+    put_stated(tmp_path, kind, [("1.png", s, make_boxes(s)) for s in ("train", "val")])
+    expected = {s: {f"images/{s}/1.png": make_boxes(s)} for s in ("train", "val")}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+def put_stated(root, kind, stated):
+    """Write one file whose images state their splits: (name, split, boxes)."""
+    if kind == "csv":
+        rows = [[name, *b[1:], b[0], split] for name, split, boxes in stated for b in boxes]
+        put_csv(root, "a.csv", rows, header=f"{HEADER},split")
+        return
+    text = ""
+    for name, split, boxes in stated:
+        put_set(root, kind, "a", {name: boxes}, subset=f' subset="{split}"')
+        text += (root / "a.xml").read_text()
+    put(root, "a.xml", text.replace("</annotations><annotations>", ""))
+
+
+@pytest.mark.parametrize("kind", ["yolo", "voc", "labelme"])
+def test_folders_of_labels_in_another_split(tmp_path, kind):
+    for i, split in enumerate(("train", "val", "train")):
+        boxes = make_boxes(i)
+        put_image(tmp_path, f"images/{i}.png")
+        suffix = {"yolo": "txt", "voc": "xml", "labelme": "json"}[kind]
+        text = (
+            yolo(boxes)
+            if kind == "yolo"
+            else (voc if kind == "voc" else labelme)(f"{i}.png", boxes)
+        )
+        put(tmp_path, f"labels/training/{split}/{i}.{suffix}", text)
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    assert {k: [*v] for k, v in found_in(tmp_path).items()} == {
+        "train": ["images/0.png", "images/2.png"],
+        "val": ["images/1.png"],
+    }
+
+
+def test_files_of_cvat_some_of_which_speak_of_splits(tmp_path):
+    for i, name in enumerate(("train", "val", "more")):
+        put_image(tmp_path, f"{i}.png")
+        put_set(tmp_path, "cvat", name, {f"{i}.png": make_boxes(i)})
+    assert list(found_in(tmp_path)) == ["all"]
+    assert "files that speak of splits beside others, and divide nothing" in notes(tmp_path)
+
+
+def test_a_folder_of_cvat_that_is_called_like_a_split(tmp_path):
+    truth = {f"images/{x}.png": make_boxes(x) for x in ("dev/a", "park/b")}
+    for image in truth:
+        put_image(tmp_path, image)
+    put_set(tmp_path, "cvat", "annotations", {i[7:]: b for i, b in truth.items()})
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert "folders that speak of splits, and divide nothing" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_a_file_named_by_itself_and_the_folder_of_its_split(tmp_path, kind):
+    for split in ("train", "val"):
+        put_image(tmp_path, f"images/{split}/1.png")
+        put_set(tmp_path, kind, split, {"1.png": make_boxes(split)})
+    suffix = "xml" if kind == "cvat" else kind
+    expected = {"images/val/1.png": make_boxes("val")}
+    found = found_in(tmp_path / f"val.{suffix}")
+    assert list(found) in (["all"], ["val"])
+    assert [*found.values()][0]["images/val/1.png"] == sorted(expected["images/val/1.png"])
+
+
 def test_images_of_another_table_are_not_negatives(tmp_path):
     truth = {f"images/{i}.png": make_boxes(i) for i in range(4)}
     for image in truth:
@@ -114,11 +220,12 @@ def test_images_of_another_table_are_not_negatives(tmp_path):
         rows = [[f"{i}.png", *b[1:], b[0]] for i in images for b in truth[f"images/{i}.png"]]
         put_csv(tmp_path, f"{table}.csv", rows)
     put(tmp_path, "c.csv", '"\n')
+    put(tmp_path, "d.csv", "label,xmin,ymin,xmax,ymax,filename\ndisc,1,2,3,4,7.png\nEnd\n")
     expected = {f"images/{i}.png": truth[f"images/{i}.png"] for i in (0, 1)}
     assert found_in(tmp_path / "a.csv") == ordered({"all": {**expected, "images/3.png": []}})
     text = notes(tmp_path / "a.csv")
     assert "1: labelled by another table than the named one, e.g. images/2.png" in text
-    assert "2: beside the file that is named, e.g. b.csv" in text
+    assert "3: beside the file that is named, e.g. b.csv" in text
 
 
 # --- broken labels -----------------------------------------------------------------------------
@@ -151,6 +258,18 @@ def test_a_broken_file_of_labels_is_not_a_negative(tmp_path, kind, broken, home)
     assert len(found_in(tmp_path)["all"]) == 3
 
 
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_files_of_another_program_beside_images(tmp_path, kind):
+    suffix = "xml" if kind == "voc" else "json"
+    for i in range(3):
+        put_image(tmp_path, f"images/{i}.png")
+        put(tmp_path, f"images/{i}.{suffix}", "<exif/>" if kind == "voc" else {"iso": 100})
+        if i:
+            make = voc if kind == "voc" else labelme
+            put(tmp_path, f"labels/{i}.{suffix}", make(f"{i}.png", make_boxes(i)))
+    assert found_in(tmp_path)["all"]["images/0.png"] == []
+
+
 @pytest.mark.parametrize("number", ["0.000000000000000000e+00", "0.0", "0e0"])
 def test_classes_written_as_fractions(tmp_path, number):
     put_image(tmp_path, "images/0.png")
@@ -162,12 +281,29 @@ def test_classes_written_as_fractions(tmp_path, number):
 # --- classes and configurations ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["id,name\n0,disc\n1,star\n", "names:\n  0: disc\n  1: star\n"])
-def test_a_heading_in_a_list_of_classes(tmp_path, text):
+HEADINGS = ["id,name\n0,disc\n1,star\n", "names:\n  0: disc\n  1: star\n", "Classes:\ndisc\nstar\n"]
+
+
+@pytest.mark.parametrize("text", HEADINGS)
+@pytest.mark.parametrize("kind", ["yolo", "data.yaml", "voc"])
+def test_a_heading_in_a_list_of_classes(tmp_path, text, kind):
     put_image(tmp_path, "0.png")
-    put(tmp_path, "0.txt", "0 0.5 0.5 0.2 0.2\n")
-    put(tmp_path, "classes.txt", text)
+    if kind == "voc":
+        put(tmp_path, "0.xml", voc("0.png", [["disc", 1, 1, 9, 9]]))
+    else:
+        put(tmp_path, "0.txt", "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path, "names.txt" if kind == "data.yaml" else "classes.txt", text)
+    if kind == "data.yaml":
+        put(tmp_path, "data.yaml", "train: .\nnames: names.txt\n")
     assert "which would be the name of a class" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["90 degrees", "0 degrees"], ["upside down", "0 degrees"]])
+def test_names_that_look_like_a_heading(tmp_path, names):
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.txt", yolo(make_boxes(0, names), names))
+    put(tmp_path, "classes.txt", "\n".join(names))
+    assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0, names)}})
 
 
 def test_names_in_one_line(tmp_path):
@@ -189,7 +325,8 @@ def test_a_configuration_that_names_classes_alone(tmp_path, others):
     for split in ("train", "val"):
         put_image(tmp_path, f"{split}/images/{split}.png")
         put(tmp_path, f"{split}/labels/{split}.txt", yolo(make_boxes(split)))
-    put(tmp_path, "data.yaml", f"nc: 3\nnames: {json.dumps(NAMES)}\n")
+    count = "nc: 3\n" if others is None else ""
+    put(tmp_path, "data.yaml", f"{count}names: {json.dumps(NAMES)}\n")
     if others:
         put(tmp_path, "classes.txt", "\n".join(others))
     if others == NAMES[::-1]:
@@ -202,15 +339,24 @@ def test_a_configuration_that_names_classes_alone(tmp_path, others):
 def test_a_list_of_names_beside_another_format(tmp_path):
     put_image(tmp_path, "0.png")
     put(tmp_path, "a.json", coco({"0.png": make_boxes(0)}))
-    put(tmp_path, "model.yaml", "nc: 2\nnames: [a, b]\n")
+    for name in ("model.yaml", "data.yaml", "other/data.yaml"):
+        put(tmp_path, name, "nc: 80\nnames: coco.names\n")
+    put(tmp_path, "train.labels", "0.png 1\n")
+    assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
+    (tmp_path / "a.json").unlink()
+    put(tmp_path, "0.txt", yolo(make_boxes(0)))
+    assert "coco.names, which is not there" in refused(tmp_path)
+    for name in ("data.yaml", "other/data.yaml"):
+        put(tmp_path, name, f"names: {json.dumps(NAMES)}\n")
     assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
 
 
-def test_validation_in_a_configuration(tmp_path):
+@pytest.mark.parametrize("keys", [("train", "validation"), ("training", "dev"), ("Train", "VAL")])
+def test_other_words_for_splits_in_a_configuration(tmp_path, keys):
     for split in ("train", "val"):
         put_image(tmp_path, f"images/{split}/1.png")
         put(tmp_path, f"labels/{split}/1.txt", yolo(make_boxes(split)))
-    text = f"train: images/train\nvalidation: images/val\nnames: {json.dumps(NAMES)}\n"
+    text = f"{keys[0]}: images/train\n{keys[1]}: images/val\nnames: {json.dumps(NAMES)}\n"
     put(tmp_path, "data.yaml", text)
     expected = {s: {f"images/{s}/1.png": make_boxes(s)} for s in ("train", "val")}
     assert found_in(tmp_path) == ordered(expected)
@@ -274,6 +420,25 @@ def test_tracks_of_images_with_the_numbers_of_frames(tmp_path, numbers, start):
     assert [name for name, boxes in found.items() if boxes] == [f"IMG_{start + 1:04d}.png"]
 
 
+def test_first_frames_that_were_removed(tmp_path):
+    put_numbered(tmp_path, range(2, 12), range(12), size=12)
+    found = found_in(tmp_path)["all"]
+    assert found["IMG_0002.png"] == [["disc", 2, 2, 30, 30]] and len(found) == 10
+
+
+def test_a_stray_image_beside_frames(tmp_path):
+    put_numbered(tmp_path, [*range(9), 20], range(9), size=10)
+    assert len(found_in(tmp_path)["all"]) == 9
+
+
+def test_frames_of_two_videos(tmp_path):
+    for split in ("train", "val"):
+        put_numbered(tmp_path / split / "images", range(3), range(3), size=3)
+        home = tmp_path / split
+        (home / "images" / "annotations.xml").rename(home / "annotations.xml")
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 3, "val": 3}
+
+
 @pytest.mark.parametrize("group", ["", -1, None])
 def test_shapes_without_a_group(tmp_path, group):
     put_image(tmp_path, "0.png")
@@ -318,21 +483,41 @@ def test_a_table_with_sizes_and_without_a_header(tmp_path):
     assert "another size than stated" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("empty", ["nan", "NaN", "null", ""])
+@pytest.mark.parametrize("name", ["losses.csv", "gps.csv"])
+def test_other_numbers_are_not_a_table(tmp_path, name):
+    put_image(tmp_path, "a.png")
+    put(tmp_path, "a.txt", yolo(make_boxes(0)))
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    put(tmp_path, name, "1,0.5,0.4,0.3,0.2,0.1,3,4\n2,0.5,0.4,0.3,0.2,0.1,3,4\n")
+    assert found_in(tmp_path) == ordered({"all": {"a.png": make_boxes(0)}})
+
+
+def test_rows_without_a_box_and_sizes_of_boxes(tmp_path):
+    boxes = make_boxes(0)
+    for i in range(2):
+        put_image(tmp_path, f"{i}.png")
+    rows = [["0.png", *b[1:], b[0], b[3] - b[1], b[4] - b[2]] for b in boxes]
+    put_csv(tmp_path, "a.csv", [*rows, ["1.png", *["NaN"] * 7]], header=f"{HEADER},width,height")
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes, "1.png": []}})
+
+
+@pytest.mark.parametrize("empty", ["nan", "NaN", "null", "<NA>", ""])
 @pytest.mark.parametrize("header", ["", HEADER])
 def test_rows_without_a_box(tmp_path, empty, header):
     boxes = make_boxes(0)
     for i in range(2):
         put_image(tmp_path, f"{i}.png")
-    rows = [["0.png", *b[1:], b[0]] for b in boxes] + [["1.png", *[empty] * 5]]
+    rows = [["1.png", *[empty] * 5]] + [["0.png", *b[1:], b[0]] for b in boxes]
     put_csv(tmp_path, "a.csv", rows, header=header)
     assert found_in(tmp_path) == ordered({"all": {"0.png": boxes, "1.png": []}})
 
 
-def test_a_table_that_states_its_delimiter(tmp_path):
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "sep=;;;;;"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_that_states_its_delimiter(tmp_path, first, end):
     put_image(tmp_path, "0.png")
-    rows = ["sep=;", HEADER.replace(",", ";"), "0.png;1;2;30;40;disc"]
-    put(tmp_path, "a.csv", "\n".join(rows))
+    rows = [first, HEADER.replace(",", ";"), "0.png;1;2;30;40;disc"]
+    (tmp_path / "a.csv").write_bytes(end.join(rows).encode())
     assert found_in(tmp_path) == {"all": {"0.png": [["disc", 1, 2, 30, 40]]}}
     put(tmp_path, "a.csv", "\n".join([*rows, "0.png;1;2;x;40;disc"]))
     assert "line 4" in refused(tmp_path)

@@ -387,6 +387,14 @@ def _refuse_empty(parser: argparse.ArgumentParser, args: Dict) -> None:
             parser.error(f"{name} is empty; type a value")
 
 
+def _refuse_two_values(overrides: Sequence[str]) -> None:
+    """Raise UserError for a key that is typed with two values, as for flags."""
+    typed: Dict[str, str] = {}
+    for key, value in zip(overrides[::2], overrides[1::2]):
+        if typed.setdefault(key, value) != value:
+            raise UserError(f"{key} is typed as {typed[key]} and as {value}; omit one of them.")
+
+
 def run(name: str, argv: Sequence[str]) -> None:
     """Parse the command line of a command, call its function, and print what it returns.
 
@@ -398,6 +406,7 @@ def run(name: str, argv: Sequence[str]) -> None:
     argv, overrides = split_overrides(
         argv, [x for x, has_value in words.flags.items() if has_value]
     )
+    _refuse_two_values(overrides)
     argv = [protect_numbers(expand_home(x)) for x in argv]
     refuse_unknown(words, argv, overrides)
     # Flags may stand between the names of images.

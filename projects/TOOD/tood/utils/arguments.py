@@ -72,16 +72,12 @@ def split_overrides(
         flags: those that take a value, which may be called like a key.
 
     Raises:
-        UserError: for a flag among the options, and a key with two values.
+        UserError: for a flag among the options.
     """
     argv = [str(x) for x in (sys.argv[1:] if argv is None else argv)]
     is_key = [KEYS.fullmatch(x) and before not in flags for x, before in zip(argv, ("", *argv))]
     first = is_key.index(next(filter(None, is_key))) if any(is_key) else len(argv)
     _refuse_flags(argv[first:])
-    typed: Dict[str, str] = {}
-    for key, value in zip(argv[first::2], argv[first + 1 :: 2]):
-        if typed.setdefault(key, value) != value:
-            raise UserError(f"{key} is typed as {typed[key]} and as {value}; omit one of them.")
     return argv[:first], [expand_home(x) for x in argv[first:]]
 
 

@@ -10,7 +10,7 @@ from tood.app.convert.ledger import IMAGE, LABELS, NO_IMAGE, Ledger
 from tood.app.convert.matching import match_files
 from tood.app.convert.names import folder_splits, get_stem
 from tood.app.convert.objects import Labels, Object, Record, check_outside
-from tood.app.convert.splits import LISTED, split_by_image
+from tood.app.convert.splits import LISTED, choose_steps, split_by_image
 from tood.data.images import HEIF, IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 from tood.utils.reading import compose
@@ -133,10 +133,10 @@ def divide_images(
         UserError: if some labelled images lie in folders of splits and some do not.
     """
     words = split_by_image(folder)
+    homes = choose_steps({r.file: folder_splits(r.file) for r in labelled.values()})
     for image, record in labelled.items():
-        own = record.split or words[image]
         note_other_split(record.split, image, ledger)
-        words[image] = own or next(iter(folder_splits(record.file)), "")
+        words[image] = record.split or words[image] or homes[record.file]
     named = {words[i] for i in labelled} - {""}
     outside = [i for i in labelled if not words[i]]
     if named - {"train"} and outside:

@@ -6,6 +6,7 @@ from typing import List, Sequence, Set
 
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import CLASSES, Ledger
+from tood.utils.errors import UserError
 from tood.utils.reading import compose
 
 CLASS_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
@@ -19,6 +20,8 @@ def name_classes(folder: Folder, ledger: Ledger, found: Set[str]) -> List[str]:
     """Return the classes with the names that are found, in a stated order or sorted."""
     files = [f for f in folder.with_suffix(".txt") if os.path.basename(f).lower() in CLASS_FILES]
     stated = {f: read_classes(folder, f) for f in files}
+    for file, lines in stated.items():
+        refuse_heading(folder, file, lines)
     for file in files:
         ledger.enter(file, CLASSES)
     if len({tuple(x) for x in stated.values()}) == 1:
@@ -41,6 +44,22 @@ def read_classes(folder: Folder, file: str) -> List[str]:
     if lines and lines[0].startswith("# label:"):
         lines = [line.split(":")[0].strip() for line in lines[1:]]
     return [name for name in dict.fromkeys(map(compose, lines)) if name]
+
+
+def refuse_heading(folder: Folder, file: str, lines: Sequence[str]) -> None:
+    """Raise UserError for a comment, or a heading of a list of classes, in the place of a name: a
+    line before numbered ones, or one that ends with a colon.
+    """
+    wrong = next((line for line in lines if line.startswith("# ")), "")
+    first, rest = (lines[0], lines[1:]) if lines else ("", ())
+    is_numbered = (len(rest) > 1 or "," in first) and omit_numbers(rest) != list(rest)
+    if is_numbered or (rest and first.endswith(":")):
+        wrong = first
+    if wrong:
+        raise UserError(
+            f"{folder.path(file)} has the line {wrong!r:.60}, which would be the name of a class; "
+            "remove it."
+        )
 
 
 def omit_numbers(lines: Sequence[str]) -> List[str]:

@@ -7,7 +7,7 @@ own, and lets that one read. A new format is a file with a :class:`Format`, and 
 import collections
 import os
 import re
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 from tood.app.convert.build import Contents, Format
 from tood.app.convert.folder import STATING, Folder, relative_path
@@ -251,14 +251,17 @@ def _refuse_broken(folder: Folder, kind: Format, contents: Contents, ledger: Led
     labelled = {ledger.files[file][1] for file in known}
     used = {str(image["file_name"]) for x in contents.values() for image in x["images"]}
     names = folder.names
+    places: Dict[str, Set[str]] = {}
     for file in folder.with_suffix(ENDINGS[kind]):
-        if file in ledger.files:
-            continue
-        images = set(names.plain_area.find(get_stem(file), find_area(file)))
-        if os.path.dirname(file) in homes:
-            images.update(names.plain_stem.find(get_stem(file)))
+        if file not in ledger.files:
+            places[file] = set(names.plain_area.find(get_stem(file), find_area(file)))
+            if os.path.dirname(file) in homes:
+                places[file].update(names.plain_stem.find(get_stem(file)))
+    # Of another program, which has written one for images with labels as well.
+    others = {os.path.dirname(f) for f, images in places.items() if images & labelled} - homes
+    for file, images in places.items():
         broken = sorted((images & used) - labelled)
-        if broken:
+        if broken and os.path.dirname(file) not in others:
             raise UserError(
                 f"{folder.path(file)} is at the place of the labels of {broken[0]}, but not in "
                 f"{kind.name}'s form; write it again, or remove it."

@@ -142,11 +142,13 @@ def match_names(
     found: Dict[str, str] = {}
     names = list(dict.fromkeys(names))
     for name in names:
-        image = _direct(folder, name, near)
+        image = find_direct(folder, name, near)
         if image is not None:
             found[name] = image
     taken, places = set(found.values()), _places(folder, names, near, found)
-    has_paths = any("/" in name for name in found)  # so that folders in other names count as well
+    has_paths = any(
+        "/" in x and not os.path.isabs(x) for x in found
+    )  # so that folders in other names count as well
     by_image: Dict[str, str] = {}
     where = f"{folder.path(source)}: " if source else ""
     for name in names:
@@ -185,7 +187,7 @@ def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Di
     return places
 
 
-def _direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
+def find_direct(folder: Folder, name: str, near: Sequence[str]) -> Optional[str]:
     """Return the image at exactly the path that a name says."""
     if "\\" in name:  # which may be a letter of a name
         for path in (f"{n}/{name}".lstrip("/") for n in near):

@@ -2,13 +2,14 @@
 
 import os
 import re
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import LIST, Ledger
-from tood.app.convert.matching import match_names
+from tood.app.convert.matching import find_direct, match_names
 from tood.app.convert.names import (
     SPLITS,
+    find_area,
     folder_splits,
     get_stem,
     get_suffix,
@@ -55,21 +56,64 @@ def find_split(folder: Folder, files: Sequence[str]) -> Dict[str, str]:
 
 
 def name_splits(files: Sequence[str]) -> Dict[str, str]:
-    """Return the split that the folders, or else the name, of each file speak of, or ""."""
-    homes = _choose_steps({file: folder_splits(file) for file in files})
+    """Return the split that each file is named after, or "": by its folders, or else by its name,
+    which is their innermost step if it distinguishes files, as in training/val.csv.
+    """
     words = {file: split_words(get_stem(file)) for file in files}
-    return {f: homes[f] or (words[f][0] if len(words[f]) == 1 else "") for f in files}
+    words = {file: found if len(found) == 1 else [] for file, found in words.items()}
+    if len(files) == 1:
+        return {file: next(iter([*folder_splits(file), *words[file]]), "") for file in files}
+    return choose_steps({file: [*folder_splits(file), *words[file]] for file in files})
+
+
+def match_in_splits(
+    folder: Folder,
+    ledger: Ledger,
+    pairs: Sequence[Tuple[str, str]],
+    near: Sequence[str],
+    source: str,
+) -> Dict[Tuple[str, str], str]:
+    """Find the images of names in splits: in the folder of the split, or as match_names does.
+
+    Args:
+        pairs: (split or "", name) of each image.
+        near, source: as in match_names.
+
+    Raises:
+        UserError: for an image in two splits, and as match_names does.
+    """
+    homes = {split: find_homes(folder, split) for split, _ in pairs}
+    texts = {}
+    for split, name in pairs:
+        own = find_direct(folder, name, homes[split]) if homes[split] else None
+        texts[split, name] = name if own is None else os.path.abspath(folder.path(own))
+    found = match_names(folder, ledger, texts.values(), near, source)
+    matched, splits = {}, {}
+    for (split, name), text in texts.items():
+        if text in found:
+            image = matched[split, name] = found[text]
+            other = splits.setdefault(image, split)
+            if other != split:
+                raise UserError(
+                    f"{folder.path(source)} puts {name} into {other or 'no split'} and into "
+                    f"{split or 'no split'}; correct one of them."
+                )
+    return matched
 
 
 def find_homes(folder: Folder, split: str) -> List[str]:
-    """Return the one folder of images that is named after a split, in a list, or nothing."""
-    homes = set()
-    for home in {os.path.dirname(image) for image in folder.images}:
+    """Return the one folder that is named after a split, and those in it that only contain its
+    images, as train and train/images; nothing if there are several.
+    """
+    homes: Dict[str, List[str]] = {}
+    for home in dict.fromkeys(os.path.dirname(image) for image in folder.images) if split else ():
         steps = home.split("/")
         named = next((i for i, step in enumerate(steps, 1) if read_split(step)), 0)
         if named and read_split(steps[named - 1]) == split:
-            homes.add("/".join(steps[:named]))
-    return list(homes) if len(homes) == 1 else []
+            top = "/".join(steps[:named])
+            is_plain = find_area(f"{home}/x") == find_area(f"{top}/x")
+            homes.setdefault(top, [top]).extend([home] if is_plain and home != top else [])
+    return next(iter(homes.values())) if len(homes) == 1 else []
 
 
 def split_by_image(folder: Folder) -> Dict[str, str]:
@@ -79,10 +123,10 @@ def split_by_image(folder: Folder) -> Dict[str, str]:
     kinds = {tuple(x) for x in names.values()}
     if not any(steps.values()) and len(kinds) > 1 and all(len(x) == 1 for x in kinds):
         steps = names
-    return _choose_steps(steps)
+    return choose_steps(steps)
 
 
-def _choose_steps(steps: Dict[str, List[str]]) -> Dict[str, str]:
+def choose_steps(steps: Dict[str, List[str]]) -> Dict[str, str]:
     """Return the split of each file by those that its folders speak of: the outermost decides,
     unless those in it are the splits, as in training/val.
     """

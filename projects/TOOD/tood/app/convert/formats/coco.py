@@ -121,7 +121,8 @@ def _divide(content: Dict, path: str, split: str, others: Set[str], ledger: Ledg
     if wrong is not None:
         raise UserError(
             f"{path}: {wrong.get('file_name')} has {wrong['split']!r} as its split, but its file "
-            f"is that of {named!r}; correct one of them, or leave one file in the folder."
+            f"is that of {named!r}, and another one has such images; correct one of them, or leave "
+            "one file in the folder."
         )
     if named and {*owns} != {named}:
         ledger.note("images in a file of another split than they state, which applies", path)

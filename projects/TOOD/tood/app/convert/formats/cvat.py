@@ -12,10 +12,14 @@ from tood.app.convert.build import Contents, Format, build_contents, divide_imag
 from tood.app.convert.folder import Folder
 from tood.app.convert.formats.voc import find_root, parse_xml
 from tood.app.convert.ledger import NO_IMAGE, Ledger
-from tood.app.convert.matching import match_names
 from tood.app.convert.names import get_stem, read_split
 from tood.app.convert.objects import Object, Record, read_label, read_marks, read_numbers, read_size
-from tood.app.convert.splits import check_splits, find_homes, name_splits
+from tood.app.convert.splits import (
+    check_splits,
+    match_in_splits,
+    name_splits,
+    split_by_image,
+)
 from tood.utils.errors import UserError
 from tood.utils.reading import MiB, compose
 
@@ -38,8 +42,11 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     records, names = [], {}
     stated: Dict[str, str] = {}  # subset -> where
     empty: List[Record] = []  # frames without objects
-    splits = {} if folder.only else name_splits(files)
-    splits = splits if all(splits.values()) else {}
+    splits = name_splits(files)
+    if not all(splits.values()):
+        for file in filter(splits.get, files):
+            ledger.note("files that speak of splits beside others, and divide nothing", file)
+        splits = {}
     for file in files:
         root = parse_xml(folder, file, MAX_XML)
         labels = (compose(e.text or "") for e in root.iterfind("./meta//label/name"))
@@ -64,9 +71,26 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     classes = [name for name in names if name] if used <= set(names) else None
     listed = {record.image for record in records}
     ledger.ignore([i for i in folder.images if i not in listed], "not named by CVAT's file")
-    divided = divide_images(folder, ledger, {record.image: record for record in records})
-    divided = {k: [i for i in images if i in listed] for k, images in divided.items()}
+    divided = _divide(folder, ledger, records, "all" if folder.only else "")
     return build_contents(folder, ledger, records, splits=divided, classes=classes)
+
+
+def _divide(
+    folder: Folder, ledger: Ledger, records: Sequence[Record], split: str
+) -> Dict[str, List[str]]:
+    """Return the listed images of each split.
+
+    Args:
+        split: of all images, or "".
+    """
+    listed = list(dict.fromkeys(record.image for record in records))
+    words = split_by_image(folder)
+    is_divided = any(record.split for record in records) or all(words[i] for i in listed)
+    if split or not is_divided:
+        return {split or "all": listed}
+    divided = divide_images(folder, ledger, {record.image: record for record in records})
+    known = set(listed)
+    return {k: [i for i in images if i in known] for k, images in divided.items()}
 
 
 CVAT = Format("CVAT XML", find_cvat, read_cvat)
@@ -80,18 +104,19 @@ def _match(
     Args:
         split: that of the file, for images that state none.
     """
-    records, home = [], os.path.dirname(file)
-    for some in dict.fromkeys(own or split for _, own, _, _ in found):
-        mine = [x for x in found if (x[1] or split) == some]
-        near = [home, f"{home}/images".lstrip("/"), *(find_homes(folder, some) if some else ())]
-        images = match_names(folder, ledger, [name for name, *_ in mine], near, file)
-        for name, _, size, objects in mine:
-            ledger.objects_in += len(objects)
-            if name in images:
-                records.append(Record(file, images[name], objects, size, split=some))
-            else:
-                ledger.drop(NO_IMAGE, name, len(objects))
-    return records
+    ledger.objects_in += sum(len(objects) for *_, objects in found)
+    home = os.path.dirname(file)
+    near = [home, f"{home}/images".lstrip("/")]
+    pairs = [(own or split, name) for name, own, _, _ in found]
+    images = match_in_splits(folder, ledger, pairs, near, file)
+    for pair, (name, _, _, objects) in zip(pairs, found):
+        if pair not in images:
+            ledger.drop(NO_IMAGE, name, len(objects))
+    return [
+        Record(file, images[pair], objects, size, split=pair[0])
+        for pair, (_, _, size, objects) in zip(pairs, found)
+        if pair in images
+    ]
 
 
 def _read_images(
@@ -213,7 +238,9 @@ def _list_gaps(shown: Sequence[Tuple[int, bool]]) -> List[Tuple[int, int]]:
 def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int, List[str]]:
     """Return the images of each number that ends a name; one for each of some frames."""
     images: Dict[int, List[str]] = collections.defaultdict(list)
-    for image in folder.images:
+    home = f"{os.path.dirname(file)}/".lstrip("/")
+    below = [image for image in folder.images if image.startswith(home)]
+    for image in below or folder.images:
         number = re.search(r"(\d+)$", get_stem(image))
         if number:
             images[int(number.group(1))].append(image)
@@ -235,9 +262,9 @@ def _check_first(
     """
     number = read_size(root.findtext("./meta//size"), 1)
     begin = _find_number(root, "start_frame")
-    is_beyond = number is None or max(images, default=0) >= number[0]
-    is_late = 0 not in images and (1 in images or begin == 0)
-    if is_late and (first == 0 or is_beyond):
+    is_beyond = number is not None and max(images, default=0) >= number[0]
+    is_from_1 = 1 in images and (first == 0 or number is None or is_beyond)
+    if 0 not in images and (is_from_1 or (begin == 0 and is_beyond)):
         raise UserError(
             f"{folder.path(file)} counts frames from 0, but the images begin with "
             f"{folder.path(images[min(images)][0])}; rename the images so that the first is 0."
@@ -248,7 +275,8 @@ def _check_first(
     step = read_size(root.findtext("./meta//frame_filter", "").rpartition("=")[2], 1)
     ways = (range(number[0]), range(begin, end + 1, step[0] if step else 1))
     others = [sorted(images.keys() - set(way)) for way in ways]
-    if all(others):
+    is_stray = begin == 0 and len(others[0]) == 1 and others[0][0] > number[0]
+    if all(others) and not is_stray:
         other = folder.path(images[others[-1][0]][0])
         raise UserError(
             f"{folder.path(file)} has {number[0]} frames, and {other} is not numbered as one of "

@@ -8,12 +8,11 @@ import csv
 import io
 import os
 import re
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
-from tood.app.convert.matching import match_names
 from tood.app.convert.names import get_suffix, read_split
 from tood.app.convert.objects import (
     LARGEST,
@@ -25,7 +24,8 @@ from tood.app.convert.objects import (
     read_size,
     sort_corners,
 )
-from tood.app.convert.splits import check_splits, find_homes, find_split
+from tood.app.convert.splits import check_splits, find_split, match_in_splits, name_splits
+from tood.data.images import IMAGE_SUFFIXES
 from tood.utils.errors import UserError
 from tood.utils.reading import guard_reading, parse_number
 
@@ -47,7 +47,15 @@ BOX = ("x1", "y1", "x2", "y2")
 ENDINGS = (".csv", ".tsv")
 HEADLESS = {"image": 0, "label": 5, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "headless": 0}
 SIZES = {"width": 6, "height": 7}
-NO_BOX = ("", "nan", "na", "null", "none")  # in small letters, as programs write empty cells
+NO_BOX = (
+    "",
+    "nan",
+    "na",
+    "n/a",
+    "<na>",
+    "null",
+    "none",
+)  # in small letters, as programs write empty cells
 
 
 class Table(NamedTuple):
@@ -86,8 +94,10 @@ def read_tables(folder: Folder, found: Sequence[Tuple[str, Table]], ledger: Ledg
         cells = (x for _, row in table.rows[1:] for x in zip(table.header, row))
         note_scores(cells, ledger, file)
         split = files.get(file, "all")
+        if folder.only and not any("split" in table.columns for _, table in found):
+            split = name_splits([file])[file]  # in whose folder its images may be
         records += _read_records(folder, table, ledger, names, "" if split == "all" else split)
-    if len(found) == 1 and own != "all":
+    if len(found) == 1 and "split" not in found[0][1].columns:
         records = [record._replace(split="") for record in records]
     _omit_others(folder, {record.image for record in records})
     contents = build_contents(folder, ledger, records)
@@ -143,7 +153,8 @@ def _omit_box_sizes(
         return
     last = max(columns.values())
     cells = [[row[columns[key]] for key in keys] for _, row in rows if len(row) > last]
-    numbers = [[_number(x, has_decimal_commas) for x in row] for row in cells if any(row[:4])]
+    cells = [row for row in cells if not _is_empty(row[:4])]
+    numbers = [[_number(x, has_decimal_commas) for x in row] for row in cells]
     values = [[x for x in row if x is not None] for row in numbers]
     if values and all(len(row) == 6 and _is_size(*row) for row in values):
         del columns["width"], columns["height"]
@@ -234,10 +245,11 @@ def _find_columns(first: Sequence[str]) -> Optional[Dict[str, int]]:
     if all(key in columns for key in COLUMNS):
         return {**columns, "corners": 0} if {"x3", "y3"} <= set(names) else columns
     # Without a header: path, x1, y1, x2, y2, class, and perhaps the image's width and height.
-    is_row = all(_number(x, True) is not None or not x.strip() for x in first[1:5])
+    is_row = all(_number(x, True) is not None or _is_empty([x.strip()]) for x in first[1:5])
     if len(first) == 6 and is_row:
         return dict(HEADLESS)
-    return {**HEADLESS, **SIZES} if len(first) == 8 and is_row and read_size(*first[6:]) else None
+    is_row &= len(first) == 8 and get_suffix(first[0].strip()) in IMAGE_SUFFIXES
+    return {**HEADLESS, **SIZES} if is_row and read_size(*first[6:]) else None
 
 
 def _plain_names(header: Sequence[str]) -> List[str]:
@@ -248,14 +260,15 @@ def _read_rows(folder: Folder, file: str, text: str, delimiter: str) -> List[Tup
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     with guard_reading(folder.path(file), "export it again as CSV"):
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    if not _omit_separator([text.partition("\n")[0]]):
+    if not _omit_separator(text[:99].splitlines()[:1]):
         rows = rows[1:]
     return [(number, row) for number, row in rows if any(row)]
 
 
 def _omit_separator(lines: List[str]) -> List[str]:
     """Return lines without a first one that states the delimiter, as Excel writes it."""
-    return lines[1:] if lines and re.fullmatch(r"sep=.?", lines[0].strip()) else lines
+    is_stated = bool(lines) and re.fullmatch(r'"?sep=.?"?[,;\t|]*', lines[0].strip(), re.IGNORECASE)
+    return lines[1:] if is_stated else lines
 
 
 def _read_records(
@@ -282,48 +295,18 @@ def _read_records(
     if relative:
         ledger.note("boxes are relative to the images' sizes", table.file)
     ledger.objects_in += len(boxes)
-    images = _match(folder, ledger, table, found)
-    records, splits = [], {}
+    home = table.file.rpartition("/")[0]
+    near = [home, f"{home}/images".lstrip("/"), "", "images"]
+    pairs = [(named, image) for image, _, named in found]
+    images = match_in_splits(folder, ledger, pairs, near, table.file)
+    records = []
     for (name, size, named), objects in found.items():
         if (named, name) not in images:
             ledger.drop(NO_IMAGE, name, len(objects))
             continue
         image = images[named, name]
-        if splits.setdefault(image, named) != named:
-            raise UserError(
-                f"{folder.path(table.file)} puts {name} into {splits[image] or 'no split'} and "
-                f"into {named or 'no split'}; correct one of them."
-            )
         records.append(Record(table.file, image, objects, size, relative, named))
     return records
-
-
-def _match(
-    folder: Folder, ledger: Ledger, table: Table, found: Iterable[Tuple]
-) -> Dict[Tuple[str, str], str]:
-    """Return the image of each split and name; those that are not there are missing.
-
-    Args:
-        found: name, size and split of each image.
-    """
-    by_split = collections.defaultdict(list)
-    for name, _, split in found:
-        by_split[split].append(name)
-    return {
-        (split, name): image
-        for split, names in by_split.items()
-        for name, image in match_names(
-            folder, ledger, names, _list_near(folder, table, split), table.file
-        ).items()
-    }
-
-
-def _list_near(folder: Folder, table: Table, split: str) -> List[str]:
-    """Return the folders that images of a split may be in, the most certain one first."""
-    home = table.file.rpartition("/")[0]
-    places = ("images", *([split, f"images/{split}", f"{split}/images"] if split else []))
-    near = [home, *(f"{home}/{x}".lstrip("/") for x in places)]
-    return [*near, *(find_homes(folder, split) if split else ()), "", "images"]
 
 
 def _omit_others(folder: Folder, labelled: Set[str]) -> None:
@@ -335,8 +318,9 @@ def _omit_others(folder: Folder, labelled: Set[str]) -> None:
             continue
         with contextlib.suppress(UserError):  # it need not be one
             table = _read_table(folder, file)
-            for _, row in table.rows if table else ():
-                name = row[table.columns["image"]].replace("\\", "/") if row else ""
+            column = table.columns["image"] if table else 0
+            for row in (row for _, row in table.rows if len(row) > column) if table else ():
+                name = row[column].replace("\\", "/")
                 base = os.path.basename(name)
                 images = known.base.get(base) or known.stem.get(base, [])
                 whole = [

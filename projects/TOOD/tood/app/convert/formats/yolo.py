@@ -7,7 +7,7 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents, match_labels
-from tood.app.convert.classes import NUMBERS, omit_numbers
+from tood.app.convert.classes import NUMBERS, omit_numbers, refuse_heading
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.formats.yolo_config import (
     Config,
@@ -24,7 +24,7 @@ from tood.utils.reading import compose
 
 # The number of a class may be written as a fraction, or as NumPy does: 1.000e+00.
 _LINE = re.compile(r"\s*\d+(\.0*|(\.\d*)?[eE][-+]?\d+)?([ \t]+[-+.\deE]+){4,}\s*$")
-CLASS_ENDINGS = (".names", ".labels")  # of darknet, and of Roboflow for it
+CLASS_ENDINGS = (".names", "_darknet.labels")  # of darknet, and of Roboflow for it
 
 
 class Found(NamedTuple):
@@ -41,14 +41,12 @@ def find_yolo(folder: Folder) -> Optional[Found]:
     Raises:
         UserError: for two configurations, or one that contradicts itself.
     """
-    config = find_config(folder)
-    texts = folder.with_suffix(".txt", *CLASS_ENDINGS)
+    config = find_config(folder, lambda: bool(label_files(folder)))
+    texts = folder.with_suffix(".txt", ".names", ".labels")
     class_files = [f for f in texts if _is_class_file(folder, f)]
     if config is None and not class_files:
         return None
     labels = label_files(folder)
-    if config is not None and not config.entries and not labels:
-        return None  # a list of names, perhaps of another program
     return Found(config, class_files, labels) if config or labels else None
 
 
@@ -156,14 +154,7 @@ def _names_in(folder: Folder, file: str) -> List[str]:
             "classes are not certain; remove it, or name the class."
         )
     names = folder.lines(file)
-    other = next((name for name in names if name.startswith("# ")), "")
-    if names and omit_numbers(names[1:]) != names[1:]:  # the others are numbered from 0
-        other = names[0]
-    if other:
-        raise UserError(
-            f"{folder.path(file)} has the line {other!r:.60}, which would be the name of a class; "
-            "remove it."
-        )
+    refuse_heading(folder, file, names)
     return read_names(folder, file, omit_numbers(names), None)
 
 

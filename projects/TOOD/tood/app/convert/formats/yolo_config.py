@@ -2,9 +2,9 @@
 
 import os
 import re
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from tood.app.convert.classes import omit_numbers
+from tood.app.convert.classes import omit_numbers, refuse_heading
 from tood.app.convert.folder import Folder, decode, relative_path
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.names import SPLITS, folder_splits
@@ -14,7 +14,9 @@ from tood.utils.folders import is_output
 from tood.utils.plain_yaml import load_yaml
 from tood.utils.reading import MAX_CONFIG, MiB, compose, guard_reading, make_dict
 
-SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
+SPLIT_KEYS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+# Files that are read if they name the classes alone.
+DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
 class Config(NamedTuple):
@@ -29,16 +31,21 @@ class Config(NamedTuple):
     names_file: str = ""  # that its names are in
 
 
-def find_config(folder: Folder) -> Optional[Config]:
+def find_config(folder: Folder, has_labels: Callable[[], bool]) -> Optional[Config]:
     """Return the configuration of a folder, if there is one.
+
+    Args:
+        has_labels: whether there are labels, for a configuration that names classes alone.
 
     Raises:
         UserError: for two of them, or one that contradicts itself.
     """
-    configs = [_read_yaml(folder, f) for f in folder.with_suffix(".yaml", ".yml")]
+    configs = [_read_yaml(folder, f, has_labels) for f in folder.with_suffix(".yaml", ".yml")]
     configs += [_read_obj_data(folder, f) for f in folder.with_suffix(".data")]
     found = [config for config in configs if config is not None]
     found = [config for config in found if config.entries] or found
+    if found and not found[0].entries and all(x.names == found[0].names for x in found):
+        found = found[:1]
     if len(found) > 1:
         first, second = (folder.path(c.file) for c in found[:2])
         raise UserError(f"{first} and {second} each describe a data set; name one of them.")
@@ -59,7 +66,7 @@ def find_config_above(path: str) -> str:
     path = os.path.realpath(path)
     names = [x for x in os.listdir(above.root) if x.lower().endswith((".yaml", ".yml"))]
     for name in sorted(names):
-        config, inside = _read_yaml(above, name), {}
+        config, inside = _read_yaml(above, name, lambda: False), {}
         for split, entries in config.entries.items() if config else ():
             found = [_find(above, config, x)[:1] for x in entries]
             places = [f"{os.path.realpath(above.path(p))}{os.sep}" for x in found for p in x]
@@ -72,7 +79,7 @@ def find_config_above(path: str) -> str:
     return ""
 
 
-def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
+def _read_yaml(folder: Folder, file: str, has_labels: Callable[[], bool]) -> Optional[Config]:
     data, path = folder.read(file), folder.path(file)
     try:
         with guard_reading(path, "correct it; it must be YAML of plain values"):
@@ -96,6 +103,9 @@ def _read_yaml(folder: Folder, file: str) -> Optional[Config]:
         raise UserError(f"{folder.path(file)} does not name its classes; add the key names.")
     shape = content.get("kpt_shape")
     is_shape = isinstance(shape, list) and [type(x) for x in shape] == [int, int]
+    is_alone = not any(content.get(key) for key in SPLIT_KEYS)
+    if is_alone and not (os.path.basename(file).lower() in DATA_FILES and has_labels()):
+        return None
     config = _read_config(folder, file, content, as_text.get("names"), content.get("nc"))
     return config and config._replace(num_pose_values=shape[0] * shape[1] if is_shape else 0)
 
@@ -107,6 +117,8 @@ def _read_obj_data(folder: Folder, file: str) -> Optional[Config]:
     pairs = [map(str.strip, line.split("=", 1)) for line in folder.lines(file) if "=" in line]
     with guard_reading(folder.path(file), "leave one of both"):
         content = make_dict((key, value) for key, value in pairs)
+    if not any(content.get(key) for key in SPLIT_KEYS):
+        return None
     return _read_config(folder, file, content, content.get("names"), content.get("classes"))
 
 
@@ -118,7 +130,7 @@ def _read_config(
         if content.get(key):
             some = content[key] if isinstance(content[key], list) else [content[key]]
             entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
-    if not names or not content["names"] or not (entries or number):
+    if not names or not content["names"]:
         return None
     listed = _find_names_file(folder, file, names) if isinstance(names, str) else ""
     names = read_names(folder, file, names, number)
@@ -178,7 +190,9 @@ def _names_in_text(folder: Folder, file: str, text: str, number: Optional[int]) 
     """Return names that are written as one text, or in a file that it names."""
     listed = _find_names_file(folder, file, text)
     if listed:
-        return omit_numbers(folder.lines(listed))
+        lines = folder.lines(listed)
+        refuse_heading(folder, listed, lines)
+        return omit_numbers(lines)
     if re.fullmatch(r"\S+\.(names|txt)", text.strip()):
         raise UserError(
             f"{folder.path(file)} says that the classes are in {text.strip()}, which is not there; "
