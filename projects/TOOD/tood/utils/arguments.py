@@ -181,7 +181,7 @@ def read_options(name: str, options: Any) -> List[str]:
     """Return keys and values in turn, as text.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
     """
     if isinstance(options, dict):
         options = [x for item in options.items() for x in item]

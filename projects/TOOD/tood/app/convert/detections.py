@@ -45,7 +45,7 @@ def write_detections(
     """Write a data set of detections, with the list of its files, in the place of an earlier one.
 
     Args:
-        results: of the images, at least one.
+        results: results for at least one image.
         predictor: found them.
         also: content of further JSON files, by their names.
     """

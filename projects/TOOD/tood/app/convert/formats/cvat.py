@@ -81,7 +81,7 @@ def _divide(
     """Return the listed images of each split.
 
     Args:
-        split: of all images, or "".
+        split: "all" for images that are not divided, or "".
     """
     listed = list(dict.fromkeys(record.image for record in records))
     words = split_by_image(folder)
