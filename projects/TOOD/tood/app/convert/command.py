@@ -134,9 +134,7 @@ def replaced(output: str, overwrite: bool) -> Iterator[None]:
     else:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
-        while new := _list_empty_folders(output) - empty:
-            for folder in new:
-                os.rmdir(folder)
+        _remove_empty_folders(output, empty)
 
 
 def _give_back(output: str, aside: str, before: Set[str], error: BaseException) -> None:
@@ -200,3 +198,10 @@ def _move(files: Iterable[str], source: str, target: str) -> None:
 
 def _list_empty_folders(folder: str) -> Set[str]:
     return {x for x, folders, files in os.walk(folder) if x != folder and not folders + files}
+
+
+def _remove_empty_folders(folder: str, kept: Set[str]) -> None:
+    for home, _, _ in os.walk(folder, topdown=False):
+        if home != folder and home not in kept and not os.listdir(home):
+            with contextlib.suppress(OSError):
+                os.rmdir(home)
