@@ -330,7 +330,7 @@ def test_a_configuration_that_names_classes_alone(tmp_path, others):
     if others:
         put(tmp_path, "classes.txt", "\n".join(others))
     if others == NAMES[::-1]:
-        assert "number the classes differently" in refused(tmp_path)
+        assert "names other classes than their list, which applies" in notes(tmp_path)
         return
     expected = {s: {f"{s}/images/{s}.png": make_boxes(s)} for s in ("train", "val")}
     assert found_in(tmp_path) == ordered(expected)
@@ -349,6 +349,13 @@ def test_a_list_of_names_beside_another_format(tmp_path):
     for name in ("data.yaml", "other/data.yaml"):
         put(tmp_path, name, f"names: {json.dumps(NAMES)}\n")
     assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
+    put(tmp_path, "0.xml", voc("0.png", make_boxes(0)))
+    assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
+    (tmp_path / "0.xml").unlink()
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    for text in ("names: Alice and Bob\n", "nc: 4\nnames: {1: a, 2: b}\n"):
+        put(tmp_path, "data.yaml", text)
+        assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
 
 
 @pytest.mark.parametrize("keys", [("train", "validation"), ("training", "dev"), ("Train", "VAL")])
@@ -360,6 +367,39 @@ def test_other_words_for_splits_in_a_configuration(tmp_path, keys):
     put(tmp_path, "data.yaml", text)
     expected = {s: {f"images/{s}/1.png": make_boxes(s)} for s in ("train", "val")}
     assert found_in(tmp_path) == ordered(expected)
+
+
+@pytest.mark.parametrize("value", ["0.2", "true", "5"])
+def test_keys_of_a_configuration_that_are_no_splits(tmp_path, value):
+    for split in ("train", "val"):
+        put_image(tmp_path, f"images/{split}/1.png")
+        put(tmp_path, f"labels/{split}/1.txt", yolo(make_boxes(split)))
+    text = f"train: images/train\nval: images/val\nvalidation: {value}\n"
+    put(tmp_path, "data.yaml", f"{text}names: {json.dumps(NAMES)}\n")
+    assert list(found_in(tmp_path)) == ["train", "val"]
+
+
+HEADS = [
+    "# label : color (RGB) : 'body' parts : actions\n",
+    "# label:color_rgb:parts:actions\n",
+    "",
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_list_of_classes_of_cvat(tmp_path, head):
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "0.xml", voc("0.png", [["star", 1, 1, 9, 9]]))
+    put(tmp_path, "labelmap.txt", f"{head}background:::\nstar:128,0,0::\ndisc:::\n")
+    (part,) = read_data(str(tmp_path)).parts.values()
+    assert [c["name"] for c in part.content["categories"]] == ["star", "disc"]
+
+
+def test_a_text_of_other_lines_that_is_called_like_a_list_of_classes(tmp_path):
+    put_image(tmp_path, "0.png")
+    put_set(tmp_path, "csv", "a", {"0.png": make_boxes(0)})
+    put(tmp_path, "labels.txt", "# image x y w h label\n0.png 1 2 3 4 disc\n")
+    assert found_in(tmp_path) == ordered({"all": {"0.png": make_boxes(0)}})
 
 
 def test_names_of_classes_in_each_split(tmp_path):
@@ -383,6 +423,108 @@ def test_lists_of_files_of_labels(tmp_path, line):
         put(tmp_path, f"{split}.txt", line.format("annotations", i) + "\n")
     expected = {s: {f"images/{i}.png": b} for i, (s, b) in enumerate(truth.items())}
     assert found_in(tmp_path) == ordered(expected)
+
+
+@pytest.mark.parametrize("line", ["{}.xml", "/content/d/train/annotations/{}.xml"])
+def test_lists_of_labels_that_could_be_several(tmp_path, line):
+    """As before, the folders divide the images."""
+    for split in ("train", "val"):
+        for i in range(2):
+            put_image(tmp_path, f"{split}/images/{i}.png")
+            put(
+                tmp_path,
+                f"{split}/annotations/{i}.xml",
+                voc(f"{i}.png", make_boxes(split + str(i))),
+            )
+        put(tmp_path, f"{split}.txt", "\n".join(map(line.format, range(2))))
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 2, "val": 2}
+
+
+# --- images that are not there -----------------------------------------------------------------
+
+
+def test_absent_files_of_absolute_paths(tmp_path):
+    """An image of the same name in another folder is another one."""
+    for i in range(4):
+        for home in ("a", "c"):
+            put_image(tmp_path, f"images/{home}/{i}.png")
+            put(tmp_path, f"labels/{home}/{i}.txt", yolo(make_boxes(home + str(i))))
+    lines = {"train": [f"a/{i}" for i in range(4)] + ["b/3"], "val": [f"c/{i}" for i in range(4)]}
+    for split, some in lines.items():
+        put(tmp_path, f"{split}.txt", "\n".join(f"{tmp_path}/images/{x}.png" for x in some))
+    text = f"train: train.txt\nval: val.txt\nnames: {json.dumps(NAMES)}\n"
+    put(tmp_path, "data.yaml", text)
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 4, "val": 4}
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat", "both"])
+def test_an_absent_image_and_the_folder_of_another_split(tmp_path, kind):
+    for i in range(4):
+        put_image(tmp_path, f"val/{i}.png")
+        if i < 3:
+            put_image(tmp_path, f"train/{i}.png")
+    stated = [(f"{i}.png", s) for s, n in (("train", 4), ("val", 3)) for i in range(n)]
+    if kind == "both":
+        for split in ("train", "val"):
+            truth = {name: make_boxes(name) for name, own in stated if own == split}
+            put_set(tmp_path, "csv", split, truth)
+    else:
+        put_stated(tmp_path, kind, [(*x, make_boxes(i)) for i, x in enumerate(stated)])
+    assert "'3.png' is not in" in refused(tmp_path)
+
+
+def test_stated_splits_of_a_cvat_file_that_is_named_by_itself(tmp_path):
+    stated = [(f"{i}.png", "train" if i < 4 else "val") for i in range(6)]
+    for name, _ in stated:
+        put_image(tmp_path, f"images/{name}")
+    put_stated(tmp_path, "cvat", [(*x, make_boxes(i)) for i, x in enumerate(stated)])
+    for data in (tmp_path, tmp_path / "a.xml"):
+        assert {k: len(v) for k, v in found_in(data).items()} == {"train": 4, "val": 2}
+
+
+@pytest.mark.parametrize("name", ["training/annotations", "my_test_labels"])
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_the_name_of_one_file_and_the_folders_of_its_images(tmp_path, name, kind):
+    home = "training" if "/" in name else "images"
+    truth = {
+        f"{split}/{split}{i}.png": make_boxes(i) for split in ("train", "val") for i in range(2)
+    }
+    for image in truth:
+        put_image(tmp_path, f"{home}/{image}")
+    put_set(tmp_path, kind, name, truth)
+    assert {k: len(v) for k, v in found_in(tmp_path).items()} == {"train": 2, "val": 2}
+
+
+def test_frames_in_another_folder_than_their_file(tmp_path):
+    put_numbered(tmp_path / "frames", range(5), range(4), size=5)
+    put_image(tmp_path, "export/preview_7.png")
+    (tmp_path / "frames" / "annotations.xml").rename(tmp_path / "export" / "annotations.xml")
+    assert len(found_in(tmp_path)["all"]) == 5
+
+
+@pytest.mark.parametrize("kind", ["labelme", "voc"])
+def test_a_file_of_a_name_in_another_split(tmp_path, kind):
+    suffix = "xml" if kind == "voc" else "json"
+    for split in ("train", "val"):
+        for i in range(3):
+            put_image(tmp_path, f"{split}/{split}{i}.png")
+            make = voc if kind == "voc" else labelme
+            put(tmp_path, f"{split}/{split}{i}.{suffix}", make(f"{split}{i}.png", make_boxes(i)))
+    put_image(tmp_path, "val/notes.png")
+    put(tmp_path, f"train/notes.{suffix}", "<a/>" if kind == "voc" else {"a": 1})
+    assert found_in(tmp_path)["val"]["val/notes.png"] == []
+
+
+def test_a_text_of_the_name_of_an_image_with_other_labels(tmp_path):
+    for home in ("a", "b"):
+        for i in range(2):
+            put_image(tmp_path, f"{home}/images/{home}{i}.png")
+            put(tmp_path, f"{home}/labels/{home}{i}.txt", yolo(make_boxes(i)))
+    put_image(tmp_path, "b/images/intro.png")
+    put(tmp_path, "b/labels/intro.txt", yolo(make_boxes(5)))
+    put(tmp_path, "a/labels/intro.txt", "About this data set")
+    put(tmp_path, "classes.txt", "\n".join(NAMES))
+    assert len(found_in(tmp_path)["all"]) == 5
 
 
 # --- forms of single programs ------------------------------------------------------------------

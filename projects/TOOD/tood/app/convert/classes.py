@@ -21,7 +21,8 @@ def name_classes(folder: Folder, ledger: Ledger, found: Set[str]) -> List[str]:
     files = [f for f in folder.with_suffix(".txt") if os.path.basename(f).lower() in CLASS_FILES]
     stated = {f: read_classes(folder, f) for f in files}
     for file, lines in stated.items():
-        refuse_heading(folder, file, lines)
+        if found <= {*omit_numbers(lines[1:])}:
+            refuse_heading(folder, file, lines)
     for file in files:
         ledger.enter(file, CLASSES)
     if len({tuple(x) for x in stated.values()}) == 1:
@@ -41,8 +42,9 @@ def name_classes(folder: Folder, ledger: Ledger, found: Set[str]) -> List[str]:
 def read_classes(folder: Folder, file: str) -> List[str]:
     """Return the lines of a text file of classes: a name in each, as LabelMe and CVAT write it."""
     lines = folder.lines(file)
-    if lines and lines[0].startswith("# label:"):
-        lines = [line.split(":")[0].strip() for line in lines[1:]]
+    is_headed = bool(lines) and re.match(r"#\s*label\s*:", lines[0]) is not None
+    if is_headed or (lines and all(line.count(":") >= 3 for line in lines)):  # CVAT's labelmap.txt
+        lines = [line.split(":")[0].strip() for line in lines[is_headed:]]
     return [name for name in dict.fromkeys(map(compose, lines)) if name]
 
 
@@ -53,7 +55,8 @@ def refuse_heading(folder: Folder, file: str, lines: Sequence[str]) -> None:
     wrong = next((line for line in lines if line.startswith("# ")), "")
     first, rest = (lines[0], lines[1:]) if lines else ("", ())
     is_numbered = (len(rest) > 1 or "," in first) and omit_numbers(rest) != list(rest)
-    if is_numbered or (rest and first.endswith(":")):
+    is_alone = first.endswith(":") and not any(line.endswith(":") for line in rest)
+    if is_numbered or (rest and is_alone):
         wrong = first
     if wrong:
         raise UserError(

@@ -16,7 +16,7 @@ from tood.app.convert.formats.cvat import CVAT
 from tood.app.convert.formats.labelme import LABELME
 from tood.app.convert.formats.tables import CSV
 from tood.app.convert.formats.voc import VOC
-from tood.app.convert.formats.yolo import YOLO, label_files
+from tood.app.convert.formats.yolo import YOLO, label_files, names_alone
 from tood.app.convert.formats.yolo_config import find_config_above
 from tood.app.convert.ledger import (
     CONFIGURATION,
@@ -28,10 +28,12 @@ from tood.app.convert.ledger import (
     NO_LABELS,
     Ledger,
 )
+from tood.app.convert.matching import agree
 from tood.app.convert.names import (
     SPLITS,
     bare_word,
     find_area,
+    folder_splits,
     get_stem,
     get_suffix,
     read_split,
@@ -208,6 +210,8 @@ def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
         raise UnknownFormatError(
             f"{path} contains {folder.summary()}; looked for were {LOOKED_FOR}."
         )
+    if len(found) > 1:  # names of classes alone are not a data set beside another one
+        found = [(kind, what) for kind, what in found if kind is not YOLO or not names_alone(what)]
     if len(found) > 1:
         texts = [f"{kind.name} ({_example(what)})" for kind, what in found]
         raise UserError(
@@ -256,7 +260,8 @@ def _refuse_broken(folder: Folder, kind: Format, contents: Contents, ledger: Led
         if file not in ledger.files:
             places[file] = set(names.plain_area.find(get_stem(file), find_area(file)))
             if os.path.dirname(file) in homes:
-                places[file].update(names.plain_stem.find(get_stem(file)))
+                found = names.plain_stem.find(get_stem(file))
+                places[file].update(i for i in found if agree(folder_splits(file), i))
     # Of another program, which has written one for images with labels as well.
     others = {os.path.dirname(f) for f, images in places.items() if images & labelled} - homes
     for file, images in places.items():

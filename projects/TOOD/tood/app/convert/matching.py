@@ -3,7 +3,7 @@
 import collections
 import os
 import re
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.folder import Folder, relative_path
 from tood.app.convert.ledger import Ledger
@@ -49,7 +49,7 @@ def match_files(
             direct = relative_path(os.path.join(os.path.dirname(file), said), "")
             candidates |= {direct} & names.images if said and level == 0 else set()
             if level > 2:
-                candidates = {c for c in candidates if _agree(folder_splits(file), c)}
+                candidates = {c for c in candidates if agree(folder_splits(file), c)}
             image = _choose(folder, file, sorted(candidates - owned), os.path.basename(said))
             if image is None:
                 continue
@@ -96,7 +96,7 @@ def _check_free(folder: Folder, file: str, image: str, pairs: Set[str], areas: S
         )
 
 
-def _agree(splits: Sequence[str], image: str) -> bool:
+def agree(splits: Sequence[str], image: str) -> bool:
     return not splits or not folder_splits(image) or splits == folder_splits(image)
 
 
@@ -125,6 +125,10 @@ def match_names(
     names: Iterable[str],
     near: Sequence[str] = ("",),
     source: str = "",
+    *,
+    given: Sequence[Tuple[str, str]] = (),
+    taken: Collection[str] = (),
+    is_all: bool = True,
 ) -> Dict[str, str]:
     """Find the images that names in a file mean.
 
@@ -132,6 +136,9 @@ def match_names(
         names: paths, which may be of another machine, or names with or without their endings.
         near: folders that they may be relative to, the most certain one first.
         source: the file that lists them, if more than half of them must be there.
+        given: names of the same list with their images, which are known.
+        taken: images that these names do not mean.
+        is_all: whether the names are all of the file.
 
     Returns:
         name -> image; names without an image are missing.
@@ -139,16 +146,13 @@ def match_names(
     Raises:
         UserError: if a name could mean two images, or two names mean one.
     """
-    found: Dict[str, str] = {}
     names = list(dict.fromkeys(names))
-    for name in names:
-        image = find_direct(folder, name, near)
-        if image is not None:
-            found[name] = image
-    taken, places = set(found.values()), _places(folder, names, near, found)
-    has_paths = any(
-        "/" in x and not os.path.isabs(x) for x in found
-    )  # so that folders in other names count as well
+    direct = ((name, find_direct(folder, name, near)) for name in names)
+    found = {name: image for name, image in direct if image is not None}
+    known = [*given, *found.items()]
+    taken, places = {*found.values(), *taken}, _places(folder, names, near, known)
+    # So that folders in other names count as well.
+    has_paths = any("/" in name for name, _ in known)
     by_image: Dict[str, str] = {}
     where = f"{folder.path(source)}: " if source else ""
     for name in names:
@@ -167,19 +171,29 @@ def match_names(
         found[name] = image
         if not f"/{image}".endswith((f"/{name}", f"/{name}{get_suffix(image)}")):
             ledger.note("images found by their names alone", name)
-    if source:
-        missing = [name for name in names if name not in found]
-        kind = f"images that {folder.path(source)} names are not there"
-        ledger.check_share(kind, missing, len(names), "correct the names, or add the images")
+    if source and is_all:
+        check_missing(folder, ledger, names, found, source)
     return found
 
 
-def _places(folder: Folder, names: Sequence[str], near: Sequence[str], found: Dict) -> Dict:
+def check_missing(
+    folder: Folder, ledger: Ledger, names: Sequence[Any], found: Collection, source: str
+) -> None:
+    """Note names in a file whose images are not there; raise UserError for more than half."""
+    missing = [name for name in names if name not in found]
+    texts = [name if isinstance(name, str) else name[-1] for name in missing]
+    kind = f"images that {folder.path(source)} names are not there"
+    ledger.check_share(kind, texts, len(names), "correct the names, or add the images")
+
+
+def _places(
+    folder: Folder, names: Sequence[str], near: Sequence[str], known: Sequence[Tuple[str, str]]
+) -> Dict:
     """Return, for each folder in names, the folders that its images must be in: those in which
     some were found, and those of this name that are there.
     """
     places = collections.defaultdict(set)
-    for name, image in found.items():
+    for name, image in known:
         places[os.path.dirname(name)].add(os.path.dirname(image))
     folders = {os.path.dirname(image) for image in folder.names.images}
     for home in {os.path.dirname(name) for name in names} - {""}:
@@ -229,7 +243,7 @@ def _by_name(
         (index.base.get(base) or index.stem.get(base, ()), str),
         (index.plain_base.find(base) or index.plain_stem.find(base), plain),
     ):
-        images = [i for i in images if i not in taken and _agree(splits, i)]
+        images = [i for i in images if i not in taken and agree(splits, i)]
         if places and "/" in name:
             images = [i for i in images if os.path.dirname(i) in places]
         if not images:

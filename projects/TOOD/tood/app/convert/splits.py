@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import LIST, Ledger
-from tood.app.convert.matching import find_direct, match_names
+from tood.app.convert.matching import check_missing, find_direct, match_names
 from tood.app.convert.names import (
     SPLITS,
     find_area,
@@ -82,23 +82,31 @@ def match_in_splits(
     Raises:
         UserError: for an image in two splits, and as match_names does.
     """
-    homes = {split: find_homes(folder, split) for split, _ in pairs}
-    texts = {}
-    for split, name in pairs:
-        own = find_direct(folder, name, homes[split]) if homes[split] else None
-        texts[split, name] = name if own is None else os.path.abspath(folder.path(own))
-    found = match_names(folder, ledger, texts.values(), near, source)
-    matched, splits = {}, {}
-    for (split, name), text in texts.items():
-        if text in found:
-            image = matched[split, name] = found[text]
-            other = splits.setdefault(image, split)
-            if other != split:
-                raise UserError(
-                    f"{folder.path(source)} puts {name} into {other or 'no split'} and into "
-                    f"{split or 'no split'}; correct one of them."
-                )
+    places = {split: [*find_homes(folder, split), *near] for split, _ in pairs}
+    found = {pair: find_direct(folder, pair[1], places[pair[0]]) for pair in pairs}
+    matched = {pair: image for pair, image in found.items() if image is not None}
+    for split, near in places.items():
+        known = [(name, image) for (own, name), image in matched.items() if own == split]
+        rest = [name for own, name in pairs if own == split and (own, name) not in matched]
+        taken = set(matched.values())
+        more = match_names(
+            folder, ledger, rest, near, source, given=known, taken=taken, is_all=False
+        )
+        matched.update({(split, name): image for name, image in more.items()})
+    check_missing(folder, ledger, list(dict.fromkeys(pairs)), matched, source)
+    _refuse_two_splits(folder, matched, source)
     return matched
+
+
+def _refuse_two_splits(folder: Folder, matched: Dict[Tuple[str, str], str], source: str) -> None:
+    splits: Dict[str, str] = {}
+    for (split, name), image in matched.items():
+        other = splits.setdefault(image, split)
+        if other != split:
+            raise UserError(
+                f"{folder.path(source)} puts {name} into {other or 'no split'} and into "
+                f"{split or 'no split'}; correct one of them."
+            )
 
 
 def find_homes(folder: Folder, split: str) -> List[str]:
@@ -251,7 +259,8 @@ def _listed_name(folder: Folder, line: str, number: int) -> str:
     # Some lists name the files of labels.
     stem, suffix = os.path.splitext(line)
     is_label = suffix.lower() in LABEL_ENDINGS and not _is_known(folder, line)
-    return stem if is_label and _is_known(folder, stem) else line
+    images = folder.names.stem.get(os.path.basename(stem.replace("\\", "/")), ())
+    return stem if is_label and len(images) == 1 else line
 
 
 def _is_known(folder: Folder, name: str) -> bool:

@@ -71,7 +71,12 @@ def read_cvat(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
     classes = [name for name in names if name] if used <= set(names) else None
     listed = {record.image for record in records}
     ledger.ignore([i for i in folder.images if i not in listed], "not named by CVAT's file")
-    divided = _divide(folder, ledger, records, "all" if folder.only else "")
+    own = ""
+    if len(files) == 1 and not any(map(read_split, stated)):
+        # The name of a file alone says less than the folders of its images.
+        records = [record._replace(split="") for record in records]
+        own = "" if folder.only else splits.get(files[0], "")
+    divided = _divide(folder, ledger, records, own)
     return build_contents(folder, ledger, records, splits=divided, classes=classes)
 
 
@@ -81,12 +86,12 @@ def _divide(
     """Return the listed images of each split.
 
     Args:
-        split: "all" for images that are not divided, or "".
+        split: that of images which neither records nor folders divide, or "".
     """
     listed = list(dict.fromkeys(record.image for record in records))
     words = split_by_image(folder)
     is_divided = any(record.split for record in records) or all(words[i] for i in listed)
-    if split or not is_divided:
+    if not is_divided:
         return {split or "all": listed}
     divided = divide_images(folder, ledger, {record.image: record for record in records})
     known = set(listed)
@@ -237,13 +242,10 @@ def _list_gaps(shown: Sequence[Tuple[int, bool]]) -> List[Tuple[int, int]]:
 
 def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int, List[str]]:
     """Return the images of each number that ends a name; one for each of some frames."""
-    images: Dict[int, List[str]] = collections.defaultdict(list)
     home = f"{os.path.dirname(file)}/".lstrip("/")
-    below = [image for image in folder.images if image.startswith(home)]
-    for image in below or folder.images:
-        number = re.search(r"(\d+)$", get_stem(image))
-        if number:
-            images[int(number.group(1))].append(image)
+    images = _list_numbers(image for image in folder.images if image.startswith(home))
+    if images.keys().isdisjoint(frames):
+        images = _list_numbers(folder.images)
     doubled = next((images[n] for n in frames if len(images.get(n, ())) > 1), None)
     if doubled:
         raise UserError(
@@ -251,6 +253,15 @@ def _number_images(folder: Folder, file: str, frames: Iterable[int]) -> Dict[int
             f"{folder.path(doubled[1])}; leave one image per frame in the folder."
         )
     return dict(images)
+
+
+def _list_numbers(names: Iterable[str]) -> Dict[int, List[str]]:
+    images: Dict[int, List[str]] = collections.defaultdict(list)
+    for image in names:
+        number = re.search(r"(\d+)$", get_stem(image))
+        if number:
+            images[int(number.group(1))].append(image)
+    return images
 
 
 def _check_first(

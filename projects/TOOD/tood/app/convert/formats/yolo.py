@@ -2,6 +2,7 @@
 classes.
 """
 
+import contextlib
 import os
 import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -16,7 +17,8 @@ from tood.app.convert.formats.yolo_config import (
     read_names,
 )
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, NO_LABELS, Ledger
-from tood.app.convert.names import find_area, get_stem
+from tood.app.convert.matching import agree
+from tood.app.convert.names import find_area, folder_splits, get_stem
 from tood.app.convert.objects import WITHIN, Labels, Object, read_numbers
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
@@ -41,13 +43,18 @@ def find_yolo(folder: Folder) -> Optional[Found]:
     Raises:
         UserError: for two configurations, or one that contradicts itself.
     """
-    config = find_config(folder, lambda: bool(label_files(folder)))
     texts = folder.with_suffix(".txt", ".names", ".labels")
     class_files = [f for f in texts if _is_class_file(folder, f)]
+    config = find_config(folder, lambda: not class_files and bool(label_files(folder)))
     if config is None and not class_files:
         return None
     labels = label_files(folder)
     return Found(config, class_files, labels) if config or labels else None
+
+
+def names_alone(found: Found) -> bool:
+    """Return whether a configuration only names the classes."""
+    return found.config is not None and not found.config.entries
 
 
 def label_files(folder: Folder) -> List[str]:
@@ -58,12 +65,13 @@ def label_files(folder: Folder) -> List[str]:
     if not any(_LINE.match(line) for line in lines.values()):
         return []
     names, homes = folder.names, {os.path.dirname(f) for f in texts if _LINE.match(lines[f])}
-    beside = {
-        f
-        for f in texts
-        if names.plain_area.find(get_stem(f), find_area(f))
-        or (os.path.dirname(f) in homes and names.plain_stem.find(get_stem(f)))
-    }
+    places = {f: names.plain_area.find(get_stem(f), find_area(f)) for f in texts}
+    owned = {image for images in places.values() for image in images}
+    beside = {f for f, images in places.items() if images}
+    for file in (f for f in texts if f not in beside and os.path.dirname(f) in homes):
+        images = set(names.plain_stem.find(get_stem(file))) - owned
+        if any(agree(folder_splits(file), image) for image in images):
+            beside.add(file)
     # An empty file, too, says something; other texts among labels are a README, for example.
     empty = {f for f in texts if not lines[f] and "labels" in f.lower().split("/")[:-1]}
     return [f for f in texts if _LINE.match(lines[f]) or f in beside or f in empty]
@@ -101,6 +109,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         splits = read_split_lists(folder, ledger)
     else:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
+        _note_other_names(folder, ledger, names)
         splits = read_split_lists(folder, ledger)
     order = _class_order(folder, ledger, found)
     found_labels, lines = {}, []
@@ -156,6 +165,17 @@ def _names_in(folder: Folder, file: str) -> List[str]:
     names = folder.lines(file)
     refuse_heading(folder, file, names)
     return read_names(folder, file, omit_numbers(names), None)
+
+
+def _note_other_names(folder: Folder, ledger: Ledger, names: Sequence[str]) -> None:
+    """Note a configuration of classes alone that differs from their lists, which apply."""
+    with contextlib.suppress(UserError):
+        other = find_config(folder, lambda: True)
+        if other is not None and other.names != list(names):
+            text = (
+                "a configuration without images names other classes than their list, which applies"
+            )
+            ledger.note(text, other.file)
 
 
 def _note_numbers(folder: Folder, ledger: Ledger, file: str, names: Sequence[str]) -> None:

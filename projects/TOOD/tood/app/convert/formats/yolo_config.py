@@ -15,6 +15,7 @@ from tood.utils.plain_yaml import load_yaml
 from tood.utils.reading import MAX_CONFIG, MiB, compose, guard_reading, make_dict
 
 SPLIT_KEYS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+USUAL_KEYS = ("train", "val", "valid", "test")  # others may be shares, for example
 # Files that are read if they name the classes alone.
 DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
@@ -127,7 +128,7 @@ def _read_config(
 ) -> Optional[Config]:
     entries: Dict[str, List[str]] = {}
     for key in SPLIT_KEYS:
-        if content.get(key):
+        if content.get(key) and (key in USUAL_KEYS or isinstance(content[key], (str, list))):
             some = content[key] if isinstance(content[key], list) else [content[key]]
             entries.setdefault(SPLITS[key], []).extend(str(entry) for entry in some)
     if not names or not content["names"]:
