@@ -14,6 +14,7 @@ import tood
 from tood.app import cli
 from tood.app import predict as predict_module
 from tood.app.convert import command as convert_module
+from tood.app.report import plots
 from tood.utils.files import name_part, write_image
 
 
@@ -227,6 +228,10 @@ def test_reports_do_not_replace_other_files(trained, tmp_path, name):
     (out / name).write_text("a user's")
     assert f"{out / name} already exists" in complaint(tood.report, trained, output=out)
     assert read_all(out) == {name: b"a user's"}
+
+
+def test_the_pictures_of_a_report_are_known(trained):
+    assert {x.name for x in (trained / "report").glob("*.png")} <= {*plots.NAMES}
 
 
 def test_a_guarantee_does_not_replace_a_picture(trained, photo_folder, tmp_path):

@@ -22,7 +22,7 @@ from tood.checkpoint.convert import (
 )
 from tood.checkpoint.names import detectron2_name, mmdet_name
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 TOOL = str(ROOT / "tools" / "convert_checkpoint.py")
 

@@ -17,8 +17,7 @@ from torch import nn
 import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.utils.errors import UserError
-from tood.utils.files import read_pickle, read_tensors
-from tood.utils.tensors import hash_tensors
+from tood.utils.tensors import hash_tensors, read_pickle, read_tensors
 
 NAME = "head.reg_pred.bias"
 

@@ -12,7 +12,7 @@ import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.engine import train as engine_train
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 EVERY = ["SOLVER.CHECKPOINT_PERIOD", "1"]
 

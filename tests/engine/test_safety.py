@@ -15,7 +15,7 @@ import train_net
 from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.files import read_config_file
 from tood.config.read import load_config
-from tood.utils.files import read_pickle
+from tood.utils.tensors import read_pickle
 
 
 class Payload:

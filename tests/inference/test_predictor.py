@@ -17,7 +17,7 @@ from tood import add_tood_config
 from tood.data.shapes import SHAPES
 from tood.inference.predictor import Predictor
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 
 @pytest.fixture

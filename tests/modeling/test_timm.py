@@ -20,7 +20,7 @@ from tood.modeling.backbone.timm_fpn import (
     make_timm_fpn,
 )
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 timm = pytest.importorskip("timm", reason="an extra")
 

@@ -10,7 +10,7 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import get_config
 from tood.config.zoo import RELEASED_MODELS, ReleasedModel, get_config_file
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 __all__ = ["RELEASED_MODELS", "ReleasedModel", "get_config", "get_config_file", "get_model"]
 

@@ -84,6 +84,37 @@ def put_csv(root, name, rows, header="filename,xmin,ymin,xmax,ymax,label", delim
         writer.writerows([header.split(","), *rows] if header else rows)
 
 
+def put_set(root, kind, file, truth, subset=""):
+    """Write a file of the labels of several images: name -> boxes."""
+    if kind == "coco":
+        put(root, f"{file}.json", coco(truth))
+    elif kind == "csv":
+        put_csv(root, f"{file}.csv", [[i, *b[1:], b[0]] for i, some in truth.items() for b in some])
+    else:
+        text = ""
+        for image, boxes in truth.items():
+            corners = [zip(("xtl", "ytl", "xbr", "ybr"), b[1:]) for b in boxes]
+            inner = "".join(
+                f'<box label="{b[0]}" {" ".join(f"""{k}="{v}" """ for k, v in some)}/>'
+                for b, some in zip(boxes, corners)
+            )
+            text += f'<image name="{image}" width="64" height="48"{subset}>{inner}</image>'
+        put(root, f"{file}.xml", f"<annotations>{text}</annotations>")
+
+
+def put_stated(root, kind, stated):
+    """Write one file whose images state their splits: (name, split, boxes)."""
+    if kind == "csv":
+        rows = [[name, *b[1:], b[0], split] for name, split, boxes in stated for b in boxes]
+        put_csv(root, "a.csv", rows, header="filename,xmin,ymin,xmax,ymax,label,split")
+        return
+    text = ""
+    for name, split, boxes in stated:
+        put_set(root, kind, "a", {name: boxes}, subset=f' subset="{split}"')
+        text += (root / "a.xml").read_text()
+    put(root, "a.xml", text.replace("</annotations><annotations>", ""))
+
+
 def found_in(data, **options):
     """Return what is read: split -> image -> sorted [class, x1, y1, x2, y2]."""
     return list_truth(read_data(str(data), **options))
@@ -119,3 +150,8 @@ def refused(data):
         assert "\n" not in message and message.endswith(".") and not message.startswith(".:")
         return message
     raise AssertionError("not refused")
+
+
+def notes(data):
+    """Return the account of data as one text."""
+    return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())

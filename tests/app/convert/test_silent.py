@@ -10,6 +10,7 @@ from layouts import (
     coco,
     found_in,
     make_boxes,
+    notes,
     ordered,
     put,
     put_csv,
@@ -31,10 +32,6 @@ def put_all(root, images):
     for image in images:
         put_image(root, image)
     return {image: make_boxes(image) for image in images}
-
-
-def notes(data):
-    return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
 
 
 # --- COCO --------------------------------------------------------------------------------------

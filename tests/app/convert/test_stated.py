@@ -11,6 +11,7 @@ from layouts import (
     found_in,
     labelme,
     make_boxes,
+    notes,
     ordered,
     put,
     put_csv,
@@ -26,10 +27,6 @@ from tood.app.convert.door import read_data
 HEADER = "filename,xmin,ymin,xmax,ymax,label"
 NOTE = "files with difficult objects, which are marked iscrowd unless kept"
 SCORES = "boxes have scores, as those that a model found"
-
-
-def notes(data):
-    return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
 
 
 def put_marked(root, kind, mark, value):

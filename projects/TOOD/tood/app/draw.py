@@ -77,11 +77,10 @@ def draw(
             raise UserError(f"--{name} is {value}; it must be a number above 0.")
     score_threshold = parse_threshold(score_threshold)
     trained = find_trained(model, config)
-    trained.options(options, writes=False)  # before anything is read
     default = os.path.join(trained.folder, "drawings", "predictions.png")
     output = choose_output(output, default, overwrite)
     check_image_output(output, overwrite)
-    predictor, _ = read_predictor(trained, val_data, options, score_threshold)
+    predictor, _ = read_predictor(trained, val_data, options, score_threshold, writes=False)
     return draw_predictions(
         predictor,
         output,

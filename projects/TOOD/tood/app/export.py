@@ -62,7 +62,7 @@ class Exported:
         )
 
 
-# Options that are the same for all files.
+# Options of all exported files.
 FIXED = {
     "TEST.AUG.ENABLED": "False",
     "MODEL.TOOD.PRECISION_TEST": "float32",
@@ -151,7 +151,7 @@ def export(
 
 
 def _refuse_fixed(options: Sequence[str]) -> None:
-    """Raise UserError for an option that is another one in every file."""
+    """Raise UserError for an option that no exported file can have."""
     for key, value in zip(options[::2], options[1::2]):
         if FIXED.get(key, value).lower() != value.lower():
             raise UserError(f"{key} {value} has no effect on an exported file; omit it.")

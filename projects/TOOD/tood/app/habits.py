@@ -38,9 +38,7 @@ KEYS = {  # of names without a flag
 }
 
 
-_ASSIGNMENT = re.compile(
-    r"([A-Za-z]\w*|(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+)=(.*)"
-)
+_ASSIGNMENT = re.compile(rf"([A-Za-z]\w*|{KEYS_OF_CONFIGS.pattern})=(.*)")
 
 
 class Words(NamedTuple):

@@ -12,7 +12,7 @@ from tood.checkpoint.locate import find_model, find_moved
 from tood.inference.thresholds import FROM_CONFIG, find_weights_hash, read_summary
 from tood.utils.arguments import accept_paths, read_options
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 if TYPE_CHECKING:
     from tood.inference.results import Result
@@ -120,8 +120,7 @@ class Trained:
             self._predictors[key] = self.predictor(**options)
         detect = self._predictors[key]
         given = list_given(images)
-        paths = [find_path(x) for x in given]
-        if all(paths):
+        if all(find_path(x) for x in given):
             given = find_files(given)[0] if given else []
             for path in filter(is_video, given):
                 raise UserError(f"{path} is a video; use tood.predict, which writes videos.")
@@ -258,6 +257,8 @@ def read_predictor(
     val_data: str = "",
     options: Sequence[str] = (),
     score_threshold: Union[None, float, str] = FROM_CONFIG,
+    *,
+    writes: bool = True,
 ):
     """Return the predictor of a trained model, and the reports on its validation data, which are
     registered.
@@ -266,6 +267,7 @@ def read_predictor(
         val_data: instead of the config's data: a folder, a file or a registered name.
         options: overrides of the config, keys and values in turn.
         score_threshold: threshold of the predictor.
+        writes: as in :meth:`Trained.options`.
 
     Raises:
         UserError: for data, a config or a checkpoint that cannot be used.
@@ -275,7 +277,7 @@ def read_predictor(
     from tood.inference.predictor import Predictor
 
     datasets, names = read_validation_data(val_data)
-    opts = trained.options([*list_data_options(names, options), *options])
+    opts = trained.options([*list_data_options(names, options), *options], writes=writes)
     predictor = Predictor(trained.config_file, opts=opts, score_threshold=score_threshold)
     reports = prepare_datasets(
         predictor.options.data,

@@ -10,15 +10,9 @@ from typing import Any, Dict, List, Optional
 from detectron2.checkpoint import DetectionCheckpointer
 
 from tood.utils.errors import UserError, format_reason
-from tood.utils.files import (
-    last_checkpoint_in,
-    read_pickle,
-    read_tensors,
-    write_atomically,
-    write_whole,
-)
+from tood.utils.files import last_checkpoint_in, write_atomically, write_whole
 from tood.utils.signals import mark_resumable
-from tood.utils.tensors import check_types
+from tood.utils.tensors import check_types, read_pickle, read_tensors
 
 logger = logging.getLogger(__name__)
 

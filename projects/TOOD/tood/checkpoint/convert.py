@@ -24,8 +24,8 @@ from tood.checkpoint.names import detectron2_name, mmdet_name
 from tood.config.read import differing_options, get_config
 from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors, write_atomically
-from tood.utils.tensors import hash_tensors
+from tood.utils.files import write_atomically
+from tood.utils.tensors import hash_tensors, read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from tood.checkpoint.convert import (
 )
 from tood.config.zoo import RELEASED_MODELS
 from tood.utils.errors import UserError, format_reason
-from tood.utils.files import compute_sha256, read_tensors
+from tood.utils.files import compute_sha256
+from tood.utils.tensors import read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from tood.data.annotations import class_names, read_annotations
 from tood.data.entries import parse_own_data
 from tood.modeling.backbone.timm_fpn import pixel_statistics
 from tood.utils.errors import UserError
-from tood.utils.files import last_checkpoint_in, read_tensors
-from tood.utils.tensors import CLASSIFIER
+from tood.utils.files import last_checkpoint_in
+from tood.utils.tensors import CLASSIFIER, read_tensors
 
 KEY = "MODEL.TOOD.NUM_CLASSES"
 TIMM_BACKBONE = "build_timm_fpn_backbone"

@@ -44,7 +44,7 @@ def written_video(
 ) -> Iterator[cv2.VideoWriter]:
     """Yield a writer of a video, which has another name until it is complete."""
     stem, suffix = os.path.splitext(os.path.basename(target))
-    # OpenCV knows the format by the ending; a hidden file is no input.
+    # OpenCV knows the format by the ending; hidden files are not inputs.
     part = name_part(os.path.join(os.path.dirname(target), f".{stem}"), suffix)
     writer = _open_writer(part, reader, frame, target)
     try:

@@ -18,9 +18,9 @@ from torch import nn
 
 from tood.data.loader import WorkersEnded
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors, write_atomically
+from tood.utils.files import write_atomically
 from tood.utils.signals import Stopped, handled, stop
-from tood.utils.tensors import check_types
+from tood.utils.tensors import check_types, read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -46,12 +46,13 @@ from tood.engine.trainer import Trainer, attach_teacher, get_class_names
 from tood.evaluation.coco import load_content
 from tood.inference.teacher import NOT_CHECKED, list_taught_images
 from tood.utils.errors import UserError
-from tood.utils.files import check_folder, read_tensors, write_json, write_whole
+from tood.utils.files import check_folder, write_json, write_whole
 from tood.utils.folders import is_output
 from tood.utils.lock import locked
 from tood.utils.logs import keep_logs_to_files, keep_pages_to_files, restored
 from tood.utils.reading import compose
 from tood.utils.signals import SIGNALS, Stopped, mark_resumable
+from tood.utils.tensors import read_tensors
 
 logger = logging.getLogger("tood")
 LOGGERS = ("detectron2", "fvcore", "tood")  # that write to the log of a run

@@ -49,7 +49,7 @@ from tood.inference.tta import TOODWithTTA, group_by_size
 from tood.modeling.detector import TOOD
 from tood.utils.arguments import accept_paths
 from tood.utils.errors import UserError
-from tood.utils.files import read_tensors
+from tood.utils.tensors import read_tensors
 
 Image = Union[str, "os.PathLike[str]", np.ndarray]
 # Keys on which detections of a score depend; a score threshold only removes those below it.

@@ -13,10 +13,9 @@ import zipfile
 from typing import Any, BinaryIO, Callable, Dict, Iterator, Tuple
 
 from tood.deploy.module import METADATA_FILE, quiet
-from tood.utils.files import load_tensors
 from tood.utils.logs import at_level
 from tood.utils.reading import MiB, open_regular
-from tood.utils.tensors import open_archive
+from tood.utils.tensors import load_tensors, open_archive
 
 MAX_JSON = 64 * MiB
 MODEL, SAMPLE = "models/model.json", "data/sample_inputs/model.pt"

@@ -30,7 +30,7 @@ from tood.utils.signals import is_resumable
 
 # Of a config: not every name in capitals with a dot, as IMG_1234.JPG.
 KEYS = re.compile(
-    r"(MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER|GLOBAL)(?:\.[A-Z0-9_]+)+"
     "|OUTPUT_DIR|SEED|VIS_PERIOD|VERSION|CUDNN_BENCHMARK|FLOAT32_PRECISION"
 )
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code in them."""
+"""Files and folders to write to, and files that are written whole or not at all."""
 
 import contextlib
 import errno
@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import os
-import pickle
 import re
 import shutil
 import tempfile
@@ -22,8 +21,6 @@ from PIL import Image
 
 from tood.utils.errors import UserError, format_reason
 from tood.utils.folders import DRAWN, is_drawing, make_drawing_options, make_output, remove_output
-from tood.utils.reading import open_regular
-from tood.utils.tensors import check_classes, check_pickle, check_tensors, open_archive
 
 MOST_BYTES = 255  # in a name, on most disks
 PART = f".{'[0-9a-f]' * 8}.part"  # pattern of the ends of names of files that are not whole
@@ -193,118 +190,6 @@ def _find_format(path: str) -> str:
     return Image.registered_extensions().get(os.path.splitext(path)[1].lower(), "")
 
 
-def read_tensors(path: str) -> Dict:
-    """Read a file of tensors and plain values without running code in it. Its checksums must be
-    right, if its format has them.
-
-    Raises:
-        UserError: if the file does not exist, is damaged or much smaller than what it would become,
-            or contains NaN, infinity, wrong names of classes, or anything but plain values.
-    """
-    return _read_by(load_tensors, path)
-
-
-def load_tensors(f: BinaryIO) -> object:
-    """Return what ``torch.save`` has written, without running code; errors are of any kind."""
-    start = f.read(4)
-    if start == b"PK\3\4":
-        archive = open_archive(f)
-        if archive.testzip() is not None:  # PyTorch does not check the checksums
-            raise ValueError("a checksum is wrong")
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                check_pickle(io.BytesIO(archive.read(name)))
-    elif start[:1] == b"\x80":  # an old format of PyTorch: five pickles, then values
-        f.seek(0)
-        for _ in range(5):
-            check_pickle(f)
-    else:
-        raise ValueError("it is not written by PyTorch")
-    import torch  # here, because other files need no PyTorch
-
-    f.seek(0)
-    return torch.load(f, map_location="cpu", weights_only=True)
-
-
-def read_pickle(path: str) -> Dict:
-    """Read a file of NumPy arrays and plain values, as in Detectron2's model zoo, without running
-    code in it.
-
-    Raises:
-        UserError: as :func:`read_tensors`.
-    """
-    return _read_by(lambda f: _ArrayUnpickler(f, encoding="latin1").load(), path)
-
-
-def _read_by(load: Callable[[BinaryIO], object], path: str) -> Dict:
-    if not os.path.exists(path):
-        raise UserError(f"The checkpoint {path} does not exist; check its name.")
-    with open_regular(path) as f:
-        content = _load(load, f, path)
-        num_bytes = os.fstat(f.fileno()).st_size
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"The checkpoint {path} contains no state dict; name another file.")
-    try:
-        check_tensors(content, num_bytes)
-        check_classes(content)
-    except ValueError as error:
-        raise UserError(
-            f"The checkpoint {path} cannot be used: {error}; name another one."
-        ) from error
-    return content
-
-
-def _load(load: Callable[[BinaryIO], object], f: BinaryIO, path: str) -> object:
-    try:
-        return load(f)
-    except Exception as error:  # damaged files raise errors of any kind
-        refused = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise UserError(
-                f"The checkpoint {path} is refused: reading it would run code, because it needs "
-                f"{refused[1]}; save its weights alone, with the program that wrote it."
-            ) from error
-        reason = f" ({error})" if type(error) is ValueError else ""
-        raise UserError(
-            f"The checkpoint {path} is damaged, or is not a checkpoint{reason}; get it again."
-        ) from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        key = module.replace("numpy._core", "numpy.core"), name
-        if key in _REPLACED:
-            return _REPLACED[key]
-        if key not in _ARRAY_GLOBALS:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _make_empty(kind: object, shape: object, dtype: object) -> np.ndarray:
-    """Return an array that gets its values, and the shape of these, afterwards."""
-    return np.empty(0, np.int8)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"GLOBAL _codecs.encode of {encoding}")
-    return text.encode(encoding)
-
-
-_ARRAY_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-}
-# What makes arrays and bytes of a size that a few bytes name.
-_REPLACED = {
-    ("_codecs", "encode"): _encode,  # of the bytes of arrays, in old pickles
-    ("numpy", "ndarray"): None,
-    ("numpy.core.multiarray", "_reconstruct"): _make_empty,
-}
-
-
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[BinaryIO]:
     """Give a file to write to that becomes ``path`` at the end, or nothing after any error. If
@@ -346,7 +231,7 @@ def written_whole(path: str) -> Iterator[BinaryIO]:
 
 
 def name_part(path: str, suffix: str = "") -> str:
-    """Return another name in the folder of a file, for it until it is whole.
+    """Return a temporary name in the folder of a file, which is used until it is complete.
 
     Args:
         suffix: ends the name.

@@ -85,12 +85,12 @@ def match_in_splits(
     places = {split: [*find_homes(folder, split), *near] for split, _ in pairs}
     found = {pair: find_direct(folder, pair[1], places[pair[0]]) for pair in pairs}
     matched = {pair: image for pair, image in found.items() if image is not None}
-    for split, near in places.items():
+    for split, homes in places.items():
         known = [(name, image) for (own, name), image in matched.items() if own == split]
         rest = [name for own, name in pairs if own == split and (own, name) not in matched]
         taken = set(matched.values())
         more = match_names(
-            folder, ledger, rest, near, source, given=known, taken=taken, is_all=False
+            folder, ledger, rest, homes, source, given=known, taken=taken, is_all=False
         )
         matched.update({(split, name): image for name, image in more.items()})
     check_missing(folder, ledger, list(dict.fromkeys(pairs)), matched, source)

@@ -46,8 +46,7 @@ def read_calibration_data(
         UserError: for data that do not exist or cannot be used, and images that the model has seen.
     """
     data, group, root = (data, group, "") if data else _find_part(trained, group)
-    trained.options(options, writes=False)
-    predictor, _ = read_predictor(trained, data, options, RAW_SCORE)
+    predictor, _ = read_predictor(trained, data, options, RAW_SCORE, writes=False)
     name = predictor.options.data.test[0]
     metadata = MetadataCatalog.get(name)
     content, image_root = load_content(name, metadata), metadata.get("image_root", "")

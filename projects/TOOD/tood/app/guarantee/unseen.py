@@ -13,8 +13,8 @@ from tood.data.copies import find_alike, trained_on
 from tood.data.datasets import list_images
 from tood.inference.teacher import list_training_data
 from tood.utils.errors import UserError, shorten
-from tood.utils.files import read_tensors
 from tood.utils.logs import at_level
+from tood.utils.tensors import read_tensors
 
 MOST_COMPARED = 20_000  # images whose pixels are read, a few milliseconds each
 

@@ -14,7 +14,8 @@ from tood.config.schedule import KEYS
 from tood.engine.train import Run
 from tood.inference.teacher import named
 from tood.utils.errors import UserError
-from tood.utils.files import last_checkpoint_in, read_tensors, write_whole
+from tood.utils.files import last_checkpoint_in, write_whole
+from tood.utils.tensors import read_tensors
 
 # Options that take effect in a resumed training, and leave what it has learned valid.
 CHANGEABLE = re.compile(

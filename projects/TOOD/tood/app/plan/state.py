@@ -219,8 +219,9 @@ def _list_used(output: str, begun: Optional[Wishes]) -> List[str]:
     """Return names of a checkpoint, or of files that are not of ``tood train``."""
     patterns = ["last_checkpoint", "*.pth"]
     if begun is None:  # what a training would remove or replace
-        patterns = ["last_checkpoint", "model_*.pth", *PREPARED, *DRAWN]
-        patterns.remove(PARTS)  # of a preparation that was killed at its first file
+        patterns = ["last_checkpoint", "model_*.pth", *DRAWN]
+        # PARTS may be of a preparation that was killed at its first file.
+        patterns += [pattern for pattern in PREPARED if pattern != PARTS]
     paths = (os.path.join(glob.escape(output), pattern) for pattern in patterns)
     return [os.path.relpath(x, output) for path in paths for x in sorted(glob.glob(path))]
 

@@ -221,7 +221,7 @@ def _format_command(arguments: Dict) -> str:
 def check_output(folder: str, overwrite: bool) -> None:
     """
     Raises:
-        UserError: for a folder that cannot be written to, or that contains a report.
+        UserError: for a folder that cannot be written to, or that contains one of a report's files.
     """
     check_folder(folder, "--output")
     refuse_existing(folder, (PAGE, SUMMARY, DETECTIONS, *plots.NAMES), overwrite)

@@ -103,14 +103,13 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
             ledger.enter(config.names_file, CLASSES)
             _note_numbers(folder, ledger, config.names_file, config.names)
         names = config.names
-    if config is not None and config.entries:
-        splits: Optional[Dict[str, List[str]]] = list_images_by_split(folder, ledger, config)
-    elif config is not None:
-        splits = read_split_lists(folder, ledger)
     else:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
         _note_other_names(folder, ledger, names)
+    if config is None or not config.entries:
         splits = read_split_lists(folder, ledger)
+    else:
+        splits = list_images_by_split(folder, ledger, config)
     order = _class_order(folder, ledger, found)
     found_labels, lines = {}, []
     for file in found.labels:
@@ -121,7 +120,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         ledger.note("lines of polygons, whose boxes are kept", file)
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels)
-    if config is not None and splits is not None and config.entries:
+    if config is not None and config.entries:
         used = {image for images in splits.values() for image in images}
         reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
