@@ -92,11 +92,12 @@ def test_data_are_what_is_evaluated():
 
 def test_detections_of_other_data_are_refused(tmp_path):
     results = str(tmp_path / "found.json")
-    check_same_data(results, CONTENT)  # not known
+    (note,) = check_same_data(results, CONTENT)
+    assert note.startswith(f"Not checked: that the detections of {results} are of these data")
     write_identity(results, weights="w", data=hash_data(CONTENT))
     written = json.loads((tmp_path / "found.identity.json").read_text())
     assert written["weights"] == "w" and written == make_identity(**written)
-    check_same_data(results, CONTENT)
+    assert check_same_data(results, CONTENT) == []
     other = change(("annotations", 0, "iscrowd"), 1)
     assert "found.json contains detections of other data" in complaint(
         check_same_data, results, other

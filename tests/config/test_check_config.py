@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tood.config.build import check_builds
 from tood.config.check import RANGES, check_config, get_key, known_keys
 from tood.config.options import get_training_ranges
-from tood.config.read import load_config, run_options
+from tood.config.read import get_config, load_config, run_options
 from tood.config.unread import UNREAD
 from tood.data.datasets import prepare_datasets
 from tood.engine import train as engine_train
+from tood.inference.predictor import Predictor
 from tood.utils.arguments import split_overrides
 from tood.utils.errors import UserError
 from tood.utils.suggest import suggest
@@ -220,6 +221,31 @@ def test_options_without_an_effect_are_warned_of(caplog):
     with caplog.at_level("WARNING"):
         load_config(CONFIG, ["MODEL.RPN.NMS_THRESH", "0.9"])
     assert "MODEL.RPN.NMS_THRESH is 0.9, which has no effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key, value, default, switch, on",
+    [
+        ("TEST.AUG.FLIP", "False", "True", "TEST.AUG.ENABLED", "True"),
+        ("TEST.PRECISE_BN.NUM_ITER", "7", "200", "TEST.PRECISE_BN.ENABLED", "True"),
+        ("INPUT.TILES.OVERLAP", "32", "0", "INPUT.TILES.SIZE", "128"),
+        ("INPUT.CROP.SIZE", "[0.5,0.5]", "[0.9,0.9]", "INPUT.CROP.ENABLED", "True"),
+        ("MODEL.TOOD.TEACHER_WEIGHT", "3", "1", "MODEL.TOOD.TEACHER", "output"),
+        ("MODEL.TOOD.EVAL_EMA_ALONE", "True", "False", "MODEL.TOOD.EMA_DECAY", "0.99"),
+    ],
+)
+def test_typed_options_whose_switch_is_off_are_refused(key, value, default, switch, on):
+    load_config(CONFIG, [key, value, switch, on])
+    load_config(CONFIG, [key, default])  # changes nothing
+    typed, off = [key, value], {"MODEL.TOOD.EMA_DECAY": "0.0"}.get(switch)
+    with pytest.raises(UserError, match=rf"{key} has no effect while {switch} is .*; set that too"):
+        load_config(CONFIG, [*typed, *([switch, off] if off else [])])
+    with pytest.raises(UserError, match=f"{key} has no effect"):
+        Predictor(
+            get_config("tood_R18_GN_small_data"),
+            "w.pth",
+            opts=[*typed, *([switch, off] if off else [])],
+        )
 
 
 def test_levels_of_another_backbone(command, caplog):

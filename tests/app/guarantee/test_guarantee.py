@@ -82,6 +82,7 @@ def test_results_of_any_detector(write, tmp_path, capsys):
     assert summary["false_per_image"] == false / 60
     assert summary["precision"] == pytest.approx((kept - false) / kept)
     assert (summary["num_images"], summary["num_objects"], summary["num_units"]) == (60, 80, 60)
+    assert "found.json are of these data, beyond the ids" in summary["notes"][-1]
     assert summary["settings"] is None and set(summary["identity"]) >= {"data"}
     printed = capsys.readouterr().out
     assert (

@@ -74,8 +74,12 @@ def test_the_images_of_a_step_follow_from_the_memory(photo_folder, monkeypatch):
     free = 200 * MiB
     with pytest.raises(UserError, match="does not suffice for a step with one image"):
         fit_step(wishes, content, read_config_file(CONFIG))
+    # The user's number is taken, unless even the least that steps were seen to take is too much.
+    free = 4000 * MiB
     step = fit_step(wishes._replace(images_per_step=3), content, read_config_file(CONFIG))
     assert (step.num_images, step.memory, step.seconds) == (3, None, {"float32": 0.3})
+    with pytest.raises(UserError, match="4 images of 544 x 736 .* 6.21 GiB, and 3.91 GiB.*: 3 is"):
+        fit_step(wishes._replace(images_per_step=4), content, read_config_file(CONFIG))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def test_a_section_is_three_pieces(tmp_path, monkeypatch):
     data, output = f"{tmp_path}/val.json:{tmp_path}", str(tmp_path / "report")
     report = make.report(results=str(tmp_path / "found.json"), val_data=data, output=output)
     assert report.summary["shapes"][0] == {"name": "disc", "ratio": 1.5}
+    # No record beside the file says which data its detections are of.
+    assert "found.json are of these data, beyond the ids" in report.summary["data_check"][-1]
     written = json.loads((tmp_path / "report" / "report.json").read_text())
     assert written["shapes"] == [{"name": "disc", "ratio": 1.5}, {"name": "ring", "ratio": None}]
     html = (tmp_path / "report" / "report.html").read_text()

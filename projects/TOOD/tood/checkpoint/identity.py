@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from tood.data.annotations import has_size, is_box
 from tood.utils.errors import UserError
@@ -88,8 +88,9 @@ def read_identity(results: str) -> Dict[str, str]:
         return {str(name): str(value) for name, value in content.items()}
 
 
-def check_same_data(results: str, content: Dict) -> None:
-    """
+def check_same_data(results: str, content: Dict) -> List[str]:
+    """Check that some detections were found in these data; return notes on what is not known.
+
     Raises:
         UserError: for detections that were written for other data.
     """
@@ -99,6 +100,12 @@ def check_same_data(results: str, content: Dict) -> None:
             f"{results} contains detections of other data, as {_get_sidecar(results)} says; name "
             "the data of these detections with --val-data, or detect in these data first."
         )
+    if known:
+        return []
+    return [
+        f"Not checked: that the detections of {results} are of these data, beyond the ids of their "
+        "images;\nno record beside them says so."
+    ]
 
 
 def _get_sidecar(results: str) -> str:

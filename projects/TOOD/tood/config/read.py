@@ -26,7 +26,7 @@ from tood.config.inferred import (
 )
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule, refuse_two_values
-from tood.config.unread import OF_TRAININGS, check_unread
+from tood.config.unread import OF_TRAININGS, check_switches, check_unread
 from tood.config.zoo import get_config_file
 from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
@@ -86,6 +86,8 @@ def load_config(
     if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
         check_augmentations(cfg.INPUT.AUGMENTATIONS)
     infer_pixels(cfg, config_file, opts)
+    if cfg.MODEL.META_ARCHITECTURE == "TOOD" and typed:
+        check_switches(cfg, _merged(config_file, ()), [*typed])
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
     return cfg

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -40,6 +41,40 @@ OF_TRAININGS = re.compile(
     r"|MODEL\.TOOD\.(EVAL_EMA_ALONE|EARLY_STOP_PATIENCE|MAX_DEAD_ITERS|VAL_LOSS)"
     r"|MODEL\.TOOD\.(FOCAL_LOSS_(ALPHA|GAMMA)|(CLS|BOX_REG)_LOSS_WEIGHT)"
 )
+
+# Options that are read only while another one is on.
+SWITCHES = {
+    r"TEST\.AUG\.(MIN_SIZES|MAX_SIZE|FLIP)": "TEST.AUG.ENABLED",
+    r"TEST\.PRECISE_BN\.NUM_ITER": "TEST.PRECISE_BN.ENABLED",
+    r"INPUT\.TILES\.(OVERLAP|MIN_VISIBLE|EMPTY_SHARE)": "INPUT.TILES.SIZE",
+    r"INPUT\.CROP\.(TYPE|SIZE)": "INPUT.CROP.ENABLED",
+    r"SOLVER\.CLIP_GRADIENTS\.(CLIP_TYPE|CLIP_VALUE|NORM_TYPE)": "SOLVER.CLIP_GRADIENTS.ENABLED",
+    r"SOLVER\.WARMUP_(FACTOR|METHOD)": "SOLVER.WARMUP_ITERS",
+    r"MODEL\.TOOD\.TEACHER_WEIGHT": "MODEL.TOOD.TEACHER",
+    r"MODEL\.TOOD\.EVAL_EMA_ALONE": "MODEL.TOOD.EMA_DECAY",
+}
+
+
+def check_switches(cfg: CfgNode, before: CfgNode, keys: Sequence[str]) -> None:
+    """Check that what is typed takes effect.
+
+    Args:
+        before: the config without the typed values; these may be repeated.
+        keys: those that are typed.
+
+    Raises:
+        UserError: for a value that is read only while another option is on, which is off.
+    """
+    if has_parts_of_a_user(cfg):
+        return
+    for key in keys:
+        switch = next((y for x, y in SWITCHES.items() if re.fullmatch(x, key)), None)
+        changed = switch and _as_lists(get_key(cfg, key)) != _as_lists(get_key(before, key))
+        if changed and not get_key(cfg, switch):
+            raise UserError(
+                f"{key} has no effect while {switch} is {get_key(cfg, switch)!r}; set that too, or "
+                f"omit {key}."
+            )
 
 
 def check_unread(cfg: CfgNode) -> None:

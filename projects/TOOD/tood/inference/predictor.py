@@ -28,6 +28,7 @@ from tood.config.read import (
     refuse_missing_gpu,
     run_options,
 )
+from tood.config.unread import check_switches
 from tood.config.zoo import get_config_file
 from tood.data.datasets import find_class_names
 from tood.data.images import find_path, is_one, list_given, read_by, read_pixels
@@ -114,8 +115,9 @@ class Predictor:
             "MODEL.WEIGHTS": weights or None,
             "MODEL.DEVICE": device,
             "MODEL.TOOD.PRECISION_TEST": precision,
+            "TEST.AUG.ENABLED": None if augment is None else bool(augment),
         }
-        _refuse_two_values({**changes, "TEST.AUG.ENABLED": augment}, opts)
+        _refuse_two_values(changes, opts)
         changed = [x for item in changes.items() if item[1] is not None for x in item]
         lowest = find_lowest(score_threshold)
         cfg = _read_config(config, [*opts, *changed], lowest)
@@ -128,8 +130,7 @@ class Predictor:
         class_names = find_class_names(options.data, content)
         model = build_detector(cfg)
         Checkpointer(model, complete=True, contents={path: content}).load(options.weights)
-        augment = options.tta.enabled if augment is None else augment
-        self._set(model, cfg, class_names, augment)
+        self._set(model, cfg, class_names)
         self.thresholds = self.find_thresholds(score_threshold)
         self._set_calibration(watch)
 
@@ -151,21 +152,21 @@ class Predictor:
             cfg.defrost()
             cfg.MODEL.WEIGHTS = weights
         predictor = cls.__new__(cls)
-        predictor._set(model, cfg, class_names, cfg.TEST.AUG.ENABLED)
+        predictor._set(model, cfg, class_names)
         predictor.thresholds = predictor.find_thresholds(FROM_CONFIG)
         predictor.calibration = predictor.watch = None
         return predictor
 
-    def _set(self, model: TOOD, cfg: CfgNode, class_names: Sequence[str], augment: bool) -> None:
+    def _set(self, model: TOOD, cfg: CfgNode, class_names: Sequence[str]) -> None:
         options = run_options(cfg)
         self.model, self.cfg, self.options = model.eval(), cfg, options
         self.class_names = list(class_names)
         self.resize = T.ResizeShortestEdge([options.min_size_test] * 2, options.max_size_test)
-        self.is_tiled, self.is_augmented = options.tiles.size > 0, bool(augment)
+        self.is_tiled, self.is_augmented = options.tiles.size > 0, options.tta.enabled
         # Views and tiles resize the images themselves.
-        self._min_size = 0 if augment or self.is_tiled else options.min_size_test
+        self._min_size = 0 if self.is_augmented or self.is_tiled else options.min_size_test
         # What is called: the model, or a module that shows it views or tiles.
-        augmented = TOODWithTTA(self.model, options.tta) if augment else None
+        augmented = TOODWithTTA(self.model, options.tta) if self.is_augmented else None
         self.detector = augmented or self.model
         if self.is_tiled:
             finder = augmented or ResizedTOOD(self.model, self.resize)
@@ -367,6 +368,7 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> 
         cfg = config.clone()
         cfg.defrost()
         merge_options(cfg, opts)
+        check_switches(cfg, config, opts[::2])
         refuse_missing_gpu(str(dict(zip(opts[::2], opts[1::2])).get("MODEL.DEVICE", "")))
         finish_config(cfg)
     else:

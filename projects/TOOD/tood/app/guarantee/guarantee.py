@@ -187,11 +187,12 @@ def _check_output(folder: str, overwrite: bool) -> None:
 
 def _read_results(results: str, val_data: str, group: str) -> Calibration:
     content, image_root, _ = read_data(val_data)
-    check_same_data(results, content)
+    unknown = [" ".join(x.split()) for x in check_same_data(results, content)]
     weights = read_identity(results).get("weights", "")
     name = name_data(val_data) or val_data
     detections = read_results(results)
     notes = ["Not checked: the detector may not have been trained on any of these images."]
+    notes += unknown
     groups = group_images(content, image_root, group)
     return Calibration(
         name, content, detections, results, groups, weights=weights, notes=notes, group=group

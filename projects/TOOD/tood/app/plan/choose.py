@@ -11,6 +11,7 @@ from torch import nn
 
 from tood.app.plan.data import count_negatives
 from tood.app.plan.memory import (
+    GiB,
     StepMemory,
     estimate_evaluation,
     list_precisions,
@@ -278,6 +279,7 @@ def fit_step(
     is_chosen = {PRECISION, "SOLVER.AMP.ENABLED"} & set(typed)
     precisions = [cfg.MODEL.TOOD.PRECISION_TRAIN] if is_chosen else list_precisions()
     if number is not None:
+        _check_number(model, number, size)
         return Step(size, number, None, _time(model, precisions, number, size, or_none=True))
     wanted = IMAGES_PER_STEP.get(model.device.type, IMAGES_PER_STEP["cpu"])
     while True:
@@ -300,6 +302,23 @@ def fit_step(
                 f"{size.shorter} x {size.longer} pixels; {LESS_MEMORY}."
             )
         size = smaller
+
+
+def _check_number(model: nn.Module, number: int, size: ImageSize) -> None:
+    """Raise UserError for a wanted number of images that no step can hold."""
+    try:
+        memory = measure_step(model, *_get_sides(size))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return  # not even one, as the training will say if it is still so
+    most = max(memory.largest(), 1)
+    if number > most:
+        raise UserError(
+            f"{number} images of {size.shorter} x {size.longer} pixels in a step take about "
+            f"{memory.needed(number) / GiB:.3g} GiB, and {memory.free / GiB:.3g} GiB are free; "
+            f"choose a smaller --batch: {most} is the most that may fit."
+        )
 
 
 def _get_sides(size: ImageSize) -> Tuple[int, int]:

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 # Share of the free memory; the rest is for loading images, batches of other shapes and other
 # programs.
 USABLE_PART = 0.6
-MiB = 1024**2
+MiB, GiB = 1024**2, 1024**3
 # In a step that is timed, if there is more than one image. The time of small images is not
 # proportional to their number.
 MOST_TIMED = 400_000  # pixels
@@ -23,7 +23,7 @@ MOST_TIMED = 400_000  # pixels
 TIMED_STEPS, TIMED_SECONDS = 3, 5.0
 # Memory of a step on a CPU beside its weights, as a multiple of the tensors saved for the
 # gradients: 1.25 to 1.51 were measured in separate processes.
-BACKWARD = 1.6
+BACKWARD, LEAST_BACKWARD = 1.6, 1.25
 FORWARD = 0.35  # time of an evaluation, as a part of steps with as many images
 
 
@@ -37,6 +37,11 @@ class StepMemory(NamedTuple):
     def fits(self, num_images: int) -> bool:
         """Return whether a step of some images leaves enough for the rest."""
         return self.needed(num_images) <= USABLE_PART * self.free
+
+    def largest(self) -> int:
+        """Return the number of images of which a step may fit if nothing is left for the rest."""
+        least = self.per_image * LEAST_BACKWARD / BACKWARD
+        return max(int((self.free - self.fixed) / least), 0)
 
     def needed(self, num_images: int) -> int:
         """Return what a step of some images takes."""

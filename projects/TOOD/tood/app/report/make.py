@@ -236,7 +236,8 @@ def _write_report(
     read_image: Optional[Callable[[str], np.ndarray]] = None,
 ) -> Report:
     for path in filter(None, (source, compare)):
-        check_same_data(path, subject.content)
+        unknown = check_same_data(path, subject.content)
+        subject = subject._replace(notes=[*subject.notes, *unknown])
     analysis = analyze(subject.content, subject.detections, source or subject.name)
     other = analyze(subject.content, read_results(compare), compare) if compare else None
     material = Material(subject, analysis, other, compare)
