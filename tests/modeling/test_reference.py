@@ -98,29 +98,41 @@ def test_assignment(reference, model, phase):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_losses_and_gradients(reference, model, phase):
+    """In one of two orders of float32 sums. Activations within their rounding errors of zero have
+    gradients in one order and none in another: with PyTorch 2.0, on a CPU with AVX2 alone, a norm's
+    gradient differs by 0.0015 of itself with two threads, and by 0.0002 with one.
+    """
+    wrong = find_deviations(reference, model, phase)
+    if wrong:
+        torch.set_num_threads(1)
+        wrong = find_deviations(reference, model, phase)
+        torch.set_num_threads(2)
+    assert not wrong
+
+
+def find_deviations(reference, model, phase):
+    """Check the losses of a step; return those gradients whose relative deviation is too large."""
     model.train()
     model.zero_grad()
     with EventStorage(start_iter=PHASES.index(phase)):
         losses = model(reference.batched_inputs())
-    assert losses["loss_cls"].item() == pytest.approx(
-        float(reference[f"{phase}_loss_cls"]), rel=LOSSES
-    )
-    assert losses["loss_box_reg"].item() == pytest.approx(
-        float(reference[f"{phase}_loss_bbox"]), rel=LOSSES
-    )
-
+    for ours, theirs in (("loss_cls", "loss_cls"), ("loss_box_reg", "loss_bbox")):
+        expected = float(reference[f"{phase}_{theirs}"])
+        assert losses[ours].item() == pytest.approx(expected, rel=LOSSES)
     sum(losses.values()).backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    expected_norms = {
-        detectron2_name(n): norm for n, norm in reference.json(f"{phase}_grad_norm").items()
+    norms = reference.json(f"{phase}_grad_norm")
+    norms = {detectron2_name(n): norm for n, norm in norms.items()}
+    assert set(grads) == set(norms)
+    smallest = 1e-7 / GRADIENTS
+    deviations = {
+        f"norm of {name}": abs(grads[name].norm().item() - norm) / max(norm, smallest)
+        for name, norm in norms.items()
     }
-    assert set(grads) == set(expected_norms)
-    for name, norm in expected_norms.items():
-        assert grads[name].norm().item() == pytest.approx(norm, rel=GRADIENTS, abs=1e-7), name
     whole = [key for key in reference.arrays.files if key.startswith(f"{phase}_grad:")]
     assert whole
     for key in whole:
         name = detectron2_name(key.split(":", 1)[1])
         expected = torch.from_numpy(reference[key]).float().view_as(grads[name])
-        difference = (grads[name] - expected).norm() / expected.norm()
-        assert difference.item() < GRADIENTS, name
+        deviations[name] = ((grads[name] - expected).norm() / expected.norm()).item()
+    return {name: x for name, x in deviations.items() if not x <= GRADIENTS}
