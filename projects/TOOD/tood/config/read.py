@@ -86,8 +86,8 @@ def load_config(
     if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
         check_augmentations(cfg.INPUT.AUGMENTATIONS)
     infer_pixels(cfg, config_file, opts)
-    if cfg.MODEL.META_ARCHITECTURE == "TOOD" and typed:
-        check_switches(cfg, _merged(config_file, ()), [*typed])
+    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+        check_switches(cfg, [*typed], lambda: _merged(config_file, ()))
     if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
     return cfg

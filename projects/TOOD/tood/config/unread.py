@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Sequence
+from typing import Callable, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -55,22 +55,23 @@ SWITCHES = {
 }
 
 
-def check_switches(cfg: CfgNode, before: CfgNode, keys: Sequence[str]) -> None:
+def check_switches(cfg: CfgNode, keys: Sequence[str], make_before: Callable[[], CfgNode]) -> None:
     """Check that what is typed takes effect.
 
     Args:
-        before: the config without the typed values; these may be repeated.
         keys: those that are typed.
+        make_before: returns the config without the typed values; these may be repeated.
 
     Raises:
         UserError: for a value that is read only while another option is on, which is off.
     """
-    if has_parts_of_a_user(cfg):
+    found = [(key, y) for key in keys for x, y in SWITCHES.items() if re.fullmatch(x, key)]
+    found = [(key, switch) for key, switch in found if not get_key(cfg, switch)]
+    if not found or has_parts_of_a_user(cfg):
         return
-    for key in keys:
-        switch = next((y for x, y in SWITCHES.items() if re.fullmatch(x, key)), None)
-        changed = switch and _as_lists(get_key(cfg, key)) != _as_lists(get_key(before, key))
-        if changed and not get_key(cfg, switch):
+    before = make_before()
+    for key, switch in found:
+        if _as_lists(get_key(cfg, key)) != _as_lists(get_key(before, key)):
             raise UserError(
                 f"{key} has no effect while {switch} is {get_key(cfg, switch)!r}; set that too, or "
                 f"omit {key}."

@@ -368,7 +368,7 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> 
         cfg = config.clone()
         cfg.defrost()
         merge_options(cfg, opts)
-        check_switches(cfg, config, opts[::2])
+        check_switches(cfg, opts[::2], lambda: config)
         refuse_missing_gpu(str(dict(zip(opts[::2], opts[1::2])).get("MODEL.DEVICE", "")))
         finish_config(cfg)
     else:

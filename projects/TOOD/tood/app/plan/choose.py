@@ -273,7 +273,8 @@ def fit_step(
     number = wishes.images_per_step
     if number is None:
         number = typed.get(KEYS["ims_per_batch"])
-    cfg = _load(config_file, {**_size_keys(size), **typed}, content)
+    chosen = {**(_tile_keys(tiles) if tiles.size else {}), **_size_keys(size)}
+    cfg = _load(config_file, {**chosen, **typed}, content)
     model = build_detector(cfg)
     attach_teacher(cfg, model, class_names(content))
     is_chosen = {PRECISION, "SOLVER.AMP.ENABLED"} & set(typed)
