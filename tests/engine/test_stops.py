@@ -98,9 +98,9 @@ def test_before_the_first_step(train, shapes, tmp_path, stage, number):
 @pytest.mark.parametrize(
     "stages, iteration",
     [
-        ([(FORWARD, 5, TERM, 0)], 1),  # three calls are the plan's
-        ([(FORWARD, 5, INT, 0)] * 2, 1),  # two at a time, as timeout(1) sends them, are one
-        ([(BACKWARD, 5, INT, 0)], 1),
+        ([(FORWARD, 6, TERM, 0)], 1),  # four calls are the plan's
+        ([(FORWARD, 6, INT, 0)] * 2, 1),  # two at a time, as timeout(1) sends them, are one
+        ([(BACKWARD, 6, INT, 0)], 1),
         ([(EVALUATION, 1, TERM, 0)], 2),
         ([(SAVING, 2, HUP, 0)], 2),  # the best weights, after the evaluation
         # The second one while the checkpoint of the first is written.
@@ -135,7 +135,7 @@ def test_while_a_report_is_made(train, shapes, tmp_path, stage, number):
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(train, shapes, tmp_path):
     """The signal arrives in a long step; no file of it remains."""
-    status, log = train((FORWARD, 4, TERM, 0), (BACKWARD, 4, TERM, TOGETHER))
+    status, log = train((FORWARD, 5, TERM, 0), (BACKWARD, 5, TERM, TOGETHER))
     check_stop(status, log, TERM, resume_command(tmp_path, shapes))
     assert "SIGTERM again: stopping at once, without another checkpoint." in log
     assert not [x for x in list_files(tmp_path / "out") if x.endswith((".part", ".pth"))]
@@ -144,7 +144,7 @@ def test_a_second_signal_ends_at_once(train, shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, call, purpose",
-    [(BACKWARD, 4, "training"), (INFERENCE, 1, "evaluation")],
+    [(BACKWARD, 5, "training"), (INFERENCE, 1, "evaluation")],
 )
 def test_a_killed_worker_is_one_sentence(train, shapes, tmp_path, stage, call, purpose):
     """The training continues from a checkpoint of the last step."""
