@@ -1,5 +1,6 @@
 """The tasks of docs/extending.md, each in one short file outside of the package."""
 
+import json
 import math
 
 import pytest
@@ -17,9 +18,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_mod
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from tood.config.build import check_builds
+import train_net
+from tood.config.build import build_detector, check_builds
 from tood.config.check import check_config
-from tood.config.options import TTAOptions
+from tood.config.options import TTAOptions, get_finest_stride
 from tood.config.read import load_config, run_options
 from tood.config.unread import check_unread, has_parts_of_a_user
 from tood.data.datasets import prepare_datasets
@@ -27,7 +29,9 @@ from tood.engine.trainer import Trainer
 from tood.inference.predictor import Predictor
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.assigners import ImagePredictions
+from tood.modeling.dense_head import HEAD_REGISTRY
 from tood.modeling.detector import TOOD
+from tood.modeling.parallel_head import ParallelHead
 from tood.utils.errors import UserError
 
 TASKS = ("assigner", "head", "box_loss", "backbone", "augmentation")
@@ -164,6 +168,55 @@ def test_a_predictor_of_a_users_architecture(tiny_cfg, tmp_path):
     assert isinstance(Predictor(tiny_cfg, tmp_path / "a.pth").model, MyTOOD)
     tiny_cfg.MODEL.META_ARCHITECTURE = "Nonsense"
     assert "META_ARCHITECTURE" in complaint(Predictor, tiny_cfg, tmp_path / "a.pth")
+
+
+@META_ARCH_REGISTRY.register()
+class UncertainTOOD(TOOD):
+    def losses(self, predictions, targets, assigner):
+        losses = super().losses(predictions, targets, assigner)
+        return {**losses, "loss_uncertainty": predictions.extras["uncertainty"].mean()}
+
+
+@pytest.mark.slow
+def test_an_architecture_of_a_user_from_the_command_to_the_folder(command, out, make_input):
+    parts = ["MODEL.META_ARCHITECTURE", "UncertainTOOD", "MODEL.TOOD.HEAD", "UncertainHead"]
+    train_net.cli(command(opts=parts))
+    rows = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert any("loss_uncertainty" in row for row in rows)
+    predictor = Predictor(str(out))
+    assert isinstance(predictor.model, UncertainTOOD)
+    assert predictor.model.num_classes == 4
+    # Its options are checked as TOOD's are.
+    with pytest.raises(UserError, match="MODEL.TOOD.TAL_TOPK is -5"):
+        load_config(CONFIG, [*parts, "MODEL.TOOD.TAL_TOPK", "-5"])
+
+
+def test_maps_that_a_users_backbone_does_not_make(tiny_cfg, caplog):
+    """One sentence, as for others; and anchors of other sizes than the strides are named."""
+    tiny_cfg.MODEL.BACKBONE.NAME = "FiveConvs"
+    tiny_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    with caplog.at_level("WARNING"):
+        build_detector(tiny_cfg)
+    assert "here [[64], [128], [256], [512], [1024]]" in caplog.text
+    tiny_cfg.MODEL.TOOD.IN_FEATURES = ["p2", "p3"]
+    assert "has 'p2', but FiveConvs makes p3" in complaint(build_detector, tiny_cfg)
+
+
+def test_strides_of_maps_with_other_names_are_not_guessed():
+    assert [get_finest_stride([x]) for x in ("p2", "res4", "s16", "stage1")] == [4, 16, 8, 8]
+
+
+def test_a_parallel_head_of_a_user_may_have_centerness(tiny_cfg):
+    @HEAD_REGISTRY.register()
+    class MyParallel(ParallelHead):
+        pass
+
+    tood = tiny_cfg.MODEL.TOOD
+    tood.HEAD, tood.ASSIGNER, tood.CENTERNESS = "MyParallel", "atss", True
+    check_config(tiny_cfg)
+    assert build_model(tiny_cfg).head.centerness is not None
+    tood.HEAD = "UncertainHead"  # which is task-aligned
+    assert "CENTERNESS is True with the head UncertainHead" in complaint(check_config, tiny_cfg)
 
 
 def test_parts_of_a_user_are_not_tried_without_numbers(tiny_cfg):

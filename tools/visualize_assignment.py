@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Draw the locations assigned to each object by ATSS and by task alignment learning (TAL)::
+"""Draw the locations assigned to each object by ATSS and by task alignment learning (TAL), or by
+your assigner, if MODEL.TOOD.ASSIGNER names one::
 
     python tools/visualize_assignment.py --config-file configs/demo_shapes.yaml \\
         --output assignment.png --num-images 3 --weights output/demo/model_final.pth
@@ -23,7 +24,7 @@ from tood.checkpoint.checkpointer import Checkpointer
 from tood.config.read import check_weights, load_config, run_options
 from tood.data.datasets import prepare_datasets
 from tood.engine.trainer import Trainer
-from tood.modeling.assigners import TAL, alignment_metric
+from tood.modeling.assigners import ASSIGNER_REGISTRY, ATSS, TAL, alignment_metric
 from tood.modeling.box_ops import paired_iou
 from tood.utils.arguments import make_parser, parse_arguments, split_overrides
 from tood.utils.errors import UserError, run_main
@@ -66,6 +67,8 @@ def main(args):
     class_names = MetadataCatalog.get(dataset).thing_classes
     images = read_images(Trainer.build_validation_loader(cfg, dataset), args)
     model = build_model(cfg).eval()
+    if isinstance(model.assigner, ATSS):  # which is drawn on the left
+        model.assigner = ASSIGNER_REGISTRY.get("tal")(cfg)
     rows = []
     for weights in args.weights:
         check_weights(weights)
@@ -75,7 +78,11 @@ def main(args):
             title = prefix + os.path.basename(image["file_name"])
             rows.append(draw_row(model, image, class_names, cfg.INPUT.FORMAT, title))
     write_image(image_grid(rows), args.output)
-    print(f"ATSS (left) and TAL (right): {args.output}")
+    print(f"ATSS (left) and {get_name(model.assigner)} (right): {args.output}")
+
+
+def get_name(assigner):
+    return type(assigner).__name__
 
 
 def read_images(loader, args):
@@ -129,10 +136,13 @@ def draw_row(model, image, class_names, image_format, title):
 def assign(model, image):
     """Return objects, weights, targets, IoUs and metric t of all locations, of each phase."""
     images, predictions = model.predict_with_images([image])
-    tal = model.assigner if isinstance(model.assigner, TAL) else TAL()
+    tal = model.assigner if isinstance(model.assigner, TAL) else TAL()  # for the metric
     gt = image["instances"].to(model.device)
     assigned = {}
-    for phase, assigner in (("ATSS", model.warmup_assigner), ("TAL", tal)):
+    for phase, assigner in (
+        ("ATSS", model.warmup_assigner),
+        (get_name(model.assigner), model.assigner),
+    ):
         targets = model.label_batch(images, predictions, [gt], assigner)
         gt_index = targets.gt_index[0]
         scores = predictions.pred_scores[0].gather(1, targets.gt_classes[0][:, None]).squeeze(1)

@@ -11,7 +11,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from reference import Reference
 
-from tood import TOOD, model_zoo
+from tood import TOOD, Predictor, model_zoo
+from tood.checkpoint.checkpointer import Checkpointer
 from tood.checkpoint.convert import (
     convert_backbone,
     convert_checkpoint,
@@ -254,6 +255,51 @@ def test_other_deformable_convolutions_and_styles_are_refused(reference, release
     assert "conv_offset" in complaint(
         convert_checkpoint, released(state_dict), str(tmp_path / "t.pth")
     )
+
+
+RELEASED_CONFIG = """img_norm_cfg = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+model = dict(data_preprocessor=dict(bgr_to_rgb=True), bbox_head=dict(
+    anchor_type='anchor_free', init_cfg=dict(type='Normal', std=0.01),
+    anchor_generator=dict(ratios=[1.0], octave_base_scale=8, strides=[8, 16, 32, 64, 128]),
+    bbox_coder=dict(target_means=[.0, .0, .0, .0], target_stds=[.1, .1, 0.2, 0.2])))
+"""
+
+
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        ("mean=[123.675, 116.28, 103.53]", "mean=[0, 0, 0]", r"mean \[0, 0, 0\]"),
+        ("58.395, 57.12, 57.375", "255., 255., 255.", "std "),
+        (" to_rgb=True", " to_rgb=False", "trained with to_rgb False"),
+        ("bgr_to_rgb=True", "'bgr_to_rgb': False", "bgr_to_rgb False"),
+        ("octave_base_scale=8", "octave_base_scale=4", "octave_base_scale 4"),
+        ("target_stds=[.1, .1, 0.2, 0.2]", "target_stds=[1., 1., 1., 1.]", "target_stds"),
+    ],
+)
+def test_pixels_and_anchors_of_others_are_refused(reference, old, new, says):
+    """They leave no trace in the entries."""
+    state_dict = reference.state_dict()
+    identify(state_dict, {"config": RELEASED_CONFIG})
+    assert old in RELEASED_CONFIG
+    with pytest.raises(UserError, match=f"a.pth was .*{says}"):
+        identify(state_dict, {"cfg": RELEASED_CONFIG.replace(old, new)}, "a.pth")
+
+
+def test_a_converted_file_under_the_other_anchor_type_is_refused(released, tmp_path, caplog):
+    target = str(tmp_path / "a.pth")
+    convert_checkpoint(released(), target, "anchor_based")
+    options = read_tensors(target)["options"]
+    right = model_zoo.get_model("tood_R50_FPN_anchor_based_1x", target)
+    assert right.head.anchor_type == "anchor_based"
+    options = [*options, "MODEL.TOOD.ANCHOR_TYPE", "anchor_free"]
+    sentence = complaint(Predictor, "tood_R50_FPN_1x", target, opts=options)
+    assert "The weights are anchor_based, as their file says" in sentence
+    options += ["MODEL.DEVICE", "cpu"]
+    model = build_model(model_zoo.get_config("tood_R50_FPN_1x", options))
+    with caplog.at_level("WARNING"):
+        Checkpointer(model).load(target)  # to start a training from
+    assert "the config is anchor_free: boxes are predicted in another way" in caplog.text
 
 
 def test_entries_twice(reference, released, tmp_path):

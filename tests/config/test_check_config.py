@@ -223,6 +223,9 @@ def test_options_without_an_effect_are_warned_of(caplog):
     assert "MODEL.RPN.NMS_THRESH is 0.9, which has no effect" in caplog.text
 
 
+ANCHORS = "MODEL.TOOD.ANCHOR_TYPE"
+
+
 @pytest.mark.parametrize(
     "key, value, default, switch, on",
     [
@@ -232,12 +235,24 @@ def test_options_without_an_effect_are_warned_of(caplog):
         ("INPUT.CROP.SIZE", "[0.5,0.5]", "[0.9,0.9]", "INPUT.CROP.ENABLED", "True"),
         ("MODEL.TOOD.TEACHER_WEIGHT", "3", "1", "MODEL.TOOD.TEACHER", "output"),
         ("MODEL.TOOD.EVAL_EMA_ALONE", "True", "False", "MODEL.TOOD.EMA_DECAY", "0.99"),
+        ("MODEL.TOOD.DCN_NUM_GROUPS", "2", "4", "MODEL.TOOD.NUM_DCN_CONVS", "1"),
+        ("MODEL.TOOD.TAL_TOPK", "5", "13", "MODEL.TOOD.ASSIGNER", "tal"),
+        ("MODEL.TOOD.ATSS_TOPK", "3", "9", "MODEL.TOOD.ATSS_ITERS", "4"),
+        (
+            "MODEL.TOOD.BBOX_REG_WEIGHTS",
+            "(1.,1.,1.,1.)",
+            "(10.,10.,5.,5.)",
+            ANCHORS,
+            "anchor_based",
+        ),
     ],
 )
 def test_typed_options_whose_switch_is_off_are_refused(key, value, default, switch, on):
     load_config(CONFIG, [key, value, switch, on])
     load_config(CONFIG, [key, default])  # changes nothing
-    typed, off = [key, value], {"MODEL.TOOD.EMA_DECAY": "0.0"}.get(switch)
+    off = {"MODEL.TOOD.EMA_DECAY": "0.0", "MODEL.TOOD.ASSIGNER": "atss"}
+    off["MODEL.TOOD.ATSS_ITERS"] = "0"
+    typed, off = [key, value], off.get(switch)
     with pytest.raises(UserError, match=rf"{key} has no effect while {switch} is .*; set that too"):
         load_config(CONFIG, [*typed, *([switch, off] if off else [])])
     with pytest.raises(UserError, match=f"{key} has no effect"):

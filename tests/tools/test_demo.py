@@ -10,6 +10,7 @@ import visualize_assignment
 from PIL import Image
 
 import demo
+from tood.modeling.assigners import ASSIGNER_REGISTRY, Assigner, Assignment
 from tood.utils.errors import UserError
 
 
@@ -54,6 +55,21 @@ def test_visualize_assignment(trained, tmp_path, capsys):
     assert capsys.readouterr().out.count("model_final.pth: 00003.jpg") == 2
     with pytest.raises(UserError, match="There is no image 7.jpg"):
         main(parse([*argv, "--image", "7.jpg", "--weights", weights]))
+    main(parse([*argv, "--weights", weights, "MODEL.TOOD.ASSIGNER", "NoneAtAll"]))
+    printed = capsys.readouterr().out
+    assert "NoneAtAll: largest t" in printed and "ATSS (left) and NoneAtAll (right)" in printed
+    assert "| none" in printed
+
+
+@ASSIGNER_REGISTRY.register()
+class NoneAtAll(Assigner):
+    """An assigner of a user's, without positives."""
+
+    def __init__(self, cfg):
+        pass
+
+    def __call__(self, predictions, gt):
+        return Assignment.background(predictions.anchors)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from tood.config.read import get_config
 from tood.utils.errors import UserError, format_reason
 from tood.utils.files import last_checkpoint_in, write_atomically, write_whole
 from tood.utils.signals import mark_resumable
@@ -166,6 +167,7 @@ class Checkpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint):
+        self._check_anchor_type(checkpoint)
         expected = self.model.state_dict()
         number, entries = len(checkpoint["model"]), set(expected)
         self._convert_ndarray_to_tensor(checkpoint["model"])
@@ -192,6 +194,24 @@ class Checkpointer(DetectionCheckpointer):
                 "and convert another project's file with tools/convert_checkpoint.py first."
             )
         return incompatible
+
+    def _check_anchor_type(self, checkpoint: Dict[str, Any]) -> None:
+        """Hold the anchor type that a converted file states to the model's: no entry shows it, and
+        with the other one every box is wrong. A training may start from either.
+        """
+        config, mine = checkpoint.get("config"), getattr(self.model, "head", None)
+        mine = getattr(mine, "anchor_type", None)
+        if mine is None or not isinstance(config, str):
+            return
+        with contextlib.suppress(UserError):  # of another project
+            theirs = get_config(config, checkpoint.get("options", ())).MODEL.TOOD.ANCHOR_TYPE
+            mine = None if theirs == mine else mine
+        if mine is None:
+            return
+        text = f"The weights are {theirs}, as their file says, and the config is {mine}"
+        if self.complete or self.resuming:
+            raise UserError(f"{text}; use the config {config}, or MODEL.TOOD.ANCHOR_TYPE {theirs}.")
+        logger.warning(f"{text}: boxes are predicted in another way at the start.")
 
     def _log_incompatible_keys(self, incompatible):
         """Log one line for fine-tuning, a class predictor of another number of classes."""

@@ -36,6 +36,12 @@ BLOCKS = {18: 8, 34: 16, 50: 16, 101: 33, 152: 50}  # of a ResNet, by its depth
 # ImageNet backbones: depth, groups and width of each group.
 BACKBONES = [(d, 1, 64) for d in BLOCKS]
 BACKBONES += [(50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4)]
+# What a training config in a file may state, and the released models have.
+STATED: Dict[str, object] = {
+    **{"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
+    **{"to_rgb": "true", "bgr_to_rgb": "true"},
+    **{"octave_base_scale": [8.0], "target_stds": [0.1, 0.1, 0.2, 0.2]},
+}
 # How to recognize other checkpoints that people have at hand.
 OTHER_MODELS = [
     (r"^bbox_head\.atss_cls\.", "ATSS"),
@@ -128,6 +134,7 @@ def identify(
             f"The checkpoint {file_name} has a Caffe-style backbone (BGR, other strides), which no "
             "released TOOD has; it cannot be converted."
         )
+    _refuse_other_values(hints, file_name)
     anchor_type = anchor_type or _anchor_type(hints, notes)
     epochs = re.search(r"max_epochs\s*=\s*(\d+)", hints)
     is_2x = int(epochs[1]) > 12 if epochs else re.search(r"(?<!\d)2x(?!\d)", hints) is not None
@@ -136,6 +143,24 @@ def identify(
     config = _nearest_config(shapes, options, anchor_type, is_2x)
     options = differing_options(config, {**options, "MODEL.TOOD.ANCHOR_TYPE": anchor_type})
     return ModelDescription(config, options, _class_names(meta, _num_classes(shapes), notes), notes)
+
+
+def _refuse_other_values(hints: str, file_name: str) -> None:
+    """Hold what a training config states of pixels and anchors, which leaves no trace in the
+    entries, to the released models.
+    """
+    for name, known in STATED.items():
+        value = r"(\[[^\]]*\]|\([^)]*\)|[\w.]+)"
+        for text in re.findall(rf"\b{name}['\"]?\s*[=:]\s*{value}", hints):
+            numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?|-?\.\d+", text)]
+            found = numbers if numbers else text.lower()
+            if isinstance(known, list) and len(numbers) != len(known):
+                continue  # as mean and std of an initialization
+            if found != known:
+                raise UserError(
+                    f"The checkpoint {file_name} was trained with {name} {text}, and the released "
+                    f"models have {known}; it cannot be converted."
+                )
 
 
 def is_backbone(state_dict: Dict[str, Tensor]) -> bool:

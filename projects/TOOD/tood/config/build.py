@@ -25,8 +25,12 @@ def build_detector(cfg: CfgNode) -> TOOD:
     """
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = _tried(lambda: META_ARCH_REGISTRY.get(name), "MODEL.META_ARCHITECTURE")
-    if architecture is not TOOD or has_parts_of_a_user(cfg):
+    if architecture is not TOOD:
         return build_model(cfg)
+    if has_parts_of_a_user(cfg):
+        backbone = build_backbone(cfg)
+        _check_levels(cfg, backbone.output_shape())
+        return TOOD(cfg, backbone=backbone).to(cfg.MODEL.DEVICE)
     backbone = _tried(lambda: build_backbone(cfg), "MODEL.BACKBONE, MODEL.RESNETS, MODEL.FPN")
     _check_levels(cfg, backbone.output_shape())
     model = _tried(lambda: TOOD(cfg, backbone=backbone), "MODEL")

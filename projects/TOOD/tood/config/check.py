@@ -12,6 +12,7 @@ from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.backbone.separable import CONV_TYPES
 from tood.modeling.dense_head import ANCHOR_TYPES, HEAD_REGISTRY
 from tood.modeling.detector import PRECISIONS
+from tood.modeling.head import TOODHead
 from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
 from tood.utils.errors import UserError
 from tood.utils.suggest import suggest
@@ -143,7 +144,8 @@ def check_config(cfg: CfgNode) -> None:
         value = get_key(cfg, key)
         if value not in allowed:
             names = ", ".join(str(x) or "''" for x in allowed)
-            raise UserError(f"{key} is {value!r}; it must be one of {names}.")
+            yours = ", or of a file of yours that is imported first" * (key in registered)
+            raise UserError(f"{key} is {value!r}; it must be one of {names}{yours}.")
     for key, (length, allowed) in LISTS.items():
         values = get_key(cfg, key)
         values = values if isinstance(values, (list, tuple)) else [values]
@@ -198,7 +200,11 @@ def _check_head(tood: CfgNode) -> None:
             f"MODEL.TOOD.CONV_DIM is {conv_dim}; with MODEL.TOOD.NORM GN it must be a multiple of "
             "32, the number of its groups."
         )
-    if tood.CENTERNESS and (tood.HEAD, tood.ASSIGNER) != ("parallel", "atss"):
+    head = HEAD_REGISTRY.get(tood.HEAD)  # a function, or a user's class
+    is_aligned = (
+        tood.HEAD == "task_aligned" or isinstance(head, type) and issubclass(head, TOODHead)
+    )
+    if tood.CENTERNESS and (is_aligned or tood.ASSIGNER == "tal"):
         raise UserError(
             f"MODEL.TOOD.CENTERNESS is True with the head {tood.HEAD} and the assigner "
             f"{tood.ASSIGNER}; it is for MODEL.TOOD.HEAD parallel with MODEL.TOOD.ASSIGNER atss."

@@ -123,6 +123,8 @@ class RunOptions(NamedTuple):
 
 
 def get_finest_stride(in_features: Sequence[str]) -> int:
-    """Return a stride in pixels: feature maps are named after its logarithm, as p3 or res4."""
-    level = re.search(r"\d+$", in_features[0])
-    return 2 ** int(level[0]) if level else 8
+    """Return a stride in pixels: Detectron2's feature maps are named after its logarithm, as p3 or
+    res4. Of other names it is not known, and 8.
+    """
+    level = re.fullmatch(r"(?:p|res)(\d)", in_features[0])
+    return 2 ** int(level[1]) if level else 8

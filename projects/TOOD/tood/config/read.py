@@ -26,7 +26,7 @@ from tood.config.inferred import (
 )
 from tood.config.options import RunOptions, TTAOptions, get_finest_stride, read_training_options
 from tood.config.schedule import Schedule, refuse_two_values
-from tood.config.unread import OF_TRAININGS, check_switches, check_unread
+from tood.config.unread import OF_TRAININGS, check_switches, check_unread, is_tood
 from tood.config.zoo import get_config_file
 from tood.data.augmentation import check_augmentations
 from tood.data.check import InputSize
@@ -56,8 +56,8 @@ def load_config(
         config: path of a config, or a file that has been read, of which nothing is opened again.
         opts: keys and values in turn.
         train_data, val_data: replace the config's data sets.
-        architectures: allowed values of ``MODEL.META_ARCHITECTURE``; only TOOD's options are
-            checked.
+        architectures: allowed values of ``MODEL.META_ARCHITECTURE``, beside classes that derive
+            from TOOD; the options of these and of TOOD are checked.
         training, resume: see :func:`~tood.config.inferred.infer_num_classes`.
 
     Raises:
@@ -65,11 +65,12 @@ def load_config(
     """
     config_file = config if isinstance(config, ConfigFile) else read_config_file(config)
     cfg = _merged(config_file, opts)
-    if cfg.MODEL.META_ARCHITECTURE not in architectures:
+    is_ours = is_tood(cfg)
+    if cfg.MODEL.META_ARCHITECTURE not in architectures and not is_ours:
         raise UserError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, not "
             f"{' or '.join(architectures)}; name one of the files in configs/ with "
-            "--config-file."
+            "--config-file, or import the file that registers a class of yours first."
         )
     typed = _get_values(cfg, opts[::2])
     for flag, key, names in (
@@ -79,16 +80,16 @@ def load_config(
         if names:
             refuse_two_values(flag, ", ".join(names), key, tuple(names), typed)
             cfg.merge_from_list([key, tuple(names)])
-    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+    if is_ours:
         infer_anchor_sizes(cfg, config_file, opts)
     refuse_missing_gpu(str(typed.get("MODEL.DEVICE", "")))
     finish_config(cfg, training=training or "MODEL.TOOD.PRECISION_TRAIN" in typed)
     if training or "INPUT.AUGMENTATIONS" in typed:  # a trained model does not need them
         check_augmentations(cfg.INPUT.AUGMENTATIONS)
     infer_pixels(cfg, config_file, opts)
-    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+    if is_ours:
         check_switches(cfg, [*typed], lambda: _merged(config_file, ()))
-    if cfg.MODEL.META_ARCHITECTURE == "TOOD" and not is_typed(config_file, opts):
+    if is_ours and not is_typed(config_file, opts):
         infer_num_classes(cfg, training=training, resume=resume)
     return cfg
 
@@ -117,7 +118,7 @@ def finish_config(cfg: CfgNode, training: bool = False) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No GPU found: using the CPU (as MODEL.DEVICE cpu does).")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.META_ARCHITECTURE == "TOOD":
+    if is_tood(cfg):
         check_config(cfg)
         check_unread(cfg)
         _set_precision(cfg, training)

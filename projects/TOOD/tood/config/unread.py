@@ -2,14 +2,15 @@
 
 import logging
 import re
-from typing import Callable, Sequence
+from typing import Callable, Dict, Sequence, Tuple
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from tood.config.check import get_key, known_keys
 from tood.modeling.assigners import ASSIGNER_REGISTRY
 from tood.modeling.dense_head import HEAD_REGISTRY
+from tood.modeling.detector import TOOD
 from tood.modeling.losses import BOX_REG_LOSS_REGISTRY
 from tood.utils.errors import UserError
 
@@ -52,6 +53,19 @@ SWITCHES = {
     r"SOLVER\.WARMUP_(FACTOR|METHOD)": "SOLVER.WARMUP_ITERS",
     r"MODEL\.TOOD\.TEACHER_WEIGHT": "MODEL.TOOD.TEACHER",
     r"MODEL\.TOOD\.EVAL_EMA_ALONE": "MODEL.TOOD.EMA_DECAY",
+    r"MODEL\.TOOD\.DCN_NUM_GROUPS": "MODEL.TOOD.NUM_DCN_CONVS",
+}
+# Options that are read only with some values of another one.
+READ_WITH: Dict[str, Tuple[str, Callable[[CfgNode], bool]]] = {
+    r"MODEL\.TOOD\.TAL_.*": ("MODEL.TOOD.ASSIGNER", lambda tood: tood.ASSIGNER == "tal"),
+    r"MODEL\.TOOD\.ATSS_TOPK": (
+        "MODEL.TOOD.ATSS_ITERS",
+        lambda tood: tood.ATSS_ITERS > 0 or tood.ASSIGNER == "atss",
+    ),
+    r"MODEL\.TOOD\.BBOX_REG_WEIGHTS": (
+        "MODEL.TOOD.ANCHOR_TYPE",
+        lambda tood: tood.ANCHOR_TYPE == "anchor_based",
+    ),
 }
 
 
@@ -67,6 +81,8 @@ def check_switches(cfg: CfgNode, keys: Sequence[str], make_before: Callable[[], 
     """
     found = [(key, y) for key in keys for x, y in SWITCHES.items() if re.fullmatch(x, key)]
     found = [(key, switch) for key, switch in found if not get_key(cfg, switch)]
+    others = [(key, *y) for key in keys for x, y in READ_WITH.items() if re.fullmatch(x, key)]
+    found += [(key, switch) for key, switch, reads in others if not reads(cfg.MODEL.TOOD)]
     if not found or has_parts_of_a_user(cfg):
         return
     before = make_before()
@@ -106,10 +122,17 @@ def _as_lists(value):
     return [_as_lists(x) for x in value] if isinstance(value, (list, tuple)) else value
 
 
+def is_tood(cfg: CfgNode) -> bool:
+    """Return whether the model is TOOD, or of a registered class that derives from it."""
+    known = dict(META_ARCH_REGISTRY)
+    return issubclass(known.get(cfg.MODEL.META_ARCHITECTURE, object), TOOD)
+
+
 def has_parts_of_a_user(cfg: CfgNode) -> bool:
     """Return whether a part of the model is neither this project's nor Detectron2's."""
     tood = cfg.MODEL.TOOD
     parts = [
+        *(f for name, f in META_ARCH_REGISTRY if name == cfg.MODEL.META_ARCHITECTURE),
         *(f for name, f in BACKBONE_REGISTRY if name == cfg.MODEL.BACKBONE.NAME),
         *(f for name, f in HEAD_REGISTRY if name == tood.HEAD),
         *(f for name, f in ASSIGNER_REGISTRY if name == tood.ASSIGNER),
