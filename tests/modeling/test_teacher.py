@@ -52,7 +52,8 @@ def make_predictions(scores, boxes):
 
 def sum_losses(scores, boxes, targets, **changed):
     options = {**OPTIONS, **changed}
-    return compute_teacher_loss_sums(make_predictions(scores, boxes), targets, **options)[0]
+    predictions, valid = make_predictions(scores, boxes), torch.ones(boxes.shape[:2]).bool()
+    return compute_teacher_loss_sums(predictions, targets, valid, **options)[0]
 
 
 def test_options_of_the_losses():
@@ -91,6 +92,58 @@ def test_losses_against_a_loop():
     losses = sum_losses(scores, boxes, SoftTargets(targets, wanted))
     assert losses["loss_teacher_cls"].item() == pytest.approx(cls, rel=1e-4)
     assert losses["loss_teacher_box_reg"].item() == pytest.approx(2 * box_reg, rel=1e-4)
+
+
+def test_padding_does_not_count():
+    """The sums of a batch are those of the locations of each image alone, and numbers in the
+    padding need not be finite.
+    """
+    scores, boxes, wanted = torch.rand(2, 7, 3), draw_boxes(2, 7), draw_boxes(2, 7)
+    targets = SoftTargets(torch.rand(2, 7, 3), wanted)
+    valid = torch.ones(2, 7, dtype=torch.bool)
+    valid[1, [1, 4, 5]] = False
+    expected, weight = {"loss_teacher_cls": 0.0, "loss_teacher_box_reg": 0.0}, 0.0
+    for n, r in valid.nonzero().tolist():
+        here = SoftTargets(targets.scores[n : n + 1, r : r + 1], wanted[n : n + 1, r : r + 1])
+        alone = sum_losses(scores[n : n + 1, r : r + 1], boxes[n : n + 1, r : r + 1], here)
+        expected = {name: expected[name] + alone[name].item() for name in expected}
+        weight += targets.scores[n, r].max().item()
+    boxes[1, 4], scores = math.nan, scores.requires_grad_()
+    predictions = make_predictions(scores, boxes.requires_grad_())
+    sums, found = compute_teacher_loss_sums(predictions, targets, valid, **OPTIONS)
+    assert found.item() == pytest.approx(weight, rel=1e-5)
+    assert {k: v.item() for k, v in sums.items()} == pytest.approx(expected, rel=1e-4)
+    sum(sums.values()).backward()
+    assert boxes.grad.isfinite().all() and not scores.grad[1, [1, 4, 5]].any()
+    assert scores.grad[valid].any(dim=1).all()
+
+
+def test_a_batch_of_images_of_two_sizes(make_input):
+    """The teacher's losses are of the locations that the image has alone, by a loop over them."""
+    student, model = build().train(), build()
+    for layer in (model.head.cls_pred, model.head.cls_align[-1]):
+        torch.nn.init.zeros_(layer.bias)  # scores of a quarter to a half, whose boxes are learned
+    student.teacher = Teacher(model)
+    batch = [make_input(64, 160, boxes=[]), make_input(128, 96)]
+    with EventStorage(0):
+        losses = student(batch)
+    images, predictions = student.predict_with_images(batch)
+    targets, options = student.teacher.predict(images, student.strides), OPTIONS
+    padded = [(64, 160), (128, 96)]  # multiples of 32
+    totals, weight, start = {}, 0.0, 0
+    for (H, W), stride in zip(predictions.grid_sizes, student.strides):
+        for n, (height, width) in enumerate(padded):
+            for y in range(-(-height // stride)):
+                for x in range(-(-width // stride)):
+                    at = (slice(n, n + 1), slice(start + y * W + x, start + y * W + x + 1))
+                    here = SoftTargets(targets.scores[at], targets.boxes[at])
+                    scores, boxes = predictions.pred_scores[at], predictions.pred_boxes[at]
+                    for name, loss in sum_losses(scores, boxes, here, **options).items():
+                        totals[name] = totals.get(name, 0.0) + loss.item()
+                    weight += here.scores.max().item()
+        start += H * W
+    for name, total in totals.items():
+        assert losses[name].item() == pytest.approx(total / weight, rel=1e-3)
 
 
 def test_gradients_against_finite_differences():
@@ -169,9 +222,10 @@ def test_losses_of_several_processes(make_input, monkeypatch):
         torch.nn.init.zeros_(layer.bias)
     student.teacher = Teacher(model)
     images, predictions = student.predict_with_images([make_input()])
-    alone = student.teacher(student, images, predictions)
+    valid = torch.ones(predictions.pred_boxes.shape[:2], dtype=torch.bool)
+    alone = student.teacher(student, images, predictions, valid)
     monkeypatch.setattr(teacher, "mean_over_processes", lambda weight: weight / 4)
-    one_of_four = student.teacher(student, images, predictions)
+    one_of_four = student.teacher(student, images, predictions, valid)
     for name, loss in alone.items():
         torch.testing.assert_close(one_of_four[name], 4 * loss)
 
@@ -194,7 +248,8 @@ def test_a_teacher_is_no_part_of_the_student(make_input):
     targets = student.teacher.predict(images, student.strides)
     best = targets.scores.amax(dim=2)
     assert best.min() > MIN_SCORE
-    expected, weight = compute_teacher_loss_sums(predictions, targets, **OPTIONS)
+    valid = torch.ones(best.shape, dtype=torch.bool)  # images of one size
+    expected, weight = compute_teacher_loss_sums(predictions, targets, valid, **OPTIONS)
     torch.testing.assert_close(weight, best.sum())
     for name, total in expected.items():
         assert once[name] > 0

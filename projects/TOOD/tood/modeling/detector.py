@@ -211,7 +211,7 @@ class TOOD(DenseDetector):
                 self.watcher(self, images, features, predictions, targets, gt_instances)
             losses = self.losses(predictions, targets, assigner)
         if self.teacher is not None:
-            losses.update(self.teacher(self, images, predictions))
+            losses.update(self.teacher(self, images, predictions, targets.valid))
         return losses
 
     def assigner_at(self, iteration: int) -> Assigner:

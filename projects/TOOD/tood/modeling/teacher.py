@@ -59,13 +59,14 @@ class Teacher:
         return SoftTargets(scores[:, start:stop], predictions.pred_boxes[:, start:stop])
 
     def __call__(
-        self, student: Any, images: ImageList, predictions: DensePredictions
+        self, student: Any, images: ImageList, predictions: DensePredictions, valid: Tensor
     ) -> Dict[str, Tensor]:
         """
         Args:
             student: the TOOD that is trained, in the precision of its training.
             images: its normalized batch.
             predictions: its predictions for it.
+            valid: (N, R), :attr:`~tood.modeling.targets.Targets.valid` of the batch.
 
         Returns:
             "loss_teacher_cls" and "loss_teacher_box_reg": the sums of
@@ -73,9 +74,8 @@ class Teacher:
         """
         targets = self.predict(images, student.strides)
         with torch.autocast(images.device.type, enabled=False):
-            sums, weight = compute_teacher_loss_sums(
-                predictions, targets, box_reg_loss=student.box_reg_loss, **student.loss_options
-            )
+            options = dict(box_reg_loss=student.box_reg_loss, **student.loss_options)
+            sums, weight = compute_teacher_loss_sums(predictions, targets, valid, **options)
             weight = mean_over_processes(weight).clamp(min=1)
             return {name: self.weight * x / weight for name, x in sums.items()}
 
@@ -103,6 +103,7 @@ def weigh_boxes(targets: SoftTargets) -> Tensor:
 def compute_teacher_loss_sums(
     predictions: DensePredictions,
     targets: SoftTargets,
+    valid: Tensor,
     *,
     box_reg_loss: BoxRegLoss,
     gamma: float,
@@ -110,15 +111,19 @@ def compute_teacher_loss_sums(
     box_reg_weight: float,
 ) -> Tuple[Dict[str, Tensor], Tensor]:
     """
+    Args:
+        valid: (N, R), False for locations in the padding of a batch, which do not count: neither
+            prediction depends on the image there.
+
     Returns:
-        the weighted sums over all locations of :func:`aligned_focal_loss` with the teacher's scores
-        as targets, in which each class counts, and of the box loss against its boxes, by
+        the weighted sums over the valid locations of :func:`aligned_focal_loss` with the teacher's
+        scores as targets, in which each class counts, and of the box loss against its boxes, by
         :func:`weigh_boxes`; and the sum of these weights.
     """
-    cls = aligned_focal_loss(
-        predictions.pred_log_scores, targets.scores, gamma=gamma, alpha=None
-    ).sum()
-    weights = weigh_boxes(targets)
+    cls = aligned_focal_loss(predictions.pred_log_scores, targets.scores, gamma=gamma, alpha=None)
+    # Not a product with a mask: inf * 0 is NaN.
+    cls = torch.where(valid.unsqueeze(2), cls, 0.0).sum()
+    weights = torch.where(valid, weigh_boxes(targets), 0.0)
     pred_boxes = torch.where(weights.unsqueeze(2) > 0, predictions.pred_boxes, targets.boxes)
     box_reg = (box_reg_loss(pred_boxes, targets.boxes) * weights).sum()
     sums = {"loss_teacher_cls": cls_weight * cls, "loss_teacher_box_reg": box_reg_weight * box_reg}
