@@ -25,6 +25,7 @@ def parse_args(argv=None):
         from detectron2.engine import default_argument_parser  # isort: skip
 
     parser = default_argument_parser(epilog=__doc__.split("::", 1)[1])
+    parser.set_defaults(dist_url="auto")  # a free port, or refused for several machines
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--val-data", "DATASETS.TEST")):
         parser.add_argument(
             flag,

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import CONFIG, ROOT, get_error, setup_run
+from conftest import CONFIG, ROOT, complaint, get_error, setup_run
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
@@ -143,6 +143,52 @@ def test_no_gpu_is_said_and_the_cpu_is_used(command, caplog, monkeypatch):
         cfg = engine_train.load_config(CONFIG)
     assert cfg.MODEL.DEVICE == "cpu"
     assert "No GPU found" in caplog.text
+
+
+URL = "tcp://10.0.0.1:29500"
+ONE, TWO = ["--num-machines", "1"], ["--num-machines", "2"]
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ([*TWO, "--num-gpus", "0"], "--num-machines is 2, but --num-gpus is 0; several machines"),
+        ([*TWO, "--dist-url", URL], "--num-machines is 2, but PyTorch finds no GPU here; several"),
+        (["--num-machines", "0"], "--num-machines is 0; it must be at least 1."),
+        (["--machine-rank", "5"], "less than --num-machines, which is 1."),
+        ([*TWO, "--machine-rank", "2"], "--machine-rank is 2; it must be at least 0 and less than"),
+        (["--machine-rank", "-1"], "--machine-rank is -1; it must be at least 0 and less than"),
+        (["--dist-url", "foo"], "--dist-url is 'foo'; it must be an address like tcp://HOST:PORT."),
+        (["--dist-url", URL], f"--dist-url is {URL}, but this run has one process, which connects"),
+    ],
+)
+def test_flags_of_processes_that_do_not_start(command, out, monkeypatch, flags, says, eval_only):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = get_error(command(*flags, *(["--eval-only"] if eval_only else [])))
+    assert says in message and not out.exists()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--num-gpus", "2"], None),
+        (["--num-gpus", "2", "--dist-url", URL], None),
+        ([*TWO, "--machine-rank", "1", "--dist-url", URL], None),
+        ([*ONE, "--dist-url", "auto"], None),
+        (TWO, "address of the first machine on all of them with --dist-url tcp://HOST:PORT."),
+        ([*TWO, "--dist-url", "10.0.0.1"], "--dist-url is '10.0.0.1'; it must be an address"),
+        ([*TWO, "--num-gpus", "0", "--dist-url", URL], "2, but --num-gpus is 0; several machines"),
+        (["--dist-url", URL], "but this run has one process"),
+    ],
+)
+def test_flags_of_processes_on_gpus(monkeypatch, flags, says):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run = train_net.parse_args(flags)
+    if says is None:
+        engine_train.check_machines(run)
+    else:
+        assert says in complaint(engine_train.check_machines, run)
 
 
 def test_eval_only_needs_weights(command, tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import sys
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -97,6 +98,7 @@ def start(run: Run):
     """
     if place_from_environment(os.environ) is None:  # or --num-gpus is not used
         check_num_gpus(run.num_gpus)
+        check_machines(run)
     if not torch.cuda.is_available():
         run.num_gpus = 0
     if run.num_gpus * run.num_machines > 1:  # their checkpoints are not known here
@@ -129,6 +131,39 @@ def check_num_gpus(num_gpus: int) -> None:
         raise UserError(
             f"--num-gpus asks for {num_gpus} GPUs, but this machine has {available} that PyTorch "
             "can use; ask for these, or omit the flag."
+        )
+
+
+def check_machines(run: Run) -> None:
+    """Raise UserError for flags of several machines or processes that would have no effect, or that
+    contradict each other.
+    """
+    machines, rank, url = run.num_machines, run.machine_rank, run.dist_url
+    if machines < 1:
+        raise UserError(f"--num-machines is {machines}; it must be at least 1.")
+    if not 0 <= rank < machines:
+        raise UserError(
+            f"--machine-rank is {rank}; it must be at least 0 and less than --num-machines, which "
+            f"is {machines}."
+        )
+    on_gpus = torch.cuda.is_available() and run.num_gpus > 0
+    if machines > 1 and not on_gpus:
+        why = f"--num-gpus is {run.num_gpus}" if run.num_gpus < 1 else "PyTorch finds no GPU here"
+        raise UserError(
+            f"--num-machines is {machines}, but {why}; several machines need GPUs: omit the flag, "
+            "or start processes on CPUs by torchrun."
+        )
+    if machines > 1 and url == "auto":
+        raise UserError(
+            f"--num-machines is {machines}; name an address of the first machine on all of them "
+            "with --dist-url tcp://HOST:PORT."
+        )
+    if url != "auto" and not re.match(r"(tcp|file|env)://", url):
+        raise UserError(f"--dist-url is {url!r}; it must be an address like tcp://HOST:PORT.")
+    if url != "auto" and (not on_gpus or run.num_gpus * machines == 1):
+        raise UserError(
+            f"--dist-url is {url}, but this run has one process, which connects to none; omit the "
+            "flag."
         )
 
 
