@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import setup_run
+from conftest import complaint, get_error, setup_run
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
@@ -12,8 +12,9 @@ from detectron2.modeling import build_model
 
 import tood
 import train_net
+from tood.config.build import check_builds
 from tood.engine.loop import Experiment, LoopOptions, TrainingLoop
-from tood.engine.trainer import Trainer
+from tood.engine.trainer import Trainer, check_precise_bn
 
 
 class CountEvaluator(DatasetEvaluator):
@@ -111,3 +112,44 @@ def test_the_loop_needs_no_config(tiny_cfg, tmp_path, make_input):
     assert (best["AP"], best["iteration"]) == (5.0, 1)
     assert best["class_names"] == ["a", "b", "c", "d"]
     assert best["tood_version"] == tood.__version__
+
+
+FROZEN = "set MODEL.TOOD.FREEZE_BN_STATS False, or omit it."
+
+
+@pytest.mark.parametrize(
+    "norm, head_norm, freeze, says",
+    [
+        ("BN", "GN", "True", FROZEN),
+        ("BN", "GN", "False", None),
+        ("BN", "BN", "True", None),  # that of the head is not frozen
+        ("FrozenBN", "GN", "False", "training changes; omit it."),
+        ("GN", "GN", "True", "training changes; omit it."),
+    ],
+)
+def test_precise_bn_without_an_effect_is_refused(tiny_cfg, norm, head_norm, freeze, says):
+    opts = ["MODEL.RESNETS.NORM", norm, "MODEL.TOOD.NORM", head_norm, "MODEL.FPN.NORM", ""]
+    opts += ["MODEL.TOOD.FREEZE_BN_STATS", freeze, "TEST.PRECISE_BN.ENABLED", "True"]
+    tiny_cfg.merge_from_list(opts)
+    model = check_builds(tiny_cfg)
+    if says is None:
+        check_precise_bn(tiny_cfg, model)
+    else:
+        assert says in complaint(check_precise_bn, tiny_cfg, model)
+        assert says in complaint(Trainer.build_precise_bn, tiny_cfg, model)
+        tiny_cfg.TEST.PRECISE_BN.ENABLED = False
+        check_precise_bn(tiny_cfg, model)
+        assert Trainer.build_precise_bn(tiny_cfg, model) is None
+
+
+def test_precise_bn_by_command(command, out):
+    bn = ["MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", "True"]
+    assert FROZEN in get_error(command(opts=bn)) and not out.exists()
+    assert "--eval-only needs weights" in get_error(command("--eval-only", opts=bn))
+
+
+def test_precise_bn_measures_statistics(command, out):
+    bn = ["MODEL.RESNETS.NORM", "BN", "MODEL.TOOD.FREEZE_BN_STATS", "False", "SOLVER.MAX_ITER", "1"]
+    bn += ["SOLVER.STEPS", "()", "TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
+    train_net.cli(command(opts=bn))
+    assert "Running precise-BN for 2 iterations" in (out / "log.txt").read_text()

@@ -43,7 +43,7 @@ from tood.data.tiles import tile_records
 from tood.engine.closing import make_report_hint
 from tood.engine.launch import launch, place_from_environment
 from tood.engine.progress import printed_to_log
-from tood.engine.trainer import Trainer, attach_teacher, get_class_names
+from tood.engine.trainer import Trainer, attach_teacher, check_precise_bn, get_class_names
 from tood.evaluation.coco import load_content
 from tood.inference.teacher import NOT_CHECKED, list_taught_images
 from tood.utils.errors import UserError
@@ -201,7 +201,9 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
     _check_device(options.device, run.num_gpus)
     if not run.eval_only:
         check_training(cfg)
-    model = check_builds(cfg, built=run.is_built)
+    model = check_builds(cfg, built=run.is_built and not cfg.TEST.PRECISE_BN.ENABLED)
+    if not (run.eval_only or model is None):
+        check_precise_bn(cfg, model)
     teacher = "" if run.eval_only else read_training_options(cfg).active_teacher
     taught, unknown = list_taught_images(teacher)
     reports = prepare_datasets(

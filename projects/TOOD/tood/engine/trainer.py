@@ -14,7 +14,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
-from fvcore.nn.precise_bn import get_bn_modules
+from fvcore.nn.precise_bn import BN_MODULE_TYPES, get_bn_modules
 from torch.utils.data import DataLoader
 
 from tood.checkpoint.identity import hash_data, hash_weights, write_identity
@@ -32,6 +32,7 @@ from tood.inference.teacher import EQUAL_KEYS, load_teacher
 from tood.inference.tiles import ResizedTOOD, TiledTOOD
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.detector import TOOD
+from tood.utils.errors import UserError
 
 
 class Trainer(TrainingLoop, DefaultTrainer):
@@ -94,8 +95,9 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def build_precise_bn(cls, cfg, model):
         options = cfg.TEST.PRECISE_BN
-        if not (options.ENABLED and get_bn_modules(model)):
+        if not options.ENABLED:
             return None
+        check_precise_bn(cfg, model)
         loader = cls.build_train_loader(_changed(cfg, "DATALOADER.NUM_WORKERS", 0))
         return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, options.NUM_ITER)
 
@@ -208,6 +210,20 @@ class Trainer(TrainingLoop, DefaultTrainer):
         each = clip.CLIP_TYPE == "norm"  # quicker than Detectron2's; all together are missing there
         clip_gradients(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE, each=each)
         return optimizer
+
+
+def check_precise_bn(cfg, model) -> None:
+    """Raise UserError if ``TEST.PRECISE_BN`` is on, but has no effect on a model, which may have no
+    numbers.
+    """
+    frozen = any(isinstance(x, BN_MODULE_TYPES) for x in model.modules())
+    # A model that was just built has not frozen its norms yet.
+    if cfg.TEST.PRECISE_BN.ENABLED and not get_bn_modules(model.train()):
+        remedy = "set MODEL.TOOD.FREEZE_BN_STATS False, or omit it" if frozen else "omit it"
+        raise UserError(
+            "TEST.PRECISE_BN.ENABLED is True, but no norm of this model has statistics that "
+            f"training changes; {remedy}."
+        )
 
 
 def attach_teacher(cfg, model, class_names) -> None:
