@@ -1,6 +1,7 @@
 """Trainings that learn nothing say so and end; how every training closes; checkpoints kept."""
 
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import get_error
 from detectron2.utils.events import EventStorage
 
 import train_net
+from tood.config.check import known_keys
 from tood.engine import health
 from tood.engine.closing import closing_lines, make_report_hint
 from tood.engine.health import LearningCheck, diagnose
@@ -57,6 +59,21 @@ def test_the_loss_states_its_ceiling(ceiling, found):
 def test_missing_measurements_are_not_symptoms():
     assert diagnose({}) is None
     assert diagnose({"objects_without_positive": 0.2}) is None  # no positives, no IoU
+
+
+def test_the_keys_of_all_remedies_are_those_of_the_config(tiny_cfg):
+    run = Run()
+    with pytest.raises(UserError) as error:
+        run.check._stop(40, health.Symptom("", "", ""))
+    text = f"{health.TOO_FAST} {health.TOO_SMALL} {health.TOO_EARLY} {error.value}"
+    keys = set(re.findall(r"\b[A-Z]+(?:\.[A-Z_]+)+", text))
+    assert keys == {
+        *("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.ENABLED", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"),
+        *("INPUT.TILES.SIZE", "MODEL.TOOD.ATSS_ITERS", "MODEL.TOOD.MAX_DEAD_ITERS"),
+    }
+    assert keys <= set(known_keys(tiny_cfg))
+    # Nor others, as those of Detectron2's configs in Python.
+    assert not re.search(r"\b[a-z]+\.[a-z_]+(?<!\.pth)\b", text.replace("model_0000040.pth", ""))
 
 
 def test_median_box():

@@ -21,14 +21,14 @@ MOST_WITHOUT_POSITIVE = 0.95
 CEILING_TOLERANCE = 0.01
 
 TOO_FAST = (
-    "the steps are too large: lower the learning rate (SOLVER.BASE_LR, optimizer.lr), or bound "
-    "each parameter's gradient (SOLVER.CLIP_GRADIENTS, CLIP_TYPE norm; optimizer.max_norm), and "
+    "the steps are too large: lower the learning rate (SOLVER.BASE_LR), or bound each parameter's "
+    "gradient (SOLVER.CLIP_GRADIENTS.ENABLED True, SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm), and "
     "start again"
 )
 TOO_SMALL = "they are too small: train on larger images, or on tiles (INPUT.TILES.SIZE)"
 TOO_EARLY = (
-    "boxes did not fit before task alignment learning began: raise MODEL.TOOD.ATSS_ITERS "
-    "(model.atss_iters), or train longer"
+    "boxes did not fit before task alignment learning began: raise MODEL.TOOD.ATSS_ITERS, or train "
+    "longer"
 )
 
 
@@ -143,5 +143,5 @@ class LearningCheck(HookBase):
         raise UserError(
             f"Training stopped at iteration {iteration}, because nothing was learned in the "
             f"last {self.dead_iters} iterations: {symptom}. {name}.pth contains its state; "
-            "with MODEL.TOOD.MAX_DEAD_ITERS 0 (train.max_dead_iters=0) such a training continues."
+            "with MODEL.TOOD.MAX_DEAD_ITERS 0 such a training continues."
         )
