@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 
 from tood.app.convert.classes import name_classes
 from tood.app.convert.folder import Folder
-from tood.app.convert.ledger import IMAGE, LABELS, NO_IMAGE, Ledger
+from tood.app.convert.ledger import IMAGE, LABELS, NO_IMAGE, NO_LABELS, Ledger
 from tood.app.convert.matching import match_files
 from tood.app.convert.names import folder_splits, get_stem
 from tood.app.convert.objects import Labels, Object, Record, check_outside
@@ -79,7 +79,7 @@ def build_contents(
     Args:
         records: records, at most one file per image.
         splits: images of each split; by default as the records say, or the names of the images'
-            folders. Images without a record are negatives.
+            folders. Images without a record are negatives, and a test of them alone is ignored.
         classes: names in their order; by default of a ``classes.txt`` or alphabetical.
 
     Raises:
@@ -97,6 +97,8 @@ def build_contents(
         other.append(record)
     if splits is None:
         splits = divide_images(folder, ledger, {i: r[0] for i, r in by_image.items()})
+    else:
+        splits = _omit_test(ledger, splits, set(by_image))
     splits = {k: _unlinked(folder, ledger, v, by_image) for k, v in splits.items()}
     used = {image for images in splits.values() for image in images}
     sizes = {image: folder.probe_size(image) for image in used}
@@ -116,6 +118,19 @@ def build_contents(
     _enter_labels(ledger, by_image, used)
     ledger.objects_out += sum(len(objects.get(i, ())) for i in used)
     return {k: _content(v, objects, sizes, names) for k, v in splits.items() if v}
+
+
+def _omit_test(
+    ledger: Ledger, splits: Dict[str, List[str]], labelled: Set[str]
+) -> Dict[str, List[str]]:
+    """Return the splits without a test none of whose images has labels, as those of contests."""
+    others = {name: images for name, images in splits.items() if name != "test"}
+    if not others or not labelled.isdisjoint(splits.get("test", ())):
+        return splits
+    kept = {image for images in others.values() for image in images}
+    test = [image for image in splits.get("test", ()) if image not in kept]
+    ledger.ignore(test, NO_LABELS)
+    return others
 
 
 def divide_images(

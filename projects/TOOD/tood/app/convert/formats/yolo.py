@@ -5,7 +5,7 @@ classes.
 import contextlib
 import os
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents, match_labels
 from tood.app.convert.classes import NUMBERS, omit_numbers, refuse_heading
@@ -16,7 +16,7 @@ from tood.app.convert.formats.yolo_config import (
     list_images_by_split,
     read_names,
 )
-from tood.app.convert.ledger import CLASSES, CONFIGURATION, NO_LABELS, Ledger
+from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
 from tood.app.convert.matching import agree
 from tood.app.convert.names import find_area, folder_splits, get_stem
 from tood.app.convert.objects import WITHIN, Labels, Object, read_numbers
@@ -125,24 +125,10 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
         reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
         ledger.ignore([r.file for r in records if r.image not in used], reason)
-        splits = _omit_test(ledger, splits, {record.image for record in records})
     return build_contents(folder, ledger, records, splits=splits, classes=names)
 
 
 YOLO = Format("YOLO", find_yolo, read_yolo)
-
-
-def _omit_test(
-    ledger: Ledger, splits: Dict[str, List[str]], labelled: Set[str]
-) -> Dict[str, List[str]]:
-    """Return the splits without a test none of whose images has labels, as those of contests."""
-    others = {name: images for name, images in splits.items() if name != "test"}
-    if not others or not labelled.isdisjoint(splits.get("test", ())):
-        return splits
-    kept = {image for images in others.values() for image in images}
-    test = [image for image in splits.get("test", ()) if image not in kept]
-    ledger.ignore(test, NO_LABELS)
-    return others
 
 
 # --- classes -----------------------------------------------------------------------------------
