@@ -1,7 +1,20 @@
 """Masks, drawings and copies that are named like the images they were made from."""
 
 import pytest
-from layouts import NAMES, found_in, labelme, make_boxes, notes, ordered, put, put_image, voc, yolo
+from layouts import (
+    NAMES,
+    found_in,
+    labelme,
+    make_boxes,
+    notes,
+    ordered,
+    put,
+    put_image,
+    put_set,
+    refused,
+    voc,
+    yolo,
+)
 
 SUFFIXES = {"yolo": "txt", "voc": "xml", "labelme": "json"}
 ONE_IMAGE = list(SUFFIXES)
@@ -28,3 +41,57 @@ def test_a_list_of_images_to_test_on_without_labels(tmp_path, kind):
         put(tmp_path, f"ImageSets/Main/{split}.txt", "\n".join(names))
     assert found_in(tmp_path) == ordered(expected)
     assert "3: images to test on without labels, e.g. images/x.png" in notes(tmp_path)
+
+
+# --- files of many images ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coco", "csv", "cvat"])
+@pytest.mark.parametrize(
+    "home, photographs, name",
+    [
+        ("annotations/", "images/{}.png", "{}.png"),
+        ("", "images/{}.png", "{}.png"),
+        ("train/annotations/", "train/images/{}.png", "{}.png"),
+        ("masks/", "images/{}.jpg", "{}"),
+        ("annotations/", "images/city/{}.png", "city/{}.png"),
+    ],
+)
+def test_masks_beside_the_file_that_names_their_photographs(
+    tmp_path, kind, home, photographs, name
+):
+    truth = {name.format(i): make_boxes(i) for i in range(3)}
+    for i, mask in enumerate(truth):
+        put_image(tmp_path, photographs.format(i))
+        put_image(tmp_path, f"{home}{mask.replace('.png', '')}.png")
+    put_set(tmp_path, kind, f"{home}instances", truth)
+    masks = f"{home}{name.format(0).replace('.png', '')}.png"
+    message = refused(tmp_path)
+    assert f"could be {tmp_path}/" in message and "name the folder as well" in message
+    assert f"{tmp_path}/{masks}" in message and f"{tmp_path}/{photographs.format(0)}" in message
+
+
+@pytest.mark.parametrize("kind", ["coco", "csv", "cvat"])
+def test_paths_that_say_which_images_are_meant(tmp_path, kind):
+    truth = {f"../images/{i}.png": make_boxes(i) for i in range(3)}
+    for i in range(3):
+        put_image(tmp_path, f"images/{i}.png")
+        put_image(tmp_path, f"annotations/{i}.png")
+    put_set(tmp_path, kind, "annotations/instances", truth)
+    found = found_in(tmp_path)["all"]
+    assert {i: boxes for i, boxes in found.items() if boxes} == {
+        name[3:]: sorted(boxes) for name, boxes in truth.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["csv", "cvat"])
+def test_images_of_equal_names_in_other_places_are_others(tmp_path, kind):
+    """A file beside its images is about these, if others are in a place of their own."""
+    truth = {f"{i}.png": make_boxes(i) for i in range(3)}
+    for name in truth:
+        put_image(tmp_path, f"city_a/{name}")
+    put_image(tmp_path, "city_b/0.png")
+    put_set(tmp_path, kind, "city_a/boxes", truth)
+    assert {f"city_a/{name}": sorted(boxes) for name, boxes in truth.items()}.items() <= (
+        found_in(tmp_path)["all"].items()
+    )

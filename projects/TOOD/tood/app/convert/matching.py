@@ -176,6 +176,40 @@ def match_names(
     return found
 
 
+def list_places(folder: Folder, name: str) -> Dict[str, str]:
+    """Return the folders in which the path of an image, with or without its ending, is there, each
+    with this image.
+    """
+    name, known = os.path.normpath(name.replace("\\", "/")), folder.names
+    base = os.path.basename(name)
+    whole = {image: image for image in known.base.get(base, ())}
+    whole = whole or {os.path.splitext(image)[0]: image for image in known.stem.get(base, ())}
+    found = {path: image for path, image in whole.items() if f"/{path}".endswith(f"/{name}")}
+    return {path[: -len(name)].rstrip("/"): image for path, image in found.items()}
+
+
+def check_beside(folder: Folder, source: str, found: Iterable[Tuple[str, str]]) -> None:
+    """Raise UserError if an image beside the file that names it has the name of another one, which
+    the file could mean as well, as masks beside a file have those of the photographs in ``images``.
+
+    Args:
+        source: the file.
+        found: names in it, and their images.
+    """
+    home, area = os.path.dirname(source), find_area(source)
+    for name, image in found:
+        places = list_places(folder, name)
+        for place, other in places.items() if places.get(home) == image else ():
+            outer = find_area(f"{place}/x")
+            is_same_split = folder_splits(f"{place}/x") == folder_splits(source)
+            if place != home and outer == area[: len(outer)] and is_same_split:
+                first, second = sorted((folder.path(image), folder.path(other)))
+                raise UserError(
+                    f"{folder.path(source)}: {name!r} could be {first} or {second}; name the "
+                    "folder as well, or move the other images away if they are masks, for example."
+                )
+
+
 def check_missing(
     folder: Folder, ledger: Ledger, names: Sequence[Any], found: Collection, source: str
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import LIST, Ledger
-from tood.app.convert.matching import check_missing, find_direct, match_names
+from tood.app.convert.matching import check_beside, check_missing, find_direct, match_names
 from tood.app.convert.names import (
     SPLITS,
     find_area,
@@ -80,7 +80,7 @@ def match_in_splits(
         near, source: as in match_names.
 
     Raises:
-        UserError: for an image in two splits, and as match_names does.
+        UserError: for an image in two splits, and as match_names and check_beside do.
     """
     places = {split: [*find_homes(folder, split), *near] for split, _ in pairs}
     found = {pair: find_direct(folder, pair[1], places[pair[0]]) for pair in pairs}
@@ -95,6 +95,7 @@ def match_in_splits(
         matched.update({(split, name): image for name, image in more.items()})
     check_missing(folder, ledger, list(dict.fromkeys(pairs)), matched, source)
     _refuse_two_splits(folder, matched, source)
+    check_beside(folder, source, ((name, image) for (_, name), image in matched.items()))
     return matched
 
 

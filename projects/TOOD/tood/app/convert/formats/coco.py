@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 from tood.app.convert.build import DUPLICATE, Contents, Format, enter_image, note_other_split
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import LABELS, Ledger
-from tood.app.convert.matching import match_names
+from tood.app.convert.matching import check_beside, list_places, match_names
 from tood.app.convert.names import find_area, folder_splits, get_stem, read_split
 from tood.app.convert.objects import (
     YES,
@@ -268,7 +268,10 @@ def _locate(folder: Folder, file, ledger: Ledger, images, split: str, root: Opti
     if left and root is not None and os.path.isdir(folder.root):
         folder.include(folder.root)
     near = _near(folder, file, home, split, left)
-    found = {**match_names(folder, ledger, left, near), **outside}
+    found = match_names(folder, ledger, left, near)
+    if root is None:
+        check_beside(folder, file, found.items())
+    found.update(outside)
     located, missing = [], []
     for image in images:
         name = image.get("file_name") if isinstance(image, dict) else None
@@ -300,7 +303,7 @@ def _near(folder: Folder, file: str, home: str, split: str, names: Sequence[str]
     ]
     ranks = {f: _rank(f, get_stem(file)) for f in [os.path.dirname(home), *near] if f != home}
     for name in names:
-        places = _list_places(folder, name)
+        places = list_places(folder, name)
         best = min((ranks[f] for f in places if f in ranks), default=None)
         equal = [f for f in places if ranks.get(f) == best and best is not None]
         if home not in places and len(equal) > 1:
@@ -310,15 +313,6 @@ def _near(folder: Folder, file: str, home: str, split: str, names: Sequence[str]
                 "FILE.json:FOLDER."
             )
     return [home, *sorted(ranks, key=ranks.__getitem__)]
-
-
-def _list_places(folder: Folder, name: str) -> List[str]:
-    """Return the folders in which the path of an image, with or without its ending, is there."""
-    name, known = os.path.normpath(name.replace("\\", "/")), folder.names
-    base = os.path.basename(name)
-    whole = known.base.get(base) or [os.path.splitext(i)[0] for i in known.stem.get(base, ())]
-    found = [i[: -len(name)].rstrip("/") for i in whole if f"/{i}".endswith(f"/{name}")]
-    return list(dict.fromkeys(found))
 
 
 def _rank(folder: str, stem: str) -> Tuple[bool, bool]:
