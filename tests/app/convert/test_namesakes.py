@@ -95,3 +95,66 @@ def test_images_of_equal_names_in_other_places_are_others(tmp_path, kind):
     assert {f"city_a/{name}": sorted(boxes) for name, boxes in truth.items()}.items() <= (
         found_in(tmp_path)["all"].items()
     )
+
+
+# --- labels of one image -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", ["labels", "train/labels", ""])
+@pytest.mark.parametrize("masks", [1, 3])
+@pytest.mark.parametrize("kind", ONE_IMAGE)
+def test_masks_beside_the_labels_of_their_photographs(tmp_path, kind, labels, masks):
+    """The stated ending says which is meant; YOLO's labels state none."""
+    home = "train/images" if "train" in labels else "images"
+    truth = {f"{home}/{i}.jpg": make_boxes(i) for i in range(3)}
+    for i, (image, boxes) in enumerate(truth.items()):
+        put_image(tmp_path, image)
+        put_labels(tmp_path, kind, f"{labels}/{i}".lstrip("/"), f"{i}.jpg", boxes)
+    for i in range(masks):
+        put_image(tmp_path, f"{labels}/{i}.png".lstrip("/"))
+    if kind == "yolo":
+        message = refused(tmp_path)
+        assert f"could belong to {tmp_path}/" in message and f"{tmp_path}/{home}/0.jpg" in message
+    else:
+        (found,) = found_in(tmp_path).values()
+        assert {i: boxes for i, boxes in found.items() if boxes} == ordered({"": truth})[""]
+
+
+@pytest.mark.parametrize("kind", ONE_IMAGE)
+def test_masks_of_the_same_ending_beside_labels(tmp_path, kind):
+    for i in range(3):
+        put_image(tmp_path, f"images/{i}.png")
+        put_image(tmp_path, f"labels/{i}.png")
+        put_labels(tmp_path, kind, f"labels/{i}", f"{i}.png", make_boxes(i))
+    first, second = (f"{tmp_path}/{home}/0.png" for home in ("images", "labels"))
+    assert f"could belong to {first} or {second}; rename" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_labels_that_state_the_path_of_their_image(tmp_path, kind):
+    truth = {f"images/{i}.png": make_boxes(i) for i in range(3)}
+    for i, (image, boxes) in enumerate(truth.items()):
+        put_image(tmp_path, image)
+        put_image(tmp_path, f"labels/{i}.png")
+        put_labels(tmp_path, kind, f"labels/{i}", f"../{image}", boxes)
+    (found,) = found_in(tmp_path).values()
+    assert {i: boxes for i, boxes in found.items() if boxes} == ordered({"": truth})[""]
+
+
+def test_a_configuration_names_the_photographs_and_not_masks_beside_labels(tmp_path):
+    truth = {f"images/train/{i}.jpg": make_boxes(i) for i in range(3)}
+    for i, (image, boxes) in enumerate(truth.items()):
+        put_image(tmp_path, image)
+        put_image(tmp_path, f"labels/train/{i}.png")
+        put(tmp_path, f"labels/train/{i}.txt", yolo(boxes))
+    put(tmp_path, "data.yaml", f"train: images/train\nnames: {NAMES}\n")
+    assert found_in(tmp_path) == ordered({"train": truth})
+
+
+@pytest.mark.parametrize("kind", ONE_IMAGE)
+def test_labels_beside_their_images_in_corresponding_folders(tmp_path, kind):
+    truth = {f"{home}/1.png": make_boxes(home) for home in ("images", "data")}
+    for image, boxes in truth.items():
+        put_image(tmp_path, image)
+        put_labels(tmp_path, kind, image[:-4], "1.png", boxes)
+    assert found_in(tmp_path) == ordered({"all": truth})

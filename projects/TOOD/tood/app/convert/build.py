@@ -2,7 +2,7 @@
 
 import collections
 import os
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Callable, Collection, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from tood.app.convert.classes import name_classes
 from tood.app.convert.folder import Folder
@@ -30,16 +30,20 @@ class Format(NamedTuple):
     read: Callable[[Folder, Any, Ledger], Contents]
 
 
-def match_labels(folder: Folder, ledger: Ledger, labels: Dict[str, Labels]) -> List[Record]:
+def match_labels(
+    folder: Folder, ledger: Ledger, labels: Dict[str, Labels], wanted: Collection[str] = ()
+) -> List[Record]:
     """Find the images of files of labels, as :func:`match_files` does.
 
     Args:
         labels: file -> its objects.
+        wanted: images that a configuration names, if one does.
 
     Raises:
         UserError: if more than half have no image, or one could belong to several.
     """
-    matched = match_files(folder, ledger, list(labels), {f: x.stated for f, x in labels.items()})
+    stated = {file: found.stated for file, found in labels.items()}
+    matched = match_files(folder, ledger, list(labels), stated, wanted)
     orphans = [file for file in labels if file not in matched]
     _refuse_heic(folder, orphans)
     remedy = "put images and labels of the same names together"

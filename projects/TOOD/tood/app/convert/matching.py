@@ -3,7 +3,19 @@
 import collections
 import os
 import re
-from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import (
+    Any,
+    Collection,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from tood.app.convert.folder import Folder, relative_path
 from tood.app.convert.ledger import Ledger
@@ -15,7 +27,11 @@ _DRIVE = re.compile(r"[a-zA-Z]:/")
 
 
 def match_files(
-    folder: Folder, ledger: Ledger, files: Sequence[str], stated: Optional[Mapping] = None
+    folder: Folder,
+    ledger: Ledger,
+    files: Sequence[str],
+    stated: Optional[Mapping] = None,
+    wanted: Collection[str] = (),
 ) -> Dict[str, str]:
     """Find the image of each file of labels: beside it, in the corresponding folder of images,
     and anywhere if neither folder corresponds to another one.
@@ -23,6 +39,7 @@ def match_files(
     Args:
         files: files of labels, each of one image.
         stated: file -> the image's name that it states.
+        wanted: images that a configuration names, if one does.
 
     Returns:
         file -> image; files without an image are missing.
@@ -40,14 +57,15 @@ def match_files(
         lambda file, stem: names.plain_stem.find(stem),
     )
     left, areas = list(files), {find_area(image) for image in names.images}
+    homes = {(os.path.dirname(file), get_stem(file)) for file in files}
     for level, place in enumerate(places):
         pairs = {os.path.dirname(x) for pair in owners.items() for x in pair}
         found, owned = {}, set(owners) if level > 1 else set()
         for file in left:
             said = stated.get(file, "").replace("\\", "/")
             candidates = {c for s in _list_stems(folder, file, said) for c in place(file, s)}
-            direct = relative_path(os.path.join(os.path.dirname(file), said), "")
-            candidates |= {direct} & names.images if said and level == 0 else set()
+            if level == 0:
+                candidates = _list_beside(folder, file, said, candidates, homes, wanted)
             if level > 2:
                 candidates = {c for c in candidates if agree(folder_splits(file), c)}
             image = _choose(folder, file, sorted(candidates - owned), os.path.basename(said))
@@ -58,15 +76,63 @@ def match_files(
             found[file] = image
             if level > 1:
                 ledger.note("labels matched to images by names that differ", f"{file} ({image})")
-        for file, image in found.items():
-            other = owners.setdefault(image, file)
-            if other != file:
-                raise UserError(
-                    f"{folder.path(image)} has two files of labels, {folder.path(other)} and "
-                    f"{folder.path(file)}; remove or rename one of them."
-                )
+        _add_owners(folder, owners, found)
         left = [file for file in left if file not in found]
     return {file: image for image, file in owners.items()}
+
+
+def _add_owners(folder: Folder, owners: Dict[str, str], found: Mapping[str, str]) -> None:
+    """Record the file of labels of each image; raise UserError for a second one."""
+    for file, image in found.items():
+        other = owners.setdefault(image, file)
+        if other != file:
+            raise UserError(
+                f"{folder.path(image)} has two files of labels, {folder.path(other)} and "
+                f"{folder.path(file)}; remove or rename one of them."
+            )
+
+
+def _list_beside(
+    folder: Folder,
+    file: str,
+    said: str,
+    images: Set[str],
+    homes: Set[Tuple[str, str]],
+    wanted: Collection[str],
+) -> Set[str]:
+    """Return the images that a file of labels may mean, of those beside it, the one at the path
+    that it states, and others of their names in the corresponding folder.
+
+    Args:
+        homes: folder and name of each file of labels, beside which images are its own.
+        wanted: as in :func:`match_files`.
+
+    Raises:
+        UserError: if neither a stated name nor ``wanted`` distinguishes them.
+    """
+    beside, base = images, os.path.basename(said)
+    direct = relative_path(os.path.join(os.path.dirname(file), said), "") if said else ""
+    if direct in folder.names.images:
+        images = images | {direct}
+        if "/" in said and len({get_stem(i) for i in images}) == 1:
+            return {direct}
+    area, known = find_area(file), folder.names.same_area
+    found = {i for stem in map(get_stem, beside) for i in known.get((area, stem), ())}
+    others = {i for i in found - images if (os.path.dirname(i), get_stem(i)) not in homes}
+    if not others:
+        return images
+    both = (images | others) & set(wanted) or images | others
+    both = {i for i in both if os.path.basename(i) == base} or both
+    if len(both) > 1:
+        _refuse_two(folder, file, sorted(both))
+    return both
+
+
+def _refuse_two(folder: Folder, file: str, images: Sequence[str]) -> NoReturn:
+    raise UserError(
+        f"{folder.path(file)} could belong to {folder.path(images[0])} or "
+        f"{folder.path(images[1])}; rename one of them, or put the labels beside their image."
+    )
 
 
 def _list_stems(folder: Folder, file: str, said: str) -> List[str]:
@@ -112,10 +178,7 @@ def _choose(folder: Folder, file: str, images: Sequence[str], base: str) -> Opti
         ):
             images = [i for i in images if is_meant(i)] or images
     if len(images) > 1:
-        raise UserError(
-            f"{folder.path(file)} could belong to {folder.path(images[0])} or "
-            f"{folder.path(images[1])}; rename one of them, or put the labels beside their image."
-        )
+        _refuse_two(folder, file, images)
     return images[0] if images else None
 
 

@@ -106,10 +106,10 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     else:
         names = list(dict.fromkeys(n for f in found.class_files for n in _names_in(folder, f)))
         _note_other_names(folder, ledger, names)
-    if config is None or not config.entries:
-        splits = read_split_lists(folder, ledger)
-    else:
+    splits, used = None, set()
+    if config is not None and config.entries:
         splits = list_images_by_split(folder, ledger, config)
+        used = {image for images in splits.values() for image in images}
     order = _class_order(folder, ledger, found)
     found_labels, lines = {}, []
     for file in found.labels:
@@ -119,9 +119,10 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     for file in (file for file, values in lines if len(values) > 4):
         ledger.note("lines of polygons, whose boxes are kept", file)
     _check_units(folder, lines)
-    records = match_labels(folder, ledger, found_labels)
-    if config is not None and config.entries:
-        used = {image for images in splits.values() for image in images}
+    records = match_labels(folder, ledger, found_labels, used)
+    if config is None or splits is None:
+        splits = read_split_lists(folder, ledger)
+    else:
         reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
         ledger.ignore([r.file for r in records if r.image not in used], reason)
