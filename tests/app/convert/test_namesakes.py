@@ -158,3 +158,25 @@ def test_labels_beside_their_images_in_corresponding_folders(tmp_path, kind):
         put_image(tmp_path, image)
         put_labels(tmp_path, kind, image[:-4], "1.png", boxes)
     assert found_in(tmp_path) == ordered({"all": truth})
+
+
+# --- lists of images ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("masks", [1, 3])
+@pytest.mark.parametrize("home, inner", [("annotations", "trimaps"), ("lists", "masks")])
+def test_lists_above_masks_mean_the_images_with_labels(tmp_path, kind, masks, home, inner):
+    truth = {"train": {}, "val": {}}
+    for i, split in enumerate(("train", "train", "val")):
+        boxes = truth[split][f"images/{i}.jpg"] = make_boxes(i)
+        put_image(tmp_path, f"images/{i}.jpg")
+        put_labels(tmp_path, kind, f"annotations/labels/{i}", f"{i}.jpg", boxes)
+    for i in range(masks):
+        put_image(tmp_path, f"{home}/{inner}/{i}.png")
+    put_image(tmp_path, "images/3.jpg")  # to test on: without labels
+    put_image(tmp_path, f"{home}/{inner}/3.png")
+    for split, names in (("train", "0\n1"), ("val", "2"), ("test", "3")):
+        put(tmp_path, f"{home}/{split}.txt", names)
+    assert found_in(tmp_path) == ordered(truth)
+    assert "1: images to test on without labels, e.g. images/3.jpg" in notes(tmp_path)

@@ -191,6 +191,7 @@ def match_names(
     *,
     given: Sequence[Tuple[str, str]] = (),
     taken: Collection[str] = (),
+    labelled: Collection[str] = (),
     is_all: bool = True,
 ) -> Dict[str, str]:
     """Find the images that names in a file mean.
@@ -201,6 +202,8 @@ def match_names(
         source: the file that lists them, if more than half of them must be there.
         given: names of the same list with their images, which are known.
         taken: images that these names do not mean.
+        labelled: images with labels; of several of a name, these are meant, or else those in the
+            folders of these.
         is_all: whether the names are all of the file.
 
     Returns:
@@ -216,13 +219,14 @@ def match_names(
     taken, places = {*found.values(), *taken}, _places(folder, names, near, known)
     # So that folders in other names count as well.
     has_paths = any("/" in name for name, _ in known)
+    likely = (labelled, {os.path.dirname(image) for image in labelled})
     by_image: Dict[str, str] = {}
     where = f"{folder.path(source)}: " if source else ""
     for name in names:
         image = None
         if name not in found:
             home = places[os.path.dirname(name)]
-            image = _by_name(folder, name, near, taken, home, has_paths, where)
+            image = _by_name(folder, name, near, taken, home, has_paths, where, likely)
         if image is None:
             continue
         other = by_image.setdefault(image, name)
@@ -324,6 +328,7 @@ def _by_name(
     places: Set[str],
     strict: bool,
     where: str,
+    likely: Tuple[Collection[str], Set[str]],
 ) -> Optional[str]:
     """Return the image whose path ends as a name does, with as many folders as possible.
 
@@ -331,6 +336,7 @@ def _by_name(
         places: paths at which images of the same folder were found.
         strict: whether at least one folder of a path must agree.
         where: begins the sentences of errors.
+        likely: images with labels, and their folders.
     """
     index, name = folder.names, name.replace("\\", "/")
     base = name.rpartition("/")[2]
@@ -350,8 +356,7 @@ def _by_name(
         if strict and "/" in name and not places and not max(tails):
             continue
         images = [i for i, tail in zip(images, tails) if tail == max(tails)]
-        if len(images) > 1:
-            images = [i for i in images if any(n and i.startswith(f"{n}/") for n in near)] or images
+        images = _choose_likely(images, near, *likely) if len(images) > 1 else images
         if len(images) > 1:
             raise UserError(
                 f"{where}{name!r} could mean {folder.path(images[0])} or "
@@ -364,6 +369,17 @@ def _by_name(
             )
         return images[0]
     return None
+
+
+def _choose_likely(
+    images: List[str], near: Sequence[str], labelled: Collection[str], homes: Collection[str]
+) -> List[str]:
+    """Return the images with labels, or else those in the folders of such images, or all; of these
+    the ones in ``near``, if some are.
+    """
+    found = [image for image in images if image in labelled]
+    found = found or [image for image in images if os.path.dirname(image) in homes] or images
+    return [i for i in found if any(n and i.startswith(f"{n}/") for n in near)] or found
 
 
 def _common_tail(a: Sequence[str], b: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Collection, Dict, List, Optional, Sequence, Tuple
 
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import LIST, Ledger
@@ -165,11 +165,14 @@ def check_splits(stated: Dict[str, str], ledger: Ledger) -> None:
             ledger.note("splits other than train, val and test, which divide nothing", text)
 
 
-def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[str]]]:
+def read_split_lists(
+    folder: Folder, ledger: Ledger, labelled: Collection[str]
+) -> Optional[Dict[str, List[str]]]:
     """Return the images of the splits that text files such as ``train.txt`` list, or None.
 
     Such files are in ``ImageSets`` or ``ImageSets/Main``, or anywhere if a line of their first ones
-    names an image. A ``trainval.txt`` beside others contributes what they lack.
+    names an image. A ``trainval.txt`` beside others contributes what they lack. ``labelled`` as in
+    match_names.
 
     Raises:
         UserError: for two different lists of one split, and images in the lists of several folders.
@@ -186,7 +189,9 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
     listed: Dict[str, str] = {}  # image -> the first list of it
     for root, files in homes.items():
         near = [os.path.join(root, place).rstrip("/") for place in ("", "JPEGImages", "images")]
-        lists = {n: _list_once(folder, ledger, some, [*near, ""]) for n, some in files.items()}
+        lists = {
+            n: _list_once(folder, ledger, some, [*near, ""], labelled) for n, some in files.items()
+        }
         both = lists.pop("trainval", None)
         if both is not None and not {"train", "val"} <= set(lists):
             rest = {*lists.get("train", ()), *lists.get("val", ())}
@@ -202,10 +207,14 @@ def read_split_lists(folder: Folder, ledger: Ledger) -> Optional[Dict[str, List[
 
 
 def _list_once(
-    folder: Folder, ledger: Ledger, files: Sequence[str], near: Sequence[str]
+    folder: Folder,
+    ledger: Ledger,
+    files: Sequence[str],
+    near: Sequence[str],
+    labelled: Collection[str],
 ) -> List[str]:
     """Return the images that the lists of one split name, which may be written in several forms."""
-    lists = [list_images(folder, ledger, file, near) for file in files]
+    lists = [list_images(folder, ledger, file, near, labelled) for file in files]
     for file, images in zip(files, lists):
         if set(images) != set(lists[0]):
             raise UserError(
@@ -226,12 +235,20 @@ def _check_listed(folder: Folder, listed: Dict[str, str], file: str, images: Seq
             )
 
 
-def list_images(folder: Folder, ledger: Ledger, file: str, near: Sequence[str]) -> List[str]:
-    """Return the images that a text file names; ``near`` as in match_names."""
+def list_images(
+    folder: Folder,
+    ledger: Ledger,
+    file: str,
+    near: Sequence[str],
+    labelled: Collection[str] = (),
+) -> List[str]:
+    """Return the images that a text file names; ``near`` and ``labelled`` as in match_names."""
     lines = folder.lines(file)
     number = _count_numbers(folder, lines)
     names = [_listed_name(folder, line, number) for line in lines]
-    found = match_names(folder, ledger, names, near, file)
+    found = match_names(folder, ledger, names, near, file, labelled=labelled)
+    if labelled:
+        check_beside(folder, file, [x for x in found.items() if x[1] not in labelled])
     ledger.enter(file, LIST)
     return [found[name] for name in names if name in found]
 

@@ -56,7 +56,8 @@ def read_labelme(folder: Folder, files: Sequence[str], ledger: Ledger) -> Conten
     for file in inside:
         ledger.note("images that exist only inside of their LabelMe files (imageData)", file)
     records = match_labels(folder, ledger, labels)
-    return build_contents(folder, ledger, records, splits=read_split_lists(folder, ledger))
+    splits = read_split_lists(folder, ledger, {record.image for record in records})
+    return build_contents(folder, ledger, records, splits=splits)
 
 
 LABELME = Format("LabelMe", find_labelme, read_labelme)

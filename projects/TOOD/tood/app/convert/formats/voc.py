@@ -52,7 +52,8 @@ def read_voc(folder: Folder, files: Sequence[str], ledger: Ledger) -> Contents:
         ]
         labels[file] = label._replace(objects=objects)
     records = match_labels(folder, ledger, labels)
-    return build_contents(folder, ledger, records, splits=read_split_lists(folder, ledger))
+    splits = read_split_lists(folder, ledger, {record.image for record in records})
+    return build_contents(folder, ledger, records, splits=splits)
 
 
 VOC = Format("Pascal VOC", find_voc, read_voc)

@@ -121,7 +121,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     _check_units(folder, lines)
     records = match_labels(folder, ledger, found_labels, used)
     if config is None or splits is None:
-        splits = read_split_lists(folder, ledger)
+        splits = read_split_lists(folder, ledger, {record.image for record in records})
     else:
         reason = f"not named by {config.file}"
         ledger.ignore([i for i in folder.images if i not in used], reason)
