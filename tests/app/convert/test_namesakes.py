@@ -180,3 +180,55 @@ def test_lists_above_masks_mean_the_images_with_labels(tmp_path, kind, masks, ho
         put(tmp_path, f"{home}/{split}.txt", names)
     assert found_in(tmp_path) == ordered(truth)
     assert "1: images to test on without labels, e.g. images/3.jpg" in notes(tmp_path)
+
+
+# --- images without labels ---------------------------------------------------------------------
+
+COPIES = ["masks/{}.png", "images_resized/{}.jpg", "images/thumbs/{}.jpg", "images/{}.png"]
+COPIES += ["images/{}_mask.png", "{}_json/label_viz.png"]
+
+
+@pytest.mark.parametrize("kind", [*ONE_IMAGE, "csv"])
+@pytest.mark.parametrize("copy", COPIES)
+def test_copies_of_labelled_images_are_not_negatives(tmp_path, kind, copy):
+    truth = {f"images/{i}.jpg": make_boxes(i) for i in range(4)}
+    if kind == "yolo" and copy == "images/{}.png":
+        return  # which of the two has the labels is not said
+    if kind == "csv":
+        put_set(tmp_path, kind, "boxes", {i[7:]: b for i, b in truth.items()})
+    for i, (image, boxes) in enumerate(truth.items()):
+        put_image(tmp_path, image)
+        put_image(tmp_path, copy.format(i))
+        if kind != "csv":
+            put_labels(tmp_path, kind, f"labels/{i}", f"{i}.jpg", boxes)
+    put_image(tmp_path, "images/empty.jpg")
+    assert found_in(tmp_path) == ordered({"all": {**truth, "images/empty.jpg": []}})
+    text = "4: not labelled, with the name of a labelled image: perhaps masks or copies"
+    assert text in notes(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ONE_IMAGE)
+def test_images_of_equal_names_are_negatives_in_another_split_or_among_labelled_ones(
+    tmp_path, kind
+):
+    truth = {"train/a/1.png": make_boxes(1), "train/b/2.png": make_boxes(2)}
+    truth.update({"val/1.png": [], "val/3.png": make_boxes(3), "train/b/1.png": []})
+    truth["train/background/2.png"] = []
+    for image, boxes in truth.items():
+        put_image(tmp_path, image)
+        if boxes:
+            put_labels(tmp_path, kind, image[:-4], image.rpartition("/")[2], boxes)
+    expected = {s: {i: b for i, b in truth.items() if i.startswith(s)} for s in ("train", "val")}
+    assert found_in(tmp_path) == ordered(expected)
+
+
+def test_masks_of_pascal_voc_are_not_images(tmp_path):
+    for i in range(3):
+        put_image(tmp_path, f"JPEGImages/{i}.jpg")
+        put_labels(tmp_path, "voc", f"Annotations/{i}", f"{i}.jpg", make_boxes(i))
+    for i in range(5):
+        put_image(tmp_path, f"SegmentationClass/{i}.png")
+        put_image(tmp_path, f"SegmentationObject/{i}.png")
+    expected = {f"JPEGImages/{i}.jpg": make_boxes(i) for i in range(3)}
+    assert found_in(tmp_path) == ordered({"all": expected})
+    assert "10: masks of Pascal VOC, not images" in notes(tmp_path)

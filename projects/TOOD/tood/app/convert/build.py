@@ -2,12 +2,13 @@
 
 import collections
 import os
+import re
 from typing import Any, Callable, Collection, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from tood.app.convert.classes import name_classes
 from tood.app.convert.folder import Folder
 from tood.app.convert.ledger import IMAGE, LABELS, NO_IMAGE, NO_LABELS, Ledger
-from tood.app.convert.matching import match_files
+from tood.app.convert.matching import agree, match_files
 from tood.app.convert.names import folder_splits, get_stem
 from tood.app.convert.objects import Labels, Object, Record, check_outside
 from tood.app.convert.splits import LISTED, choose_steps, split_by_image
@@ -17,6 +18,10 @@ from tood.utils.reading import compose
 
 Contents = Dict[str, Dict]  # split -> COCO's lists
 DUPLICATE = "the same class and box twice"
+# Folders that are called after images without objects
+_NEGATIVES = re.compile(r"background|negative|empty|no_?object|(^|[\W_])(neg|bg)([\W_]|$)", re.I)
+NAMESAKE = "not labelled, with the name of a labelled image: perhaps masks or copies"
+_DERIVED = re.compile(r"(.+)[-_. ](masks?|seg|depth|thumb|thumbnail|preview)", re.IGNORECASE)
 
 
 class Format(NamedTuple):
@@ -146,12 +151,13 @@ def divide_images(
         labelled: image -> its record.
 
     Returns:
-        the images of "train", "val" and "test", or of "all".
+        the images of "train", "val" and "test", or of "all", without perhaps masks and copies.
 
     Raises:
         UserError: if some labelled images lie in folders of splits and some do not.
     """
-    words = split_by_image(folder)
+    words, left = split_by_image(folder), _find_namesakes(folder, labelled)
+    ledger.ignore(left, NAMESAKE)
     homes = choose_steps({r.file: folder_splits(r.file) for r in labelled.values()})
     for image, record in labelled.items():
         note_other_split(record.split, image, ledger)
@@ -165,12 +171,36 @@ def divide_images(
             f"{folder.path(inside)} is in {words[inside]}; move it into the folder of a split."
         )
     if not named or outside:  # a lone "train" may be a class
-        return {"all": folder.images}
+        return {"all": [image for image in folder.images if image not in left]}
     by_split = collections.defaultdict(list)
-    for image in folder.images:
+    for image in (image for image in folder.images if image not in left):
         by_split[words[image] if words[image] in named else ""].append(image)
     ledger.ignore(by_split.pop("", ()), "in no split that has labels")
     return {split: by_split[split] for split in (*LISTED, "all") if split in named}
+
+
+def _find_namesakes(folder: Folder, labelled: Collection[str]) -> Dict[str, None]:
+    """Return the images without labels that are named like one with labels: those in the same
+    folder, and those in another one, not of another split, none of whose images has labels, unless
+    it is called after negatives.
+    """
+    homes, found = {os.path.dirname(image) for image in folder.images}, {}
+    named = {home for home in homes if _NEGATIVES.search(home)}
+    named |= {os.path.dirname(image) for image in labelled}
+    known: Dict[str, List[str]] = collections.defaultdict(list)
+    for image in labelled:
+        known[get_stem(image)].append(image)
+    for image in (image for image in folder.images if image not in labelled):
+        home, derived = os.path.dirname(image), _DERIVED.fullmatch(get_stem(image))
+        stems = [get_stem(image), *(derived.groups()[:1] if derived else ())]
+        if home.endswith("_json"):  # labelme_json_to_dataset writes NAME_json/img.png, label.png
+            stems.append(os.path.basename(home)[: -len("_json")])
+        for other in (other for stem in stems for other in known.get(stem, ())):
+            is_apart = home not in named and agree(folder_splits(image), other)
+            if is_apart or os.path.dirname(other) == home:
+                found[image] = None
+                break
+    return found
 
 
 def note_other_split(split: str, path: str, ledger: Ledger) -> None:

@@ -18,6 +18,7 @@ from tood.utils.reading import MAX_LABEL, MAX_TEXT, guard_reading, open_regular,
 STATING = (".csv", ".tsv", ".yaml", ".yml", ".json", ".xml", ".data")
 HEAD = 4096  # bytes by which formats are recognized
 OUTPUT, DRAWING = "an output folder of tood, not data", "a drawing by tood, not data"
+MASKS = frozenset(("SegmentationClass", "SegmentationObject"))  # folders of Pascal VOC
 MARKED = (".jpg", ".jpeg", ".png")  # images that may be drawings
 MAX_FILES = 2_000_000
 TASKS = ("detect", "segment", "pose", "obb", "classify")
@@ -62,7 +63,8 @@ class Folder:
         self._omit_drawings()
         self.files.sort()
         self.images = [f for f in self.files if get_suffix(f) in IMAGE_SUFFIXES]
-        self.__dict__.pop("names", None)
+        masks = {f for f in self.images if not MASKS.isdisjoint(f.split("/")[:-1])}
+        self.omit(masks, "masks of Pascal VOC, not images")
 
     def omit(self, images: Set[str], reason: str) -> None:
         """Ignore some of the images."""
