@@ -3,9 +3,10 @@ classes.
 """
 
 import contextlib
+import itertools
 import os
 import re
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents, match_labels
 from tood.app.convert.classes import NUMBERS, omit_numbers, refuse_heading
@@ -26,6 +27,7 @@ from tood.utils.reading import compose
 
 # The number of a class may be written as a fraction, or as NumPy does: 1.000e+00.
 _LINE = re.compile(r"\s*\d+(\.0*|(\.\d*)?[eE][-+]?\d+)?([ \t]+[-+.\deE]+){4,}\s*$")
+SEVERAL = 8  # different boxes, or pairs of them, that are more than chance
 CLASS_ENDINGS = (".names", "_darknet.labels")  # of darknet, and of Roboflow for it
 
 
@@ -119,6 +121,7 @@ def read_yolo(folder: Folder, found: Found, ledger: Ledger) -> Contents:
     for file in (file for file, values in lines if len(values) > 4):
         ledger.note("lines of polygons, whose boxes are kept", file)
     _check_units(folder, lines)
+    _check_corners(folder, lines, ledger)
     records = match_labels(folder, ledger, found_labels, used)
     if config is None or splits is None:
         splits = read_split_lists(folder, ledger, {record.image for record in records})
@@ -258,6 +261,7 @@ def _check_poses(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
     """
     more = [(file, v) for file, v in lines if len(v) > 4]
     numbers = {len(v) for _, v in more}
+    _refuse_more_columns(folder, lines)
     # Some triangles and turned boxes look like that as well.
     if len(more) < (10 if numbers & {6, 8} else 4) or len(numbers) > 1:
         return
@@ -277,17 +281,26 @@ def _check_poses(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
         )
 
 
+def _refuse_more_columns(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -> None:
+    """Raise UserError if all lines seem to be a box and two columns more, not triangles: the last
+    number is a whole one in each, and the first four are boxes within the image.
+    """
+    if len(lines) < SEVERAL / 2 or any(len(v) != 6 or v[5] != int(v[5]) for _, v in lines):
+        return
+    if all(_find_end(v) <= 1 + WITHIN for _, v in lines):
+        raise UserError(
+            f"{folder.path(lines[0][0])} seems to contain a box and two columns more in each line, "
+            "as a score or a number of a track, not a triangle; remove these columns."
+        )
+
+
 def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -> None:
     """Raise UserError if most lines are in pixels, or are corners."""
     large = [file for file, values in lines if max(values) > 1.5 or min(values) < -0.5]
     boxes = [(file, v) for file, v in lines if len(v) == 4]
-    beyond = [
-        file
-        for file, (x, y, w, h) in boxes
-        if max(x + w / 2, y + h / 2, w / 2 - x + 1, h / 2 - y + 1) > 1 + WITHIN
-    ]
+    beyond = [file for file, v in boxes if _find_end(v) > 1 + WITHIN]
     # Centres that are all below the widths and heights belong to objects as large as their image.
-    is_corners = all(v[2] >= v[0] and v[3] >= v[1] for _, v in boxes)
+    is_corners = all(map(_may_be_corners, (v for _, v in boxes)))
     for wrong, kind, least in (
         (large, "pixels", len(lines) / 10),
         (beyond if is_corners else [], "corners", len(boxes) / 10),
@@ -298,3 +311,67 @@ def _check_units(folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]]) -
                 "lines; YOLO's are relative to the image's size: class, centre x, centre y, width, "
                 "height."
             )
+
+
+def _find_end(values: Sequence[float]) -> float:
+    """Return how far a box, centre and size, reaches to any side: beyond 1, out of the image."""
+    x, y, w, h = values[:4]
+    return max(x + w / 2, y + h / 2, w / 2 - x + 1, h / 2 - y + 1)
+
+
+def _may_be_corners(values: Sequence[float]) -> bool:
+    x, y, w, h = values
+    return w >= x and h >= y
+
+
+def _check_corners(
+    folder: Folder, lines: Sequence[Tuple[str, Sequence[float]]], ledger: Ledger
+) -> None:
+    """Raise UserError if lines are corners of objects near the middle of their images, whose boxes
+    would lie within them as centre and size, too; note them if they may be either.
+
+    Boxes of which each third and fourth number is at least the first and the second begin within
+    the first third of their extent, from the left and from the top. If they are large objects, they
+    end as near to the right and the bottom, or touch the edges; if they are corners, most do not,
+    and those of one image overlap, although what lies between the corners does not.
+    """
+    boxes = {(file, tuple(v)) for file, v in lines}
+    different = {v for _, v in boxes}
+    if len(different) < SEVERAL or not all(len(v) == 4 and _may_be_corners(v) for v in different):
+        return
+    if sum(map(_touches_edge, different)) > len(different) / 4:
+        return
+    mirrored = [(w >= 1 - x, h >= 1 - y) for x, y, w, h in different]
+    is_middle = all(abs(x - 0.5) <= w / 2 and abs(y - 0.5) <= h / 2 for x, y, w, h in different)
+    rare = len(different) / 5
+    is_sure = is_middle and all(sum(some) <= rare for some in zip(*mirrored))
+    if is_sure or _overlap_as_centres(boxes):
+        raise UserError(
+            f"{folder.path(lines[0][0])} seems to contain corners, as all {len(lines)} lines; "
+            "YOLO's are relative to the image's size: class, centre x, centre y, width, height."
+        )
+    ledger.note("boxes are read as centre and size, but could be corners, too", lines[0][0])
+
+
+def _touches_edge(values: Sequence[float]) -> bool:
+    x, y, w, h = values
+    return min(abs(end) for end in (x - w / 2, x + w / 2 - 1, y - h / 2, y + h / 2 - 1)) < 0.002
+
+
+def _overlap_as_centres(boxes: Set[Tuple]) -> bool:
+    """Return whether nearly all pairs of boxes in a file overlap as centre and size, and most do
+    not as corners.
+
+    Args:
+        boxes: (file, numbers).
+    """
+    pairs = [
+        (a, b)
+        for _, some in itertools.groupby(sorted(boxes), lambda x: x[0])
+        for (_, a), (_, b) in itertools.combinations(list(some)[:SEVERAL], 2)
+    ]
+    centres = sum(
+        all(abs(a[i] - b[i]) < (a[i + 2] + b[i + 2]) / 2 for i in (0, 1)) for a, b in pairs
+    )
+    corners = sum(all(max(a[i], b[i]) < min(a[i + 2], b[i + 2]) for i in (0, 1)) for a, b in pairs)
+    return len(pairs) >= SEVERAL and centres >= 0.9 * len(pairs) and corners < len(pairs) / 2

@@ -1,0 +1,63 @@
+"""Numbers whose meaning is not stated: YOLO's columns, and rows of tables that name no object."""
+
+import pytest
+from layouts import found_in, notes, put, put_image, refused
+
+
+def put_lines(root, lines):
+    """Write a data set of YOLO, lines of one image after another."""
+    put(root, "classes.txt", "disc")
+    for i, some in enumerate(lines):
+        put_image(root, f"images/{i}.png")
+        put(root, f"labels/{i}.txt", "".join(f"0 {line}\n" for line in some))
+
+
+def test_corners_of_objects_near_the_middle(tmp_path):
+    put_lines(tmp_path, [[f"0.42 0.41 0.5{i} 0.55", "0.45 0.46 0.52 0.53"] for i in range(8)])
+    assert "seems to contain corners, as all 16 lines" in refused(tmp_path)
+
+
+def test_corners_on_both_sides_of_the_middle(tmp_path):
+    lines = ["0.45 0.45 0.50 0.50", "0.53 0.53 0.60 0.60", "0.48 0.38 0.56 0.43"]
+    put_lines(tmp_path, [[line.replace("0.5", f"0.5{i}") for line in lines] for i in range(4)])
+    assert "seems to contain corners, as all 12 lines" in refused(tmp_path)
+
+
+def test_boxes_that_could_be_corners_are_named(tmp_path):
+    put_lines(tmp_path, [[f"0.5{i} 0.52 0.7{i} 0.64"] for i in range(8)])
+    assert found_in(tmp_path)["all"]["images/0.png"] == [["disc", 9.6, 9.6, 54.4, 40.32]]
+    assert "boxes are read as centre and size, but could be corners" in notes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0.5 0.5 1 1",  # the whole image
+        "0.4{i} 0.5 0.8{i}2 1",  # up to its edges
+        "0.3{i} 0.2{i} 0.1 0.1",
+    ],
+)
+def test_boxes_that_are_not_corners(tmp_path, line):
+    put_lines(tmp_path, [[line.format(i=i)] for i in range(8)])
+    assert len(found_in(tmp_path)["all"]) == 8
+    assert "corners" not in notes(tmp_path)
+
+
+def test_few_large_objects_are_not_corners(tmp_path):
+    put_lines(tmp_path, [[f"0.42 0.41 0.5{i} 0.55"] for i in range(7)])
+    assert "corners" not in notes(tmp_path)
+
+
+@pytest.mark.parametrize("more", ["0.91 1", "0 {i}", "1 7"])
+def test_two_columns_behind_boxes(tmp_path, more):
+    lines = [f"0.5 0.5 0.2 0.3{i} {more.format(i=i % 2)}" for i in range(6)]
+    put_lines(tmp_path, [[line] for line in lines])
+    assert "a box and two columns more in each line" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("last", ["0.9", "1", "0.{i}"])
+def test_triangles(tmp_path, last):
+    """Also those that all end at the edge of their image."""
+    lines = [f"0.5 0.1 0.75 0.{i}5 0.75 {last.format(i=i)}" for i in range(6)]
+    put_lines(tmp_path, [[line] for line in lines])
+    assert [b[0][1] for b in found_in(tmp_path)["all"].values()] == [32] * 6
