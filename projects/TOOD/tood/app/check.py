@@ -9,6 +9,7 @@ from tood.app.convert.door import Converted, Part, read_data
 from tood.app.plan.rules import choose_input, find_finest_stride
 from tood.data.annotations import DataSet, clean_content, count_objects
 from tood.data.check import (
+    SHARED,
     DataReport,
     Finding,
     InputSize,
@@ -139,7 +140,7 @@ def _check_parts(converted: Converted) -> List[CheckedPart]:
     """Check each part of a data set; the first report has what its account notes of all files."""
     parts = [check_part(part) for part in converted.parts.values()]
     where = "ledger.json of tood convert lists all"
-    noted = [Finding(*row, where) for row in converted.ledger.noted()]
+    noted = [Finding(*row, where) for row in converted.ledger.noted() if row[0] != SHARED]
     orphans = converted.ledger.orphans()
     if orphans:
         remedy = "a training stops; add their images, or remove these files"

@@ -28,6 +28,10 @@ from tood.utils.tiles import WHOLE, TileOptions
 
 # Reading the head of a file is waiting, mostly.
 _READERS = 16
+# The images of a larger data set are not opened before a training; on a network's disk that could
+# take an hour.
+MAX_IMAGES_LOOKED_AT = 50_000
+SHARED = "images that are also trained on, or copies of such images"
 
 
 class InputSize(NamedTuple):
@@ -217,9 +221,8 @@ def check_overlap(train: Sequence[str], val: Sequence[str]) -> List[Finding]:
     Args:
         train, val: paths of the images.
     """
-    what = "images that are also trained on, or copies of such images"
     consequence = "they say nothing about new images; take them out of one of the sets"
-    return _list_shared(what, f"AP is too high: {consequence}", train, val)
+    return _list_shared(SHARED, f"AP is too high: {consequence}", train, val)
 
 
 def check_taught(taught: Sequence[str], val: Sequence[str]) -> List[Finding]:

@@ -4,7 +4,7 @@ import collections
 import hashlib
 import os
 import re
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,21 +19,30 @@ THUMBNAIL = 16  # pixels of a side
 # Correlation of the thumbnails of two images that look the same. Those of JPEG files of quality 75
 # and their originals have 0.99 or more, those of other images in three data sets at most 0.988.
 ALIKE = 0.99
+END = 1024  # bytes by which most files of one size differ
 BLOCK = 4096  # images that are compared at once
 
 
 def find_copies(paths: Sequence[str]) -> List[int]:
     """Return for each file the index of the first one with the same bytes."""
     sizes = [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
-    # Only different files of one size can be copies.
-    counts = collections.Counter(size for _, size in set(zip(paths, sizes)))
-    progress = tqdm(paths, desc="looking for copies", disable=len(paths) < 5_000)
+    # Only different files of one size and one end can be copies.
+    ends = _key_shared(paths, [(size,) for size in sizes], _read_end)
+    keys = _key_shared(paths, ends, _hash)
     first: Dict[Tuple, int] = {}
-    found = []
-    for i, (path, size) in enumerate(zip(progress, sizes)):
-        key = (size, _hash(path)) if size >= 0 and counts[size] > 1 else (size, path)
-        found.append(first.setdefault(key, i))
-    return found
+    return [first.setdefault(key, i) for i, key in enumerate(keys)]
+
+
+def _key_shared(paths: Sequence[str], keys: Sequence[Tuple], read: Callable) -> List[Tuple]:
+    """Return longer keys: of files that share theirs, with what is read from them, of others, with
+    their paths. A key that begins with -1, or has a path, is of one path alone.
+    """
+    counts = collections.Counter(key for _, key in set(zip(paths, keys)))
+    progress = tqdm(paths, desc="looking for copies", disable=len(paths) < 5_000)
+    return [
+        (*key, read(path) if key[0] >= 0 and counts[key] > 1 else path)
+        for path, key in zip(progress, keys)
+    ]
 
 
 def trained_on(train: Sequence[str], val: Sequence[str]) -> List[str]:
@@ -88,6 +97,12 @@ def _make_thumbnails(paths: Sequence[str]) -> np.ndarray:
 def _photograph(path: str) -> Optional[str]:
     augmented = AUGMENTED.match(os.path.basename(path))
     return augmented and augmented[1]
+
+
+def _read_end(path: str) -> bytes:
+    with open_at_once(path) as f:
+        f.seek(-min(f.seek(0, 2), END), 2)
+        return f.read()
 
 
 def _hash(path: str) -> bytes:

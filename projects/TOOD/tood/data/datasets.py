@@ -20,6 +20,7 @@ from tood.data.annotations import (
     to_records,
 )
 from tood.data.check import (
+    MAX_IMAGES_LOOKED_AT,
     DataReport,
     Finding,
     InputSize,
@@ -36,10 +37,6 @@ from tood.utils.reading import compose
 from tood.utils.suggest import suggest
 
 logger = logging.getLogger(__name__)
-
-# The images of a larger data set are not opened before a training; on a network's disk that could
-# take an hour.
-MAX_IMAGES_LOOKED_AT = 50_000
 
 _contents: Dict[str, Dict] = {}  # clean annotations of the prepared data sets, by their names
 

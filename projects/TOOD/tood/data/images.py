@@ -32,6 +32,8 @@ IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - frozenset(
 )
 # How the formats end that say so: without it, something is missing.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_PAGED = ("TIFF", "GIF", "WEBP")
+PAGED_SUFFIXES = (".tif", ".tiff", ".gif", ".webp")
 EXIF_ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the size as stored
 _TURNED = (5, 6, 7, 8)  # the orientations that change width and height
@@ -207,7 +209,12 @@ def probe_depth(path: str) -> int:
     return _probe_once(path)[2]
 
 
-def _probe_once(path: str) -> Tuple[int, int, int]:
+def probe_pages(path: str) -> int:
+    """Return the number of pages or frames of a file, the first of which is its image."""
+    return _probe_once(path)[3]
+
+
+def _probe_once(path: str) -> Tuple[int, int, int, int]:
     if "://" in path:
         return _probe(path, 0, 0)
     status = os.stat(path)
@@ -215,7 +222,7 @@ def _probe_once(path: str) -> Tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=1 << 20)
-def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int]:
+def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int, int]:
     with opened(path) as (f, image):
         width, height = image.size
         if isinstance(image, TiffImageFile):  # some versions of Pillow turn its size, others do not
@@ -231,4 +238,9 @@ def _probe(path: str, mtime_ns: int, num_bytes: int) -> Tuple[int, int, int]:
         depth = 8
         if image.mode.startswith("I"):
             depth = max(int(np.asarray(image).max(initial=0)).bit_length(), 8)
-    return width, height, depth
+        pages = 1
+        # Not of a JPEG with previews or a map of depth (MPO), as telephones write them.
+        if image.format in _PAGED:
+            with contextlib.suppress(Exception):  # the first one is whole
+                pages = int(getattr(image, "n_frames", 1))
+    return width, height, depth, pages

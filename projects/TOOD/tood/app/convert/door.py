@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
-from tood.app.convert.build import Contents, Format
+from tood.app.convert.build import Contents, Format, look_at_images
 from tood.app.convert.folder import STATING, Folder, relative_path
 from tood.app.convert.formats.coco import COCO, read_coco_file
 from tood.app.convert.formats.cvat import CVAT
@@ -121,10 +121,9 @@ def read_data(data: str, *, keep_difficult: bool = False) -> Converted:
             return converted
         with guard_nesting(path):
             contents = kind.read(folder, found, ledger)
-    if kind is not YOLO:
-        _refuse_other_labels(folder, kind, contents)
-    if kind in ENDINGS:
-        _refuse_broken(folder, kind, contents, ledger)
+    _refuse_other_labels(folder, kind, contents)
+    _refuse_broken(folder, kind, contents, ledger)
+    look_at_images(folder, ledger, contents, omit=kind is not COCO)
     _close(folder, ledger, contents)
     contents = _choose_parts(path, contents, split, ledger)
     if keep_difficult:
@@ -232,6 +231,8 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
     """Raise UserError if images without objects have some in YOLO's labels, whose classes no file
     names.
     """
+    if kind is YOLO:
+        return
     find = folder.names.plain_area.find
     labels = {i: f for f in label_files(folder) for i in find(get_stem(f), find_area(f))}
     for content in contents.values() if labels else ():
@@ -250,6 +251,8 @@ def _refuse_other_labels(folder: Folder, kind: Format, contents: Contents) -> No
 
 def _refuse_broken(folder: Folder, kind: Format, contents: Contents, ledger: Ledger) -> None:
     """Raise UserError if an image without labels has a file at their place, in another form."""
+    if kind not in ENDINGS:
+        return
     known = {file for file, (role, _) in ledger.files.items() if role == LABELS}
     homes = {os.path.dirname(file) for file in known}
     labelled = {ledger.files[file][1] for file in known}

@@ -16,8 +16,8 @@ from tood.app.plan.state import PLAN
 from tood.config.check import get_key
 from tood.config.options import read_training_options
 from tood.data.annotations import class_names, join_names
+from tood.data.check import MAX_IMAGES_LOOKED_AT
 from tood.data.copies import trained_on
-from tood.data.datasets import MAX_IMAGES_LOOKED_AT
 from tood.inference.teacher import NOT_CHECKED, list_taught_images
 from tood.utils.errors import WIDTH, UserError, shorten
 
