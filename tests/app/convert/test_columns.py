@@ -1,7 +1,7 @@
 """Numbers whose meaning is not stated: YOLO's columns, and rows of tables that name no object."""
 
 import pytest
-from layouts import found_in, notes, put, put_image, refused
+from layouts import found_in, make_boxes, notes, ordered, put, put_csv, put_image, refused
 
 
 def put_lines(root, lines):
@@ -61,3 +61,33 @@ def test_triangles(tmp_path, last):
     lines = [f"0.5 0.1 0.75 0.{i}5 0.75 {last.format(i=i)}" for i in range(6)]
     put_lines(tmp_path, [[line] for line in lines])
     assert [b[0][1] for b in found_in(tmp_path)["all"].values()] == [32] * 6
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [0, 0, 0, 0, "background"],
+        [-1, -1, -1, -1, "none"],
+        [0, 0, 1, 1, "No finding"],
+        [0, 0, 0, 0, ""],
+        ["0.0", "0.0", "1.0", "1.0", "no_object"],
+    ],
+)
+@pytest.mark.parametrize("header", ["", "filename,xmin,ymin,xmax,ymax,label"])
+def test_rows_of_no_object(tmp_path, cells, header):
+    boxes = make_boxes(0)
+    for i in range(2):
+        put_image(tmp_path, f"{i}.png")
+    rows = [["0.png", *b[1:], b[0]] for b in boxes]
+    put_csv(tmp_path, "a.csv", [*rows, ["1.png", *cells]], header=header)
+    assert found_in(tmp_path) == ordered({"all": {"0.png": boxes, "1.png": []}})
+    assert "rows of no object, by their class and their box, e.g. a.csv: 1.png" in notes(tmp_path)
+
+
+@pytest.mark.parametrize("cells", [[0, 0, 0, 0, "disc"], [1, 2, 30, 40, "none"]])
+def test_rows_of_objects(tmp_path, cells):
+    """Without an area, or of a class that is called like none."""
+    put_image(tmp_path, "0.png")
+    put_csv(tmp_path, "a.csv", [["0.png", *cells], ["0.png", 1, 2, 9, 9, "star"]])
+    assert [cells[4], *cells[:4]] in found_in(tmp_path)["all"]["0.png"]
+    assert "rows of no object" not in notes(tmp_path)

@@ -11,6 +11,7 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents
+from tood.app.convert.classes import NOT_CLASSES
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
 from tood.app.convert.names import get_suffix, read_split
@@ -56,6 +57,22 @@ NO_BOX = (
     "null",
     "none",
 )  # in small letters, as programs write empty cells
+
+# Classes of rows that say of an image that it has no objects, in small letters without "_", "-" and
+# " ", if their box is one of NO_OBJECT: VinBigData's is 0, 0, 1, 1.
+NOTHING = {
+    *NO_BOX,
+    *(name.strip("_") for name in NOT_CLASSES),
+    "nofinding",
+    "nofindings",
+    "noobject",
+    "noobjects",
+    "nothing",
+    "empty",
+    "negative",
+    "normal",
+}
+NO_OBJECT = ((0, 0, 0, 0), (-1, -1, -1, -1), (0, 0, 1, 1))
 
 
 class Table(NamedTuple):
@@ -349,6 +366,9 @@ def _read_row(folder: Folder, table: Table, ledger: Ledger, number: int, row, na
         return image, size, split, []
     box = tuple(_number(x, table.has_decimal_commas) for x in texts)
     label = row[columns["label"]]
+    if box in NO_OBJECT and re.sub("[-_ ]", "", label.lower()) in NOTHING:
+        ledger.note("rows of no object, by their class and their box", f"{table.file}: {image}")
+        return image, size, split, []
     if None in box or not label or not image:
         raise UserError(
             f"{where} must have an image, four numbers and a label: {','.join(row)[:80]}; fix it."
