@@ -91,3 +91,17 @@ def test_rows_of_objects(tmp_path, cells):
     put_csv(tmp_path, "a.csv", [["0.png", *cells], ["0.png", 1, 2, 9, 9, "star"]])
     assert [cells[4], *cells[:4]] in found_in(tmp_path)["all"]["0.png"]
     assert "rows of no object" not in notes(tmp_path)
+
+
+def test_a_table_that_lacks_columns_is_named(tmp_path):
+    put_image(tmp_path, "0.png")
+    put_csv(tmp_path, "boxes.csv", [["0.png", 1, 2, 9, 9, "disc"]], "image,x,y,width,height,label")
+    text = "boxes.csv has no column xmin, ymin, xmax, ymax, but image, x, y, width, height, label."
+    assert refused(tmp_path).endswith(text)
+
+
+@pytest.mark.parametrize("content", [{"frames": []}, [1], {"annotations": []}])
+def test_a_json_file_of_another_form_is_named(tmp_path, content):
+    put_image(tmp_path, "0.png")
+    put(tmp_path, "boxes.json", content)
+    assert "boxes.json has no images and annotations, as COCO's" in refused(tmp_path)

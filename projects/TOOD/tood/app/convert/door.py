@@ -14,7 +14,7 @@ from tood.app.convert.folder import STATING, Folder, relative_path
 from tood.app.convert.formats.coco import COCO, read_coco_file
 from tood.app.convert.formats.cvat import CVAT
 from tood.app.convert.formats.labelme import LABELME
-from tood.app.convert.formats.tables import CSV
+from tood.app.convert.formats.tables import CSV, explain_unread
 from tood.app.convert.formats.voc import VOC
 from tood.app.convert.formats.yolo import YOLO, label_files, names_alone
 from tood.app.convert.formats.yolo_config import find_config_above
@@ -207,7 +207,7 @@ def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
                 "a classes.txt with a name in each line, or a data.yaml."
             )
         raise UnknownFormatError(
-            f"{path} contains {folder.summary()}; looked for were {LOOKED_FOR}."
+            f"{path} contains {folder.summary()}; looked for were {LOOKED_FOR}{_explain(folder)}."
         )
     if len(found) > 1:  # names of classes alone are not a data set beside another one
         found = [(kind, what) for kind, what in found if kind is not YOLO or not names_alone(what)]
@@ -218,6 +218,17 @@ def _recognize(path: str, folder: Folder) -> Tuple[Format, Any]:
             "them in the folder."
         )
     return found[0]
+
+
+def _explain(folder: Folder) -> str:
+    """Return why a file that seems to be one of labels is not, to follow a sentence, or ""."""
+    texts = [explain_unread(folder)]
+    for file in folder.with_suffix(".json")[:1]:
+        content = folder.json(file)
+        keys = content if isinstance(content, dict) else {}
+        if not {"images", "annotations"} <= set(keys):
+            texts.append(f"{file} has no images and annotations, as COCO's, nor LabelMe's shapes")
+    return "".join(f"; {text}" for text in texts if text)
 
 
 def _example(found: Any) -> str:

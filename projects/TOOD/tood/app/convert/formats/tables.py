@@ -27,7 +27,7 @@ from tood.app.convert.objects import (
 )
 from tood.app.convert.splits import check_splits, find_split, match_in_splits, name_splits
 from tood.data.images import IMAGE_SUFFIXES
-from tood.utils.errors import UserError
+from tood.utils.errors import UserError, shorten
 from tood.utils.reading import guard_reading, parse_number
 
 # Names of a column, in small letters without "_" and " ".
@@ -150,6 +150,21 @@ def _read_table(folder: Folder, file: str) -> Optional[Table]:
                 columns["image"] = _find_image(folder, rows)
             return Table(file, rows, columns, delimiter != ",")
     return None
+
+
+def explain_unread(folder: Folder) -> str:
+    """Return which columns the first table lacks that seems to have some of them, or ""."""
+    for file in folder.with_suffix(*ENDINGS):
+        lines = decode(folder.head(file), folder.path(file), "replace").splitlines()[:2]
+        first = [line.replace("\0", "") for line in _omit_separator(lines)[:1]]
+        headers = [next(csv.reader(first, delimiter=x), []) for x in ",;\t|"]
+        header = max(headers, key=len)
+        names = _plain_names(header)
+        lacking = [known[0] for known in COLUMNS.values() if names and not set(known) & set(names)]
+        if len(header) > 1 and lacking:
+            shown = ", ".join(header)
+            return f"{file} has no column {', '.join(lacking)}, but {shorten(shown)}"
+    return ""
 
 
 def _list_rows_with_boxes(rows: Sequence[Tuple[int, List[str]]]) -> List[Tuple[int, List[str]]]:
