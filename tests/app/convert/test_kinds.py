@@ -15,6 +15,7 @@ from layouts import (
     found_in,
     labelme,
     make_boxes,
+    notes,
     ordered,
     put,
     put_csv,
@@ -504,7 +505,8 @@ def test_two_images_for_a_file_of_labels(tmp_path):
 def test_an_ending_that_labels_state_decides(tmp_path):
     truth = voc_set(tmp_path, 4)
     put_image(tmp_path, "1.png")
-    assert found_in(tmp_path) == ordered({"all": {**truth, "1.png": []}})
+    assert found_in(tmp_path) == ordered({"all": truth})
+    assert "perhaps masks or copies, e.g. 1.png" in notes(tmp_path)
 
 
 def test_labels_whose_image_may_be_one_without_labels_elsewhere(tmp_path):

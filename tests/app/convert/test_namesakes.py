@@ -86,7 +86,7 @@ def test_paths_that_say_which_images_are_meant(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["csv", "cvat"])
 def test_images_of_equal_names_in_other_places_are_others(tmp_path, kind):
-    """A file beside its images is about these, if others are in a place of their own."""
+    """A file beside its images is about these, if the others are elsewhere."""
     truth = {f"{i}.png": make_boxes(i) for i in range(3)}
     for name in truth:
         put_image(tmp_path, f"city_a/{name}")
