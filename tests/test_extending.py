@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -17,15 +18,18 @@ from conftest import (
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from detectron2.utils.registry import Registry
 
 import train_net
 from tood.config.build import build_detector, check_builds
 from tood.config.check import check_config
-from tood.config.options import TTAOptions, get_finest_stride
+from tood.config.options import TrainingOptions, TTAOptions, get_finest_stride
 from tood.config.read import load_config, run_options
 from tood.config.unread import check_unread, has_parts_of_a_user
 from tood.data.datasets import prepare_datasets
+from tood.engine.loop import Experiment, LoopOptions, TrainingLoop, check_validation_loss
 from tood.engine.trainer import Trainer
+from tood.evaluation.coco import validation_loss
 from tood.inference.predictor import Predictor
 from tood.inference.tta import TOODWithTTA
 from tood.modeling.assigners import ImagePredictions
@@ -155,6 +159,52 @@ def test_a_head_with_one_more_output(uncertain, make_input):
     assert_from_their_locations(uncertain, image, plain["instances"])
     (augmented,) = TOODWithTTA(uncertain, TTAOptions(True, [64], 400, flip=False))([image])
     assert torch.equal(augmented["instances"].uncertainty, plain["instances"].uncertainty)
+
+
+def read_uncertain_tood():
+    """Return the class of the guide that trains an extra."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    code = re.search(r"```python\n(@META_ARCH_REGISTRY.*?)```", text, re.DOTALL)[1]
+    names = {"META_ARCH_REGISTRY": Registry("mine"), "TOOD": TOOD, "torch": torch}
+    exec(code, names)
+    return names["UncertainTOOD"]
+
+
+def test_an_extra_with_a_loss(tiny_cfg, make_input):
+    tiny_cfg.MODEL.TOOD.HEAD = "UncertainHead"
+    model = read_uncertain_tood()(tiny_cfg)
+    batch = [make_input(), make_input(boxes=[])]
+    losses = compute_losses(model, batch)
+    assert losses["loss_uncertainty"].isfinite() and losses["loss_uncertainty"] != 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert model.head.uncertainty.weight.grad.abs().sum() > 0
+    # The same batch in validation has the same losses: no part depends on the mode.
+    found = validation_loss(model, [batch], assigner=model.assigner_at(0))
+    assert found == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-3)
+
+
+class TwoLosses(TOOD):
+    def losses(self, predictions, targets, assigner):
+        losses = super().losses(predictions, targets, assigner)
+        return {**losses, "loss_two": predictions.pred_scores.mean()}
+
+
+class TwoLossesAndSums(TwoLosses):
+    def compute_loss_sums(self, batched_inputs, assigner):
+        return super().compute_loss_sums(batched_inputs, assigner)
+
+
+def test_validation_losses_that_would_lack_one_are_refused(tiny_cfg, tmp_path):
+    for allowed in (TOOD, read_uncertain_tood(), TwoLossesAndSums):
+        check_validation_loss(allowed)
+    message = complaint(check_validation_loss, TwoLosses)
+    assert message.startswith("MODEL.TOOD.VAL_LOSS is True, but TwoLosses changes losses, which")
+    assert "extend sum_losses in its place" in message
+    model = TwoLosses(tiny_cfg)
+    options = LoopOptions(str(tmp_path), 1, 1, [], training=TrainingOptions(val_loss=True))
+    parts = dict(optimizer=None, scheduler=None, train_loader=[], evaluate=None)
+    experiment = Experiment(model=model, validation_loaders=dict, options=options, **parts)
+    assert complaint(TrainingLoop, experiment) == message
 
 
 def test_a_predictor_of_a_users_architecture(tiny_cfg, tmp_path):

@@ -40,6 +40,7 @@ from tood.engine.step import Diverged, TrainingStep
 from tood.engine.trackers import build_tracker
 from tood.engine.watch import StatusPrinter, StrictLines, TrainingWatcher
 from tood.evaluation.coco import first_AP, validation_loss
+from tood.modeling.detector import TOOD
 from tood.utils.errors import OutOfMemory, UserError, guard_memory, is_out_of_memory
 from tood.utils.files import last_checkpoint_in, write_json
 from tood.utils.logs import silenced
@@ -96,6 +97,8 @@ class TrainingLoop(TrainerBase):
         model, options = experiment.model, experiment.options
         self.experiment, self.options = experiment, options
         _warn_if_warmup_alone(model, options.max_iter)
+        if options.training.val_loss:
+            check_validation_loss(type(model))
         self._trainer = TrainingStep(
             create_ddp_model(model, device_ids=None, broadcast_buffers=False),
             experiment.train_loader,
@@ -322,6 +325,17 @@ class TrainingLoop(TrainerBase):
                     f"of its images, which is of seed {seed}."
                 )
             self._trainer.set_data_loader(loader.restart(seed, skip=state_dict["iteration"] + 1))
+
+
+def check_validation_loss(model_class: type) -> None:
+    """Raise UserError for a TOOD whose losses in training and in validation would differ."""
+    losses, compute_sums = (getattr(model_class, x, None) for x in ("losses", "compute_loss_sums"))
+    if losses is not TOOD.losses and compute_sums is TOOD.compute_loss_sums:
+        raise UserError(
+            f"MODEL.TOOD.VAL_LOSS is True, but {model_class.__name__} changes losses, which are "
+            "not sums over a data set; extend sum_losses in its place, override "
+            "compute_loss_sums as well, or omit MODEL.TOOD.VAL_LOSS."
+        )
 
 
 def _warn_if_warmup_alone(model: nn.Module, max_iter: int) -> None:

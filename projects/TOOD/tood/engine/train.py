@@ -15,10 +15,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import _cached_log_stream, setup_logger
+from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import tood.checkpoint.weights  # noqa: F401  (registers the names of weights)
@@ -42,6 +44,7 @@ from tood.data.datasets import DataSet, prepare_datasets
 from tood.data.tiles import tile_records
 from tood.engine.closing import make_report_hint
 from tood.engine.launch import launch, place_from_environment
+from tood.engine.loop import check_validation_loss
 from tood.engine.progress import printed_to_log
 from tood.engine.trainer import Trainer, attach_teacher, check_precise_bn, get_class_names
 from tood.evaluation.coco import load_content
@@ -202,8 +205,8 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
     if not run.eval_only:
         check_training(cfg)
     model = check_builds(cfg, built=run.is_built and not cfg.TEST.PRECISE_BN.ENABLED)
-    if not (run.eval_only or model is None):
-        check_precise_bn(cfg, model)
+    if not run.eval_only:
+        _check_effects(cfg, model)
     teacher = "" if run.eval_only else read_training_options(cfg).active_teacher
     taught, unknown = list_taught_images(teacher)
     reports = prepare_datasets(
@@ -227,6 +230,16 @@ def check(run: Run) -> Tuple[CfgNode, List[str]]:
         attach_teacher(cfg, model, get_class_names(cfg))
     check_folder(options.output_dir)
     return cfg, news
+
+
+def _check_effects(cfg: CfgNode, model: Optional[nn.Module]) -> None:
+    """Raise UserError for options of a training without an effect on this model, if it was tried,
+    or with less than they promise.
+    """
+    if read_training_options(cfg).val_loss:
+        check_validation_loss(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))
+    if model is not None:
+        check_precise_bn(cfg, model)
 
 
 def _check_weights(options: RunOptions, run: Run) -> None:

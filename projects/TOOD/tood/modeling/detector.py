@@ -233,7 +233,7 @@ class TOOD(DenseDetector):
         self, predictions: DensePredictions, targets: Targets, assigner: Assigner
     ) -> Dict[str, Tensor]:
         """Divide sums over the batch by the mean of their targets' weights over all processes."""
-        sums, weights = self._sum_losses(predictions, targets, assigner)
+        sums, weights = self.sum_losses(predictions, targets, assigner)
         losses = torch.stack(list(sums.values())) / mean_over_processes(weights).clamp(min=1)
         return dict(zip(sums, losses))
 
@@ -248,9 +248,10 @@ class TOOD(DenseDetector):
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         with torch.autocast(self.device.type, enabled=False):
             targets = self.label_batch(images, predictions, gt_instances, assigner)
-            return self._sum_losses(predictions, targets, assigner)
+            return self.sum_losses(predictions, targets, assigner)
 
-    def _sum_losses(self, predictions: DensePredictions, targets: Targets, assigner: Assigner):
+    def sum_losses(self, predictions: DensePredictions, targets: Targets, assigner: Assigner):
+        """Return :func:`~tood.modeling.losses.compute_loss_sums`. Extend it to train more."""
         options: Dict[str, Any] = dict(alpha=assigner.focal_loss_alpha, **self.loss_options)
         return compute_loss_sums(predictions, targets, box_reg_loss=self.box_reg_loss, **options)
 
