@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, free_port
+from conftest import EXTENSIONS, ROOT, complaint, free_port
 from detectron2.modeling import build_model
 
 import train_net
 from tood.engine.launch import Place, first_host, launch, place_from_environment
+from tood.engine.step import check_gradients
 from tood.utils.errors import UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
@@ -149,6 +150,40 @@ def test_two_processes_train_as_one_does(command, half_empty, tmp_path, tiny_cfg
         assert {k: other[k] for k in compared} == pytest.approx(
             {k: one[k] for k in compared}, rel=0.05
         )
+
+
+def test_parameters_that_no_loss_trains(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    model[2].requires_grad_(False)
+    model[0](torch.ones(1, 1)).sum().backward()
+    check_gradients(model)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    assert "depends on 1.weight, 1.bias, which several" in complaint(check_gradients, model)
+    wrapped = torch.nn.ModuleDict({"module": model})  # as PyTorch's wrapper names them
+    assert "depends on 1.weight, 1.bias, which several" in complaint(check_gradients, wrapped)
+    model[2].requires_grad_(True)
+    assert "1.weight, 1.bias, 2.weight and 1 more, which" in complaint(check_gradients, model)
+    sum(p.sum() for p in model.parameters()).backward()
+    check_gradients(model)
+
+
+@pytest.mark.slow
+def test_an_extra_without_a_loss_ends_all_processes(command, tmp_path, warm_python):
+    """The head of docs/extending.md without the loss that it shows."""
+    script = tmp_path / "train_mine.py"
+    paths = [str(ROOT), str(EXTENSIONS)]
+    script.write_text(
+        f"import sys\nsys.path[:0] = {paths}\nimport head, train_net\ntrain_net.cli()\n"
+    )
+    torchrun = [warm_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--master-port", str(free_port()), str(script)]
+    torchrun += command(opts=["MODEL.TOOD.HEAD", "UncertainHead"])
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    says = "error: No loss depends on head.uncertainty.weight, head.uncertainty.bias, which several"
+    assert says in done.stderr
+    output = done.stdout + (tmp_path / "out" / "log.txt").read_text()
+    assert "Expected to have finished" not in output + done.stderr and "Traceback" not in output
 
 
 @pytest.mark.slow

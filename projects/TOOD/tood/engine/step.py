@@ -8,7 +8,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from tood.utils.errors import UserError
 
@@ -71,6 +71,7 @@ class TrainingStep(SimpleTrainer):
         """Raise Diverged for a loss or, ``with_gradients``, a gradient that is not finite, with
         losses, gradient and images; log the norm of the gradients.
         """
+        check_gradients(self.model)
         gradients = {
             name: p.grad.detach() for name, p in self.model.named_parameters() if p.grad is not None
         }
@@ -106,6 +107,23 @@ class TrainingStep(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler is not None and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raise UserError for parameters without a gradient after a backward pass, if there are several
+    processes: each would wait for the gradient of the others.
+    """
+    if comm.get_world_size() == 1:
+        return
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    missing = [name.removeprefix("module.") for name, p in named if p.grad is None]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"No loss depends on {', '.join(missing[:3])}{more}, which several processes cannot "
+            "train; add a loss by sum_losses (docs/extending.md), turn off its requires_grad, or "
+            "train in one process."
+        )
 
 
 def make_grad_scaler(enabled: bool = True):
