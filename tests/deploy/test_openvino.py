@@ -80,7 +80,7 @@ def draw_images(number):
     return [rng.integers(256, size=(3, *size)).astype(np.float32) for size in sizes]
 
 
-def test_a_frequent_size_has_a_program_of_its_own(path, made, monkeypatch):
+def test_a_frequent_size_has_its_own_program(path, made, monkeypatch):
     monkeypatch.setattr(exported, "FREQUENT", 3)
     monkeypatch.setattr(exported, "MOST_FIXED", 2)
     file, other = ExportedFile(path, "openvino"), ExportedFile(path)

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -385,7 +385,7 @@ def _read_config(config: Union[str, CfgNode], opts: Sequence, lowest: float) -> 
     return cfg
 
 
-def _refuse_two_values(arguments: Dict[str, object], opts: Sequence[str]) -> None:
+def _refuse_two_values(arguments: Mapping[str, object], opts: Sequence[str]) -> None:
     """Raise UserError if an argument and an option ask for two values of a key."""
     typed = dict(zip(opts[::2], opts[1::2]))
     for key, value in arguments.items():
