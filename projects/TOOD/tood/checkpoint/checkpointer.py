@@ -199,14 +199,15 @@ class Checkpointer(DetectionCheckpointer):
         """Hold the anchor type that a converted file states to the model's: no entry shows it, and
         with the other one every box is wrong. A training may start from either.
         """
-        config, mine = checkpoint.get("config"), getattr(self.model, "head", None)
-        mine = getattr(mine, "anchor_type", None)
+        config, head = checkpoint.get("config"), getattr(self.model, "head", None)
+        mine = getattr(head, "anchor_type", None)
         if mine is None or not isinstance(config, str):
             return
-        with contextlib.suppress(UserError):  # of another project
+        try:
             theirs = get_config(config, checkpoint.get("options", ())).MODEL.TOOD.ANCHOR_TYPE
-            mine = None if theirs == mine else mine
-        if mine is None:
+        except UserError:  # of another project
+            return
+        if theirs == mine:
             return
         text = f"The weights are {theirs}, as their file says, and the config is {mine}"
         if self.complete or self.resuming:
