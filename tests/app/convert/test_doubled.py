@@ -20,7 +20,7 @@ from layouts import (
 )
 from PIL import Image
 
-from tood.app.convert import build
+from tood.app.convert import copies
 from tood.app.convert.door import read_data
 
 KINDS = ["voc", "labelme", "yolo"]
@@ -100,7 +100,7 @@ def test_images_of_a_table_in_two_folders(tmp_path):
 
 
 def test_many_images_that_coco_lists_are_not_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "MAX_IMAGES_LOOKED_AT", 1)
+    monkeypatch.setattr(copies, "MAX_IMAGES_LOOKED_AT", 1)
     put_image(tmp_path, "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
     put(tmp_path, "a.json", coco({"a.png": [], "b.png": []}))

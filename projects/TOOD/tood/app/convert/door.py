@@ -9,7 +9,8 @@ import os
 import re
 from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
-from tood.app.convert.build import Contents, Format, look_at_images
+from tood.app.convert.build import Contents, Format
+from tood.app.convert.copies import look_at_images
 from tood.app.convert.folder import STATING, Folder, relative_path
 from tood.app.convert.formats.coco import COCO, read_coco_file
 from tood.app.convert.formats.cvat import CVAT

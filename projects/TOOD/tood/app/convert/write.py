@@ -11,11 +11,11 @@ from xml.sax.saxutils import escape
 
 import yaml
 
-from tood.app.convert.classes import NOT_CLASSES
 from tood.app.convert.door import Converted, Part
 from tood.app.convert.folder import relative_path
 from tood.app.convert.ledger import LEDGER
 from tood.app.convert.names import get_suffix
+from tood.app.convert.objects import NOT_CLASSES
 from tood.data.annotations import class_names, clean_annotations, has_size
 from tood.data.images import IMAGE_SUFFIXES
 from tood.utils.errors import UserError

@@ -11,12 +11,12 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents
-from tood.app.convert.classes import NOT_CLASSES
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.ledger import CLASSES, IMAGE, NO_IMAGE, Ledger
 from tood.app.convert.names import get_suffix, read_split
 from tood.app.convert.objects import (
     LARGEST,
+    NOT_CLASSES,
     WITHIN,
     Object,
     Record,

@@ -9,7 +9,6 @@ import re
 from typing import List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from tood.app.convert.build import Contents, Format, build_contents, match_labels
-from tood.app.convert.classes import NUMBERS, omit_numbers, refuse_heading
 from tood.app.convert.folder import Folder, decode
 from tood.app.convert.formats.yolo_config import (
     Config,
@@ -20,7 +19,15 @@ from tood.app.convert.formats.yolo_config import (
 from tood.app.convert.ledger import CLASSES, CONFIGURATION, Ledger
 from tood.app.convert.matching import agree
 from tood.app.convert.names import find_area, folder_splits, get_stem
-from tood.app.convert.objects import WITHIN, Labels, Object, read_numbers
+from tood.app.convert.objects import (
+    NUMBERS,
+    WITHIN,
+    Labels,
+    Object,
+    omit_numbers,
+    read_numbers,
+    refuse_heading,
+)
 from tood.app.convert.splits import read_split_lists
 from tood.utils.errors import UserError
 from tood.utils.reading import compose

@@ -4,10 +4,10 @@ import os
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from tood.app.convert.classes import omit_numbers, refuse_heading
 from tood.app.convert.folder import Folder, decode, relative_path
 from tood.app.convert.ledger import Ledger
 from tood.app.convert.names import SPLITS, folder_splits
+from tood.app.convert.objects import omit_numbers, refuse_heading
 from tood.app.convert.splits import list_images
 from tood.utils.errors import UserError
 from tood.utils.folders import is_output
