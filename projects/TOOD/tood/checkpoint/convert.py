@@ -149,8 +149,8 @@ def _refuse_other_values(hints: str, file_name: str) -> None:
     """Hold what a training config states of pixels and anchors, which leaves no trace in the
     entries, to the released models.
     """
+    value = r"(\[[^\]]*\]|\([^)]*\)|[\w.]+)"
     for name, known in STATED.items():
-        value = r"(\[[^\]]*\]|\([^)]*\)|[\w.]+)"
         for text in re.findall(rf"\b{name}['\"]?\s*[=:]\s*{value}", hints):
             numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?|-?\.\d+", text)]
             found = numbers if numbers else text.lower()

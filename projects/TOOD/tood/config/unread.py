@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Callable, Dict, Sequence, Tuple
+from typing import Callable, Dict, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -54,18 +54,15 @@ SWITCHES = {
     r"MODEL\.TOOD\.TEACHER_WEIGHT": "MODEL.TOOD.TEACHER",
     r"MODEL\.TOOD\.EVAL_EMA_ALONE": "MODEL.TOOD.EMA_DECAY",
     r"MODEL\.TOOD\.DCN_NUM_GROUPS": "MODEL.TOOD.NUM_DCN_CONVS",
+    r"MODEL\.TOOD\.TAL_.*": "MODEL.TOOD.ASSIGNER",
+    r"MODEL\.TOOD\.ATSS_TOPK": "MODEL.TOOD.ATSS_ITERS",
+    r"MODEL\.TOOD\.BBOX_REG_WEIGHTS": "MODEL.TOOD.ANCHOR_TYPE",
 }
-# Options that are read only with some values of another one.
-READ_WITH: Dict[str, Tuple[str, Callable[[CfgNode], bool]]] = {
-    r"MODEL\.TOOD\.TAL_.*": ("MODEL.TOOD.ASSIGNER", lambda tood: tood.ASSIGNER == "tal"),
-    r"MODEL\.TOOD\.ATSS_TOPK": (
-        "MODEL.TOOD.ATSS_ITERS",
-        lambda tood: tood.ATSS_ITERS > 0 or tood.ASSIGNER == "atss",
-    ),
-    r"MODEL\.TOOD\.BBOX_REG_WEIGHTS": (
-        "MODEL.TOOD.ANCHOR_TYPE",
-        lambda tood: tood.ANCHOR_TYPE == "anchor_based",
-    ),
+# When those are on that are neither flags, numbers nor names.
+IS_ON: Dict[str, Callable[[CfgNode], bool]] = {
+    "MODEL.TOOD.ASSIGNER": lambda tood: tood.ASSIGNER == "tal",
+    "MODEL.TOOD.ATSS_ITERS": lambda tood: tood.ATSS_ITERS > 0 or tood.ASSIGNER == "atss",
+    "MODEL.TOOD.ANCHOR_TYPE": lambda tood: tood.ANCHOR_TYPE == "anchor_based",
 }
 
 
@@ -80,9 +77,7 @@ def check_switches(cfg: CfgNode, keys: Sequence[str], make_before: Callable[[], 
         UserError: for a value that is read only while another option is on, which is off.
     """
     found = [(key, y) for key in keys for x, y in SWITCHES.items() if re.fullmatch(x, key)]
-    found = [(key, switch) for key, switch in found if not get_key(cfg, switch)]
-    others = [(key, *y) for key in keys for x, y in READ_WITH.items() if re.fullmatch(x, key)]
-    found += [(key, switch) for key, switch, reads in others if not reads(cfg.MODEL.TOOD)]
+    found = [(key, switch) for key, switch in found if not _is_on(cfg, switch)]
     if not found or has_parts_of_a_user(cfg):
         return
     before = make_before()
@@ -92,6 +87,10 @@ def check_switches(cfg: CfgNode, keys: Sequence[str], make_before: Callable[[], 
                 f"{key} has no effect while {switch} is {get_key(cfg, switch)!r}; set that too, or "
                 f"omit {key}."
             )
+
+
+def _is_on(cfg: CfgNode, switch: str) -> bool:
+    return IS_ON[switch](cfg.MODEL.TOOD) if switch in IS_ON else bool(get_key(cfg, switch))
 
 
 def check_unread(cfg: CfgNode) -> None:
