@@ -1,4 +1,6 @@
-"""Detectron2's options that TOOD never reads. Setting them is an error or gives a warning."""
+"""Options that are not read: some of Detectron2's never, some not after a training, and some while
+another one is off. Setting them is an error or gives a warning.
+"""
 
 import logging
 import re
@@ -58,7 +60,7 @@ SWITCHES = {
     r"MODEL\.TOOD\.ATSS_TOPK": "MODEL.TOOD.ATSS_ITERS",
     r"MODEL\.TOOD\.BBOX_REG_WEIGHTS": "MODEL.TOOD.ANCHOR_TYPE",
 }
-# When those are on that are neither flags, numbers nor names.
+# Switches whose own value does not say whether they are on.
 IS_ON: Dict[str, Callable[[CfgNode], bool]] = {
     "MODEL.TOOD.ASSIGNER": lambda tood: tood.ASSIGNER == "tal",
     "MODEL.TOOD.ATSS_ITERS": lambda tood: tood.ATSS_ITERS > 0 or tood.ASSIGNER == "atss",
