@@ -11,6 +11,8 @@ from tood.utils.errors import UserError
 
 NAMES = ["disc", "square", "star"]
 SIZE = (64, 48)
+# Formats with a file of labels for each image, and how these end.
+OF_ONE_IMAGE = {"yolo": "txt", "voc": "xml", "labelme": "json"}
 
 
 def make_boxes(seed, names=NAMES, number=3):
@@ -82,6 +84,14 @@ def put_csv(root, name, rows, header="filename,xmin,ymin,xmax,ymax,label", delim
     with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, delimiter=delimiter)
         writer.writerows([header.split(","), *rows] if header else rows)
+
+
+def put_labels_of_one(root, kind, file, image, boxes):
+    """Write the labels of one image: ``file`` without its ending, ``image`` as they state it."""
+    text = {"voc": voc, "labelme": labelme}[kind](image, boxes) if kind != "yolo" else yolo(boxes)
+    put(root, f"{file}.{OF_ONE_IMAGE[kind]}", text)
+    if kind == "yolo":
+        put(root, "classes.txt", "\n".join(NAMES))
 
 
 def put_set(root, kind, file, truth, subset=""):

@@ -4,42 +4,33 @@ import shutil
 
 import pytest
 from layouts import (
-    NAMES,
+    OF_ONE_IMAGE,
     coco,
     found_in,
-    labelme,
     make_boxes,
     notes,
     ordered,
     put,
     put_csv,
     put_image,
+    put_labels_of_one,
     refused,
     voc,
-    yolo,
 )
 from PIL import Image
 
 from tood.app.convert import copies
 from tood.app.convert.door import read_data
 
-KINDS = ["voc", "labelme", "yolo"]
 AGAIN = "an image that another folder has as well, with the same labels"
 SHARED = "images that are also trained on, or copies of such images"
 
 
 def put_labels(root, kind, image, boxes):
-    stem, name = image.rsplit(".", 1)[0], image.rpartition("/")[2]
-    if kind == "yolo":
-        put(root, "classes.txt", "\n".join(NAMES))
-        put(root, f"{stem}.txt", yolo(boxes))
-    elif kind == "voc":
-        put(root, f"{stem}.xml", voc(name, boxes))
-    else:
-        put(root, f"{stem}.json", labelme(name, boxes))
+    put_labels_of_one(root, kind, image.rsplit(".", 1)[0], image.rpartition("/")[2], boxes)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=OF_ONE_IMAGE)
 def doubled(tmp_path, request):
     """Return a data set that lies in its folder twice."""
     for i in range(3):
@@ -118,7 +109,7 @@ def put_folds(root, kind, form="fold_{}/{}/{}.png", number=6):
             put_labels(root, kind, name, make_boxes(i))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 @pytest.mark.parametrize("form", ["fold_{}/{}/{}.png", "fold_{}/images/{}/{}.png"])
 def test_folders_of_folds(tmp_path, kind, form):
     put_folds(tmp_path, kind, form)

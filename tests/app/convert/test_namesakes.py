@@ -3,38 +3,27 @@
 import pytest
 from layouts import (
     NAMES,
+    OF_ONE_IMAGE,
     found_in,
-    labelme,
     make_boxes,
     notes,
     ordered,
     put,
     put_image,
+    put_labels_of_one,
     put_set,
     refused,
-    voc,
     yolo,
 )
 
-SUFFIXES = {"yolo": "txt", "voc": "xml", "labelme": "json"}
-ONE_IMAGE = list(SUFFIXES)
 
-
-def put_labels(root, kind, file, image, boxes):
-    """Write the labels of one image: ``file`` without its ending, ``image`` as they state it."""
-    text = {"voc": voc, "labelme": labelme}[kind](image, boxes) if kind != "yolo" else yolo(boxes)
-    put(root, f"{file}.{SUFFIXES[kind]}", text)
-    if kind == "yolo":
-        put(root, "classes.txt", "\n".join(NAMES))
-
-
-@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 def test_a_list_of_images_to_test_on_without_labels(tmp_path, kind):
     expected = {"train": {}, "val": {}}
     for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
         boxes = expected[split][f"images/{name}.png"] = make_boxes(name)
         put_image(tmp_path, f"images/{name}.png")
-        put_labels(tmp_path, kind, f"labels/{name}", f"{name}.png", boxes)
+        put_labels_of_one(tmp_path, kind, f"labels/{name}", f"{name}.png", boxes)
     for name in "xyz":
         put_image(tmp_path, f"images/{name}.png")
     for split, names in (("train", "ab"), ("val", "c"), ("test", "xyz")):
@@ -102,14 +91,14 @@ def test_images_of_equal_names_in_other_places_are_others(tmp_path, kind):
 
 @pytest.mark.parametrize("labels", ["labels", "train/labels", ""])
 @pytest.mark.parametrize("masks", [1, 3])
-@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 def test_masks_beside_the_labels_of_their_photographs(tmp_path, kind, labels, masks):
     """The stated ending says which is meant; YOLO's labels state none."""
     home = "train/images" if "train" in labels else "images"
     truth = {f"{home}/{i}.jpg": make_boxes(i) for i in range(3)}
     for i, (image, boxes) in enumerate(truth.items()):
         put_image(tmp_path, image)
-        put_labels(tmp_path, kind, f"{labels}/{i}".lstrip("/"), f"{i}.jpg", boxes)
+        put_labels_of_one(tmp_path, kind, f"{labels}/{i}".lstrip("/"), f"{i}.jpg", boxes)
     for i in range(masks):
         put_image(tmp_path, f"{labels}/{i}.png".lstrip("/"))
     if kind == "yolo":
@@ -120,12 +109,12 @@ def test_masks_beside_the_labels_of_their_photographs(tmp_path, kind, labels, ma
         assert {i: boxes for i, boxes in found.items() if boxes} == ordered({"": truth})[""]
 
 
-@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 def test_masks_of_the_same_ending_beside_labels(tmp_path, kind):
     for i in range(3):
         put_image(tmp_path, f"images/{i}.png")
         put_image(tmp_path, f"labels/{i}.png")
-        put_labels(tmp_path, kind, f"labels/{i}", f"{i}.png", make_boxes(i))
+        put_labels_of_one(tmp_path, kind, f"labels/{i}", f"{i}.png", make_boxes(i))
     first, second = (f"{tmp_path}/{home}/0.png" for home in ("images", "labels"))
     assert f"could belong to {first} or {second}; rename" in refused(tmp_path)
 
@@ -136,7 +125,7 @@ def test_labels_that_state_the_path_of_their_image(tmp_path, kind):
     for i, (image, boxes) in enumerate(truth.items()):
         put_image(tmp_path, image)
         put_image(tmp_path, f"labels/{i}.png")
-        put_labels(tmp_path, kind, f"labels/{i}", f"../{image}", boxes)
+        put_labels_of_one(tmp_path, kind, f"labels/{i}", f"../{image}", boxes)
     (found,) = found_in(tmp_path).values()
     assert {i: boxes for i, boxes in found.items() if boxes} == ordered({"": truth})[""]
 
@@ -151,19 +140,19 @@ def test_a_configuration_names_the_photographs_and_not_masks_beside_labels(tmp_p
     assert found_in(tmp_path) == ordered({"train": truth})
 
 
-@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 def test_labels_beside_their_images_in_corresponding_folders(tmp_path, kind):
     truth = {f"{home}/1.png": make_boxes(home) for home in ("images", "data")}
     for image, boxes in truth.items():
         put_image(tmp_path, image)
-        put_labels(tmp_path, kind, image[:-4], "1.png", boxes)
+        put_labels_of_one(tmp_path, kind, image[:-4], "1.png", boxes)
     assert found_in(tmp_path) == ordered({"all": truth})
 
 
 # --- lists of images ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 @pytest.mark.parametrize("masks", [1, 3])
 @pytest.mark.parametrize("home, inner", [("annotations", "trimaps"), ("lists", "masks")])
 def test_lists_above_masks_mean_the_images_with_labels(tmp_path, kind, masks, home, inner):
@@ -171,7 +160,7 @@ def test_lists_above_masks_mean_the_images_with_labels(tmp_path, kind, masks, ho
     for i, split in enumerate(("train", "train", "val")):
         boxes = truth[split][f"images/{i}.jpg"] = make_boxes(i)
         put_image(tmp_path, f"images/{i}.jpg")
-        put_labels(tmp_path, kind, f"annotations/labels/{i}", f"{i}.jpg", boxes)
+        put_labels_of_one(tmp_path, kind, f"annotations/labels/{i}", f"{i}.jpg", boxes)
     for i in range(masks):
         put_image(tmp_path, f"{home}/{inner}/{i}.png")
     put_image(tmp_path, "images/3.jpg")  # to test on: without labels
@@ -188,7 +177,7 @@ COPIES = ["masks/{}.png", "images_resized/{}.jpg", "images/thumbs/{}.jpg", "imag
 COPIES += ["images/{}_mask.png", "{}_json/label_viz.png"]
 
 
-@pytest.mark.parametrize("kind", [*ONE_IMAGE, "csv"])
+@pytest.mark.parametrize("kind", [*OF_ONE_IMAGE, "csv"])
 @pytest.mark.parametrize("copy", COPIES)
 def test_copies_of_labelled_images_are_not_negatives(tmp_path, kind, copy):
     truth = {f"images/{i}.jpg": make_boxes(i) for i in range(4)}
@@ -200,14 +189,14 @@ def test_copies_of_labelled_images_are_not_negatives(tmp_path, kind, copy):
         put_image(tmp_path, image)
         put_image(tmp_path, copy.format(i))
         if kind != "csv":
-            put_labels(tmp_path, kind, f"labels/{i}", f"{i}.jpg", boxes)
+            put_labels_of_one(tmp_path, kind, f"labels/{i}", f"{i}.jpg", boxes)
     put_image(tmp_path, "images/empty.jpg")
     assert found_in(tmp_path) == ordered({"all": {**truth, "images/empty.jpg": []}})
     text = "4: not labelled, with the name of a labelled image: perhaps masks or copies"
     assert text in notes(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ONE_IMAGE)
+@pytest.mark.parametrize("kind", OF_ONE_IMAGE)
 def test_images_of_equal_names_are_negatives_in_another_split_or_among_labelled_ones(
     tmp_path, kind
 ):
@@ -217,7 +206,7 @@ def test_images_of_equal_names_are_negatives_in_another_split_or_among_labelled_
     for image, boxes in truth.items():
         put_image(tmp_path, image)
         if boxes:
-            put_labels(tmp_path, kind, image[:-4], image.rpartition("/")[2], boxes)
+            put_labels_of_one(tmp_path, kind, image[:-4], image.rpartition("/")[2], boxes)
     expected = {s: {i: b for i, b in truth.items() if i.startswith(s)} for s in ("train", "val")}
     assert found_in(tmp_path) == ordered(expected)
 
@@ -225,7 +214,7 @@ def test_images_of_equal_names_are_negatives_in_another_split_or_among_labelled_
 def test_masks_of_pascal_voc_are_not_images(tmp_path):
     for i in range(3):
         put_image(tmp_path, f"JPEGImages/{i}.jpg")
-        put_labels(tmp_path, "voc", f"Annotations/{i}", f"{i}.jpg", make_boxes(i))
+        put_labels_of_one(tmp_path, "voc", f"Annotations/{i}", f"{i}.jpg", make_boxes(i))
     for i in range(5):
         put_image(tmp_path, f"SegmentationClass/{i}.png")
         put_image(tmp_path, f"SegmentationObject/{i}.png")
