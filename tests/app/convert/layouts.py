@@ -165,3 +165,27 @@ def refused(data):
 def notes(data):
     """Return the account of data as one text."""
     return " | ".join(f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows())
+
+
+def put_all(root, images):
+    """Write images; return their truth."""
+    for image in images:
+        put_image(root, image)
+    return {image: make_boxes(image) for image in images}
+
+
+def yolo_set(root, images, labels=None, names=NAMES):
+    """Write images and labels; return the truth."""
+    truth = {}
+    for i, image in enumerate(images):
+        truth[image] = make_boxes(image, names)
+        put_image(root, image)
+        label = (
+            labels[i] if labels else image.replace("images", "labels").rsplit(".", 1)[0] + ".txt"
+        )
+        put(root, label, yolo(truth[image], names))
+    return truth
+
+
+def list_rows(data):
+    return [f"{name}: {text}" for name, text in read_data(str(data)).ledger.rows()]
